@@ -1,0 +1,30 @@
+"""Errors for users: what is wrong, where, and what to do. Everything else is a bug of ours and keeps its traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: `where` is a config key or a file (with its line), `what` is wrong there, `remedy` is what to do."""
+
+    where: str
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f" -> {self.remedy}" if self.remedy else "")
+
+
+class ScaleupError(Exception):
+    """One or more problems that the user can mend. The command line prints them all and exits with code 2."""
+
+    def __init__(self, problems: Problem | Sequence[Problem]) -> None:
+        self.problems: list[Problem] = [problems] if isinstance(problems, Problem) else list(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    @classmethod
+    def of(cls, where: str, what: str, remedy: str = "") -> ScaleupError:
+        return cls(Problem(where, what, remedy))
