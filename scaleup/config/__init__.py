@@ -1,0 +1,1 @@
+"""The run's configuration: typed, frozen, complete. `load` reads it, `schema` and `stages` say what it may hold."""

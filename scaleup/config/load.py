@@ -1,0 +1,216 @@
+"""YAML file + dotted overrides -> RunConfig, or every mistake at once, each with its key and the nearest valid name."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from scaleup.config.schema import RunConfig
+from scaleup.config.stages import STAGES
+from scaleup.errors import Problem, ScaleupError
+
+Raw = dict[str, Any]
+Key = tuple[str | int, ...]
+
+
+@dataclass
+class Loaded:
+    """What could be read. `config` is None when too little of the file stands; with problems it holds what is left
+    once the faulty keys are taken out, so that later checks can report their own findings beside these."""
+
+    config: RunConfig | None
+    problems: list[Problem] = field(default_factory=list)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The whole, valid config of a file. Raises ScaleupError with all problems."""
+    loaded = load_leniently(path, overrides)
+    if loaded.problems:
+        raise ScaleupError(loaded.problems)
+    assert loaded.config is not None
+    return loaded.config
+
+
+def load_leniently(path: Path, overrides: Sequence[str] = ()) -> Loaded:
+    raw = _read_yaml(path)
+    problems = []
+    for override in overrides:
+        try:
+            _apply_override(raw, override)
+        except ScaleupError as error:
+            problems += error.problems
+    return _with_absolute_paths(_validate(raw, problems))
+
+
+def save(config: RunConfig, path: Path) -> None:
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=1000)
+    path.write_text(text, encoding="utf-8")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word; here that is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' appears twice", key_node.start_mark)
+            seen.add(str(key))
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> Raw:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except FileNotFoundError:
+        raise ScaleupError.of(str(path), "there is no such config file", "name a YAML file, e.g. one of configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScaleupError.of(str(path), f"cannot be read: {error}", "name a readable YAML file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ScaleupError.of(where, f"is not valid YAML: {getattr(error, 'problem', error)}", "mend that line") from None
+    if not isinstance(raw, dict):
+        raise ScaleupError.of(str(path), "holds no mapping of keys to values", "start it with `stage: sft`")
+    return raw
+
+
+def _apply_override(raw: Raw, override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.split(".")
+    if not equals or not all(keys):
+        raise ScaleupError.of(override, "is not an override", "write key=value, e.g. train.max_steps=10")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ScaleupError.of(dotted, f"the value {text!r} is not valid YAML", "quote it") from None
+    here: Any = raw
+    for key, following in zip(keys, [*keys[1:], None], strict=True):
+        try:
+            place: Any = int(key) if isinstance(here, list) else key
+            if following is None:
+                here[place] = value
+            elif isinstance(here, dict) and not isinstance(here.get(place), (dict, list)):
+                here[place] = here = {}
+            else:
+                here = here[place]
+        except (IndexError, ValueError):
+            raise ScaleupError.of(dotted, f"the list has no place {key!r}", f"it has places 0 to {len(here) - 1}") from None
+
+
+def _validate(raw: Raw, problems: list[Problem]) -> Loaded:
+    stage = raw.get("stage")
+    if stage not in STAGES:
+        known = ", ".join(STAGES)
+        what = f"{stage!r} is no stage" if "stage" in raw else "is missing"
+        problems.append(Problem("stage", what, _suggestion(str(stage), list(STAGES)) or f"use one of {known}"))
+        return Loaded(None, problems)
+    try:
+        return Loaded(STAGES[stage].model_validate(raw), problems)
+    except ValidationError as error:
+        found = [(_real_key(raw, item["loc"]), item) for item in error.errors()]
+    problems += [_as_problem(STAGES[stage], key, dict(item)) for key, item in found]
+    rest = copy.deepcopy(raw)
+    for key, _ in sorted(found, key=lambda pair: str(pair[0]), reverse=True):
+        _remove(rest, key)
+    try:
+        return Loaded(STAGES[stage].model_validate(rest), problems)
+    except ValidationError:
+        return Loaded(None, problems)
+
+
+def _real_key(raw: Raw, location: tuple[int | str, ...]) -> Key:
+    """Pydantic's location, without the list place that a shorthand like `train: rows.jsonl` never wrote."""
+    key: list[str | int] = []
+    here: Any = raw
+    for part in location:
+        if isinstance(part, int) and not isinstance(here, list):
+            continue
+        key.append(part)
+        try:
+            here = here[part]
+        except (KeyError, IndexError, TypeError):
+            here = None
+    return tuple(key)
+
+
+def _as_problem(model: type[BaseModel], key: Key, item: dict[str, Any]) -> Problem:
+    where = ".".join(str(part) for part in key)
+    kind = item["type"]
+    if kind == "extra_forbidden":
+        valid = _valid_names(model, key[:-1])
+        remedy = _suggestion(str(key[-1]), valid) or f"valid here: {', '.join(valid)}"
+        return Problem(where, "unknown key", remedy)
+    if kind == "missing":
+        return Problem(where, "is missing", "add it")
+    if kind == "literal_error":
+        expected = item["ctx"]["expected"]
+        choices = [choice.strip(" '") for choice in expected.replace(" or ", ",").split(",")]
+        return Problem(where, f"{item['input']!r} is not valid", _suggestion(str(item["input"]), choices) or f"use one of {expected}")
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return Problem(where, f"{item['input']!r} {message[0].lower()}{message[1:]}", "mend the value")
+
+
+def _valid_names(model: type[BaseModel], parents: Key) -> list[str]:
+    for part in parents:
+        if isinstance(part, int):
+            continue
+        section = _section_in(model.model_fields[str(part)].annotation)
+        if section is None:
+            return []
+        model = section
+    return list(model.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part)) is not None), None)
+
+
+def _suggestion(name: str, valid: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else ""
+
+
+def _remove(raw: Any, key: Key) -> None:
+    for part in key[:-1]:
+        try:
+            raw = raw[part]
+        except (KeyError, IndexError, TypeError):
+            return
+    if isinstance(raw, dict):
+        raw.pop(key[-1], None)
+
+
+def _with_absolute_paths(loaded: Loaded) -> Loaded:
+    """Later stages may run from another folder: what is relative here is relative to the folder of this command."""
+    config = loaded.config
+    if config is None:
+        return loaded
+    update: dict[str, Any] = {
+        "runs_dir": str(Path(config.runs_dir).expanduser().absolute()),
+        "data": config.data.model_copy(update={"root": str(Path(config.data.root).expanduser().absolute())}),
+        "model": absolute_model(config.model),
+    }
+    if (baseline := getattr(config, "baseline", None)) is not None:
+        update["baseline"] = absolute_model(baseline)
+    return Loaded(config.model_copy(update=update), loaded.problems)
+
+
+def absolute_model(model: Any) -> Any:
+    """A model that is a folder here becomes an absolute path; a hub name, `package:` or `builtin:` stays as it is."""
+    update = {}
+    for field_name in ("path", "tokenizer"):
+        value = getattr(model, field_name)
+        if value and Path(value).expanduser().is_dir():
+            update[field_name] = str(Path(value).expanduser().absolute())
+    return model.model_copy(update=update)

@@ -1,0 +1,157 @@
+"""One pydantic model a section. Names follow Hugging Face where it has one. Nothing here knows of other sections' files
+or machines: cross-section rules live in `scaleup.plan.rules`, so that every mistake is reported at once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not true or false")
+    return value
+
+
+def _no_is_no(value: Any) -> Any:
+    """YAML 1.1 reads a bare `no` as false; here both mean the same."""
+    return "no" if value is False else value
+
+
+def _as_sources(value: Any) -> Any:
+    """`train: rows.jsonl`, `train: [a.jsonl, {path: b.jsonl}]` and `train: {path: a.jsonl}` are all lists of sources."""
+    items = value if isinstance(value, list) else [value]
+    return [{"path": item} if isinstance(item, str) else item for item in items]
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Count = Annotated[Int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """Where the model comes from: a Hugging Face folder or hub name, a finished run folder, `package:NAME` or `builtin:NAME`."""
+
+    path: Text
+    task: Literal["auto", "causal_lm", "seq2seq_lm"] = "auto"
+    tokenizer: Text | None = Field(None, description="A tokenizer's folder or hub name; by default the model's own.")
+    revision: Text | None = Field(None, description="A branch, tag or commit of a hub name.")
+    trust_remote_code: bool = False
+
+
+class RowFormat(Section):
+    """How a row becomes an example. Exactly one of: `prompt` + `completion`, `template`, `messages`, `text`."""
+
+    prompt: Text | None = Field(None, description="A template over columns, e.g. 'Review: {text}\\nSentiment:'.")
+    completion: Text | None = Field(None, description="A template over columns; the loss is on this part.")
+    template: Text | None = Field(None, description="A named instruction template: see docs/data.md.")
+    columns: dict[str, str] = Field(default_factory=dict, description="A template's field -> the data's column.")
+    messages: Text | None = Field(None, description="The column with chat messages [{role, content}, ...].")
+    text: Text | None = Field(None, description="A template over columns for plain language modelling, e.g. '{text}'.")
+
+
+class SourceConfig(RowFormat):
+    """One file (.jsonl, .json, .csv, .parquet), a folder of them, or a `datasets` name; row-format keys override `data`'s."""
+
+    path: Text
+    weight: Annotated[Float, Field(gt=0)] = Field(1.0, description="This source's share of the rows drawn, relative to the others'.")
+    name: Text | None = Field(None, description="The configuration of a `datasets` name.")
+    split: Text | None = Field(None, description="The split of a `datasets` name, e.g. train or train[:90%].")
+
+
+Sources = Annotated[list[SourceConfig], BeforeValidator(_as_sources), Field(min_length=1)]
+
+
+class DataConfig(RowFormat):
+    root: str = Field(".", description="The folder that relative paths start from.")
+    train: Sources | None = None
+    validation: Sources | None = None
+    test: Sources | None = None
+    validation_fraction: Annotated[Float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Hold out this share of the training rows, drawn by the seed, instead of `validation`."
+    )
+    max_length: Annotated[Int, Field(ge=2)] = Field(512, description="Tokens a row; of the prompt and of the completion each for seq2seq models.")
+    overlong: Literal["truncate", "drop"] = Field("truncate", description="Rows over max_length: cut at the end, or left out.")
+    completion_only_loss: bool = True
+    shuffle: bool = True
+    streaming: bool = Field(False, description="Read rows as they are needed: for data larger than memory.")
+    shuffle_buffer: Count = Field(10_000, description="Rows shuffled together when streaming.")
+
+
+SCHEDULES = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"]
+
+
+class TrainConfig(Section):
+    max_steps: Count | None = None
+    num_train_epochs: Annotated[Float, Field(gt=0)] | None = None
+    per_device_train_batch_size: Count = 8
+    per_device_eval_batch_size: Count = 8
+    gradient_accumulation_steps: Count = 1
+    learning_rate: Annotated[Float, Field(gt=0)] = 5e-5
+    lr_scheduler_type: SCHEDULES = "linear"
+    warmup_steps: Annotated[Int, Field(ge=0)] | None = None
+    warmup_ratio: Annotated[Float, Field(ge=0, lt=1)] | None = None
+    optimizer: Literal["adamw", "sgd", "adafactor"] = "adamw"
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.0
+    momentum: Annotated[Float, Field(ge=0, lt=1)] = Field(0.0, description="Of sgd.")
+    adam_beta1: Annotated[Float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[Float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: Annotated[Float, Field(gt=0)] = 1e-8
+    max_grad_norm: Annotated[Float, Field(ge=0)] = Field(1.0, description="0 means no clipping.")
+    eval_steps: Count | None = Field(None, description="Evaluate every so many steps; null means only at the end.")
+    save_steps: Count | None = Field(None, description="Checkpoint every so many steps; null means only at the end.")
+    save_total_limit: Count = Field(2, description="Checkpoints kept, the best one beside them.")
+    logging_steps: Count = 1
+    early_stopping_patience: Count | None = Field(None, description="Stop after so many evaluations without a better loss.")
+    early_stopping_threshold: Annotated[Float, Field(ge=0)] = 0.0
+    load_best_model_at_end: bool = False
+    seed: Annotated[Int, Field(ge=0)] = 0
+
+
+class EvaluationConfig(Section):
+    metrics: list[Literal["perplexity", "accuracy", "exact_match", "rouge"]] = Field(default=["perplexity"], min_length=1)
+    split: Literal["validation", "test"] = "test"
+    labels: list[Text] | None = Field(None, description="For accuracy: the first of these named in the answer is the prediction.")
+    max_samples: Count | None = None
+    batch_size: Count = 16
+
+
+class GenerationConfig(Section):
+    prompts: list[Text] | None = Field(None, description="For the generate stage; by default the prompts of data.test.")
+    max_new_tokens: Count = 32
+    temperature: Annotated[Float, Field(ge=0)] = Field(0.0, description="0 means greedy.")
+    top_p: Annotated[Float, Field(gt=0, le=1)] = 1.0
+    num_beams: Count = 1
+
+
+class ParallelConfig(Section):
+    strategy: Literal["single", "ddp"] = "ddp"
+    num_processes: Count = Field(1, description="Over all nodes.")
+    num_nodes: Count = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    main_address: Text | None = Field(None, description="Host of the first node; needed with more than one node.")
+    main_port: Annotated[Int, Field(ge=1, le=65535)] | None = Field(None, description="Free port on the first node; needed with more than one node.")
+    timeout_seconds: Count = Field(1800, description="A collective that waits longer ends the run.")
+
+
+TRACKERS = Literal["wandb", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab", "trackio"]
+MixedPrecision = Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no_is_no)]
+
+
+class RunConfig(Section):
+    """What every stage has. A stage adds its own sections in `scaleup.config.stages`."""
+
+    stage: str
+    name: Name
+    runs_dir: str = "runs"
+    model: ModelConfig
+    data: DataConfig
+    mixed_precision: MixedPrecision = "no"
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)

@@ -1,0 +1,27 @@
+"""What the plan knows of a model. The data plane computes it in a process of its own (`python -m scaleup.models.facts`)
+on the meta device, without loading weights, and hands it back as JSON."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ModelFacts(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    location: str
+    """The folder or hub name that workers load: package and built-in models have become folders by now."""
+    task: Literal["causal_lm", "seq2seq_lm"]
+    model_type: str
+    """Transformers' own, e.g. llama, qwen2, gpt2, t5, bart."""
+    architecture: str
+    """The class, e.g. LlamaForCausalLM."""
+    num_parameters: int
+    """Each shared tensor counted once."""
+    num_trainable_parameters: int
+    vocab_size: int
+    max_positions: int | None
+    """The longest input the position embeddings allow; None where there is no limit (T5's relative positions)."""
+    has_chat_template: bool
