@@ -39,7 +39,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def load_leniently(path: Path, overrides: Sequence[str] = ()) -> Loaded:
-    raw = _read_yaml(path)
+    """As `load`, but gives what it found instead of raising, for a caller with more to check."""
+    return load_mapping(_read_yaml(path), overrides)
+
+
+def load_mapping(raw: Raw, overrides: Sequence[str] = ()) -> Loaded:
+    """As `load_leniently`, for a config that is a mapping already."""
     problems = []
     for override in overrides:
         try:
@@ -62,7 +67,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' appears twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' appears twice", key_node.start_mark
+                )
             seen.add(str(key))
         return super().construct_mapping(node, deep)
 
@@ -71,13 +78,17 @@ def _read_yaml(path: Path) -> Raw:
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
     except FileNotFoundError:
-        raise ScaleupError.of(str(path), "there is no such config file", "name a YAML file, e.g. one of configs/") from None
+        raise ScaleupError.of(
+            str(path), "there is no such config file", "name a YAML file, e.g. one of configs/"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ScaleupError.of(str(path), f"cannot be read: {error}", "name a readable YAML file") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ScaleupError.of(where, f"is not valid YAML: {getattr(error, 'problem', error)}", "mend that line") from None
+        raise ScaleupError.of(
+            where, f"is not valid YAML: {getattr(error, 'problem', error)}", "mend that line"
+        ) from None
     if not isinstance(raw, dict):
         raise ScaleupError.of(str(path), "holds no mapping of keys to values", "start it with `stage: sft`")
     return raw
@@ -103,7 +114,9 @@ def _apply_override(raw: Raw, override: str) -> None:
             else:
                 here = here[place]
         except (IndexError, ValueError):
-            raise ScaleupError.of(dotted, f"the list has no place {key!r}", f"it has places 0 to {len(here) - 1}") from None
+            raise ScaleupError.of(
+                dotted, f"the list has no place {key!r}", f"it has places 0 to {len(here) - 1}"
+            ) from None
 
 
 def _validate(raw: Raw, problems: list[Problem]) -> Loaded:
@@ -154,7 +167,11 @@ def _as_problem(model: type[BaseModel], key: Key, item: dict[str, Any]) -> Probl
     if kind == "literal_error":
         expected = item["ctx"]["expected"]
         choices = [choice.strip(" '") for choice in expected.replace(" or ", ",").split(",")]
-        return Problem(where, f"{item['input']!r} is not valid", _suggestion(str(item["input"]), choices) or f"use one of {expected}")
+        return Problem(
+            where,
+            f"{item['input']!r} is not valid",
+            _suggestion(str(item["input"]), choices) or f"use one of {expected}",
+        )
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return Problem(where, f"{item['input']!r} {message[0].lower()}{message[1:]}", "mend the value")
 

@@ -20,7 +20,7 @@ def _no_is_no(value: Any) -> Any:
 
 
 def _as_sources(value: Any) -> Any:
-    """`train: rows.jsonl`, `train: [a.jsonl, {path: b.jsonl}]` and `train: {path: a.jsonl}` are all lists of sources."""
+    """`train: rows.jsonl`, `train: [a.jsonl, {path: b.jsonl}]` and `{path: a.jsonl}` all become lists of sources."""
     items = value if isinstance(value, list) else [value]
     return [{"path": item} if isinstance(item, str) else item for item in items]
 
@@ -37,7 +37,7 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """Where the model comes from: a Hugging Face folder or hub name, a finished run folder, `package:NAME` or `builtin:NAME`."""
+    """A Hugging Face folder or hub name, a finished run folder, `package:NAME` or `builtin:NAME`."""
 
     path: Text
     task: Literal["auto", "causal_lm", "seq2seq_lm"] = "auto"
@@ -58,10 +58,12 @@ class RowFormat(Section):
 
 
 class SourceConfig(RowFormat):
-    """One file (.jsonl, .json, .csv, .parquet), a folder of them, or a `datasets` name; row-format keys override `data`'s."""
+    """A .jsonl, .json, .csv or .parquet file, a folder of them, or a `datasets` name; its format overrides `data`'s."""
 
     path: Text
-    weight: Annotated[Float, Field(gt=0)] = Field(1.0, description="This source's share of the rows drawn, relative to the others'.")
+    weight: Annotated[Float, Field(gt=0)] = Field(
+        1.0, description="This source's share of the rows drawn, relative to the others'."
+    )
     name: Text | None = Field(None, description="The configuration of a `datasets` name.")
     split: Text | None = Field(None, description="The split of a `datasets` name, e.g. train or train[:90%].")
 
@@ -77,15 +79,21 @@ class DataConfig(RowFormat):
     validation_fraction: Annotated[Float, Field(gt=0, lt=1)] | None = Field(
         None, description="Hold out this share of the training rows, drawn by the seed, instead of `validation`."
     )
-    max_length: Annotated[Int, Field(ge=2)] = Field(512, description="Tokens a row; of the prompt and of the completion each for seq2seq models.")
-    overlong: Literal["truncate", "drop"] = Field("truncate", description="Rows over max_length: cut at the end, or left out.")
+    max_length: Annotated[Int, Field(ge=2)] = Field(
+        512, description="Tokens a row; of the prompt and of the completion each for seq2seq models."
+    )
+    overlong: Literal["truncate", "drop"] = Field(
+        "truncate", description="Rows over max_length: cut at the end, or left out."
+    )
     completion_only_loss: bool = True
     shuffle: bool = True
     streaming: bool = Field(False, description="Read rows as they are needed: for data larger than memory.")
     shuffle_buffer: Count = Field(10_000, description="Rows shuffled together when streaming.")
 
 
-SCHEDULES = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"]
+SCHEDULES = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+]
 
 
 class TrainConfig(Section):
@@ -93,12 +101,16 @@ class TrainConfig(Section):
     num_train_epochs: Annotated[Float, Field(gt=0)] | None = None
     per_device_train_batch_size: Count = 8
     per_device_eval_batch_size: Count = 8
-    gradient_accumulation_steps: Count = 1
+    gradient_accumulation_steps: Count | None = Field(None, description="1, or what global_batch_size asks for.")
+    global_batch_size: Count | None = Field(
+        None,
+        description="Rows an optimizer step: per_device_train_batch_size x gradient_accumulation_steps x processes.",
+    )
     learning_rate: Annotated[Float, Field(gt=0)] = 5e-5
     lr_scheduler_type: SCHEDULES = "linear"
     warmup_steps: Annotated[Int, Field(ge=0)] | None = None
     warmup_ratio: Annotated[Float, Field(ge=0, lt=1)] | None = None
-    optimizer: Literal["adamw", "sgd", "adafactor"] = "adamw"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: Annotated[Float, Field(ge=0)] = 0.0
     momentum: Annotated[Float, Field(ge=0, lt=1)] = Field(0.0, description="Of sgd.")
     adam_beta1: Annotated[Float, Field(ge=0, lt=1)] = 0.9
@@ -109,16 +121,22 @@ class TrainConfig(Section):
     save_steps: Count | None = Field(None, description="Checkpoint every so many steps; null means only at the end.")
     save_total_limit: Count = Field(2, description="Checkpoints kept, the best one beside them.")
     logging_steps: Count = 1
-    early_stopping_patience: Count | None = Field(None, description="Stop after so many evaluations without a better loss.")
+    early_stopping_patience: Count | None = Field(
+        None, description="Stop after so many evaluations without a better loss."
+    )
     early_stopping_threshold: Annotated[Float, Field(ge=0)] = 0.0
     load_best_model_at_end: bool = False
     seed: Annotated[Int, Field(ge=0)] = 0
 
 
 class EvaluationConfig(Section):
-    metrics: list[Literal["perplexity", "accuracy", "exact_match", "rouge"]] = Field(default=["perplexity"], min_length=1)
+    metrics: list[Literal["perplexity", "accuracy", "exact_match", "rouge"]] = Field(
+        default=["perplexity"], min_length=1
+    )
     split: Literal["validation", "test"] = "test"
-    labels: list[Text] | None = Field(None, description="For accuracy: the first of these named in the answer is the prediction.")
+    labels: list[Text] | None = Field(
+        None, description="For accuracy: the first of these named in the answer is the prediction."
+    )
     max_samples: Count | None = None
     batch_size: Count = 16
 
@@ -137,7 +155,9 @@ class ParallelConfig(Section):
     num_nodes: Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     main_address: Text | None = Field(None, description="Host of the first node; needed with more than one node.")
-    main_port: Annotated[Int, Field(ge=1, le=65535)] | None = Field(None, description="Free port on the first node; needed with more than one node.")
+    main_port: Annotated[Int, Field(ge=1, le=65535)] | None = Field(
+        None, description="Free port on the first node; needed with more than one node."
+    )
     timeout_seconds: Count = Field(1800, description="A collective that waits longer ends the run.")
 
 

@@ -23,8 +23,12 @@ class SFTConfig(RunConfig):
     stage: Literal["sft"]
     train: TrainConfig
     gradient_checkpointing: bool = False
-    report_to: list[TRACKERS] = Field(default_factory=list, description="Trackers beside TensorBoard, through Accelerate.")
-    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="What `scaleup evaluate RUN` measures.")
+    report_to: list[TRACKERS] = Field(
+        default_factory=list, description="Trackers beside TensorBoard, through Accelerate."
+    )
+    evaluation: EvaluationConfig = Field(
+        default_factory=EvaluationConfig, description="What `scaleup evaluate RUN` measures."
+    )
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
 
 

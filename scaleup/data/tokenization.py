@@ -1,0 +1,167 @@
+"""Examples -> token lists, with the labels marked by position (never by comparing token ids: pad may be eos)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from scaleup.config.schema import DataConfig
+from scaleup.errors import ScaleupError
+from scaleup.records.examples import Chat, Example, PlainText, PromptCompletion
+
+IGNORE = -100
+"""The label of a position without loss, as in Transformers."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One row. Causal: `labels[t]` belongs to `input_ids[t]`, or is IGNORE. Seq2seq: `labels` is the target."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def num_labels(self) -> int:
+        return int((self.labels != IGNORE).sum())
+
+
+FILLER = Tokens(np.zeros(1, np.int32), np.full(1, IGNORE, np.int32))
+"""Takes the place of a row that is not there, so that every rank has its share of a step. It has no loss."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Tokenizes examples for one task, with one tokenizer, under `data`'s rules."""
+
+    tokenizer: PreTrainedTokenizerBase
+    task: str
+    data: DataConfig
+
+    def __call__(self, examples: Sequence[Example]) -> list[Tokens | None]:
+        """A row each; None where nothing is left to learn from (overlong and dropped, or cut before its labels)."""
+        if not examples:
+            return []
+        if self.task == "seq2seq_lm":
+            return self._seq2seq(examples)
+        rows: list[Tokens | None] = []
+        for segments in self._segments(examples):
+            ids = [token for tokens, _ in segments for token in tokens]
+            labelled = [on or not self.data.completion_only_loss for tokens, on in segments for _ in tokens]
+            rows.append(self._cut(ids, labelled))
+        return rows
+
+    def prompts(self, examples: Sequence[PromptCompletion | Chat]) -> list[list[int]]:
+        """The token ids that an answer to each example starts from, the last `max_length` of them."""
+        return self.prompt_ids([e.prompt if isinstance(e, PromptCompletion) else e.messages[:-1] for e in examples])
+
+    def prompt_ids(self, prompts: Sequence[str | list[dict[str, str]]]) -> list[list[int]]:
+        """As `prompts`, for texts and chats."""
+        limit = self.data.max_length
+        if self.task == "seq2seq_lm":
+            texts = [self._as_text(prompt) for prompt in prompts]
+            return self.tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
+        ids = [
+            self._plain_ids(self._template(prompt, add_generation_prompt=True))
+            if isinstance(prompt, list)
+            else next(self._ids([prompt]))
+            for prompt in prompts
+        ]
+        return [tokens[-limit:] for tokens in ids]
+
+    def _as_text(self, prompt: str | list[dict[str, str]]) -> str:
+        return self._template(prompt, add_generation_prompt=True) if isinstance(prompt, list) else prompt
+
+    def _segments(self, examples: Sequence[Example]) -> list[list[tuple[list[int], bool]]]:
+        """For each example its token runs, in order, and whether each is learned."""
+        prompts = self._ids([e.prompt for e in examples if isinstance(e, PromptCompletion)])
+        joint = self._ids([e.prompt + e.completion for e in examples if isinstance(e, PromptCompletion)])
+        segments: list[list[tuple[list[int], bool]]] = []
+        for example in examples:
+            if isinstance(example, PromptCompletion):
+                prompt, whole = next(prompts), next(joint)
+                # Apart where a token spans the seam: generation starts from the prompt's own tokens.
+                apart = whole[: len(prompt)] != prompt
+                completion = self._plain_ids(example.completion) if apart else whole[len(prompt) :]
+                segments.append([(prompt, False), (self._with_eos(completion), True)])
+            elif isinstance(example, Chat):
+                segments.append([(self._plain_ids(text), on) for text, on in self._chat_segments(example.messages)])
+            else:
+                [ids] = self._ids([example.text])
+                segments.append([(self._with_eos(ids), True)])
+        return segments
+
+    def _ids(self, texts: list[str]):  # type: ignore[no-untyped-def]
+        """Token ids with the tokenizer's own special tokens, without an eos at the end."""
+        eos = self.tokenizer.eos_token_id
+        encoded = self.tokenizer(texts)["input_ids"] if texts else []
+        return iter(
+            [
+                ids[:-1] if ids and ids[-1] == eos and not text.endswith(self.tokenizer.eos_token) else ids
+                for ids, text in zip(encoded, texts, strict=True)
+            ]
+        )
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _with_eos(self, ids: list[int]) -> list[int]:
+        eos = self.tokenizer.eos_token_id
+        return ids if eos is None or (ids and ids[-1] == eos) else [*ids, eos]
+
+    def _chat_segments(self, messages: list[dict[str, str]]) -> list[tuple[str, bool]]:
+        """The chat template's text, split so that every assistant turn (with what ends it) stands by itself."""
+        segments, done = [], ""
+        for turn, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self._template(messages[:turn], add_generation_prompt=True)
+            after = self._template(messages[: turn + 1])
+            if not before.startswith(done) or not after.startswith(before):
+                raise ScaleupError.of(
+                    "data.messages",
+                    "the chat template rewrites earlier turns, so the assistant's words cannot be told apart",
+                    "split such conversations into one row a turn",
+                )
+            segments += [(before[len(done) :], False), (after[len(before) :], True)]
+            done = after
+        return segments
+
+    def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
+        if not messages:
+            return ""
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        assert isinstance(text, str)
+        return text
+
+    def _cut(self, ids: list[int], labelled: list[bool]) -> Tokens | None:
+        if len(ids) > self.data.max_length and self.data.overlong == "drop":
+            return None
+        input_ids = np.asarray(ids[: self.data.max_length], np.int32)
+        labels = np.where(labelled[: self.data.max_length], input_ids, IGNORE).astype(np.int32)
+        row = Tokens(input_ids, labels)
+        return row if (labels[1:] != IGNORE).any() else None
+
+    def _seq2seq(self, examples: Sequence[Example]) -> list[Tokens | None]:
+        pairs = []
+        for example in examples:
+            if not isinstance(example, PromptCompletion):
+                kind = "text" if isinstance(example, PlainText) else "messages"
+                raise ScaleupError.of(
+                    f"data.{kind}", "an encoder-decoder model needs a prompt and a completion", "give both"
+                )
+            pairs.append((example.prompt, example.completion))
+        limit = self.data.max_length
+        sources = self.tokenizer([prompt for prompt, _ in pairs])["input_ids"]
+        targets = self.tokenizer(text_target=[completion for _, completion in pairs])["input_ids"]
+        if self.data.overlong == "truncate":
+            sources = self.tokenizer([prompt for prompt, _ in pairs], truncation=True, max_length=limit)["input_ids"]
+            targets = [target[:limit] for target in targets]
+        return [
+            Tokens(np.asarray(source, np.int32), np.asarray(target, np.int32))
+            if source and target and max(len(source), len(target)) <= limit
+            else None
+            for source, target in zip(sources, targets, strict=True)
+        ]

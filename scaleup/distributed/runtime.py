@@ -1,0 +1,147 @@
+"""Runtime: this process's place in its group. The only place that builds an Accelerator.
+
+Most ways to start processes on a CPU fail silently: every process believes it is alone and trains a model of its own.
+So `start` compares what came up with the plan, and `prepare` does the same with what wraps the model."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import zlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import ProjectConfiguration
+
+from scaleup.distributed.progress import Progress
+from scaleup.distributed.signals import StopFlag
+from scaleup.errors import ScaleupError
+from scaleup.plan.types import GroupPlan
+
+
+class Runtime:
+    def __init__(self, accelerator: Accelerator, group: GroupPlan, progress: Progress, stop: StopFlag) -> None:
+        self.accelerator = accelerator
+        self.group = group
+        self.progress = progress
+        self.stop = stop
+
+    @classmethod
+    def start(
+        cls,
+        group: GroupPlan,
+        timeout_seconds: int,
+        run_folder: Path,
+        report_to: Sequence[str] = (),
+        progress_file: Path | None = None,
+        stop: StopFlag | None = None,
+    ) -> Runtime:
+        """Join the group's process group. Raises ScaleupError when it is not the planned one."""
+        _check_environment(group)
+        torch.set_num_threads(group.threads_per_process)
+        accelerator = Accelerator(
+            cpu=group.device == "cpu",
+            mixed_precision=group.mixed_precision,
+            log_with=["tensorboard", *report_to],
+            project_config=ProjectConfiguration(str(run_folder), logging_dir=str(run_folder / "tensorboard")),
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds)),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            ],
+        )
+        runtime = cls(accelerator, group, Progress(progress_file, accelerator.is_main_process), stop or StopFlag())
+        runtime._check_world()
+        return runtime
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over all ranks, in float64. Every rank must call it."""
+        if self.world == 1:
+            return [float(value) for value in values]
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank. Every rank must call it."""
+        return self.sum(float(flag))[0] > 0
+
+    def barrier(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    def prepare(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Model (and optimizer) under the planned strategy. Raises ScaleupError when the engine is another."""
+        parts = (model,) if optimizer is None else (model, optimizer)
+        prepared = self.accelerator.prepare(*parts)
+        wrapped = prepared if optimizer is None else prepared[0]
+        engine = type(wrapped).__name__ if wrapped is not model else "none"
+        _expect(self.group, "engine", self.group.engine, engine)
+        return prepared
+
+    def no_sync(self, model: torch.nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Gradients travel between ranks only in the last micro-batch of a step."""
+        return nullcontext() if last else self.accelerator.no_sync(model)
+
+    def _check_world(self) -> None:
+        _expect(self.group, "number of processes", self.group.num_processes, self.world)
+        _expect(self.group, "distributed type", self.group.distributed_type, self.accelerator.distributed_type.value)
+        _expect(self.group, "precision", self.group.mixed_precision, self.accelerator.mixed_precision)
+        _expect(self.group, "device", self.group.device, self.device.type)
+        if self.world == 1:
+            return
+        _expect(self.group, "backend", self.group.backend, dist.get_backend())
+        place = torch.tensor([self.rank, zlib.crc32(socket.gethostname().encode()), os.getpid()], device=self.device)
+        places = [torch.empty_like(place) for _ in range(self.world)]
+        dist.all_gather(places, place)
+        seen = [tuple(other.tolist()) for other in places]
+        _expect(self.group, "distinct ranks that answer", self.world, len({rank for rank, _, _ in seen}))
+        _expect(self.group, "distinct processes that answer", self.world, len({(host, pid) for _, host, pid in seen}))
+
+
+def _check_environment(group: GroupPlan) -> None:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != group.num_processes:
+        raise ScaleupError.of(
+            f"group {group.name}",
+            f"the plan is {group.num_processes} processes, and {world} were started",
+            "start it with `scaleup run`, or `accelerate launch --config_file` and the run's own launch file",
+        )
+
+
+def _expect(group: GroupPlan, what: str, planned: object, found: object) -> None:
+    if planned != found:
+        raise ScaleupError.of(
+            f"group {group.name}",
+            f"{what}: the plan says {planned!r}, and {found!r} came up",
+            "plan and start it again",
+        )
+
+
+def seed_everything(seed: int) -> None:
+    """Python, NumPy and torch (all devices). Model creation uses one seed everywhere, dropout one a rank."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

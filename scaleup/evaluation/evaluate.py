@@ -1,0 +1,73 @@
+"""One model's numbers on held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scaleup.config.schema import ModelConfig
+from scaleup.config.stages import EvaluateConfig
+from scaleup.data.dataset import collator_for
+from scaleup.data.loader import eval_batches
+from scaleup.data.tokenization import Encoder
+from scaleup.distributed.runtime import Runtime
+from scaleup.evaluation.generation import generate_answers
+from scaleup.evaluation.metrics import perplexity, score_answers
+from scaleup.models.load import load_model, load_tokenizer, pad_token_id
+from scaleup.plan.facts import ModelFacts
+from scaleup.records.examples import Example, PlainText
+from scaleup.train.losses import token_loss_sum
+from scaleup.train.step import evaluate_loss
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    metrics: dict[str, Any]
+    answers: list[str] | None
+    """Generated answers in the rows' order, where a metric needs them."""
+
+
+def evaluate_model(
+    config: EvaluateConfig,
+    runtime: Runtime,
+    model_config: ModelConfig,
+    facts: ModelFacts,
+    examples: Sequence[Example],
+    parts: Path,
+    name: str,
+) -> Evaluation:
+    """Load a model and measure it. Every rank must call it and gets the whole result."""
+    settings = config.evaluation
+    runtime.progress.report(f"loading {name}")
+    tokenizer = load_tokenizer(model_config, facts.location)
+    model: Any = load_model(model_config, facts).to(runtime.device).eval()
+    encoder = Encoder(tokenizer, facts.task, config.data)
+    rows = [row for row in encoder(examples) if row is not None]
+    metrics: dict[str, Any] = {"rows": len(rows)}
+    if "perplexity" in settings.metrics:
+        runtime.progress.report(f"perplexity of {name}")
+        shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        collate = collator_for(facts.task, pad_token_id(tokenizer), shift_right)
+        batches = eval_batches(rows, collate, settings.batch_size, runtime.rank, runtime.world)
+        with runtime.accelerator.autocast():
+            loss = evaluate_loss(runtime, model, batches, token_loss_sum)
+        metrics |= {"loss": loss, "perplexity": perplexity(loss)}
+    if set(settings.metrics) == {"perplexity"}:
+        return Evaluation(metrics, None)
+    model.eval()
+    asked = [example for example in examples if not isinstance(example, PlainText)]
+    prompts, references = encoder.prompts(asked), [reference(example) for example in asked]
+    answers = generate_answers(
+        runtime, model, tokenizer, prompts, config.generation, settings.batch_size, parts, f"answers of {name}"
+    )
+    return Evaluation(metrics | score_answers(settings.metrics, answers, references, settings.labels), answers)
+
+
+def reference(example: Example) -> str:
+    """What the answer should be: the completion, or the assistant's last words."""
+    if isinstance(example, PlainText):
+        return ""
+    words = example.messages[-1]["content"] if hasattr(example, "messages") else example.completion
+    return words.strip()

@@ -1,0 +1,81 @@
+"""Batched generation, the prompts shared out over the ranks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from scaleup.config.schema import GenerationConfig
+from scaleup.distributed.runtime import Runtime
+from scaleup.models.load import pad_token_id
+
+
+def generate_answers(
+    runtime: Runtime,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    batch_size: int,
+    parts: Path,
+    phase: str,
+) -> list[str]:
+    """The decoded continuation of each prompt (token ids), in order, on every rank.
+
+    Ranks hand their answers over as JSON files under `parts`, which must lie in the run folder."""
+    mine = sorted(range(runtime.rank, len(prompts), runtime.world), key=lambda index: len(prompts[index]))
+    answers: dict[int, str] = {}
+    for start in range(0, len(mine), batch_size):
+        chosen = mine[start : start + batch_size]
+        texts = _generate(runtime, model, tokenizer, [prompts[index] for index in chosen], config)
+        answers.update(zip(chosen, texts, strict=True))
+        runtime.progress.report(phase, start + len(chosen), len(mine))
+    parts.mkdir(parents=True, exist_ok=True)
+    (parts / f"{runtime.rank}.json").write_text(json.dumps(answers), encoding="utf-8")
+    runtime.barrier()
+    together: dict[str, str] = {}
+    for rank in range(runtime.world):
+        together |= json.loads((parts / f"{rank}.json").read_text(encoding="utf-8"))
+    runtime.barrier()
+    if runtime.is_main:
+        shutil.rmtree(parts)
+    return [together[str(index)] for index in range(len(prompts))]
+
+
+@torch.no_grad()
+def _generate(
+    runtime: Runtime,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+) -> list[str]:
+    """Causal prompts are padded on the left, so that answers start at one column; encoder inputs on the right (T5's
+    positions are relative to the left end)."""
+    encoder = model.config.is_encoder_decoder
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad_token_id(tokenizer))
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        place = slice(0, len(prompt)) if encoder else slice(width - len(prompt), width)
+        ids[row, place] = torch.tensor(prompt)
+        mask[row, place] = 1
+    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if config.temperature > 0:
+        sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
+    with runtime.accelerator.autocast():
+        output = model.generate(
+            input_ids=ids.to(runtime.device),
+            attention_mask=mask.to(runtime.device),
+            max_new_tokens=config.max_new_tokens,
+            num_beams=config.num_beams,
+            pad_token_id=pad_token_id(tokenizer),
+            **sampling,
+        )
+    return tokenizer.batch_decode(output if encoder else output[:, width:], skip_special_tokens=True)

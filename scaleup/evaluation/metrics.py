@@ -1,0 +1,62 @@
+"""Scores of answers against references."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+
+def perplexity(mean_loss: float) -> float:
+    """exp of the mean negative log-likelihood a token, in nats."""
+    return math.exp(mean_loss) if mean_loss < 700 else math.inf
+
+
+def first_label(answer: str, labels: Sequence[str]) -> str | None:
+    """The label that an answer names first, as a whole word in any case; of two at one place the longer."""
+    places = []
+    for label in labels:
+        found = re.search(rf"(?<!\w){re.escape(label)}(?!\w)", answer, re.IGNORECASE)
+        if found:
+            places.append((found.start(), -len(label), label))
+    return min(places)[2] if places else None
+
+
+def accuracy(answers: Sequence[str], references: Sequence[str], labels: Sequence[str]) -> float:
+    """Share of answers whose first label is the reference's. Wordy answers may be right, those without a label not."""
+    hits = [
+        (predicted := first_label(answer, labels)) is not None and predicted == first_label(reference, labels)
+        for answer, reference in zip(answers, references, strict=True)
+    ]
+    return sum(hits) / len(hits)
+
+
+def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
+    """Share of answers that are the reference, white space at the ends and case aside."""
+    hits = [a.strip().casefold() == r.strip().casefold() for a, r in zip(answers, references, strict=True)]
+    return sum(hits) / len(hits)
+
+
+def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Mean F1 of ROUGE-1, -2 and -L (Lin 2004), with stemming, times 100, by Google's rouge_score."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    kinds = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(kinds, use_stemmer=True)
+    scores = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
+    return {kind: 100 * sum(score[kind].fmeasure for score in scores) / len(scores) for kind in kinds}
+
+
+def score_answers(
+    metrics: Sequence[str], answers: Sequence[str], references: Sequence[str], labels: Sequence[str] | None
+) -> dict[str, float]:
+    """The metrics among those asked for that compare answers."""
+    scores: dict[str, float] = {}
+    if "accuracy" in metrics:
+        assert labels, "the plan refuses accuracy without labels"
+        scores["accuracy"] = accuracy(answers, references, labels)
+    if "exact_match" in metrics:
+        scores["exact_match"] = exact_match(answers, references)
+    if "rouge" in metrics:
+        scores |= rouge(answers, references)
+    return scores

@@ -1,0 +1,103 @@
+"""Plans and results as tables on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from scaleup.artifacts.files import read_json
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.plan.types import MemoryPlan, Plan
+
+
+def show_plan(console: Console, plan: Plan) -> None:
+    facts = _pairs("model")
+    facts.add_row("model", f"{plan.model.architecture} ({plan.model.model_type}, {plan.model.task})")
+    facts.add_row("from", plan.model.location)
+    facts.add_row("parameters", f"{plan.model.num_parameters:,} ({plan.model.num_trainable_parameters:,} trainable)")
+    for group in plan.groups:
+        where = f"{group.num_processes} x {group.device} on {group.num_nodes} node(s), {group.backend}"
+        facts.add_row(
+            f"group {group.name}",
+            f"{where}, {group.threads_per_process} threads each, precision {group.mixed_precision}",
+        )
+        facts.add_row("strategy", f"{group.strategy}: {group.why}")
+    if plan.batch is not None:
+        batch, world = plan.batch, plan.groups[0].num_processes
+        facts.add_row(
+            "batch",
+            f"{batch.micro_batch} rows x {batch.accumulation} accumulation x {world} processes = {batch.global_batch}",
+        )
+        facts.add_row(
+            "rows",
+            "not counted (streamed or from a hub)" if batch.num_train_rows is None else f"{batch.num_train_rows:,}",
+        )
+        facts.add_row("steps", "known once the rows are read" if batch.num_steps is None else f"{batch.num_steps:,}")
+    for note in plan.notes:
+        facts.add_row("note", note)
+    facts.add_row("run folder", plan.run_folder)
+    console.print(facts)
+    console.print(_memory_table(plan.memory, plan.groups[0].strategy))
+
+
+def _memory_table(rows: list[MemoryPlan], chosen: str) -> Table:
+    table = Table(title="memory a rank holds throughout (activations come on top)", title_justify="left")
+    for column in ("strategy", "weights", "gradients", "optimizer", "together"):
+        table.add_column(column, justify="left" if column == "strategy" else "right")
+    for row in rows:
+        name = f"{row.strategy} (this run)" if row.strategy == chosen else row.strategy
+        table.add_row(name, *(mebibytes(size) for size in (row.weights, row.gradients, row.optimizer, row.total)))
+    return table
+
+
+def show_training(console: Console, run: RunFolder) -> None:
+    manifest = run.manifest()
+    assert manifest is not None
+    table = _pairs(manifest.name)
+    for key, value in manifest.metrics.items():
+        if value is not None:
+            table.add_row(key, _number(value))
+    table.add_row("model", str(run.model))
+    console.print(table)
+
+
+def show_evaluation(console: Console, run: RunFolder) -> None:
+    """One column a model: before and after where there is a baseline."""
+    results: dict[str, dict[str, Any]] = read_json(run.path / "metrics.json")
+    table = Table(title=f"evaluation in {run.path}", title_justify="left")
+    table.add_column("metric")
+    titles = {"baseline": "before", "model": "after"} if "baseline" in results else {"model": "value"}
+    for key in titles:
+        table.add_column(titles[key], justify="right")
+    for metric in results["model"]:
+        table.add_row(metric, *(_number(results[key][metric]) for key in titles))
+    console.print(table)
+
+
+def show_generations(console: Console, run: RunFolder) -> None:
+    for answer in read_json(run.path / "generations.json"):
+        console.print(answer["prompt"], style="dim", end="", markup=False, highlight=False)
+        console.print(answer["completion"], markup=False, highlight=False)
+
+
+def mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def _pairs(title: str) -> Table:
+    table = Table(show_header=False, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _number(value: Any) -> str:
+    return (
+        f"{value:,.4f}".rstrip("0").rstrip(".")
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )

@@ -1,0 +1,48 @@
+"""Loaded config -> a run, from the first check to the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Console
+
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.config.load import Loaded
+from scaleup.launcher.node import RESUMABLE, NodeAgent
+from scaleup.launcher.prepare import prepare_run
+from scaleup.launcher.show import show_evaluation, show_generations, show_training
+from scaleup.launcher.watch import Watch
+from scaleup.plan.resolve import resolve
+from scaleup.plan.types import Plan
+
+SHOW: dict[str, Callable[[Console, RunFolder], None]] = {
+    "sft": show_training,
+    "evaluate": show_evaluation,
+    "generate": show_generations,
+}
+
+
+def start(loaded: Loaded, console: Console, resume: bool = False) -> int:
+    """Check, plan, prepare and run, on the first node. The exit code. Raises ScaleupError for the user's mistakes."""
+    config, plan = resolve(loaded)
+    run, state = prepare_run(config, plan, resume)
+    if state == "finished":
+        console.print(f"{run.path} has finished already; nothing to do", highlight=False)
+    else:
+        for note in plan.notes:
+            console.print(f"note: {note}", highlight=False)
+        code = run_node(run, plan, console)
+        if code:
+            return code
+    SHOW[config.stage](console, run)
+    return 0
+
+
+def run_node(run: RunFolder, plan: Plan, console: Console, node_rank: int = 0) -> int:
+    """Start this node's part of a prepared run and stay until it ends."""
+    attempt = run.new_attempt(node_rank)
+    with Watch(attempt, console) as watch:
+        code = NodeAgent(run, plan, attempt, node_rank).run_groups(watch)
+    if code == RESUMABLE:
+        console.print(f"{run.path} was stopped and can go on: run the same command with --resume", highlight=False)
+    return code

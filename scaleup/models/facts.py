@@ -1,0 +1,157 @@
+"""What the plan must know of a model, without loading its weights: built on the meta device, in a process of its own.
+
+`python -m scaleup.models.facts` reads a JSON list of {"where": "model", "model": {...}} and prints, as the last line of
+stdout, {"facts": [...], "problems": [...]}: facts in the same order, null where there is a problem.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from scaleup.config.schema import ModelConfig
+from scaleup.errors import ScaleupError
+from scaleup.plan.facts import ModelFacts
+
+from .sources import materialize
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+Task = Literal["causal_lm", "seq2seq_lm"]
+
+
+def model_facts(model: ModelConfig, where: str = "model") -> ModelFacts:
+    """Everything the plan knows of `model`; makes the folder of a package or a built-in model if it is not there yet.
+
+    Raises ScaleupError at `{where}.path`, `.task`, `.tokenizer` or `.trust_remote_code`."""
+    from .load import load_tokenizer
+
+    location = materialize(model.path, f"{where}.path")
+    config = _config(model, location, where)
+    task = _task(model, config, where)
+    shell = _shell(model, config, task, where)
+    _untie(shell, location)
+    sizes = {parameter: parameter.numel() for parameter in shell.parameters()}
+    text = config.get_text_config()
+    return ModelFacts(
+        location=location,
+        task=task,
+        model_type=config.model_type,
+        architecture=type(shell).__name__,
+        num_parameters=sum(sizes.values()),
+        num_trainable_parameters=sum(size for parameter, size in sizes.items() if parameter.requires_grad),
+        vocab_size=text.vocab_size,
+        max_positions=getattr(text, "max_position_embeddings", None),
+        has_chat_template=bool(load_tokenizer(model, location, where).chat_template),
+    )
+
+
+def _config(model: ModelConfig, location: str, where: str) -> PreTrainedConfig:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            location, revision=model.revision or "main", trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError, StrictDataclassError) as error:
+        key, remedy = f"{where}.path", "check the folder's config.json"
+        if "trust_remote_code" in str(error):
+            key, remedy = f"{where}.trust_remote_code", "read that code, then set this to true"
+        elif not Path(location).is_dir():
+            remedy = "name a folder that exists, or a hub name this machine can reach or has in its cache"
+        what = f"cannot read the model {model.path!r}: {' '.join(str(error).split())[:300]}"
+        raise ScaleupError.of(key, what, remedy) from error
+
+
+def _task(model: ModelConfig, config: PreTrainedConfig, where: str) -> Task:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    task: Task = "seq2seq_lm" if config.is_encoder_decoder else "causal_lm"
+    if model.task not in ("auto", task):
+        what = f"{model.path!r} ({config.model_type}) is a {task} model, not {model.task}"
+        raise ScaleupError.of(f"{where}.task", what, f"set it to {task} or auto")
+    is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    if is_encoder and not config.is_encoder_decoder:
+        what = f"{model.path!r} ({config.model_type}) is an encoder: it cannot generate text"
+        raise ScaleupError.of(f"{where}.path", what, "name a causal or an encoder-decoder model")
+    return task
+
+
+def _shell(model: ModelConfig, config: PreTrainedConfig, task: Task, where: str) -> PreTrainedModel:
+    """The model without storage."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    from .load import first_line
+
+    auto = AutoModelForSeq2SeqLM if task == "seq2seq_lm" else AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            shell = auto.from_config(config, trust_remote_code=model.trust_remote_code)
+    except ValueError as error:
+        what = f"{model.path!r} ({config.model_type}) cannot be built as a {task} model: {first_line(error)}"
+        raise ScaleupError.of(f"{where}.path", what, "name a causal or an encoder-decoder model") from error
+    shell.tie_weights()
+    return shell
+
+
+def _untie(shell: PreTrainedModel, location: str) -> None:
+    """Give back a tensor of their own to weights that loading leaves apart.
+
+    transformers 5 ties T5's head whatever its config says, and when loading unties any pair of weights that the files
+    hold twice with different values (FLAN-T5's head). The same is done here: counts are those of the loaded model."""
+    import torch
+
+    pairs = [pair for pair in shell.all_tied_weights_keys.items() if _differ(location, *pair)]
+    if not Path(location).is_dir() and getattr(shell.config, "scale_decoder_outputs", True) is False:
+        pairs = [("lm_head.weight", "shared.weight")]  # a hub name's files are not here: T5 1.1's and FLAN's mark
+    for target, _ in pairs:
+        parent, _, name = target.rpartition(".")
+        own = torch.nn.Parameter(torch.empty_like(shell.get_parameter(target)))
+        setattr(shell.get_submodule(parent), name, own)
+
+
+def _differ(location: str, first: str, second: str) -> bool:
+    """Whether the safetensors files of a folder hold both names, with different values."""
+    import torch
+    from safetensors import safe_open
+
+    found: dict[str, torch.Tensor] = {}
+    for path in sorted(Path(location).glob("*.safetensors")):
+        with contextlib.suppress(Exception), safe_open(path, "pt") as file:  # a broken file is for loading to report
+            for name in {first, second} & set(file.keys()):
+                found[name] = file.get_tensor(name)
+    return len(found) == 2 and not torch.equal(found[first], found[second])
+
+
+def answer(requests: list[dict[str, Any]]) -> dict[str, Any]:
+    """The facts of each request, null where they cannot be had, and all the problems there were."""
+    facts: list[dict[str, Any] | None] = []
+    problems: list[dict[str, str]] = []
+    for request in requests:
+        try:
+            facts.append(model_facts(ModelConfig.model_validate(request["model"]), request["where"]).model_dump())
+        except ScaleupError as error:
+            facts.append(None)
+            problems.extend(asdict(problem) for problem in error.problems)
+    return {"facts": facts, "problems": problems}
+
+
+def main() -> None:
+    """Answer stdin's requests on stdout; whatever libraries print goes to stderr."""
+    with contextlib.redirect_stdout(sys.stderr):
+        reply = answer(json.load(sys.stdin))
+    print(json.dumps(reply))
+
+
+if __name__ == "__main__":
+    gc.disable()  # before torch is imported: a process this short spends a quarter of its time collecting, for nothing
+    main()

@@ -1,0 +1,98 @@
+"""Loading: the tokenizer and the model of a config, from safetensors only, and only if the files hold every weight."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from scaleup.config.schema import ModelConfig
+from scaleup.errors import ScaleupError
+from scaleup.plan.facts import ModelFacts
+
+from .sources import materialize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_tokenizer(model: ModelConfig, location: str, where: str = "model") -> PreTrainedTokenizerBase:
+    """The tokenizer of `model.tokenizer`, or else the one at `location`, with the pad and eos tokens it came with.
+
+    Raises ScaleupError at `{where}.tokenizer` or `{where}.path` if there is none."""
+    from transformers import AutoTokenizer
+
+    key, revision = f"{where}.path", model.revision
+    if model.tokenizer is not None:
+        key, revision = f"{where}.tokenizer", None  # the revision is one of the model's repository
+        location = materialize(model.tokenizer, key)
+    remedy = f"set {where}.tokenizer to the folder or hub name of this model's tokenizer"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            location, revision=revision or "main", trust_remote_code=model.trust_remote_code
+        )
+    except Exception as error:  # transformers and tokenizers raise anything from OSError to a bare Exception here
+        raise ScaleupError.of(key, f"cannot load the tokenizer of {location}: {first_line(error)}", remedy) from error
+    # Without tokenizer files transformers makes up an empty tokenizer for some model types, and says nothing.
+    if len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder):
+        raise ScaleupError.of(key, f"{location} has no tokenizer files", remedy)
+    return tokenizer
+
+
+def load_model(model: ModelConfig, facts: ModelFacts, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model at `facts.location` as `facts.task` has it, on the CPU in `dtype`.
+
+    Raises ScaleupError at `model.path` if a weight is missing, has another shape or cannot be read."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    auto = AutoModelForSeq2SeqLM if facts.task == "seq2seq_lm" else AutoModelForCausalLM
+    try:
+        loaded, info = auto.from_pretrained(
+            facts.location,
+            dtype=dtype,
+            use_safetensors=True,
+            revision=model.revision or "main",
+            trust_remote_code=model.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, beside the missing ones
+        )
+    except (OSError, SafetensorError) as error:
+        what = f"cannot read the weights of {facts.location}: {first_line(error)}"
+        raise ScaleupError.of(
+            "model.path", what, "the model needs *.safetensors files beside its config.json"
+        ) from error
+    _refuse(facts, "are not in its files", sorted(info["missing_keys"]))
+    _refuse(facts, "have another shape in its files", sorted(key for key, *_ in info["mismatched_keys"]))
+    return loaded
+
+
+def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Recompute activations in the backward pass (not reentrant: frozen inputs and DDP work unchanged).
+
+    Raises ScaleupError for an architecture that cannot."""
+    if not model.supports_gradient_checkpointing:
+        what = f"{type(model).__name__} cannot recompute activations"
+        raise ScaleupError.of("train.gradient_checkpointing", what, "set it to false")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What to fill batches with: pad if there is one, else eos, else 0. Masks never come from it."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def first_line(error: Exception) -> str:
+    """The error in one line, with its class where the message is empty."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def _refuse(facts: ModelFacts, fault: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        what = f"{len(names)} weights of {facts.architecture} {fault}: {', '.join(names[:3])}{more}"
+        raise ScaleupError.of("model.path", what, f"check that {facts.location} is whole and is a {facts.architecture}")

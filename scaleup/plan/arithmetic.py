@@ -1,0 +1,19 @@
+"""Rows, epochs and steps: arithmetic that the plan and the workers must agree on."""
+
+from __future__ import annotations
+
+import math
+
+
+def held_out_rows(num_rows: int, fraction: float) -> int:
+    """How many rows of a source `validation_fraction` takes: at least one, and never all."""
+    return min(max(1, round(num_rows * fraction)), num_rows - 1)
+
+
+def epochs_to_rows(epochs: float, num_rows: int) -> int:
+    """Rows drawn in so many epochs. The last step may be partly empty; no row beyond these is drawn."""
+    return max(1, math.ceil(epochs * num_rows))
+
+
+def rows_to_steps(num_rows: int, global_batch: int) -> int:
+    return math.ceil(num_rows / global_batch)

@@ -1,0 +1,56 @@
+"""A finished run -> the config that evaluates it, or generates from it: same data, same formats, a folder inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scaleup.artifacts.run_folder import RunFolder, finished_run
+from scaleup.config.load import Loaded, load_leniently, load_mapping
+from scaleup.errors import ScaleupError
+
+
+def evaluation_config(target: Path, overrides: Sequence[str]) -> Loaded:
+    """Of a finished run: its model beside the one it started from. Or of a config file with stage evaluate."""
+    return _derived(target, "evaluate", "evaluations", overrides)
+
+
+def generation_config(target: Path, overrides: Sequence[str], prompts: Sequence[str] = ()) -> Loaded:
+    """Of a finished run, or of a config file with stage generate; `prompts` take the place of data.test."""
+    return _derived(target, "generate", "generations", overrides, {"prompts": list(prompts)} if prompts else {})
+
+
+def _derived(
+    target: Path, stage: str, folder: str, overrides: Sequence[str], generation: dict[str, Any] | None = None
+) -> Loaded:
+    if target.is_file():
+        loaded = load_leniently(target, overrides)
+        if loaded.config is not None and loaded.config.stage != stage:
+            raise ScaleupError.of(
+                str(target),
+                f"has stage {loaded.config.stage}, not {stage}",
+                f"name a finished run's folder, or a config with stage: {stage}",
+            )
+        return loaded
+    run = finished_run(target)
+    known = run.config.model_dump(mode="json")
+    raw = {
+        "stage": stage,
+        "name": _next_number(run, folder),
+        "runs_dir": str(run.path / folder),
+        "model": {**known["model"], "path": str(run.path), "revision": None},
+        "data": {**known["data"], "streaming": False, "validation_fraction": None},
+        "generation": {**known.get("generation", {}), **(generation or {})},
+        "evaluation": known.get("evaluation", {}),
+        "mixed_precision": known["mixed_precision"],
+        "parallel": known["parallel"],
+    }
+    if stage == "evaluate" and run.config.stage != "evaluate":
+        raw["baseline"] = known["model"]
+    return load_mapping(raw, overrides)
+
+
+def _next_number(run: RunFolder, folder: str) -> str:
+    names = [place.name for place in (run.path / folder).glob("*")]
+    return str(max((int(name) for name in names if name.isdigit()), default=0) + 1)

@@ -1,0 +1,78 @@
+"""Ask the data plane about models. It answers from a process of its own; answers about local models are kept in the
+user's cache, so that planning the same model again costs nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import scaleup
+from scaleup.artifacts.files import read_json, write_json
+from scaleup.config.schema import ModelConfig
+from scaleup.errors import Problem, ScaleupError
+from scaleup.plan.facts import ModelFacts
+from scaleup.plan.model_path import model_folder
+
+
+def describe_models(models: Mapping[str, ModelConfig]) -> dict[str, ModelFacts]:
+    """Config key (`model`, `baseline`) -> facts. Package and built-in models are made into folders on the way.
+
+    Raises ScaleupError with every problem the data plane found."""
+    facts = {where: found for where, model in models.items() if (found := _remembered(model)) is not None}
+    missing = {where: model for where, model in models.items() if where not in facts}
+    if missing:
+        for where, found in _ask(missing).items():
+            facts[where] = found
+            _remember(missing[where], found)
+    return facts
+
+
+def _ask(models: Mapping[str, ModelConfig]) -> dict[str, ModelFacts]:
+    question = [{"where": where, "model": model.model_dump(mode="json")} for where, model in models.items()]
+    command = [sys.executable, "-m", "scaleup.models.facts"]
+    answer = subprocess.run(command, input=json.dumps(question), stdout=subprocess.PIPE, text=True, check=False)
+    if answer.returncode != 0 or not answer.stdout.strip():
+        raise RuntimeError(f"{' '.join(command)} failed with exit code {answer.returncode}; its error stands above")
+    reply = json.loads(answer.stdout.strip().splitlines()[-1])
+    if reply["problems"]:
+        raise ScaleupError([Problem(**problem) for problem in reply["problems"]])
+    return {where: ModelFacts.model_validate(facts) for where, facts in zip(models, reply["facts"], strict=True)}
+
+
+def _cache_file(model: ModelConfig) -> Path | None:
+    """None where an answer may change without our seeing it (hub names)."""
+    parts = [model.model_dump_json(), metadata.version("transformers")]
+    folder = model_folder(model.path)
+    if folder is not None:
+        parts += sorted(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in folder.glob("*"))
+    elif not model.path.startswith(("builtin:", "package:")):
+        return None
+    sources = sorted((Path(scaleup.__file__).parent / "models").glob("*.py"))
+    parts += [source.read_text(encoding="utf-8") for source in sources]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "scaleup" / "facts" / f"{key}.json"
+
+
+def _remembered(model: ModelConfig) -> ModelFacts | None:
+    file = _cache_file(model)
+    try:
+        facts = ModelFacts.model_validate(read_json(file)) if file else None
+    except (OSError, ValueError):
+        return None
+    return facts if facts and Path(facts.location, "config.json").is_file() else None
+
+
+def _remember(model: ModelConfig, facts: ModelFacts) -> None:
+    if file := _cache_file(model):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, facts.model_dump(mode="json"))
+        except OSError:
+            return  # a cache that cannot be written only costs time

@@ -1,0 +1,178 @@
+"""What cannot work, by name, before anything loads. Each rule looks at a config (and the machine) and yields its
+problems; `config_problems` runs them all, so a user sees every mistake at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from scaleup.config.schema import RunConfig
+from scaleup.config.stages import EvaluateConfig, GenerateConfig, SFTConfig
+from scaleup.errors import Problem
+from scaleup.plan.facts import ModelFacts
+from scaleup.plan.machine import Machine
+from scaleup.plan.model_path import model_path_problems, peek_model_type
+
+Rule = Callable[[RunConfig, Machine], Iterator[Problem]]
+
+
+def config_problems(config: RunConfig, machine: Machine) -> list[Problem]:
+    return [problem for rule in RULES for problem in rule(config, machine)]
+
+
+def device_of(config: RunConfig, machine: Machine) -> str:
+    wanted = config.parallel.device
+    return wanted if wanted != "auto" else ("cuda" if machine.num_gpus else "cpu")
+
+
+def needed_splits(config: RunConfig) -> list[str]:
+    """The data splits that the stage reads."""
+    if isinstance(config, EvaluateConfig):
+        return [config.evaluation.split]
+    if isinstance(config, GenerateConfig):
+        return [] if config.generation.prompts else ["test"]
+    return ["train", "validation"] if config.data.validation else ["train"]
+
+
+def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Problem]:
+    """What only the model's own files can tell."""
+    problems = []
+    if config.mixed_precision == "fp16" and facts.model_type in T5_FAMILY:
+        problems.append(_t5_in_fp16())
+    if facts.max_positions is not None and config.data.max_length > facts.max_positions:
+        what = f"{config.data.max_length} tokens are more than the {facts.max_positions} that {where} has positions for"
+        problems.append(Problem("data.max_length", what, f"use at most {facts.max_positions}"))
+    sources = [source for split in needed_splits(config) for source in getattr(config.data, split) or []]
+    if not facts.has_chat_template and (config.data.messages or any(source.messages for source in sources)):
+        what = f"{where}'s tokenizer has no chat template"
+        problems.append(
+            Problem("data.messages", what, "use prompt and completion, or a tokenizer with a chat template")
+        )
+    return problems
+
+
+T5_FAMILY = {"t5", "mt5", "umt5", "longt5", "switch_transformers"}
+
+
+def _t5_in_fp16() -> Problem:
+    return Problem("mixed_precision", "T5 models overflow in fp16", 'use bf16, or "no"')
+
+
+def _model(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    yield from model_path_problems(config.model, "model")
+    if isinstance(config, EvaluateConfig) and config.baseline is not None:
+        yield from model_path_problems(config.baseline, "baseline")
+
+
+def _precision(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    if config.mixed_precision != "fp16":
+        return
+    if peek_model_type(config.model) in T5_FAMILY:
+        yield _t5_in_fp16()
+    if device_of(config, machine) == "cpu":
+        yield Problem("mixed_precision", "fp16 needs a GPU, and this run is on the CPU", 'use bf16, or "no"')
+
+
+def _parallel(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    parallel = config.parallel
+    if parallel.strategy == "single" and parallel.num_processes > 1:
+        what = f"'single' is one process, and num_processes is {parallel.num_processes}"
+        yield Problem("parallel.strategy", what, "use ddp")
+    if parallel.num_processes % parallel.num_nodes:
+        what = f"{parallel.num_processes} processes do not divide over {parallel.num_nodes} nodes"
+        yield Problem("parallel.num_processes", what, f"use a multiple of {parallel.num_nodes}")
+    if parallel.num_nodes > 1:
+        for key in ("main_address", "main_port"):
+            if getattr(parallel, key) is None:
+                yield Problem(f"parallel.{key}", f"is needed with {parallel.num_nodes} nodes", "name the first node's")
+    if device_of(config, machine) == "cuda":
+        per_node = parallel.num_processes // parallel.num_nodes
+        if parallel.num_nodes == 1 and per_node > machine.num_gpus:
+            what = f"{per_node} processes need {per_node} GPUs, and this machine has {machine.num_gpus}"
+            yield Problem("parallel.num_processes", what, "use fewer processes, or parallel.device=cpu")
+
+
+def _batch(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    if not isinstance(config, SFTConfig) or (wanted := config.train.global_batch_size) is None:
+        return
+    train, world = config.train, config.parallel.num_processes
+    accumulation = train.gradient_accumulation_steps
+    per_pass = train.per_device_train_batch_size * world
+    shown = f"per_device_train_batch_size {train.per_device_train_batch_size} x {world} processes"
+    if accumulation is not None and per_pass * accumulation != wanted:
+        what = f"{wanted} rows are not {shown} x gradient_accumulation_steps {accumulation}"
+        yield Problem("train.global_batch_size", what, f"use {per_pass * accumulation}, or leave one of them out")
+    elif wanted % per_pass:
+        what = f"{wanted} rows do not divide by {shown}"
+        yield Problem("train.global_batch_size", what, f"use a multiple of {per_pass}")
+
+
+def _train(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    if not isinstance(config, SFTConfig):
+        return
+    train, data = config.train, config.data
+    if (train.max_steps is None) == (train.num_train_epochs is None):
+        what = "is needed" if train.max_steps is None else "and train.num_train_epochs exclude each other"
+        yield Problem("train.max_steps", what, "give max_steps or num_train_epochs")
+    if train.warmup_steps is not None and train.warmup_ratio is not None:
+        yield Problem("train.warmup_steps", "and train.warmup_ratio exclude each other", "give one")
+    if train.warmup_steps is not None and train.max_steps is not None and train.warmup_steps > train.max_steps:
+        yield Problem("train.warmup_steps", f"is longer than max_steps {train.max_steps}", "use fewer")
+    if train.momentum and train.optimizer != "sgd":
+        yield Problem("train.momentum", f"has no meaning for {train.optimizer}", "use optimizer sgd, or leave it out")
+    has_validation = bool(data.validation) or data.validation_fraction is not None
+    for key in ("eval_steps", "early_stopping_patience", "load_best_model_at_end"):
+        if getattr(train, key) and not has_validation:
+            yield Problem(f"train.{key}", "needs validation rows", "give data.validation or data.validation_fraction")
+    for key in ("early_stopping_patience", "load_best_model_at_end"):
+        if getattr(train, key) and has_validation and train.eval_steps is None:
+            yield Problem(f"train.{key}", "needs evaluation during training", "give train.eval_steps")
+
+
+def _data(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    data = config.data
+    for split in needed_splits(config):
+        if getattr(data, split) is None:
+            yield Problem(f"data.{split}", f"is needed by the {config.stage} stage", "name the rows' file")
+    if data.validation and data.validation_fraction is not None:
+        yield Problem("data.validation_fraction", "and data.validation exclude each other", "give one")
+    if not isinstance(config, SFTConfig) or not data.streaming:
+        return
+    if data.validation_fraction is not None:
+        yield Problem("data.validation_fraction", "cannot be drawn from streamed rows", "give data.validation")
+    if config.train.max_steps is None and config.train.num_train_epochs is not None:
+        yield Problem("train.num_train_epochs", "streamed rows are not counted beforehand", "give train.max_steps")
+
+
+def _evaluation(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    evaluation = getattr(config, "evaluation", None)
+    if evaluation is None or isinstance(config, GenerateConfig):
+        return
+    if "accuracy" in evaluation.metrics and not evaluation.labels:
+        yield Problem("evaluation.labels", "is needed for accuracy", "list the labels, e.g. [positive, negative]")
+    generated = [metric for metric in evaluation.metrics if metric != "perplexity"]
+    if generated and config.data.text:
+        yield Problem("evaluation.metrics", f"{generated[0]} needs answers, and data.text has none", "use perplexity")
+    if (generation := getattr(config, "generation", None)) and generation.top_p < 1 and generation.temperature == 0:
+        yield Problem("generation.top_p", "has no meaning for greedy decoding", "give a temperature above 0")
+
+
+def _report_to(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    for tracker in getattr(config, "report_to", []):
+        if importlib.util.find_spec(tracker) is None:
+            yield Problem("report_to", f"the tracker {tracker!r} is not installed", f"pip install {tracker}")
+
+
+def _runs_dir(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    place = Path(config.runs_dir)
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        yield Problem("runs_dir", f"{place} is no folder", "name a folder")
+    elif not os.access(place, os.W_OK | os.X_OK):
+        yield Problem("runs_dir", f"{place} cannot be written", "name a folder that can")
+
+
+RULES: list[Rule] = [_model, _precision, _parallel, _batch, _train, _data, _evaluation, _report_to, _runs_dir]

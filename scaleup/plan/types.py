@@ -1,0 +1,87 @@
+"""The plan: everything a launch decides, resolved once, written to `plan.json` and checked by every worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from scaleup.artifacts.files import read_json, write_json
+from scaleup.plan.facts import ModelFacts
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class BatchPlan(_Frozen):
+    """micro_batch x accumulation x processes = global_batch, in rows."""
+
+    micro_batch: int
+    accumulation: int
+    global_batch: int
+    num_steps: int | None
+    """Optimizer steps in all; None where only reading the data will tell."""
+    num_train_rows: int | None
+
+
+class GroupPlan(_Frozen):
+    """One `accelerate launch` job: a process group of its own."""
+
+    name: str
+    num_processes: int
+    num_nodes: int
+    device: Literal["cpu", "cuda"]
+    backend: Literal["gloo", "nccl"]
+    strategy: Literal["single", "ddp"]
+    why: str
+    distributed_type: Literal["NO", "MULTI_CPU", "MULTI_GPU"]
+    """What Accelerate must report in every worker."""
+    engine: Literal["none", "DistributedDataParallel"]
+    """The class that must wrap the model in every worker."""
+    zero_stage: int | None = None
+    mixed_precision: Literal["no", "bf16", "fp16"]
+    threads_per_process: int
+    main_address: str | None
+    main_port: int | None
+
+    @property
+    def processes_per_node(self) -> int:
+        return self.num_processes // self.num_nodes
+
+
+class MemoryPlan(_Frozen):
+    """Bytes a rank holds for the length of a run; activations come on top."""
+
+    strategy: str
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer
+
+
+class Plan(_Frozen):
+    stage: str
+    name: str
+    run_folder: str
+    groups: list[GroupPlan]
+    model: ModelFacts
+    baseline: ModelFacts | None = None
+    batch: BatchPlan | None = None
+    memory: list[MemoryPlan]
+    notes: list[str]
+    """What the user should know although it is no mistake, e.g. how often a mixture repeats a small source."""
+
+    def group(self, name: str) -> GroupPlan:
+        return next(group for group in self.groups if group.name == name)
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        return cls.model_validate(read_json(path))

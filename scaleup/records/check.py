@@ -1,0 +1,196 @@
+"""The data of a run, looked at before anything is launched: every file that cannot be read, every row that cannot be
+used. Mistakes in the config's row formats are `format_problems`' to report, not repeated here."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.errors import Problem, ScaleupError
+from scaleup.records.examples import example_maker, prompt_maker, row_problem
+from scaleup.records.formats import data_files, local_path, read_rows
+from scaleup.records.template import MissingColumn
+
+NUM_ROWS_LISTED = 5
+NUM_STREAMED_ROWS = 10_000
+
+Maker = Callable[[Mapping[str, Any], int], Any]
+
+
+@dataclass(frozen=True)
+class SourceSummary:
+    """A source as the config names it. `rows` is None where they were not all counted: a hub name, a long stream."""
+
+    path: str
+    rows: int | None
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What was found, and each split's sources."""
+
+    problems: list[Problem]
+    sources: dict[str, list[SourceSummary]]
+
+
+def check_data(
+    data: DataConfig, splits: Sequence[str], max_rows: int | None = None, prompts_only: bool = False
+) -> DataCheck:
+    """Reads the splits' local sources once, up to `max_rows` rows each (10,000 when streaming), and reports whatever
+    would fail later. `prompts_only`: the rows are for generation and need no completion."""
+    limit = max_rows or (NUM_STREAMED_ROWS if data.streaming else None)
+    problems: list[Problem] = []
+    sources: dict[str, list[SourceSummary]] = {}
+    for split in splits:
+        sources[split] = []
+        for key, source in _sources(data, split):
+            found, rows = _check_source(data, source, key, limit, _maker(data, source, prompts_only))
+            problems += found
+            sources[split].append(SourceSummary(source.path, rows))
+    return DataCheck(problems + _leaks(data, splits), sources)
+
+
+def _sources(data: DataConfig, split: str) -> Iterator[tuple[str, SourceConfig]]:
+    for place, source in enumerate(getattr(data, split) or []):
+        yield f"data.{split}.{place}", source
+
+
+def _maker(data: DataConfig, source: SourceConfig, prompts_only: bool) -> Maker | None:
+    """None when the format has mistakes: then only the reading is checked."""
+    try:
+        return prompt_maker(data, source) if prompts_only else example_maker(data, source)
+    except ScaleupError:
+        return None
+
+
+def _check_source(
+    data: DataConfig, source: SourceConfig, key: str, limit: int | None, maker: Maker | None
+) -> tuple[list[Problem], int | None]:
+    path = local_path(data, source)
+    if path is None:
+        return [], None
+    try:
+        data_files(path)
+    except ScaleupError as error:
+        return [Problem(f"{key}.path", f"'{item.where}' {item.what}", item.remedy) for item in error.problems], None
+    failures = _Failures(limit)
+    is_whole = True
+    try:
+        for row in read_rows(path, failures.add_line):
+            failures.start_row()
+            try:
+                if maker is not None:
+                    maker(row.values, failures.num_rows - 1)
+            except ScaleupError as error:
+                failures.add(row.where, error)
+    except _Enough:
+        is_whole = False
+    problems = failures.problems(str(path))
+    if not problems and not failures.num_rows:
+        problems = [Problem(f"{key}.path", f"'{path}' holds no rows", "name a file with rows")]
+    return problems, failures.num_rows if is_whole else None
+
+
+class _Enough(Exception):
+    """As many rows and bad lines were looked at as should be."""
+
+
+class _Failures:
+    """The failing rows of one source: counted, and the first of them kept.
+
+    They are kept apart by the columns they lack, because a column that turns out to be in no row is one mistake,
+    which then hides none of the others.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self.num_rows = 0
+        self._num_lines = 0
+        self._limit = limit
+        self._kept: dict[frozenset[str], list[tuple[int, str, list[Problem]]]] = defaultdict(list)
+        self._counts: Counter[frozenset[str]] = Counter()
+
+    def start_row(self) -> None:
+        self._start_line()
+        self.num_rows += 1
+
+    def add_line(self, problem: Problem) -> None:
+        """A line that could not be read as a row."""
+        self._start_line()
+        self._add(frozenset({""}), problem.where, [problem])
+
+    def add(self, where: str, error: ScaleupError) -> None:
+        """A row of which no example could be made."""
+        kind = {problem.where if isinstance(problem, MissingColumn) else "" for problem in error.problems}
+        self._add(frozenset(kind), where, error.problems)
+
+    def problems(self, path: str) -> list[Problem]:
+        """The columns in no row; then the first failing rows, and how many more there are."""
+        absent = self._absent_columns()
+        found = [Problem(path, f"no row has the column '{name}'", remedy) for name, remedy in absent.items()]
+        failing = {kind for kind in self._counts if not kind <= absent.keys()}
+        rows = sorted((row for kind in failing for row in self._kept[kind]), key=lambda row: row[0])[:NUM_ROWS_LISTED]
+        for _, where, problems in rows:
+            found.append(_at_row(where, [problem for problem in problems if not _lacks(problem, absent)]))
+        if more := sum(self._counts[kind] for kind in failing) - len(rows):
+            found.append(Problem(path, f"and {more} more {'row fails' if more == 1 else 'rows fail'}"))
+        return found
+
+    def _start_line(self) -> None:
+        if self._num_lines == self._limit:
+            raise _Enough
+        self._num_lines += 1
+
+    def _add(self, kind: frozenset[str], where: str, problems: list[Problem]) -> None:
+        self._counts[kind] += 1
+        if len(self._kept[kind]) < NUM_ROWS_LISTED:
+            self._kept[kind].append((self._num_lines, where, problems))
+
+    def _absent_columns(self) -> dict[str, str]:
+        num_lacking: Counter[str] = Counter()
+        for kind, count in self._counts.items():
+            num_lacking.update(dict.fromkeys(kind - {""}, count))
+        absent = {name for name, count in num_lacking.items() if count == self.num_rows}
+        kept = (problem for rows in self._kept.values() for _, _, problems in rows for problem in problems)
+        return {problem.where: problem.remedy for problem in kept if _lacks(problem, absent)}
+
+
+def _lacks(problem: Problem, columns: Container[str]) -> bool:
+    return isinstance(problem, MissingColumn) and problem.where in columns
+
+
+def _at_row(where: str, problems: list[Problem]) -> Problem:
+    """A line's own problem says where already; a row's name the column."""
+    return problems[0] if problems[0].where == where else row_problem(where, ScaleupError(problems))
+
+
+def _leaks(data: DataConfig, splits: Sequence[str]) -> list[Problem]:
+    """Files that a model would be trained on and measured with."""
+    if "train" not in splits:
+        return []
+    trained = {
+        identity: key for key, source in _sources(data, "train") for identity in _identities(data, source, "train")
+    }
+    problems = []
+    for split in (split for split in splits if split != "train"):
+        for key, source in _sources(data, split):
+            for identity in _identities(data, source, split):
+                if identity in trained:
+                    what = f"'{identity[0]}' is training data too ({trained[identity]}.path)"
+                    problems.append(
+                        Problem(f"{key}.path", what, "keep held-out rows apart, or use validation_fraction")
+                    )
+    return problems
+
+
+def _identities(data: DataConfig, source: SourceConfig, split: str) -> list[tuple[str, ...]]:
+    """What a source reads: its files, wherever links and `..` lead, or a hub dataset's configuration and split."""
+    path = local_path(data, source)
+    if path is None:
+        return [(source.path, source.name or "", source.split or split)]
+    try:
+        return [(str(file.resolve()),) for file in data_files(path)]
+    except ScaleupError:
+        return []

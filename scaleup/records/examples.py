@@ -1,0 +1,169 @@
+"""Row -> example: which format a source's rows have, whether the config states it properly, and the making itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scaleup.config.schema import DataConfig, RowFormat, SourceConfig
+from scaleup.errors import Problem, ScaleupError
+from scaleup.records.format_rules import format_mistakes, format_problems, row_format
+from scaleup.records.instructions import INSTRUCTIONS, phrasing_of
+from scaleup.records.template import Template, column_problem
+
+__all__ = [
+    "Chat",
+    "Example",
+    "PlainText",
+    "PromptCompletion",
+    "example_maker",
+    "format_problems",
+    "prompt_maker",
+    "row_format",
+    "row_problem",
+]
+
+ROLES = ("system", "user", "assistant", "tool")
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class PromptCompletion:
+    """A prompt and what should follow it."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation: [{role, content}, ...]."""
+
+    messages: list[Message]
+
+
+@dataclass(frozen=True)
+class PlainText:
+    """Text for plain language modelling."""
+
+    text: str
+
+
+Example = PromptCompletion | Chat | PlainText
+Values = Mapping[str, Any]
+
+
+def example_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, int], Example]:
+    """What makes an example of a row's values and its index in the source. It raises ScaleupError for a row that it
+    cannot use: put the row's place to that with `row_problem`."""
+    form = _valid_format(data, source, prompts_only=False)
+    if form.messages is not None:
+        column = form.messages
+        return lambda values, index: Chat(_messages(column, values))
+    if form.text is not None:
+        text = {"text": Template(form.text, form.columns)}
+        return lambda values, index: PlainText(**_rendered(text, values))
+    pairs = [
+        {"prompt": Template(prompt, form.columns), "completion": Template(completion, form.columns)}
+        for prompt, completion in _phrasings(form)
+    ]
+    return lambda values, index: PromptCompletion(**_rendered(_chosen(pairs, index), values))
+
+
+def prompt_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, int], str | list[Message]]:
+    """What makes only the prompt: of a chat, the messages before the last one of the assistant. Needs no completion."""
+    form = _valid_format(data, source, prompts_only=True)
+    if form.messages is not None:
+        column = form.messages
+        return lambda values, index: _opening(column, values)
+    prompts = [{"prompt": Template(prompt, form.columns)} for prompt, _ in _phrasings(form)]
+    return lambda values, index: _rendered(_chosen(prompts, index), values)["prompt"]
+
+
+def row_problem(where: str, error: ScaleupError) -> Problem:
+    """All that is wrong with the row at `where`, as one problem."""
+    what = "; ".join(f"'{problem.where}' {problem.what}" for problem in error.problems)
+    return Problem(where, what, "; ".join(dict.fromkeys(p.remedy for p in error.problems if p.remedy)))
+
+
+def _valid_format(data: DataConfig, source: SourceConfig, prompts_only: bool) -> RowFormat:
+    form = row_format(data, source)
+    if mistakes := format_mistakes(form, "data", prompts_only):
+        raise ScaleupError(mistakes)
+    return form
+
+
+def _phrasings(form: RowFormat) -> Sequence[tuple[str, str]]:
+    if form.template is not None:
+        return INSTRUCTIONS[form.template].phrasings
+    return [(form.prompt or "", form.completion or "")]
+
+
+def _chosen(phrasings: list[dict[str, Template]], index: int) -> dict[str, Template]:
+    return phrasings[phrasing_of(index, len(phrasings))] if len(phrasings) > 1 else phrasings[0]
+
+
+def _rendered(templates: dict[str, Template], values: Values) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    problems: list[Problem] = []
+    for name, template in templates.items():
+        try:
+            texts[name] = template.render(values)
+        except ScaleupError as error:
+            problems += error.problems
+        else:
+            problems += _text_problems(name, texts[name])
+    if problems:
+        raise ScaleupError(list(dict.fromkeys(problems)))
+    return texts
+
+
+def _text_problems(name: str, text: str) -> list[Problem]:
+    if not text.strip():
+        return [Problem(name, "is empty", "mend or drop the row")]
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError:  # JSON can spell these; tokenizers then fail in the middle of the training
+        return [Problem(name, "holds half of a surrogate pair", "mend or drop the row")]
+    return []
+
+
+def _messages(column: str, values: Values) -> list[Message]:
+    messages = _well_formed(column, values)
+    if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
+        raise ScaleupError.of(column, "has no answer of the assistant", "add an assistant message with content")
+    return messages
+
+
+def _opening(column: str, values: Values) -> list[Message]:
+    messages = _well_formed(column, values)
+    last = max((at for at, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
+    if not any(message["content"].strip() for message in messages[:last]):
+        raise ScaleupError.of(column, "has no message before the assistant's last", "start it with a user message")
+    return messages[:last]
+
+
+def _well_formed(column: str, values: Values) -> list[Message]:
+    messages = values.get(column)
+    if not isinstance(messages, list):
+        raise ScaleupError(column_problem(column, values, wanted="a list of messages"))
+    problems = [problem for at, message in enumerate(messages) for problem in _faults(f"{column}[{at}]", message)]
+    if problems:
+        raise ScaleupError(problems)
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _faults(where: str, message: Any) -> list[Problem]:
+    if not isinstance(message, Mapping):
+        return [Problem(where, "is no message", "write {role: ..., content: ...}")]
+    role, content = message.get("role"), message.get("content")
+    problems = []
+    if role not in ROLES:
+        problems.append(Problem(f"{where}.role", f"is {role!r}", f"use one of {', '.join(ROLES)}"))
+    if not isinstance(content, str):
+        problems.append(Problem(f"{where}.content", "is no text", "make it text"))
+    elif content:
+        problems += [problem for problem in _text_problems(f"{where}.content", content) if content.strip()]
+    return problems

@@ -1,0 +1,118 @@
+"""A source's row format, and the mistakes a config can make in stating it. No data is looked at here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from scaleup.config.schema import DataConfig, RowFormat, SourceConfig
+from scaleup.errors import Problem, ScaleupError
+from scaleup.records.instructions import INSTRUCTIONS
+from scaleup.records.template import Template
+
+TEMPLATE_KEYS = ("prompt", "completion", "text")
+FORMAT_KEYS = ("prompt", "completion", "template", "messages", "text")
+SPLITS = ("train", "validation", "test")
+
+
+def row_format(data: DataConfig, source: SourceConfig) -> RowFormat:
+    """The source's own format if it states one, else that of the data; the source's `columns` over the data's."""
+    own = source if states_format(source) else data
+    stated = {key: getattr(own, key) for key in FORMAT_KEYS}
+    return RowFormat(**stated, columns={**data.columns, **source.columns})
+
+
+def states_format(section: RowFormat) -> bool:
+    """Whether the section sets any of the keys that say how a row becomes an example."""
+    return any(getattr(section, key) is not None for key in FORMAT_KEYS)
+
+
+def format_problems(data: DataConfig, splits: Sequence[str], prompts_only: bool = False) -> list[Problem]:
+    """The mistakes in the row formats of the splits' sources, each once. With `prompts_only` (for generation) a prompt
+    needs no completion, and plain text, which has no prompt, will not do."""
+    problems: list[Problem] = []
+    for split in splits:
+        for place, source in enumerate(getattr(data, split) or []):
+            key = f"data.{split}.{place}"
+            form = row_format(data, source)
+            problems += format_mistakes(form, key if states_format(source) else "data", prompts_only)
+            problems += _unknown_fields(source.columns, _fields(form), f"{key}.columns")
+    if any(getattr(data, split) for split in splits):
+        problems += _unknown_fields(data.columns, _all_fields(data), "data.columns")
+    return list(dict.fromkeys(problems))
+
+
+def format_mistakes(form: RowFormat, where: str, prompts_only: bool = False) -> list[Problem]:
+    """The mistakes in one row format, `columns` aside; `where` is the config key of the section that states it."""
+    problems = _incompatible_keys(form, where, prompts_only)
+    if form.template is not None and form.template not in INSTRUCTIONS:
+        remedy = _nearest(form.template, INSTRUCTIONS)
+        problems.append(Problem(f"{where}.template", f"'{form.template}' is no template", remedy))
+    for key in TEMPLATE_KEYS:
+        if (text := getattr(form, key)) is not None:
+            problems += _template_mistakes(text, f"{where}.{key}", may_be_constant=key == "prompt")
+    return problems
+
+
+def _template_mistakes(text: str, where: str, may_be_constant: bool) -> list[Problem]:
+    try:
+        template = Template(text)
+    except ScaleupError as error:
+        return [Problem(where, f"{item.where} {item.what}", item.remedy) for item in error.problems]
+    if template.fields or may_be_constant:
+        return []
+    return [Problem(where, f"{text!r} names no column: all rows would read the same", "write {column} for its value")]
+
+
+def _incompatible_keys(form: RowFormat, where: str, prompts_only: bool) -> list[Problem]:
+    first_keys = {"prompt or completion": form.prompt or form.completion}
+    first_keys |= {key: getattr(form, key) for key in ("template", "messages", "text")}
+    stated = [name for name, value in first_keys.items() if value is not None]
+    if not stated:
+        remedy = "set prompt and completion, or template, messages or text"
+        return [Problem(where, "nothing says how a row becomes an example", remedy)]
+    if len(stated) > 1:
+        names = [key for key in FORMAT_KEYS if getattr(form, key) is not None]
+        what = f"is set beside {', '.join(names[:-1])}: a row has one format"
+        return [Problem(f"{where}.{names[-1]}", what, "keep one of them")]
+    if form.completion is not None and form.prompt is None:
+        return [Problem(f"{where}.completion", "is set without a prompt", f"set {where}.prompt beside it")]
+    if form.prompt is not None and form.completion is None and not prompts_only:
+        return [Problem(f"{where}.prompt", "is set without a completion", f"set {where}.completion beside it")]
+    if form.text is not None and prompts_only:
+        return [Problem(f"{where}.text", "gives no prompts to generate from", f"set {where}.prompt instead")]
+    return []
+
+
+def _fields(form: RowFormat) -> set[str] | None:
+    """The names that `columns` may map; None when a mistake in the format leaves them unknown."""
+    if form.template is not None and form.template not in INSTRUCTIONS:
+        return None
+    fields = set(INSTRUCTIONS[form.template].columns) if form.template is not None else set()
+    try:
+        return fields.union(*(Template(getattr(form, key) or "").fields for key in TEMPLATE_KEYS))
+    except ScaleupError:
+        return None
+
+
+def _all_fields(data: DataConfig) -> set[str] | None:
+    """Those of all sources: what `data.columns` maps may be for one of them only."""
+    sources = [source for split in SPLITS for source in getattr(data, split) or []]
+    known = [_fields(form) for form in (data, *(row_format(data, source) for source in sources))]
+    return None if None in known else set().union(*(fields for fields in known if fields))
+
+
+def _unknown_fields(columns: Iterable[str], fields: set[str] | None, where: str) -> list[Problem]:
+    if fields is None:
+        return []
+    return [
+        Problem(f"{where}.{name}", f"the row format has no field '{name}'", _nearest(name, sorted(fields)))
+        for name in columns
+        if name not in fields
+    ]
+
+
+def _nearest(name: str, valid: Iterable[str]) -> str:
+    valid = list(valid)
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"it has {', '.join(valid)}" if valid else "remove it"

@@ -1,0 +1,44 @@
+"""Metrics of a model on held-out rows, beside those of a baseline where there is one."""
+
+from __future__ import annotations
+
+import json
+from itertools import chain
+
+from scaleup.artifacts.files import write_json, write_text
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.config.stages import EvaluateConfig
+from scaleup.data.sources import read_examples
+from scaleup.distributed.runtime import Runtime, seed_everything
+from scaleup.evaluation.evaluate import Evaluation, evaluate_model, reference
+from scaleup.evaluation.report import finish
+from scaleup.plan.types import Plan
+
+
+def run(config: EvaluateConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
+    split = config.evaluation.split
+    sources = getattr(config.data, split)
+    examples = list(chain.from_iterable(read_examples(config.data, source, split) for source in sources))
+    examples = examples[: config.evaluation.max_samples]
+
+    models = {"model": (config.model, plan.model)}
+    if config.baseline is not None and plan.baseline is not None:
+        models = {"baseline": (config.baseline, plan.baseline), **models}
+    results: dict[str, Evaluation] = {}
+    for name, (model, facts) in models.items():
+        seed_everything(runtime.rank)
+        results[name] = evaluate_model(config, runtime, model, facts, examples, folder.path / ".parts", name)
+
+    if runtime.is_main:
+        metrics = {name: result.metrics for name, result in results.items()}
+        write_json(folder.path / "metrics.json", metrics)
+        answers = {name: result.answers for name, result in results.items() if result.answers is not None}
+        if answers:
+            rows = [
+                {"prompt": getattr(example, "prompt", None), "reference": reference(example)}
+                | {name: given[index] for name, given in answers.items()}
+                for index, example in enumerate(examples)
+            ]
+            write_text(folder.path / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        finish(folder, config.stage, config.name, metrics, None)
+    runtime.barrier()

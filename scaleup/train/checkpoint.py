@@ -1,0 +1,134 @@
+"""Save and restore everything that the next step depends on. Written aside by all ranks, renamed by rank 0.
+
+Model, optimizer, schedule and loss scale go through Accelerate, which knows each strategy. The random state is our
+own file: Accelerate's is a pickle, and a failure to restore it is only logged."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.optim.lr_scheduler import LRScheduler
+
+from scaleup.artifacts.checkpoints import (
+    CheckpointFolder,
+    checkpoint_folder,
+    latest_checkpoint,
+    prune_checkpoints,
+    write_listing,
+)
+from scaleup.artifacts.files import aside_of, commit_folder
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.distributed.runtime import Runtime
+from scaleup.errors import ScaleupError
+from scaleup.train.state import TrainState
+
+STATE = "train_state.json"
+
+
+class Checkpointer:
+    """Checkpoints of one run. Every rank must make the same calls."""
+
+    def __init__(self, runtime: Runtime, run: RunFolder, schedule: LRScheduler, keep: int) -> None:
+        self._runtime = runtime
+        self._run = run
+        self._keep = keep
+        runtime.accelerator.register_for_checkpointing(schedule)
+        latest = latest_checkpoint(run.checkpoints)
+        self.last_step: int | None = latest.step if latest else None
+
+    def save(self, state: TrainState) -> None:
+        """Raises ScaleupError when it cannot be written; earlier checkpoints stay as they are."""
+        if state.step == self.last_step:
+            return
+        folder = checkpoint_folder(self._run.checkpoints, state.step)
+        self._on_main(lambda: _fresh(aside_of(folder)), folder)
+        self._on_all(lambda: self._write(aside_of(folder), state), folder)
+        self._on_main(lambda: self._finish(folder, state), folder)
+        self.last_step = state.step
+
+    def restore(self) -> TrainState:
+        """The state of the newest whole checkpoint, loaded into everything; a new state when there is none."""
+        latest = latest_checkpoint(self._run.checkpoints)
+        if latest is None:
+            return TrainState()
+        return self.load(latest)
+
+    def load(self, checkpoint: CheckpointFolder) -> TrainState:
+        self._runtime.accelerator.load_state(str(checkpoint.path))
+        _set_random_state(load_file(_random_file(checkpoint.path, self._runtime.rank)))
+        return TrainState.read(checkpoint.path / STATE)
+
+    def load_best_weights(self, state: TrainState) -> None:
+        """Put the weights of the best evaluation back. Raises ScaleupError when that checkpoint is gone."""
+        assert state.best_step is not None
+        folder = checkpoint_folder(self._run.checkpoints, state.best_step)
+        if not folder.is_dir():
+            raise ScaleupError.of(
+                str(folder), "the best checkpoint is gone", "keep it, or turn load_best_model_at_end off"
+            )
+        self._runtime.accelerator.load_state(str(folder))
+
+    def _write(self, aside: Path, state: TrainState) -> None:
+        self._runtime.accelerator.save_state(str(aside), safe_serialization=True)
+        save_file(_random_state(), _random_file(aside, self._runtime.rank))
+        if self._runtime.is_main:
+            state.save(aside / STATE)
+
+    def _finish(self, folder: Path, state: TrainState) -> None:
+        for pickled in aside_of(folder).glob("random_states_*.pkl"):
+            pickled.unlink()
+        write_listing(aside_of(folder), state.step)
+        commit_folder(folder)
+        prune_checkpoints(self._run.checkpoints, self._keep, also=state.best_step)
+
+    def _on_main(self, action: Callable[[], None], folder: Path) -> None:
+        self._on_all(action if self._runtime.is_main else lambda: None, folder)
+
+    def _on_all(self, action: Callable[[], None], folder: Path) -> None:
+        """Run on every rank, and agree on whether it went well: one full disk stops all ranks with one message."""
+        failure: Exception | None = None
+        try:
+            action()
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # torch and safetensors have their own for a full disk
+            failure = error
+        if not self._runtime.any(failure is not None):
+            return
+        shutil.rmtree(aside_of(folder), ignore_errors=True)
+        kept = (
+            f"the last good checkpoint is step {self.last_step}" if self.last_step else "there is no earlier checkpoint"
+        )
+        what = f"cannot be written ({failure or 'another rank failed'}); {kept}"
+        raise ScaleupError.of(
+            f"checkpoint {folder}", what, "make room on the disk, then continue with --resume"
+        ) from failure
+
+
+def _fresh(aside: Path) -> None:
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+
+
+def _random_file(folder: Path, rank: int) -> Path:
+    return folder / f"random_state_{rank}.safetensors"
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

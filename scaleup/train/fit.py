@@ -1,0 +1,139 @@
+"""The one supervised loop: time, logging, evaluation, checkpoints and stopping. The maths of a step is in `step`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from scaleup.artifacts.files import write_json
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.config.stages import SFTConfig
+from scaleup.data.collate import Batch
+from scaleup.data.loader import TrainLoader
+from scaleup.distributed.runtime import Runtime
+from scaleup.errors import ScaleupError
+from scaleup.train.checkpoint import Checkpointer
+from scaleup.train.metrics import MetricsLog, peak_memory_mib
+from scaleup.train.state import TrainState
+from scaleup.train.step import NonFiniteLossError, Objective, StepResult, evaluate_loss, train_step
+
+
+class Stopped(Exception):
+    """A signal asked for a stop; everything is saved and the run can go on later."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+@dataclass
+class Fit:
+    """All that a supervised run consists of, prepared. `validation` gives this rank's batches, anew each call."""
+
+    config: SFTConfig
+    runtime: Runtime
+    run: RunFolder
+    model: torch.nn.Module
+    optimizer: Any
+    schedule: LRScheduler
+    loader: TrainLoader
+    num_steps: int
+    objective: Objective
+    validation: Callable[[], Iterable[Batch]] | None
+
+
+def fit(job: Fit) -> TrainState:
+    """Train to the last step from wherever the newest checkpoint stands. Raises Stopped after a signal."""
+    train = job.config.train
+    checkpointer = Checkpointer(job.runtime, job.run, job.schedule, train.save_total_limit)
+    state = checkpointer.restore()
+    metrics = MetricsLog(job.runtime, job.run, job.config, state.step)
+    job.model.train()
+    started = time.perf_counter()
+    tokens = 0
+    while state.step < job.num_steps and not _is_over(job, state):
+        result = _step(job, state, checkpointer)
+        state.step += 1
+        state.num_tokens += result.num_tokens
+        tokens += result.num_tokens
+        if state.step % train.logging_steps == 0 or state.step == job.num_steps:
+            now = time.perf_counter()
+            _log_step(job, metrics, state, result, tokens / (now - started))
+            started, tokens = now, 0
+        job.runtime.progress.report("training", state.step, job.num_steps, loss=round(result.loss, 4))
+        improved = _evaluate(job, metrics, state) if _is_due(train.eval_steps, state.step, job.num_steps) else False
+        save_best = improved and train.load_best_model_at_end
+        if save_best or _is_over(job, state) or _is_due(train.save_steps, state.step, job.num_steps):
+            checkpointer.save(state)
+        if result.stop_requested and state.step < job.num_steps:
+            _stop(job, checkpointer, state)
+    if train.load_best_model_at_end:
+        checkpointer.load_best_weights(state)
+    metrics.close()
+    return state
+
+
+def _step(job: Fit, state: TrainState, checkpointer: Checkpointer) -> StepResult:
+    batches = job.loader.batches(state.step)
+    try:
+        result = train_step(
+            job.runtime, job.model, job.optimizer, batches, job.objective, job.config.train.max_grad_norm
+        )
+    except NonFiniteLossError as error:
+        saved = (
+            f"the last good checkpoint is step {checkpointer.last_step}"
+            if checkpointer.last_step
+            else "no checkpoint was saved yet"
+        )
+        raise ScaleupError.of(
+            f"training step {state.step + 1}",
+            f"{error}; {saved}",
+            "lower train.learning_rate, or look at the rows of this step",
+        ) from error
+    if not result.skipped:
+        job.schedule.step()
+    return result
+
+
+def _log_step(job: Fit, metrics: MetricsLog, state: TrainState, result: StepResult, rate: float) -> None:
+    metrics.log(
+        state.step,
+        loss=result.loss,
+        learning_rate=job.optimizer.param_groups[0]["lr"],
+        grad_norm=result.grad_norm,
+        tokens_per_second=round(rate, 1),
+        memory_mib=peak_memory_mib(job.runtime.device),
+        num_tokens=state.num_tokens,
+    )
+
+
+def _evaluate(job: Fit, metrics: MetricsLog, state: TrainState) -> bool:
+    """Validation loss into the log; whether it is the best so far."""
+    if job.validation is None:
+        return False
+    loss = evaluate_loss(job.runtime, job.model, job.validation(), job.objective)
+    metrics.log(state.step, eval_loss=loss)
+    return state.note_evaluation(loss, job.config.train.early_stopping_threshold)
+
+
+def _is_due(every: int | None, step: int, last: int) -> bool:
+    return step == last or (every is not None and step % every == 0)
+
+
+def _is_over(job: Fit, state: TrainState) -> bool:
+    """Early stopping: a pure function of the state, so a run that goes on after a kill decides the same."""
+    patience = job.config.train.early_stopping_patience
+    return patience is not None and state.evaluations_without_gain >= patience
+
+
+def _stop(job: Fit, checkpointer: Checkpointer, state: TrainState) -> None:
+    checkpointer.save(state)
+    if job.runtime.is_main:
+        write_json(job.run.resumable_file, {"step": state.step, "num_steps": job.num_steps})
+    job.runtime.barrier()
+    raise Stopped(state.step)

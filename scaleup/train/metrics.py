@@ -1,0 +1,67 @@
+"""What a run reports: `metrics.jsonl`, TensorBoard and other trackers, all from one call."""
+
+from __future__ import annotations
+
+import json
+import resource
+from typing import Any
+
+import torch
+
+from scaleup.artifacts.files import write_text
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.config.schema import RunConfig
+from scaleup.distributed.runtime import Runtime
+
+
+class MetricsLog:
+    """Rank 0 writes; other ranks' calls do nothing. A run that goes on keeps one line a step: what a killed attempt
+    logged after the checkpoint is taken out first."""
+
+    def __init__(self, runtime: Runtime, run: RunFolder, config: RunConfig, start_step: int) -> None:
+        self._runtime = runtime
+        self._file = run.metrics_file
+        goes_on = start_step > 0
+        runtime.accelerator.init_trackers(
+            config.name,
+            config=None if goes_on else _flat(config.model_dump(mode="json")),
+            init_kwargs={"tensorboard": {"purge_step": start_step + 1}} if goes_on else {},
+        )
+        if runtime.is_main:
+            write_text(self._file, "".join(line for line in self._lines() if json.loads(line)["step"] <= start_step))
+
+    def log(self, step: int, **values: Any) -> None:
+        if self._runtime.is_main:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        self._runtime.accelerator.log(values, step=step)
+
+    def close(self) -> None:
+        """Flush and end the trackers. Not Accelerate's `end_training`, which ends the process group with them."""
+        for tracker in self._runtime.accelerator.trackers:
+            tracker.finish()
+
+    def _lines(self) -> list[str]:
+        """Whole lines only: a killed process may have left half of one."""
+        if not self._file.is_file():
+            return []
+        return [
+            line for line in self._file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
+        ]
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory this process has held so far: on the GPU where there is one, else its resident set."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    flat: dict[str, str | int | float | bool] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, (str, int, float, bool)) else json.dumps(value)
+    return flat

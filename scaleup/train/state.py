@@ -1,0 +1,34 @@
+"""Where a training run stands, apart from tensors: small enough for a JSON file in each checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from scaleup.artifacts.files import read_json, write_json
+
+
+@dataclass
+class TrainState:
+    step: int = 0
+    """Optimizer steps done. The data position follows from it."""
+    num_tokens: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+
+    def note_evaluation(self, loss: float, threshold: float) -> bool:
+        """Whether this is the best validation loss so far (by more than the threshold)."""
+        better = self.best_loss is None or loss < self.best_loss - threshold
+        if better:
+            self.best_loss, self.best_step, self.evaluations_without_gain = loss, self.step, 0
+        else:
+            self.evaluations_without_gain += 1
+        return better
+
+    def save(self, path: Path) -> None:
+        write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> TrainState:
+        return cls(**read_json(path))

@@ -1,0 +1,79 @@
+"""The maths of one optimizer step, and of an evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from scaleup.data.collate import Batch
+from scaleup.distributed.runtime import Runtime
+
+Objective = Callable[[Any, Batch], torch.Tensor]
+"""(model, batch) -> the loss summed over the batch's labelled tokens."""
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss or the gradient is NaN or infinite. Raised before the weights change."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    loss: float
+    grad_norm: float
+    num_tokens: int
+    """Real tokens of the global batch."""
+    stop_requested: bool
+    """Some rank got a signal."""
+    skipped: bool
+    """fp16 only: the gradient overflowed, and the loss scale went down instead of the weights moving."""
+
+
+def train_step(
+    runtime: Runtime,
+    model: torch.nn.Module,
+    optimizer: Any,
+    batches: Sequence[Batch],
+    objective: Objective,
+    max_grad_norm: float,
+) -> StepResult:
+    """One optimizer step on the global batch whose share of this rank is `batches`.
+
+    The loss is sum over all tokens of all ranks and micro-batches / their number. DDP averages gradients over ranks,
+    so each rank's part is scaled by the number of ranks. Raises NonFiniteLossError."""
+    num_labels, num_tokens = runtime.sum(sum(b.num_labels for b in batches), sum(b.num_tokens for b in batches))
+    scale = runtime.world / max(num_labels, 1.0)
+    loss_sum = torch.zeros((), device=runtime.device)
+    for number, batch in enumerate(batches):
+        with runtime.no_sync(model, last=number == len(batches) - 1):
+            loss = objective(model, batch.to(runtime.device))
+            runtime.accelerator.backward(loss * scale)
+        loss_sum += loss.detach()
+    total, stop = runtime.sum(loss_sum.item(), float(runtime.stop.requested))
+    loss_value = total / max(num_labels, 1.0)
+    if not math.isfinite(loss_value):
+        raise NonFiniteLossError(f"the loss is {loss_value}")
+    grad_norm = float(runtime.accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf))
+    scaled = runtime.accelerator.scaler is not None
+    if not math.isfinite(grad_norm) and not scaled:
+        raise NonFiniteLossError(f"the gradient norm is {grad_norm}")
+    optimizer.step()
+    optimizer.zero_grad()
+    skipped = scaled and runtime.accelerator.optimizer_step_was_skipped
+    return StepResult(loss_value, grad_norm, int(num_tokens), stop > 0, skipped)
+
+
+@torch.no_grad()
+def evaluate_loss(runtime: Runtime, model: torch.nn.Module, batches: Iterable[Batch], objective: Objective) -> float:
+    """Mean loss a labelled token over all ranks' batches; dropout off."""
+    model.eval()
+    loss_sum, num_labels = 0.0, 0
+    for batch in batches:
+        loss_sum += float(objective(model, batch.to(runtime.device)))
+        num_labels += batch.num_labels
+    model.train()
+    total, count = runtime.sum(loss_sum, num_labels)
+    return total / max(count, 1.0)

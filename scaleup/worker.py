@@ -1,0 +1,109 @@
+"""What every launched process runs: run folder -> Runtime -> stage.
+
+    accelerate launch --config_file runs/X/launch/policy.yaml -m scaleup.worker runs/X policy
+
+With `--attempt NAME` (which the launcher adds) output goes to the attempt's logs, and errors are recorded for the
+launcher to show; started by hand, both go to the terminal. Either way the run continues from its newest checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from scaleup.artifacts.run_folder import Attempt, RunFolder
+from scaleup.distributed.signals import StopFlag
+from scaleup.errors import ScaleupError
+from scaleup.plan.types import Plan
+
+
+def main() -> None:
+    arguments = _arguments()
+    run = RunFolder(Path(arguments.run).absolute())
+    attempt = run.attempt(arguments.attempt) if arguments.attempt else None
+    rank_name = f"{arguments.group}-rank{os.environ.get('RANK', '0')}"
+    stop = StopFlag().install()
+    if attempt:
+        _redirect_output(attempt.logs / f"{rank_name}.log")
+        _register(attempt, rank_name)
+    try:
+        _work(run, arguments.group, attempt, stop)
+    except Exception as error:
+        _report(error, attempt, rank_name)
+        code = 2 if isinstance(error, ScaleupError) else 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # not sys.exit: a process group whose peers are gone may never let the interpreter end
+
+
+def _work(run: RunFolder, group: str, attempt: Attempt | None, stop: StopFlag) -> None:
+    from scaleup.distributed.runtime import Runtime  # after the signal handlers: torch takes seconds to import
+    from scaleup.train.fit import Stopped
+
+    config, plan = run.config, Plan.read(run.plan_file)
+    runtime = Runtime.start(
+        plan.group(group),
+        timeout_seconds=config.parallel.timeout_seconds,
+        run_folder=run.path,
+        report_to=getattr(config, "report_to", []),
+        progress_file=attempt.progress_file if attempt else None,
+        stop=stop,
+    )
+    stage: Any = importlib.import_module(f"scaleup.stages.{config.stage}")
+    try:
+        stage.run(config, plan, runtime, run)
+    except Stopped as stopped:
+        print(f"{stopped}; continue with --resume")
+    runtime.accelerator.end_training()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scaleup.worker", description="One process of one group of a run.")
+    parser.add_argument("run", help="the run folder")
+    parser.add_argument("group", help="the group of the plan that this process belongs to, e.g. policy")
+    parser.add_argument("--attempt", help="the attempt whose folder takes logs and errors")
+    return parser.parse_args()
+
+
+def _redirect_output(log: Path) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)
+
+
+def _register(attempt: Attempt, rank_name: str) -> None:
+    """Tell the node agent whom to signal: the agents between it and us would kill us after 30 seconds."""
+    place = {"pid": os.getpid(), "host": socket.gethostname()}
+    aside = attempt.workers / f".{rank_name}.tmp"
+    aside.write_text(json.dumps(place), encoding="utf-8")
+    aside.replace(attempt.workers / f"{rank_name}.json")
+
+
+def _report(error: Exception, attempt: Attempt | None, rank_name: str) -> None:
+    is_users = isinstance(error, ScaleupError)
+    trace = "" if is_users else "".join(traceback.format_exception(error))
+    print(f"error: {error}" if is_users else trace, file=sys.stderr, flush=True)
+    if attempt:
+        problems = [vars(problem) for problem in error.problems] if isinstance(error, ScaleupError) else []
+        attempt.record_error(
+            rank_name,
+            {
+                "rank": rank_name,
+                "time": time.time(),
+                "problems": problems,
+                "error": str(error) or repr(error),
+                "traceback": trace,
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Reading rows: each format, where each row stands, and every way a file can be broken."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.errors import ScaleupError
+from scaleup.records import json_array
+from scaleup.records.formats import data_files, local_path, read_rows
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def read(path: Path):
+    """The rows as (place, values) and the problems as (place, what)."""
+    problems = []
+    rows = list(read_rows(path, problems.append))
+    place = len(str(path))
+    return [(row.where[place:], row.values) for row in rows], [(p.where[place:], p.what) for p in problems]
+
+
+GOOD = {
+    "blank lines and a BOM": ("a.jsonl", '\ufeff{"a": 1}\n\n  \n{"a": 2}\r\n', [(":1", {"a": 1}), (":4", {"a": 2})]),
+    "a carriage return within a line": ("a.jsonl", '{"a":\r1}\n{"a": 2}', [(":1", {"a": 1}), (":2", {"a": 2})]),
+    "no last line break": ("a.jsonl", '{"a": 1}', [(":1", {"a": 1})]),
+    "line separator in a string": (
+        "a.jsonl",
+        '{"a": "x\u2028y"}\n{"a": 2}',
+        [(":1", {"a": "x\u2028y"}), (":2", {"a": 2})],
+    ),
+    "json lines in .json": ("a.json", '\n{"a": 1}\n{"a": 2}\n', [(":2", {"a": 1}), (":3", {"a": 2})]),
+    "an array": (
+        "a.json",
+        '\ufeff\n[{"a": 1},\n\n {"a":\n 2}, {"a": 3}\n]\n',
+        [(":2", {"a": 1}), (":4", {"a": 2}), (":5", {"a": 3})],
+    ),
+    "an empty array": ("a.json", " [ ] ", []),
+    "nothing": ("a.jsonl", "", []),
+    "csv": (
+        "a.csv",
+        '\ufeffa,b\r\n1,x\r\n\r\n2,"y\nz"\r\n3,"p""q"\r\n',
+        [(":2", {"a": "1", "b": "x"}), (":4", {"a": "2", "b": "y\nz"}), (":6", {"a": "3", "b": 'p"q'})],
+    ),
+    "a csv of its header": ("a.csv", "a,b\n", []),
+    "an upper-case suffix": ("A.JSONL", '{"a": 1}', [(":1", {"a": 1})]),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "rows"), GOOD.values(), ids=GOOD)
+def test_rows_and_their_lines(tmp_path, name, content, rows):
+    assert read(write(tmp_path / name, content)) == (rows, [])
+
+
+BAD = {
+    "bad lines among good ones": (
+        "a.jsonl",
+        b'{"a": 1}\n{"a": \n[1]\n{"a": "\xff"}\n{"a": 5}\n',
+        [":1", ":5"],
+        [(":2", "JSON"), (":3", "object"), (":4", "UTF-8")],
+    ),
+    "too deep": ("a.jsonl", "[" * 100_000 + '\n{"a": 1}', [":2"], [(":1", "JSON")]),
+    "utf-16": ("a.jsonl", '{"a": 1}'.encode("utf-16"), [], [(":1", "UTF-8")]),
+    "an item that is no object": ("a.json", '[{"a": 1},\n3,\n{"a": 2}]', [":1", ":3"], [(":2", "object")]),
+    "bad bytes in an item": ("a.json", b'[{"a": "\xff"},\n{"a": 2}]', [":2"], [(":1", "UTF-8")]),
+    "a broken item": ("a.json", '[{"a": 1},\n{"a"\n: x}, {"a": 2}]', [":1"], [(":3", "JSON")]),
+    "an array that ends early": ("a.json", '[{"a": 1},\n{"a": "x', [":1"], [(":2", "JSON")]),
+    "an array without its end": ("a.json", '[{"a": 1}\n', [":1"], [(":2", "JSON")]),
+    "a comma before the end": ("a.json", '[{"a": 1},\n]', [":1"], [(":2", "JSON")]),
+    "text after the array": ("a.json", '[{"a": 1}]\n{"a": 2}', [":1"], [(":2", "follows")]),
+    "wrong numbers of fields": ("a.csv", "a,b\n1\n1,2\n1,2,3\n", [":3"], [(":2", "is 1,"), (":4", "is 3,")]),
+    "bad bytes in csv": ("a.csv", b"a,b\n1,\xff\n1,2\n", [":3"], [(":2", "UTF-8")]),
+    "a stray quote": ("a.csv", 'a,b\n"1"x,2\n1,2\n', [":3"], [(":2", "CSV")]),
+    "an open quote": ("a.csv", 'a,b\n1,2\n"1,2\n1,2\n', [":2"], [(":3", "CSV")]),
+    "a doubled header": ("a.csv", "a,a\n1,2\n", [], [(":1", "'a' twice")]),
+    "a nameless column": ("a.csv", "a,\n1,2\n", [], [(":1", "empty column name")]),
+    "a header that cannot be read": ("a.csv", b"a,\xff\n1,2\n", [], [(":1", "UTF-8")]),
+    "no parquet at all": ("a.parquet", "PAR1 it is not", [], [("", "Parquet")]),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "good", "bad"), BAD.values(), ids=BAD)
+def test_bad_lines_are_all_reported_and_reading_goes_on(tmp_path, name, content, good, bad):
+    path = write(tmp_path / name, content)
+    rows, problems = read(path)
+    assert [where for where, _ in rows] == good
+    assert [where for where, _ in problems] == [where for where, _ in bad]
+    assert all(part in what for (_, what), (_, part) in zip(problems, bad, strict=True))
+    with pytest.raises(ScaleupError) as raised:
+        list(read_rows(path))
+    assert raised.value.problems[0].where == str(path) + bad[0][0]
+
+
+def test_parquet_rows_across_batches(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"text": f"row {number}", "tags": ["x"] * (number % 3)} for number in range(2500)]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    found, problems = read(path)
+    assert [values for _, values in found] == rows and not problems
+    assert found[0][0] == ":row 1" and found[-1][0] == ":row 2500"
+
+
+def test_a_parquet_file_that_was_cut_is_reported(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"a": list(range(1000))}), path)
+    write(path, path.read_bytes()[:-100])
+    assert len(read(path)[1]) == 1
+
+
+def test_rows_are_read_as_they_are_asked_for(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"a": 1}\n' + "x" * 10)
+    assert next(read_rows(path)).values == {"a": 1}
+
+
+def test_an_array_is_read_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_array, "CHUNK", 3)
+    items = [{"text": "é\n\\" * size, "of": [size, {"k": None}]} for size in range(30)]
+    path = write(tmp_path / "a.json", json.dumps(items, indent=1))
+    assert [values for _, values in read(path)[0]] == items
+    with path.open() as file:
+        lines = json_array.array_items(file)
+        next(lines)
+        assert file.tell() < 100
+
+
+def test_a_number_that_a_chunk_ends_in_stays_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_array, "CHUNK", 3)
+    rows, problems = read(write(tmp_path / "a.json", '[12345678,\n{"a": 1}]'))
+    assert rows == [(":2", {"a": 1})] and [where for where, _ in problems] == [":1"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.dictionaries(st.text(st.characters(codec="utf-8")), JSON, max_size=3), max_size=5),
+    st.booleans(),
+    st.sampled_from([None, 2]),
+    st.integers(1, 20),
+)
+def test_what_json_writes_is_read_back(tmp_path_factory, rows, ascii_only, indent, chunk):
+    folder = tmp_path_factory.mktemp("json")
+    lines = "".join(json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in rows)
+    array = json.dumps(rows, ensure_ascii=ascii_only, indent=indent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_array, "CHUNK", chunk)
+        for path in (write(folder / "a.jsonl", lines), write(folder / "b.json", array)):
+            found, problems = read(path)
+            assert [values for _, values in found] == rows and not problems
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\ufeff"))
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), max_size=5))
+def test_what_csv_writes_is_read_back(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("csv") / "a.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *rows])
+    found, problems = read(path)
+    assert [(values["a"], values["b"]) for _, values in found] == rows and not problems
+
+
+def test_a_folder_is_its_data_files_by_name(tmp_path):
+    for name in ("b.jsonl", "a.csv", "notes.txt", ".hidden.jsonl", "c.json"):
+        write(tmp_path / name, "")
+    (tmp_path / "inner.jsonl").mkdir()
+    assert [file.name for file in data_files(tmp_path)] == ["a.csv", "b.jsonl", "c.json"]
+    assert data_files(tmp_path / "b.jsonl") == [tmp_path / "b.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("notes.txt", "known kind"),
+        ("empty", "without data files"),
+        ("trian.jsonl", "did you mean 'train.jsonl'?"),
+        ("zzz", "does not exist"),
+    ],
+)
+def test_no_data_files_is_an_error(tmp_path, name, part):
+    write(tmp_path / "notes.txt", "")
+    write(tmp_path / "train.jsonl", "")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ScaleupError, match=part.replace("?", r"\?")):
+        data_files(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("path", "is_local"),
+    [
+        ("there", True),
+        ("imdb", False),
+        ("stanfordnlp/imdb", False),
+        ("missing.jsonl", True),
+        ("missing/data.csv", True),
+        ("/missing", True),
+        ("./missing", True),
+        ("../missing", True),
+        ("~/missing", True),
+        ("~nobody-of-this-name/x", True),
+        ("a/b/c", True),
+        ("my rows", True),
+    ],
+)
+def test_local_path_or_hub_name(tmp_path, path, is_local):
+    (tmp_path / "there").mkdir()
+    found = local_path(DataConfig(root=str(tmp_path)), SourceConfig(path=path))
+    assert (found is not None) == is_local
+    if path in ("there", "missing.jsonl"):
+        assert found == tmp_path / path
