@@ -65,6 +65,7 @@ class SourceConfig(RowFormat):
         1.0, description="This source's share of the rows drawn, relative to the others'."
     )
     name: Text | None = Field(None, description="The configuration of a `datasets` name.")
+    max_rows: Count | None = Field(None, description="Only the first so many rows.")
     split: Text | None = Field(None, description="The split of a `datasets` name, e.g. train or train[:90%].")
 
 

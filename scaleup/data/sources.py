@@ -86,7 +86,13 @@ class StreamSource:
 def read_source(
     data: DataConfig, source: SourceConfig, split: str, streaming: bool = False
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, values) of each row of a source, from files or through `datasets`."""
+    """(where, values) of each row of a source, from files or through `datasets`, up to its `max_rows`."""
+    return islice(_all_rows(data, source, split, streaming), source.max_rows)
+
+
+def _all_rows(
+    data: DataConfig, source: SourceConfig, split: str, streaming: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
     path = local_path(data, source)
     if path is not None:
         for file in data_files(path):

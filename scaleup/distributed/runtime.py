@@ -54,7 +54,7 @@ class Runtime:
             project_config=ProjectConfiguration(str(run_folder), logging_dir=str(run_folder / "tensorboard")),
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds)),
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             ],
         )
         runtime = cls(accelerator, group, Progress(progress_file, accelerator.is_main_process), stop or StopFlag())

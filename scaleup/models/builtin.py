@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SEED = 20240607
 MAX_POSITIONS = 512
-CAUSAL_TOKENS = ("<|pad|>", "<|im_start|>", "<|im_end|>")  # pad, bos, eos
+CAUSAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # pad, bos, eos; Qwen2Tokenizer insists on the first
 T5_TOKENS = ("<pad>", "</s>")  # pad, eos: T5 has no bos
 BART_TOKENS = ("<s>", "<pad>", "</s>")  # bos, pad, eos
 CHATML = (

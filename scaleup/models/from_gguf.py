@@ -35,7 +35,7 @@ def convert(file: Path, folder: Path, where: str) -> None:
 
 
 def split_like(tokenizer: PreTrainedTokenizerBase, split: str | None, where: str) -> None:
-    """Make `tokenizer` cut text into words as GGUF's pre-tokenizer `split` does. None is not byte-level BPE: left alone.
+    """Make `tokenizer` cut text into words as GGUF's pre-tokenizer `split` does. None (no byte-level BPE) is left.
 
     Raises ScaleupError at `where` for a name that neither transformers nor this module knows: some texts would get
     other tokens than the model learned."""

@@ -16,25 +16,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+PLAIN = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""The tokenizer is what tokenizer.json says and nothing else."""
+
+
 def load_tokenizer(model: ModelConfig, location: str, where: str = "model") -> PreTrainedTokenizerBase:
     """The tokenizer of `model.tokenizer`, or else the one at `location`, with the pad and eos tokens it came with.
 
     Raises ScaleupError at `{where}.tokenizer` or `{where}.path` if there is none."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     key, revision = f"{where}.path", model.revision
     if model.tokenizer is not None:
         key, revision = f"{where}.tokenizer", None  # the revision is one of the model's repository
         location = materialize(model.tokenizer, key)
     remedy = f"set {where}.tokenizer to the folder or hub name of this model's tokenizer"
+    options = {"revision": revision or "main", "trust_remote_code": model.trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            location, revision=revision or "main", trust_remote_code=model.trust_remote_code
-        )
+        declared = get_tokenizer_config(location, **options)
+        # AutoTokenizer replaces what some folders (a model_type of qwen2, say) declare by a class of its own choice.
+        is_plain = declared.get("tokenizer_class") in PLAIN and "auto_map" not in declared
+        tokenizer = (PreTrainedTokenizerFast if is_plain else AutoTokenizer).from_pretrained(location, **options)
     except Exception as error:  # transformers and tokenizers raise anything from OSError to a bare Exception here
         raise ScaleupError.of(key, f"cannot load the tokenizer of {location}: {first_line(error)}", remedy) from error
     # Without tokenizer files transformers makes up an empty tokenizer for some model types, and says nothing.
-    if len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder):
+    if len(tokenizer.get_vocab()) < len(tokenizer.added_tokens_decoder) + 2:
         raise ScaleupError.of(key, f"{location} has no tokenizer files", remedy)
     return tokenizer
 
@@ -74,7 +81,7 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     if not model.supports_gradient_checkpointing:
         what = f"{type(model).__name__} cannot recompute activations"
         raise ScaleupError.of("train.gradient_checkpointing", what, "set it to false")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -9,7 +9,7 @@ from typing import Literal
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import Loaded
 from scaleup.config.schema import ModelConfig, RunConfig, SourceConfig
-from scaleup.config.stages import EvaluateConfig, SFTConfig
+from scaleup.config.stages import EvaluateConfig, GenerateConfig, SFTConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.arithmetic import epochs_to_rows, held_out_rows, rows_to_steps
 from scaleup.plan.describe import describe_models
@@ -142,10 +142,9 @@ def _memory(config: RunConfig, facts: ModelFacts) -> list[MemoryPlan]:
 
 def _check_data(config: RunConfig) -> DataCheck:
     splits = [split for split in needed_splits(config) if getattr(config.data, split) is not None]
-    problems = format_problems(config.data, splits)
-    if problems:
-        return DataCheck(problems, {})
-    return check_data(config.data, splits)
+    prompts_only = isinstance(config, GenerateConfig)
+    check = check_data(config.data, splits, prompts_only=prompts_only)
+    return DataCheck(format_problems(config.data, splits, prompts_only) + check.problems, check.sources)
 
 
 def _run_folder_problems(config: RunConfig) -> list[Problem]:

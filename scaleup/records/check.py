@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from scaleup.config.schema import DataConfig, SourceConfig
@@ -79,7 +80,7 @@ def _check_source(
     failures = _Failures(limit)
     is_whole = True
     try:
-        for row in read_rows(path, failures.add_line):
+        for row in islice(read_rows(path, failures.add_line), source.max_rows):
             failures.start_row()
             try:
                 if maker is not None:

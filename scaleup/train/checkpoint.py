@@ -1,7 +1,7 @@
 """Save and restore everything that the next step depends on. Written aside by all ranks, renamed by rank 0.
 
-Model, optimizer, schedule and loss scale go through Accelerate, which knows each strategy. The random state is our
-own file: Accelerate's is a pickle, and a failure to restore it is only logged."""
+Model, optimizer and loss scale go through Accelerate, which knows each strategy. The random state and the schedule are
+our own files: of the one Accelerate only logs a failure to restore, the other it would unpickle without restriction."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Checkpointer:
         self._runtime = runtime
         self._run = run
         self._keep = keep
-        runtime.accelerator.register_for_checkpointing(schedule)
+        self._schedule = schedule
         latest = latest_checkpoint(run.checkpoints)
         self.last_step: int | None = latest.step if latest else None
 
@@ -61,7 +61,9 @@ class Checkpointer:
     def load(self, checkpoint: CheckpointFolder) -> TrainState:
         self._runtime.accelerator.load_state(str(checkpoint.path))
         _set_random_state(load_file(_random_file(checkpoint.path, self._runtime.rank)))
-        return TrainState.read(checkpoint.path / STATE)
+        state = TrainState.read(checkpoint.path / STATE)
+        self._schedule.load_state_dict(state.schedule)
+        return state
 
     def load_best_weights(self, state: TrainState) -> None:
         """Put the weights of the best evaluation back. Raises ScaleupError when that checkpoint is gone."""
@@ -77,6 +79,7 @@ class Checkpointer:
         self._runtime.accelerator.save_state(str(aside), safe_serialization=True)
         save_file(_random_state(), _random_file(aside, self._runtime.rank))
         if self._runtime.is_main:
+            state.schedule = self._schedule.state_dict()
             state.save(aside / STATE)
 
     def _finish(self, folder: Path, state: TrainState) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,8 +16,20 @@ from scaleup.data.tokenization import IGNORE
 def token_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
     """Cross-entropy summed over the labelled positions of a batch, a float32 scalar.
 
-    Only labelled rows of the logits (B, S, V) are copied to float32; a batch without labels gives a zero that still
-    has a gradient, which keeps every rank in the same collectives."""
-    logits = model(**batch.inputs, use_cache=False).logits
-    labelled = batch.labels != IGNORE
-    return F.cross_entropy(logits[labelled].float(), batch.labels[labelled], reduction="sum")
+    Where the architecture can, the head is applied only to the columns in which some row has a label: logits are
+    (B, K, V) with K <= S. A batch without labels gives a zero that still has a gradient, which keeps every rank in
+    the same collectives."""
+    labels, inputs = batch.labels, batch.inputs
+    if _chooses_logits(type(getattr(model, "module", model))):
+        columns = (labels != IGNORE).any(dim=0).nonzero().squeeze(1)
+        columns = columns if len(columns) else columns.new_zeros(1)
+        labels, inputs = labels[:, columns], {**inputs, "logits_to_keep": columns}
+    logits = model(**inputs, use_cache=False).logits
+    labelled = labels != IGNORE
+    return F.cross_entropy(logits[labelled].float(), labels[labelled], reduction="sum")
+
+
+@lru_cache
+def _chooses_logits(architecture: type) -> bool:
+    """Transformers' causal models take `logits_to_keep`: which columns of the hidden states the head is applied to."""
+    return "logits_to_keep" in inspect.signature(architecture.forward).parameters

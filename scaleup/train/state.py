@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from scaleup.artifacts.files import read_json, write_json
 
@@ -16,6 +17,8 @@ class TrainState:
     best_loss: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
+    schedule: dict[str, Any] = field(default_factory=dict)
+    """The learning-rate schedule's own state."""
 
     def note_evaluation(self, loss: float, threshold: float) -> bool:
         """Whether this is the best validation loss so far (by more than the threshold)."""

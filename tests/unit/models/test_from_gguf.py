@@ -56,7 +56,7 @@ def test_converts_weights_tokenizer_and_template(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert torch.equal(model.get_input_embeddings().weight, torch.from_numpy(embeddings))
     assert model.lm_head.weight is model.get_input_embeddings().weight
-    assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|pad|>", "<|im_end|>")
+    assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|endoftext|>", "<|im_end|>")
     assert tokenizer.model_max_length == 128
     assert "<|im_start|>" in tokenizer.chat_template
     assert tokenizer.tokenize("x  12") == ["x", "ĠĠ", "1", "2"]  # GPT-2's own split would make it Ġ, Ġ1, 2
@@ -64,7 +64,7 @@ def test_converts_weights_tokenizer_and_template(tmp_path: Path) -> None:
 
 def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "toy.gguf", "someones-own")
-    with pytest.raises(ScaleupError, match="model.path: its GGUF splits text like 'someones-own'"):
+    with pytest.raises(ScaleupError, match=r"model\.path: its GGUF splits text like 'someones-own'"):
         convert(tmp_path / "toy.gguf", tmp_path / "out", "model.path")
 
 

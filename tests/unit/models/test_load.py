@@ -74,10 +74,10 @@ def test_gradient_checkpointing_recomputes_the_same() -> None:
         loaded = load_model(model, facts).train()
         if checkpointing:
             enable_gradient_checkpointing(loaded)
-            assert loaded.is_gradient_checkpointing
+            assert loaded.is_activation_checkpointing
         loaded(input_ids=torch.tensor([[3, 4, 1]]), labels=torch.tensor([[5, 6, 1]])).loss.backward()
         grads.append({name: parameter.grad for name, parameter in loaded.named_parameters()})
-    assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-6)  # the position bias sums in another order
 
 
 def test_pad_token_id() -> None:
