@@ -20,7 +20,8 @@ def token_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
     (B, K, V) with K <= S. A batch without labels gives a zero that still has a gradient, which keeps every rank in
     the same collectives."""
     labels, inputs = batch.labels, batch.inputs
-    if _chooses_logits(type(getattr(model, "module", model))):
+    architecture: type[torch.nn.Module] = type(getattr(model, "module", model))
+    if _chooses_logits(architecture):
         columns = (labels != IGNORE).any(dim=0).nonzero().squeeze(1)
         columns = columns if len(columns) else columns.new_zeros(1)
         labels, inputs = labels[:, columns], {**inputs, "logits_to_keep": columns}
@@ -30,6 +31,6 @@ def token_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
 
 
 @lru_cache
-def _chooses_logits(architecture: type) -> bool:
+def _chooses_logits(architecture: type[torch.nn.Module]) -> bool:
     """Transformers' causal models take `logits_to_keep`: which columns of the hidden states the head is applied to."""
     return "logits_to_keep" in inspect.signature(architecture.forward).parameters
