@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -30,7 +29,6 @@ def token_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
     return F.cross_entropy(logits[labelled].float(), labels[labelled], reduction="sum")
 
 
-@lru_cache
 def _chooses_logits(architecture: type[torch.nn.Module]) -> bool:
     """Transformers' causal models take `logits_to_keep`: which columns of the hidden states the head is applied to."""
     return "logits_to_keep" in inspect.signature(architecture.forward).parameters
