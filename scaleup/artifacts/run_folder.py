@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +71,21 @@ class RunFolder:
 
     def launch_file(self, group: str) -> Path:
         return self.path / "launch" / f"{group}.yaml"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep everybody else from starting this run; the kernel lets go when this process ends, however it ends.
+
+        Raises ScaleupError when somebody else has it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with (self.path.parent / f".{self.path.name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ScaleupError.of(
+                    f"runs_dir/name ({self.path})", "is running now", "wait for it, or choose another name"
+                ) from None
+            yield
 
     def new_attempt(self, node_rank: int = 0) -> Attempt:
         """The folder of one more start. Each node keeps its own, named `2` on the first and `2-node1` on the next."""

@@ -54,9 +54,9 @@ def load_mapping(raw: Raw, overrides: Sequence[str] = ()) -> Loaded:
     return _with_absolute_paths(_validate(raw, problems))
 
 
-def save(config: RunConfig, path: Path) -> None:
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=1000)
-    path.write_text(text, encoding="utf-8")
+def dump(config: RunConfig) -> str:
+    """The complete config as YAML; loading it gives the same config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=1000)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

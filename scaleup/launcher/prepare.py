@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from scaleup.artifacts.files import write_text
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.load import save
+from scaleup.config.load import dump
 from scaleup.config.schema import RunConfig
-from scaleup.errors import ScaleupError
 from scaleup.launcher.accelerate_file import accelerate_yaml
 from scaleup.plan.types import Plan
 
 
-def prepare_run(config: RunConfig, plan: Plan, resume: bool) -> tuple[RunFolder, str]:
-    """The run folder and its state before (`absent`, `unfinished`, `finished`). A finished run is left as it is.
-
-    Raises ScaleupError when an unfinished run is there and nobody asked to resume it."""
-    run = RunFolder(Path(plan.run_folder))
-    state = run.state(config)
-    if state == "finished":
-        return run, state
-    if state == "unfinished" and not resume:
-        raise ScaleupError.of(
-            f"runs_dir/name ({run.path})",
-            "holds this very run, unfinished",
-            "continue it with --resume, or choose another name",
-        )
-    (run.path / "launch").mkdir(parents=True, exist_ok=True)
-    run.resumable_file.unlink(missing_ok=True)
-    save(config, run.config_file)
+def prepare_run(run: RunFolder, config: RunConfig, plan: Plan) -> None:
+    """Write the run folder, or bring that of an unfinished run up to date."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_text(run.config_file, dump(config))  # first: it is what makes the folder this run's
     plan.save(run.plan_file)
+    run.resumable_file.unlink(missing_ok=True)
+    (run.path / "launch").mkdir(exist_ok=True)
     for group in plan.groups:
         write_text(run.launch_file(group.name), accelerate_yaml(group))
-    return run, state

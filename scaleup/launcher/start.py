@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from rich.console import Console
 
@@ -24,16 +25,18 @@ SHOW: dict[str, Callable[[Console, RunFolder], None]] = {
 
 def start(loaded: Loaded, console: Console, resume: bool = False) -> int:
     """Check, plan, prepare and run, on the first node. The exit code. Raises ScaleupError for the user's mistakes."""
-    config, plan = resolve(loaded)
-    run, state = prepare_run(config, plan, resume)
-    if state == "finished":
-        console.print(f"{run.path} has finished already; nothing to do", highlight=False)
-    else:
-        for note in plan.notes:
-            console.print(f"note: {note}", highlight=False)
-        code = run_node(run, plan, console)
-        if code:
-            return code
+    config, plan = resolve(loaded, resume=resume)
+    run = RunFolder(Path(plan.run_folder))
+    with run.locked():
+        if run.state(config) == "finished":
+            console.print(f"{run.path} has finished already; nothing to do", highlight=False)
+        else:
+            for note in plan.notes:
+                console.print(f"note: {note}", highlight=False)
+            prepare_run(run, config, plan)
+            code = run_node(run, plan, console)
+            if code:
+                return code
     SHOW[config.stage](console, run)
     return 0
 

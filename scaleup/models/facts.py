@@ -40,6 +40,7 @@ def model_facts(model: ModelConfig, where: str = "model") -> ModelFacts:
     _untie(shell, location)
     sizes = {parameter: parameter.numel() for parameter in shell.parameters()}
     text = config.get_text_config()
+    tokenizer = load_tokenizer(model, location, where)
     return ModelFacts(
         location=location,
         task=task,
@@ -49,7 +50,8 @@ def model_facts(model: ModelConfig, where: str = "model") -> ModelFacts:
         num_trainable_parameters=sum(size for parameter, size in sizes.items() if parameter.requires_grad),
         vocab_size=text.vocab_size,
         max_positions=getattr(text, "max_position_embeddings", None),
-        has_chat_template=bool(load_tokenizer(model, location, where).chat_template),
+        tokenizer_size=len(tokenizer),
+        has_chat_template=bool(tokenizer.chat_template),
     )
 
 

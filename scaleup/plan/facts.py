@@ -22,6 +22,8 @@ class ModelFacts(BaseModel):
     """Each shared tensor counted once."""
     num_trainable_parameters: int
     vocab_size: int
+    tokenizer_size: int
+    """Ids the tokenizer can give; the model must have at least as many."""
     max_positions: int | None
     """The longest input the position embeddings allow; None where there is no limit (T5's relative positions)."""
     has_chat_template: bool

@@ -22,8 +22,11 @@ from scaleup.records.check import DataCheck, check_data
 from scaleup.records.examples import format_problems
 
 
-def resolve(loaded: Loaded, machine: Machine | None = None, check_run_folder: bool = True) -> tuple[RunConfig, Plan]:
-    """The config and its plan. Raises ScaleupError with every mistake of the config, the data and the run folder."""
+def resolve(
+    loaded: Loaded, machine: Machine | None = None, check_run_folder: bool = True, resume: bool = False
+) -> tuple[RunConfig, Plan]:
+    """The config and its plan. Raises ScaleupError with every mistake of the config, the data and the run folder, which
+    may hold this very run unfinished only if it is to `resume`."""
     machine = machine or this_machine()
     problems = list(loaded.problems)
     if loaded.config is None:
@@ -34,7 +37,7 @@ def resolve(loaded: Loaded, machine: Machine | None = None, check_run_folder: bo
     data_check = _check_data(config)
     problems += [problem for problem in data_check.problems if problem.where not in known]
     if check_run_folder:
-        problems += _run_folder_problems(config)
+        problems += _run_folder_problems(config, resume)
     if problems:
         raise ScaleupError(problems)
     facts = describe_models(models_of(config))
@@ -147,9 +150,13 @@ def _check_data(config: RunConfig) -> DataCheck:
     return DataCheck(format_problems(config.data, splits, prompts_only) + check.problems, check.sources)
 
 
-def _run_folder_problems(config: RunConfig) -> list[Problem]:
+def _run_folder_problems(config: RunConfig, resume: bool) -> list[Problem]:
+    run = RunFolder(Path(config.runs_dir) / config.name)
     try:
-        RunFolder(Path(config.runs_dir) / config.name).state(config)
+        state = run.state(config)
     except ScaleupError as error:
         return error.problems
-    return []
+    if state != "unfinished" or resume:
+        return []
+    remedy = "continue it with --resume, or choose another name"
+    return [Problem(f"runs_dir/name ({run.path})", "holds this very run, unfinished", remedy)]

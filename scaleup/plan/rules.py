@@ -14,6 +14,7 @@ from scaleup.errors import Problem
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import model_path_problems, peek_model_type
+from scaleup.records.examples import row_format
 
 Rule = Callable[[RunConfig, Machine], Iterator[Problem]]
 
@@ -44,8 +45,15 @@ def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Pro
     if facts.max_positions is not None and config.data.max_length > facts.max_positions:
         what = f"{config.data.max_length} tokens are more than the {facts.max_positions} that {where} has positions for"
         problems.append(Problem("data.max_length", what, f"use at most {facts.max_positions}"))
+    if facts.tokenizer_size > facts.vocab_size:
+        what = f"the tokenizer has {facts.tokenizer_size} ids, and {where} only {facts.vocab_size} embeddings"
+        problems.append(Problem(f"{where}.tokenizer", what, "use the model's own tokenizer"))
     sources = [source for split in needed_splits(config) for source in getattr(config.data, split) or []]
-    if not facts.has_chat_template and (config.data.messages or any(source.messages for source in sources)):
+    formats = [row_format(config.data, source) for source in sources]
+    if facts.task == "seq2seq_lm" and any(form.text for form in formats):
+        what = f"{where} is an encoder-decoder model, which needs a prompt and a completion"
+        problems.append(Problem("data.text", what, "give data.prompt and data.completion"))
+    if not facts.has_chat_template and any(form.messages for form in formats):
         what = f"{where}'s tokenizer has no chat template"
         problems.append(
             Problem("data.messages", what, "use prompt and completion, or a tokenizer with a chat template")
