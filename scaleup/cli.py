@@ -93,14 +93,9 @@ def node(
     node_rank: Annotated[int, typer.Option(min=1, help="This node's place, from 1: node 0 is `scaleup run`.")],
 ) -> None:
     """Start a further node's processes of a run."""
-    from scaleup.artifacts.run_folder import RunFolder
-    from scaleup.launcher.start import run_node
-    from scaleup.plan.types import Plan
+    from scaleup.launcher.start import join
 
-    prepared = RunFolder(run_folder.absolute())
-    if not prepared.plan_file.is_file():
-        raise ScaleupError.of(str(run_folder), "is no prepared run folder", "start `scaleup run` on the first node")
-    raise typer.Exit(run_node(prepared, Plan.read(prepared.plan_file), Console(), node_rank))
+    raise typer.Exit(join(run_folder, Console(), node_rank))
 
 
 def main() -> None:

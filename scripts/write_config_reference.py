@@ -16,8 +16,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "config.md"
 
 HEAD = """# Config reference
 
-Written by `scripts/write_config_reference.py` from the schema; do not edit. Any key can be set on the command line: `train.max_steps=10`.
-`scaleup schema` prints the same as JSON schema for editors.
+Written by `scripts/write_config_reference.py` from the schema; do not edit. Any key can be set on the command line:
+`train.max_steps=10`. `scaleup schema` prints the same as JSON schema for editors.
 """
 
 
@@ -66,9 +66,9 @@ def _kind(value: dict[str, Any]) -> str:
 def _default(value: dict[str, Any], required: bool) -> str:
     if required:
         return "required"
-    if "default" not in value:
+    if value.get("default") in (None, ""):
         return ""
-    return f"`{value['default']}`" if value["default"] not in (None, "") else ""
+    return f"`{json.dumps(value['default'])}`"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,10 @@ def scaleup(
             stdout, stderr = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=30)
+            try:
+                process.communicate(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
             raise AssertionError(f"{arguments} took longer than {timeout} s\n{logs(cwd)}") from None
     return Result(process.returncode, stdout, stderr)
 
@@ -52,12 +56,75 @@ def start(*arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = Non
 
 def run(config: Mapping[str, Any], *arguments: str, cwd: Path, code: int = 0) -> Path:
     """Write a config, run it, expect an exit code, and give the run folder."""
-    file = cwd / f"{config['name']}.yaml"
-    file.write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
-    result = scaleup("run", file, *arguments, cwd=cwd)
-    folder = cwd / str(config.get("runs_dir", "runs")) / config["name"]
+    result = scaleup("run", write_config(config, cwd), *arguments, cwd=cwd)
+    folder = folder_of(config, cwd)
     assert result.code == code, f"exit code {result.code}\n{result.stdout}\n{result.stderr}\n{logs(folder)}"
     return folder
+
+
+def write_config(config: Mapping[str, Any], cwd: Path) -> Path:
+    file = cwd / f"{config['name']}.yaml"
+    file.write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
+    return file
+
+
+def folder_of(config: Mapping[str, Any], cwd: Path) -> Path:
+    return cwd / str(config.get("runs_dir", "runs")) / config["name"]
+
+
+def interrupt(
+    config: Mapping[str, Any],
+    *arguments: str,
+    cwd: Path,
+    when: Callable[[Path], bool],
+    do: Callable[[subprocess.Popen[str], Path], object],
+    timeout: float = TIMEOUT,
+) -> Result:
+    """Run a config, and once `when(run folder)` holds, do something to the run. Waits for its end."""
+    folder = folder_of(config, cwd)
+    with start("run", write_config(config, cwd), *arguments, cwd=cwd) as process:
+        try:
+            wait_until(lambda: process.poll() is not None or when(folder), timeout, every=0.002)
+            assert process.poll() is None, "ended before it was interrupted"
+            do(process, folder)
+            stdout, stderr = process.communicate(timeout=timeout)
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            process.kill()
+            stdout, stderr = process.communicate(timeout=30)
+            raise AssertionError(f"{error}\n{stdout}\n{stderr}\n{logs(folder)}") from None
+    return Result(process.returncode, stdout, stderr)
+
+
+def reached(step: int) -> Callable[[Path], bool]:
+    """Whether a run has logged that step."""
+
+    def condition(folder: Path) -> bool:
+        file = folder / "metrics.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+        return any(line.endswith("\n") and json.loads(line)["step"] >= step for line in lines[-2:])
+
+    return condition
+
+
+def worker_ids(folder: Path, attempt: str = "*") -> list[int]:
+    """Process ids that workers of a run registered, in the order of their ranks."""
+    return [json.loads(file.read_text())["pid"] for file in sorted(folder.glob(f"attempts/{attempt}/workers/*.json"))]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pids: Iterable[int]) -> list[int]:
+    """Those that run: not gone, and not dead but unread by whoever inherited them."""
+    states = {pid: _process_state(pid) for pid in pids}
+    return [pid for pid, state in states.items() if state not in ("", "Z", "X")]
+
+
+def _process_state(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
 
 
 def logs(folder: Path) -> str:
@@ -72,6 +139,22 @@ def metrics(run_folder: Path) -> list[dict[str, Any]]:
 def losses(run_folder: Path) -> dict[int, float]:
     """Step -> training loss."""
     return {line["step"]: line["loss"] for line in metrics(run_folder) if "loss" in line}
+
+
+def largest_loss_difference(one: Path, other: Path) -> float:
+    """Between the training losses of two runs, which must have logged the same steps."""
+    left, right = losses(one), losses(other)
+    assert left.keys() == right.keys()
+    return max(abs(left[step] - right[step]) for step in left)
+
+
+def largest_weight_difference(one: Path, other: Path) -> float:
+    """Between the final models of two runs, which must have the same weights by name and shape."""
+    from safetensors.numpy import load_file
+
+    left, right = (load_file(run_folder / "model" / "model.safetensors") for run_folder in (one, other))
+    assert left.keys() == right.keys()
+    return max(float(abs(left[name] - right[name]).max()) for name in left)
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = 120.0, every: float = 0.05) -> None:

@@ -38,7 +38,7 @@ def whole_checkpoints(checkpoints: Path) -> list[CheckpointFolder]:
             sizes_match = all((folder / name).stat().st_size == size for name, size in listing["files"].items())
             if sizes_match and folder == checkpoint_folder(checkpoints, listing["step"]):
                 found.append(CheckpointFolder(folder, listing["step"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # not whole, so not a checkpoint: nothing may be resumed from it
     return found
 

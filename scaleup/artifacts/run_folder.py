@@ -103,8 +103,12 @@ class RunFolder:
     @cached_property
     def config(self) -> RunConfig:
         """The resolved config that the run was started with. Workers read this and nothing else."""
-        raw = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        return STAGES[raw["stage"]].model_validate(raw)
+        try:
+            raw = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            return STAGES[raw["stage"]].model_validate(raw)
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            what = f"cannot be read: {' '.join(str(error).split())[:300]}"
+            raise ScaleupError.of(str(self.config_file), what, "name a run folder that scaleup wrote") from error
 
     def manifest(self) -> Manifest | None:
         return Manifest.model_validate(read_json(self.manifest_file)) if self.manifest_file.is_file() else None
@@ -120,7 +124,7 @@ class RunFolder:
             raise ScaleupError.of(where, "exists and is no run folder", "choose another name")
         try:
             different = differing_keys(self.config.model_dump(mode="json"), config.model_dump(mode="json"))
-        except (ValueError, KeyError, yaml.YAMLError):
+        except ScaleupError:
             raise ScaleupError.of(where, "holds a run with an unreadable config.yaml", "choose another name") from None
         moved = [key for key in different if not any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE_ON_RESUME)]
         if moved:

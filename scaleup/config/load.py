@@ -22,8 +22,9 @@ Key = tuple[str | int, ...]
 
 @dataclass
 class Loaded:
-    """What could be read. `config` is None when too little of the file stands; with problems it holds what is left
-    once the faulty keys are taken out, so that later checks can report their own findings beside these."""
+    """What could be read. `config` is None when too little of the file stands; with problems it holds what is left once
+    the faulty keys are taken out (with stand-ins for required ones), so that later checks can report their own findings
+    beside these."""
 
     config: RunConfig | None
     problems: list[Problem] = field(default_factory=list)
@@ -59,35 +60,47 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=1000)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word; here that is a mistake."""
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word, and reads a bare `on` as true; as keys, both are mistakes
+    here."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' appears twice", key_node.start_mark
+            if not isinstance(key, str) or key in seen:
+                what = f"the key {key!r} " + (
+                    "appears twice" if isinstance(key, str) else "is no text: put it in quotes"
                 )
-            seen.add(str(key))
+                raise yaml.constructor.ConstructorError(None, None, what, key_node.start_mark)
+            seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""PyYAML lets the last two through: an impossible date, brackets without end."""
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
 
 
 def _read_yaml(path: Path) -> Raw:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        raw = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ScaleupError.of(
             str(path), "there is no such config file", "name a YAML file, e.g. one of configs/"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ScaleupError.of(str(path), f"cannot be read: {error}", "name a readable YAML file") from None
-    except yaml.YAMLError as error:
+    except BAD_YAML as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ScaleupError.of(
-            where, f"is not valid YAML: {getattr(error, 'problem', error)}", "mend that line"
+            where, f"is not valid YAML: {' '.join(str(getattr(error, 'problem', error)).split())}", "mend that line"
         ) from None
     if not isinstance(raw, dict):
         raise ScaleupError.of(str(path), "holds no mapping of keys to values", "start it with `stage: sft`")
@@ -100,8 +113,8 @@ def _apply_override(raw: Raw, override: str) -> None:
     if not equals or not all(keys):
         raise ScaleupError.of(override, "is not an override", "write key=value, e.g. train.max_steps=10")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = _parse(text)
+    except BAD_YAML:
         raise ScaleupError.of(dotted, f"the value {text!r} is not valid YAML", "quote it") from None
     here: Any = raw
     for key, following in zip(keys, [*keys[1:], None], strict=True):
@@ -117,27 +130,44 @@ def _apply_override(raw: Raw, override: str) -> None:
             raise ScaleupError.of(
                 dotted, f"the list has no place {key!r}", f"it has places 0 to {len(here) - 1}"
             ) from None
+        except TypeError:
+            raise ScaleupError.of(dotted, f"{here!r} has no key {key!r}", "write it as a mapping in the file") from None
 
 
 def _validate(raw: Raw, problems: list[Problem]) -> Loaded:
     stage = raw.get("stage")
-    if stage not in STAGES:
+    if not isinstance(stage, str) or stage not in STAGES:
         known = ", ".join(STAGES)
         what = f"{stage!r} is no stage" if "stage" in raw else "is missing"
         problems.append(Problem("stage", what, _suggestion(str(stage), list(STAGES)) or f"use one of {known}"))
         return Loaded(None, problems)
-    try:
-        return Loaded(STAGES[stage].model_validate(raw), problems)
-    except ValidationError as error:
-        found = [(_real_key(raw, item["loc"]), item) for item in error.errors()]
-    problems += [_as_problem(STAGES[stage], key, dict(item)) for key, item in found]
-    rest = copy.deepcopy(raw)
-    for key, _ in sorted(found, key=lambda pair: str(pair[0]), reverse=True):
-        _remove(rest, key)
-    try:
-        return Loaded(STAGES[stage].model_validate(rest), problems)
-    except ValidationError:
-        return Loaded(None, problems)
+    model, rest = STAGES[stage], copy.deepcopy(raw)
+    for attempt in range(ROUNDS):
+        try:
+            return Loaded(model.model_validate(rest), problems)
+        except ValidationError as error:
+            found = [(_real_key(rest, item["loc"]), dict(item)) for item in error.errors()]
+        if attempt == 0:
+            problems += [_as_problem(model, key, item) for key, item in found]
+        for key, item in sorted(found, key=lambda pair: str(pair[0]), reverse=True):
+            if item["type"] == "missing":
+                _fill(rest, key)
+            else:
+                _remove(rest, key)
+    return Loaded(None, problems)
+
+
+ROUNDS = 5
+"""A faulty key is taken out; a required one is then missing in the next round, and a stand-in takes its place."""
+
+STAND_INS: Raw = {
+    "name": "stand-in",
+    "model": {"path": "scaleup/stand-in"},
+    "path": "scaleup/stand-in",
+    "data": {},
+    "train": {},
+}
+"""For required keys: enough to look for mistakes elsewhere in the file. Never run, since what it replaces is one."""
 
 
 def _real_key(raw: Raw, location: tuple[int | str, ...]) -> Key:
@@ -199,13 +229,27 @@ def _suggestion(name: str, valid: Sequence[str]) -> str:
 
 
 def _remove(raw: Any, key: Key) -> None:
-    for part in key[:-1]:
+    """Take a key out. A list that holds something faulty goes as a whole: the places of the others would shift."""
+    parent = _at(raw, key[:-1])
+    if isinstance(parent, dict):
+        parent.pop(key[-1], None)
+    elif isinstance(parent, list):
+        _remove(raw, key[:-1])
+
+
+def _fill(raw: Any, key: Key) -> None:
+    parent = _at(raw, key[:-1])
+    if isinstance(parent, dict) and key[-1] in STAND_INS:
+        parent[key[-1]] = copy.deepcopy(STAND_INS[str(key[-1])])
+
+
+def _at(raw: Any, key: Key) -> Any:
+    for part in key:
         try:
             raw = raw[part]
         except (KeyError, IndexError, TypeError):
-            return
-    if isinstance(raw, dict):
-        raw.pop(key[-1], None)
+            return None
+    return raw
 
 
 def _with_absolute_paths(loaded: Loaded) -> Loaded:

@@ -3,9 +3,10 @@ or machines: cross-section rules live in `scaleup.plan.rules`, so that every mis
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _no_bool(value: Any) -> Any:
@@ -25,11 +26,23 @@ def _as_sources(value: Any) -> Any:
     return [{"path": item} if isinstance(item, str) else item for item in items]
 
 
+def _usable_path(value: str) -> str:
+    """Refuses what cannot even be asked after, so that whoever looks at the path later need not expect it."""
+    try:
+        Path(value).expanduser().is_dir()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"is no usable path: {getattr(error, 'strerror', None) or error}") from None
+    if "\0" in value:
+        raise ValueError("is no usable path: it holds a null character")
+    return value
+
+
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Count = Annotated[Int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Text = Annotated[str, Field(min_length=1)]
+PathText = Annotated[Text, AfterValidator(_usable_path)]
 
 
 class Section(BaseModel):
@@ -39,9 +52,11 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """A Hugging Face folder or hub name, a finished run folder, `package:NAME` or `builtin:NAME`."""
 
-    path: Text
+    path: PathText
     task: Literal["auto", "causal_lm", "seq2seq_lm"] = "auto"
-    tokenizer: Text | None = Field(None, description="A tokenizer's folder or hub name; by default the model's own.")
+    tokenizer: PathText | None = Field(
+        None, description="A tokenizer's folder or hub name; by default the model's own."
+    )
     revision: Text | None = Field(None, description="A branch, tag or commit of a hub name.")
     trust_remote_code: bool = False
 
@@ -73,7 +88,7 @@ Sources = Annotated[list[SourceConfig], BeforeValidator(_as_sources), Field(min_
 
 
 class DataConfig(RowFormat):
-    root: str = Field(".", description="The folder that relative paths start from.")
+    root: PathText = Field(".", description="The folder that relative paths start from.")
     train: Sources | None = None
     validation: Sources | None = None
     test: Sources | None = None
@@ -171,7 +186,7 @@ class RunConfig(Section):
 
     stage: str
     name: Name
-    runs_dir: str = "runs"
+    runs_dir: PathText = "runs"
     model: ModelConfig
     data: DataConfig
     mixed_precision: MixedPrecision = "no"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from scaleup.data.tokenization import IGNORE, Tokens
+from scaleup.data.tokenization import FILLER, IGNORE, Tokens
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Batch:
     """(B, S) or (B, T): the token that the logits of the same column must predict; IGNORE where there is no loss."""
     num_labels: int
     num_tokens: int
-    """Real tokens, padding left out."""
+    """Real tokens, without padding and fillers."""
 
     def to(self, device: torch.device) -> Batch:
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
@@ -69,7 +69,8 @@ def _pad(rows: Sequence[np.ndarray], value: int) -> tuple[torch.Tensor, torch.Te
 
 
 def _batch(inputs: dict[str, torch.Tensor], labels: torch.Tensor, rows: Sequence[Tokens]) -> Batch:
-    num_tokens = int(inputs["attention_mask"].sum())
+    real = [row for row in rows if row is not FILLER]
+    num_tokens = sum(len(row.input_ids) for row in real)
     if "decoder_input_ids" in inputs:
-        num_tokens += sum(len(row.labels) for row in rows)
+        num_tokens += sum(len(row.labels) for row in real)
     return Batch(inputs, labels, int((labels != IGNORE).sum()), num_tokens)

@@ -27,8 +27,9 @@ class ShuffledOrder:
 
 
 class MixtureOrder:
-    """Position -> (source, how many rows that source gave before). Each next row comes from the source that is
-    furthest behind its share, so every stretch of the stream holds the weights to within a row a source."""
+    """Position -> (source, how many rows that source gave before). Each next row comes from the source whose share is
+    due first, among those that are not ahead of theirs: so at every position each source has given its share to
+    within a row. (Giving to the source furthest behind is not enough: with many sources one falls further back.)"""
 
     def __init__(self, weights: Sequence[float]) -> None:
         self._shares = np.asarray(weights, np.float64) / sum(weights)
@@ -44,7 +45,8 @@ class MixtureOrder:
         if position < self._position:
             self._rewind()
         while True:
-            source = int(np.argmax(self._shares * (self._position + 1) - self._given))
+            is_ahead = self._given >= self._shares * (self._position + 1)
+            source = int(np.argmin(np.where(is_ahead, np.inf, (self._given + 1) / self._shares)))
             draw = int(self._given[source])
             self._given[source] += 1
             self._position += 1

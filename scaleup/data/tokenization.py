@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from scaleup.config.schema import DataConfig
@@ -32,6 +33,11 @@ FILLER = Tokens(np.zeros(1, np.int32), np.full(1, IGNORE, np.int32))
 """Takes the place of a row that is not there, so that every rank has its share of a step. It has no loss."""
 
 
+def last_answer(chat: Chat) -> int:
+    """Where the assistant speaks last."""
+    return max(turn for turn, message in enumerate(chat.messages) if message["role"] == "assistant")
+
+
 @dataclass(frozen=True)
 class Encoder:
     """Tokenizes examples for one task, with one tokenizer, under `data`'s rules."""
@@ -55,7 +61,9 @@ class Encoder:
 
     def prompts(self, examples: Sequence[PromptCompletion | Chat]) -> list[list[int]]:
         """The token ids that an answer to each example starts from, the last `max_length` of them."""
-        return self.prompt_ids([e.prompt if isinstance(e, PromptCompletion) else e.messages[:-1] for e in examples])
+        return self.prompt_ids(
+            [e.prompt if isinstance(e, PromptCompletion) else e.messages[: last_answer(e)] for e in examples]
+        )
 
     def prompt_ids(self, prompts: Sequence[str | list[dict[str, str]]]) -> list[list[int]]:
         """As `prompts`, for texts and chats."""
@@ -94,15 +102,10 @@ class Encoder:
         return segments
 
     def _ids(self, texts: list[str]):  # type: ignore[no-untyped-def]
-        """Token ids with the tokenizer's own special tokens, without an eos at the end."""
-        eos = self.tokenizer.eos_token_id
+        """Token ids with the tokenizer's own special tokens, but for the eos that some put at the end."""
+        adds_eos = self.tokenizer("a")["input_ids"][-1:] == [self.tokenizer.eos_token_id]
         encoded = self.tokenizer(texts)["input_ids"] if texts else []
-        return iter(
-            [
-                ids[:-1] if ids and ids[-1] == eos and not text.endswith(self.tokenizer.eos_token) else ids
-                for ids, text in zip(encoded, texts, strict=True)
-            ]
-        )
+        return iter([ids[:-1] for ids in encoded] if adds_eos else encoded)
 
     def _plain_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -132,7 +135,14 @@ class Encoder:
     def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
         if not messages:
             return ""
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except TemplateError as error:  # templates refuse what they do not know, e.g. a system message
+            roles = ", ".join(message["role"] for message in messages)
+            what = f"the chat template refuses messages of {roles}: {error}"
+            raise ScaleupError.of("data.messages", what, "use only turns that the model's template knows") from None
         assert isinstance(text, str)
         return text
 

@@ -11,13 +11,14 @@ from scaleup.config.schema import ModelConfig
 from scaleup.config.stages import EvaluateConfig
 from scaleup.data.dataset import collator_for
 from scaleup.data.loader import eval_batches
-from scaleup.data.tokenization import Encoder
+from scaleup.data.tokenization import Encoder, last_answer
 from scaleup.distributed.runtime import Runtime
+from scaleup.errors import ScaleupError
 from scaleup.evaluation.generation import generate_answers
 from scaleup.evaluation.metrics import perplexity, score_answers
 from scaleup.models.load import load_model, load_tokenizer, pad_token_id
 from scaleup.plan.facts import ModelFacts
-from scaleup.records.examples import Example, PlainText
+from scaleup.records.examples import Chat, Example, PlainText
 from scaleup.train.losses import token_loss_sum
 from scaleup.train.step import evaluate_loss
 
@@ -47,6 +48,9 @@ def evaluate_model(
     rows = [row for row in encoder(examples) if row is not None]
     metrics: dict[str, Any] = {"rows": len(rows)}
     if "perplexity" in settings.metrics:
+        if not rows:
+            what = f"no row fits max_length {config.data.max_length} with a label left"
+            raise ScaleupError.of(f"data.{settings.split}", what, "raise data.max_length")
         runtime.progress.report(f"perplexity of {name}")
         shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)
         collate = collator_for(facts.task, pad_token_id(tokenizer), shift_right)
@@ -69,5 +73,6 @@ def reference(example: Example) -> str:
     """What the answer should be: the completion, or the assistant's last words."""
     if isinstance(example, PlainText):
         return ""
-    words = example.messages[-1]["content"] if hasattr(example, "messages") else example.completion
-    return words.strip()
+    if isinstance(example, Chat):
+        return example.messages[last_answer(example)]["content"].strip()
+    return example.completion.strip()

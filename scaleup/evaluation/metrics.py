@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 def perplexity(mean_loss: float) -> float:
     """exp of the mean negative log-likelihood a token, in nats."""
-    return math.exp(mean_loss) if mean_loss < 700 else math.inf
+    return math.inf if mean_loss > 700 else math.exp(mean_loss)
 
 
 def first_label(answer: str, labels: Sequence[str]) -> str | None:

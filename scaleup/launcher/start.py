@@ -9,6 +9,7 @@ from rich.console import Console
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import Loaded
+from scaleup.errors import ScaleupError
 from scaleup.launcher.node import RESUMABLE, NodeAgent
 from scaleup.launcher.prepare import prepare_run
 from scaleup.launcher.show import show_evaluation, show_generations, show_training
@@ -39,6 +40,20 @@ def start(loaded: Loaded, console: Console, resume: bool = False) -> int:
                 return code
     SHOW[config.stage](console, run)
     return 0
+
+
+def join(path: Path, console: Console, node_rank: int) -> int:
+    """Start a further node's part of a run that the first node has prepared."""
+    run = RunFolder(path.absolute())
+    try:
+        plan = Plan.read(run.plan_file)
+    except (OSError, ValueError):
+        raise ScaleupError.of(str(path), "is no prepared run folder", "start `scaleup run` on the first node") from None
+    last = plan.groups[0].num_nodes - 1
+    if node_rank > last:
+        what = f"the run has no node {node_rank}" if last else "the run has one node, and `scaleup run` is it"
+        raise ScaleupError.of("--node-rank", what, f"use 1 to {last}" if last else "set parallel.num_nodes")
+    return run_node(run, plan, console, node_rank)
 
 
 def run_node(run: RunFolder, plan: Plan, console: Console, node_rank: int = 0) -> int:

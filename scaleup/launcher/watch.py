@@ -33,7 +33,7 @@ class Watch:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("starting", total=None, shown="")
-        self._last: dict[str, Any] = {}
+        self._last: dict[str, Any] = {"phase": "starting", "total": None}
         self._next_line = 0.0
 
     def __enter__(self) -> Watch:
@@ -52,14 +52,16 @@ class Watch:
         if not position or position == self._last:
             return
         shown = " ".join(f"{key} {value}" for key, value in position.items() if key not in ("phase", "done", "total"))
-        self._bar.update(
-            self._task, description=position["phase"], completed=position["done"], total=position["total"], shown=shown
-        )
+        if position["phase"] != self._last["phase"]:  # a bar a phase: what is over stays above it, full
+            whole = self._last["total"] or 1
+            self._bar.update(self._task, total=whole, completed=whole)
+            self._task = self._bar.add_task(position["phase"], total=position["total"], shown="")
+        self._bar.update(self._task, completed=position["done"], shown=shown)
         self._line(position, shown)
         self._last = position
 
     def _line(self, position: dict[str, Any], shown: str) -> None:
-        new_phase = position["phase"] != self._last.get("phase")
+        new_phase = position["phase"] != self._last["phase"]
         ended = position["total"] is not None and position["done"] == position["total"]
         if self._console.is_terminal or not (new_phase or ended or time.monotonic() >= self._next_line):
             return

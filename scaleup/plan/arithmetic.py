@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 
 def held_out_rows(num_rows: int, fraction: float) -> int:
@@ -12,7 +13,8 @@ def held_out_rows(num_rows: int, fraction: float) -> int:
 
 def epochs_to_rows(epochs: float, num_rows: int) -> int:
     """Rows drawn in so many epochs. The last step may be partly empty; no row beyond these is drawn."""
-    return max(1, math.ceil(epochs * num_rows))
+    exactly = Fraction(str(epochs))  # 1.1 x 10 is 11 rows, and in floating point a little more
+    return max(1, math.ceil(exactly * num_rows))
 
 
 def rows_to_steps(num_rows: int, global_batch: int) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
-from typing import Any
+
+import yaml
 
 from scaleup.artifacts.run_folder import RunFolder, finished_run
 from scaleup.config.load import Loaded, load_leniently, load_mapping
-from scaleup.errors import ScaleupError
+from scaleup.errors import Problem, ScaleupError
 
 
 def evaluation_config(target: Path, overrides: Sequence[str]) -> Loaded:
@@ -18,20 +20,17 @@ def evaluation_config(target: Path, overrides: Sequence[str]) -> Loaded:
 
 def generation_config(target: Path, overrides: Sequence[str], prompts: Sequence[str] = ()) -> Loaded:
     """Of a finished run, or of a config file with stage generate; `prompts` take the place of data.test."""
-    return _derived(target, "generate", "generations", overrides, {"prompts": list(prompts)} if prompts else {})
+    given = [f"generation.prompts={yaml.safe_dump(list(prompts), default_flow_style=True, width=inf)}"]
+    return _derived(target, "generate", "generations", [*overrides, *(given if prompts else [])])
 
 
-def _derived(
-    target: Path, stage: str, folder: str, overrides: Sequence[str], generation: dict[str, Any] | None = None
-) -> Loaded:
+def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) -> Loaded:
     if target.is_file():
         loaded = load_leniently(target, overrides)
         if loaded.config is not None and loaded.config.stage != stage:
-            raise ScaleupError.of(
-                str(target),
-                f"has stage {loaded.config.stage}, not {stage}",
-                f"name a finished run's folder, or a config with stage: {stage}",
-            )
+            what = f"has stage {loaded.config.stage}, not {stage}"
+            remedy = f"name a finished run's folder, or a config with stage: {stage}"
+            raise ScaleupError([Problem(str(target), what, remedy), *loaded.problems])
         return loaded
     run = finished_run(target)
     known = run.config.model_dump(mode="json")
@@ -41,7 +40,7 @@ def _derived(
         "runs_dir": str(run.path / folder),
         "model": {**known["model"], "path": str(run.path), "revision": None},
         "data": {**known["data"], "streaming": False, "validation_fraction": None},
-        "generation": {**known.get("generation", {}), **(generation or {})},
+        "generation": known.get("generation", {}),
         "evaluation": known.get("evaluation", {}),
         "mixed_precision": known["mixed_precision"],
         "parallel": known["parallel"],

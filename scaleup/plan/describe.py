@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -46,18 +47,31 @@ def _ask(models: Mapping[str, ModelConfig]) -> dict[str, ModelFacts]:
 
 
 def _cache_file(model: ModelConfig) -> Path | None:
-    """None where an answer may change without our seeing it (hub names)."""
+    """None where an answer may change without our seeing it."""
     parts = [model.model_dump_json(), metadata.version("transformers")]
-    folder = model_folder(model.path)
-    if folder is not None:
-        parts += sorted(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in folder.glob("*"))
-    elif not model.path.startswith(("builtin:", "package:")):
-        return None
+    for path in filter(None, (model.path, model.tokenizer)):
+        marks = _marks(path)
+        if marks is None:
+            return None
+        parts += marks
     sources = sorted((Path(scaleup.__file__).parent / "models").glob("*.py"))
     parts += [source.read_text(encoding="utf-8") for source in sources]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "scaleup" / "facts" / f"{key}.json"
+
+
+def _marks(path: str) -> list[str] | None:
+    """What changes with the model at a path; None where that cannot be seen (hub names)."""
+    if path.startswith("builtin:"):
+        return []
+    if path.startswith("package:"):
+        with suppress(metadata.PackageNotFoundError, ValueError):
+            return [metadata.version(path.removeprefix("package:"))]
+    folder = model_folder(path)
+    if folder is None:
+        return None
+    return sorted(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in folder.glob("*"))
 
 
 def _remembered(model: ModelConfig) -> ModelFacts | None:

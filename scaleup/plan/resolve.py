@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -33,10 +33,10 @@ def resolve(
         raise ScaleupError(problems)
     config = loaded.config
     known = {problem.where for problem in problems}
-    problems += [problem for problem in config_problems(config, machine) if problem.where not in known]
     data_check = _check_data(config)
-    problems += [problem for problem in data_check.problems if problem.where not in known]
-    if check_run_folder:
+    found = config_problems(config, machine) + data_check.problems
+    problems += [problem for problem in found if not _is_within(problem.where, known)]
+    if check_run_folder and not known & {"name", "runs_dir"}:
         problems += _run_folder_problems(config, resume)
     if problems:
         raise ScaleupError(problems)
@@ -45,6 +45,10 @@ def resolve(
     if problems:
         raise ScaleupError(problems)
     return config, make_plan(config, machine, facts, data_check)
+
+
+def _is_within(where: str, keys: Collection[str]) -> bool:
+    return any(where == key or where.startswith(f"{key}.") for key in keys)
 
 
 def models_of(config: RunConfig) -> dict[str, ModelConfig]:
@@ -156,6 +160,8 @@ def _run_folder_problems(config: RunConfig, resume: bool) -> list[Problem]:
         state = run.state(config)
     except ScaleupError as error:
         return error.problems
+    except OSError as error:
+        return [Problem("runs_dir/name", f"cannot be read: {error}", "choose another")]
     if state != "unfinished" or resume:
         return []
     remedy = "continue it with --resume, or choose another name"
