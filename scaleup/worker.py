@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.artifacts.run_folder import Attempt, RunFolder
-from scaleup.distributed.signals import StopFlag
+from scaleup.distributed.signals import StopFlag, stop_with_parent
 from scaleup.errors import ScaleupError
 from scaleup.plan.types import Plan
 
@@ -31,6 +31,7 @@ def main() -> None:
     rank_name = f"{arguments.group}-rank{os.environ.get('RANK', '0')}"
     stop = StopFlag().install()
     if attempt:
+        stop_with_parent()
         _redirect_output(attempt.logs / f"{rank_name}.log")
         _register(attempt, rank_name)
     try:
@@ -45,8 +46,10 @@ def main() -> None:
 
 def _work(run: RunFolder, group: str, attempt: Attempt | None, stop: StopFlag) -> None:
     from scaleup.distributed.runtime import Runtime  # after the signal handlers: torch takes seconds to import
+    from scaleup.models.load import disable_progress_bars
     from scaleup.train.fit import Stopped
 
+    disable_progress_bars()
     config, plan = run.config, Plan.read(run.plan_file)
     runtime = Runtime.start(
         plan.group(group),

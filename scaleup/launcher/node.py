@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
@@ -98,7 +99,9 @@ class NodeAgent:
         self._kill_all()
 
     def _kill_all(self) -> None:
-        for pid in [*self._workers(), *(launcher.pid for launcher in self._launchers.values())]:
+        """Also a worker that has not registered yet: a single one lives in its launcher's session."""
+        sessions = {launcher.pid for launcher in self._launchers.values()}
+        for pid in {*self._workers(), *_processes_in(sessions)}:
             if _is_ours(pid):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -124,6 +127,13 @@ class NodeAgent:
         what = f"{error['rank']} failed: {error['error']}" if error else f"group {name} ended with exit code {code}"
         print(f"error: {what}\n  {kept}\n  logs: {self.attempt.logs}", file=sys.stderr)
         return RESUMABLE if self._signals and not error else 1
+
+
+def _processes_in(sessions: Set[int]) -> Iterator[int]:
+    for entry in os.listdir("/proc"):
+        with suppress(ValueError, ProcessLookupError):
+            if os.getsid(pid := int(entry)) in sessions:
+                yield pid
 
 
 def _is_ours(pid: int) -> bool:

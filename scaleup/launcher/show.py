@@ -74,6 +74,7 @@ def show_evaluation(console: Console, run: RunFolder) -> None:
     for metric in results["model"]:
         table.add_row(metric, *(_number(results[key][metric]) for key in titles))
     console.print(table)
+    console.print(f"model: {Plan.read(run.plan_file).model.location}", highlight=False, soft_wrap=True)
 
 
 def show_generations(console: Console, run: RunFolder) -> None:

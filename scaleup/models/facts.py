@@ -18,6 +18,7 @@ from scaleup.config.schema import ModelConfig
 from scaleup.errors import ScaleupError
 from scaleup.plan.facts import ModelFacts
 
+from .load import disable_progress_bars
 from .sources import materialize
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def answer(requests: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     """Answer stdin's requests on stdout; whatever libraries print goes to stderr."""
     with contextlib.redirect_stdout(sys.stderr):
+        disable_progress_bars()
         reply = answer(json.load(sys.stdin))
     print(json.dumps(reply))
 

@@ -84,6 +84,13 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
+def disable_progress_bars() -> None:
+    """Transformers' own: a log has no use for them, and a terminal has ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """What to fill batches with: pad if there is one, else eos, else 0. Masks never come from it."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):

@@ -37,6 +37,7 @@ def test_what_it_says() -> None:
         num_trainable_parameters=90880,
         vocab_size=259,
         max_positions=512,
+        tokenizer_size=259,
         has_chat_template=True,
     )
     t5 = model_facts(ModelConfig(path="builtin:tiny-t5", task="seq2seq_lm"))
