@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 from scaleup.artifacts.checkpoints import latest_checkpoint
@@ -130,17 +131,16 @@ class NodeAgent:
 
 
 def _processes_in(sessions: Set[int]) -> Iterator[int]:
-    for entry in os.listdir("/proc"):
+    for entry in Path("/proc").iterdir():
         with suppress(ValueError, ProcessLookupError):
-            if os.getsid(pid := int(entry)) in sessions:
+            if os.getsid(pid := int(entry.name)) in sessions:
                 yield pid
 
 
 def _is_ours(pid: int) -> bool:
     """Ids are used again: kill only what still is a process of a scaleup run."""
     with suppress(OSError):
-        command = open(f"/proc/{pid}/cmdline", "rb").read()  # noqa: PTH123, SIM115
-        return b"scaleup.worker" in command
+        return b"scaleup.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
 
 

@@ -13,7 +13,7 @@ def held_out_rows(num_rows: int, fraction: float) -> int:
 
 def epochs_to_rows(epochs: float, num_rows: int) -> int:
     """Rows drawn in so many epochs. The last step may be partly empty; no row beyond these is drawn."""
-    exactly = Fraction(str(epochs))  # 1.1 x 10 is 11 rows, and in floating point a little more
+    exactly = Fraction(str(epochs))  # 0.07 x 100 is 7 rows, and in floating point a little more
     return max(1, math.ceil(exactly * num_rows))
 
 

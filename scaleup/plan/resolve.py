@@ -34,7 +34,7 @@ def resolve(
     config = loaded.config
     known = {problem.where for problem in problems}
     data_check = _check_data(config)
-    found = config_problems(config, machine) + data_check.problems
+    found = config_problems(config, machine) + data_check.problems + _hold_out_problems(config, data_check)
     problems += [problem for problem in found if not _is_within(problem.where, known)]
     if check_run_folder and not known & {"name", "runs_dir"}:
         problems += _run_folder_problems(config, resume)
@@ -45,6 +45,16 @@ def resolve(
     if problems:
         raise ScaleupError(problems)
     return config, make_plan(config, machine, facts, data_check)
+
+
+def _hold_out_problems(config: RunConfig, data: DataCheck) -> list[Problem]:
+    if config.data.validation_fraction is None:
+        return []
+    return [
+        Problem("data.validation_fraction", f"{summary.path} has one row, of which none can be held out", "add rows")
+        for summary in data.sources.get("train", [])
+        if summary.rows == 1
+    ]
 
 
 def _is_within(where: str, keys: Collection[str]) -> bool:

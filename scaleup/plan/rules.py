@@ -50,10 +50,11 @@ def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Pro
         problems.append(Problem(f"{where}.tokenizer", what, "use the model's own tokenizer"))
     sources = [source for split in needed_splits(config) for source in getattr(config.data, split) or []]
     formats = [row_format(config.data, source) for source in sources]
-    if facts.task == "seq2seq_lm" and any(form.text for form in formats):
+    if facts.task == "seq2seq_lm":
         what = f"{where} is an encoder-decoder model, which needs a prompt and a completion"
-        problems.append(Problem("data.text", what, "give data.prompt and data.completion"))
-    if not facts.has_chat_template and any(form.messages for form in formats):
+        used = [key for key in ("text", "messages") if any(getattr(form, key) for form in formats)]
+        problems += [Problem(f"data.{key}", what, "give data.prompt and data.completion") for key in used]
+    elif not facts.has_chat_template and any(form.messages for form in formats):
         what = f"{where}'s tokenizer has no chat template"
         problems.append(
             Problem("data.messages", what, "use prompt and completion, or a tokenizer with a chat template")
@@ -169,7 +170,8 @@ def _evaluation(config: RunConfig, machine: Machine) -> Iterator[Problem]:
 
 def _report_to(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     for tracker in getattr(config, "report_to", []):
-        if importlib.util.find_spec(tracker) is None:
+        spec = importlib.util.find_spec(tracker)
+        if spec is None or spec.origin is None:  # a mere folder of that name has no origin
             yield Problem("report_to", f"the tracker {tracker!r} is not installed", f"pip install {tracker}")
 
 

@@ -1,0 +1,36 @@
+"""Every config that the repository offers loads and plans on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scaleup.config.load import load_leniently
+from scaleup.plan.resolve import resolve
+
+REPOSITORY = Path(__file__).parent.parent.parent
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.y*ml"))
+
+
+def test_there_are_some() -> None:
+    assert {"sft/reviews.yaml"} <= {str(file.relative_to(REPOSITORY / "configs")) for file in CONFIGS}
+    assert len({file.stem for file in CONFIGS}) == len(CONFIGS), "two configs of one name would share a run folder"
+
+
+@pytest.mark.skipif(
+    not (REPOSITORY / "data/reviews/train.jsonl").is_file(), reason="data/reviews is not there: make setup prepares it"
+)
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: str(file.relative_to(REPOSITORY / "configs")))
+def test_plans(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's own cache is used on purpose: converting the embedded model takes half a minute."""
+    monkeypatch.chdir(REPOSITORY)
+    loaded = load_leniently(file)
+    assert loaded.problems == []
+    config, plan = resolve(loaded, check_run_folder=False)
+    assert plan.name == config.name == file.stem, "a config's run is named after its file"
+    assert plan.run_folder == str(REPOSITORY / "runs" / config.name)
+    assert plan.model.num_parameters > 0
+    assert [group.num_processes for group in plan.groups] == [config.parallel.num_processes]
+    if plan.batch is not None:
+        assert plan.batch.num_steps is not None, "an offered config says how long it takes"

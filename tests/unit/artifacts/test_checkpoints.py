@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scaleup.artifacts.checkpoints import (
+    LISTING,
+    checkpoint_folder,
+    latest_checkpoint,
+    prune_checkpoints,
+    whole_checkpoints,
+    write_listing,
+)
+from scaleup.artifacts.files import folder_aside
+
+
+def save(checkpoints: Path, *steps: int) -> None:
+    for step in steps:
+        with folder_aside(checkpoint_folder(checkpoints, step)) as aside:
+            (aside / "model.safetensors").write_bytes(b"weights" * step)
+            (aside / "rng").mkdir()
+            (aside / "rng/rank0.pt").write_bytes(b"state")
+            write_listing(aside, step)
+
+
+def steps(checkpoints: Path) -> list[int]:
+    return [checkpoint.step for checkpoint in whole_checkpoints(checkpoints)]
+
+
+def test_oldest_first_however_they_were_written(tmp_path: Path) -> None:
+    save(tmp_path, 100, 9, 20)
+    assert steps(tmp_path) == [9, 20, 100]
+    latest = latest_checkpoint(tmp_path)
+    assert latest is not None
+    assert latest.path == tmp_path / "step-00000100"
+
+
+def test_none_where_there_is_no_folder(tmp_path: Path) -> None:
+    assert steps(tmp_path / "nowhere") == []
+    assert latest_checkpoint(tmp_path / "nowhere") is None
+    prune_checkpoints(tmp_path / "nowhere", keep=1, also=None)
+
+
+def listing(content: object) -> Callable[[Path], object]:
+    return lambda folder: (folder / LISTING).write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+FILES = {"model.safetensors": 7 * 7, "rng/rank0.pt": 5}
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "truncated": lambda folder: (folder / "model.safetensors").write_bytes(b"weig"),
+    "longer": lambda folder: (folder / "model.safetensors").write_bytes(b"weights" * 8),
+    "a file gone": lambda folder: (folder / "rng/rank0.pt").unlink(),
+    "a folder gone": lambda folder: shutil.rmtree(folder / "rng"),
+    "no listing": lambda folder: (folder / LISTING).unlink(),
+    "an empty listing": listing(""),
+    "half a listing": listing('{"step": 7, "files": {"model'),
+    "a listing that is a list": listing([7]),
+    "a listing of null": listing("null"),
+    "files in a list": listing({"step": 7, "files": list(FILES)}),
+    "files of null": listing({"step": 7, "files": None}),
+    "no files": listing({"step": 7}),
+    "no step": listing({"files": FILES}),
+    "a step of text": listing({"step": "7", "files": FILES}),
+    "another step": listing({"step": 8, "files": FILES}),
+    "a listing that is no text": lambda folder: (folder / LISTING).write_bytes(b"\xff\xfe\x00"),
+    "renamed": lambda folder: folder.rename(folder.with_name("step-00000008")),
+    "renamed, unpadded": lambda folder: folder.rename(folder.with_name("step-7")),
+    "renamed, a copy": lambda folder: folder.rename(folder.with_name("step-00000007-copy")),
+    "foreign": lambda folder: (shutil.rmtree(folder), folder.mkdir(), (folder / "notes.txt").touch()),
+    "a file": lambda folder: (shutil.rmtree(folder), folder.touch()),
+    "still aside": lambda folder: folder.rename(folder.with_name(".step-00000007.tmp")),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_is_not_whole_is_no_checkpoint(name: str, tmp_path: Path) -> None:
+    save(tmp_path, 3, 7)
+    assert steps(tmp_path) == [3, 7]
+    DAMAGE[name](tmp_path / "step-00000007")
+    assert steps(tmp_path) == [3]
+    latest = latest_checkpoint(tmp_path)
+    assert latest is not None
+    assert latest.step == 3
+
+
+def test_a_step_is_saved_again(tmp_path: Path) -> None:
+    save(tmp_path, 3)
+    (tmp_path / "step-00000003/model.safetensors").unlink()
+    save(tmp_path, 3)
+    assert steps(tmp_path) == [3]
+
+
+@pytest.mark.parametrize(
+    ("keep", "also", "left"),
+    [
+        (2, None, [4, 5]),
+        (2, 1, [1, 4, 5]),
+        (2, 5, [4, 5]),
+        (1, 3, [3, 5]),
+        (1, 99, [5]),
+        (5, None, [1, 2, 3, 4, 5]),
+        (9, 2, [1, 2, 3, 4, 5]),
+    ],
+)
+def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path, keep: int, also: int | None, left: list[int]) -> None:
+    save(tmp_path, 1, 2, 3, 4, 5)
+    prune_checkpoints(tmp_path, keep, also)
+    assert steps(tmp_path) == left
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:08d}" for step in left]
+
+
+def test_pruning_counts_whole_checkpoints_only(tmp_path: Path) -> None:
+    """A broken newest one must not push the last whole one out."""
+    save(tmp_path, 1, 2, 3)
+    (tmp_path / "step-00000003/model.safetensors").unlink()
+    prune_checkpoints(tmp_path, keep=1, also=None)
+    assert steps(tmp_path) == [2]
+
+
+def test_pruning_removes_leftovers_and_nothing_foreign(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / ".step-00000002.tmp").mkdir()
+    (tmp_path / ".step-00000002.tmp/half").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "notes.txt").touch()
+    prune_checkpoints(tmp_path, keep=1, also=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "notes.txt", "step-00000001"]

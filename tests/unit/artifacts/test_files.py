@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scaleup.artifacts.files import aside_of, commit_folder, folder_aside, read_json, write_json, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_text_replaces_text(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "old")
+    write_text(tmp_path / "a", "né\n")
+    assert (tmp_path / "a").read_bytes() == "né\n".encode()
+    assert names(tmp_path) == ["a"]
+
+
+def test_text_that_cannot_be_written_leaves_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "a", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a", "new \ud800")
+    monkeypatch.setattr("os.fsync", disk_is_full)
+    with pytest.raises(OSError, match="No space"):
+        write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_json(tmp_path: Path) -> None:
+    value = {"a": [1, 2.5, None, "é"]}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"a": object()})
+    assert read_json(tmp_path / "a.json") == value
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "model"
+    with folder_aside(folder) as aside:
+        (aside / "sub").mkdir()
+        (aside / "sub/weights").write_text("new")
+        assert not folder.exists()
+    assert (folder / "sub/weights").read_text() == "new"
+    assert names(folder.parent) == ["model"]
+
+
+def test_a_folder_replaces_an_older_one_as_a_whole(tmp_path: Path) -> None:
+    old = tmp_path / "model"
+    old.mkdir()
+    (old / "only in the old").touch()
+    with folder_aside(old) as aside:
+        (aside / "weights").touch()
+        assert names(old) == ["only in the old"]
+    assert names(tmp_path) == ["model"]
+    assert names(old) == ["weights"]
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt, SystemExit])
+def test_a_folder_that_fails_leaves_nothing_but_the_old(tmp_path: Path, error: type[BaseException]) -> None:
+    def write(folder: Path) -> None:
+        with folder_aside(folder) as aside:
+            (aside / "half").touch()
+            raise error
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/weights").touch()
+    for name in ("model", "fresh"):
+        with pytest.raises(error):
+            write(tmp_path / name)
+    assert names(tmp_path) == ["model"]
+    assert names(tmp_path / "model") == ["weights"]
+
+
+def test_leftovers_of_a_killed_writer_are_not_taken_in(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    aside_of(folder).mkdir()
+    (aside_of(folder) / "stale").touch()
+    with folder_aside(folder) as aside:
+        (aside / "fresh").touch()
+    assert names(folder) == ["fresh"]
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_full_disk_while_committing_keeps_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_text("old")
+    monkeypatch.setattr("os.fsync", disk_is_full)
+    with pytest.raises(OSError, match="No space"), folder_aside(folder) as aside:
+        (aside / "weights").write_text("new")
+    assert (folder / "weights").read_text() == "old"
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_rename_that_fails_brings_the_old_back(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_text("old")
+    with pytest.raises(FileNotFoundError):  # nothing was written aside
+        commit_folder(folder)
+    assert (folder / "weights").read_text() == "old"
+    assert names(tmp_path) == ["model"]
+
+
+def disk_is_full(descriptor: int) -> None:
+    raise OSError(28, "No space left on device")

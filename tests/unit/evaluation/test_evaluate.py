@@ -1,0 +1,74 @@
+"""A model's numbers on held-out rows."""
+
+import math
+
+import pytest
+import torch
+
+from scaleup.config.stages import EvaluateConfig
+from scaleup.data.tokenization import IGNORE
+from scaleup.errors import ScaleupError
+from scaleup.evaluation.evaluate import evaluate_model, reference
+from scaleup.records.examples import Chat, PlainText, PromptCompletion
+from scaleup.train.losses import token_loss_sum
+from tests.unit.data import tiny
+
+
+def evaluated(runtime, run, name, examples=tiny.PAIRS, max_length=512, **evaluation):
+    config = EvaluateConfig.model_validate(
+        {
+            "stage": "evaluate",
+            "name": "x",
+            "model": {"path": f"builtin:tiny-{name}"},
+            "data": {"test": ["a.jsonl"], "prompt": "{p}", "completion": "{c}", "max_length": max_length},
+            "evaluation": evaluation,
+            "generation": {"max_new_tokens": 4},
+        }
+    )
+    return evaluate_model(config, runtime, config.model, tiny.facts(name), examples, run.path / ".parts", "model")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+@pytest.mark.parametrize("name", ["gpt2", "bart"])
+def test_perplexity_is_the_same_in_any_batches(runtime, run, name, batch_size):
+    model, rows = tiny.model(name).eval(), tiny.encode(name)
+    collate = tiny.collator(name, model)
+    with torch.no_grad():
+        total = sum(token_loss_sum(model, collate([row])).item() for row in rows)
+    mean = total / sum(int((collate([row]).labels != IGNORE).sum()) for row in rows)
+    result = evaluated(runtime, run, name, batch_size=batch_size)
+    assert result.metrics["loss"] == pytest.approx(mean, abs=1e-5)
+    assert result.metrics["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
+    assert result.metrics["rows"] == len(rows) and result.answers is None
+
+
+def test_answers_are_scored(runtime, run):
+    result = evaluated(runtime, run, "llama", metrics=["exact_match", "accuracy"], labels=["bad", "yes"])
+    assert len(result.answers) == len(tiny.PAIRS)
+    assert result.metrics == {"rows": len(tiny.PAIRS), "exact_match": 0.0, "accuracy": 0.0}
+
+
+def test_no_row_is_no_perplexity_of_one(runtime, run):
+    with pytest.raises(ScaleupError, match="no row fits max_length 2"):
+        evaluated(runtime, run, "llama", examples=tiny.PAIRS[:2], max_length=2)
+
+
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        (PromptCompletion("a:", " b\n"), "b"),
+        (PlainText("a"), ""),
+        (
+            Chat(
+                [
+                    {"role": "assistant", "content": "first"},
+                    {"role": "assistant", "content": " second "},
+                    {"role": "user", "content": "thanks"},
+                ]
+            ),
+            "second",
+        ),
+    ],
+)
+def test_references(example, words):
+    assert reference(example) == words

@@ -1,0 +1,84 @@
+"""Scores of answers against references."""
+
+import math
+
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+
+from scaleup.evaluation.metrics import accuracy, exact_match, first_label, perplexity, rouge, score_answers
+
+LABELS = ["bad", "good", "very good"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "label"),
+    [
+        (" good", "good"),
+        ("GOOD!", "good"),
+        ("not bad, rather good", "bad"),
+        ("very good", "very good"),
+        ("It was very good, not just good.", "very good"),
+        ("good, very good", "good"),
+        ("goodness, a badger", None),
+        ("so-good", "good"),
+        ("it_good", None),
+        ("", None),
+    ],
+)
+def test_first_label(answer, label):
+    assert first_label(answer, LABELS) == label
+    assert first_label(answer, LABELS[::-1]) == label
+
+
+def test_labels_are_words_and_not_patterns():
+    assert first_label("xxx", ["..."]) is None
+    assert first_label("C++ it is", ["c++", "c"]) == "c++"
+    assert first_label("das war süß.", ["süß"]) == "süß"
+    assert first_label("über", ["ber"]) is None
+
+
+def test_accuracy():
+    answers = ["I think it is good", "bad", "no idea", "very good"]
+    assert accuracy(answers, ["good", "good", "good", "very good"], LABELS) == 0.5
+    assert accuracy(["no idea"], ["neither"], LABELS) == 0.0, "no label is never right"
+
+
+def test_exact_match():
+    assert exact_match([" Yes\n", "no", "yes!"], ["yes", "NO ", "yes"]) == pytest.approx(2 / 3)
+
+
+def test_rouge_is_that_of_rouge_score():
+    answers = ["the cats sat on a mat", "nothing in common", "", "police killed the gunman"]
+    references = ["the cat sat on the mat", "other words entirely", "empty", "the gunman was killed by police"]
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    expected = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
+    scores = rouge(answers, references)
+    assert scores.keys() == {"rouge1", "rouge2", "rougeL"}
+    for kind, score in scores.items():
+        assert score == pytest.approx(100 * sum(row[kind].fmeasure for row in expected) / 4)
+    assert 0 < scores["rouge2"] < scores["rougeL"] < scores["rouge1"]
+
+
+def test_rouge_in_numbers():
+    """4 of 4 and of 6 words in common, none of the pairs, 2 in order: police ... killed or the gunman."""
+    scores = rouge(["police killed the gunman"], ["the gunman was killed by police"])
+    assert scores["rouge1"] == pytest.approx(100 * 2 * 4 / (4 + 6))
+    assert scores["rouge2"] == pytest.approx(100 * 2 * 1 / (3 + 5))
+    assert scores["rougeL"] == pytest.approx(100 * 2 * 2 / (4 + 6))
+    assert set(rouge(["same words"], ["same words"]).values()) == {100.0}
+    assert rouge(["running"], ["runs"])["rouge1"] == 100.0, "stemmed"
+
+
+def test_perplexity():
+    assert perplexity(0.0) == 1.0
+    assert perplexity(math.log(32)) == pytest.approx(32)
+    assert perplexity(5000.0) == math.inf
+    assert math.isnan(perplexity(math.nan))
+
+
+def test_only_what_was_asked_for():
+    answers, references = ["good"], ["good"]
+    assert score_answers(["perplexity"], answers, references, None) == {}
+    assert score_answers(["exact_match"], answers, references, None) == {"exact_match": 1.0}
+    scores = score_answers(["accuracy", "exact_match", "rouge", "perplexity"], answers, references, LABELS)
+    assert scores.keys() == {"accuracy", "exact_match", "rouge1", "rouge2", "rougeL"}

@@ -1,0 +1,54 @@
+"""Plans to launch, made without a config or a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.plan.facts import ModelFacts
+from scaleup.plan.types import BatchPlan, GroupPlan, Plan
+
+
+def group(**changes: Any) -> GroupPlan:
+    known: dict[str, Any] = {
+        "name": "policy",
+        "num_processes": 1,
+        "num_nodes": 1,
+        "device": "cpu",
+        "backend": "gloo",
+        "strategy": "single",
+        "why": "",
+        "distributed_type": "NO",
+        "engine": "none",
+        "mixed_precision": "no",
+        "threads_per_process": 1,
+        "main_address": None,
+        "main_port": None,
+    }
+    return GroupPlan(**(known | changes))
+
+
+def plan_of(run: RunFolder, *groups: GroupPlan) -> Plan:
+    facts = ModelFacts(
+        location="/models/tiny",
+        task="causal_lm",
+        model_type="llama",
+        architecture="LlamaForCausalLM",
+        num_parameters=1000,
+        num_trainable_parameters=1000,
+        vocab_size=259,
+        tokenizer_size=259,
+        max_positions=512,
+        has_chat_template=True,
+    )
+    batch = BatchPlan(micro_batch=8, accumulation=1, global_batch=8, num_steps=4, num_train_rows=10)
+    return Plan(
+        stage="sft",
+        name=run.path.name,
+        run_folder=str(run.path),
+        groups=list(groups) or [group()],
+        model=facts,
+        batch=batch,
+        memory=[],
+        notes=[],
+    )

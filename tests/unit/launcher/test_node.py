@@ -1,0 +1,235 @@
+"""The node agent over launchers that are tiny processes: what it starts, how it ends, and that nothing outlives it."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from scaleup.artifacts.checkpoints import checkpoint_folder, write_listing
+from scaleup.artifacts.files import folder_aside
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.errors import Problem, ScaleupError
+from scaleup.launcher import node
+from scaleup.launcher.node import RESUMABLE, NodeAgent
+from scaleup.launcher.watch import Watch
+from scaleup.plan.types import GroupPlan
+from tests.cli import alive, wait_until
+from tests.unit.launcher.plans import group, plan_of
+
+# A worker of the kind the agent meets: it registers itself, and on SIGTERM saves, says so and ends well.
+SAVES_ON_SIGTERM = """
+import json, os, pathlib, signal, socket, sys, time
+run, attempt = pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
+def save(*_):
+    (run / "resumable.json").write_text("{}")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+(attempt / "workers/policy-rank0.json").write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+time.sleep(60)
+"""
+IGNORES_SIGTERM = SAVES_ON_SIGTERM.replace("signal.signal(signal.SIGTERM, save)", "signal.signal(15, signal.SIG_IGN)")
+
+
+class Agent(NodeAgent):
+    """Starts a piece of Python for each group instead of `accelerate launch`."""
+
+    code: str | dict[str, str] = "pass"
+
+    def _start(self, group: GroupPlan) -> subprocess.Popen[bytes]:
+        code = self.code if isinstance(self.code, str) else self.code[group.name]
+        return subprocess.Popen(
+            [sys.executable, "-c", code, "scaleup.worker", str(self.run.path), str(self.attempt.path)],
+            start_new_session=True,
+        )
+
+
+def agent(run: RunFolder, code: str | dict[str, str] = "pass", *groups: GroupPlan) -> Agent:
+    made = Agent(run, plan_of(run, *groups), run.new_attempt())
+    made.code = code
+    return made
+
+
+def run_groups(agent: NodeAgent) -> int:
+    return agent.run_groups(Watch(agent.attempt, Console(file=io.StringIO())))
+
+
+def pids(agent: NodeAgent) -> list[int]:
+    return [launcher.pid for launcher in agent._launchers.values()]
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Any:
+    """Whatever happens, signals mean afterwards what they meant before."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+class TestVerdict:
+    def test_finished(self, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run_groups(agent(run)) == 0
+        assert capsys.readouterr() == ("", "")
+
+    def test_failed_without_a_word(self, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+        failing = agent(run, "raise SystemExit(9)")
+        assert run_groups(failing) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert lines == [
+            "error: group policy ended with exit code 9",
+            "  no checkpoint was saved",
+            f"  logs: {failing.attempt.logs}",
+        ]
+
+    def test_killed(self, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run_groups(agent(run, "import os; os.kill(os.getpid(), 9)")) == 1
+        assert "ended with exit code -9" in capsys.readouterr().err
+
+    def test_failed_with_an_error_and_a_checkpoint(self, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+        with folder_aside(checkpoint_folder(run.checkpoints, 30)) as aside:
+            (aside / "weights").touch()
+            write_listing(aside, 30)
+        failing = agent(run, "raise SystemExit(1)")
+        record(failing, rank="policy-rank1", time=2.0, error="connection lost")
+        record(failing, rank="policy-rank0", time=1.0, error="loss is nan at step 31", traceback="Traceback: here")
+        assert run_groups(failing) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("Traceback: here\nerror: policy-rank0 failed: loss is nan at step 31\n")
+        assert "the newest checkpoint is step 30; continue with --resume" in err
+        assert "connection lost" not in err
+
+    def test_a_users_mistake(self, run: RunFolder) -> None:
+        failing = agent(run, "raise SystemExit(2)")
+        problems = [{"where": "data.train", "what": "is odd", "remedy": "mend it"}]
+        record(failing, rank="policy-rank1", time=2.0, problems=problems)
+        record(failing, rank="policy-rank0", time=1.0, error="connection lost")
+        with pytest.raises(ScaleupError) as caught:
+            run_groups(failing)
+        assert caught.value.problems == [Problem("data.train", "is odd", "mend it")]
+
+    def test_stopped_to_be_resumed(self, run: RunFolder) -> None:
+        """Even where a launcher made something else of it."""
+        stopping = agent(run, "import pathlib, sys; pathlib.Path(sys.argv[2], 'resumable.json').touch(); sys.exit(1)")
+        assert run_groups(stopping) == RESUMABLE == 75
+
+    def test_an_earlier_attempts_errors_are_past(self, run: RunFolder) -> None:
+        record(agent(run), rank="policy-rank0", time=1.0, problems=[{"where": "a", "what": "b", "remedy": ""}])
+        assert run_groups(agent(run)) == 0
+
+    def test_one_group_of_two_fails(self, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+        groups = [group(name="policy"), group(name="reward")]
+        assert run_groups(agent(run, {"policy": "pass", "reward": "raise SystemExit(3)"}, *groups)) == 1
+        assert "group reward ended with exit code 3" in capsys.readouterr().err
+
+
+class TestSignals:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_workers_save_and_end(self, run: RunFolder, number: signal.Signals) -> None:
+        running = agent(run, SAVES_ON_SIGTERM)
+        send(number, when=lambda: bool(running._workers()))
+        assert run_groups(running) == RESUMABLE
+        assert alive(pids(running)) == []
+
+    def test_before_the_workers_are_up(self, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+        running = agent(run, "import time; time.sleep(60)")
+        send(signal.SIGTERM, when=lambda: bool(running._launchers))
+        assert run_groups(running) == RESUMABLE
+        assert "no checkpoint was saved" in capsys.readouterr().err
+
+    def test_a_second_ctrl_c_ends_it_at_once(self, run: RunFolder) -> None:
+        running = agent(run, IGNORES_SIGTERM)
+        send(signal.SIGINT, signal.SIGINT, when=lambda: bool(running._workers()))
+        started = time.monotonic()
+        assert run_groups(running) == RESUMABLE
+        assert time.monotonic() - started < node.GRACE_SECONDS / 2
+        assert alive(pids(running)) == []
+
+
+class TestNothingOutlivesTheAgent:
+    def test_when_it_fails_itself(self, run: RunFolder) -> None:
+        class Breaking(Watch):
+            def refresh(self) -> None:
+                raise RuntimeError("a bug")
+
+        running = agent(run, "import time; time.sleep(60)")
+        with pytest.raises(RuntimeError, match="a bug"):
+            running.run_groups(Breaking(running.attempt, Console(file=io.StringIO())))
+        assert alive(pids(running)) == []
+
+    def test_when_a_launcher_does_not_listen(self, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(node, "GRACE_SECONDS", 0.3)
+        running = agent(run, IGNORES_SIGTERM)
+        running._launchers["policy"] = running._start(running.plan.groups[0])
+        wait_until(lambda: bool(running._workers()))
+        running._end_all()
+        running._launchers["policy"].wait(5)
+        assert alive(pids(running)) == []
+
+    def test_a_process_id_that_is_used_again_is_left_alone(self, run: RunFolder) -> None:
+        with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
+            running = agent(run)
+            running._launchers["policy"] = other  # its command line is not one of ours
+            running._kill_all()
+            time.sleep(0.1)
+            assert alive([other.pid]) == [other.pid]
+            other.kill()
+
+    def test_workers_of_other_hosts_are_left_alone(self, run: RunFolder) -> None:
+        running = agent(run)
+        (running.attempt.workers / "policy-rank1.json").write_text(f'{{"pid": {os.getpid()}, "host": "elsewhere"}}')
+        assert running._workers() == []
+
+
+class TestWhatIsStarted:
+    @pytest.fixture
+    def accelerate(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A program that stands in for Python: it prints its arguments."""
+        program = tmp_path / "python"
+        program.write_text('#!/bin/sh\necho "$@"\necho wrong >&2\n')
+        program.chmod(0o755)
+        monkeypatch.setattr(node.sys, "executable", str(program))
+        return program
+
+    def test_one_launcher_a_group(self, run: RunFolder, accelerate: Path) -> None:
+        made = NodeAgent(run, plan_of(run, group(name="policy"), group(name="reward")), run.new_attempt())
+        assert run_groups(made) == 0
+        for name in ("policy", "reward"):
+            file = f"--config_file {run.launch_file(name)}"
+            worker = f"-m scaleup.worker {run.path} {name} --attempt 1"
+            log = (made.attempt.logs / f"{name}-node0.log").read_text()
+            assert log == f"-m accelerate.commands.launch {file} {worker}\nwrong\n"
+
+    def test_each_node_says_which_it_is(self, run: RunFolder, accelerate: Path) -> None:
+        nodes = plan_of(run, group(num_processes=2, num_nodes=2, main_address="n0", main_port=1))
+        for rank in (0, 1):
+            made = NodeAgent(run, nodes, run.new_attempt(rank), rank)
+            assert run_groups(made) == 0
+            assert f" --machine_rank {rank} " in (made.attempt.logs / f"policy-node{rank}.log").read_text()
+
+
+def record(agent: NodeAgent, rank: str, time: float, **error: Any) -> None:
+    agent.attempt.record_error(
+        rank, {"rank": rank, "time": time, "problems": [], "error": "", "traceback": "", **error}
+    )
+
+
+def send(*numbers: signal.Signals, when: Callable[[], bool]) -> None:
+    """Signals to this process, a little apart, once a condition holds."""
+
+    def act() -> None:
+        wait_until(when, timeout=20)
+        for number in numbers:
+            time.sleep(0.1)
+            os.kill(os.getpid(), number)
+
+    threading.Thread(target=act, daemon=True).start()

@@ -1,0 +1,178 @@
+"""From a loaded config to an exit code, with the processes themselves left out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scaleup import cli
+from scaleup.artifacts.manifest import Manifest, write_manifest
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.errors import ScaleupError
+from scaleup.launcher.node import RESUMABLE, NodeAgent
+from scaleup.plan.types import Plan
+from tests.unit.launcher.plans import group, plan_of
+
+CONFIG = {
+    "stage": "sft",
+    "name": "x",
+    "model": {"path": "builtin:tiny-llama"},
+    "data": {"train": "rows.jsonl", "text": "{text}"},
+    "train": {"max_steps": 4},
+}
+Scaleup = Callable[..., int]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    return tmp_path
+
+
+@pytest.fixture
+def scaleup(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Scaleup:
+    """The command line with a known model, and groups that end in a way of the test's choosing. Gives the exit code."""
+    facts = plan_of(RunFolder(folder)).model
+    monkeypatch.setattr("scaleup.plan.resolve.describe_models", lambda models: dict.fromkeys(models, facts))
+
+    def command(*arguments: str, ends: Callable[[NodeAgent], int] = lambda agent: pytest.fail("launched")) -> int:
+        monkeypatch.setattr(NodeAgent, "run_groups", lambda agent, watch: ends(agent))
+        monkeypatch.setattr(sys, "argv", ["scaleup", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0)
+
+    return command
+
+
+def finish(agent: NodeAgent) -> int:
+    """What a run leaves in the end."""
+    agent.run.model.mkdir()
+    (agent.run.model / "config.json").write_text("{}")
+    (agent.run.model / "model.safetensors").touch()
+    known: dict[str, Any] = {"scaleup_version": "0", "finished_at": "", "num_steps": 4, "files": {}}
+    write_manifest(agent.run.manifest_file, Manifest(stage="sft", name="x", metrics={"loss": 0.5}, **known))
+    return 0
+
+
+def test_a_run_that_finishes(scaleup: Scaleup, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert scaleup("run", "config.yaml", ends=finish) == 0
+    run = folder / "runs/x"
+    assert "loss" in capsys.readouterr().out
+    files = sorted(str(file.relative_to(run)) for file in run.rglob("*") if file.is_file())
+    model = ["model/config.json", "model/model.safetensors"]
+    assert files == ["config.yaml", "launch/policy.yaml", "manifest.json", *model, "plan.json"]
+    assert RunFolder(run).config.name == Plan.read(run / "plan.json").name == "x"
+    assert (run / "attempts/1/logs").is_dir()
+
+
+def test_a_finished_run_is_not_run_again(scaleup: Scaleup, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scaleup("run", "config.yaml", ends=finish)
+    for arguments in (["run", "config.yaml"], ["run", "config.yaml", "--resume"]):
+        assert scaleup(*arguments) == 0
+        assert "has finished already; nothing to do" in capsys.readouterr().out
+    assert [path.name for path in (folder / "runs/x/attempts").iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("code", [1, RESUMABLE])
+def test_the_groups_exit_code_is_the_commands(scaleup: Scaleup, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert scaleup("run", "config.yaml", ends=lambda agent: code) == code
+    assert ("was stopped and can go on" in capsys.readouterr().out) == (code == RESUMABLE)
+
+
+def test_a_mistake_that_only_workers_find(scaleup: Scaleup, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(agent: NodeAgent) -> int:
+        raise ScaleupError.of("data.train", "no row fits", "raise data.max_length")
+
+    assert scaleup("run", "config.yaml", ends=refuse) == 2
+    assert capsys.readouterr().err == "error: data.train: no row fits -> raise data.max_length\n"
+
+
+def test_an_unfinished_run_goes_on_only_when_asked(scaleup: Scaleup, folder: Path) -> None:
+    scaleup("run", "config.yaml", ends=lambda agent: RESUMABLE)
+    (folder / "runs/x/resumable.json").touch()
+    assert scaleup("run", "config.yaml") == 2
+    assert (folder / "runs/x/resumable.json").is_file()
+    assert scaleup("run", "config.yaml", "train.save_steps=1", "--resume", ends=finish) == 0
+    assert not (folder / "runs/x/resumable.json").exists()
+    assert RunFolder(folder / "runs/x").config.train.save_steps == 1  # type: ignore[attr-defined]
+    assert sorted(path.name for path in (folder / "runs/x/attempts").iterdir()) == ["1", "2"]
+
+
+def test_resume_of_what_never_began_begins_it(scaleup: Scaleup) -> None:
+    assert scaleup("run", "config.yaml", "--resume", ends=finish) == 0
+
+
+def test_a_run_that_is_running_is_not_started_again(scaleup: Scaleup, folder: Path) -> None:
+    with RunFolder(folder / "runs/x").locked():
+        assert scaleup("run", "config.yaml") == 2
+
+
+def test_plan_prints_json(scaleup: Scaleup, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert scaleup("plan", "config.yaml", "--json") == 0
+    assert Plan.model_validate(json.loads(capsys.readouterr().out)).run_folder == str(folder / "runs/x")
+    assert scaleup("plan", "config.yaml") == 0
+    assert "8 rows x 1 accumulation x 1 processes = 8" in capsys.readouterr().out
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("prompt", ["Review: {text}", "two\nlines", 'a "quote"', "🙂 é", "- no", "a\x7fb", "x" * 300])
+def test_prompts_of_the_command_line(scaleup: Scaleup, folder: Path, prompt: str) -> None:
+    """Of a config file and of a finished run, whatever they hold."""
+    generate = {"stage": "generate", "name": "g", "model": {"path": "gpt2"}, "generation": {"prompts": ["other"]}}
+    (folder / "generate.yaml").write_text(yaml.safe_dump(generate))
+    scaleup("run", "config.yaml", ends=finish)
+    seen: list[Any] = []
+    for target in ("generate.yaml", "runs/x"):
+        prompts = ["--prompt", prompt, "--prompt", "b"]
+        assert scaleup("generate", target, *prompts, ends=lambda agent: seen.append(agent.run.config) or 1) == 1
+    assert [config.generation.prompts for config in seen] == [[prompt, "b"]] * 2
+
+
+def test_evaluation_of_a_finished_run(scaleup: Scaleup, folder: Path) -> None:
+    scaleup("run", "config.yaml", "data.test=rows.jsonl", ends=finish)
+    for number in ("1", "2"):
+        assert scaleup("evaluate", "runs/x", "evaluation.max_samples=1", ends=lambda agent: 1) == 1
+        config: Any = RunFolder(folder / "runs/x/evaluations" / number).config
+        assert config.model.path == str(folder / "runs/x")
+        assert config.baseline.path == "builtin:tiny-llama"
+        assert (config.evaluation.max_samples, config.data.text) == (1, "{text}")
+
+
+class TestNode:
+    @pytest.fixture
+    def prepared(self, run: RunFolder) -> RunFolder:
+        nodes = {"num_processes": 4, "num_nodes": 2, "main_address": "n0", "main_port": 1}
+        plan_of(run, group(**nodes)).save(run.plan_file)
+        return run
+
+    def test_starts_its_part(self, scaleup: Scaleup, prepared: RunFolder) -> None:
+        started: list[tuple[int, str]] = []
+        code = scaleup(
+            "node",
+            str(prepared.path),
+            "--node-rank=1",
+            ends=lambda agent: started.append((agent.node_rank, agent.attempt.path.name)) or 0,
+        )
+        assert code == 0
+        assert started == [(1, "1-node1")]
+
+    def test_that_the_run_does_not_have(
+        self, scaleup: Scaleup, prepared: RunFolder, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert scaleup("node", str(prepared.path), "--node-rank=2") == 2
+        assert "error: --node-rank: the run has no node 2 -> use 1 to 1" in capsys.readouterr().err
+
+    def test_of_a_run_of_one_node(self, scaleup: Scaleup, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+        """It would be a second run in the same folder."""
+        plan_of(run).save(run.plan_file)
+        assert scaleup("node", str(run.path), "--node-rank=1") == 2
+        assert "the run has one node, and `scaleup run` is it" in capsys.readouterr().err

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaleup.config.schema import ModelConfig
+from scaleup.errors import Problem, ScaleupError
+from scaleup.plan import describe
+from scaleup.plan.describe import describe_models
+from scaleup.plan.facts import ModelFacts
+
+
+class DataPlane:
+    """Answers in place of `python -m scaleup.models.facts`, and counts how often it was asked."""
+
+    def __init__(self, facts: ModelFacts) -> None:
+        self.facts = facts
+        self.asked: list[list[str]] = []
+        self.problems: list[dict[str, str]] = []
+        self.code = 0
+        self.noise = ""
+
+    def run(self, command: list[str], input: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        assert command[1:] == ["-m", "scaleup.models.facts"]
+        requests = json.loads(input)
+        self.asked.append([request["where"] for request in requests])
+        facts = [None if self.problems else self.facts.model_dump(mode="json") for _ in requests]
+        answer = json.dumps({"facts": facts, "problems": self.problems})
+        return subprocess.CompletedProcess(
+            command, self.code, stdout=f"{self.noise}{answer}\n" if not self.code else ""
+        )
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    (tmp_path / "model/model.safetensors").write_text("weights")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def data_plane(model: Path, facts: ModelFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataPlane:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    plane = DataPlane(facts.model_copy(update={"location": str(model)}))
+    monkeypatch.setattr(describe.subprocess, "run", plane.run)
+    return plane
+
+
+def ask(path: str | Path, **more: Any) -> ModelFacts:
+    return describe_models({"model": ModelConfig(path=str(path), **more)})["model"]
+
+
+@pytest.mark.parametrize("path", ["", "builtin:tiny-llama", "package:pydantic"])
+def test_a_local_model_is_asked_about_once(data_plane: DataPlane, model: Path, path: str) -> None:
+    assert ask(path or model) == data_plane.facts
+    assert ask(path or model) == data_plane.facts
+    assert len(data_plane.asked) == 1
+
+
+def test_a_changed_folder_is_asked_about_again(data_plane: DataPlane, model: Path) -> None:
+    ask(model)
+    (model / "model.safetensors").write_text("other weights")
+    ask(model)
+    (model / "tokenizer.json").touch()
+    ask(model)
+    ask(model)
+    assert len(data_plane.asked) == 3
+
+
+def test_a_changed_tokenizer_folder_is_asked_about_again(data_plane: DataPlane, model: Path, tmp_path: Path) -> None:
+    """It may have got a chat template."""
+    (tmp_path / "tokenizer").mkdir()
+    ask(model, tokenizer=str(tmp_path / "tokenizer"))
+    (tmp_path / "tokenizer/chat_template.jinja").touch()
+    ask(model, tokenizer=str(tmp_path / "tokenizer"))
+    ask(model, tokenizer=str(tmp_path / "tokenizer"))
+    assert len(data_plane.asked) == 2
+
+
+def test_an_upgraded_package_is_asked_about_again(data_plane: DataPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask("package:pydantic")
+    monkeypatch.setattr(describe.metadata, "version", lambda name: "99")
+    ask("package:pydantic")
+    assert len(data_plane.asked) == 2
+
+
+def test_a_finished_runs_model_is_watched(data_plane: DataPlane, model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "manifest.json").touch()
+    model.rename(run / "model")
+    data_plane.facts = data_plane.facts.model_copy(update={"location": str(run / "model")})
+    ask(run)
+    (run / "metrics.jsonl").touch()
+    ask(run)
+    (run / "model/model.safetensors").write_text("trained further")
+    ask(run)
+    assert len(data_plane.asked) == 2
+
+
+def test_another_setting_is_another_model(data_plane: DataPlane, model: Path) -> None:
+    ask(model)
+    ask(model, task="causal_lm")
+    ask(model, trust_remote_code=True)
+    assert len(data_plane.asked) == 3
+
+
+@pytest.mark.parametrize("names", [{"path": "gpt2"}, {"path": "builtin:tiny-llama", "tokenizer": "gpt2"}])
+def test_hub_names_are_asked_about_each_time(data_plane: DataPlane, names: dict[str, str]) -> None:
+    """Their files may change without our seeing it."""
+    for _ in range(2):
+        ask(**names)
+    assert len(data_plane.asked) == 2
+
+
+def test_a_converted_model_that_is_gone_is_asked_about_again(data_plane: DataPlane, model: Path) -> None:
+    ask("builtin:tiny-llama")
+    (model / "config.json").unlink()
+    ask("builtin:tiny-llama")
+    assert len(data_plane.asked) == 2
+
+
+def test_only_what_is_not_remembered_is_asked_about_in_one_go(data_plane: DataPlane, model: Path) -> None:
+    ask(model)
+    models = {"model": ModelConfig(path=str(model)), "baseline": ModelConfig(path="gpt2"), "c": ModelConfig(path="t5")}
+    assert set(describe_models(models)) == set(models)
+    assert data_plane.asked == [["model"], ["baseline", "c"]]
+
+
+def test_a_broken_cache_costs_only_time(data_plane: DataPlane, model: Path, tmp_path: Path) -> None:
+    ask(model)
+    [file] = (tmp_path / "cache/scaleup/facts").iterdir()
+    file.write_text('{"half": ')
+    assert ask(model) == data_plane.facts
+    file.write_text('{"location": "/of/another/version"}')
+    assert ask(model) == data_plane.facts
+    assert len(data_plane.asked) == 3
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(
+    data_plane: DataPlane, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert ask(model) == ask(model)
+    assert len(data_plane.asked) == 2
+
+
+def test_problems_are_passed_on_and_not_remembered(data_plane: DataPlane, model: Path) -> None:
+    data_plane.problems = [
+        {"where": "model.path", "what": "is odd", "remedy": "mend it"},
+        {"where": "model.task", "what": "is wrong", "remedy": ""},
+    ]
+    for _ in range(2):
+        with pytest.raises(ScaleupError) as caught:
+            ask(model)
+        assert caught.value.problems == [Problem(**problem) for problem in data_plane.problems]
+    assert len(data_plane.asked) == 2
+
+
+def test_what_libraries_print_is_no_answer(data_plane: DataPlane, model: Path) -> None:
+    data_plane.noise = "Welcome!\n{}\n"
+    assert ask(model) == data_plane.facts
+
+
+def test_a_crash_is_a_bug_of_ours(data_plane: DataPlane, model: Path) -> None:
+    data_plane.code = 1
+    with pytest.raises(RuntimeError, match="failed with exit code 1"):
+        ask(model)

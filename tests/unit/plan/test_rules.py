@@ -1,0 +1,48 @@
+"""What only a model's own files can tell, from facts that a test can choose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from scaleup.config.load import load_mapping
+from scaleup.plan.facts import ModelFacts
+from scaleup.plan.rules import facts_problems
+
+LLAMA = ModelFacts(
+    location="m",
+    task="causal_lm",
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    num_parameters=10,
+    num_trainable_parameters=10,
+    vocab_size=100,
+    tokenizer_size=100,
+    max_positions=64,
+    has_chat_template=True,
+)
+T5 = LLAMA.model_copy(update={"task": "seq2seq_lm", "model_type": "t5", "max_positions": None})
+PAIR = {"prompt": "{a}", "completion": "{b}", "max_length": 64}
+CHAT = {"messages": "turns", "max_length": 64}
+
+
+@pytest.mark.parametrize(
+    ("facts", "data", "precision", "where"),
+    [
+        (LLAMA, PAIR, "no", []),
+        (LLAMA, {**PAIR, "max_length": 65}, "no", ["data.max_length"]),
+        (LLAMA.model_copy(update={"tokenizer_size": 101}), PAIR, "no", ["model.tokenizer"]),
+        (LLAMA, CHAT, "no", []),
+        (LLAMA.model_copy(update={"has_chat_template": False}), CHAT, "no", ["data.messages"]),
+        (T5, {**PAIR, "max_length": 4096}, "bf16", []),
+        (T5, PAIR, "fp16", ["mixed_precision"]),
+        (T5, CHAT, "no", ["data.messages"]),
+        (T5, {"text": "{a}"}, "no", ["data.text"]),
+    ],
+)
+def test_what_the_model_cannot(facts: ModelFacts, data: dict[str, Any], precision: str, where: list[str]) -> None:
+    raw = {"stage": "sft", "name": "x", "model": {"path": "m"}, "train": {"max_steps": 1}, "mixed_precision": precision}
+    config = load_mapping({**raw, "data": {"train": "rows.jsonl", **data}}).config
+    assert config is not None
+    assert [problem.where for problem in facts_problems(config, facts, "model")] == where
