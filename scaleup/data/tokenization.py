@@ -17,7 +17,7 @@ IGNORE = -100
 """The label of a position without loss, as in Transformers."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
     """One row. Causal: `labels[t]` belongs to `input_ids[t]`, or is IGNORE. Seq2seq: `labels` is the target."""
 

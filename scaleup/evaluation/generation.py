@@ -26,9 +26,13 @@ def generate_answers(
     parts: Path,
     phase: str,
 ) -> list[str]:
-    """The decoded continuation of each prompt (token ids), in order, on every rank.
+    """The decoded continuation of each prompt (token ids), in order, on every rank. Of a prompt that leaves no room for
+    the answer in the model's positions, the end is taken.
 
     Ranks hand their answers over as JSON files under `parts`, which must lie in the run folder."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and not model.config.is_encoder_decoder:
+        prompts = [prompt[-max(1, positions - config.max_new_tokens) :] for prompt in prompts]
     mine = sorted(range(runtime.rank, len(prompts), runtime.world), key=lambda index: len(prompts[index]))
     answers: dict[int, str] = {}
     for start in range(0, len(mine), batch_size):

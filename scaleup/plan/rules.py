@@ -45,6 +45,10 @@ def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Pro
     if facts.max_positions is not None and config.data.max_length > facts.max_positions:
         what = f"{config.data.max_length} tokens are more than the {facts.max_positions} that {where} has positions for"
         problems.append(Problem("data.max_length", what, f"use at most {facts.max_positions}"))
+    generation = config.generation if isinstance(config, EvaluateConfig | GenerateConfig) else None
+    if generation and facts.max_positions is not None and generation.max_new_tokens >= facts.max_positions:
+        what = f"{generation.max_new_tokens} leave no room for a prompt in {where}'s {facts.max_positions} positions"
+        problems.append(Problem("generation.max_new_tokens", what, "use fewer"))
     if facts.tokenizer_size > facts.vocab_size:
         what = f"the tokenizer has {facts.tokenizer_size} ids, and {where} only {facts.vocab_size} embeddings"
         problems.append(Problem(f"{where}.tokenizer", what, "use the model's own tokenizer"))

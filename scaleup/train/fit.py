@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,19 +55,20 @@ def fit(job: Fit) -> TrainState:
     state = checkpointer.restore()
     metrics = MetricsLog(job.runtime, job.run, job.config, state.step)
     job.model.train()
-    started = time.perf_counter()
-    tokens = 0
+    seconds, tokens = 0.0, 0  # of the steps since the last line of the log: evaluation and saving do not count
     while state.step < job.num_steps and not _is_over(job, state):
+        started = time.perf_counter()
         result = _step(job, state, checkpointer)
+        seconds += time.perf_counter() - started
         state.step += 1
         state.num_tokens += result.num_tokens
         tokens += result.num_tokens
         if state.step % train.logging_steps == 0 or state.step == job.num_steps:
-            now = time.perf_counter()
-            _log_step(job, metrics, state, result, tokens / (now - started))
-            started, tokens = now, 0
+            _log_step(job, metrics, state, result, tokens / seconds)
+            seconds, tokens = 0.0, 0
         job.runtime.progress.report("training", state.step, job.num_steps, loss=round(result.loss, 4))
-        improved = _evaluate(job, metrics, state) if _is_due(train.eval_steps, state.step, job.num_steps) else False
+        is_due = job.validation is not None and _is_due(train.eval_steps, state.step, job.num_steps)
+        improved = is_due and _evaluate(job, metrics, state, checkpointer)
         save_best = improved and train.load_best_model_at_end
         if save_best or _is_over(job, state) or _is_due(train.save_steps, state.step, job.num_steps):
             checkpointer.save(state)
@@ -80,21 +82,9 @@ def fit(job: Fit) -> TrainState:
 
 def _step(job: Fit, state: TrainState, checkpointer: Checkpointer) -> StepResult:
     batches = job.loader.batches(state.step)
-    try:
-        result = train_step(
-            job.runtime, job.model, job.optimizer, batches, job.objective, job.config.train.max_grad_norm
-        )
-    except NonFiniteLossError as error:
-        saved = (
-            f"the last good checkpoint is step {checkpointer.last_step}"
-            if checkpointer.last_step
-            else "no checkpoint was saved yet"
-        )
-        raise ScaleupError.of(
-            f"training step {state.step + 1}",
-            f"{error}; {saved}",
-            "lower train.learning_rate, or look at the rows of this step",
-        ) from error
+    limit = job.config.train.max_grad_norm
+    with _finite(state.step + 1, checkpointer):
+        result = train_step(job.runtime, job.model, job.optimizer, batches, job.objective, limit)
     if not result.skipped:
         job.schedule.step()
     return result
@@ -104,7 +94,7 @@ def _log_step(job: Fit, metrics: MetricsLog, state: TrainState, result: StepResu
     metrics.log(
         state.step,
         loss=result.loss,
-        learning_rate=job.optimizer.param_groups[0]["lr"],
+        learning_rate=result.learning_rate,
         grad_norm=result.grad_norm,
         tokens_per_second=round(rate, 1),
         memory_mib=peak_memory_mib(job.runtime.device),
@@ -112,13 +102,25 @@ def _log_step(job: Fit, metrics: MetricsLog, state: TrainState, result: StepResu
     )
 
 
-def _evaluate(job: Fit, metrics: MetricsLog, state: TrainState) -> bool:
+def _evaluate(job: Fit, metrics: MetricsLog, state: TrainState, checkpointer: Checkpointer) -> bool:
     """Validation loss into the log; whether it is the best so far."""
-    if job.validation is None:
-        return False
-    loss = evaluate_loss(job.runtime, job.model, job.validation(), job.objective)
+    assert job.validation is not None
+    with _finite(state.step, checkpointer):
+        loss = evaluate_loss(job.runtime, job.model, job.validation(), job.objective)
     metrics.log(state.step, eval_loss=loss)
     return state.note_evaluation(loss, job.config.train.early_stopping_threshold)
+
+
+@contextmanager
+def _finite(step: int, checkpointer: Checkpointer) -> Iterator[None]:
+    """A NaN or infinite loss is the user's to know: at which step, and from where the run can go on."""
+    try:
+        yield
+    except NonFiniteLossError as error:
+        last = checkpointer.last_step
+        saved = f"the last good checkpoint is step {last}" if last else "no checkpoint was saved yet"
+        remedy = "lower train.learning_rate, or look at the rows of this step"
+        raise ScaleupError.of(f"training step {step}", f"{error}; {saved}", remedy) from error
 
 
 def _is_due(every: int | None, step: int, last: int) -> bool:

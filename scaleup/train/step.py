@@ -23,6 +23,8 @@ class NonFiniteLossError(ArithmeticError):
 @dataclass(frozen=True)
 class StepResult:
     loss: float
+    learning_rate: float
+    """The one this step was taken with."""
     grad_norm: float
     num_tokens: int
     """Real tokens of the global batch."""
@@ -60,15 +62,16 @@ def train_step(
     scaled = runtime.accelerator.scaler is not None
     if not math.isfinite(grad_norm) and not scaled:
         raise NonFiniteLossError(f"the gradient norm is {grad_norm}")
+    learning_rate = optimizer.param_groups[0]["lr"]
     optimizer.step()
     optimizer.zero_grad()
     skipped = scaled and runtime.accelerator.optimizer_step_was_skipped
-    return StepResult(loss_value, grad_norm, int(num_tokens), stop > 0, skipped)
+    return StepResult(loss_value, learning_rate, grad_norm, int(num_tokens), stop > 0, skipped)
 
 
 @torch.no_grad()
 def evaluate_loss(runtime: Runtime, model: torch.nn.Module, batches: Iterable[Batch], objective: Objective) -> float:
-    """Mean loss a labelled token over all ranks' batches; dropout off."""
+    """Mean loss a labelled token over all ranks' batches; dropout off. Raises NonFiniteLossError."""
     model.eval()
     loss_sum, num_labels = 0.0, 0
     for batch in batches:
@@ -76,4 +79,7 @@ def evaluate_loss(runtime: Runtime, model: torch.nn.Module, batches: Iterable[Ba
         num_labels += batch.num_labels
     model.train()
     total, count = runtime.sum(loss_sum, num_labels)
-    return total / max(count, 1.0)
+    mean = total / max(count, 1.0)
+    if not math.isfinite(mean):
+        raise NonFiniteLossError(f"the validation loss is {mean}")
+    return mean

@@ -786,7 +786,7 @@ def test_what_may_not_be_read(tmp_path: Path) -> None:
 def working_folder(case: Case, tmp_path: Path) -> Path:
     folder = tmp_path / "work"
     folder.mkdir()
-    (folder / "rows.jsonl").write_text(GOOD_ROW + "\n")
+    (folder / "rows.jsonl").write_text(2 * (GOOD_ROW + "\n"))
     (folder / "held.jsonl").write_text(GOOD_ROW + "\n")
     (folder / "more.csv").write_text("text,label\nfine,positive\n")
     text = case.text if case.text is not None else yaml.safe_dump(without_nulls(differing(GOOD, case.changes)))

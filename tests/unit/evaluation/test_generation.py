@@ -120,3 +120,11 @@ def test_beams_find_answers_at_least_as_likely(runtime, run):
 
 def test_no_prompts(runtime, run):
     assert answers(runtime, run, Echo(False), tiny.tokenizer("llama"), [], 4) == []
+
+
+def test_a_prompt_leaves_room_for_the_answer(runtime, run):
+    """Of a prompt too long for the model's positions, the end is kept."""
+    model = Echo(False)
+    model.config.max_position_embeddings = 6
+    answers(runtime, run, model, tiny.tokenizer("llama"), [[40, 41, 42, 43, 44]], 1, max_new_tokens=3)
+    assert model.asked[0][0] == [[42, 43, 44]]
