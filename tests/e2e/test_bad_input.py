@@ -766,7 +766,7 @@ def test_the_good_config_is_good(tmp_path: Path) -> None:
     before = listing(folder)
     result = scaleup("plan", "config.yaml", "--json", cwd=folder)
     assert (result.code, result.stderr) == (0, "")
-    assert json.loads(result.stdout)["batch"]["num_train_rows"] == 1
+    assert json.loads(result.stdout)["batch"]["num_train_rows"] == 2
     assert listing(folder) == before
 
 

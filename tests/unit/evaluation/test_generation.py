@@ -30,7 +30,7 @@ def sharp(name):
 
 
 def answers(runtime, run, model, tokenizer, ids, batch_size, **settings):
-    config = GenerationConfig(max_new_tokens=12, **settings)
+    config = GenerationConfig(**{"max_new_tokens": 12, **settings})
     return generate_answers(runtime, model, tokenizer, ids, config, batch_size, run.path / ".parts", "answering")
 
 
