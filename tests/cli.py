@@ -141,6 +141,15 @@ def losses(run_folder: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in metrics(run_folder) if "loss" in line}
 
 
+def tensorboard(run_folder: Path, tag: str) -> dict[int, float]:
+    """Step -> value, as TensorBoard itself reads it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(run_folder / "tensorboard" / run_folder.name))
+    accumulator.Reload()
+    return {event.step: event.value for event in accumulator.Scalars(tag)}
+
+
 def largest_loss_difference(one: Path, other: Path) -> float:
     """Between the training losses of two runs, which must have logged the same steps."""
     left, right = losses(one), losses(other)

@@ -49,6 +49,7 @@ def generate_answers(
     runtime.barrier()
     if runtime.is_main:
         shutil.rmtree(parts)
+    runtime.barrier()  # the next call writes there again
     return [together[str(index)] for index in range(len(prompts))]
 
 

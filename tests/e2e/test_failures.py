@@ -1,0 +1,175 @@
+"""Runs that go wrong end with a name for what went wrong, keep what was good, and leave nothing running."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from scaleup.artifacts.checkpoints import whole_checkpoints
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.config.load import load_leniently
+from scaleup.launcher.prepare import prepare_run
+from scaleup.plan.resolve import resolve
+from tests.cli import (
+    Result,
+    alive,
+    children,
+    differing,
+    folder_of,
+    interrupt,
+    logs,
+    losses,
+    metrics,
+    reached,
+    run,
+    scaleup,
+    wait_until,
+    worker_ids,
+    write_config,
+)
+
+CONFIG: dict[str, Any] = {
+    "stage": "sft",
+    "model": {"path": "builtin:tiny-llama"},
+    "data": {"train": "rows.jsonl", "prompt": "{prompt}", "completion": "{completion}", "max_length": 64},
+    "train": {"max_steps": 60, "learning_rate": 1e-3, "per_device_train_batch_size": 2, "save_steps": 2},
+    "parallel": {"num_processes": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("failures")
+    rows = [{"prompt": "ab" * (1 + number % 7), "completion": "c" * (1 + number % 5)} for number in range(20)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def assert_ended(result: Result, folder: Path, code: int) -> None:
+    """With that code, no manifest, no model, and no process left."""
+    assert result.code == code, f"exit code {result.code}\n{result.stdout}\n{result.stderr}\n{logs(folder)}"
+    assert not (folder / "manifest.json").exists() and not (folder / "model").exists()
+    assert worker_ids(folder), "the run never started its workers"
+    assert alive(worker_ids(folder)) == []
+
+
+def steps_saved(folder: Path) -> list[int]:
+    return [checkpoint.step for checkpoint in whole_checkpoints(folder / "checkpoints")]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(place: Path) -> None:
+    changes = {
+        "name": "nan",
+        "train.optimizer": "sgd",
+        "train.learning_rate": 1e30,
+        "train.max_grad_norm": 0,
+        "train.lr_scheduler_type": "constant",
+        "train.save_steps": 1,
+    }
+    config = differing(CONFIG, changes)
+    result = scaleup("run", write_config(config, place), cwd=place)
+    folder = folder_of(config, place)
+    assert_ended(result, folder, 2)
+    last = metrics(folder)[-1]["step"]
+    assert f"error: training step {last + 1}: the " in result.stderr
+    assert f"the last good checkpoint is step {last}" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert steps_saved(folder)[-1] == last
+    newest = whole_checkpoints(folder / "checkpoints")[-1]
+    assert all(np.isfinite(weight).all() for weight in load_file(newest.path / "model.safetensors").values())
+
+
+def test_a_full_disk_loses_no_earlier_checkpoint(place: Path) -> None:
+    """Files of the running workers may suddenly have no more than 100 KB: a write ends in EFBIG as it would in
+    ENOSPC. (Root could mount a small file system; anybody can do this.)"""
+    config = differing(CONFIG, {"name": "full-disk", "train.max_steps": 160, "train.save_steps": 20})
+
+    def fill(process: subprocess.Popen[str], folder: Path) -> None:
+        for pid in worker_ids(folder):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+
+    def saved(folder: Path) -> bool:
+        return (folder / "checkpoints" / "step-00000040").is_dir()
+
+    result = interrupt(config, cwd=place, when=saved, do=fill)
+    folder = folder_of(config, place)
+    assert_ended(result, folder, 2)
+    [*_, last] = kept = steps_saved(folder)
+    assert kept == [last - 20, last]
+    assert f"step-{last + 20:08d}: cannot be written (" in result.stderr
+    assert f"the last good checkpoint is step {last} -> make room on the disk" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(entry.name for entry in (folder / "checkpoints").iterdir()) == [f"step-{step:08d}" for step in kept]
+
+    before = losses(folder)
+    run(config, "--resume", cwd=place)
+    assert steps_saved(folder) == [140, 160]
+    assert list(losses(folder)) == list(range(1, 161))
+    assert {step: losses(folder)[step] for step in before} == before
+
+
+def test_ctrl_c_saves_and_can_go_on(place: Path) -> None:
+    config = differing(CONFIG, {"name": "ctrl-c", "train.max_steps": 1000, "train.save_steps": 500})
+    result = interrupt(
+        config, cwd=place, when=reached(4), do=lambda process, folder: process.send_signal(signal.SIGINT)
+    )
+    folder = folder_of(config, place)
+    assert_ended(result, folder, 75)
+    step = metrics(folder)[-1]["step"]
+    assert json.loads((folder / "resumable.json").read_text()) == {"step": step, "num_steps": 1000}
+    assert steps_saved(folder) == [step]
+    assert "was stopped and can go on" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_stop_while_workers_start_leaves_nothing(place: Path, processes: int) -> None:
+    """A worker is there and has not told anybody yet: its launcher has to take it along."""
+    config = differing(CONFIG, {"name": f"stopped-early-{processes}", "parallel.num_processes": processes})
+    started: list[int] = []
+
+    def stop_at_once(process: subprocess.Popen[str], folder: Path) -> None:
+        wait_until(lambda: bool(children(process.pid)), every=0.001)
+        [launcher] = children(process.pid)
+        wait_until(lambda: bool(workers_of(launcher)), every=0.001)
+        process.terminate()
+        started.extend(workers_of(launcher))
+
+    folder = folder_of(config, place)
+    result = interrupt(config, cwd=place, when=lambda folder: launcher_log(folder).exists(), do=stop_at_once)
+    assert started
+    assert alive([*started, *worker_ids(folder)]) == []
+    assert result.code == 75, f"{result.stderr}\n{logs(folder)}"
+    assert not (folder / "manifest.json").exists()
+
+
+def launcher_log(folder: Path) -> Path:
+    return folder / "attempts" / "1" / "logs" / "policy-node0.log"
+
+
+def workers_of(launcher: int) -> list[int]:
+    """Not the other programs that a launcher asks about the machine."""
+    return [pid for pid in children(launcher) if b"scaleup.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_an_error_of_ours_shows_its_traceback_and_the_logs(place: Path) -> None:
+    """A folder where the log of metrics belongs: no user's mistake, and nothing checks for it."""
+    config = differing(CONFIG, {"name": "internal", "runs_dir": str(place / "runs"), "data.root": str(place)})
+    file = write_config(config, place)
+    config_read, plan = resolve(load_leniently(file, ()))
+    prepare_run(prepared := RunFolder(folder_of(config, place)), config_read, plan)
+    prepared.metrics_file.mkdir()
+    result = scaleup("run", file, "--resume", cwd=place)
+    assert_ended(result, prepared.path, 1)
+    assert "Traceback (most recent call last)" in result.stderr
+    assert "policy-rank0 failed: IsADirectoryError" in result.stderr or "Is a directory" in result.stderr
+    assert "no checkpoint was saved" in result.stderr
+    assert f"logs: {prepared.path / 'attempts' / '1' / 'logs'}" in result.stderr
