@@ -57,7 +57,15 @@ def load_mapping(raw: Raw, overrides: Sequence[str] = ()) -> Loaded:
 
 def dump(config: RunConfig) -> str:
     """The complete config as YAML; loading it gives the same config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=1000)
+    values = config.model_dump(mode="json")
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
+    if not BREAKS.isdisjoint(text):  # PyYAML writes them in a way that it does not read back: escape them
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=False, width=1000)
+    return text
+
+
+BREAKS = frozenset("\x85\u2028\u2029")
+"""Line breaks besides the usual ones."""
 
 
 class _StrictLoader(yaml.SafeLoader):

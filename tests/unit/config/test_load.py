@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from scaleup.config.load import dump, load, load_leniently, load_mapping
@@ -181,6 +181,7 @@ WORDS = st.text(min_size=1).filter(lambda text: "\0" not in text)
     labels=st.none() | st.lists(WORDS, max_size=3),
     precision=st.sampled_from(["no", "bf16", "fp16", False]),
 )
+@example(train={"max_steps": 1}, prompt="a\x85b", columns={}, path="\u2028", labels=None, precision="no")
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_saved_is_what_is_loaded(
     folder: Path, train: Any, prompt: str, columns: Any, path: str, labels: Any, precision: Any
