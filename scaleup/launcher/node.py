@@ -26,6 +26,7 @@ from scaleup.plan.types import GroupPlan, Plan
 
 RESUMABLE = 75
 GRACE_SECONDS = 20.0
+LIBC = ctypes.CDLL(None)  # loaded here, so that a forked child makes one system call and nothing else
 
 
 @dataclass
@@ -116,6 +117,8 @@ class NodeAgent:
             raise ScaleupError([Problem(**problem) for problem in error["problems"]])
         if not failed:
             return 0
+        if self._signals and not error:
+            return RESUMABLE  # stopped before there was anything to save
         name, code = next(iter(failed.items()))
         latest = latest_checkpoint(self.run.checkpoints)
         kept = (
@@ -127,7 +130,7 @@ class NodeAgent:
             print(error["traceback"], file=sys.stderr)
         what = f"{error['rank']} failed: {error['error']}" if error else f"group {name} ended with exit code {code}"
         print(f"error: {what}\n  {kept}\n  logs: {self.attempt.logs}", file=sys.stderr)
-        return RESUMABLE if self._signals and not error else 1
+        return 1
 
 
 def _processes_in(sessions: Set[int]) -> Iterator[int]:
@@ -146,4 +149,4 @@ def _is_ours(pid: int) -> bool:
 
 def _end_with_parent() -> None:
     """If this agent is killed outright, the kernel tells its launchers (Linux: prctl PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    LIBC.prctl(1, signal.SIGTERM)
