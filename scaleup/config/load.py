@@ -237,11 +237,12 @@ def _suggestion(name: str, valid: Sequence[str]) -> str:
 
 
 def _remove(raw: Any, key: Key) -> None:
-    """Take a key out. A list that holds something faulty goes as a whole: the places of the others would shift."""
+    """Take a key out. A list that holds something faulty goes as a whole, since the places of the others would shift,
+    and so does a shorthand (`train: rows.jsonl`), which has no such key."""
     parent = _at(raw, key[:-1])
     if isinstance(parent, dict):
         parent.pop(key[-1], None)
-    elif isinstance(parent, list):
+    elif parent is not None:
         _remove(raw, key[:-1])
 
 

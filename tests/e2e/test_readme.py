@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S) for line in block.splitlines()]
-MAKE_RUN = 'ARGS="train.max_steps=2 train.warmup_steps=0 data.validation.0.max_rows=8 evaluation.max_samples=8"'
+MAKE_RUN = 'ARGS="train.max_steps=2 train.warmup_steps=0 data.validation.max_rows=8 evaluation.max_samples=8"'
 RECURSIVE = {"make test"}
 """What this test is part of; `.ci/run` is checked to call it."""
 
