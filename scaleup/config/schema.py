@@ -103,6 +103,11 @@ class DataConfig(RowFormat):
     )
     completion_only_loss: bool = True
     shuffle: bool = True
+    packing: bool = Field(
+        False,
+        description="Training rows laid one after another into sequences of up to max_length tokens, blind to each "
+        "other: see docs/data.md.",
+    )
     streaming: bool = Field(False, description="Read rows as they are needed: for data larger than memory.")
     shuffle_buffer: Count = Field(10_000, description="Rows shuffled together when streaming.")
 
@@ -115,7 +120,13 @@ SCHEDULES = Literal[
 class TrainConfig(Section):
     max_steps: Count | None = None
     num_train_epochs: Annotated[Float, Field(gt=0)] | None = None
-    per_device_train_batch_size: Count = 8
+    per_device_train_batch_size: Count | None = Field(
+        None, description="Rows a micro-batch, or sequences with packing; 8 unless tokens_per_device is given."
+    )
+    tokens_per_device: Count | None = Field(
+        None, description="Instead of rows: tokens that a micro-batch may have, with its padding."
+    )
+    group_by_length: bool = Field(False, description="Rows of similar length share a step.")
     per_device_eval_batch_size: Count = 8
     gradient_accumulation_steps: Count | None = Field(None, description="1, or what global_batch_size asks for.")
     global_batch_size: Count | None = Field(
@@ -166,10 +177,12 @@ class GenerationConfig(Section):
 
 
 class ParallelConfig(Section):
-    strategy: Literal["single", "ddp"] = "ddp"
+    strategy: Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"] = "ddp"
     num_processes: Count = Field(1, description="Over all nodes.")
     num_nodes: Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    offload_optimizer: bool = Field(False, description="ZeRO: keep the optimizer state in CPU memory and step there.")
+    offload_parameters: bool = Field(False, description="ZeRO-3: keep parameters in CPU memory between uses.")
     main_address: Text | None = Field(None, description="Host of the first node; needed with more than one node.")
     main_port: Annotated[Int, Field(ge=1, le=65535)] | None = Field(
         None, description="Free port on the first node; needed with more than one node."

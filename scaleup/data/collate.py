@@ -16,7 +16,8 @@ class Batch:
     """What one forward takes. Shapes: B rows, S tokens (T for the target of encoder-decoder models)."""
 
     inputs: dict[str, torch.Tensor]
-    """The model's own keyword arguments: input_ids and attention_mask (B, S); seq2seq also decoder_input_ids (B, T)."""
+    """The model's own keyword arguments: input_ids and attention_mask (B, S); seq2seq also decoder_input_ids (B, T).
+    Packed: position_ids (B, S) in place of the mask."""
     labels: torch.Tensor
     """(B, S) or (B, T): the token that the logits of the same column must predict; IGNORE where there is no loss."""
     num_labels: int
@@ -38,6 +39,23 @@ def causal_collator(pad_id: int) -> Collator:
         return _batch({"input_ids": input_ids, "attention_mask": mask}, labels, rows)
 
     return collate
+
+
+def packed_collator(pad_id: int) -> Collator:
+    """For sequences of several rows. Without a mask, Transformers lets no token see beyond the place where positions
+    start over; each padding token, at position 0, sees itself alone."""
+
+    def collate(rows: Sequence[Tokens]) -> Batch:
+        input_ids, _ = _pad([row.input_ids for row in rows], pad_id)
+        positions, _ = _pad([_positions(row) for row in rows], 0)
+        labels, _ = _pad([_shifted(row.labels) for row in rows], IGNORE)
+        return _batch({"input_ids": input_ids, "position_ids": positions}, labels, rows)
+
+    return collate
+
+
+def _positions(row: Tokens) -> np.ndarray:
+    return np.arange(len(row.input_ids)) if row.position_ids is None else row.position_ids
 
 
 def seq2seq_collator(pad_id: int, shift_right: Callable[[torch.Tensor], torch.Tensor]) -> Collator:

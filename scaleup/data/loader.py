@@ -3,18 +3,20 @@ number of processes or the accumulation, so one global batch split in any way is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from scaleup.data.batching import EpochPlanner, Unit, deal
 from scaleup.data.collate import Batch, Collator
 from scaleup.data.order import MixtureOrder
 from scaleup.data.sources import Source
-from scaleup.data.tokenization import FILLER, Tokens
+from scaleup.data.tokenization import FILLER, Tokens, join
 
 
 @dataclass(frozen=True)
 class Split:
-    """How a global batch of rows is cut: micro_batch x accumulation x world."""
+    """How a global batch is cut: micro_batch x accumulation x world, in rows or other units."""
 
     micro_batch: int
     accumulation: int
@@ -53,6 +55,75 @@ class TrainLoader:
             return FILLER
         source, draw = self._order[position]
         return self._sources[source].draw(draw)
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How rows are put together from their lengths."""
+
+    plan: EpochPlanner
+    size: Callable[[Unit], int]
+    epoch_rows: int
+    packed: bool = False
+    """Whether a unit becomes one sequence, or stays as many rows as it holds."""
+
+
+class PlannedLoader(TrainLoader):
+    """Micro-batches planned from the rows' lengths, an epoch at a time. As rows do without a plan, units run on from
+    epoch to epoch and are cut into steps; beyond the last one are fillers."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        weights: Sequence[float],
+        collate: Collator,
+        split: Split,
+        num_rows: int | None,
+        batching: Batching,
+    ) -> None:
+        super().__init__(sources, weights, collate, split, num_rows)
+        self._batching = batching
+        self._starts = [0]
+        """The first unit of each epoch planned so far, and of the one after."""
+        self._epoch = -1
+        self._units: list[Unit] = []
+
+    def batches(self, step: int) -> list[Batch]:
+        split, batching = self._split, self._batching
+        first = step * split.global_batch
+        units = [self._unit(place) for place in range(first, first + split.global_batch)]
+        mine = deal(units, batching.size, split.micro_batch, split.world)[split.rank :: split.world]
+        if batching.packed:
+            return [self._collate([join(unit) for unit in micro_batch]) for micro_batch in mine]
+        return [self._collate([row for unit in micro_batch for row in unit]) for micro_batch in mine]
+
+    def count_units(self) -> int:
+        """Units of all epochs, which `num_rows` must end."""
+        while self._plan_epoch(len(self._starts) - 1):
+            pass
+        return self._starts[-1]
+
+    def _unit(self, place: int) -> Unit:
+        while place >= self._starts[-1]:
+            if not self._plan_epoch(len(self._starts) - 1):
+                return [FILLER]
+        epoch = bisect_right(self._starts, place) - 1
+        self._plan_epoch(epoch)
+        return self._units[place - self._starts[epoch]]
+
+    def _plan_epoch(self, epoch: int) -> bool:
+        """Put an epoch's units at hand; false if it is beyond the end."""
+        first, last = epoch * self._batching.epoch_rows, (epoch + 1) * self._batching.epoch_rows
+        if self._num_rows is not None:
+            last = min(last, self._num_rows)
+        if first >= last:
+            return False
+        if epoch != self._epoch:
+            self._units = self._batching.plan(epoch, [self._row(position) for position in range(first, last)])
+            self._epoch = epoch
+            if epoch == len(self._starts) - 1:
+                self._starts.append(self._starts[-1] + len(self._units))
+        return True
 
 
 def eval_batches(rows: Sequence[Tokens], collate: Collator, batch_size: int, rank: int, world: int) -> Iterator[Batch]:

@@ -23,6 +23,8 @@ class Tokens:
 
     input_ids: np.ndarray
     labels: np.ndarray
+    position_ids: np.ndarray | None = None
+    """Only in a packed sequence: where each token stands in its own row."""
 
     @property
     def num_labels(self) -> int:
@@ -31,6 +33,17 @@ class Tokens:
 
 FILLER = Tokens(np.zeros(1, np.int32), np.full(1, IGNORE, np.int32))
 """Takes the place of a row that is not there, so that every rank has its share of a step. It has no loss."""
+
+
+def join(rows: Sequence[Tokens]) -> Tokens:
+    """Rows of a causal model as one packed sequence. No row's first token has a label: the row before knows nothing of
+    it."""
+    if len(rows) == 1:
+        return rows[0]
+    labels = np.concatenate([row.labels for row in rows])
+    labels[np.cumsum([0, *(len(row.labels) for row in rows[:-1])])] = IGNORE
+    positions = np.concatenate([np.arange(len(row.input_ids), dtype=np.int32) for row in rows])
+    return Tokens(np.concatenate([row.input_ids for row in rows]), labels, positions)
 
 
 def last_answer(chat: Chat) -> int:

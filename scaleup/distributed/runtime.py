@@ -5,12 +5,13 @@ So `start` compares what came up with the plan, and `prepare` does the same with
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import socket
 import zlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
+from scaleup.distributed.engines import engine_for
 from scaleup.distributed.progress import Progress
 from scaleup.distributed.signals import StopFlag
 from scaleup.errors import ScaleupError
@@ -33,6 +35,7 @@ class Runtime:
         self.group = group
         self.progress = progress
         self.stop = stop
+        self._engine = engine_for(group.strategy)
 
     @classmethod
     def start(
@@ -47,15 +50,12 @@ class Runtime:
         """Join the group's process group. Raises ScaleupError when it is not the planned one."""
         _check_environment(group)
         torch.set_num_threads(group.threads_per_process)
-        accelerator = Accelerator(
-            cpu=group.device == "cpu",
+        accelerator = engine_for(group.strategy).accelerator(
+            group,
+            timedelta(seconds=timeout_seconds),
             mixed_precision=group.mixed_precision,
             log_with=["tensorboard", *report_to],
             project_config=ProjectConfiguration(str(run_folder), logging_dir=str(run_folder / "tensorboard")),
-            kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds)),
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-            ],
         )
         runtime = cls(accelerator, group, Progress(progress_file, accelerator.is_main_process), stop or StopFlag())
         runtime._check_world()
@@ -95,15 +95,29 @@ class Runtime:
     def prepare(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Model (and optimizer) under the planned strategy. Raises ScaleupError when the engine is another."""
         parts = (model,) if optimizer is None else (model, optimizer)
-        prepared = self.accelerator.prepare(*parts)
-        wrapped = prepared if optimizer is None else prepared[0]
-        engine = type(wrapped).__name__ if wrapped is not model else "none"
+        prepared = self._engine.prepare(self.accelerator, *parts)
+        engine, stage = self._engine.found(prepared if optimizer is None else prepared[0])
         _expect(self.group, "engine", self.group.engine, engine)
+        _expect(self.group, "ZeRO stage", self.group.zero_stage, stage)
         return prepared
 
-    def no_sync(self, model: torch.nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """Gradients travel between ranks only in the last micro-batch of a step."""
-        return nullcontext() if last else self.accelerator.no_sync(model)
+    def micro_batch(self, model: torch.nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward: gradients travel between ranks only with the last micro-batch of a step."""
+        return self._engine.micro_batch(self.accelerator, model, last)
+
+    def backward(self, model: Any, loss: torch.Tensor) -> None:
+        """Add a micro-batch's gradients to the step's."""
+        self._engine.backward(self.accelerator, model, loss)
+
+    def update(self, model: Any, optimizer: Any, max_grad_norm: float) -> tuple[float, bool]:
+        """Clip (0: not at all), step, clear. The gradient's norm, and whether fp16 skipped the step.
+
+        Raises NonFiniteError."""
+        return self._engine.update(self.accelerator, model, optimizer, max_grad_norm or math.inf)
+
+    def full_state(self, model: Any) -> dict[str, torch.Tensor]:
+        """The whole model's weights, on rank 0. Every rank must call it."""
+        return self._engine.full_state(self.accelerator, model)
 
     def _check_world(self) -> None:
         _expect(self.group, "number of processes", self.group.num_processes, self.world)

@@ -33,11 +33,13 @@ def finish_training(
 ) -> None:
     """Write model, card, plot and manifest from rank 0; the other ranks wait for it."""
     runtime.progress.report("writing the model")
+    weights = runtime.full_state(model)
     if runtime.is_main:
         lines = read_metrics(run.metrics_file)
         metrics = summary(lines, state, num_dropped)
         with folder_aside(run.model) as aside:
-            runtime.accelerator.unwrap_model(model, keep_fp32_wrapper=False).save_pretrained(aside)
+            whole: Any = runtime.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            whole.save_pretrained(aside, state_dict=weights)
             tokenizer.save_pretrained(aside)
             write_text(aside / "README.md", model_card(config, plan, metrics))
         plot_losses(lines, run.path / "loss.png", config.name)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from scaleup.artifacts.files import read_json
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.plan.types import MemoryPlan, Plan
+from scaleup.plan.types import BatchPlan, MemoryPlan, Plan
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -26,20 +26,26 @@ def show_plan(console: Console, plan: Plan) -> None:
         facts.add_row("strategy", f"{group.strategy}: {group.why}")
     if plan.batch is not None:
         batch, world = plan.batch, plan.groups[0].num_processes
-        facts.add_row(
-            "batch",
-            f"{batch.micro_batch} rows x {batch.accumulation} accumulation x {world} processes = {batch.global_batch}",
-        )
+        facts.add_row("batch", _batch(batch, world))
         facts.add_row(
             "rows",
             "not counted (streamed or from a hub)" if batch.num_train_rows is None else f"{batch.num_train_rows:,}",
         )
-        facts.add_row("steps", "known once the rows are read" if batch.num_steps is None else f"{batch.num_steps:,}")
+        unknown = f"known once the rows are {'read' if batch.unit == 'rows' else 'tokenized'}"
+        facts.add_row("steps", unknown if batch.num_steps is None else f"{batch.num_steps:,}")
     for note in plan.notes:
         facts.add_row("note", note)
     facts.add_row("run folder", plan.run_folder)
     console.print(facts)
     console.print(_memory_table(plan.memory, plan.groups[0].strategy))
+
+
+def _batch(batch: BatchPlan, world: int) -> str:
+    split = f"x {batch.accumulation} accumulation x {world} processes ="
+    if batch.tokens is not None:
+        together = batch.tokens * batch.global_batch
+        return f"up to {batch.tokens:,} tokens {split} up to {together:,}, padding included"
+    return f"{batch.micro_batch} {batch.unit} {split} {batch.global_batch}"
 
 
 def _memory_table(rows: list[MemoryPlan], chosen: str) -> Table:

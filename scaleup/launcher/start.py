@@ -15,6 +15,7 @@ from scaleup.launcher.prepare import prepare_run
 from scaleup.launcher.show import show_evaluation, show_generations, show_training
 from scaleup.launcher.watch import Watch
 from scaleup.plan.resolve import resolve
+from scaleup.plan.resume import state_of
 from scaleup.plan.types import Plan
 
 SHOW: dict[str, Callable[[Console, RunFolder], None]] = {
@@ -29,7 +30,7 @@ def start(loaded: Loaded, console: Console, resume: bool = False) -> int:
     config, plan = resolve(loaded, resume=resume)
     run = RunFolder(Path(plan.run_folder))
     with run.locked():
-        if run.state(config) == "finished":
+        if state_of(run, config, plan.batch) == "finished":
             console.print(f"{run.path} has finished already; nothing to do", highlight=False)
         else:
             for note in plan.notes:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import Loaded
 from scaleup.config.schema import ModelConfig, RunConfig, SourceConfig
 from scaleup.config.stages import EvaluateConfig, GenerateConfig, SFTConfig
 from scaleup.errors import Problem, ScaleupError
-from scaleup.plan.arithmetic import epochs_to_rows, held_out_rows, rows_to_steps
+from scaleup.plan.batches import batch_plan
+from scaleup.plan.deepspeed import deepspeed_settings
 from scaleup.plan.describe import describe_models
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine, this_machine
 from scaleup.plan.memory import inference_memory, training_memory
+from scaleup.plan.resume import state_of
 from scaleup.plan.rules import config_problems, device_of, facts_problems, needed_splits
 from scaleup.plan.types import BatchPlan, GroupPlan, MemoryPlan, Plan
 from scaleup.records.check import DataCheck, check_data
@@ -37,7 +39,8 @@ def resolve(
     found = config_problems(config, machine) + data_check.problems + _hold_out_problems(config, data_check)
     problems += [problem for problem in found if not _is_within(problem.where, known)]
     if check_run_folder and not known & {"name", "runs_dir"}:
-        problems += _run_folder_problems(config, resume)
+        batch = batch_plan(config, data_check) if isinstance(config, SFTConfig) and not problems else None
+        problems += _run_folder_problems(config, batch, resume)
     if problems:
         raise ScaleupError(problems)
     facts = describe_models(models_of(config))
@@ -72,7 +75,7 @@ def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts],
     group = _policy_group(config, machine)
     batch, notes = None, []
     if isinstance(config, SFTConfig):
-        batch = _batch_plan(config, data)
+        batch = batch_plan(config, data)
         notes = _mixture_notes(config, batch, data)
     return Plan(
         stage=config.stage,
@@ -90,50 +93,39 @@ def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts],
 def _policy_group(config: RunConfig, machine: Machine) -> GroupPlan:
     parallel = config.parallel
     device: Literal["cpu", "cuda"] = "cuda" if device_of(config, machine) == "cuda" else "cpu"
-    alone = parallel.num_processes == 1
-    if alone:
-        why = "one process needs no wrapper around the model"
-    else:
-        why = f"ddp: each of {parallel.num_processes} processes holds the whole model, gradients are averaged"
-    per_node = parallel.num_processes // parallel.num_nodes
-    multi: Literal["MULTI_CPU", "MULTI_GPU"] = "MULTI_CPU" if device == "cpu" else "MULTI_GPU"
     return GroupPlan(
         name="policy",
         num_processes=parallel.num_processes,
         num_nodes=parallel.num_nodes,
         device=device,
         backend="gloo" if device == "cpu" else "nccl",
-        strategy="single" if alone else parallel.strategy,
-        why=why,
-        distributed_type="NO" if alone else multi,
-        engine="none" if alone else "DistributedDataParallel",
         mixed_precision=config.mixed_precision,
-        threads_per_process=max(1, machine.num_cores // per_node),
+        threads_per_process=max(1, machine.num_cores * parallel.num_nodes // parallel.num_processes),
         main_address=parallel.main_address,
         main_port=parallel.main_port,
+        **_strategy(config, device),
     )
 
 
-def _batch_plan(config: SFTConfig, data: DataCheck) -> BatchPlan:
-    train, world = config.train, config.parallel.num_processes
-    per_pass = train.per_device_train_batch_size * world
-    accumulation = train.gradient_accumulation_steps or (train.global_batch_size or per_pass) // per_pass
-    global_batch = per_pass * accumulation
-    counts = [summary.rows for summary in data.sources.get("train", [])]
-    fraction = config.data.validation_fraction
-    num_rows = None
-    if not config.data.streaming and None not in counts:
-        num_rows = sum(count - (held_out_rows(count, fraction) if fraction else 0) for count in counts if count)
-    num_steps = train.max_steps
-    if num_steps is None and num_rows is not None:
-        num_steps = rows_to_steps(epochs_to_rows(train.num_train_epochs or 0.0, num_rows), global_batch)
-    return BatchPlan(
-        micro_batch=train.per_device_train_batch_size,
-        accumulation=accumulation,
-        global_batch=global_batch,
-        num_steps=num_steps,
-        num_train_rows=num_rows,
-    )
+def _strategy(config: RunConfig, device: str) -> dict[str, Any]:
+    """What the strategy decides of a group: its name and why, and what must come up in every worker."""
+    strategy, count = config.parallel.strategy, config.parallel.num_processes
+    if strategy.startswith("zero") and isinstance(config, SFTConfig):
+        stage = int(strategy.removeprefix("zero"))
+        sharded = ["optimizer state", "gradients", "parameters"][:stage]
+        why = f"ZeRO-{stage}: {', '.join(sharded)} sharded over {count} process(es) by DeepSpeed"
+        settings = deepspeed_settings(config, stage)
+        expected = {"distributed_type": "DEEPSPEED", "engine": "DeepSpeedEngine", "zero_stage": stage}
+        return {"strategy": strategy, "why": why, "deepspeed": settings, **expected}
+    if strategy == "fsdp2" and isinstance(config, SFTConfig):
+        why = f"parameters, gradients and optimizer state sharded over {count} process(es) by torch"
+        return {"strategy": strategy, "why": why, "distributed_type": "FSDP", "engine": "FSDPModule"}
+    if count == 1:
+        why = "one process needs no wrapper around the model"
+        return {"strategy": "single", "why": why, "distributed_type": "NO", "engine": "none"}
+    why = f"each of {count} processes holds the whole model"
+    multi = "MULTI_CPU" if device == "cpu" else "MULTI_GPU"
+    return {"strategy": "ddp", "why": why, "distributed_type": multi, "engine": "DistributedDataParallel"}
 
 
 def _mixture_notes(config: SFTConfig, batch: BatchPlan, data: DataCheck) -> list[str]:
@@ -146,7 +138,8 @@ def _mixture_notes(config: SFTConfig, batch: BatchPlan, data: DataCheck) -> list
     notes = []
     for source, summary in zip(sources, summaries, strict=True):
         share = source.weight / total
-        passes = f", {drawn * share / summary.rows:.2f} passes over it" if summary.rows else ""
+        counted = summary.rows if batch.unit == "rows" else None
+        passes = f", {drawn * share / counted:.2f} passes over it" if counted else ""
         notes.append(f"{source.path}: {share:.0%} of the rows drawn{passes}")
     return notes
 
@@ -164,10 +157,10 @@ def _check_data(config: RunConfig) -> DataCheck:
     return DataCheck(format_problems(config.data, splits, prompts_only) + check.problems, check.sources)
 
 
-def _run_folder_problems(config: RunConfig, resume: bool) -> list[Problem]:
+def _run_folder_problems(config: RunConfig, batch: BatchPlan | None, resume: bool) -> list[Problem]:
     run = RunFolder(Path(config.runs_dir) / config.name)
     try:
-        state = run.state(config)
+        state = state_of(run, config, batch)
     except ScaleupError as error:
         return error.problems
     except OSError as error:

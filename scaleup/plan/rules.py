@@ -11,6 +11,7 @@ from pathlib import Path
 from scaleup.config.schema import RunConfig
 from scaleup.config.stages import EvaluateConfig, GenerateConfig, SFTConfig
 from scaleup.errors import Problem
+from scaleup.plan.batches import batch_size_problems, batching_problems, packing_problems
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import model_path_problems, peek_model_type
@@ -63,7 +64,7 @@ def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Pro
         problems.append(
             Problem("data.messages", what, "use prompt and completion, or a tokenizer with a chat template")
         )
-    return problems
+    return problems + packing_problems(config, facts)
 
 
 T5_FAMILY = {"t5", "mt5", "umt5", "longt5", "switch_transformers"}
@@ -93,6 +94,13 @@ def _parallel(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     if parallel.strategy == "single" and parallel.num_processes > 1:
         what = f"'single' is one process, and num_processes is {parallel.num_processes}"
         yield Problem("parallel.strategy", what, "use ddp")
+    if parallel.offload_optimizer and not parallel.strategy.startswith("zero"):
+        yield Problem("parallel.offload_optimizer", f"{parallel.strategy} cannot", "use zero1, zero2 or zero3")
+    if parallel.offload_parameters and parallel.strategy != "zero3":
+        yield Problem("parallel.offload_parameters", f"{parallel.strategy} cannot", "use zero3")
+    if parallel.offload_optimizer and isinstance(config, SFTConfig) and config.train.optimizer != "adamw":
+        what = f"DeepSpeed's CPU optimizer is AdamW, not {config.train.optimizer}"
+        yield Problem("parallel.offload_optimizer", what, "use train.optimizer: adamw")
     if parallel.num_processes % parallel.num_nodes:
         what = f"{parallel.num_processes} processes do not divide over {parallel.num_nodes} nodes"
         yield Problem("parallel.num_processes", what, f"use a multiple of {parallel.num_nodes}")
@@ -105,21 +113,6 @@ def _parallel(config: RunConfig, machine: Machine) -> Iterator[Problem]:
         if parallel.num_nodes == 1 and per_node > machine.num_gpus:
             what = f"{per_node} processes need {per_node} GPUs, and this machine has {machine.num_gpus}"
             yield Problem("parallel.num_processes", what, "use fewer processes, or parallel.device=cpu")
-
-
-def _batch(config: RunConfig, machine: Machine) -> Iterator[Problem]:
-    if not isinstance(config, SFTConfig) or (wanted := config.train.global_batch_size) is None:
-        return
-    train, world = config.train, config.parallel.num_processes
-    accumulation = train.gradient_accumulation_steps
-    per_pass = train.per_device_train_batch_size * world
-    shown = f"per_device_train_batch_size {train.per_device_train_batch_size} x {world} processes"
-    if accumulation is not None and per_pass * accumulation != wanted:
-        what = f"{wanted} rows are not {shown} x gradient_accumulation_steps {accumulation}"
-        yield Problem("train.global_batch_size", what, f"use {per_pass * accumulation}, or leave one of them out")
-    elif wanted % per_pass:
-        what = f"{wanted} rows do not divide by {shown}"
-        yield Problem("train.global_batch_size", what, f"use a multiple of {per_pass}")
 
 
 def _train(config: RunConfig, machine: Machine) -> Iterator[Problem]:
@@ -189,4 +182,15 @@ def _runs_dir(config: RunConfig, machine: Machine) -> Iterator[Problem]:
         yield Problem("runs_dir", f"{place} cannot be written", "name a folder that can")
 
 
-RULES: list[Rule] = [_model, _precision, _parallel, _batch, _train, _data, _evaluation, _report_to, _runs_dir]
+RULES: list[Rule] = [
+    _model,
+    _precision,
+    _parallel,
+    batch_size_problems,
+    batching_problems,
+    _train,
+    _data,
+    _evaluation,
+    _report_to,
+    _runs_dir,
+]

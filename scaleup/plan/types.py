@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,8 +16,12 @@ class _Frozen(BaseModel):
 
 
 class BatchPlan(_Frozen):
-    """micro_batch x accumulation x processes = global_batch, in rows."""
+    """micro_batch x accumulation x processes = global_batch, in `unit`."""
 
+    unit: Literal["rows", "sequences", "micro-batches"] = "rows"
+    """What is counted. Sequences are packed; micro-batches hold as many rows as `tokens` allows."""
+    tokens: int | None = None
+    """What a micro-batch may hold at most, with its padding."""
     micro_batch: int
     accumulation: int
     global_batch: int
@@ -34,13 +38,15 @@ class GroupPlan(_Frozen):
     num_nodes: int
     device: Literal["cpu", "cuda"]
     backend: Literal["gloo", "nccl"]
-    strategy: Literal["single", "ddp"]
+    strategy: Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
     why: str
-    distributed_type: Literal["NO", "MULTI_CPU", "MULTI_GPU"]
+    distributed_type: Literal["NO", "MULTI_CPU", "MULTI_GPU", "DEEPSPEED", "FSDP"]
     """What Accelerate must report in every worker."""
-    engine: Literal["none", "DistributedDataParallel"]
+    engine: Literal["none", "DistributedDataParallel", "DeepSpeedEngine", "FSDPModule"]
     """The class that must wrap the model in every worker."""
     zero_stage: int | None = None
+    deepspeed: dict[str, Any] | None = None
+    """DeepSpeed's settings, complete."""
     mixed_precision: Literal["no", "bf16", "fp16"]
     threads_per_process: int
     main_address: str | None

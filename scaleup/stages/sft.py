@@ -10,6 +10,7 @@ from scaleup.data.collate import Batch
 from scaleup.data.dataset import collator_for, load_training_data, train_loader
 from scaleup.data.loader import Split, eval_batches
 from scaleup.data.tokenization import Encoder
+from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.evaluation.report import finish_training
 from scaleup.models.load import enable_gradient_checkpointing, load_model, load_tokenizer, pad_token_id
@@ -33,13 +34,12 @@ def run(config: SFTConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> N
         enable_gradient_checkpointing(model)
 
     shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    collate = collator_for(plan.model.task, pad_token_id(tokenizer), shift_right)
+    collate = collator_for(plan.model.task, pad_token_id(tokenizer), shift_right, config.data.packing)
     split = Split(plan.batch.micro_batch, plan.batch.accumulation, runtime.rank, runtime.world)
     loader, num_steps = train_loader(config, data, collate, split)
 
-    optimizer = build_optimizer(model, train)
-    schedule = build_schedule(optimizer, train, num_steps)
-    wrapped, optimizer = runtime.prepare(model, optimizer)
+    wrapped, optimizer = runtime.prepare(model, build_optimizer(model, train))
+    schedule = build_schedule(base_optimizer(optimizer), train, num_steps)
     seed_everything(train.seed + 1 + runtime.rank)  # dropout differs between ranks
 
     def validation() -> Iterable[Batch]:

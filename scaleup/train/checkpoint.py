@@ -60,7 +60,8 @@ class Checkpointer:
 
     def load(self, checkpoint: CheckpointFolder) -> TrainState:
         self._runtime.accelerator.load_state(str(checkpoint.path))
-        _set_random_state(load_file(_random_file(checkpoint.path, self._runtime.rank)))
+        if len(list(checkpoint.path.glob("random_state_*"))) == self._runtime.world:  # else ranks draw dropout anew
+            _set_random_state(load_file(_random_file(checkpoint.path, self._runtime.rank)))
         state = TrainState.read(checkpoint.path / STATE)
         self._schedule.load_state_dict(state.schedule)
         return state

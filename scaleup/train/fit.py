@@ -16,12 +16,13 @@ from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.stages import SFTConfig
 from scaleup.data.collate import Batch
 from scaleup.data.loader import TrainLoader
+from scaleup.distributed.engines import NonFiniteError
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
 from scaleup.train.checkpoint import Checkpointer
 from scaleup.train.metrics import MetricsLog, peak_memory_mib
 from scaleup.train.state import TrainState
-from scaleup.train.step import NonFiniteLossError, Objective, StepResult, evaluate_loss, train_step
+from scaleup.train.step import Objective, StepResult, evaluate_loss, train_step
 
 
 class Stopped(Exception):
@@ -116,7 +117,7 @@ def _finite(step: int, checkpointer: Checkpointer) -> Iterator[None]:
     """A NaN or infinite loss is the user's to know: at which step, and from where the run can go on."""
     try:
         yield
-    except NonFiniteLossError as error:
+    except NonFiniteError as error:
         last = checkpointer.last_step
         saved = f"the last good checkpoint is step {last}" if last else "no checkpoint was saved yet"
         remedy = "lower train.learning_rate, or look at the rows of this step"

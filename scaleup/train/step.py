@@ -10,14 +10,11 @@ from typing import Any
 import torch
 
 from scaleup.data.collate import Batch
+from scaleup.distributed.engines import NonFiniteError, base_optimizer
 from scaleup.distributed.runtime import Runtime
 
 Objective = Callable[[Any, Batch], torch.Tensor]
 """(model, batch) -> the loss summed over the batch's labelled tokens."""
-
-
-class NonFiniteLossError(ArithmeticError):
-    """The loss or the gradient is NaN or infinite. Raised before the weights change."""
 
 
 @dataclass(frozen=True)
@@ -44,34 +41,28 @@ def train_step(
 ) -> StepResult:
     """One optimizer step on the global batch whose share of this rank is `batches`.
 
-    The loss is sum over all tokens of all ranks and micro-batches / their number. DDP averages gradients over ranks,
-    so each rank's part is scaled by the number of ranks. Raises NonFiniteLossError."""
+    The loss is the sum over all tokens of all ranks and micro-batches, divided by their number. Every engine averages
+    gradients over ranks, so each rank's part is scaled by the number of ranks. Raises NonFiniteError."""
     num_labels, num_tokens = runtime.sum(sum(b.num_labels for b in batches), sum(b.num_tokens for b in batches))
     scale = runtime.world / max(num_labels, 1.0)
     loss_sum = torch.zeros((), device=runtime.device)
     for number, batch in enumerate(batches):
-        with runtime.no_sync(model, last=number == len(batches) - 1):
+        with runtime.micro_batch(model, last=number == len(batches) - 1):
             loss = objective(model, batch.to(runtime.device))
-            runtime.accelerator.backward(loss * scale)
+            runtime.backward(model, loss * scale)
         loss_sum += loss.detach()
     total, stop = runtime.sum(loss_sum.item(), float(runtime.stop.requested))
     loss_value = total / max(num_labels, 1.0)
     if not math.isfinite(loss_value):
-        raise NonFiniteLossError(f"the loss is {loss_value}")
-    grad_norm = float(runtime.accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf))
-    scaled = runtime.accelerator.scaler is not None
-    if not math.isfinite(grad_norm) and not scaled:
-        raise NonFiniteLossError(f"the gradient norm is {grad_norm}")
-    learning_rate = optimizer.param_groups[0]["lr"]
-    optimizer.step()
-    optimizer.zero_grad()
-    skipped = scaled and runtime.accelerator.optimizer_step_was_skipped
+        raise NonFiniteError(f"the loss is {loss_value}")
+    learning_rate = base_optimizer(optimizer).param_groups[0]["lr"]
+    grad_norm, skipped = runtime.update(model, optimizer, max_grad_norm)
     return StepResult(loss_value, learning_rate, grad_norm, int(num_tokens), stop > 0, skipped)
 
 
 @torch.no_grad()
 def evaluate_loss(runtime: Runtime, model: torch.nn.Module, batches: Iterable[Batch], objective: Objective) -> float:
-    """Mean loss a labelled token over all ranks' batches; dropout off. Raises NonFiniteLossError."""
+    """Mean loss a labelled token over all ranks' batches; dropout off. Raises NonFiniteError."""
     model.eval()
     loss_sum, num_labels = 0.0, 0
     for batch in batches:
@@ -81,5 +72,5 @@ def evaluate_loss(runtime: Runtime, model: torch.nn.Module, batches: Iterable[Ba
     total, count = runtime.sum(loss_sum, num_labels)
     mean = total / max(count, 1.0)
     if not math.isfinite(mean):
-        raise NonFiniteLossError(f"the validation loss is {mean}")
+        raise NonFiniteError(f"the validation loss is {mean}")
     return mean

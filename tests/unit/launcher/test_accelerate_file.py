@@ -11,6 +11,23 @@ from scaleup.launcher.accelerate_file import accelerate_settings, accelerate_yam
 from tests.unit.launcher.plans import group
 
 MULTI = {"num_processes": 4, "strategy": "ddp", "distributed_type": "MULTI_CPU", "engine": "DistributedDataParallel"}
+ZERO = {
+    "num_processes": 2,
+    "strategy": "zero2",
+    "distributed_type": "DEEPSPEED",
+    "engine": "DeepSpeedEngine",
+    "zero_stage": 2,
+    "deepspeed": {"gradient_clipping": 0.0, "zero_optimization": {"stage": 2}},
+}
+FSDP = {"num_processes": 2, "strategy": "fsdp2", "distributed_type": "FSDP", "engine": "FSDPModule"}
+KINDS = {
+    "one": {},
+    "several": MULTI,
+    "zero": ZERO,
+    "zero-one": {**ZERO, "num_processes": 1},
+    "fsdp": FSDP,
+    "fsdp-one": {**FSDP, "num_processes": 1},
+}
 
 
 def test_one_process() -> None:
@@ -28,6 +45,34 @@ def test_several_cpu_processes_are_started_as_if_on_gpus() -> None:
 
 def test_a_gpu_is_used() -> None:
     assert accelerate_settings(group(device="cuda", backend="nccl"))["use_cpu"] is False
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_deepspeed_starts_every_process(num_processes: int, device: str) -> None:
+    """Its settings stay in the plan: two places for them would be one too many."""
+    backend = "gloo" if device == "cpu" else "nccl"
+    settings = accelerate_settings(group(**{**ZERO, "num_processes": num_processes}, device=device, backend=backend))
+    assert (settings["distributed_type"], settings["num_processes"]) == ("DEEPSPEED", num_processes)
+    assert settings["use_cpu"] is False
+    assert settings["deepspeed_config"] == {"zero3_init_flag": False}
+    assert "fsdp_config" not in settings
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_fsdp_is_version_2(num_processes: int, device: str) -> None:
+    backend = "gloo" if device == "cpu" else "nccl"
+    settings = accelerate_settings(group(**{**FSDP, "num_processes": num_processes}, device=device, backend=backend))
+    assert (settings["distributed_type"], settings["num_processes"]) == ("FSDP", num_processes)
+    assert settings["use_cpu"] is False
+    assert settings["fsdp_config"] == {"fsdp_version": 2}
+    assert "deepspeed_config" not in settings
+
+
+def test_plain_strategies_bring_no_settings_of_others() -> None:
+    for changes in ({}, MULTI):
+        assert {"deepspeed_config", "fsdp_config"}.isdisjoint(accelerate_settings(group(**changes)))
 
 
 def test_nodes_meet_at_the_first_one() -> None:
@@ -49,7 +94,7 @@ def test_the_file_says_the_same(precision: str) -> None:
     assert yaml.safe_load(accelerate_yaml(made))["mixed_precision"] == precision
 
 
-@pytest.mark.parametrize("changes", [{}, MULTI], ids=["one", "several"])
+@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
 def test_accelerate_knows_every_key(changes: dict[str, object], tmp_path: Path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
@@ -58,9 +103,11 @@ def test_accelerate_knows_every_key(changes: dict[str, object], tmp_path: Path) 
     assert load_config_from_file(str(file)).num_processes == group(**changes).num_processes
 
 
-def test_accelerate_starts_as_many_processes_as_planned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["several", "zero-one", "fsdp-one"])
+def test_accelerate_starts_as_many_processes_as_planned(kind: str, tmp_path: Path) -> None:
     """The silent failure this file exists to prevent, asked of Accelerate itself."""
-    (tmp_path / "policy.yaml").write_text(accelerate_yaml(group(**{**MULTI, "num_processes": 3})))
+    planned = group(**KINDS[kind])
+    (tmp_path / "policy.yaml").write_text(accelerate_yaml(planned))
     script = tmp_path / "say.py"
     script.write_text(
         "import os, pathlib, sys\n"
@@ -69,4 +116,5 @@ def test_accelerate_starts_as_many_processes_as_planned(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "policy.yaml")]
     done = subprocess.run([*command, str(script), str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert {file.name: file.read_text() for file in tmp_path.glob("rank*")} == {f"rank{rank}": "3" for rank in range(3)}
+    expected = {f"rank{rank}": str(planned.num_processes) for rank in range(planned.num_processes)}
+    assert {file.name: file.read_text() for file in tmp_path.glob("rank*")} == expected

@@ -8,8 +8,9 @@ import torch
 
 from scaleup.data.collate import Batch
 from scaleup.data.tokenization import FILLER, IGNORE
+from scaleup.distributed.engines import NonFiniteError
 from scaleup.train.losses import token_loss_sum
-from scaleup.train.step import NonFiniteLossError, evaluate_loss, train_step
+from scaleup.train.step import evaluate_loss, train_step
 from tests.unit.data import tiny
 
 RATE = 0.5
@@ -83,14 +84,14 @@ def test_a_bad_loss_stops_before_the_weights_change(runtime, prepared, bad, plac
     model, _ = prepared
     batches = [batch(1.0), batch(1.0)]
     batches[place] = batch(bad)
-    with pytest.raises(NonFiniteLossError, match="the loss is"):
+    with pytest.raises(NonFiniteError, match="the loss is"):
         step(runtime, prepared, batches)
     assert model.weight.item() == 2.0
 
 
 def test_a_bad_gradient_of_a_good_loss_stops_it_too(runtime, prepared):
     model, _ = prepared
-    with pytest.raises(NonFiniteLossError, match="the gradient norm is"):
+    with pytest.raises(NonFiniteError, match="the gradient norm is"):
         step(runtime, prepared, [batch(1.0)], objective=lambda model, _: (model.weight - 2.0).sqrt().sum())
     assert model.weight.item() == 2.0
 

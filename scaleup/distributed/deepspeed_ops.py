@@ -1,0 +1,162 @@
+"""DeepSpeed's C++ operations for CPUs, compiled once, in a folder of ours.
+
+DeepSpeed compiles them on first use without a word, and torch's build lock outlives a killed build: later runs wait for
+it for ever. So every process loads them here before DeepSpeed does, one process at a time under a lock that dies with
+its holder. DeepSpeed finds them loaded and builds nothing; and a torch lock that is seen here is a stale one."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Protocol
+
+from scaleup.errors import ScaleupError
+
+OPS = ("ShareMemCommBuilder", "CPUAdamBuilder")
+"""What runs on CPUs need: the first for every gloo run, the second when the optimizer is offloaded."""
+
+Announce = Callable[[str], None]
+
+
+class Builder(Protocol):
+    """What is used of a DeepSpeed op builder."""
+
+    name: str
+
+    def load(self, verbose: bool = False) -> object:
+        """Compile it unless that is done, and import it."""
+
+
+def ops_folder() -> Path:
+    """`deepspeed-ops/KEY` in scaleup's cache. What a build depends on is in the key: torch, deepspeed and Python, where
+    they are installed, the compiler's name and the CPU's instructions (unlike machines share home folders).
+
+    Raises ScaleupError when a package is missing."""
+    try:
+        packages = [metadata.distribution(name) for name in ("torch", "deepspeed")]
+    except metadata.PackageNotFoundError as error:
+        remedy = f"pip install -c constraints.txt {error.name}"
+        raise ScaleupError.of(str(error.name), "the package is not installed, and ZeRO needs it", remedy) from error
+    recipe = [sys.implementation.cache_tag, os.environ.get("CXX", ""), _cpu()]
+    recipe += [f"{package.version} {package.locate_file('')}" for package in packages]
+    key = hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:12]
+    home = os.environ.get("XDG_CACHE_HOME")
+    cache = (Path(home) if home else Path.home() / ".cache") / "scaleup"
+    return cache / "deepspeed-ops" / f"{packages[1].version}-{key}"
+
+
+def ensure_built(ops: Sequence[str], announce: Announce) -> None:
+    """Build (once, under a lock, with a line to `announce`) and load DeepSpeed's ops, named by their builders' classes.
+
+    Call it in every process, before DeepSpeed starts. Ops that this machine's accelerator has no use for are left out.
+    Raises ScaleupError: no deepspeed, ninja or compiler, a failed build, or the lock of a killed one."""
+    folder = ops_folder()
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    tools = str(Path(sys.executable).parent)  # ninja's place when the virtual environment is not activated
+    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join([tools, *(place for place in path if place != tools)])
+    if shutil.which("ninja") is None:  # torch asks for it even when there is nothing to build
+        raise ScaleupError.of("ninja", "not found: DeepSpeed needs it", "pip install -c constraints.txt ninja")
+    build(folder, _builders(ops), announce)
+
+
+def build(folder: Path, builders: Sequence[Builder], announce: Announce) -> None:
+    """Load each builder's op, which compiles it into `folder` the first time. Raises ScaleupError."""
+
+    def say_waiting() -> None:
+        if not all(_marker(folder, builder).exists() for builder in builders):
+            announce("Waiting for another process that compiles DeepSpeed's operations ...")
+
+    with _alone(folder, say_waiting):
+        for builder in builders:
+            _load(folder, builder, announce)
+
+
+def _load(folder: Path, builder: Builder, announce: Announce) -> None:
+    lock, built = folder / builder.name / "lock", _marker(folder, builder)
+    if lock.exists():
+        what = "left by a build that was killed: torch would wait for it for ever"
+        raise ScaleupError.of(str(lock), what, "delete it")
+    if not built.exists():
+        _check_compiler()
+        announce(f"Compiling DeepSpeed's {builder.name} for this machine: a few minutes, and only once ...")
+    try:
+        builder.load(verbose=False)  # quiet: else the compiler's words go to stdout and not into the error
+    except (RuntimeError, ImportError) as error:
+        said = [f"  {line[:200]}" for line in str(error).splitlines() if line.strip()]
+        what = "\n".join(["cannot be built:", *said[-12:]])
+        remedy = "install what the compiler misses (Debian: apt install g++ python3-dev)"
+        raise ScaleupError.of(f"DeepSpeed's {builder.name}", what, remedy) from error
+    built.parent.mkdir(exist_ok=True)  # an op compiled when deepspeed was installed has no folder here
+    built.touch()
+
+
+def _marker(folder: Path, builder: Builder) -> Path:
+    return folder / builder.name / "built"
+
+
+@contextmanager
+def _alone(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """One process at a time. The lock is the system's: it goes when its holder does, however that ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".flock").open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        remedy = "set XDG_CACHE_HOME to a folder that can be written and locked"
+        raise ScaleupError.of(str(folder), f"cannot write and lock files here: {error.strerror}", remedy) from error
+    with file:
+        yield
+
+
+def _check_compiler() -> None:
+    compiler = os.environ.get("CXX") or "c++"
+    if shutil.which(compiler.split()[0]) is None:
+        what = f"the C++ compiler {compiler!r} was not found, and DeepSpeed compiles its operations"
+        raise ScaleupError.of("CXX", what, "install one (Debian: apt install g++), or set CXX=/path/to/g++")
+
+
+def _builders(ops: Sequence[str]) -> list[Builder]:
+    from deepspeed.accelerator import get_accelerator
+
+    builders = [get_accelerator().create_op_builder(op) for op in ops]
+    return [builder for builder in builders if builder is not None and builder.is_compatible()]
+
+
+def _cpu() -> str:
+    """The CPU's instructions: DeepSpeed compiles for exactly these."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Build what every ZeRO run on CPUs needs; `make setup` calls it. The optimizer's is built when first offloaded."""
+    try:
+        ensure_built(OPS[:1], _say)
+    except ScaleupError as error:
+        _say(str(error))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

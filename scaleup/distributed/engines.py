@@ -1,0 +1,200 @@
+"""What differs between strategies: how a process joins its world, what wraps the model, and who clips and steps.
+
+`replicated` (single, ddp) and `fsdp2` step a torch optimizer; under ZeRO DeepSpeed's engine does it. The loop above
+sees one interface, and every engine takes a loss scaled the same way: all of them average gradients over ranks."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import PartialState
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
+from transformers import PreTrainedModel
+
+from scaleup.distributed.deepspeed_ops import OPS, ensure_built
+from scaleup.plan.types import GroupPlan
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss or the gradient is NaN or infinite."""
+
+
+class Engine(Protocol):
+    def accelerator(self, group: GroupPlan, timeout: timedelta, **common: Any) -> Accelerator:
+        """Join the group's world."""
+
+    def prepare(self, accelerator: Accelerator, *parts: Any) -> Any:
+        """Model (and optimizer) under this strategy."""
+
+    def found(self, model: torch.nn.Module) -> tuple[str, int | None]:
+        """What wraps a prepared model: the engine's class, and the ZeRO stage."""
+
+    def micro_batch(self, accelerator: Accelerator, model: Any, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward: gradients travel between ranks only with the last micro-batch of a step."""
+
+    def backward(self, accelerator: Accelerator, model: Any, loss: torch.Tensor) -> None:
+        """Add a micro-batch's gradients to the step's."""
+
+    def update(self, accelerator: Accelerator, model: Any, optimizer: Any, max_norm: float) -> tuple[float, bool]:
+        """Clip to `max_norm` (infinite: not at all), step and clear. The gradient's norm, and whether fp16 skipped the
+        step. Raises NonFiniteError."""
+
+    def full_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
+        """The whole model's float32 weights on rank 0. Every rank must call it."""
+
+
+class ReplicatedEngine:
+    """`single` and `ddp`: the whole model on every rank."""
+
+    def accelerator(self, group: GroupPlan, timeout: timedelta, **common: Any) -> Accelerator:
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        handlers = [InitProcessGroupKwargs(timeout=timeout), ddp]
+        return Accelerator(cpu=group.device == "cpu", kwargs_handlers=handlers, **common)
+
+    def prepare(self, accelerator: Accelerator, *parts: Any) -> Any:
+        return accelerator.prepare(*parts)
+
+    def found(self, model: torch.nn.Module) -> tuple[str, int | None]:
+        return ("none" if isinstance(model, PreTrainedModel) else type(model).__name__), None
+
+    def micro_batch(self, accelerator: Accelerator, model: Any, last: bool) -> AbstractContextManager[Any]:
+        return nullcontext() if last else accelerator.no_sync(model)
+
+    def backward(self, accelerator: Accelerator, model: Any, loss: torch.Tensor) -> None:
+        accelerator.backward(loss)
+
+    def update(self, accelerator: Accelerator, model: Any, optimizer: Any, max_norm: float) -> tuple[float, bool]:
+        norm = float(accelerator.clip_grad_norm_(model.parameters(), max_norm))
+        scaled = accelerator.scaler is not None  # then an infinite norm is the scaler's to handle
+        if not math.isfinite(norm) and not scaled:
+            raise NonFiniteError(f"the gradient norm is {norm}")
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm, scaled and accelerator.optimizer_step_was_skipped
+
+    def full_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
+        state = accelerator.get_state_dict(model)
+        names = [name for name, _ in accelerator.unwrap_model(model).named_parameters()]  # each shared tensor once
+        return {name: state[name] for name in names if name in state}
+
+
+class FSDP2Engine(ReplicatedEngine):
+    """Parameters, gradients and optimizer state sharded over ranks by torch's `fully_shard`."""
+
+    def accelerator(self, group: GroupPlan, timeout: timedelta, **common: Any) -> Accelerator:
+        backend = InitProcessGroupKwargs(backend=group.backend, timeout=timeout)
+        if group.device == "cpu":
+            _let_accelerate_shard_on_cpus()
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            cpu_ram_efficient_loading=False,
+            state_dict_type="SHARDED_STATE_DICT",
+        )
+        return Accelerator(fsdp_plugin=plugin, kwargs_handlers=[backend], **common)
+
+    def prepare(self, accelerator: Accelerator, *parts: Any) -> Any:
+        with _embeddings_left_to_the_root(parts[0]):
+            return accelerator.prepare(*parts)
+
+    def found(self, model: torch.nn.Module) -> tuple[str, int | None]:
+        from torch.distributed.fsdp import FSDPModule
+
+        return ("FSDPModule" if isinstance(model, FSDPModule) else type(model).__name__), None
+
+
+class DeepSpeedEngine:
+    """ZeRO stages 1, 2 and 3 (Rajbhandari et al. 2020): optimizer state, gradients, parameters sharded in turn."""
+
+    def accelerator(self, group: GroupPlan, timeout: timedelta, **common: Any) -> Accelerator:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        assert group.deepspeed is not None, "the plan holds DeepSpeed's settings"
+        if group.device == "cpu":
+            offloads = group.deepspeed["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+            ensure_built(OPS if offloads else OPS[:1], print)
+        os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)  # the launch file's settings: the plan's come instead
+        plugin = DeepSpeedPlugin(hf_ds_config=dict(group.deepspeed), zero3_init_flag=False)
+        handlers = [InitProcessGroupKwargs(backend=group.backend, timeout=timeout)]
+        accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=handlers, **common)
+        # Accelerate takes a clipping of 0 for "not said" and clips at 1; said here, it is left as it is
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["gradient_clipping"] = group.deepspeed["gradient_clipping"]
+        # Accelerate told Transformers of ZeRO-3, which then loads models shard by shard and ties T5's head on the way:
+        # models are loaded as everywhere else, and sharded when they are prepared
+        unset_hf_deepspeed_config()
+        return accelerator
+
+    def prepare(self, accelerator: Accelerator, *parts: Any) -> Any:
+        return accelerator.prepare(*parts)
+
+    def found(self, model: torch.nn.Module) -> tuple[str, int | None]:
+        stage = getattr(model, "zero_optimization_stage", None)
+        return type(model).__name__, stage() if stage else None
+
+    def micro_batch(self, accelerator: Accelerator, model: Any, last: bool) -> AbstractContextManager[Any]:
+        model.set_gradient_accumulation_boundary(is_boundary=last)
+        return nullcontext()
+
+    def backward(self, accelerator: Accelerator, model: Any, loss: torch.Tensor) -> None:
+        model.backward(loss)
+
+    def update(self, accelerator: Accelerator, model: Any, optimizer: Any, max_norm: float) -> tuple[float, bool]:
+        model.step()  # clips by the plan's settings, steps and clears
+        norm = float(model.get_global_grad_norm())
+        skipped = bool(getattr(model.optimizer, "overflow", False))
+        if not math.isfinite(norm) and not skipped:
+            raise NonFiniteError(f"the gradient norm is {norm}")
+        return norm, skipped
+
+    def full_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
+        """One parameter at a time, from the float32 master weights: only rank 0 ever holds them all."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        state: dict[str, torch.Tensor] = {}
+        for name, parameter in model.module.named_parameters():
+            whole = safe_get_full_fp32_param(parameter)
+            if accelerator.is_main_process:
+                state[name] = (parameter.data if whole is None else whole).detach().float().cpu().clone()
+        return state
+
+
+def engine_for(strategy: str) -> Engine:
+    if strategy.startswith("zero"):
+        return DeepSpeedEngine()
+    return FSDP2Engine() if strategy == "fsdp2" else ReplicatedEngine()
+
+
+def base_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """The torch optimizer inside Accelerate's and DeepSpeed's: the one whose learning rate counts."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def _let_accelerate_shard_on_cpus() -> None:
+    """Accelerate 1.15 never turns FSDP on for CPUs, although torch's FSDP2 runs on gloo. The one private method that
+    says so is told otherwise, before the Accelerator asks it."""
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+
+
+@contextmanager
+def _embeddings_left_to_the_root(model: Any) -> Iterator[None]:
+    """Accelerate 1.15 shards the input embedding by itself. Encoder-decoder models share it between three modules, and
+    torch refuses one parameter in two groups; out of its sight, it stays in the root's."""
+    if not model.config.is_encoder_decoder:
+        yield
+        return
+    model.get_input_embeddings = model.get_output_embeddings = lambda: None
+    try:
+        yield
+    finally:
+        del model.get_input_embeddings, model.get_output_embeddings

@@ -1,0 +1,47 @@
+"""DeepSpeed's settings for a ZeRO stage, every one resolved: no "auto" is left for a library to fill in differently."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scaleup.config.stages import SFTConfig
+
+BUCKET = 50_000_000
+"""Elements that travel at once, in every collective."""
+
+
+def deepspeed_settings(config: SFTConfig, stage: int) -> dict[str, Any]:
+    """`stage` 1 shards the optimizer state, 2 also gradients, 3 also parameters.
+
+    Accumulation is 1 here because the loop itself says which micro-batch is the last of a step."""
+    parallel = config.parallel
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": BUCKET,
+        "allgather_bucket_size": BUCKET,
+        "offload_optimizer": {"device": "cpu" if parallel.offload_optimizer else "none"},
+    }
+    if stage == 3:
+        zero |= {
+            "offload_param": {"device": "cpu" if parallel.offload_parameters else "none"},
+            "stage3_prefetch_bucket_size": BUCKET,
+            "stage3_param_persistence_threshold": 100_000,
+            "stage3_max_live_parameters": 1_000_000_000,
+            "stage3_max_reuse_distance": 1_000_000_000,
+            "stage3_gather_16bit_weights_on_model_save": False,
+        }
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # batches are ours: no loader of DeepSpeed's reads this
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.train.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": parallel.offload_optimizer,
+        "bf16": {"enabled": config.mixed_precision == "bf16"},
+        "fp16": {"enabled": config.mixed_precision == "fp16"},
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }
