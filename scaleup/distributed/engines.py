@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
-from transformers import PreTrainedModel
+from torch.nn.parallel import DistributedDataParallel
 
 from scaleup.distributed.deepspeed_ops import OPS, ensure_built
 from scaleup.plan.types import GroupPlan
@@ -62,7 +62,7 @@ class ReplicatedEngine:
         return accelerator.prepare(*parts)
 
     def found(self, model: torch.nn.Module) -> tuple[str, int | None]:
-        return ("none" if isinstance(model, PreTrainedModel) else type(model).__name__), None
+        return (type(model).__name__ if isinstance(model, DistributedDataParallel) else "none"), None
 
     def micro_batch(self, accelerator: Accelerator, model: Any, last: bool) -> AbstractContextManager[Any]:
         return nullcontext() if last else accelerator.no_sync(model)
