@@ -47,7 +47,7 @@ class Engine(Protocol):
         step. Raises NonFiniteError."""
 
     def full_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
-        """The whole model's float32 weights on rank 0. Every rank must call it."""
+        """The whole model's float32 weights and its buffers on rank 0, shared ones once. Every rank must call it."""
 
 
 class ReplicatedEngine:
@@ -81,8 +81,9 @@ class ReplicatedEngine:
 
     def full_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
         state = accelerator.get_state_dict(model)
-        names = [name for name, _ in accelerator.unwrap_model(model).named_parameters()]  # each shared tensor once
-        return {name: state[name] for name in names if name in state}
+        whole = accelerator.unwrap_model(model)
+        once, every = (dict(whole.named_parameters(remove_duplicate=alone)) for alone in (True, False))
+        return {name: tensor for name, tensor in state.items() if name in once or name not in every}
 
 
 class FSDP2Engine(ReplicatedEngine):
@@ -163,7 +164,8 @@ class DeepSpeedEngine:
             whole = safe_get_full_fp32_param(parameter)
             if accelerator.is_main_process:
                 state[name] = (parameter.data if whole is None else whole).detach().float().cpu().clone()
-        return state
+        saved = model.module.state_dict().keys()
+        return state | {name: buffer.cpu() for name, buffer in model.module.named_buffers() if name in saved}
 
 
 def engine_for(strategy: str) -> Engine:
