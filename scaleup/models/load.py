@@ -80,7 +80,7 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     Raises ScaleupError for an architecture that cannot."""
     if not model.supports_gradient_checkpointing:
         what = f"{type(model).__name__} cannot recompute activations"
-        raise ScaleupError.of("train.gradient_checkpointing", what, "set it to false")
+        raise ScaleupError.of("gradient_checkpointing", what, "set it to false")
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 

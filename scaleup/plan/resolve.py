@@ -76,7 +76,7 @@ def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts],
     batch, notes = None, []
     if isinstance(config, SFTConfig):
         batch = batch_plan(config, data)
-        notes = _mixture_notes(config, batch, data)
+        notes = _mixture_notes(config, batch, data) + _memory_notes(group.strategy)
     return Plan(
         stage=config.stage,
         name=config.name,
@@ -142,6 +142,12 @@ def _mixture_notes(config: SFTConfig, batch: BatchPlan, data: DataCheck) -> list
         passes = f", {drawn * share / counted:.2f} passes over it" if counted else ""
         notes.append(f"{source.path}: {share:.0%} of the rows drawn{passes}")
     return notes
+
+
+def _memory_notes(strategy: str) -> list[str]:
+    if strategy in ("single", "ddp"):
+        return []
+    return [f"what a rank holds under {strategy} is not estimated yet; the table is for replicated strategies"]
 
 
 def _memory(config: RunConfig, facts: ModelFacts) -> list[MemoryPlan]:

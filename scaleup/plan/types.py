@@ -52,10 +52,6 @@ class GroupPlan(_Frozen):
     main_address: str | None
     main_port: int | None
 
-    @property
-    def processes_per_node(self) -> int:
-        return self.num_processes // self.num_nodes
-
 
 class MemoryPlan(_Frozen):
     """Bytes a rank holds for the length of a run; activations come on top."""

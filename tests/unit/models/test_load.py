@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scaleup.config.schema import ModelConfig
+from scaleup.config.stages import SFTConfig
 from scaleup.errors import ScaleupError
 from scaleup.models.facts import model_facts
 from scaleup.models.load import enable_gradient_checkpointing, load_model, load_tokenizer, pad_token_id
@@ -93,3 +94,12 @@ def test_pad_token_id() -> None:
 def test_the_tokenizer_of_another_folder() -> None:
     model = ModelConfig(path="builtin:tiny-gpt2", tokenizer=materialize("builtin:tiny-bart"))
     assert load_tokenizer(model, materialize(model.path)).eos_token == "</s>"
+
+
+def test_an_architecture_that_cannot_recompute_is_refused_by_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ModelConfig(path="builtin:tiny-llama")
+    loaded = load_model(model, model_facts(model))
+    monkeypatch.setattr(type(loaded), "supports_gradient_checkpointing", False)
+    with pytest.raises(ScaleupError) as caught:
+        enable_gradient_checkpointing(loaded)
+    assert caught.value.problems[0].where in SFTConfig.model_fields

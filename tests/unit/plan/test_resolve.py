@@ -90,7 +90,7 @@ class TestBatches:
 class TestGroup:
     def test_one_process(self, plan: MakePlan) -> None:
         [group] = plan().groups
-        assert (group.name, group.num_processes, group.processes_per_node) == ("policy", 1, 1)
+        assert (group.name, group.num_processes, group.num_nodes) == ("policy", 1, 1)
         assert (group.device, group.backend, group.strategy) == ("cpu", "gloo", "single")
         assert (group.distributed_type, group.engine, group.zero_stage) == ("NO", "none", None)
         assert group.threads_per_process == 8
@@ -120,7 +120,7 @@ class TestGroup:
     def test_nodes(self, plan: MakePlan) -> None:
         parallel = {"num_processes": 4, "num_nodes": 2, "main_address": "n0", "main_port": 29500, "device": "cuda"}
         [group] = plan({"parallel": parallel}).groups  # rendered where there are no GPUs, say on a login node
-        assert (group.num_nodes, group.processes_per_node) == (2, 2)
+        assert (group.num_nodes, group.num_processes) == (2, 4)
         assert (group.main_address, group.main_port) == ("n0", 29500)
         assert group.threads_per_process == 4
 
@@ -133,6 +133,11 @@ def test_mixtures_say_how_often_a_source_is_read(plan: MakePlan) -> None:
         "more.jsonl: 25% of the rows drawn, 3.33 passes over it",
     ]
     assert plan().notes == []
+
+
+def test_a_sharded_plan_says_what_its_table_leaves_out(plan: Callable[..., Plan]) -> None:
+    [note] = plan({"parallel.strategy": "zero3"}).notes
+    assert note.startswith("what a rank holds under zero3 is not estimated yet")
 
 
 def test_an_evaluation_has_no_batches_and_no_gradients(plan: MakePlan) -> None:

@@ -9,19 +9,9 @@ import pytest
 from scaleup.config.load import load_mapping
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.rules import facts_problems
+from tests.unit.plan.conftest import FACTS
 
-LLAMA = ModelFacts(
-    location="m",
-    task="causal_lm",
-    model_type="llama",
-    architecture="LlamaForCausalLM",
-    num_parameters=10,
-    num_trainable_parameters=10,
-    vocab_size=100,
-    tokenizer_size=100,
-    max_positions=64,
-    has_chat_template=True,
-)
+LLAMA = FACTS.model_copy(update={"vocab_size": 100, "tokenizer_size": 100, "max_positions": 64})
 T5 = LLAMA.model_copy(update={"task": "seq2seq_lm", "model_type": "t5", "max_positions": None})
 PAIR = {"prompt": "{a}", "completion": "{b}", "max_length": 64}
 CHAT = {"messages": "turns", "max_length": 64}
