@@ -2,7 +2,7 @@
 
     accelerate launch --config_file runs/X/launch/policy.yaml -m scaleup.worker runs/X policy
 
-With `--attempt NAME` (which the launcher adds) output goes to the attempt's logs, and errors are recorded for the
+With `--attempt NUMBER` (which the launcher adds) output goes to the attempt's logs, and errors are recorded for the
 launcher to show; started by hand, both go to the terminal. Either way the run continues from its newest checkpoint."""
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     if attempt:
         stop_with_parent()
         _redirect_output(attempt.logs / f"{rank_name}.log")
-        _register(attempt, rank_name)
+        _register(attempt, rank_name, arguments.node)
     try:
         _work(run, arguments.group, attempt, stop)
     except Exception as error:
@@ -71,7 +71,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scaleup.worker", description="One process of one group of a run.")
     parser.add_argument("run", help="the run folder")
     parser.add_argument("group", help="the group of the plan that this process belongs to, e.g. policy")
-    parser.add_argument("--attempt", help="the attempt whose folder takes logs and errors")
+    parser.add_argument("--attempt", type=int, help="the attempt whose folder takes logs and errors")
+    parser.add_argument("--node", type=int, default=0, help="the node whose agent started it")
     return parser.parse_args()
 
 
@@ -82,9 +83,9 @@ def _redirect_output(log: Path) -> None:
     os.close(descriptor)
 
 
-def _register(attempt: Attempt, rank_name: str) -> None:
+def _register(attempt: Attempt, rank_name: str, node_rank: int) -> None:
     """Tell the node agent whom to signal: the agents between it and us would kill us after 30 seconds."""
-    place = {"pid": os.getpid(), "host": socket.gethostname()}
+    place = {"pid": os.getpid(), "host": socket.gethostname(), "node": node_rank}
     aside = attempt.workers / f".{rank_name}.tmp"
     aside.write_text(json.dumps(place), encoding="utf-8")
     aside.replace(attempt.workers / f"{rank_name}.json")

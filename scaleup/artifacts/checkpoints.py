@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from scaleup.artifacts.files import read_json, write_json
 from scaleup.artifacts.manifest import file_sizes
+from scaleup.errors import ScaleupError
 
 LISTING = "checkpoint.json"
+LAYOUT = "layout.json"
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,39 @@ class CheckpointFolder:
 
     path: Path
     step: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What wrote a checkpoint, so that whoever reads it need not guess what its files hold."""
+
+    strategy: str
+    num_processes: int
+    offload: list[str]
+    """What was kept in CPU memory: optimizer, parameters."""
+    parameters: list[str]
+    """Names of what was trained, in the optimizer's order."""
+
+    def loads_into(self, other: Layout) -> bool:
+        """Whether the library that wrote it loads it there itself. DeepSpeed does only where nothing has changed."""
+        families = [{"single": "ddp"}.get(layout.strategy, layout.strategy) for layout in (self, other)]
+        if families[0] in ("ddp", "fsdp2"):
+            return families[0] == families[1]
+        return (self.strategy, self.num_processes, self.offload) == (other.strategy, other.num_processes, other.offload)
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / LAYOUT, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Layout:
+        """Raises ScaleupError when the checkpoint does not say what wrote it."""
+        try:
+            return cls(**read_json(folder / LAYOUT))
+        except (OSError, ValueError, TypeError) as error:
+            what = f"does not say which strategy wrote it ({error})"
+            raise ScaleupError.of(
+                str(folder), what, "start the run under another name, or remove this checkpoint"
+            ) from error
 
 
 def checkpoint_folder(checkpoints: Path, step: int) -> Path:

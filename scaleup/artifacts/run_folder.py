@@ -25,6 +25,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "train.save_total_limit",
         "train.logging_steps",
         "parallel.timeout_seconds",
+        "parallel.max_restarts",
         "parallel.main_address",
         "parallel.main_port",
         "evaluation",
@@ -73,32 +74,38 @@ class RunFolder:
         return self.path / "launch" / f"{group}.yaml"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep everybody else from starting this run; the kernel lets go when this process ends, however it ends.
+    def locked(self, node_rank: int = 0) -> Iterator[None]:
+        """Keep everybody else from starting this run (or this node's part of it); the kernel lets go when this process
+        ends, however it ends.
 
         Raises ScaleupError when somebody else has it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with (self.path.parent / f".{self.path.name}.lock").open("w") as lock:
+        suffix = f".node{node_rank}" if node_rank else ""
+        with (self.path.parent / f".{self.path.name}{suffix}.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                where = f"--node-rank {node_rank}" if node_rank else "runs_dir/name"
                 raise ScaleupError.of(
-                    f"runs_dir/name ({self.path})", "is running now", "wait for it, or choose another name"
+                    f"{where} ({self.path})", "is running now", "wait for it, or choose another name"
                 ) from None
             yield
 
-    def new_attempt(self, node_rank: int = 0) -> Attempt:
-        """The folder of one more start. Each node keeps its own, named `2` on the first and `2-node1` on the next."""
-        suffix = f"-node{node_rank}" if node_rank else ""
-        names = [folder.name.removesuffix(suffix) for folder in (self.path / "attempts").glob(f"*{suffix}")]
-        last = max((int(name) for name in names if name.isdigit()), default=0)
-        attempt = self.attempt(f"{last + 1}{suffix}")
-        for folder in (attempt.logs, attempt.errors, attempt.workers):
+    def new_attempt(self) -> Attempt:
+        """The folder of one more start, which all nodes share. Only the first node makes one."""
+        newest = self.newest_attempt()
+        attempt = self.attempt(newest.number + 1 if newest else 1)
+        for folder in (attempt.logs, attempt.errors, attempt.workers, attempt.nodes):
             folder.mkdir(parents=True)
         return attempt
 
-    def attempt(self, name: str) -> Attempt:
-        return Attempt(self.path / "attempts" / name)
+    def newest_attempt(self) -> Attempt | None:
+        names = [folder.name for folder in (self.path / "attempts").glob("*")]
+        last = max((int(name) for name in names if name.isdecimal()), default=None)
+        return None if last is None else self.attempt(last)
+
+    def attempt(self, number: int) -> Attempt:
+        return Attempt(self.path / "attempts" / str(number))
 
     @cached_property
     def config(self) -> RunConfig:
@@ -136,9 +143,14 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a run: its logs, the ids of its worker processes, and the error each rank ended with."""
+    """One start of a run: its logs, the ids of its worker processes, the error each rank ended with, and what the
+    agents of several nodes tell one another."""
 
     path: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name)
 
     @property
     def logs(self) -> Path:
@@ -153,8 +165,18 @@ class Attempt:
         return self.path / "workers"
 
     @property
+    def nodes(self) -> Path:
+        return self.path / "nodes"
+
+    @property
     def progress_file(self) -> Path:
         return self.path / "progress.json"
+
+    def launcher_log(self, group: str, node_rank: int) -> Path:
+        return self.logs / f"{group}-node{node_rank}.log"
+
+    def node_file(self, node_rank: int) -> Path:
+        return self.nodes / f"{node_rank}.json"
 
     def record_error(self, rank_name: str, error: dict[str, Any]) -> None:
         write_json(self.errors / f"{rank_name}.json", error)

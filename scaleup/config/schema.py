@@ -177,7 +177,9 @@ class GenerationConfig(Section):
 
 
 class ParallelConfig(Section):
-    strategy: Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"] = "ddp"
+    strategy: Literal["auto", "single", "ddp", "zero1", "zero2", "zero3", "fsdp2"] = Field(
+        "ddp", description="auto: the one that communicates least and fits the memory a rank has."
+    )
     num_processes: Count = Field(1, description="Over all nodes.")
     num_nodes: Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -188,6 +190,9 @@ class ParallelConfig(Section):
         None, description="Free port on the first node; needed with more than one node."
     )
     timeout_seconds: Count = Field(1800, description="A collective that waits longer ends the run.")
+    max_restarts: Annotated[Int, Field(ge=0)] = Field(
+        0, description="How often a run whose worker died is started again, from the newest checkpoint."
+    )
 
 
 TRACKERS = Literal["wandb", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab", "trackio"]

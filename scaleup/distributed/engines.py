@@ -19,6 +19,7 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataP
 from torch.nn.parallel import DistributedDataParallel
 
 from scaleup.distributed.deepspeed_ops import OPS, ensure_built
+from scaleup.distributed.portable import Source, put_into_torch, put_into_zero
 from scaleup.plan.types import GroupPlan
 
 
@@ -48,6 +49,9 @@ class Engine(Protocol):
 
     def full_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
         """The whole model's float32 weights and its buffers on rank 0, shared ones once. Every rank must call it."""
+
+    def put(self, model: Any, optimizer: Any, source: Source) -> None:
+        """A checkpoint's weights and optimizer state into a prepared model and optimizer. Every rank must call it."""
 
 
 class ReplicatedEngine:
@@ -84,6 +88,10 @@ class ReplicatedEngine:
         whole = accelerator.unwrap_model(model)
         once, every = (dict(whole.named_parameters(remove_duplicate=alone)) for alone in (True, False))
         return {name: tensor for name, tensor in state.items() if name in once or name not in every}
+
+    def put(self, model: Any, optimizer: Any, source: Source) -> None:
+        whole = model.module if isinstance(model, DistributedDataParallel) else model
+        put_into_torch(source, whole, base_optimizer(optimizer))
 
 
 class FSDP2Engine(ReplicatedEngine):
@@ -166,6 +174,9 @@ class DeepSpeedEngine:
                 state[name] = (parameter.data if whole is None else whole).detach().float().cpu().clone()
         saved = model.module.state_dict().keys()
         return state | {name: buffer.cpu() for name, buffer in model.module.named_buffers() if name in saved}
+
+    def put(self, model: Any, optimizer: Any, source: Source) -> None:
+        put_into_zero(source, model, base_optimizer(optimizer))
 
 
 def engine_for(strategy: str) -> Engine:

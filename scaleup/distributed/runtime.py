@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
 from scaleup.distributed.engines import engine_for
+from scaleup.distributed.portable import Source
 from scaleup.distributed.progress import Progress
 from scaleup.distributed.signals import StopFlag
 from scaleup.errors import ScaleupError
@@ -118,6 +119,10 @@ class Runtime:
     def full_state(self, model: Any) -> dict[str, torch.Tensor]:
         """The whole model's weights, on rank 0. Every rank must call it."""
         return self._engine.full_state(self.accelerator, model)
+
+    def put(self, model: Any, optimizer: Any, source: Source) -> None:
+        """A checkpoint's weights and optimizer state into what `prepare` gave. Every rank must call it."""
+        self._engine.put(model, optimizer, source)
 
     def _check_world(self) -> None:
         _expect(self.group, "number of processes", self.group.num_processes, self.world)

@@ -19,6 +19,7 @@ from scaleup.evaluation.metrics import perplexity, score_answers
 from scaleup.models.load import load_model, load_tokenizer, pad_token_id
 from scaleup.plan.facts import ModelFacts
 from scaleup.records.examples import Chat, Example, PlainText
+from scaleup.train.head_loss import fuse_head
 from scaleup.train.losses import token_loss_sum
 from scaleup.train.step import evaluate_loss
 
@@ -44,6 +45,7 @@ def evaluate_model(
     runtime.progress.report(f"loading {name}")
     tokenizer = load_tokenizer(model_config, facts.location)
     model: Any = load_model(model_config, facts).to(runtime.device).eval()
+    fuse_head(model)
     encoder = Encoder(tokenizer, facts.task, config.data)
     rows = [row for row in encoder(examples) if row is not None]
     metrics: dict[str, Any] = {"rows": len(rows)}

@@ -9,11 +9,12 @@ import yaml
 from scaleup.plan.types import GroupPlan
 
 ENGINE_SETTINGS: dict[str, Any] = {
-    "DEEPSPEED": {"deepspeed_config": {"zero3_init_flag": False}},
+    "DEEPSPEED": {"deepspeed_config": {"zero3_init_flag": False, "deepspeed_multinode_launcher": "standard"}},
     "FSDP": {"fsdp_config": {"fsdp_version": 2}},
 }
-"""Enough for `accelerate launch` to start every process under its agent, also a single one. The settings themselves
-stand in the plan, which the worker hands to Accelerate."""
+"""Enough for `accelerate launch` to start every process under its agent, also a single one, each node its own
+(`standard`: not over ssh from the first). The settings themselves stand in the plan, which the worker hands to
+Accelerate."""
 
 
 def accelerate_settings(group: GroupPlan, node_rank: int = 0) -> dict[str, Any]:

@@ -49,13 +49,23 @@ def _batch(batch: BatchPlan, world: int) -> str:
 
 
 def _memory_table(rows: list[MemoryPlan], chosen: str) -> Table:
-    table = Table(title="memory a rank holds throughout (activations come on top)", title_justify="left")
-    for column in ("strategy", "weights", "gradients", "optimizer", "together"):
-        table.add_column(column, justify="left" if column == "strategy" else "right")
+    """What no strategy holds has no column."""
+    table = Table(title="memory a rank holds at most (activations come on top)", title_justify="left")
+    parts = ["weights", "gradients", "optimizer", *(part for part in ("buffers", "host") if _is_held(rows, part))]
+    columns = [*(part for part in parts if part != "host"), "together", *(part for part in parts if part == "host")]
+    for column in ("strategy", *columns):
+        table.add_column(
+            "offloaded" if column == "host" else column, justify="left" if column == "strategy" else "right"
+        )
     for row in rows:
+        sizes = {**row.model_dump(), "together": row.total}
         name = f"{row.strategy} (this run)" if row.strategy == chosen else row.strategy
-        table.add_row(name, *(mebibytes(size) for size in (row.weights, row.gradients, row.optimizer, row.total)))
+        table.add_row(name, *(mebibytes(sizes[column]) for column in columns))
     return table
+
+
+def _is_held(rows: list[MemoryPlan], part: str) -> bool:
+    return any(getattr(row, part) for row in rows)
 
 
 def show_training(console: Console, run: RunFolder) -> None:

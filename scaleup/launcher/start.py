@@ -10,10 +10,10 @@ from rich.console import Console
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import Loaded
 from scaleup.errors import ScaleupError
-from scaleup.launcher.node import RESUMABLE, NodeAgent
 from scaleup.launcher.prepare import prepare_run
+from scaleup.launcher.processes import end_leftovers
+from scaleup.launcher.restarts import run_node
 from scaleup.launcher.show import show_evaluation, show_generations, show_training
-from scaleup.launcher.watch import Watch
 from scaleup.plan.resolve import resolve
 from scaleup.plan.resume import state_of
 from scaleup.plan.types import Plan
@@ -30,13 +30,14 @@ def start(loaded: Loaded, console: Console, resume: bool = False) -> int:
     config, plan = resolve(loaded, resume=resume)
     run = RunFolder(Path(plan.run_folder))
     with run.locked():
+        end_leftovers(run.path, None, console)
         if state_of(run, config, plan.batch) == "finished":
             console.print(f"{run.path} has finished already; nothing to do", highlight=False)
         else:
-            for note in plan.notes:
+            for note in plan.remarks:
                 console.print(f"note: {note}", highlight=False)
             prepare_run(run, config, plan)
-            code = run_node(run, plan, console)
+            code = run_node(run, plan, console, config.parallel.max_restarts)
             if code:
                 return code
     SHOW[config.stage](console, run)
@@ -54,14 +55,5 @@ def join(path: Path, console: Console, node_rank: int) -> int:
     if node_rank > last:
         what = f"the run has no node {node_rank}" if last else "the run has one node, and `scaleup run` is it"
         raise ScaleupError.of("--node-rank", what, f"use 1 to {last}" if last else "set parallel.num_nodes")
-    return run_node(run, plan, console, node_rank)
-
-
-def run_node(run: RunFolder, plan: Plan, console: Console, node_rank: int = 0) -> int:
-    """Start this node's part of a prepared run and stay until it ends."""
-    attempt = run.new_attempt(node_rank)
-    with Watch(attempt, console) as watch:
-        code = NodeAgent(run, plan, attempt, node_rank).run_groups(watch)
-    if code == RESUMABLE:
-        console.print(f"{run.path} was stopped and can go on: run the same command with --resume", highlight=False)
-    return code
+    with run.locked(node_rank):
+        return run_node(run, plan, console, node_rank=node_rank)

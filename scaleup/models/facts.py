@@ -10,13 +10,15 @@ import contextlib
 import gc
 import json
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import ScaleupError
-from scaleup.plan.facts import ModelFacts
+from scaleup.plan.facts import ModelFacts, Tensors
 
 from .load import disable_progress_bars
 from .sources import materialize
@@ -39,7 +41,7 @@ def model_facts(model: ModelConfig, where: str = "model") -> ModelFacts:
     task = _task(model, config, where)
     shell = _shell(model, config, task, where)
     _untie(shell, location)
-    sizes = {parameter: parameter.numel() for parameter in shell.parameters()}
+    parameters = list(shell.parameters())
     text = config.get_text_config()
     tokenizer = load_tokenizer(model, location, where)
     return ModelFacts(
@@ -47,13 +49,35 @@ def model_facts(model: ModelConfig, where: str = "model") -> ModelFacts:
         task=task,
         model_type=config.model_type,
         architecture=type(shell).__name__,
-        num_parameters=sum(sizes.values()),
-        num_trainable_parameters=sum(size for parameter, size in sizes.items() if parameter.requires_grad),
+        num_parameters=sum(parameter.numel() for parameter in parameters),
+        num_trainable_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        tensors=_tensors(parameters),
+        largest_block=_largest_block(shell),
         vocab_size=text.vocab_size,
         max_positions=getattr(text, "max_position_embeddings", None),
         tokenizer_size=len(tokenizer),
         has_chat_template=bool(tokenizer.chat_template),
     )
+
+
+def _tensors(parameters: Iterable[torch.nn.Parameter]) -> tuple[Tensors, ...]:
+    """Parameters of one shape together, the largest first."""
+    counts = Counter((tuple(parameter.shape), parameter.requires_grad) for parameter in parameters)
+    found = [Tensors(shape=shape, count=count, trainable=is_on) for (shape, is_on), count in counts.items()]
+    return tuple(sorted(found, key=lambda tensors: (-tensors.elements, tensors.shape)))
+
+
+def _largest_block(shell: PreTrainedModel) -> int:
+    """Elements of the largest part that FSDP2 gathers at once, as Accelerate divides a model: each of the layers that
+    Transformers says not to split, an input embedding that nothing shares, and what is left."""
+    names = set(shell._no_split_modules or ())
+    blocks = [list(module.parameters()) for module in shell.modules() if type(module).__name__ in names]
+    embedding, head = shell.get_input_embeddings(), shell.get_output_embeddings()
+    is_shared = shell.config.is_encoder_decoder or head is None or head.weight is embedding.weight
+    blocks += [] if is_shared else [[embedding.weight]]
+    within = {parameter for block in blocks for parameter in block}
+    blocks.append([parameter for parameter in shell.parameters() if parameter not in within])
+    return max(sum(parameter.numel() for parameter in block) for block in blocks)
 
 
 def _config(model: ModelConfig, location: str, where: str) -> PreTrainedConfig:

@@ -8,6 +8,8 @@ from scaleup.config.stages import SFTConfig
 
 BUCKET = 50_000_000
 """Elements that travel at once, in every collective."""
+PERSISTENT = 100_000
+"""ZeRO-3 keeps tensors of up to so many elements whole on each rank."""
 
 
 def deepspeed_settings(config: SFTConfig, stage: int) -> dict[str, Any]:
@@ -28,9 +30,9 @@ def deepspeed_settings(config: SFTConfig, stage: int) -> dict[str, Any]:
         zero |= {
             "offload_param": {"device": "cpu" if parallel.offload_parameters else "none"},
             "stage3_prefetch_bucket_size": BUCKET,
-            "stage3_param_persistence_threshold": 100_000,
+            "stage3_param_persistence_threshold": PERSISTENT,
             "stage3_max_live_parameters": 1_000_000_000,
-            "stage3_max_reuse_distance": 1_000_000_000,
+            "stage3_max_reuse_distance": BUCKET,  # 1e9, the default, leaves all but large models gathered
             "stage3_gather_16bit_weights_on_model_save": False,
         }
     return {

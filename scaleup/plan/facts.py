@@ -3,9 +3,25 @@ on the meta device, without loading weights, and hands it back as JSON."""
 
 from __future__ import annotations
 
+from math import prod
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+
+
+class Tensors(BaseModel):
+    """Parameters of one shape. Models have few shapes, however many layers they have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shape: tuple[int, ...]
+    count: int
+    trainable: bool = True
+
+    @property
+    def elements(self) -> int:
+        """Of one of them."""
+        return prod(self.shape)
 
 
 class ModelFacts(BaseModel):
@@ -21,6 +37,10 @@ class ModelFacts(BaseModel):
     num_parameters: int
     """Each shared tensor counted once."""
     num_trainable_parameters: int
+    tensors: tuple[Tensors, ...]
+    """The parameters by shape, each shared tensor counted once: what sharding with its padding comes to."""
+    largest_block: int
+    """Elements of the largest part that FSDP2 gathers at once: a layer, the embeddings, or the head."""
     vocab_size: int
     tokenizer_size: int
     """Ids the tokenizer can give; the model must have at least as many."""

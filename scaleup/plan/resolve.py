@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import Loaded
@@ -12,13 +12,13 @@ from scaleup.config.schema import ModelConfig, RunConfig, SourceConfig
 from scaleup.config.stages import EvaluateConfig, GenerateConfig, SFTConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.batches import batch_plan
-from scaleup.plan.deepspeed import deepspeed_settings
 from scaleup.plan.describe import describe_models
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine, this_machine
 from scaleup.plan.memory import inference_memory, training_memory
 from scaleup.plan.resume import state_of
 from scaleup.plan.rules import config_problems, device_of, facts_problems, needed_splits
+from scaleup.plan.strategy import available, group_settings, settle, share_of
 from scaleup.plan.types import BatchPlan, GroupPlan, MemoryPlan, Plan
 from scaleup.records.check import DataCheck, check_data
 from scaleup.records.examples import format_problems
@@ -72,11 +72,11 @@ def models_of(config: RunConfig) -> dict[str, ModelConfig]:
 
 
 def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts], data: DataCheck) -> Plan:
-    group = _policy_group(config, machine)
     batch, notes = None, []
     if isinstance(config, SFTConfig):
         batch = batch_plan(config, data)
-        notes = _mixture_notes(config, batch, data) + _memory_notes(group.strategy)
+        notes = _mixture_notes(config, batch, data)
+    group = _policy_group(config, machine, facts["model"], _strategy_before(config, batch))
     return Plan(
         stage=config.stage,
         name=config.name,
@@ -90,9 +90,10 @@ def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts],
     )
 
 
-def _policy_group(config: RunConfig, machine: Machine) -> GroupPlan:
+def _policy_group(config: RunConfig, machine: Machine, facts: ModelFacts, before: str | None) -> GroupPlan:
     parallel = config.parallel
     device: Literal["cpu", "cuda"] = "cuda" if device_of(config, machine) == "cuda" else "cpu"
+    strategy, why = settle(config, facts, share_of(config, machine, device), before)
     return GroupPlan(
         name="policy",
         num_processes=parallel.num_processes,
@@ -103,29 +104,21 @@ def _policy_group(config: RunConfig, machine: Machine) -> GroupPlan:
         threads_per_process=max(1, machine.num_cores * parallel.num_nodes // parallel.num_processes),
         main_address=parallel.main_address,
         main_port=parallel.main_port,
-        **_strategy(config, device),
+        **group_settings(config, strategy, why, device),
     )
 
 
-def _strategy(config: RunConfig, device: str) -> dict[str, Any]:
-    """What the strategy decides of a group: its name and why, and what must come up in every worker."""
-    strategy, count = config.parallel.strategy, config.parallel.num_processes
-    if strategy.startswith("zero") and isinstance(config, SFTConfig):
-        stage = int(strategy.removeprefix("zero"))
-        sharded = ["optimizer state", "gradients", "parameters"][:stage]
-        why = f"ZeRO-{stage}: {', '.join(sharded)} sharded over {count} process(es) by DeepSpeed"
-        settings = deepspeed_settings(config, stage)
-        expected = {"distributed_type": "DEEPSPEED", "engine": "DeepSpeedEngine", "zero_stage": stage}
-        return {"strategy": strategy, "why": why, "deepspeed": settings, **expected}
-    if strategy == "fsdp2" and isinstance(config, SFTConfig):
-        why = f"parameters, gradients and optimizer state sharded over {count} process(es) by torch"
-        return {"strategy": strategy, "why": why, "distributed_type": "FSDP", "engine": "FSDPModule"}
-    if count == 1:
-        why = "one process needs no wrapper around the model"
-        return {"strategy": "single", "why": why, "distributed_type": "NO", "engine": "none"}
-    why = f"each of {count} processes holds the whole model"
-    multi = "MULTI_CPU" if device == "cpu" else "MULTI_GPU"
-    return {"strategy": "ddp", "why": why, "distributed_type": multi, "engine": "DistributedDataParallel"}
+def _strategy_before(config: RunConfig, batch: BatchPlan | None) -> str | None:
+    """What this very run used on as many processes, if it has begun: `auto` stays with it, whatever memory there is
+    now."""
+    run = RunFolder(Path(config.runs_dir) / config.name)
+    try:
+        if config.parallel.strategy != "auto" or state_of(run, config, batch) == "absent":
+            return None
+        group = Plan.read(run.plan_file).group("policy")
+    except (ScaleupError, OSError, ValueError):
+        return None
+    return group.strategy if group.num_processes == config.parallel.num_processes else None
 
 
 def _mixture_notes(config: SFTConfig, batch: BatchPlan, data: DataCheck) -> list[str]:
@@ -144,16 +137,12 @@ def _mixture_notes(config: SFTConfig, batch: BatchPlan, data: DataCheck) -> list
     return notes
 
 
-def _memory_notes(strategy: str) -> list[str]:
-    if strategy in ("single", "ddp"):
-        return []
-    return [f"what a rank holds under {strategy} is not estimated yet; the table is for replicated strategies"]
-
-
 def _memory(config: RunConfig, facts: ModelFacts) -> list[MemoryPlan]:
+    """Of every strategy that the run could use."""
+    names, count = available(config), config.parallel.num_processes
     if isinstance(config, SFTConfig):
-        return [training_memory(facts, config.train, strategy) for strategy in ("single", "ddp")]
-    return [inference_memory(facts, strategy) for strategy in ("single", "ddp")]
+        return [training_memory(facts, config, name, count) for name in names]
+    return [inference_memory(facts, name) for name in names]
 
 
 def _check_data(config: RunConfig) -> DataCheck:

@@ -1,9 +1,10 @@
-"""Whether a config may go on with what a run folder holds, also on another number of processes."""
+"""Whether a config may go on with what a run folder holds, also on other processes and under another strategy."""
 
 from __future__ import annotations
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.schema import RunConfig
+from scaleup.errors import ScaleupError
 from scaleup.plan.types import BatchPlan, Plan
 
 SPLIT_KEYS = frozenset(
@@ -17,18 +18,26 @@ SPLIT_KEYS = frozenset(
 )
 """How a step's rows are split. They may change between attempts if a step holds the same rows before and after."""
 
+STRATEGY_KEYS = frozenset({"parallel.strategy", "parallel.offload_optimizer", "parallel.offload_parameters"})
+"""Where weights and optimizer state lie. Checkpoints of any strategy load into any other."""
+
 
 def state_of(run: RunFolder, config: RunConfig, batch: BatchPlan | None) -> str:
     """`absent`, `finished` or `unfinished`, as RunFolder.state. Raises ScaleupError when it holds another run."""
-    return run.state(config, SPLIT_KEYS if _may_split_anew(run, config, batch) else frozenset())
+    before = _batch_of(run)
+    if batch is None or before is None:
+        return run.state(config)
+    state = run.state(config, SPLIT_KEYS | STRATEGY_KEYS)
+    if (before.unit, before.global_batch) != (batch.unit, batch.global_batch):
+        what = f"a step of {run.path} is {before.global_batch} {before.unit}, and would be {batch.global_batch}"
+        remedy = f"choose sizes that give {before.global_batch}, or another name"
+        raise ScaleupError.of("train.global_batch_size", what, remedy)
+    return state
 
 
-def _may_split_anew(run: RunFolder, config: RunConfig, batch: BatchPlan | None) -> bool:
-    """Replicated and FSDP2 checkpoints load on any number of processes; DeepSpeed's on the number that wrote them."""
-    if batch is None or config.parallel.strategy.startswith("zero"):
-        return False
+def _batch_of(run: RunFolder) -> BatchPlan | None:
+    """How the run's newest attempt was split; None where there is none."""
     try:
-        before = Plan.read(run.plan_file).batch
+        return Plan.read(run.plan_file).batch
     except (OSError, ValueError):
-        return False
-    return before is not None and (before.unit, before.global_batch) == (batch.unit, batch.global_batch)
+        return None

@@ -94,9 +94,10 @@ def _parallel(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     if parallel.strategy == "single" and parallel.num_processes > 1:
         what = f"'single' is one process, and num_processes is {parallel.num_processes}"
         yield Problem("parallel.strategy", what, "use ddp")
-    if parallel.offload_optimizer and not parallel.strategy.startswith("zero"):
+    chooses = parallel.strategy == "auto"  # then among those that can offload
+    if parallel.offload_optimizer and not (chooses or parallel.strategy.startswith("zero")):
         yield Problem("parallel.offload_optimizer", f"{parallel.strategy} cannot", "use zero1, zero2 or zero3")
-    if parallel.offload_parameters and parallel.strategy != "zero3":
+    if parallel.offload_parameters and not (chooses or parallel.strategy == "zero3"):
         yield Problem("parallel.offload_parameters", f"{parallel.strategy} cannot", "use zero3")
     if parallel.offload_optimizer and isinstance(config, SFTConfig) and config.train.optimizer != "adamw":
         what = f"DeepSpeed's CPU optimizer is AdamW, not {config.train.optimizer}"

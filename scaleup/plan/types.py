@@ -40,6 +40,8 @@ class GroupPlan(_Frozen):
     backend: Literal["gloo", "nccl"]
     strategy: Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
     why: str
+    is_chosen: bool = False
+    """Whether the plan chose the strategy, because the config says auto."""
     distributed_type: Literal["NO", "MULTI_CPU", "MULTI_GPU", "DEEPSPEED", "FSDP"]
     """What Accelerate must report in every worker."""
     engine: Literal["none", "DistributedDataParallel", "DeepSpeedEngine", "FSDPModule"]
@@ -54,16 +56,22 @@ class GroupPlan(_Frozen):
 
 
 class MemoryPlan(_Frozen):
-    """Bytes a rank holds for the length of a run; activations come on top."""
+    """Bytes a rank holds at the fullest moment of a step; activations come on top."""
 
     strategy: str
     weights: int
     gradients: int
     optimizer: int
+    """Moments, and DeepSpeed's float32 copy of the weights."""
+    buffers: int = 0
+    """What the engine communicates with: buckets, and weights gathered from other ranks."""
+    host: int = 0
+    """Offloaded: in main memory beside the device's. On a CPU both are the same memory."""
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer
+        """On the device."""
+        return self.weights + self.gradients + self.optimizer + self.buffers
 
 
 class Plan(_Frozen):
@@ -80,6 +88,11 @@ class Plan(_Frozen):
 
     def group(self, name: str) -> GroupPlan:
         return next(group for group in self.groups if group.name == name)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should read before the run starts: the notes, and what the plan chose by itself."""
+        return [f"strategy {group.strategy}: {group.why}" for group in self.groups if group.is_chosen] + self.notes
 
     def save(self, path: Path) -> None:
         write_json(path, self.model_dump(mode="json"))

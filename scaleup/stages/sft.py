@@ -16,6 +16,7 @@ from scaleup.evaluation.report import finish_training
 from scaleup.models.load import enable_gradient_checkpointing, load_model, load_tokenizer, pad_token_id
 from scaleup.plan.types import Plan
 from scaleup.train.fit import Fit, fit
+from scaleup.train.head_loss import fuse_head
 from scaleup.train.losses import token_loss_sum
 from scaleup.train.optim import build_optimizer, build_schedule
 
@@ -30,6 +31,7 @@ def run(config: SFTConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> N
     runtime.progress.report("loading the model")
     seed_everything(train.seed)
     model = load_model(config.model, plan.model)
+    fuse_head(model)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model)
 

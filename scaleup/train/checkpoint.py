@@ -1,6 +1,7 @@
 """Save and restore everything that the next step depends on. Written aside by all ranks, renamed by rank 0.
 
-Model, optimizer and loss scale go through Accelerate, which knows each strategy. The random state and the schedule are
+Model, optimizer and loss scale go through Accelerate, which knows each strategy. What another strategy wrote, or
+DeepSpeed on another number of processes, is read parameter by parameter instead. The random state and the schedule are
 our own files: of the one Accelerate only logs a failure to restore, the other it would unpickle without restriction."""
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from scaleup.artifacts.checkpoints import (
     CheckpointFolder,
+    Layout,
     checkpoint_folder,
     latest_checkpoint,
     prune_checkpoints,
@@ -23,6 +26,8 @@ from scaleup.artifacts.checkpoints import (
 )
 from scaleup.artifacts.files import aside_of, commit_folder
 from scaleup.artifacts.run_folder import RunFolder
+from scaleup.distributed.engines import base_optimizer
+from scaleup.distributed.portable import names_of, source_of
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
 from scaleup.train.state import TrainState
@@ -33,11 +38,16 @@ STATE = "train_state.json"
 class Checkpointer:
     """Checkpoints of one run. Every rank must make the same calls."""
 
-    def __init__(self, runtime: Runtime, run: RunFolder, schedule: LRScheduler, keep: int) -> None:
+    def __init__(
+        self, runtime: Runtime, run: RunFolder, model: Any, optimizer: Any, schedule: LRScheduler, keep: int
+    ) -> None:
         self._runtime = runtime
         self._run = run
-        self._keep = keep
+        self._model = model
+        self._optimizer = optimizer
         self._schedule = schedule
+        self._keep = keep
+        self._layout = _layout(runtime, model, optimizer)
         latest = latest_checkpoint(run.checkpoints)
         self.last_step: int | None = latest.step if latest else None
 
@@ -59,11 +69,15 @@ class Checkpointer:
         return self.load(latest)
 
     def load(self, checkpoint: CheckpointFolder) -> TrainState:
-        self._runtime.accelerator.load_state(str(checkpoint.path))
+        is_direct = self._load_tensors(checkpoint.path)
         if len(list(checkpoint.path.glob("random_state_*"))) == self._runtime.world:  # else ranks draw dropout anew
             _set_random_state(load_file(_random_file(checkpoint.path, self._runtime.rank)))
         state = TrainState.read(checkpoint.path / STATE)
         self._schedule.load_state_dict(state.schedule)
+        if not is_direct:  # else the optimizer's own state holds them
+            groups = base_optimizer(self._optimizer).param_groups
+            for group, learning_rate in zip(groups, self._schedule.get_last_lr(), strict=True):
+                group["lr"] = learning_rate
         return state
 
     def load_best_weights(self, state: TrainState) -> None:
@@ -74,7 +88,18 @@ class Checkpointer:
             raise ScaleupError.of(
                 str(folder), "the best checkpoint is gone", "keep it, or turn load_best_model_at_end off"
             )
-        self._runtime.accelerator.load_state(str(folder))
+        self._load_tensors(folder)
+
+    def _load_tensors(self, folder: Path) -> bool:
+        """Weights and the optimizer's state. Whether the library that wrote them loaded them too."""
+        written_by = Layout.read(folder)
+        is_direct = written_by.loads_into(self._layout)
+        if is_direct:
+            self._runtime.accelerator.load_state(str(folder))
+        else:
+            self._runtime.put(self._model, self._optimizer, source_of(folder, written_by))
+            self._runtime.barrier()
+        return is_direct
 
     def _write(self, aside: Path, state: TrainState) -> None:
         self._runtime.accelerator.save_state(str(aside), safe_serialization=True)
@@ -82,6 +107,7 @@ class Checkpointer:
         if self._runtime.is_main:
             state.schedule = self._schedule.state_dict()
             state.save(aside / STATE)
+            self._layout.save(aside)
 
     def _finish(self, folder: Path, state: TrainState) -> None:
         for pickled in aside_of(folder).glob("random_states_*.pkl"):
@@ -114,6 +140,19 @@ class Checkpointer:
         raise ScaleupError.of(
             f"checkpoint {folder}", what, "make room on the disk, then continue with --resume"
         ) from failure
+
+
+def _layout(runtime: Runtime, model: Any, optimizer: Any) -> Layout:
+    group = runtime.group
+    zero = (group.deepspeed or {}).get("zero_optimization", {})
+    places = {"optimizer": zero.get("offload_optimizer", {}), "parameters": zero.get("offload_param", {})}
+    offload = [what for what, place in places.items() if place.get("device") == "cpu"]
+    names = names_of(runtime.accelerator.unwrap_model(model))
+    if group.zero_stage is None:
+        order = [parameter for part in base_optimizer(optimizer).param_groups for parameter in part["params"]]
+    else:  # DeepSpeed's optimizer holds flat tensors, and its files name what is in them
+        order = list(names)
+    return Layout(group.strategy, group.num_processes, offload, [names[parameter][0] for parameter in order])
 
 
 def _fresh(aside: Path) -> None:

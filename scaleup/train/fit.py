@@ -52,7 +52,7 @@ class Fit:
 def fit(job: Fit) -> TrainState:
     """Train to the last step from wherever the newest checkpoint stands. Raises Stopped after a signal."""
     train = job.config.train
-    checkpointer = Checkpointer(job.runtime, job.run, job.schedule, train.save_total_limit)
+    checkpointer = Checkpointer(job.runtime, job.run, job.model, job.optimizer, job.schedule, train.save_total_limit)
     state = checkpointer.restore()
     metrics = MetricsLog(job.runtime, job.run, job.config, state.step)
     job.model.train()

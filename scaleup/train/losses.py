@@ -10,17 +10,22 @@ import torch.nn.functional as F
 
 from scaleup.data.collate import Batch
 from scaleup.data.tokenization import IGNORE
+from scaleup.train.head_loss import loss_head
 
 
 def token_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
     """Cross-entropy summed over the labelled positions of a batch, a float32 scalar.
 
-    Where the architecture can, the head is applied only to the columns in which some row has a label: logits are
-    (B, K, V) with K <= S. A batch without labels gives a zero that still has a gradient, which keeps every rank in
-    the same collectives."""
+    A model whose head was fused gives it itself, and logits exist for a few labelled positions at a time. Else the head
+    is applied to the columns in which some row has a label, where the architecture can: logits are (B, K, V) with
+    K <= S. A batch without labels gives a zero that still has a gradient, which keeps every rank in the same
+    collectives."""
+    whole = getattr(model, "module", model)
+    if head := loss_head(whole):
+        with head.labelled(batch.labels):
+            return model(**batch.inputs, use_cache=False).logits
     labels, inputs = batch.labels, batch.inputs
-    architecture: type[torch.nn.Module] = type(getattr(model, "module", model))
-    if _chooses_logits(architecture):
+    if _chooses_logits(type(whole)):
         columns = (labels != IGNORE).any(dim=0).nonzero().squeeze(1)
         columns = columns if len(columns) else columns.new_zeros(1)
         labels, inputs = labels[:, columns], {**inputs, "logits_to_keep": columns}

@@ -12,7 +12,9 @@ from scaleup.config.schema import TrainConfig
 
 
 def build_optimizer(model: torch.nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
-    """Weight decay applies to matrices only: not to biases nor to normalisation weights (one-dimensional)."""
+    """Weight decay applies to matrices only: not to biases nor to normalisation weights (one-dimensional).
+
+    AdamW is torch's fused one: a third of the time of the plain one on CPUs (docs/design/speed.md), same formula."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": train.weight_decay},
@@ -22,7 +24,7 @@ def build_optimizer(model: torch.nn.Module, train: TrainConfig) -> torch.optim.O
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=train.learning_rate, momentum=train.momentum)
     betas = (train.adam_beta1, train.adam_beta2)
-    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, eps=train.adam_epsilon)
+    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, eps=train.adam_epsilon, fused=True)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, train: TrainConfig, num_steps: int) -> LRScheduler:

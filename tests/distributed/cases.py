@@ -39,6 +39,8 @@ runtime = Runtime.start(plan.group("policy"), timeout_seconds=60, run_folder=run
 tokenizer = load_tokenizer(run.config.model, plan.model.location)
 model = load_model(run.config.model, plan.model)
 CASES: list[Callable[[], Any]] = []
+prepared: list[Any] = []
+"""Model and optimizer, once a case has prepared them."""
 
 
 def case(function: Callable[[], Any]) -> Callable[[], Any]:
@@ -128,6 +130,7 @@ def unplanned_world() -> list[str | None]:
 def one_signal_stops_all() -> list[int]:
     """Rank 1 gets SIGTERM in its third step; each rank stops where the step says so."""
     wrapped, optimizer = runtime.prepare(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    prepared.extend((wrapped, optimizer))
     steps = 0
     while steps < 10:
         if runtime.rank == 1 and steps == 2:
@@ -143,7 +146,7 @@ def one_signal_stops_all() -> list[int]:
 def one_full_disk_stops_all() -> dict[str, Any]:
     """Saving fails on one rank only, in each of the things it does."""
     schedule = torch.optim.lr_scheduler.ConstantLR(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]), 1.0)
-    checkpointer = Checkpointer(runtime, run, schedule, keep=2)
+    checkpointer = Checkpointer(runtime, run, *prepared, schedule, keep=2)
     checkpointer.save(TrainState(step=1))
     errors = []
     for step, rank, kind in ((2, 1, OSError), (3, 0, RuntimeError)):

@@ -25,6 +25,7 @@ from tests.cli import (
     logs,
     losses,
     run,
+    scaleup,
     start,
     wait_until,
     write_config,
@@ -85,6 +86,19 @@ def python(*arguments: str | Path, cwd: Path, timeout: float = 120) -> Result:
 
 def launch(file: Path, *arguments: str | Path, cwd: Path) -> Result:
     return python("-m", "accelerate.commands.launch", "--config_file", file, *arguments, cwd=cwd)
+
+
+def test_auto_becomes_ddp_where_the_model_fits(launched: Path, place: Path) -> None:
+    """The config keeps the word, the plan says what it is and why, and workers check that."""
+    config = differing(CONFIG, {"name": "auto", "parallel.strategy": "auto"})
+    result = scaleup("run", write_config(config, place), cwd=place)
+    folder = place / "runs" / "auto"
+    assert result.code == 0, f"{result.stdout}\n{result.stderr}\n{logs(folder)}"
+    assert "strategy ddp: each of 2 processes holds the whole model; chosen by auto: it needs" in result.stdout
+    group = json.loads((folder / "plan.json").read_text())["groups"][0]
+    assert (group["strategy"], group["engine"]) == ("ddp", "DistributedDataParallel")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["parallel"]["strategy"] == "auto"
+    assert losses(folder) == losses(launched)
 
 
 def test_a_worker_started_alone_refuses_a_plan_for_two(prepared: RunFolder, place: Path) -> None:

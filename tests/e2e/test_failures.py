@@ -73,6 +73,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(place: Path) -> None:
         "train.max_grad_norm": 0,
         "train.lr_scheduler_type": "constant",
         "train.save_steps": 1,
+        "parallel.max_restarts": 2,
     }
     config = differing(CONFIG, changes)
     result = scaleup("run", write_config(config, place), cwd=place)
@@ -80,6 +81,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(place: Path) -> None:
     assert_ended(result, folder, 2)
     last = metrics(folder)[-1]["step"]
     assert f"error: training step {last + 1}: the " in result.stderr
+    assert not (folder / "attempts" / "2").exists(), "it would come again"
     assert f"the last good checkpoint is step {last}" in result.stderr
     assert "Traceback" not in result.stderr
     assert steps_saved(folder)[-1] == last

@@ -94,7 +94,7 @@ LONG: dict[str, Any] = {
     "train.optimizer": "adamw",
     "train.weight_decay": 0.01,
 }
-RESUMED = ("fsdp2", "zero1", "zero3")
+RESUMED = ("fsdp2", "zero1", "zero2", "zero3")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from scaleup.artifacts.checkpoints import (
+    LAYOUT,
     LISTING,
+    Layout,
     checkpoint_folder,
     latest_checkpoint,
     prune_checkpoints,
@@ -16,6 +18,7 @@ from scaleup.artifacts.checkpoints import (
     write_listing,
 )
 from scaleup.artifacts.files import folder_aside
+from scaleup.errors import ScaleupError
 
 
 def save(checkpoints: Path, *steps: int) -> None:
@@ -129,3 +132,43 @@ def test_pruning_removes_leftovers_and_nothing_foreign(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     prune_checkpoints(tmp_path, keep=1, also=None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "notes.txt", "step-00000001"]
+
+
+def layout(place: str) -> Layout:
+    strategy, _, processes = place.partition("@")
+    processes, _, offload = processes.partition("+")
+    return Layout(strategy, int(processes), [offload] if offload else [], ["weight"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "directly"),
+    [
+        ("single@1", "ddp@2", True),
+        ("ddp@2", "single@1", True),
+        ("ddp@2", "fsdp2@2", False),
+        ("fsdp2@2", "fsdp2@1", True),
+        ("fsdp2@2", "ddp@2", False),
+        ("zero2@2", "zero2@2", True),
+        ("zero2@2", "zero2@1", False),
+        ("zero1@2", "zero2@2", False),
+        ("zero3@2+optimizer", "zero3@2", False),
+        ("zero3@2+optimizer", "zero3@2+optimizer", True),
+        ("zero1@2", "ddp@2", False),
+        ("single@1", "zero1@1", False),
+    ],
+)
+def test_which_checkpoints_the_writing_library_loads_itself(before: str, after: str, directly: bool) -> None:
+    assert layout(before).loads_into(layout(after)) == directly
+
+
+def test_a_layout_is_read_back(tmp_path: Path) -> None:
+    layout("zero3@2+optimizer").save(tmp_path)
+    assert Layout.read(tmp_path) == layout("zero3@2+optimizer")
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"strategy": "ddp"}'])
+def test_a_checkpoint_that_does_not_say_what_wrote_it(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / LAYOUT).write_text(content)
+    with pytest.raises(ScaleupError, match="does not say which strategy wrote it"):
+        Layout.read(tmp_path)

@@ -79,6 +79,7 @@ class TestState:
             train__save_steps=1,
             train__logging_steps=3,
             parallel__timeout_seconds=5,
+            parallel__max_restarts=3,
             generation__max_new_tokens=3,
             evaluation={"metrics": ["rouge"]},
         )
@@ -143,9 +144,11 @@ class TestAttempts:
     def test_are_counted(self, run: RunFolder) -> None:
         assert [run.new_attempt().path.name for _ in range(11)] == [str(number) for number in range(1, 12)]
 
-    def test_each_node_counts_its_own(self, run: RunFolder) -> None:
-        names = [run.new_attempt(rank).path.name for rank in (0, 1, 1, 11, 0, 1)]
-        assert names == ["1", "1-node1", "2-node1", "1-node11", "2", "3-node1"]
+    def test_the_newest_is_the_one_that_all_nodes_share(self, run: RunFolder) -> None:
+        assert run.newest_attempt() is None
+        made = [run.new_attempt() for _ in range(11)][-1]
+        assert run.newest_attempt() == made
+        assert made.number == 11
 
     def test_others_names_do_not_count(self, run: RunFolder) -> None:
         for name in ("7-node1", "old", "9.bak"):
@@ -159,7 +162,8 @@ class TestAttempts:
         assert attempt.logs.is_dir()
         assert attempt.errors.is_dir()
         assert attempt.workers.is_dir()
-        assert run.attempt("1") == attempt
+        assert attempt.nodes.is_dir()
+        assert run.attempt(1) == attempt
 
 
 class TestFirstError:
@@ -216,6 +220,11 @@ with RunFolder(Path(sys.argv[1])).locked():
             other.wait()
             with run.locked():
                 pass
+
+    def test_each_node_has_a_lock(self, run: RunFolder) -> None:
+        with run.locked(), run.locked(1), run.locked(2), pytest.raises(ScaleupError) as caught, run.locked(1):
+            pass
+        assert f"--node-rank 1 ({run.path}): is running now" in str(caught.value)
 
     def test_leaves_the_run_folder_alone(self, tmp_path: Path) -> None:
         run = RunFolder(tmp_path / "deep" / "x")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.plan.facts import ModelFacts
+from scaleup.plan.facts import ModelFacts, Tensors
 from scaleup.plan.types import BatchPlan, GroupPlan, Plan
 
 
@@ -36,6 +36,8 @@ def plan_of(run: RunFolder, *groups: GroupPlan) -> Plan:
         architecture="LlamaForCausalLM",
         num_parameters=1000,
         num_trainable_parameters=1000,
+        tensors=(Tensors(shape=(10, 100), count=1),),
+        largest_block=1000,
         vocab_size=259,
         tokenizer_size=259,
         max_positions=512,

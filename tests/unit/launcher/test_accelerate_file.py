@@ -55,7 +55,7 @@ def test_deepspeed_starts_every_process(num_processes: int, device: str) -> None
     settings = accelerate_settings(group(**{**ZERO, "num_processes": num_processes}, device=device, backend=backend))
     assert (settings["distributed_type"], settings["num_processes"]) == ("DEEPSPEED", num_processes)
     assert settings["use_cpu"] is False
-    assert settings["deepspeed_config"] == {"zero3_init_flag": False}
+    assert settings["deepspeed_config"] == {"zero3_init_flag": False, "deepspeed_multinode_launcher": "standard"}
     assert "fsdp_config" not in settings
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +23,10 @@ from scaleup.artifacts.files import folder_aside
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.errors import Problem, ScaleupError
 from scaleup.launcher import node
-from scaleup.launcher.node import RESUMABLE, NodeAgent
+from scaleup.launcher.ending import RESUMABLE, Part, ending_of, verdict
+from scaleup.launcher.node import NodeAgent
+from scaleup.launcher.nodes import Nodes
+from scaleup.launcher.signals import StopSignals
 from scaleup.launcher.watch import Watch
 from scaleup.plan.types import GroupPlan
 from tests.cli import alive, wait_until
@@ -30,12 +35,14 @@ from tests.unit.launcher.plans import group, plan_of
 # A worker of the kind the agent meets: it registers itself, and on SIGTERM saves, says so and ends well.
 SAVES_ON_SIGTERM = """
 import json, os, pathlib, signal, socket, sys, time
-run, attempt = pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
+run, attempt = pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[-1])
 def save(*_):
     (run / "resumable.json").write_text("{}")
     sys.exit(0)
 signal.signal(signal.SIGTERM, save)
-(attempt / "workers/policy-rank0.json").write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+place = {"pid": os.getpid(), "host": socket.gethostname(), "node": 0}
+(attempt / "workers/.aside").write_text(json.dumps(place))
+(attempt / "workers/.aside").rename(attempt / "workers/policy-rank0.json")
 time.sleep(60)
 """
 IGNORES_SIGTERM = SAVES_ON_SIGTERM.replace("signal.signal(signal.SIGTERM, save)", "signal.signal(15, signal.SIG_IGN)")
@@ -48,20 +55,24 @@ class Agent(NodeAgent):
 
     def _start(self, group: GroupPlan) -> subprocess.Popen[bytes]:
         code = self.code if isinstance(self.code, str) else self.code[group.name]
-        return subprocess.Popen(
-            [sys.executable, "-c", code, "scaleup.worker", str(self.run.path), str(self.attempt.path)],
-            start_new_session=True,
-        )
+        worker = ["scaleup.worker", str(self.run.path), group.name, "--attempt", self.attempt.path.name, "--node", "0"]
+        return subprocess.Popen([sys.executable, "-c", code, *worker, str(self.attempt.path)], start_new_session=True)
 
 
 def agent(run: RunFolder, code: str | dict[str, str] = "pass", *groups: GroupPlan) -> Agent:
-    made = Agent(run, plan_of(run, *groups), run.new_attempt())
+    made = Agent(run, plan_of(run, *groups), run.new_attempt(), Nodes(run, 0, 1), StopSignals())
     made.code = code
     return made
 
 
+def run_part(agent: NodeAgent, watch: type[Watch] = Watch) -> Part:
+    with agent.signals:
+        return agent.run_groups(watch(agent.attempt, Console(file=io.StringIO())))
+
+
 def run_groups(agent: NodeAgent) -> int:
-    return agent.run_groups(Watch(agent.attempt, Console(file=io.StringIO())))
+    """The exit code of a run that has this one part."""
+    return verdict(agent.run, agent.attempt, ending_of(agent.run, agent.attempt, [run_part(agent)]))
 
 
 def pids(agent: NodeAgent) -> list[int]:
@@ -131,6 +142,18 @@ class TestVerdict:
         assert run_groups(agent(run, {"policy": "pass", "reward": "raise SystemExit(3)"}, *groups)) == 1
         assert "group reward ended with exit code 3" in capsys.readouterr().err
 
+    def test_a_group_that_fails_ends_the_others(self, run: RunFolder) -> None:
+        """Even where the others then save: only one of them is a stop that somebody asked for."""
+        groups = [group(name="policy"), group(name="reward")]
+        failing = "import pathlib, sys, time\nfile = pathlib.Path(sys.argv[-1], 'workers/policy-rank0.json')\n"
+        failing += "while not file.exists(): time.sleep(0.01)\nsys.exit(3)"
+        running = agent(run, {"policy": SAVES_ON_SIGTERM, "reward": failing}, *groups)
+        part = run_part(running)
+        assert part == Part("group reward ended with exit code 3")
+        assert run.resumable_file.is_file()
+        assert ending_of(run, running.attempt, [part]).kind == "failed"
+        assert alive(pids(running)) == []
+
 
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -163,7 +186,7 @@ class TestNothingOutlivesTheAgent:
 
         running = agent(run, "import time; time.sleep(60)")
         with pytest.raises(RuntimeError, match="a bug"):
-            running.run_groups(Breaking(running.attempt, Console(file=io.StringIO())))
+            run_part(running, Breaking)
         assert alive(pids(running)) == []
 
     def test_when_a_launcher_does_not_listen(self, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +201,9 @@ class TestNothingOutlivesTheAgent:
     def test_a_process_id_that_is_used_again_is_left_alone(self, run: RunFolder) -> None:
         with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
             running = agent(run)
-            running._launchers["policy"] = other  # its command line is not one of ours
+            place = {"pid": other.pid, "host": socket.gethostname(), "node": 0}
+            (running.attempt.workers / "policy-rank0.json").write_text(json.dumps(place))
+            assert running._workers() == []
             running._kill_all()
             time.sleep(0.1)
             assert alive([other.pid]) == [other.pid]
@@ -186,7 +211,8 @@ class TestNothingOutlivesTheAgent:
 
     def test_workers_of_other_hosts_are_left_alone(self, run: RunFolder) -> None:
         running = agent(run)
-        (running.attempt.workers / "policy-rank1.json").write_text(f'{{"pid": {os.getpid()}, "host": "elsewhere"}}')
+        place = {"pid": os.getpid(), "host": "elsewhere", "node": 0}
+        (running.attempt.workers / "policy-rank1.json").write_text(json.dumps(place))
         assert running._workers() == []
 
 
@@ -201,20 +227,22 @@ class TestWhatIsStarted:
         return program
 
     def test_one_launcher_a_group(self, run: RunFolder, accelerate: Path) -> None:
-        made = NodeAgent(run, plan_of(run, group(name="policy"), group(name="reward")), run.new_attempt())
+        plan = plan_of(run, group(name="policy"), group(name="reward"))
+        made = NodeAgent(run, plan, run.new_attempt(), Nodes(run, 0, 1), StopSignals())
         assert run_groups(made) == 0
         for name in ("policy", "reward"):
             file = f"--config_file {run.launch_file(name)}"
-            worker = f"-m scaleup.worker {run.path} {name} --attempt 1"
+            worker = f"-m scaleup.worker {run.path} {name} --attempt 1 --node 0"
             log = (made.attempt.logs / f"{name}-node0.log").read_text()
             assert log == f"-m accelerate.commands.launch {file} {worker}\nwrong\n"
 
     def test_each_node_says_which_it_is(self, run: RunFolder, accelerate: Path) -> None:
         nodes = plan_of(run, group(num_processes=2, num_nodes=2, main_address="n0", main_port=1))
         for rank in (0, 1):
-            made = NodeAgent(run, nodes, run.new_attempt(rank), rank)
+            made = NodeAgent(run, nodes, run.new_attempt(), Nodes(run, 0, 1), StopSignals(), rank)
             assert run_groups(made) == 0
-            assert f" --machine_rank {rank} " in (made.attempt.logs / f"policy-node{rank}.log").read_text()
+            log = (made.attempt.logs / f"policy-node{rank}.log").read_text()
+            assert f" --machine_rank {rank} " in log and log.endswith(f" --node {rank}\nwrong\n")
 
 
 def record(agent: NodeAgent, rank: str, time: float, **error: Any) -> None:

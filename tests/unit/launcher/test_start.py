@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,12 @@ import yaml
 
 from scaleup import cli
 from scaleup.artifacts.manifest import Manifest, write_manifest
-from scaleup.artifacts.run_folder import RunFolder
+from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.errors import ScaleupError
-from scaleup.launcher.node import RESUMABLE, NodeAgent
+from scaleup.launcher import nodes, restarts
+from scaleup.launcher.ending import RESUMABLE, Ending, Part
+from scaleup.launcher.node import NodeAgent
+from scaleup.launcher.nodes import Nodes
 from scaleup.plan.types import Plan
 from tests.unit.launcher.plans import group, plan_of
 
@@ -44,13 +48,20 @@ def scaleup(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Scaleup:
     monkeypatch.setattr("scaleup.plan.resolve.describe_models", lambda models: dict.fromkeys(models, facts))
 
     def command(*arguments: str, ends: Callable[[NodeAgent], int] = lambda agent: pytest.fail("launched")) -> int:
-        monkeypatch.setattr(NodeAgent, "run_groups", lambda agent, watch: ends(agent))
+        monkeypatch.setattr(NodeAgent, "run_groups", lambda agent, watch: part(agent, ends(agent)))
         monkeypatch.setattr(sys, "argv", ["scaleup", *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         return int(ended.value.code or 0)
 
     return command
+
+
+def part(agent: NodeAgent, code: int) -> Part:
+    """What a node's part leaves for the run to end with that code."""
+    if code == RESUMABLE:
+        agent.run.resumable_file.touch()
+    return Part("group policy ended with exit code 1" if code == 1 else "")
 
 
 def finish(agent: NodeAgent) -> int:
@@ -154,16 +165,40 @@ class TestNode:
         plan_of(run, group(**nodes)).save(run.plan_file)
         return run
 
-    def test_starts_its_part(self, scaleup: Scaleup, prepared: RunFolder) -> None:
-        started: list[tuple[int, str]] = []
-        code = scaleup(
-            "node",
-            str(prepared.path),
-            "--node-rank=1",
-            ends=lambda agent: started.append((agent.node_rank, agent.attempt.path.name)) or 0,
-        )
-        assert code == 0
-        assert started == [(1, "1-node1")]
+    def test_takes_part_in_the_attempt_that_node_0_begins(
+        self, scaleup: Scaleup, prepared: RunFolder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And not in one that node 0 was at when it was killed."""
+        leader = Nodes(prepared, 0, 2)
+        leader.enter(prepared.new_attempt())
+        started: list[tuple[int, int]] = []
+
+        def begin_and_end() -> Attempt | None:
+            if not started:
+                leader.enter(prepared.new_attempt())
+            return found()
+
+        def run_part(agent: NodeAgent) -> int:
+            started.append((agent.node_rank, agent.attempt.number))
+            leader.close(Ending("finished"), 0)
+            return 0
+
+        found = nodes.Newcomer(prepared).attempt
+        monkeypatch.setattr(restarts, "Newcomer", lambda run: SimpleNamespace(attempt=begin_and_end))
+        assert scaleup("node", str(prepared.path), "--node-rank=1", ends=run_part) == 0
+        assert started == [(1, 2)]
+
+    def test_without_node_0(
+        self,
+        scaleup: Scaleup,
+        prepared: RunFolder,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr(nodes, "GONE_BEATS", 0)
+        Nodes(prepared, 0, 2).enter(prepared.new_attempt())
+        assert scaleup("node", str(prepared.path), "--node-rank=1") == 2
+        assert "node 0: its agent gave no sign of life" in capsys.readouterr().err
 
     def test_that_the_run_does_not_have(
         self, scaleup: Scaleup, prepared: RunFolder, capsys: pytest.CaptureFixture[str]

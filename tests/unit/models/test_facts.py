@@ -10,7 +10,7 @@ from scaleup.config.schema import ModelConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.models.facts import model_facts
 from scaleup.models.sources import materialize
-from scaleup.plan.facts import ModelFacts
+from scaleup.plan.facts import ModelFacts, Tensors
 
 
 def problem(where: str = "model", **model: object) -> Problem:
@@ -35,6 +35,16 @@ def test_what_it_says() -> None:
         architecture="Qwen2ForCausalLM",
         num_parameters=90880,
         num_trainable_parameters=90880,
+        tensors=(
+            Tensors(shape=(259, 64), count=1),
+            Tensors(shape=(64, 128), count=2),
+            Tensors(shape=(128, 64), count=4),
+            Tensors(shape=(64, 64), count=4),
+            Tensors(shape=(32, 64), count=4),
+            Tensors(shape=(64,), count=7),
+            Tensors(shape=(32,), count=4),
+        ),
+        largest_block=37_120,
         vocab_size=259,
         max_positions=512,
         tokenizer_size=259,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scaleup.config.load import load_mapping
-from scaleup.plan.facts import ModelFacts
+from scaleup.plan.facts import ModelFacts, Tensors
 from scaleup.plan.machine import Machine
 from scaleup.plan.resolve import resolve
 from scaleup.plan.types import Plan
@@ -21,6 +21,12 @@ FACTS = ModelFacts(
     architecture="LlamaForCausalLM",
     num_parameters=1000,
     num_trainable_parameters=900,
+    tensors=(
+        Tensors(shape=(40, 20), count=1),
+        Tensors(shape=(10, 10), count=1, trainable=False),
+        Tensors(shape=(50,), count=2),
+    ),
+    largest_block=800,
     vocab_size=259,
     tokenizer_size=259,
     max_positions=512,
@@ -51,12 +57,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
-    """Resolves the tiny config with dotted keys changed, on a machine of 8 cores and so many GPUs, for a model of
-    which everything is known."""
+    """Resolves the tiny config with dotted keys changed, on a machine of 8 cores and so many GPUs (and so much memory),
+    for a model of which everything is known."""
 
-    def make(changes: dict[str, Any] | None = None, num_gpus: int = 0, facts: ModelFacts = FACTS) -> Plan:
+    def make(
+        changes: dict[str, Any] | None = None, num_gpus: int = 0, facts: ModelFacts = FACTS, **memory: int | None
+    ) -> Plan:
         monkeypatch.setattr("scaleup.plan.resolve.describe_models", lambda models: dict.fromkeys(models, facts))
         raw = {key: value for key, value in differing(RAW, changes or {}).items() if value is not None}
-        return resolve(load_mapping(raw), Machine(num_cores=8, num_gpus=num_gpus))[1]
+        return resolve(load_mapping(raw), Machine(num_cores=8, num_gpus=num_gpus, **memory), resume=True)[1]
 
     return make

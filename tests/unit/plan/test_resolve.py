@@ -135,9 +135,16 @@ def test_mixtures_say_how_often_a_source_is_read(plan: MakePlan) -> None:
     assert plan().notes == []
 
 
-def test_a_sharded_plan_says_what_its_table_leaves_out(plan: Callable[..., Plan]) -> None:
-    [note] = plan({"parallel.strategy": "zero3"}).notes
-    assert note.startswith("what a rank holds under zero3 is not estimated yet")
+def test_the_table_has_every_strategy_that_the_run_could_use(plan: MakePlan) -> None:
+    def names(changes: dict[str, Any]) -> list[str]:
+        return [memory.strategy for memory in plan(changes).memory]
+
+    assert names({}) == ["single", "zero1", "zero2", "zero3", "fsdp2"]
+    two = {"parallel.num_processes": 2}
+    assert names(two) == ["ddp", "zero1", "zero2", "zero3", "fsdp2"]
+    offloads = {**two, "parallel.strategy": "zero3", "parallel.offload_optimizer": True}
+    assert names(offloads) == ["zero1", "zero2", "zero3"]
+    assert names({**offloads, "parallel.offload_parameters": True}) == ["zero3"]
 
 
 def test_an_evaluation_has_no_batches_and_no_gradients(plan: MakePlan) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import dump, load_mapping
@@ -32,24 +33,41 @@ def state(plan: Callable[..., Plan], before: dict[str, Any], after: dict[str, An
     return state_of(run, configs[1], wanted.batch)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+STRATEGIES = ["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
 def test_the_same_rows_a_step_on_other_processes(plan: Callable[..., Plan], strategy: str) -> None:
     own = {"parallel.strategy": strategy}
     assert state(plan, {**TWO, **own}, {**FOUR, **own}) == "unfinished"
 
 
+@pytest.mark.parametrize("before", STRATEGIES)
+@pytest.mark.parametrize("after", STRATEGIES)
+def test_another_strategy(plan: Callable[..., Plan], before: str, after: str) -> None:
+    one, other = ({"parallel.strategy": strategy} for strategy in (before, after))
+    assert state(plan, one, other) == "unfinished"
+
+
+def test_offload_comes_and_goes(plan: Callable[..., Plan]) -> None:
+    zero3 = {"parallel.strategy": "zero3"}
+    offloaded = {**zero3, "parallel.offload_optimizer": True, "parallel.offload_parameters": True}
+    assert state(plan, zero3, offloaded) == "unfinished"
+    assert state(plan, {**offloaded, "name": "y"}, {**zero3, "name": "y"}) == "unfinished"
+
+
 def test_other_rows_a_step_are_another_run(plan: Callable[..., Plan]) -> None:
-    with pytest.raises(ScaleupError, match=r"another run, which differs in parallel.num_processes"):
+    with pytest.raises(ScaleupError, match=r"train.global_batch_size: a step of .* is 8 rows, and would be 16"):
         state(plan, TWO, {**TWO, "parallel.num_processes": 4})
 
 
-def test_zero_stays_on_its_number_of_processes(plan: Callable[..., Plan]) -> None:
-    zero = {"parallel.strategy": "zero2"}
-    assert state(plan, {**TWO, **zero}, {**TWO, **zero}) == "unfinished"
-    with pytest.raises(ScaleupError, match=r"differs in parallel.num_processes, train.per_device_train_batch_size"):
-        state(plan, {**TWO, **zero, "name": "y"}, {**FOUR, **zero, "name": "y"})
-
-
-def test_another_strategy_is_another_run(plan: Callable[..., Plan]) -> None:
-    with pytest.raises(ScaleupError, match=r"differs in parallel.strategy"):
-        state(plan, {**TWO, "parallel.strategy": "fsdp2"}, {**TWO, "parallel.strategy": "ddp"})
+@pytest.mark.parametrize(
+    "key",
+    ["train.learning_rate=0.5", "train.optimizer=sgd", "mixed_precision=bf16", "train.seed=5", "data.packing=true"],
+)
+def test_what_moves_the_trajectory_is_another_run(plan: Callable[..., Plan], key: str) -> None:
+    """Also under another strategy."""
+    name, _, value = key.partition("=")
+    changes = {name: yaml.safe_load(value), "parallel.strategy": "zero2"}
+    with pytest.raises(ScaleupError, match=f"holds another run, which differs in .*{name}"):
+        state(plan, {"parallel.strategy": "ddp"}, changes)

@@ -34,7 +34,7 @@ class Training:
         optimizer = build_optimizer(self.model, config)
         self.schedule = build_schedule(optimizer, config, STEPS)
         self.model, self.optimizer = self.runtime.prepare(self.model, optimizer)
-        self.checkpointer = Checkpointer(self.runtime, run, self.schedule, keep)
+        self.checkpointer = Checkpointer(self.runtime, run, self.model, self.optimizer, self.schedule, keep)
         self.state = TrainState()
 
     def objective(self, model, batch):

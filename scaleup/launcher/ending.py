@@ -1,0 +1,135 @@
+"""How an attempt ended, whether the run is started again, and what the user is told.
+
+Exit codes: 0 finished, 2 a mistake of the user's, 75 stopped by a signal, to be resumed (EX_TEMPFAIL), 1 others."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from scaleup.artifacts.checkpoints import latest_checkpoint
+from scaleup.artifacts.files import read_json
+from scaleup.artifacts.run_folder import Attempt, RunFolder
+from scaleup.errors import Problem, ScaleupError
+
+RESUMABLE = 75
+FIRST_DELAY_SECONDS = 1.0
+LONGEST_DELAY_SECONDS = 30.0
+
+# What torchrun, and accelerate for a single process, write into the launcher's log
+TORCHRUN_FAILURE = re.compile(
+    r"time +: (\S+)\n +host +: .*\n +rank +: (\d+) \(local_rank: \d+\)\n +exitcode +: (-?\d+) \(pid: \d+\)"
+)
+TORCHRUN_DEATH = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: \d+ \(pid: (\d+)\)")  # comes earlier, names one
+SINGLE_DEATH = re.compile(r"died with <Signals\.\w+: (\d+)>")
+AT_ONCE_SECONDS = 5.0
+"""Later deaths are torchrun's doing: it gives the other workers 30 s to end, then kills them."""
+OWN_DEATHS = {signal.SIGABRT, signal.SIGTERM}
+"""Signals that a worker gets because of something else, which says more."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one node's part of an attempt came to. `failed` and `killed` are sentences, empty when there is none."""
+
+    failed: str = ""
+    killed: str = ""
+    signalled: bool = False
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What an attempt came to on all nodes together; `what` is the cause of a failure."""
+
+    kind: Literal["finished", "stopped", "refused", "failed"]
+    what: str = ""
+    final: bool = False
+    """Starting again would not help."""
+
+
+def ending_of(run: RunFolder, attempt: Attempt, parts: Sequence[Part]) -> Ending:
+    failed = [part.failed for part in parts if part.failed]
+    signalled = any(part.signalled for part in parts)
+    error = attempt.first_error()
+    if run.resumable_file.is_file() and (signalled or not failed):  # else a group saved because another one had died
+        return Ending("stopped")
+    if error and error["problems"]:
+        return Ending("refused")
+    if run.manifest_file.is_file() or not (failed or signalled):
+        return Ending("finished")
+    if signalled and not error:
+        return Ending("stopped")  # before there was anything to save
+    killed = [part.killed for part in parts if part.killed]  # what the survivors felt comes after
+    return Ending("failed", killed[0] if killed else _sentence(error) if error else failed[0], final=signalled)
+
+
+def _sentence(error: dict[str, str]) -> str:
+    return f"{error['rank']} failed: {(error['error'].strip().splitlines() or ['?'])[0]}"
+
+
+def may_restart(ending: Ending, restarts: int, max_restarts: int) -> bool:
+    """Only a run whose worker died: not a user's mistake, which would come again, nor one that somebody stopped."""
+    return ending.kind == "failed" and not ending.final and restarts < max_restarts
+
+
+def restart_delay(restart: int) -> float:
+    """Seconds before the n-th restart: what killed a worker may need a moment to pass."""
+    return min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0 ** min(restart - 1, 10))
+
+
+def restart_line(run: RunFolder, ending: Ending, restart: int, max_restarts: int) -> str:
+    latest = latest_checkpoint(run.checkpoints)
+    start = f"step {latest.step}" if latest else "the start"
+    return f"{ending.what}; restart {restart} of {max_restarts} from {start}"
+
+
+def killed_worker(attempt: Attempt, group: str, node_rank: int) -> str:
+    """Which worker of this node was killed, and how, as far as its launcher knew; else nothing."""
+    try:
+        log = attempt.launcher_log(group, node_rank).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    failures = [(datetime.fromisoformat(at.replace("_", "T")), *rest) for at, *rest in TORCHRUN_FAILURE.findall(log)]
+    first = min((failure[0] for failure in failures), default=datetime.min)
+    deaths = [(rank, -int(code)) for at, rank, code in failures if (at - first).total_seconds() <= AT_ONCE_SECONDS]
+    names = [(f"{group}-rank{rank}", number) for rank, number in deaths if number > 0]
+    names += [(f"{group}-rank0", int(number)) for number in SINGLE_DEATH.findall(log)]
+    if not failures:
+        names += [(_rank_name(attempt, node_rank, pid), int(number)) for number, pid in TORCHRUN_DEATH.findall(log)]
+    killed = [f"{name} was killed by signal {number}" for name, number in names if number not in OWN_DEATHS]
+    return next(iter(killed), "")
+
+
+def _rank_name(attempt: Attempt, node_rank: int, pid: str) -> str:
+    """Of the worker that registered with this number on this node."""
+    places = {file.stem: read_json(file) for file in attempt.workers.glob("[!.]*.json")}
+    named = [name for name, place in places.items() if (str(place["pid"]), place["node"]) == (pid, node_rank)]
+    return next(iter(named), f"process {pid} of node {node_rank}")
+
+
+def verdict(run: RunFolder, attempt: Attempt, ending: Ending, restarts: int = 0) -> int:
+    """Say how the run ended where there is something to say. The exit code. Raises ScaleupError for a user's
+    mistake."""
+    error = attempt.first_error()
+    if ending.kind == "refused" and error:
+        raise ScaleupError([Problem(**problem) for problem in error["problems"]])
+    if ending.kind in ("finished", "stopped"):
+        return RESUMABLE if ending.kind == "stopped" else 0
+    if error and error["traceback"] and ending.what == _sentence(error):
+        print(error["traceback"], file=sys.stderr)
+    latest = latest_checkpoint(run.checkpoints)
+    lines = [
+        f"error: {ending.what}",
+        *([f"  after {restarts} restart{'s' if restarts > 1 else ''}"] if restarts else []),
+        f"  the newest checkpoint is step {latest.step}; continue with --resume"
+        if latest
+        else "  no checkpoint was saved",
+        f"  logs: {attempt.logs}",
+    ]
+    print("\n".join(lines), file=sys.stderr)
+    return 1

@@ -1,0 +1,88 @@
+"""A run's processes on this host, known by their command lines. Ids are used again, command lines are not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from scaleup.errors import ScaleupError
+
+LEFTOVER_SECONDS = 30.0
+"""How long workers that an earlier start left behind may go on: they were told to stop, and may be saving."""
+KILL_SECONDS = 10.0
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class RunProcess:
+    """A launcher or a worker of one attempt."""
+
+    pid: int
+    attempt: int
+    node: int
+    is_launcher: bool
+
+
+def processes_of(run: Path) -> list[RunProcess]:
+    """Those that an agent started for this run; a worker started by hand belongs to no attempt."""
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    found = [_process(pid, run) for pid in pids]
+    return [process for process in found if process is not None]
+
+
+def _process(pid: int, run: Path) -> RunProcess | None:
+    with suppress(OSError, ValueError, IndexError):
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        place = arguments.index("scaleup.worker")
+        if os.path.realpath(arguments[place + 1]) == os.path.realpath(run):
+            attempt, node = (int(arguments[arguments.index(name, place) + 1]) for name in ("--attempt", "--node"))
+            return RunProcess(pid, attempt, node, "accelerate.commands.launch" in arguments[:place])
+    return None
+
+
+def kill(find: Callable[[], list[RunProcess]]) -> bool:
+    """Kill what `find` gives until it gives nothing; launchers first, which would start or report something. False when
+    the kernel does not let go of one in time; even that one runs no further instruction of its own."""
+    deadline = time.monotonic() + KILL_SECONDS
+    while found := find():
+        if time.monotonic() > deadline:
+            return False
+        signal_all(sorted(found, key=lambda process: not process.is_launcher), signal.SIGKILL)
+        time.sleep(0.02)
+    return True
+
+
+def signal_all(processes: Iterable[RunProcess], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(process.pid, number)
+
+
+def end_leftovers(run: Path, before: int | None, console: Console) -> None:
+    """When an agent is killed outright, its workers outlive it for a while and may still save. Wait for those of
+    attempts before this one (None: of any), then kill them.
+
+    Raises ScaleupError when one does not end."""
+
+    def leftovers() -> list[RunProcess]:
+        return [process for process in processes_of(run) if before is None or process.attempt < before]
+
+    if not (found := leftovers()):
+        return
+    shown = ", ".join(str(process.pid) for process in found)
+    console.print(f"waiting for processes that an earlier start of this run left behind: {shown}", highlight=False)
+    signal_all([process for process in found if not process.is_launcher], signal.SIGTERM)
+    deadline = time.monotonic() + LEFTOVER_SECONDS
+    while leftovers() and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    if not kill(leftovers):
+        stuck = ", ".join(str(process.pid) for process in leftovers())
+        what = f"process {stuck} of an earlier start does not end"
+        raise ScaleupError.of(f"runs_dir/name ({run})", what, "end it, or choose another name")

@@ -1,0 +1,43 @@
+"""SIGTERM and Ctrl-C to a node agent, from its first attempt to the end of its last wait."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignals:
+    """Counts them, and hands each to whoever can act on it now."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.at_once = False
+        """A second Ctrl-C: nobody waits for anything any more."""
+        self._act: Callable[[], None] = lambda: None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        self._before = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def passed_to(self, act: Callable[[], None]) -> Iterator[None]:
+        self._act = act
+        try:
+            yield
+        finally:
+            self._act = lambda: None
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        self.at_once = self.at_once or (self.count > 1 and number == signal.SIGINT)
+        self._act()

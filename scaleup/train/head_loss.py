@@ -1,0 +1,152 @@
+"""The language-model head and its loss in one pass over the labelled positions, a few hundred at a time.
+
+The logits of a batch are its largest tensor by far (positions x vocabulary) and most are not needed: only labelled
+positions have a loss. Here a chunk's logits become its part of the gradient in place and are forgotten, so nothing is
+computed twice and only one chunk's logits ever exist. torch's `linear_cross_entropy` does the same in float32 and
+falls back to float32 products under autocast; TRL's kernel computes every logit twice: docs/design/loss.md measures
+the three."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from scaleup.data.tokenization import IGNORE
+
+CHUNK = 256
+"""Positions whose logits exist at a time."""
+
+
+class LossHead(nn.Linear):
+    """A head that, given labels, returns the sum of the loss where a model expects logits.
+
+    It stays the module it was, with its parameters and names, so every engine shards, gathers and ties it as before."""
+
+    labels: torch.Tensor | None = None
+
+    @contextmanager
+    def labelled(self, labels: torch.Tensor) -> Iterator[None]:
+        """Forwards inside give the loss of `labels` (B, S), a scalar; outside, logits."""
+        self.labels = labels
+        try:
+            yield
+        finally:
+            self.labels = None
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, S, H) -> logits (B, S, V), or the loss, a float32 scalar."""
+        if self.labels is None:
+            return super().forward(hidden)
+        chosen = self.labels != IGNORE
+        return linear_loss_sum(hidden[chosen], self.weight, self.bias, self.labels[chosen])
+
+
+def fuse_head(model: Any) -> None:
+    """Let a model's head compute the loss, where the head is plain and its output is what the model returns: some
+    models scale, cap or shift their logits afterwards."""
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear and _returned_as_is(model, head):
+        head.__class__ = LossHead
+
+
+def loss_head(model: Any) -> LossHead | None:
+    """The fused head of a model, if it has one."""
+    head = model.get_output_embeddings()
+    return head if isinstance(head, LossHead) else None
+
+
+def linear_loss_sum(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
+) -> torch.Tensor:
+    """Cross-entropy of softmax(hidden W^T + b) summed over N positions, a float32 scalar.
+
+    hidden (N, H), weight (V, H), bias (V), labels (N). Products are in autocast's type where it is on; softmax, loss
+    and the sum of the weight's gradient over chunks are in float32."""
+    needs = [torch.is_grad_enabled() and part is not None and part.requires_grad for part in (hidden, weight, bias)]
+    return _LinearLoss.apply(hidden, weight, bias, labels, needs)
+
+
+class _LinearLoss(torch.autograd.Function):
+    """Gradients are made in the forward, for a loss of weight 1; the backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        labels: torch.Tensor,
+        needs: list[bool],
+    ) -> torch.Tensor:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        total = torch.zeros((), device=hidden.device)
+        grads = [
+            torch.zeros_like(part, dtype=torch.float32) if needed and part is not None else None
+            for part, needed in zip((hidden, weight, bias), needs, strict=True)
+        ]
+        with torch.autocast(device, enabled=False):
+            low_weight = weight.to(dtype)
+            low_bias = None if bias is None else bias.to(dtype)
+            for first in range(0, len(hidden), CHUNK):
+                rows = slice(first, first + CHUNK)
+                low = hidden[rows].to(dtype)
+                logits = F.linear(low, low_weight, low_bias).float()
+                total += _softmax_gradient(logits, labels[rows])
+                _add_gradients(grads, rows, logits.to(dtype), low, low_weight)
+        kept = [
+            None if grad is None else grad.to(part.dtype)
+            for part, grad in zip((hidden, weight, bias), grads, strict=True)
+            if part is not None
+        ]
+        ctx.save_for_backward(*kept, *([None] if bias is None else []))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        (scale,) = grad_outputs
+        grads = [None if grad is None else grad.mul_(scale) for grad in ctx.saved_tensors]
+        return *grads, None, None
+
+
+def _softmax_gradient(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The chunk's loss; its logits (C, V) become the gradient by them, softmax - one-hot, in place."""
+    target = labels.unsqueeze(1)
+    log_sum = logits.logsumexp(dim=1, keepdim=True)
+    loss = (log_sum - logits.gather(1, target)).sum()
+    logits.sub_(log_sum).exp_().scatter_add_(1, target, torch.full_like(log_sum, -1.0))
+    return loss
+
+
+def _add_gradients(
+    grads: list[torch.Tensor | None], rows: slice, by_logits: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor
+) -> None:
+    by_hidden, by_weight, by_bias = grads
+    if by_hidden is not None:
+        by_hidden[rows] = by_logits @ weight
+    if by_weight is not None:
+        if by_logits.dtype == by_weight.dtype:
+            by_weight.addmm_(by_logits.T, hidden)
+        else:
+            by_weight += by_logits.T @ hidden
+    if by_bias is not None:
+        by_bias += by_logits.float().sum(dim=0)
+
+
+@torch.no_grad()
+def _returned_as_is(model: Any, head: nn.Linear) -> bool:
+    """Whether a model's logits are its head's own output, and no other tensor made of it."""
+    seen: list[torch.Tensor] = []
+    hook = head.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    try:
+        token = torch.zeros((1, 1), dtype=torch.long, device=head.weight.device)
+        inputs = {"decoder_input_ids": token} if model.config.is_encoder_decoder else {}
+        logits = model(input_ids=token, **inputs, use_cache=False).logits
+    finally:
+        hook.remove()
+    return len(seen) == 1 and logits is seen[0]

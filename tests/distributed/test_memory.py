@@ -1,0 +1,32 @@
+"""What the plan says a rank holds, against the tensors of two real processes. The whole table: benchmarks/memory.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.test_runtime import python
+
+CASES = ["ddp,2,no,adamw", "zero2,2,no,adamw", "zero3,2,bf16,adamw", "fsdp2,2,bf16,adamw"]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> list[dict[str, str | int]]:
+    """All cases from one process: its ranks are forked, so libraries are imported once."""
+    out = tmp_path_factory.mktemp("memory") / "rows.json"
+    result = python(repository / "benchmarks" / "memory.py", "--json", out, *CASES, cwd=repository, timeout=280)
+    assert result.code == 0, f"{result.stdout}\n{result.stderr}"
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_formulas_hold(rows: list[dict[str, int]], case: str) -> None:
+    """FSDP2's buffers and every peak also have what is there for a moment, which depends on timing."""
+    found = {str(row["part"]): row for row in rows if row["case"] == case}
+    exact = ["weights", "gradients", "optimizer", *([] if case.startswith("fsdp2") else ["buffers"])]
+    for part in exact:
+        assert found[part]["measured"] == pytest.approx(found[part]["formula"], rel=0.001), part
+    assert found["other"]["measured"] < 10_000
+    assert found["peak"]["measured"] == pytest.approx(found["peak"]["formula"], rel=0.15)

@@ -1,0 +1,119 @@
+"""One start of a run over several attempts, with parts that end as the test says."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from rich.console import Console
+
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.launcher import ending, nodes, restarts
+from scaleup.launcher.ending import RESUMABLE, Part
+from scaleup.launcher.node import NodeAgent
+from scaleup.launcher.nodes import Nodes
+from scaleup.launcher.restarts import Attempts, run_node
+from scaleup.launcher.signals import StopSignals
+from scaleup.launcher.watch import Watch
+from tests.unit.launcher.plans import group, plan_of
+
+WELL = Part()
+FAILED = Part("group policy ended with exit code 1")
+KILLED = Part("group policy ended with exit code 1", "policy-rank1 was killed by signal 9")
+
+
+class Ends:
+    """Stands in for `NodeAgent.run_groups`: what each node's part comes to, attempt by attempt."""
+
+    def __init__(self, *parts: Part, **of_node: list[Part]) -> None:
+        self.parts = {"node0": list(parts), **of_node}
+        self.began: list[tuple[int, int]] = []
+
+    def run_groups(self, agent: NodeAgent, watch: Watch) -> Part:
+        self.began.append((agent.attempt.number, agent.node_rank))
+        return self.parts[f"node{agent.node_rank}"].pop(0)
+
+
+def started(run: RunFolder, ends: Ends, monkeypatch: pytest.MonkeyPatch, max_restarts: int) -> tuple[int, list[str]]:
+    monkeypatch.setattr(NodeAgent, "run_groups", lambda agent, watch: ends.run_groups(agent, watch))
+    printed = io.StringIO()
+    code = run_node(run, plan_of(run), Console(file=printed, width=300), max_restarts)
+    return code, printed.getvalue().splitlines()
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "FIRST_DELAY_SECONDS", 0.01)
+    monkeypatch.setattr(restarts, "POLL_SECONDS", 0.005)
+    monkeypatch.setattr(nodes, "BEAT_SECONDS", 0.01)
+
+
+def test_until_it_has_finished(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, lines = started(run, ends := Ends(KILLED, FAILED, WELL), monkeypatch, 3)
+    assert code == 0
+    assert lines == [
+        "policy-rank1 was killed by signal 9; restart 1 of 3 from the start",
+        "group policy ended with exit code 1; restart 2 of 3 from the start",
+    ]
+    assert ends.began == [(1, 0), (2, 0), (3, 0)]
+
+
+def test_as_often_as_it_may(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, lines = started(run, Ends(KILLED, KILLED, KILLED), monkeypatch, 2)
+    assert (code, len(lines)) == (1, 2)
+    assert "  after 2 restarts\n" in capsys.readouterr().err
+
+
+def test_a_signal_before_the_restart(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "FIRST_DELAY_SECONDS", 60)
+    monkeypatch.setattr(
+        restarts, "restart_line", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM) or "restart 1"
+    )
+    code, lines = started(run, ends := Ends(KILLED), monkeypatch, 2)
+    assert code == RESUMABLE
+    assert lines[0] == "restart 1"
+    assert "was stopped and can go on" in lines[1]
+    assert ends.began == [(1, 0)]
+
+
+class TestTwoNodes:
+    def ran(self, run: RunFolder, ends: Ends, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+        """Both agents, each in a thread; their exit codes."""
+        monkeypatch.setattr(NodeAgent, "run_groups", lambda agent, watch: ends.run_groups(agent, watch))
+        plan = plan_of(run, group(num_processes=2, num_nodes=2, main_address="n0", main_port=1))
+        plan.save(run.plan_file)
+        first, second = (
+            Attempts(run, plan, Console(quiet=True), StopSignals(), Nodes(run, rank, 2), rank) for rank in (0, 1)
+        )
+        with ThreadPoolExecutor(2) as pool:
+            followed = pool.submit(second.follow)
+            return pool.submit(first.lead, 3).result(30), followed.result(30)
+
+    def test_restart_together(self, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+        ends = Ends(WELL, FAILED, WELL, node1=[KILLED, WELL, WELL])
+        assert self.ran(run, ends, monkeypatch) == (0, 0)
+        assert sorted(ends.began) == [(attempt, node) for attempt in (1, 2, 3) for node in (0, 1)]
+        assert [number for number, _ in ends.began] == [1, 1, 2, 2, 3, 3], "no attempt begins before the last has ended"
+
+    def test_fail_together(self, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.ran(run, Ends(*[WELL] * 4, node1=[KILLED] * 4), monkeypatch) == (1, 1)
+
+    def test_stop_together(self, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Node 1 alone got the signal."""
+        stopped = Part("group policy ended with exit code 1", signalled=True)
+        assert self.ran(run, Ends(WELL, node1=[stopped]), monkeypatch) == (RESUMABLE, RESUMABLE)
+
+    def test_an_agent_that_goes_ends_the_other(
+        self, run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(nodes, "GONE_BEATS", 5)
+        monkeypatch.setattr(NodeAgent, "run_groups", lambda agent, watch: KILLED)
+        plan = plan_of(run, group(num_processes=2, num_nodes=2, main_address="n0", main_port=1))
+        alone = Attempts(run, plan, Console(quiet=True), StopSignals(), Nodes(run, 0, 2), 0)
+        assert alone.lead(3) == 1
+        assert "error: node 1: its agent gave no sign of life" in capsys.readouterr().err
