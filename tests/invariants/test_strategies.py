@@ -61,7 +61,9 @@ ONE = {"parallel.num_processes": 1, "train.per_device_train_batch_size": 8}
 ACCUMULATED = {"train.per_device_train_batch_size": 2, "train.gradient_accumulation_steps": 2}
 CHECKPOINTED = {"gradient_checkpointing": True, **ACCUMULATED}
 UNCLIPPED = {"train.max_grad_norm": 0, **ACCUMULATED}
-BF16 = {"mixed_precision": "bf16"}
+UNCLIPPED_CHECKPOINTED = {"gradient_checkpointing": True, "train.max_grad_norm": 0}
+BF16 = {"mixed_precision": "bf16", "gradient_checkpointing": True}
+SHARDED = ("fsdp2", "zero1", "zero2", "zero3")
 
 
 def under(strategy: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -71,17 +73,19 @@ def under(strategy: str, changes: Mapping[str, Any] | None = None) -> dict[str, 
 CELLS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny-llama": {
         "fsdp2": under("fsdp2"),
-        "fsdp2-checkpointed": under("fsdp2", CHECKPOINTED),
         "zero1": under("zero1"),
         "zero2": under("zero2"),
         "zero2-one-process": under("zero2", ONE),
         "zero3": under("zero3"),
-        "zero3-checkpointed": under("zero3", CHECKPOINTED),
+        **{f"{strategy}-checkpointed": under(strategy, CHECKPOINTED) for strategy in SHARDED},
     },
-    "tiny-t5": {strategy: under(strategy, UNCLIPPED) for strategy in ("fsdp2", "zero2", "zero3")},
+    "tiny-t5": {
+        **{strategy: under(strategy, UNCLIPPED) for strategy in SHARDED},
+        **{f"{strategy}-checkpointed": under(strategy, UNCLIPPED_CHECKPOINTED) for strategy in SHARDED},
+    },
 }
 DDP = {"tiny-llama": {}, "tiny-t5": UNCLIPPED}
-HALF = {strategy: under(strategy, BF16) for strategy in ("fsdp2", "zero2")}
+HALF = {strategy: under(strategy, BF16) for strategy in SHARDED}
 COMPARED = [(model, name) for model, cells in CELLS.items() for name in cells]
 
 NUM_STEPS = 21
