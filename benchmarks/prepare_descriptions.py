@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/prepare_descriptions.py       (a Debian machine; 15 MB through its package manager)
 
 It asks the machine's own package sources for their English descriptions, in folders of its own, and writes
-.cache/benchmarks/descriptions.jsonl: rows {"text", "summary"} in an order drawn by a fixed seed. Each description has its
-package's licence, so none is committed."""
+.cache/benchmarks/descriptions.jsonl: rows {"text", "summary"} in an order drawn by a fixed seed. Each description has
+its package's licence, so none is committed."""
 
 from __future__ import annotations
 

@@ -188,7 +188,8 @@ def put_into_torch(source: Source, model: torch.nn.Module, optimizer: torch.opti
         parameter.copy_(_like(parameter, whole.weight))
         state = {key: _like(parameter, moment) for key, moment in whole.moments.items()}
         if state:  # where there is none yet, the optimizer makes it
-            optimizer.state[parameter] = state if whole.step is None else state | {"step": torch.tensor(whole.step)}
+            step = {} if whole.step is None else {"step": torch.tensor(whole.step, device=parameter.device)}
+            optimizer.state[parameter] = state | step
 
 
 def _like(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
@@ -219,7 +220,7 @@ def put_into_zero(source: Source, engine: Any, optimizer: torch.optim.Optimizer)
                     state[key] = torch.zeros_like(flat)
                 state[key].narrow(0, start, part.numel()).copy_(part)
                 if whole.step is not None:
-                    state["step"] = _step_like(optimizer, whole.step)
+                    state["step"] = _step_like(optimizer, whole.step, flat.device)
     if is_stage3:  # loading what it would save hands the weights on to the parameters that compute
         engine.optimizer.load_state_dict([engine.optimizer.state_dict()] * torch.distributed.get_world_size())
         engine.optimizer.checkpoint_event_epilogue()
@@ -244,6 +245,6 @@ def _stage3_share(zero: Any, parameter: Any, whole: torch.Tensor) -> Share:
     yield zero.fp32_partitioned_groups_flat[group], start, whole.flatten()[begin : begin + length]
 
 
-def _step_like(optimizer: torch.optim.Optimizer, step: float) -> Any:
-    """Torch counts in a tensor, DeepSpeed's optimizer on the CPU in an int."""
-    return torch.tensor(step) if type(optimizer).__module__.startswith("torch.") else int(step)
+def _step_like(optimizer: torch.optim.Optimizer, step: float, device: torch.device) -> Any:
+    """Torch counts in a tensor beside the weights, DeepSpeed's optimizer on the CPU in an int."""
+    return torch.tensor(step, device=device) if type(optimizer).__module__.startswith("torch.") else int(step)
