@@ -77,6 +77,7 @@ CELLS: dict[str, dict[str, dict[str, Any]]] = {
         "zero2": under("zero2"),
         "zero2-one-process": under("zero2", ONE),
         "zero3": under("zero3"),
+        "zero3-offloaded": under("zero3", {"parallel.offload_parameters": True}),
         **{f"{strategy}-checkpointed": under(strategy, CHECKPOINTED) for strategy in SHARDED},
     },
     "tiny-t5": {
