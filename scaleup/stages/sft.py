@@ -31,7 +31,8 @@ def run(config: SFTConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> N
     runtime.progress.report("loading the model")
     seed_everything(train.seed)
     model = load_model(config.model, plan.model)
-    fuse_head(model)
+    if config.mixed_precision != "fp16":
+        fuse_head(model)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model)
 

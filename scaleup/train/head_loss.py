@@ -66,7 +66,8 @@ def linear_loss_sum(
     """Cross-entropy of softmax(hidden W^T + b) summed over N positions, a float32 scalar.
 
     hidden (N, H), weight (V, H), bias (V), labels (N). Products are in autocast's type where it is on; softmax, loss
-    and the sum of the weight's gradient over chunks are in float32."""
+    and the sum of the weight's gradient over chunks are in float32. Not for training in float16: the gradient of the
+    logits is made before the loss scale is known, and most of it would be too small for that type."""
     needs = [torch.is_grad_enabled() and part is not None and part.requires_grad for part in (hidden, weight, bias)]
     return _LinearLoss.apply(hidden, weight, bias, labels, needs)
 
@@ -85,6 +86,7 @@ class _LinearLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        assert dtype != torch.float16 or not any(needs), "float16 needs the loss scale in the gradient of the logits"
         total = torch.zeros((), device=hidden.device)
         grads = [
             torch.zeros_like(part, dtype=torch.float32) if needed and part is not None else None

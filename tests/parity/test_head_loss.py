@@ -106,6 +106,15 @@ def test_frozen_parts_get_no_gradient() -> None:
         assert not linear_loss_sum(hidden, weight, None, torch.arange(5)).requires_grad
 
 
+def test_float16_is_for_evaluation_only() -> None:
+    """Its gradients need the loss scale, which comes too late here."""
+    hidden, weight = torch.randn(5, 4).half(), torch.randn(9, 4).half()
+    exact = F.cross_entropy((hidden @ weight.T).float(), torch.arange(5), reduction="sum")
+    assert linear_loss_sum(hidden, weight, None, torch.arange(5)).item() == pytest.approx(exact.item(), rel=1e-2)
+    with pytest.raises(AssertionError, match="loss scale"):
+        linear_loss_sum(hidden, weight.requires_grad_(), None, torch.arange(5))
+
+
 class Largest(TorchDispatchMode):
     """The number of elements of the largest tensor that any operation returns."""
 
