@@ -3,7 +3,7 @@
 The logits of a batch are its largest tensor by far (positions x vocabulary) and most are not needed: only labelled
 positions have a loss. Here a chunk's logits become its part of the gradient in place and are forgotten, so nothing is
 computed twice and only one chunk's logits ever exist. torch's `linear_cross_entropy` does the same in float32 and
-falls back to float32 products under autocast; TRL's kernel computes every logit twice: docs/design/loss.md measures
+has no autocast, and float32 products in half precision on CPUs; TRL's kernel computes every logit twice: docs/design/loss.md measures
 the three."""
 
 from __future__ import annotations
