@@ -1,8 +1,10 @@
-"""Shared by all tests: no model hub, one thread, wide tables."""
+"""Shared by all tests: no model hub, one thread, wide tables; runs that go on two at a time."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,11 @@ REPOSITORY = Path(__file__).parent.parent
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Starts a module's runs, two at a time; what has not begun when the module ends never does."""
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+        executor.shutdown(cancel_futures=True)

@@ -2,9 +2,9 @@
 
 The logits of a batch are its largest tensor by far (positions x vocabulary) and most are not needed: only labelled
 positions have a loss. Here a chunk's logits become its part of the gradient in place and are forgotten, so nothing is
-computed twice and only one chunk's logits ever exist. torch's `linear_cross_entropy` does the same in float32 and
-has no autocast, and float32 products in half precision on CPUs; TRL's kernel computes every logit twice: docs/design/loss.md measures
-the three."""
+computed twice and only one chunk's logits ever exist. torch's `linear_cross_entropy` does the same in float32; on CPUs
+it has no autocast, and multiplies half precision in float32. TRL's kernel computes every logit twice:
+docs/design/loss.md measures the three."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -95,13 +95,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(folder / "rows.jsonl", 40, "m")
     write_rows(folder / "few.jsonl", 21, "f")
     return folder
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as executor:
-        yield executor
-        executor.shutdown(cancel_futures=True)
 
 
 def start(pool: ThreadPoolExecutor, place: Path, model: str, name: str, changes: Mapping[str, Any]) -> Future[Path]:

@@ -10,7 +10,7 @@ import os
 import random
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -115,13 +115,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append({"prompt": text[:-cut], "completion": text[-cut:]})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as executor:
-        yield executor
-        executor.shutdown(cancel_futures=True)
 
 
 def config_of(model: str, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
