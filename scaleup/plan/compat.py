@@ -14,7 +14,7 @@ from typing import Literal
 from scaleup.config.schema import RunConfig
 from scaleup.config.stages import SFTConfig
 from scaleup.errors import Problem
-from scaleup.plan.model_path import adapter_folder
+from scaleup.plan.model_path import adapter_folder, saved_type
 
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 QUANTIZATIONS = (None, "8bit", "4bit")
@@ -86,7 +86,7 @@ REFUSALS = (
     ),
     Refusal(
         "parallel.strategy",
-        "fsdp2's checkpoints would hold the shards of the 4-bit base, without what its blocks need to be read again",
+        "fsdp2's checkpoints hold every weight, and a quantized base must not travel in them",
         "use ddp, zero1 or zero2",
         strategies=frozenset({"fsdp2"}),
         quantizations=frozenset({"4bit"}),
@@ -98,10 +98,20 @@ REFUSALS = (
         strategies=frozenset({"zero3"}),
         quantizations=frozenset({"8bit"}),
     ),
+    Refusal(
+        "parallel.strategy",
+        "whether zero3 shards a 4-bit base has not been measured",
+        "use ddp, zero1 or zero2",
+        strategies=frozenset({"zero3"}),
+        quantizations=frozenset({"4bit"}),
+    ),
 )
 
-PROVEN: frozenset[Cell] = frozenset()
-"""Cells that tests/invariants/test_adapters.py and test_strategies.py train and compare with one another."""
+PROVEN: frozenset[Cell] = frozenset(
+    [Cell(strategy, None, "full", "no") for strategy in STRATEGIES]
+    + [Cell(strategy, None, "full", "bf16") for strategy in ("zero1", "zero2", "zero3", "fsdp2")]
+)
+"""What tests/invariants/test_strategies.py (full) and test_adapters.py (the others) train and compare."""
 
 
 def verdict(cell: Cell) -> Verdict:
@@ -150,8 +160,11 @@ def untested_notes(config: RunConfig, strategy: str) -> list[str]:
 
 
 def _adapter_of(config: SFTConfig) -> str:
-    if config.adapter is None:
-        return "lora" if adapter_folder(config.model.path) else "full"
-    if config.adapter.type == "lora" and config.adapter.use_dora:
-        return "dora"
-    return config.adapter.type
+    adapter = config.adapter
+    saved = config.model.path if adapter is None else getattr(adapter, "path", None)
+    folder = adapter_folder(saved) if saved else None
+    if folder is not None:
+        return saved_type(folder)
+    if adapter is None:
+        return "full"
+    return "dora" if getattr(adapter, "use_dora", False) else adapter.type

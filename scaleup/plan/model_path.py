@@ -67,6 +67,15 @@ def adapter_base(folder: Path) -> str | None:
     return json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
 
 
+def saved_type(folder: Path) -> str:
+    """Of a saved adapter: lora, dora, ia3 or another of PEFT's; `full` where its file cannot be read."""
+    try:
+        settings = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+        return "dora" if settings.get("use_dora") else str(settings["peft_type"]).lower()
+    except (OSError, ValueError, AttributeError, KeyError):
+        return "full"
+
+
 def adapter_path_problems(path: str, key: str) -> list[Problem]:
     """Of an adapter to go on from."""
     folder = adapter_folder(path)
