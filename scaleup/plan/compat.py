@@ -108,10 +108,11 @@ REFUSALS = (
 )
 
 PROVEN: frozenset[Cell] = frozenset(
-    [Cell(strategy, None, "full", "no") for strategy in STRATEGIES]
+    [Cell("single", None, "full", "bf16")]
+    + [Cell(strategy, None, "full", "no") for strategy in STRATEGIES]
     + [Cell(strategy, None, "full", "bf16") for strategy in ("zero1", "zero2", "zero3", "fsdp2")]
 )
-"""What tests/invariants/test_strategies.py (full) and test_adapters.py (the others) train and compare."""
+"""What tests/invariants train and compare: test_one_trajectory and test_strategies, of whole models so far."""
 
 
 def verdict(cell: Cell) -> Verdict:
