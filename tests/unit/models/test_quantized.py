@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from pydantic import TypeAdapter
 
@@ -92,3 +93,21 @@ def test_it_is_near_the_model_it_was(bits: str) -> None:
     with torch.no_grad():
         low, high = (load_finished(config, facts, b, "no", CPU)(**batch(facts)).logits for b in (bits, None))
     assert 0 < (low - high).abs().mean() < 0.3 * high.abs().mean()
+
+
+@pytest.mark.skipif(not has_avx512bf16(), reason="only there does bitsandbytes lay 4-bit weights out anew")
+def test_without_the_guard_an_evaluation_would_change_them() -> None:
+    """Otherwise the test above would prove nothing."""
+    base, facts = loaded("tiny-llama", "4bit")
+    weight = base.model.layers[0].mlp.up_proj.weight
+    before = weight.data.clone()
+    with torch.no_grad():
+        base.eval()(**batch(facts))
+    assert torch.equal(weight.data, before)
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = True
+    with torch.no_grad():
+        base(**batch(facts))
+    after = base.model.layers[0].mlp.up_proj.weight.data
+    assert after.shape != before.shape or not torch.equal(after, before)
