@@ -120,8 +120,7 @@ def model_card(config: SFTConfig, plan: Plan, metrics: dict[str, Any]) -> str:
 
 {plan.model.architecture} fine-tuned by scaleup {scaleup.__version__} (stage `{config.stage}`).
 
-- base model: `{base}`
-- parameters: {plan.model.num_parameters:,}, of which {plan.model.num_trainable_parameters:,} were trained
+- base model: `{base}` ({plan.model.num_parameters:,} parameters, {plan.model.num_trainable_parameters:,} trained)
 - training data: {data}
 - processes: {group.num_processes} ({group.strategy}, {group.device}, mixed precision {group.mixed_precision})
 
