@@ -50,9 +50,10 @@ def quantized_shapes(shell: PreTrainedModel) -> dict[torch.nn.Parameter, tuple[i
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     kept = [*get_keys_to_not_convert(shell), *(shell._keep_in_fp32_modules or [])]
-    found = {}
+    found: dict[torch.nn.Parameter, tuple[int, ...]] = {}
     for name, module in shell.named_modules():
         if should_convert_module(name, kept) and (type(module) is torch.nn.Linear or isinstance(module, Conv1D)):
-            rows, columns = module.weight.shape
-            found[module.weight] = (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
+            weight: Any = module.weight
+            rows, columns = weight.shape
+            found[weight] = (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
     return found

@@ -90,6 +90,6 @@ def test_the_same_training_as_plain_peft(name: str, kind: str, bits: Any) -> Non
         {name: parameter for name, parameter in m.named_parameters() if parameter.requires_grad} for m in (model, plain)
     )
     assert left.keys() == right.keys()
-    difference = max(float((left[name] - right[name]).abs().max()) for name in left)
+    difference = max(float((left[name] - right[name]).detach().abs().max()) for name in left)
     print(f"{name} {kind} {bits}: largest difference of a weight {difference:.1e}")
     assert difference <= 1e-5
