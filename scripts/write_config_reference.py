@@ -56,8 +56,8 @@ def _kind(value: dict[str, Any]) -> str:
         return f"`{value['const']}`"
     if "enum" in value:
         return " \\| ".join(f"`{choice}`" for choice in value["enum"])
-    if "anyOf" in value:
-        return " or ".join(_kind(choice) for choice in value["anyOf"])
+    if choices := value.get("anyOf", value.get("oneOf")):
+        return " or ".join(_kind(choice) for choice in choices)
     if value.get("type") == "array":
         return f"list of {_kind(value['items'])}"
     return {"object": "mapping", "null": "null"}.get(value.get("type", ""), str(value.get("type", "any")))

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from scaleup.config.mistakes import Key, as_problem, real_key, suggestion
 from scaleup.config.schema import RunConfig
 from scaleup.config.stages import STAGES
 from scaleup.errors import Problem, ScaleupError
 
 Raw = dict[str, Any]
-Key = tuple[str | int, ...]
 
 
 @dataclass
@@ -147,16 +146,16 @@ def _validate(raw: Raw, problems: list[Problem]) -> Loaded:
     if not isinstance(stage, str) or stage not in STAGES:
         known = ", ".join(STAGES)
         what = f"{stage!r} is no stage" if "stage" in raw else "is missing"
-        problems.append(Problem("stage", what, _suggestion(str(stage), list(STAGES)) or f"use one of {known}"))
+        problems.append(Problem("stage", what, suggestion(str(stage), list(STAGES)) or f"use one of {known}"))
         return Loaded(None, problems)
     model, rest = STAGES[stage], copy.deepcopy(raw)
     for attempt in range(ROUNDS):
         try:
             return Loaded(model.model_validate(rest), problems)
         except ValidationError as error:
-            found = [(_real_key(rest, item["loc"]), dict(item)) for item in error.errors()]
+            found = [(real_key(rest, item["loc"]), dict(item)) for item in error.errors()]
         if attempt == 0:
-            problems += [_as_problem(model, key, item) for key, item in found]
+            problems += [as_problem(model, key, item) for key, item in found]
         for key, item in sorted(found, key=lambda pair: str(pair[0]), reverse=True):
             if item["type"] == "missing":
                 _fill(rest, key)
@@ -176,64 +175,6 @@ STAND_INS: Raw = {
     "train": {},
 }
 """For required keys: enough to look for mistakes elsewhere in the file. Never run, since what it replaces is one."""
-
-
-def _real_key(raw: Raw, location: tuple[int | str, ...]) -> Key:
-    """Pydantic's location, without the list place that a shorthand like `train: rows.jsonl` never wrote."""
-    key: list[str | int] = []
-    here: Any = raw
-    for part in location:
-        if isinstance(part, int) and not isinstance(here, list):
-            continue
-        key.append(part)
-        try:
-            here = here[part]
-        except (KeyError, IndexError, TypeError):
-            here = None
-    return tuple(key)
-
-
-def _as_problem(model: type[BaseModel], key: Key, item: dict[str, Any]) -> Problem:
-    where = ".".join(str(part) for part in key)
-    kind = item["type"]
-    if kind == "extra_forbidden":
-        valid = _valid_names(model, key[:-1])
-        remedy = _suggestion(str(key[-1]), valid) or f"valid here: {', '.join(valid)}"
-        return Problem(where, "unknown key", remedy)
-    if kind == "missing":
-        return Problem(where, "is missing", "add it")
-    if kind == "literal_error":
-        expected = item["ctx"]["expected"]
-        choices = [choice.strip(" '") for choice in expected.replace(" or ", ",").split(",")]
-        return Problem(
-            where,
-            f"{item['input']!r} is not valid",
-            _suggestion(str(item["input"]), choices) or f"use one of {expected}",
-        )
-    message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return Problem(where, f"{item['input']!r} {message[0].lower()}{message[1:]}", "mend the value")
-
-
-def _valid_names(model: type[BaseModel], parents: Key) -> list[str]:
-    for part in parents:
-        if isinstance(part, int):
-            continue
-        section = _section_in(model.model_fields[str(part)].annotation)
-        if section is None:
-            return []
-        model = section
-    return list(model.model_fields)
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section_in(part)) is not None), None)
-
-
-def _suggestion(name: str, valid: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"did you mean '{near[0]}'?" if near else ""
 
 
 def _remove(raw: Any, key: Key) -> None:
@@ -263,7 +204,7 @@ def _at(raw: Any, key: Key) -> Any:
 
 def _with_absolute_paths(loaded: Loaded) -> Loaded:
     """Later stages may run from another folder: what is relative here is relative to the folder of this command."""
-    config = loaded.config
+    config: Any = loaded.config
     if config is None:
         return loaded
     update: dict[str, Any] = {
@@ -273,6 +214,10 @@ def _with_absolute_paths(loaded: Loaded) -> Loaded:
     }
     if (baseline := getattr(config, "baseline", None)) is not None:
         update["baseline"] = absolute_model(baseline)
+    if path := getattr(getattr(config, "adapter", None), "path", None):
+        place = Path(path).expanduser()
+        found = str(place.absolute()) if place.is_dir() else path
+        update["adapter"] = config.adapter.model_copy(update={"path": found})
     return Loaded(config.model_copy(update=update), loaded.problems)
 
 

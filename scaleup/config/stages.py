@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
+from scaleup.config.adapters import AdapterConfig, Quantization
 from scaleup.config.schema import (
     TRACKERS,
     DataConfig,
@@ -16,12 +17,18 @@ from scaleup.config.schema import (
     TrainConfig,
 )
 
+QUANTIZATION = "Matrices of the base model in 8 bits (LLM.int8) or 4 (nf4, quantized twice), through bitsandbytes."
+
 
 class SFTConfig(RunConfig):
-    """Supervised fine-tuning: full, causal or encoder-decoder."""
+    """Supervised fine-tuning, causal or encoder-decoder: of the whole model, or of an adapter."""
 
     stage: Literal["sft"]
     train: TrainConfig
+    adapter: AdapterConfig | None = Field(
+        None, description="Train this instead of the whole model. A model.path that is an adapter is trained further."
+    )
+    quantization: Quantization | None = Field(None, description=QUANTIZATION)
     gradient_checkpointing: bool = False
     report_to: list[TRACKERS] = Field(
         default_factory=list, description="Trackers beside TensorBoard, through Accelerate."
@@ -37,6 +44,7 @@ class EvaluateConfig(RunConfig):
 
     stage: Literal["evaluate"]
     baseline: ModelConfig | None = Field(None, description="The model to compare with: the 'before' column.")
+    quantization: Quantization | None = Field(None, description=QUANTIZATION)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
 
@@ -45,6 +53,7 @@ class GenerateConfig(RunConfig):
     """Text from a model, for prompts given here or those of data.test."""
 
     stage: Literal["generate"]
+    quantization: Quantization | None = Field(None, description=QUANTIZATION)
     data: DataConfig = Field(default_factory=DataConfig)
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)

@@ -50,6 +50,15 @@ class Engine(Protocol):
     def full_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
         """The whole model's float32 weights and its buffers on rank 0, shared ones once. Every rank must call it."""
 
+    def trained_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
+        """As full_state, of the trained parameters only. Every rank must call it."""
+
+    def save_options(self) -> dict[str, Any]:
+        """What Accelerate's save_state needs to leave frozen weights out."""
+
+    def load_options(self) -> dict[str, Any]:
+        """What Accelerate's load_state needs to do without them."""
+
     def put(self, model: Any, optimizer: Any, source: Source) -> None:
         """A checkpoint's weights and optimizer state into a prepared model and optimizer. Every rank must call it."""
 
@@ -88,6 +97,22 @@ class ReplicatedEngine:
         whole = accelerator.unwrap_model(model)
         once, every = (dict(whole.named_parameters(remove_duplicate=alone)) for alone in (True, False))
         return {name: tensor for name, tensor in state.items() if name in once or name not in every}
+
+    def trained_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
+        from torch.distributed.tensor import DTensor
+
+        state = {}
+        for name, parameter in accelerator.unwrap_model(model).named_parameters():
+            if parameter.requires_grad:
+                whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+                state[name] = whole.detach().float().cpu().clone()
+        return state
+
+    def save_options(self) -> dict[str, Any]:
+        return {}
+
+    def load_options(self) -> dict[str, Any]:
+        return {"strict": False}
 
     def put(self, model: Any, optimizer: Any, source: Source) -> None:
         whole = model.module if isinstance(model, DistributedDataParallel) else model
@@ -165,15 +190,33 @@ class DeepSpeedEngine:
 
     def full_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
         """One parameter at a time, from the float32 master weights: only rank 0 ever holds them all."""
+        from deepspeed.zero import GatheredParameters
+
+        state = self.trained_state(accelerator, model)
+        for name, parameter in model.module.named_parameters():
+            if not parameter.requires_grad:
+                with GatheredParameters([parameter]):
+                    if accelerator.is_main_process:
+                        state[name] = parameter.detach().float().cpu().clone()
+        saved = model.module.state_dict().keys()
+        return state | {name: buffer.cpu() for name, buffer in model.module.named_buffers() if name in saved}
+
+    def trained_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param
 
         state: dict[str, torch.Tensor] = {}
         for name, parameter in model.module.named_parameters():
-            whole = safe_get_full_fp32_param(parameter)
-            if accelerator.is_main_process:
-                state[name] = (parameter.data if whole is None else whole).detach().float().cpu().clone()
-        saved = model.module.state_dict().keys()
-        return state | {name: buffer.cpu() for name, buffer in model.module.named_buffers() if name in saved}
+            if parameter.requires_grad:
+                whole = safe_get_full_fp32_param(parameter)
+                if accelerator.is_main_process:
+                    state[name] = whole.detach().float().cpu().clone()
+        return state
+
+    def save_options(self) -> dict[str, Any]:
+        return {"exclude_frozen_parameters": True}
+
+    def load_options(self) -> dict[str, Any]:
+        return {"load_module_strict": False}
 
     def put(self, model: Any, optimizer: Any, source: Source) -> None:
         put_into_zero(source, model, base_optimizer(optimizer))

@@ -58,6 +58,7 @@ class Runtime:
             log_with=["tensorboard", *report_to],
             project_config=ProjectConfiguration(str(run_folder), logging_dir=str(run_folder / "tensorboard")),
         )
+        accelerator.register_save_state_pre_hook(_only_trained)
         runtime = cls(accelerator, group, Progress(progress_file, accelerator.is_main_process), stop or StopFlag())
         runtime._check_world()
         return runtime
@@ -120,6 +121,20 @@ class Runtime:
         """The whole model's weights, on rank 0. Every rank must call it."""
         return self._engine.full_state(self.accelerator, model)
 
+    def trained_state(self, model: Any) -> dict[str, torch.Tensor]:
+        """The trained parameters alone, on rank 0. Every rank must call it."""
+        return self._engine.trained_state(self.accelerator, model)
+
+    def save(self, model: torch.nn.Module, folder: Path) -> None:
+        """What Accelerate saves; of a model that is partly frozen, without the frozen weights where the engine can."""
+        options = self._engine.save_options() if is_partly_frozen(model) else {}
+        self.accelerator.save_state(str(folder), safe_serialization=True, **options)
+
+    def load(self, model: torch.nn.Module, folder: Path) -> None:
+        """What `save` wrote."""
+        options = self._engine.load_options() if is_partly_frozen(model) else {}
+        self.accelerator.load_state(str(folder), **options)
+
     def put(self, model: Any, optimizer: Any, source: Source) -> None:
         """A checkpoint's weights and optimizer state into what `prepare` gave. Every rank must call it."""
         self._engine.put(model, optimizer, source)
@@ -157,6 +172,19 @@ def _expect(group: GroupPlan, what: str, planned: object, found: object) -> None
             f"{what}: the plan says {planned!r}, and {found!r} came up",
             "plan and start it again",
         )
+
+
+def is_partly_frozen(model: torch.nn.Module) -> bool:
+    return not all(parameter.requires_grad for parameter in model.parameters())
+
+
+def _only_trained(models: list[torch.nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
+    """Of what Accelerate is about to save. Weights that stay as they were loaded need no copy in each checkpoint."""
+    for model, state in zip(models, weights, strict=False):  # there are none where the engine saves the model itself
+        trained = {name for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
+        if is_partly_frozen(model):
+            for name in state.keys() - trained:
+                del state[name]
 
 
 def seed_everything(seed: int) -> None:

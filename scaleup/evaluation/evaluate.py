@@ -16,7 +16,8 @@ from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
 from scaleup.evaluation.generation import generate_answers
 from scaleup.evaluation.metrics import perplexity, score_answers
-from scaleup.models.load import load_model, load_tokenizer, pad_token_id
+from scaleup.models.adapted import load_finished
+from scaleup.models.load import load_tokenizer, pad_token_id
 from scaleup.plan.facts import ModelFacts
 from scaleup.records.examples import Chat, Example, PlainText
 from scaleup.train.head_loss import fuse_head
@@ -43,8 +44,8 @@ def evaluate_model(
     """Load a model and measure it. Every rank must call it and gets the whole result."""
     settings = config.evaluation
     runtime.progress.report(f"loading {name}")
-    tokenizer = load_tokenizer(model_config, facts.location)
-    model: Any = load_model(model_config, facts).to(runtime.device).eval()
+    tokenizer = load_tokenizer(model_config, facts.tokenizer_location or facts.location)
+    model: Any = load_finished(model_config, facts, config.quantization, config.mixed_precision, runtime.device)
     fuse_head(model)
     encoder = Encoder(tokenizer, facts.task, config.data)
     rows = [row for row in encoder(examples) if row is not None]

@@ -17,6 +17,7 @@ from scaleup.artifacts.manifest import Manifest, file_sizes, write_manifest
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.stages import SFTConfig
 from scaleup.distributed.runtime import Runtime
+from scaleup.models.adapters import is_adapted, save_adapter
 from scaleup.plan.types import Plan
 from scaleup.train.state import TrainState
 
@@ -33,13 +34,16 @@ def finish_training(
 ) -> None:
     """Write model, card, plot and manifest from rank 0; the other ranks wait for it."""
     runtime.progress.report("writing the model")
-    weights = runtime.full_state(model)
+    whole: Any = runtime.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    weights = runtime.trained_state(model) if is_adapted(whole) else runtime.full_state(model)
     if runtime.is_main:
         lines = read_metrics(run.metrics_file)
         metrics = summary(lines, state, num_dropped)
         with folder_aside(run.model) as aside:
-            whole: Any = runtime.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-            whole.save_pretrained(aside, state_dict=weights)
+            if is_adapted(whole):
+                save_adapter(whole, aside, weights)
+            else:
+                whole.save_pretrained(aside, state_dict=weights)
             tokenizer.save_pretrained(aside)
             write_text(aside / "README.md", model_card(config, plan, metrics))
         plot_losses(lines, run.path / "loss.png", config.name)
@@ -104,7 +108,9 @@ def model_card(config: SFTConfig, plan: Plan, metrics: dict[str, Any]) -> str:
     """Markdown with the metadata block that model hubs read."""
     base, group = config.model.path, plan.groups[0]
     data = ", ".join(f"{source.path} (weight {source.weight:g})" for source in config.data.train or [])
-    header = {"library_name": "transformers", "tags": ["scaleup", config.stage]}
+    header: dict[str, Any] = {"library_name": "transformers", "tags": ["scaleup", config.stage]}
+    if plan.model.adapter or (config.adapter and config.adapter.type != "selective"):
+        header |= {"library_name": "peft", "base_model": plan.model.location}
     rows = "\n".join(f"| {key} | {value} |" for key, value in metrics.items() if value is not None)
     return f"""---
 {yaml.safe_dump(header, sort_keys=False).strip()}
@@ -114,7 +120,7 @@ def model_card(config: SFTConfig, plan: Plan, metrics: dict[str, Any]) -> str:
 
 {plan.model.architecture} fine-tuned by scaleup {scaleup.__version__} (stage `{config.stage}`).
 
-- base model: `{base}` ({plan.model.num_parameters:,} parameters)
+- base model: `{base}` ({plan.model.num_parameters:,} parameters, {plan.model.num_trainable_parameters:,} trained)
 - training data: {data}
 - processes: {group.num_processes} ({group.strategy}, {group.device}, mixed precision {group.mixed_precision})
 

@@ -11,14 +11,15 @@ import gc
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import ScaleupError
-from scaleup.plan.facts import ModelFacts, Tensors
+from scaleup.plan.facts import AskedModel, ModelFacts, Tensors
+from scaleup.plan.model_path import adapter_base, adapter_folder
 
 from .load import disable_progress_bars
 from .sources import materialize
@@ -34,36 +35,57 @@ def model_facts(model: ModelConfig, where: str = "model") -> ModelFacts:
     """Everything the plan knows of `model`; makes the folder of a package or a built-in model if it is not there yet.
 
     Raises ScaleupError at `{where}.path`, `.task`, `.tokenizer` or `.trust_remote_code`."""
-    from .load import load_tokenizer
+    import torch
 
-    location = materialize(model.path, f"{where}.path")
+    from .load import load_tokenizer
+    from .quantized import quantized_shapes
+
+    found = materialize(model.path, f"{where}.path")
+    adapter = adapter_folder(found)
+    location = str(adapter_base(adapter)) if adapter else found
     config = _config(model, location, where)
     task = _task(model, config, where)
     shell = _shell(model, config, task, where)
     _untie(shell, location)
+    largest_block = _largest_block(shell)
+    architecture = type(shell).__name__
+    quantized = quantized_shapes(shell) if isinstance(model, AskedModel) and model.quantization else {}
+    if adapter or (isinstance(model, AskedModel) and model.adapter):
+        from .adapters import shell_adapted
+
+        with torch.device("meta"):
+            shell = shell_adapted(shell, getattr(model, "adapter", None), adapter, task)
     parameters = list(shell.parameters())
     text = config.get_text_config()
-    tokenizer = load_tokenizer(model, location, where)
+    has_tokenizer = adapter is not None and (adapter / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(model, str(adapter) if has_tokenizer else location, where)
     return ModelFacts(
         location=location,
         task=task,
         model_type=config.model_type,
-        architecture=type(shell).__name__,
+        architecture=architecture,
         num_parameters=sum(parameter.numel() for parameter in parameters),
         num_trainable_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        tensors=_tensors(parameters),
-        largest_block=_largest_block(shell),
+        tensors=_tensors(parameters, quantized),
+        largest_block=largest_block,
         vocab_size=text.vocab_size,
         max_positions=getattr(text, "max_position_embeddings", None),
         tokenizer_size=len(tokenizer),
         has_chat_template=bool(tokenizer.chat_template),
+        adapter=str(adapter) if adapter else None,
+        tokenizer_location=str(adapter) if has_tokenizer else None,
     )
 
 
-def _tensors(parameters: Iterable[torch.nn.Parameter]) -> tuple[Tensors, ...]:
+def _tensors(
+    parameters: Iterable[torch.nn.Parameter], quantized: Mapping[torch.nn.Parameter, tuple[int, ...]]
+) -> tuple[Tensors, ...]:
     """Parameters of one shape together, the largest first."""
-    counts = Counter((tuple(parameter.shape), parameter.requires_grad) for parameter in parameters)
-    found = [Tensors(shape=shape, count=count, trainable=is_on) for (shape, is_on), count in counts.items()]
+    counts = Counter((tuple(quantized.get(p, p.shape)), p.requires_grad, p in quantized) for p in parameters)
+    found = [
+        Tensors(shape=shape, count=count, trainable=is_on, quantized=is_low)
+        for (shape, is_on, is_low), count in counts.items()
+    ]
     return tuple(sorted(found, key=lambda tensors: (-tensors.elements, tensors.shape)))
 
 
@@ -165,7 +187,7 @@ def answer(requests: list[dict[str, Any]]) -> dict[str, Any]:
     problems: list[dict[str, str]] = []
     for request in requests:
         try:
-            facts.append(model_facts(ModelConfig.model_validate(request["model"]), request["where"]).model_dump())
+            facts.append(model_facts(AskedModel.model_validate(request["model"]), request["where"]).model_dump())
         except ScaleupError as error:
             facts.append(None)
             problems.extend(asdict(problem) for problem in error.problems)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -46,8 +47,14 @@ def load_tokenizer(model: ModelConfig, location: str, where: str = "model") -> P
     return tokenizer
 
 
-def load_model(model: ModelConfig, facts: ModelFacts, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model at `facts.location` as `facts.task` has it, on the CPU in `dtype`.
+def load_model(
+    model: ModelConfig,
+    facts: ModelFacts,
+    dtype: torch.dtype = torch.float32,
+    quantized: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
+    """The model at `facts.location` as `facts.task` has it, on the CPU in `dtype`; with the options of
+    `quantized.loading_options`, on their device.
 
     Raises ScaleupError at `model.path` if a weight is missing, has another shape or cannot be read."""
     from safetensors import SafetensorError
@@ -59,10 +66,11 @@ def load_model(model: ModelConfig, facts: ModelFacts, dtype: torch.dtype = torch
             facts.location,
             dtype=dtype,
             use_safetensors=True,
-            revision=model.revision or "main",
+            revision=base_revision(model, facts),
             trust_remote_code=model.trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, beside the missing ones
+            **(quantized or {}),
         )
     except (OSError, SafetensorError) as error:
         what = f"cannot read the weights of {facts.location}: {first_line(error)}"
@@ -72,6 +80,11 @@ def load_model(model: ModelConfig, facts: ModelFacts, dtype: torch.dtype = torch
     _refuse(facts, "are not in its files", sorted(info["missing_keys"]))
     _refuse(facts, "have another shape in its files", sorted(key for key, *_ in info["mismatched_keys"]))
     return loaded
+
+
+def base_revision(model: ModelConfig, facts: ModelFacts) -> str:
+    """Of the base model: a config's revision is one of the adapter's repository where the path names an adapter."""
+    return "main" if facts.adapter or model.revision is None else model.revision
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:

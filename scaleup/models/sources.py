@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from scaleup.errors import ScaleupError
+from scaleup.plan.model_path import ADAPTER_FILE
 
 from . import builtin
 
@@ -38,7 +39,7 @@ def materialize(path: str, where: str = "model.path") -> str:
     if colon and kind == "package":
         return str(_package(name, where))
     folder = Path(path).expanduser()
-    if not folder.is_dir() or (folder / "config.json").is_file():
+    if not folder.is_dir() or any((folder / name).is_file() for name in ("config.json", ADAPTER_FILE)):
         return str(folder) if path.startswith("~") else path
     return str(_run_model(folder, where))
 

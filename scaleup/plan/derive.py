@@ -43,6 +43,7 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
         "generation": known.get("generation", {}),
         "evaluation": known.get("evaluation", {}),
         "mixed_precision": known["mixed_precision"],
+        "quantization": known.get("quantization"),
         "parallel": known["parallel"],
     }
     if stage == "evaluate" and run.config.stage != "evaluate":

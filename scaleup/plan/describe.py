@@ -48,8 +48,9 @@ def _ask(models: Mapping[str, ModelConfig]) -> dict[str, ModelFacts]:
 
 def _cache_file(model: ModelConfig) -> Path | None:
     """None where an answer may change without our seeing it."""
-    parts = [model.model_dump_json(), metadata.version("transformers")]
-    for path in filter(None, (model.path, model.tokenizer)):
+    parts = [model.model_dump_json(), metadata.version("transformers"), metadata.version("peft")]
+    adapter = getattr(getattr(model, "adapter", None), "path", None)
+    for path in filter(None, (model.path, model.tokenizer, adapter)):
         marks = _marks(path)
         if marks is None:
             return None

@@ -8,6 +8,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from scaleup.config.adapters import AdapterConfig, Quantization
+from scaleup.config.schema import ModelConfig
+
 
 class Tensors(BaseModel):
     """Parameters of one shape. Models have few shapes, however many layers they have."""
@@ -17,6 +20,7 @@ class Tensors(BaseModel):
     shape: tuple[int, ...]
     count: int
     trainable: bool = True
+    quantized: bool = False
 
     @property
     def elements(self) -> int:
@@ -47,3 +51,14 @@ class ModelFacts(BaseModel):
     max_positions: int | None
     """The longest input the position embeddings allow; None where there is no limit (T5's relative positions)."""
     has_chat_template: bool
+    adapter: str | None = None
+    """The folder of the adapter that goes on top of the weights, where the config's path names one."""
+    tokenizer_location: str | None = None
+    """Where the tokenizer lies, if not beside the weights."""
+
+
+class AskedModel(ModelConfig):
+    """A model, and what is made of it before it is trained."""
+
+    adapter: AdapterConfig | None = None
+    quantization: Quantization | None = None

@@ -11,6 +11,7 @@ float32 moments a parameter (Loshchilov & Hutter 2019), SGD one with momentum an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import prod
 
 from scaleup.config.schema import TrainConfig
 from scaleup.config.stages import SFTConfig
@@ -27,9 +28,25 @@ def training_memory(facts: ModelFacts, config: SFTConfig, strategy: str, process
     return formula(facts, config, strategy, processes)
 
 
-def inference_memory(facts: ModelFacts, strategy: str) -> MemoryPlan:
-    """Every rank holds the whole model, in float32 whatever the precision of its arithmetic."""
-    return MemoryPlan(strategy=strategy, weights=FLOAT32 * facts.num_parameters, gradients=0, optimizer=0)
+def inference_memory(facts: ModelFacts, strategy: str, quantization: str | None = None) -> MemoryPlan:
+    """Every rank holds the whole model: in float32 whatever the precision of its arithmetic, quantized parts aside."""
+    weights = _bytes(facts.tensors, FLOAT32, quantization)
+    return MemoryPlan(strategy=strategy, weights=weights, gradients=0, optimizer=0)
+
+
+def quantized_bytes(shape: tuple[int, ...], quantization: str | None) -> int:
+    """Of one matrix as bitsandbytes keeps it. LLM.int8: a byte a number and a float32 a row. nf4: half a byte a number,
+    a byte for each block of 64, a float32 for each 256 of these, two tables (of 16 and 256 float32) and an offset."""
+    elements = prod(shape)
+    if quantization == "8bit":
+        return elements + FLOAT32 * shape[0]
+    blocks = -(-elements // 64)
+    return -(-elements // 2) + blocks + FLOAT32 * (-(-blocks // 256) + 16 + 256 + 1)
+
+
+def _bytes(found: Iterable[Tensors], width: int, quantization: str | None) -> int:
+    """What tensors take whole, with `width` bytes a number that is not quantized."""
+    return sum(t.count * (quantized_bytes(t.shape, quantization) if t.quantized else width * t.elements) for t in found)
 
 
 def _replicated(facts: ModelFacts, config: SFTConfig, strategy: str, processes: int) -> MemoryPlan:
@@ -38,7 +55,7 @@ def _replicated(facts: ModelFacts, config: SFTConfig, strategy: str, processes: 
     trainable = facts.num_trainable_parameters
     return MemoryPlan(
         strategy=strategy,
-        weights=FLOAT32 * facts.num_parameters,
+        weights=_bytes(facts.tensors, FLOAT32, config.quantization),
         gradients=FLOAT32 * trainable,
         optimizer=FLOAT32 * _moments(config.train) * trainable,
     )
@@ -53,14 +70,14 @@ def _zero1_or_2(facts: ModelFacts, config: SFTConfig, strategy: str, processes: 
     width = _width(config)
     padded = sum(_padded(size, 2 * processes) for size in _flat_groups(facts))
     partition = padded // processes
-    frozen = facts.num_parameters - facts.num_trainable_parameters
+    frozen = _bytes((t for t in facts.tensors if not t.trainable), width, config.quantization)
     largest = max(tensors.elements for tensors in facts.tensors if tensors.trainable)
     is_first, offloads = strategy == "zero1", config.parallel.offload_optimizer
     state = FLOAT32 * (1 + _moments(config.train)) * partition
     staging = width * largest if offloads else 0
     return MemoryPlan(
         strategy=strategy,
-        weights=width * (padded + frozen),
+        weights=width * padded + frozen,
         gradients=width * (facts.num_trainable_parameters if is_first else 0 if offloads else partition),
         optimizer=0 if offloads else state,
         buffers=width * BUCKET + staging,

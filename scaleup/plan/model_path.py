@@ -10,6 +10,7 @@ from pathlib import Path
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import Problem
 
+ADAPTER_FILE = "adapter_config.json"
 HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
@@ -40,6 +41,8 @@ def model_path_problems(model: ModelConfig, where: str) -> list[Problem]:
         return [
             Problem(key, f"{folder} is a run that has not finished", "continue it with --resume, or name another model")
         ]
+    if (folder / ADAPTER_FILE).is_file():
+        return _adapter_problems(folder, key)
     if not (folder / "config.json").is_file():
         return [Problem(key, f"{folder} holds no config.json", "name a folder in Hugging Face layout")]
     if not list(folder.glob("*.safetensors")):
@@ -50,6 +53,49 @@ def model_path_problems(model: ModelConfig, where: str) -> list[Problem]:
         json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return [Problem(key, f"{folder}/config.json cannot be read: {error}", "mend or replace the folder")]
+    return []
+
+
+def adapter_folder(path: str) -> Path | None:
+    """The folder of the adapter at a path: its own, or a finished run's; None where there is none."""
+    folder = model_folder(path)
+    return folder if folder and (folder / ADAPTER_FILE).is_file() else None
+
+
+def adapter_base(folder: Path) -> str | None:
+    """Where an adapter says that its base model is. Raises OSError and ValueError."""
+    return json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+
+
+def saved_type(folder: Path) -> str:
+    """Of a saved adapter: lora, dora, ia3 or another of PEFT's; `full` where its file cannot be read."""
+    try:
+        settings = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+        return "dora" if settings.get("use_dora") else str(settings["peft_type"]).lower()
+    except (OSError, ValueError, AttributeError, KeyError):
+        return "full"
+
+
+def adapter_path_problems(path: str, key: str) -> list[Problem]:
+    """Of an adapter to go on from."""
+    folder = adapter_folder(path)
+    if folder is not None:
+        return _adapter_problems(folder, key)
+    return [Problem(key, f"{path} holds no {ADAPTER_FILE}", "name the folder of an adapter, or a finished run of one")]
+
+
+def _adapter_problems(folder: Path, key: str) -> list[Problem]:
+    if not (folder / "adapter_model.safetensors").is_file():
+        what = f"{folder} holds no adapter_model.safetensors"
+        return [Problem(key, what, "save the adapter with safetensors (PEFT's save_pretrained does)")]
+    try:
+        base = adapter_base(folder)
+    except (OSError, ValueError, AttributeError) as error:
+        return [Problem(key, f"{folder}/{ADAPTER_FILE} cannot be read: {error}", "mend or replace the folder")]
+    if not base:
+        return [Problem(key, f"{folder}/{ADAPTER_FILE} names no base model", "give base_model_name_or_path there")]
+    if not HUB_NAME.match(base) and not Path(base).is_dir():
+        return [Problem(key, f"the base model of {folder} is gone: {base}", "bring it back, or name it in that file")]
     return []
 
 
@@ -65,8 +111,11 @@ def peek_model_type(model: ModelConfig) -> str | None:
     """Transformers' model type (t5, llama, ...) where it can be read off at once; None where it cannot."""
     if model.path.startswith("builtin:"):
         return model.path.removeprefix("builtin:").removeprefix("tiny-")
-    folder = model_folder(model.path)
+    folder = adapter_folder(model.path)
     try:
+        if folder is not None and (base := adapter_base(folder)):
+            return peek_model_type(ModelConfig(path=base))
+        folder = model_folder(model.path)
         return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") if folder else None
     except (OSError, ValueError, AttributeError):
         return None

@@ -12,8 +12,9 @@ from scaleup.config.schema import ModelConfig, RunConfig, SourceConfig
 from scaleup.config.stages import EvaluateConfig, GenerateConfig, SFTConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.batches import batch_plan
+from scaleup.plan.compat import untested_notes
 from scaleup.plan.describe import describe_models
-from scaleup.plan.facts import ModelFacts
+from scaleup.plan.facts import AskedModel, ModelFacts
 from scaleup.plan.machine import Machine, this_machine
 from scaleup.plan.memory import inference_memory, training_memory
 from scaleup.plan.resume import state_of
@@ -65,10 +66,12 @@ def _is_within(where: str, keys: Collection[str]) -> bool:
 
 
 def models_of(config: RunConfig) -> dict[str, ModelConfig]:
+    """What to ask about, by config key."""
     models = {"model": config.model}
     if isinstance(config, EvaluateConfig) and config.baseline is not None:
         models["baseline"] = config.baseline
-    return models
+    made = {"adapter": getattr(config, "adapter", None), "quantization": getattr(config, "quantization", None)}
+    return {where: AskedModel(**model.model_dump(), **made) for where, model in models.items()}
 
 
 def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts], data: DataCheck) -> Plan:
@@ -77,6 +80,7 @@ def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts],
         batch = batch_plan(config, data)
         notes = _mixture_notes(config, batch, data)
     group = _policy_group(config, machine, facts["model"], _strategy_before(config, batch))
+    notes += untested_notes(config, group.strategy)
     return Plan(
         stage=config.stage,
         name=config.name,
@@ -142,7 +146,8 @@ def _memory(config: RunConfig, facts: ModelFacts) -> list[MemoryPlan]:
     names, count = available(config), config.parallel.num_processes
     if isinstance(config, SFTConfig):
         return [training_memory(facts, config, name, count) for name in names]
-    return [inference_memory(facts, name) for name in names]
+    quantization = getattr(config, "quantization", None)
+    return [inference_memory(facts, name, quantization) for name in names]
 
 
 def _check_data(config: RunConfig) -> DataCheck:

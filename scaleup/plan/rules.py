@@ -8,13 +8,15 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from scaleup.config.adapters import SelectiveAdapter
 from scaleup.config.schema import RunConfig
 from scaleup.config.stages import EvaluateConfig, GenerateConfig, SFTConfig
 from scaleup.errors import Problem
 from scaleup.plan.batches import batch_size_problems, batching_problems, packing_problems
+from scaleup.plan.compat import compat_problems
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
-from scaleup.plan.model_path import model_path_problems, peek_model_type
+from scaleup.plan.model_path import adapter_folder, adapter_path_problems, model_path_problems, peek_model_type
 from scaleup.records.examples import row_format
 
 Rule = Callable[[RunConfig, Machine], Iterator[Problem]]
@@ -116,6 +118,22 @@ def _parallel(config: RunConfig, machine: Machine) -> Iterator[Problem]:
             yield Problem("parallel.num_processes", what, "use fewer processes, or parallel.device=cpu")
 
 
+def _adapter(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    yield from compat_problems(config)
+    if not isinstance(config, SFTConfig) or config.adapter is None:
+        return
+    adapter = config.adapter
+    if adapter_folder(config.model.path) is not None:
+        what = f"and the model at {config.model.path} is an adapter already"
+        yield Problem("adapter", what, "leave adapter out to train that one further, or name the base model")
+    if isinstance(adapter, SelectiveAdapter) or adapter.path is None:
+        return
+    yield from adapter_path_problems(adapter.path, "adapter.path")
+    given = adapter.model_dump(exclude_defaults=True).keys() - {"type", "path"}
+    for key in sorted(given):
+        yield Problem(f"adapter.{key}", "is settled by the adapter at adapter.path", "leave it out")
+
+
 def _train(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     if not isinstance(config, SFTConfig):
         return
@@ -187,6 +205,7 @@ RULES: list[Rule] = [
     _model,
     _precision,
     _parallel,
+    _adapter,
     batch_size_problems,
     batching_problems,
     _train,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from scaleup.config.schema import ParallelConfig, RunConfig
 from scaleup.config.stages import SFTConfig
 from scaleup.errors import ScaleupError
+from scaleup.plan.compat import allowed
 from scaleup.plan.deepspeed import deepspeed_settings
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
@@ -66,8 +67,8 @@ def available(config: RunConfig) -> list[str]:
     if not isinstance(config, SFTConfig):
         return [whole]
     if parallel.offload_parameters or parallel.offload_optimizer:
-        return candidates(parallel)
-    return [whole, "zero1", "zero2", "zero3", "fsdp2"]
+        return allowed(config, candidates(parallel))
+    return allowed(config, [whole, "zero1", "zero2", "zero3", "fsdp2"])
 
 
 def settle(config: RunConfig, facts: ModelFacts, share: Share, before: str | None) -> tuple[str, str | None]:
@@ -80,7 +81,7 @@ def settle(config: RunConfig, facts: ModelFacts, share: Share, before: str | Non
         return ("single" if parallel.num_processes == 1 else "ddp"), None
     if wanted != "auto":
         return wanted, None
-    tried = candidates(parallel)
+    tried = allowed(config, candidates(parallel))
     if before in tried:
         return before, "as this run began"
     if share.memory is None:

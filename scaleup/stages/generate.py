@@ -12,7 +12,8 @@ from scaleup.data.tokenization import Encoder
 from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.evaluation.generation import generate_answers
 from scaleup.evaluation.report import finish
-from scaleup.models.load import load_model, load_tokenizer
+from scaleup.models.adapted import load_finished
+from scaleup.models.load import load_tokenizer
 from scaleup.plan.types import Plan
 
 
@@ -23,8 +24,8 @@ def run(config: GenerateConfig, plan: Plan, runtime: Runtime, folder: RunFolder)
         prompts = list(chain.from_iterable(read_prompts(config.data, source, "test") for source in sources))
 
     runtime.progress.report("loading the model")
-    tokenizer = load_tokenizer(config.model, plan.model.location)
-    model = load_model(config.model, plan.model).to(runtime.device).eval()
+    tokenizer = load_tokenizer(config.model, plan.model.tokenizer_location or plan.model.location)
+    model = load_finished(config.model, plan.model, config.quantization, config.mixed_precision, runtime.device)
     ids = Encoder(tokenizer, plan.model.task, config.data).prompt_ids(prompts)
     seed_everything(runtime.rank)
     answers = generate_answers(

@@ -95,14 +95,14 @@ class Checkpointer:
         written_by = Layout.read(folder)
         is_direct = written_by.loads_into(self._layout)
         if is_direct:
-            self._runtime.accelerator.load_state(str(folder))
+            self._runtime.load(self._model, folder)
         else:
             self._runtime.put(self._model, self._optimizer, source_of(folder, written_by))
             self._runtime.barrier()
         return is_direct
 
     def _write(self, aside: Path, state: TrainState) -> None:
-        self._runtime.accelerator.save_state(str(aside), safe_serialization=True)
+        self._runtime.save(self._model, aside)
         save_file(_random_state(), _random_file(aside, self._runtime.rank))
         if self._runtime.is_main:
             state.schedule = self._schedule.state_dict()

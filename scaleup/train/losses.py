@@ -25,7 +25,7 @@ def token_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
         with head.labelled(batch.labels):
             return model(**batch.inputs, use_cache=False).logits
     labels, inputs = batch.labels, batch.inputs
-    if _chooses_logits(type(whole)):
+    if _chooses_logits(type(whole.get_base_model() if hasattr(whole, "get_base_model") else whole)):
         columns = (labels != IGNORE).any(dim=0).nonzero().squeeze(1)
         columns = columns if len(columns) else columns.new_zeros(1)
         labels, inputs = labels[:, columns], {**inputs, "logits_to_keep": columns}

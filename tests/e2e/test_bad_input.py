@@ -696,7 +696,94 @@ COMMANDS = [
     bad("plan, too", "error: train.sede: unknown key", changes={"train.sede": 1}, command=("plan", "config.yaml")),
 ]
 
+LORA = {"type": "lora"}
+
+
+def adapter(settings: str = '{"peft_type": "LORA", "base_model_name_or_path": "."}', weights: bool = True) -> Prepare:
+    """A folder `a` with this adapter_config.json."""
+
+    def prepare(folder: Path) -> None:
+        (folder / "a").mkdir()
+        (folder / "a/adapter_config.json").write_text(settings)
+        if weights:
+            (folder / "a/adapter_model.safetensors").write_text("weights")
+
+    return prepare
+
+
+ADAPTERS = [
+    bad(
+        "two adapter keys and a quantization",
+        "error: adapter.rank: unknown key -> valid here: path, type, r, lora_alpha",
+        "error: adapter.lora_dropout: 1 should be less than 1",
+        "error: quantization: '16bit' is not valid -> did you mean '8bit'?",
+        changes={"adapter": {**LORA, "rank": 4, "lora_dropout": 1}, "quantization": "16bit"},
+    ),
+    bad("no type", "error: adapter.type: is missing -> add it", changes={"adapter": {"r": 4}}),
+    bad("a near type", "error: adapter.type: 'loar' is not valid -> did", changes={"adapter": {"type": "loar"}}),
+    bad(
+        "another type's key",
+        "error: adapter.r: unknown key -> valid here: path, type, target_modules, feedforward_modules",
+        changes={"adapter": {"type": "ia3", "r": 4}},
+    ),
+    *(
+        bad(
+            f"{name} is for later",
+            f"error: adapter.type: {name} is not supported yet -> use one of 'lora', 'ia3', 'selective'",
+            changes={"adapter": {"type": name}},
+        )
+        for name in ("prompt_tuning", "prefix_tuning", "adalora")
+    ),
+    bad(
+        "targets that are neither a list nor all of them",
+        "error: adapter.target_modules: 'all-lin' is not valid -> did you mean 'all-linear'?",
+        changes={"adapter": {**LORA, "target_modules": "all-lin"}},
+    ),
+    bad(
+        "targets that the model has not, which only the model can tell",
+        "error: adapter.target_modules: LlamaForCausalLM: Target modules",
+        changes={"adapter": {**LORA, "target_modules": ["q"]}},
+        asks=True,
+    ),
+    bad(
+        "quantized weights without an adapter, and a bad schedule",
+        "error: quantization: quantized weights cannot be trained -> give an adapter",
+        "error: train.warmup_steps: is longer than max_steps 4",
+        changes={"quantization": "4bit", "train.warmup_steps": 9},
+    ),
+    bad(
+        "8 bits under fsdp2",
+        "error: parallel.strategy: fsdp2 cannot shard an 8-bit base",
+        changes={"quantization": "8bit", "adapter": LORA, "parallel.strategy": "fsdp2"},
+    ),
+    bad(
+        "nothing to go on from",
+        "error: adapter.path: nowhere holds no adapter_config.json -> name the folder of an adapter",
+        "error: adapter.r: is settled by the adapter at adapter.path -> leave it out",
+        changes={"adapter": {**LORA, "path": "nowhere", "r": 4}},
+    ),
+    bad(
+        "an adapter on an adapter",
+        "error: adapter: and the model at ",
+        changes={"model.path": "./a", "adapter": LORA},
+        prepare=adapter(),
+    ),
+    bad(
+        "an adapter without weights",
+        "a holds no adapter_model.safetensors -> save the adapter with safetensors",
+        changes={"model.path": "./a"},
+        prepare=adapter(weights=False),
+    ),
+    bad(
+        "an adapter whose base is gone",
+        "is gone: /nowhere/base -> bring it back",
+        changes={"model.path": "./a"},
+        prepare=adapter('{"peft_type": "LORA", "base_model_name_or_path": "/nowhere/base"}'),
+    ),
+]
+
 GROUPS = {
+    "adapter": ADAPTERS,
     "file": FILES,
     "keys": KEYS,
     "values": VALUES,

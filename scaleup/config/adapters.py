@@ -1,0 +1,77 @@
+"""What is trained when not the whole model is: one section a method, with PEFT's own key names and defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from scaleup.config.schema import Count, Float, PathText, Section, Text
+
+Patterns = Annotated[list[Text], Field(min_length=1)]
+
+
+def _list_or_word(value: Any) -> str:
+    return "[list]" if isinstance(value, list) else "[word]"
+
+
+Targets = Annotated[
+    Annotated[Patterns, Tag("[list]")] | Annotated[Literal["all-linear"], Tag("[word]")], Discriminator(_list_or_word)
+]
+Quantization = Literal["8bit", "4bit"]
+
+NOT_YET = ("adalora", "prefix_tuning", "prompt_tuning")
+"""Methods of PEFT that need more of the training loop than a model with more parameters: virtual tokens move the
+labels, and AdaLoRA's ranks are redistributed between steps."""
+
+
+class _Adapter(Section):
+    path: PathText | None = Field(
+        None, description="Go on from this adapter (a folder, or a finished run); its own settings hold."
+    )
+
+
+class LoraAdapter(_Adapter):
+    """Low-rank updates of matrices (Hu et al. 2021); `use_rslora` scales them by the rank's square root, `use_dora`
+    trains magnitudes apart from directions."""
+
+    type: Literal["lora"]
+    r: Count = Field(8, description="The rank of an update.")
+    lora_alpha: Annotated[Float, Field(gt=0)] = Field(8, description="Updates are scaled by lora_alpha / r.")
+    lora_dropout: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    target_modules: Targets | None = Field(
+        None,
+        description="Names that modules end with, or all-linear; by default what PEFT takes for the architecture.",
+    )
+    use_rslora: bool = False
+    use_dora: bool = False
+    modules_to_save: Patterns | None = Field(
+        None, description="Modules trained whole and saved with the adapter, e.g. [lm_head]."
+    )
+    bias: Literal["none", "all", "lora_only"] = Field("none", description="Biases of the base that are trained too.")
+
+
+class IA3Adapter(_Adapter):
+    """A factor for each activation of some modules (Liu et al. 2022)."""
+
+    type: Literal["ia3"]
+    target_modules: Patterns | None = Field(
+        None, description="Names that modules end with; by default those PEFT knows for the architecture."
+    )
+    feedforward_modules: list[Text] | None = Field(
+        None, description="Those of target_modules whose input is scaled instead of their output."
+    )
+    modules_to_save: Patterns | None = Field(None, description="Modules trained whole and saved with the adapter.")
+
+
+class SelectiveAdapter(Section):
+    """Some of the model's own parameters, the others stay as they are. The result is a whole model."""
+
+    type: Literal["selective"]
+    parameters: Patterns = Field(
+        description="Shell patterns over parameter names, e.g. ['*layers.1.*', '*norm*', '*.bias']."
+    )
+
+
+AnyAdapter = LoraAdapter | IA3Adapter | SelectiveAdapter
+AdapterConfig = Annotated[AnyAdapter, Field(discriminator="type")]

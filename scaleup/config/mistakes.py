@@ -1,0 +1,101 @@
+"""Pydantic's findings in the words of a config file: which key, what is wrong with it, and the nearest valid name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from scaleup.config.adapters import NOT_YET
+from scaleup.errors import Problem
+
+Key = tuple[str | int, ...]
+
+
+def real_key(raw: Any, location: tuple[int | str, ...]) -> Key:
+    """Pydantic's location, without the list place that a shorthand like `train: rows.jsonl` never wrote, without the
+    type that a section of several kinds has, and without the kind of value that was tried."""
+    key: list[str | int] = []
+    here: Any = raw
+    for part in location:
+        if isinstance(part, int) and not isinstance(here, list):
+            continue
+        if _is_tag(here, part):
+            continue
+        key.append(part)
+        try:
+            here = here[part]
+        except (KeyError, IndexError, TypeError):
+            here = None
+    return tuple(key)
+
+
+def _is_tag(here: Any, part: int | str) -> bool:
+    """Whether a part of pydantic's location is no key, but the section's `type`, or the `[kind]` of its value."""
+    if isinstance(here, dict):
+        return part not in here and here.get("type") == part
+    return isinstance(part, str) and part.startswith("[")
+
+
+def as_problem(model: type[BaseModel], key: Key, item: dict[str, Any]) -> Problem:
+    where = ".".join(str(part) for part in key)
+    kind = item["type"]
+    if kind == "union_tag_not_found":
+        return Problem(f"{where}.type", "is missing", "add it")
+    if kind == "union_tag_invalid":
+        return _no_such_type(f"{where}.type", **item["ctx"])
+    if kind == "extra_forbidden":
+        valid = _valid_names(model, key[:-1], item["loc"])
+        remedy = suggestion(str(key[-1]), valid) or f"valid here: {', '.join(valid)}"
+        return Problem(where, "unknown key", remedy)
+    if kind == "missing":
+        return Problem(where, "is missing", "add it")
+    if kind == "literal_error":
+        expected = item["ctx"]["expected"]
+        choices = [choice.strip(" '") for choice in expected.replace(" or ", ",").split(",")]
+        return Problem(
+            where,
+            f"{item['input']!r} is not valid",
+            suggestion(str(item["input"]), choices) or f"use one of {expected}",
+        )
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return Problem(where, f"{item['input']!r} {message[0].lower()}{message[1:]}", "mend the value")
+
+
+def _no_such_type(where: str, tag: str, expected_tags: str, **_: Any) -> Problem:
+    types = [choice.strip(" '") for choice in expected_tags.split(",")]
+    if tag in NOT_YET:
+        return Problem(where, f"{tag} is not supported yet", f"use one of {expected_tags}")
+    return Problem(where, f"{tag!r} is not valid", suggestion(tag, types) or f"use one of {expected_tags}")
+
+
+def _valid_names(model: type[BaseModel], parents: Key, location: Sequence[int | str]) -> list[str]:
+    """Of the section at a key; of several kinds, the one that pydantic's location names."""
+    for part in parents:
+        if isinstance(part, int):
+            continue
+        sections = list(_sections_in(model.model_fields[str(part)].annotation))
+        if not sections:
+            return []
+        model = next((kind for kind in sections if _type_of(kind) in location), sections[0])
+    return list(model.model_fields)
+
+
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections_in(part)
+
+
+def _type_of(section: type[BaseModel]) -> str | None:
+    """The value of a section's `type`, if it is one of several kinds."""
+    field = section.model_fields.get("type")
+    return get_args(field.annotation)[0] if field else None
+
+
+def suggestion(name: str, valid: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else ""

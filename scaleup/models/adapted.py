@@ -1,0 +1,52 @@
+"""A config's model as a stage uses it: base weights, quantized or not, and the adapter on top."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scaleup.config.adapters import AnyAdapter, Quantization
+from scaleup.config.schema import ModelConfig
+from scaleup.plan.facts import ModelFacts
+
+from .adapters import adapt, load_adapter
+from .load import load_model
+from .quantized import keep_as_loaded, loading_options
+
+
+def load_base(
+    model: ModelConfig,
+    facts: ModelFacts,
+    quantization: Quantization | None,
+    mixed_precision: str,
+    device: torch.device,
+) -> Any:
+    """The weights at `facts.location` alone: on the CPU, or quantized on `device`."""
+    if quantization is None:
+        return load_model(model, facts)
+    loaded = load_model(model, facts, quantized=loading_options(quantization, mixed_precision, device))
+    keep_as_loaded(loaded)
+    return loaded
+
+
+def make_trainable(model: Any, facts: ModelFacts, adapter: AnyAdapter | None) -> Any:
+    """With a new adapter, with the one that the model's path names, or as it is: all of it is trained."""
+    if adapter is not None:
+        return adapt(model, adapter, facts.task)
+    return load_adapter(model, Path(facts.adapter), trainable=True) if facts.adapter else model
+
+
+def load_finished(
+    model: ModelConfig,
+    facts: ModelFacts,
+    quantization: Quantization | None,
+    mixed_precision: str,
+    device: torch.device,
+) -> Any:
+    """On `device`, for evaluation: with the adapter that the model's path names."""
+    loaded = load_base(model, facts, quantization, mixed_precision, device)
+    if quantization is None:
+        loaded = loaded.to(device)
+    return (load_adapter(loaded, Path(facts.adapter), trainable=False) if facts.adapter else loaded).eval()

@@ -1,0 +1,108 @@
+"""Adapters: what is trained on top of a model that stays as it is. PEFT's, saved so that plain PEFT loads them again,
+and our own `selective`, which trains some of the model's parameters."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scaleup.config.adapters import AnyAdapter, IA3Adapter, LoraAdapter, SelectiveAdapter
+from scaleup.errors import ScaleupError
+from scaleup.plan.model_path import adapter_folder
+
+from .load import first_line
+
+TASK_TYPES = {"causal_lm": "CAUSAL_LM", "seq2seq_lm": "SEQ_2_SEQ_LM"}
+
+
+def adapt(model: Any, adapter: AnyAdapter, task: str, revision: str | None = None) -> Any:
+    """The model with a new adapter, or one to go on from; only what it trains has gradients.
+
+    Raises ScaleupError at `adapter.target_modules`, `adapter.parameters` or `adapter.path`."""
+    if isinstance(adapter, SelectiveAdapter):
+        return _select(model, adapter.parameters)
+    if adapter.path is not None:
+        folder = adapter_folder(adapter.path)
+        assert folder is not None, "the plan has looked for it"
+        return load_adapter(model, folder, trainable=True, where="adapter.path")
+    return _wrapped(model, peft_config(adapter, task), revision)
+
+
+def shell_adapted(shell: Any, adapter: AnyAdapter | None, folder: Path | None, task: str) -> Any:
+    """What `adapt` or `load_adapter` would make, of a model without storage: only shapes are read."""
+    from peft import PeftConfig
+
+    if adapter is not None and (isinstance(adapter, SelectiveAdapter) or adapter.path is None):
+        return adapt(shell, adapter, task)
+    if folder is None and adapter is not None and not isinstance(adapter, SelectiveAdapter) and adapter.path:
+        folder = adapter_folder(adapter.path)
+    if folder is None:
+        return shell
+    settings = PeftConfig.from_pretrained(str(folder))
+    settings.inference_mode = False
+    return _wrapped(shell, settings, None)
+
+
+def load_adapter(model: Any, folder: Path, trainable: bool, where: str = "model.path") -> Any:
+    """The model with a saved adapter. Raises ScaleupError at `where` if it does not fit."""
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        what = f"the adapter {folder} does not fit {type(model).__name__}: {first_line(error)}"
+        raise ScaleupError.of(where, what, "name the base model that it was trained on") from error
+    return adapted
+
+
+def save_adapter(model: Any, folder: Path, trained: dict[str, torch.Tensor]) -> None:
+    """`adapter_config.json` and `adapter_model.safetensors`, of the trained parameters by their names in the model."""
+    model.save_pretrained(str(folder), state_dict=trained, save_embedding_layers=False)
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether a model's result is an adapter, not a whole model."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def peft_config(adapter: LoraAdapter | IA3Adapter, task: str) -> Any:
+    from peft import IA3Config, LoraConfig
+
+    settings = adapter.model_dump(exclude={"type", "path"})
+    if isinstance(adapter, LoraAdapter):
+        return LoraConfig(task_type=TASK_TYPES[task], **settings)
+    return IA3Config(task_type=TASK_TYPES[task], **settings)
+
+
+def _wrapped(model: Any, settings: Any, revision: str | None) -> Any:
+    from peft import get_peft_model
+
+    try:
+        return get_peft_model(model, settings, revision=revision)
+    except ValueError as error:
+        names = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_matrix(module)})
+        what = f"{type(model).__name__}: {first_line(error)}"
+        raise ScaleupError.of("adapter.target_modules", what, f"name some of {', '.join(names)}") from error
+
+
+def _is_matrix(module: torch.nn.Module) -> bool:
+    return getattr(getattr(module, "weight", None), "ndim", 0) == 2
+
+
+def _select(model: Any, patterns: list[str]) -> Any:
+    """Freeze everything but the parameters whose name, or another name of theirs, matches a pattern."""
+    chosen: set[torch.nn.Parameter] = set()
+    for pattern in patterns:
+        found = {p for name, p in model.named_parameters(remove_duplicate=False) if fnmatchcase(name, pattern)}
+        if not found:
+            some = ", ".join(name for name, _ in list(model.named_parameters())[-3:])
+            what = f"{pattern!r} matches no parameter of {type(model).__name__}"
+            raise ScaleupError.of("adapter.parameters", what, f"its names are like {some}")
+        chosen |= found
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter in chosen)
+    return model

@@ -1,0 +1,171 @@
+"""Which strategy, quantization, adapter and precision train together: the one table that the planner refuses by and
+docs/compatibility.md is written from.
+
+What cannot work is refused, with a reason and what to do instead. What a test trains and compares is ok. The rest is
+untested here: it may run, and the plan says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+from scaleup.config.schema import RunConfig
+from scaleup.config.stages import SFTConfig
+from scaleup.errors import Problem
+from scaleup.plan.model_path import adapter_folder, saved_type
+
+STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
+QUANTIZATIONS = (None, "8bit", "4bit")
+ADAPTERS = ("full", "selective", "lora", "dora", "ia3")
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Cell:
+    strategy: str
+    quantization: str | None
+    adapter: str
+    """A config's `adapter.type`; dora is lora with use_dora, full is no adapter."""
+    precision: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    status: Literal["ok", "refused", "untested here"]
+    where: str = ""
+    """The config key to change."""
+    reason: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Every cell whose parts are among these; an empty set stands for all."""
+
+    where: str
+    reason: str
+    remedy: str
+    strategies: frozenset[str] = frozenset()
+    quantizations: frozenset[str | None] = frozenset()
+    adapters: frozenset[str] = frozenset()
+
+    def covers(self, cell: Cell) -> bool:
+        pairs = (
+            (cell.strategy, self.strategies),
+            (cell.quantization, self.quantizations),
+            (cell.adapter, self.adapters),
+        )
+        return all(not among or part in among for part, among in pairs)
+
+
+_QUANTIZED: frozenset[str | None] = frozenset({"8bit", "4bit"})
+
+REFUSALS = (
+    Refusal(
+        "quantization",
+        "quantized weights cannot be trained",
+        "give an adapter, e.g. adapter: {type: lora}, or leave quantization out",
+        quantizations=_QUANTIZED,
+        adapters=frozenset({"full"}),
+    ),
+    Refusal(
+        "adapter.type",
+        "selective saves the whole model, and a quantized one cannot be saved whole",
+        "use lora, or leave quantization out",
+        quantizations=_QUANTIZED,
+        adapters=frozenset({"selective"}),
+    ),
+    Refusal(
+        "parallel.strategy",
+        "fsdp2 cannot shard an 8-bit base: torch makes plain parameters of it, and the scales of its rows are lost",
+        "use ddp, zero1 or zero2",
+        strategies=frozenset({"fsdp2"}),
+        quantizations=frozenset({"8bit"}),
+    ),
+    Refusal(
+        "parallel.strategy",
+        "fsdp2's checkpoints hold every weight, and a quantized base must not travel in them",
+        "use ddp, zero1 or zero2",
+        strategies=frozenset({"fsdp2"}),
+        quantizations=frozenset({"4bit"}),
+    ),
+    Refusal(
+        "parallel.strategy",
+        "zero3 does not shard an 8-bit base: bitsandbytes keeps a whole copy of every matrix on each rank",
+        "use ddp, zero1 or zero2",
+        strategies=frozenset({"zero3"}),
+        quantizations=frozenset({"8bit"}),
+    ),
+    Refusal(
+        "parallel.strategy",
+        "whether zero3 shards a 4-bit base has not been measured",
+        "use ddp, zero1 or zero2",
+        strategies=frozenset({"zero3"}),
+        quantizations=frozenset({"4bit"}),
+    ),
+)
+
+PROVEN: frozenset[Cell] = frozenset(
+    [Cell("single", None, "full", "bf16")]
+    + [Cell(strategy, None, "full", "no") for strategy in STRATEGIES]
+    + [Cell(strategy, None, "full", "bf16") for strategy in ("zero1", "zero2", "zero3", "fsdp2")]
+)
+"""What tests/invariants train and compare: test_one_trajectory and test_strategies, of whole models so far."""
+
+
+def verdict(cell: Cell) -> Verdict:
+    for refusal in REFUSALS:
+        if refusal.covers(cell):
+            return Verdict("refused", refusal.where, refusal.reason, refusal.remedy)
+    return Verdict("ok") if cell in PROVEN else Verdict("untested here")
+
+
+def table() -> Iterator[tuple[Cell, Verdict]]:
+    for strategy, quantization, adapter, precision in product(STRATEGIES, QUANTIZATIONS, ADAPTERS, PRECISIONS):
+        cell = Cell(strategy, quantization, adapter, precision)
+        yield cell, verdict(cell)
+
+
+def cell_of(config: SFTConfig, strategy: str | None = None) -> Cell:
+    """Of a config, under its own strategy or another."""
+    return Cell(
+        strategy or config.parallel.strategy, config.quantization, _adapter_of(config), str(config.mixed_precision)
+    )
+
+
+def compat_problems(config: RunConfig) -> Iterator[Problem]:
+    """What the table refuses. Under auto, what it refuses with every strategy."""
+    if not isinstance(config, SFTConfig):
+        return
+    found = verdict(cell_of(config))
+    if found.status == "refused":
+        yield Problem(found.where, found.reason, found.remedy)
+
+
+def allowed(config: SFTConfig, strategies: list[str]) -> list[str]:
+    """Those that the table does not refuse."""
+    return [name for name in strategies if verdict(cell_of(config, name)).status != "refused"]
+
+
+def untested_notes(config: RunConfig, strategy: str) -> list[str]:
+    if not isinstance(config, SFTConfig):
+        return []
+    cell = cell_of(config, strategy)
+    if verdict(cell).status != "untested here":
+        return []
+    parts = [strategy, *([cell.quantization] if cell.quantization else []), cell.adapter]
+    together = " with ".join(parts)
+    return [f"{together} in precision {cell.precision} is not covered by this project's tests: docs/compatibility.md"]
+
+
+def _adapter_of(config: SFTConfig) -> str:
+    adapter = config.adapter
+    saved = config.model.path if adapter is None else getattr(adapter, "path", None)
+    folder = adapter_folder(saved) if saved else None
+    if folder is not None:
+        return saved_type(folder)
+    if adapter is None:
+        return "full"
+    return "dora" if getattr(adapter, "use_dora", False) else adapter.type

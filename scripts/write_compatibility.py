@@ -1,0 +1,56 @@
+"""Write docs/compatibility.md from the planner's own table, so that the page cannot lag behind.
+
+python scripts/write_compatibility.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from scaleup.plan.compat import ADAPTERS, PRECISIONS, QUANTIZATIONS, REFUSALS, STRATEGIES, Cell, verdict
+
+PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
+
+HEAD = """# What trains together
+
+Written by `scripts/write_compatibility.py` from `scaleup/plan/compat.py`, which the planner refuses by; do not edit.
+Of stage `sft`. **ok**: a test trains it and compares it with other strategies. **refused**: with the number of the
+reason below. *untested*: it may run, and the plan says that no test of this project covers it.
+"""
+
+
+def page() -> str:
+    parts = [HEAD]
+    for quantization in QUANTIZATIONS:
+        for precision in PRECISIONS:
+            parts.append(_section(quantization, precision))
+    parts.append("\n## Why, and what to do instead\n\n")
+    parts += [f"{i}. `{r.where}`: {r.reason}. Instead: {r.remedy}.\n" for i, r in enumerate(REFUSALS, start=1)]
+    return "".join(parts)
+
+
+def _section(quantization: str | None, precision: str) -> str:
+    lines = [
+        "",
+        f"## {quantization or 'not quantized'}, precision {precision}",
+        "",
+        f"| adapter | {' | '.join(STRATEGIES)} |",
+        "|---|" + "---|" * len(STRATEGIES),
+    ]
+    for adapter in ADAPTERS:
+        cells = [_shown(Cell(strategy, quantization, adapter, precision)) for strategy in STRATEGIES]
+        lines.append(f"| {adapter} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(cell: Cell) -> str:
+    status = verdict(cell).status
+    if status == "refused":
+        return f"refused {next(i for i, refusal in enumerate(REFUSALS, start=1) if refusal.covers(cell))}"
+    return "**ok**" if status == "ok" else "*untested*"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE}", file=sys.stderr)

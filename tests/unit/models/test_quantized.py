@@ -1,0 +1,113 @@
+"""Bases in 8 and 4 bits: what is quantized and how large it is, and that an evaluation leaves it alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.functional import has_avx512bf16
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from pydantic import TypeAdapter
+
+from scaleup.config.adapters import AdapterConfig
+from scaleup.config.schema import ModelConfig
+from scaleup.models.adapted import load_base, load_finished
+from scaleup.models.adapters import adapt
+from scaleup.models.facts import model_facts
+from scaleup.plan.facts import AskedModel, ModelFacts
+from scaleup.plan.memory import quantized_bytes
+
+CPU = torch.device("cpu")
+BITS = ("8bit", "4bit")
+MODELS = ("tiny-llama", "tiny-t5", "tiny-gpt2")
+LORA = TypeAdapter(AdapterConfig).validate_python({"type": "lora", "r": 4})
+
+
+def loaded(model: str, bits: Any, precision: str = "no") -> tuple[Any, ModelFacts]:
+    facts = model_facts(AskedModel(path=f"builtin:{model}", quantization=bits))
+    return load_base(ModelConfig(path=facts.location), facts, bits, precision, CPU), facts
+
+
+def bytes_of(module: Any) -> int:
+    if isinstance(module, Linear8bitLt):
+        scales = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
+        return module.weight.nbytes + scales.nbytes
+    state = module.weight.quant_state
+    parts = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
+    return module.weight.nbytes + sum(part.nbytes for part in parts)
+
+
+def batch(facts: ModelFacts) -> dict[str, torch.Tensor]:
+    ids = torch.arange(5, 45).view(2, 20)
+    return {"input_ids": ids} | ({"decoder_input_ids": ids[:, :6]} if facts.task == "seq2seq_lm" else {})
+
+
+def gradients(model: Any, facts: ModelFacts) -> dict[str, torch.Tensor]:
+    model.train()
+    model.zero_grad()
+    model(**batch(facts)).logits.float().logsumexp(-1).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("model", MODELS)
+def test_what_is_quantized_is_what_the_plan_counts(model: str, bits: str) -> None:
+    base, facts = loaded(model, bits)
+    kind = Linear8bitLt if bits == "8bit" else Linear4bit
+    modules = [module for module in base.modules() if isinstance(module, kind)]
+    assert type(base.get_output_embeddings()) is torch.nn.Linear
+    counted = [tensors for tensors in facts.tensors if tensors.quantized]
+    assert sum(tensors.count for tensors in counted) == len(modules) > 0
+    said = sum(tensors.count * quantized_bytes(tensors.shape, bits) for tensors in counted)
+    assert said == sum(bytes_of(module) for module in modules)
+    plain = model_facts(ModelConfig(path=f"builtin:{model}"))
+    assert facts.num_parameters == plain.num_parameters
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("model", ["tiny-llama", "tiny-t5"])
+def test_an_evaluation_does_not_change_gradients(model: str, bits: str, precision: str) -> None:
+    base, facts = loaded(model, bits, precision)
+    trained = adapt(base, LORA, facts.task)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if "lora_B" in name:  # zeros at first, and then half of the gradients are zeros too
+                parameter.normal_(std=0.1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        before = gradients(trained, facts)
+        with torch.no_grad():
+            trained.eval()(**batch(facts))
+        after = gradients(trained, facts)
+    assert before.keys() == after.keys() and all("lora" in name for name in before)
+    assert all(bool(gradient.abs().max() > 0) for gradient in before.values())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_it_is_near_the_model_it_was(bits: str) -> None:
+    facts = model_facts(ModelConfig(path="builtin:tiny-llama"))
+    config = ModelConfig(path=facts.location)
+    with torch.no_grad():
+        low, high = (load_finished(config, facts, b, "no", CPU)(**batch(facts)).logits for b in (bits, None))
+    assert 0 < (low - high).abs().mean() < 0.3 * high.abs().mean()
+
+
+@pytest.mark.skipif(not has_avx512bf16(), reason="only there does bitsandbytes lay 4-bit weights out anew")
+def test_without_the_guard_an_evaluation_would_change_them() -> None:
+    """Otherwise the test above would prove nothing."""
+    base, facts = loaded("tiny-llama", "4bit")
+    weight = base.model.layers[0].mlp.up_proj.weight
+    before = weight.data.clone()
+    with torch.no_grad():
+        base.eval()(**batch(facts))
+    assert torch.equal(weight.data, before)
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = True
+    with torch.no_grad():
+        base(**batch(facts))
+    after = base.model.layers[0].mlp.up_proj.weight.data
+    assert after.shape != before.shape or not torch.equal(after, before)

@@ -1,0 +1,60 @@
+"""The one table: every refused cell is refused by the planner with its message, and the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from scaleup.errors import ScaleupError
+from scaleup.plan.compat import Cell, Verdict, table, verdict
+from scaleup.plan.types import Plan
+
+ADAPTERS: dict[str, dict[str, Any] | None] = {
+    "full": None,
+    "selective": {"type": "selective", "parameters": ["*"]},
+    "lora": {"type": "lora"},
+    "dora": {"type": "lora", "use_dora": True},
+    "ia3": {"type": "ia3"},
+}
+CELLS = [(cell, found) for cell, found in table() if cell.precision == "no"]
+
+
+def changes(cell: Cell) -> dict[str, Any]:
+    count = 1 if cell.strategy == "single" else 2
+    return {
+        "parallel.strategy": cell.strategy,
+        "parallel.num_processes": count,
+        "quantization": cell.quantization,
+        "adapter": ADAPTERS[cell.adapter],
+        "mixed_precision": cell.precision,
+    }
+
+
+@pytest.mark.parametrize(("cell", "found"), CELLS, ids=lambda part: "-".join(map(str, vars(part).values()))[:40])
+def test_the_planner_reads_the_table(plan: Callable[..., Plan], cell: Cell, found: Verdict) -> None:
+    if found.status == "refused":
+        with pytest.raises(ScaleupError) as caught:
+            plan(changes(cell))
+        [problem] = caught.value.problems
+        assert (problem.where, problem.what, problem.remedy) == (found.where, found.reason, found.remedy)
+        return
+    notes = [note for note in plan(changes(cell)).notes if "docs/compatibility.md" in note]
+    assert len(notes) == (found.status == "untested here")
+
+
+def test_auto_passes_over_what_is_refused(plan: Callable[..., Plan]) -> None:
+    found = plan(
+        {"parallel.strategy": "auto", "parallel.num_processes": 2, "quantization": "8bit", "adapter": {"type": "lora"}},
+        memory=2**40,
+    )
+    assert found.groups[0].strategy == "ddp"
+    assert {held.strategy for held in found.memory} == {"ddp", "zero1", "zero2"}
+
+
+def test_every_cell_has_a_verdict() -> None:
+    found = dict(table())
+    assert len(found) == 6 * 3 * 5 * 3
+    assert verdict(Cell("zero2", "8bit", "full", "no")).status == "refused"
+    assert all(v.reason and v.remedy and v.where for v in found.values() if v.status == "refused")
