@@ -1,4 +1,4 @@
-"""What the plan says a rank holds, against the tensors of two real processes. The whole table: benchmarks/memory.md."""
+"""What the plan says a rank holds, against the tensors of two real processes. The tables: benchmarks/memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ CASES = ["ddp,2,no,adamw", "zero2,2,no,adamw", "zero3,2,bf16,adamw", "fsdp2,2,bf
 def rows(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> list[dict[str, str | int]]:
     """All cases from one process: its ranks are forked, so libraries are imported once."""
     out = tmp_path_factory.mktemp("memory") / "rows.json"
-    result = python(repository / "benchmarks" / "memory.py", "--json", out, *CASES, cwd=repository, timeout=280)
+    script = repository / "benchmarks" / "memory" / "held.py"
+    result = python(script, "--json", out, *CASES, cwd=repository, timeout=280)
     assert result.code == 0, f"{result.stdout}\n{result.stderr}"
     return json.loads(out.read_text())
 
