@@ -200,7 +200,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
-    buckets = [patch(f"scaleup.plan.{module}.BUCKET", BUCKET) for module in ("deepspeed", "memory")]
+    buckets = [patch(f"scaleup.plan.{module}.BUCKET", BUCKET) for module in ("deepspeed", "memory", "peak")]
     with tempfile.TemporaryDirectory() as folder, buckets[0], buckets[1]:
         build_models(Path(folder))
         for case in arguments.cases:

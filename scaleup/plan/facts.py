@@ -3,6 +3,7 @@ weights (`python -m scaleup.train.describe`), and hands it back as JSON."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import prod
 from typing import Literal
 
@@ -68,6 +69,15 @@ class Footprint(BaseModel):
     def most(self, held: float) -> int:
         """At the fullest moment, if the share `held` of the settled gradients is counted."""
         return max(int(activations + held * gradients) for activations, gradients in self.moments)
+
+    def after(self, settled: int) -> int:
+        """At the fullest moment, gradients not counted, once so many of their bytes have settled; at most, for moments
+        between two that are known are taken to lie on the line."""
+        later = [activations for activations, gradients in self.moments if gradients >= settled]
+        for (most, before), (least, behind) in pairwise(self.moments):
+            if before < settled < behind:
+                later.append(most + (least - most) * (settled - before) // (behind - before))
+        return max(later, default=0)
 
 
 class ModelFacts(BaseModel):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from scaleup.config.stages import SFTConfig
 from scaleup.plan.batches import accumulation, micro_batch
+from scaleup.plan.deepspeed import BUCKET
 from scaleup.plan.facts import Arithmetic, Footprint, MicroBatch, ModelFacts
 from scaleup.plan.memory import FLOAT32, moments, training_memory, width_of
 from scaleup.plan.types import MemoryPlan
@@ -42,19 +43,24 @@ def predicted_memory(facts: ModelFacts, config: SFTConfig, strategy: str, proces
     if footprint is None:
         return held
     most, step = footprint.most(0.0), _step(held, config)
-    backward = held.total + most - _not_yet(held, footprint, accumulation(config) > 1)
     logits = min(most, footprint.logits)
-    peak = max(backward, held.weights + held.optimizer + step)
+    peak = max(_backward(held, footprint, config, processes), held.weights + held.optimizer + step)
     return held.model_copy(update={"activations": most - logits, "logits": logits, "step": step, "peak": peak})
 
 
-def _not_yet(held: MemoryPlan, footprint: Footprint, accumulates: bool) -> int:
-    """What of the gradients is not there, or not beside the most activations. `single` and ZeRO-1 hold gradients as
-    they come, after which DDP and the others have buffers for all of them from the start."""
-    if held.strategy not in ("single", "zero1") or accumulates:
-        return 0
-    most, together = footprint.most(0.0), footprint.most(1.0)
-    return held.gradients + most - together
+def _backward(held: MemoryPlan, footprint: Footprint, config: SFTConfig, processes: int) -> int:
+    """The fullest moment from the start of a forward to the end of a backward pass. `single` and ZeRO-1 hold gradients
+    as they come, where the others have space for all of theirs from the start. While DeepSpeed reduces a bucket there
+    is a copy of it, the first once a bucket is full."""
+    most = footprint.most(0.0)
+    if held.strategy in ("single", "zero1") and accumulation(config) == 1:
+        most = footprint.most(1.0) - held.gradients
+    if not held.strategy.startswith("zero") or processes == 1:
+        return held.total + most
+    bucket = width_of(config) * BUCKET
+    settled = footprint.moments[-1][1]
+    copied = footprint.after(bucket) + bucket if settled > bucket else footprint.after(settled) + settled
+    return held.total + max(most, copied)
 
 
 def _step(held: MemoryPlan, config: SFTConfig) -> int:
