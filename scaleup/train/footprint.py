@@ -2,8 +2,8 @@
 
 torch's FakeTensorMode runs every operation of the architecture with shapes only, as a CPU would choose them (sdpa's
 flash kernel, or plain products where there is dropout), so nothing is loaded and a model of 70 billion parameters takes
-seconds. A dispatch mode beside it adds up the storages that are alive after each operation; torch's own MemTracker
-does the same with a breakdown by module, at twenty times the cost."""
+seconds. A dispatch mode beside it adds up the storages that are alive after each operation. torch's own MemTracker
+does that too, module by module, but not what gradients there are at each moment, which is what strategies differ in."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def trace(model: Any, batch_shape: tuple[int, int], arithmetic: Arithmetic, pack
     with fake:
         _make_fake(model, LOW if arithmetic == "low" else torch.float32)
         model.train()
-        with _values_assumed():
+        with _ValuesAssumed():
             fuse_head(model)
         with alive, _autocast(model) if arithmetic == "autocast" else nullcontext():
             alive.ignore(model)
@@ -218,7 +218,7 @@ def _autocast(model: Any) -> Iterator[None]:
         del model.forward
 
 
-class _values_assumed(TorchDispatchMode):
+class _ValuesAssumed(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = _assumed(function, args)
         return function(*args, **(kwargs or {})) if result is None else result
