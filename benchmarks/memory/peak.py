@@ -2,7 +2,7 @@
 
 Run it from the repository's root, after `make setup`; it needs no network and no GPU:
 
-    .venv/bin/python benchmarks/memory/peak.py --markdown                every case, as benchmarks/memory/peak.md has it
+    .venv/bin/python benchmarks/memory/peak.py --markdown                every case, as a table
     .venv/bin/python benchmarks/memory/peak.py --json OUT ddp,2,no,on,64 these cases only, the rows also as JSON
 
 A case is STRATEGY,PROCESSES,PRECISION,CHECKPOINTING,LENGTH[,MODEL]: checkpointing is on or off, a model is llama, gpt2
@@ -123,7 +123,9 @@ def build_models(folder: Path) -> None:
     wide = {"vocab_size": 2003, "hidden_size": 384, "intermediate_size": 1001, "num_hidden_layers": 8}
     heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 512}
     llama = LlamaForCausalLM(LlamaConfig(**wide, **heads, tie_word_embeddings=False))
-    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=2003, n_embd=384, n_layer=5, n_head=6, n_positions=512))
+    gpt2 = GPT2LMHeadModel(
+        GPT2Config(vocab_size=2003, n_embd=384, n_layer=5, n_head=6, n_positions=512, bos_token_id=0, eos_token_id=1)
+    )
     shape = {"d_model": 320, "d_kv": 64, "d_ff": 800, "num_layers": 4, "num_heads": 5, "dropout_rate": 0.0}
     t5 = T5ForConditionalGeneration(
         T5Config(vocab_size=2003, **shape, feed_forward_proj="gated-gelu", decoder_start_token_id=0)

@@ -4,7 +4,7 @@ optimizer's temporaries. In bytes.
 Moments differ: activations are gone when the optimizer steps, and where nothing communicates a gradient takes space
 only once it is there. So the peak is less than the sum of all parts. How many bytes a micro-batch needs beside weights
 is traced on the model itself (train/footprint.py); which of the settled gradients a strategy keeps, and what its step
-takes, was measured: docs/design/memory.md."""
+takes: docs/design/memory.md."""
 
 from __future__ import annotations
 
