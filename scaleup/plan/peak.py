@@ -49,16 +49,15 @@ def predicted_memory(facts: ModelFacts, config: SFTConfig, strategy: str, proces
 
 
 def _backward(held: MemoryPlan, footprint: Footprint, config: SFTConfig, processes: int) -> int:
-    """The fullest moment from the start of a forward to the end of a backward pass. `single` and ZeRO-1 hold gradients
-    as they come, where the others have space for all of theirs from the start. While DeepSpeed reduces a bucket there
-    is a copy of it, the first once a bucket is full."""
-    most = footprint.most(0.0)
-    if held.strategy in ("single", "zero1") and accumulation(config) == 1:
-        most = footprint.most(1.0) - held.gradients
+    """The fullest moment from the start of a forward to the end of a backward pass. `single`, ZeRO-1 and FSDP2 hold
+    gradients as they come, where the others have space for all of theirs from the start. While DeepSpeed reduces a
+    bucket there is a copy of it, the first once a bucket is full."""
+    most, settled = footprint.most(0.0), footprint.moments[-1][1]
+    if held.strategy in ("single", "zero1", "fsdp2") and accumulation(config) == 1 and settled:
+        most = footprint.most(held.gradients / settled) - held.gradients
     if not held.strategy.startswith("zero") or processes == 1:
         return held.total + most
     bucket = width_of(config) * BUCKET
-    settled = footprint.moments[-1][1]
     copied = footprint.after(bucket) + bucket if settled > bucket else footprint.after(settled) + settled
     return held.total + max(most, copied)
 

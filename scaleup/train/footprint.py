@@ -56,7 +56,7 @@ def trace(model: Any, batch_shape: tuple[int, int], arithmetic: Arithmetic, pack
             with alive.head(model.get_output_embeddings()):
                 loss = token_loss_sum(model, batch)
                 forward = alive.bytes
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
     return Timeline(forward, alive.logits, alive.moments)
 
 

@@ -44,7 +44,13 @@ def test_one_process_has_gradients_as_they_come() -> None:
     assert accumulated.peak == held.total + 9000
 
 
-@pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp2"])
+def test_shards_of_gradients_come_one_by_one() -> None:
+    """At the second moment 2000 of 3600 bytes of gradients are there, on two ranks half of each."""
+    held, plan = both("fsdp2", 2)
+    assert plan.peak == held.total - held.gradients + 9000
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
 def test_shards_and_buffers_are_there_beside_activations(strategy: str) -> None:
     held, plan = both(strategy, 2)
     assert plan.peak == held.total + 9000
