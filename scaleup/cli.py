@@ -47,12 +47,21 @@ def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Plan for so many GPUs in all, not for this machine.")] = None,
+    gpu_memory: Annotated[float | None, typer.Option(min=0.1, help="GiB of each of these GPUs.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="The machines that they are in; by default one.")] = None,
+    flops: Annotated[float | None, typer.Option(min=0.001, help="TFLOP/s of one device at this precision.")] = None,
+    utilisation: Annotated[float, typer.Option(min=0.01, max=1, help="The share of it that a run gets.")] = 0.4,
 ) -> None:
-    """Show what a config would do: groups, batches, memory, and everything it would be refused for."""
+    """Show what a config would do: groups, batches, memory, compute, and everything it would be refused for."""
     from scaleup.launcher.show import show_plan
+    from scaleup.plan.compute import Rate
+    from scaleup.plan.described import described_machine
     from scaleup.plan.resolve import resolve
 
-    _, resolved = resolve(load_leniently(config, overrides or ()), check_run_folder=False)
+    machine, changes = described_machine(gpus, gpu_memory, nodes, overrides or ())
+    loaded = load_leniently(config, changes)
+    _, resolved = resolve(loaded, machine, check_run_folder=False, rate=Rate(flops, utilisation))
     if as_json:
         print(json.dumps(resolved.model_dump(mode="json"), indent=2))
     else:

@@ -48,7 +48,8 @@ class Engine(Protocol):
         step. Raises NonFiniteError."""
 
     def full_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
-        """The whole model's float32 weights and its buffers on rank 0, shared ones once. Every rank must call it."""
+        """The whole model's float32 weights and its buffers on rank 0, shared ones once, of a model that is trained
+        whole. Every rank must call it."""
 
     def trained_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
         """As full_state, of the trained parameters only. Every rank must call it."""
@@ -190,14 +191,7 @@ class DeepSpeedEngine:
 
     def full_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
         """One parameter at a time, from the float32 master weights: only rank 0 ever holds them all."""
-        from deepspeed.zero import GatheredParameters
-
         state = self.trained_state(accelerator, model)
-        for name, parameter in model.module.named_parameters():
-            if not parameter.requires_grad:
-                with GatheredParameters([parameter]):
-                    if accelerator.is_main_process:
-                        state[name] = parameter.detach().float().cpu().clone()
         saved = model.module.state_dict().keys()
         return state | {name: buffer.cpu() for name, buffer in model.module.named_buffers() if name in saved}
 

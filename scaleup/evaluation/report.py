@@ -16,8 +16,9 @@ from scaleup.artifacts.files import folder_aside, write_text
 from scaleup.artifacts.manifest import Manifest, file_sizes, write_manifest
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.stages import SFTConfig
-from scaleup.distributed.runtime import Runtime
-from scaleup.models.adapters import is_adapted, save_adapter
+from scaleup.distributed.runtime import Runtime, is_partly_frozen
+from scaleup.models.adapters import is_adapted, save_adapter, save_over_base
+from scaleup.models.load import load_model
 from scaleup.plan.types import Plan
 from scaleup.train.state import TrainState
 
@@ -35,13 +36,16 @@ def finish_training(
     """Write model, card, plot and manifest from rank 0; the other ranks wait for it."""
     runtime.progress.report("writing the model")
     whole: Any = runtime.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    weights = runtime.trained_state(model) if is_adapted(whole) else runtime.full_state(model)
+    partly = is_partly_frozen(whole)
+    weights = runtime.trained_state(model) if partly else runtime.full_state(model)
     if runtime.is_main:
         lines = read_metrics(run.metrics_file)
         metrics = summary(lines, state, num_dropped)
         with folder_aside(run.model) as aside:
             if is_adapted(whole):
                 save_adapter(whole, aside, weights)
+            elif partly:
+                save_over_base(load_model(config.model, plan.model), aside, weights)
             else:
                 whole.save_pretrained(aside, state_dict=weights)
             tokenizer.save_pretrained(aside)

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from scaleup.artifacts.files import read_json
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.plan.types import BatchPlan, MemoryPlan, Plan
+from scaleup.launcher.show_memory import compute_lines, show_memory
+from scaleup.plan.types import BatchPlan, Plan
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -33,11 +34,13 @@ def show_plan(console: Console, plan: Plan) -> None:
         )
         unknown = f"known once the rows are {'read' if batch.unit == 'rows' else 'tokenized'}"
         facts.add_row("steps", unknown if batch.num_steps is None else f"{batch.num_steps:,}")
+    for key, value in compute_lines(plan):
+        facts.add_row(key, value)
     for note in plan.notes:
         facts.add_row("note", note)
     facts.add_row("run folder", plan.run_folder)
     console.print(facts)
-    console.print(_memory_table(plan.memory, plan.groups[0].strategy))
+    show_memory(console, plan)
 
 
 def _batch(batch: BatchPlan, world: int) -> str:
@@ -46,26 +49,6 @@ def _batch(batch: BatchPlan, world: int) -> str:
         together = batch.tokens * batch.global_batch
         return f"up to {batch.tokens:,} tokens {split} up to {together:,}, padding included"
     return f"{batch.micro_batch} {batch.unit} {split} {batch.global_batch}"
-
-
-def _memory_table(rows: list[MemoryPlan], chosen: str) -> Table:
-    """What no strategy holds has no column."""
-    table = Table(title="memory a rank holds at most (activations come on top)", title_justify="left")
-    parts = ["weights", "gradients", "optimizer", *(part for part in ("buffers", "host") if _is_held(rows, part))]
-    columns = [*(part for part in parts if part != "host"), "together", *(part for part in parts if part == "host")]
-    for column in ("strategy", *columns):
-        table.add_column(
-            "offloaded" if column == "host" else column, justify="left" if column == "strategy" else "right"
-        )
-    for row in rows:
-        sizes = {**row.model_dump(), "together": row.total}
-        name = f"{row.strategy} (this run)" if row.strategy == chosen else row.strategy
-        table.add_row(name, *(mebibytes(sizes[column]) for column in columns))
-    return table
-
-
-def _is_held(rows: list[MemoryPlan], part: str) -> bool:
-    return any(getattr(row, part) for row in rows)
 
 
 def show_training(console: Console, run: RunFolder) -> None:
@@ -97,10 +80,6 @@ def show_generations(console: Console, run: RunFolder) -> None:
     for answer in read_json(run.path / "generations.json"):
         console.print(answer["prompt"], style="dim", end="", markup=False, highlight=False)
         console.print(answer["completion"], markup=False, highlight=False)
-
-
-def mebibytes(size: int) -> str:
-    return f"{size / 2**20:,.1f} MiB"
 
 
 def _pairs(title: str) -> Table:

@@ -64,6 +64,13 @@ def save_adapter(model: Any, folder: Path, trained: dict[str, torch.Tensor]) -> 
     model.save_pretrained(str(folder), state_dict=trained, save_embedding_layers=False)
 
 
+def save_over_base(base: Any, folder: Path, trained: dict[str, torch.Tensor]) -> None:
+    """A whole model of which a part was trained. The rest is read from the base again: it is not rounded then, whatever
+    precision it was held in."""
+    base.load_state_dict(trained, strict=False)
+    base.save_pretrained(str(folder))
+
+
 def is_adapted(model: Any) -> bool:
     """Whether a model's result is an adapter, not a whole model."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")

@@ -1,18 +1,12 @@
-"""What the plan must know of a model, without loading its weights: built on the meta device, in a process of its own.
-
-`python -m scaleup.models.facts` reads a JSON list of {"where": "model", "model": {...}} and prints, as the last line of
-stdout, {"facts": [...], "problems": [...]}: facts in the same order, null where there is a problem.
-"""
+"""What the plan must know of a model, without loading its weights: built on the meta device.
+`train/describe.py` asks, in a process of its own."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +15,6 @@ from scaleup.errors import ScaleupError
 from scaleup.plan.facts import AskedModel, ModelFacts, Tensors
 from scaleup.plan.model_path import adapter_base, adapter_folder
 
-from .load import disable_progress_bars
 from .sources import materialize
 
 if TYPE_CHECKING:
@@ -31,50 +24,99 @@ if TYPE_CHECKING:
 Task = Literal["causal_lm", "seq2seq_lm"]
 
 
-def model_facts(model: ModelConfig, where: str = "model") -> ModelFacts:
-    """Everything the plan knows of `model`; makes the folder of a package or a built-in model if it is not there yet.
+@dataclass(frozen=True)
+class Shell:
+    """A model without storage, with what will be trained on top of it, and what was found on the way."""
 
-    Raises ScaleupError at `{where}.path`, `.task`, `.tokenizer` or `.trust_remote_code`."""
-    import torch
+    location: str
+    config: PreTrainedConfig
+    task: Task
+    model: Any
+    architecture: str
+    adapter: Path | None
+    """The adapter that the path names."""
+    quantized: Mapping[torch.nn.Parameter, tuple[int, ...]]
+    largest_block: int
+    num_lookup_parameters: int
 
-    from .load import load_tokenizer
-    from .quantized import quantized_shapes
+
+def shell_of(model: ModelConfig, where: str = "model", config: PreTrainedConfig | None = None) -> Shell:
+    """Makes the folder of a package or a built-in model if it is not there yet. `config` takes the place of the one
+    found there.
+
+    Raises ScaleupError at `{where}.path`, `.task` or `.trust_remote_code`, and where an adapter does not fit."""
+    from .quantized import quantize_shell
 
     found = materialize(model.path, f"{where}.path")
     adapter = adapter_folder(found)
     location = str(adapter_base(adapter)) if adapter else found
-    config = _config(model, location, where)
+    config = config or _config(model, location, where)
     task = _task(model, config, where)
     shell = _shell(model, config, task, where)
     _untie(shell, location)
-    largest_block = _largest_block(shell)
-    architecture = type(shell).__name__
-    quantized = quantized_shapes(shell) if isinstance(model, AskedModel) and model.quantization else {}
-    if adapter or (isinstance(model, AskedModel) and model.adapter):
-        from .adapters import shell_adapted
+    asked = model if isinstance(model, AskedModel) else AskedModel(**model.model_dump())
+    sizes = _largest_block(shell), _lookups(shell)
+    quantized = quantize_shell(shell, asked.quantization) if asked.quantization else {}
+    whole = _adapted(shell, asked, adapter, task) if adapter or asked.adapter else shell
+    return Shell(location, config, task, whole, type(shell).__name__, adapter, quantized, *sizes)
 
-        with torch.device("meta"):
-            shell = shell_adapted(shell, getattr(model, "adapter", None), adapter, task)
-    parameters = list(shell.parameters())
-    text = config.get_text_config()
-    has_tokenizer = adapter is not None and (adapter / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(model, str(adapter) if has_tokenizer else location, where)
+
+def _adapted(shell: PreTrainedModel, asked: AskedModel, adapter: Path | None, task: Task) -> Any:
+    import torch
+
+    from .adapters import shell_adapted
+
+    with torch.device("meta"):
+        return shell_adapted(shell, asked.adapter, adapter, task)
+
+
+def model_facts(model: ModelConfig, where: str = "model", shell: Shell | None = None) -> ModelFacts:
+    """Everything the plan knows of `model`, whose shell may be at hand.
+
+    Raises ScaleupError as `shell_of` does, and at `{where}.tokenizer`."""
+    from .load import load_tokenizer
+
+    shell = shell or shell_of(model, where)
+    parameters = list(shell.model.parameters())
+    text = shell.config.get_text_config()
+    beside = shell.adapter if shell.adapter and (shell.adapter / "tokenizer_config.json").is_file() else None
+    tokenizer = load_tokenizer(model, str(beside or shell.location), where)
     return ModelFacts(
-        location=location,
-        task=task,
-        model_type=config.model_type,
-        architecture=architecture,
+        location=shell.location,
+        task=shell.task,
+        model_type=shell.config.model_type,
+        architecture=shell.architecture,
         num_parameters=sum(parameter.numel() for parameter in parameters),
         num_trainable_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        tensors=_tensors(parameters, quantized),
-        largest_block=largest_block,
+        tensors=_tensors(parameters, shell.quantized),
+        largest_block=shell.largest_block,
         vocab_size=text.vocab_size,
         max_positions=getattr(text, "max_position_embeddings", None),
         tokenizer_size=len(tokenizer),
         has_chat_template=bool(tokenizer.chat_template),
-        adapter=str(adapter) if adapter else None,
-        tokenizer_location=str(adapter) if has_tokenizer else None,
+        adapter=str(shell.adapter) if shell.adapter else None,
+        tokenizer_location=str(beside) if beside else None,
+        attention_width=_attention_width(text),
+        num_lookup_parameters=shell.num_lookup_parameters,
     )
+
+
+def _attention_width(text: PreTrainedConfig) -> int:
+    """Heads times their size over all layers; an encoder-decoder's decoder attends twice, and is not this deep."""
+    heads, hidden = getattr(text, "num_attention_heads", None), getattr(text, "hidden_size", None)
+    if not heads or not hidden:
+        return 0
+    size = getattr(text, "head_dim", None) or getattr(text, "d_kv", None) or hidden // heads
+    return int(text.num_hidden_layers * heads * size)
+
+
+def _lookups(shell: PreTrainedModel) -> int:
+    """Elements of embeddings whose weight is no head's."""
+    import torch
+
+    head = shell.get_output_embeddings()
+    tables = {module.weight for module in shell.modules() if isinstance(module, torch.nn.Embedding)}
+    return sum(table.numel() for table in tables if head is None or table is not head.weight)
 
 
 def _tensors(
@@ -179,29 +221,3 @@ def _differ(location: str, first: str, second: str) -> bool:
             for name in {first, second} & set(file.keys()):
                 found[name] = file.get_tensor(name)
     return len(found) == 2 and not torch.equal(found[first], found[second])
-
-
-def answer(requests: list[dict[str, Any]]) -> dict[str, Any]:
-    """The facts of each request, null where they cannot be had, and all the problems there were."""
-    facts: list[dict[str, Any] | None] = []
-    problems: list[dict[str, str]] = []
-    for request in requests:
-        try:
-            facts.append(model_facts(AskedModel.model_validate(request["model"]), request["where"]).model_dump())
-        except ScaleupError as error:
-            facts.append(None)
-            problems.extend(asdict(problem) for problem in error.problems)
-    return {"facts": facts, "problems": problems}
-
-
-def main() -> None:
-    """Answer stdin's requests on stdout; whatever libraries print goes to stderr."""
-    with contextlib.redirect_stdout(sys.stderr):
-        disable_progress_bars()
-        reply = answer(json.load(sys.stdin))
-    print(json.dumps(reply))
-
-
-if __name__ == "__main__":
-    gc.disable()  # before torch is imported: a process this short spends a quarter of its time collecting, for nothing
-    main()

@@ -87,14 +87,14 @@ def base_revision(model: ModelConfig, facts: ModelFacts) -> str:
     return "main" if facts.adapter or model.revision is None else model.revision
 
 
-def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+def enable_gradient_checkpointing(model: PreTrainedModel, **options: bool) -> None:
     """Recompute activations in the backward pass (not reentrant: frozen inputs and DDP work unchanged).
 
     Raises ScaleupError for an architecture that cannot."""
     if not model.supports_gradient_checkpointing:
         what = f"{type(model).__name__} cannot recompute activations"
         raise ScaleupError.of("gradient_checkpointing", what, "set it to false")
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False, **options})
 
 
 def disable_progress_bars() -> None:

@@ -43,17 +43,47 @@ def keep_as_loaded(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def quantized_shapes(shell: PreTrainedModel) -> dict[torch.nn.Parameter, tuple[int, ...]]:
-    """The weights that loading would quantize, with the shape (rows, columns) they would have."""
+class QuantizedShell(torch.nn.Linear):
+    """In a model without storage, what loading would make of a matrix. Its passes take what bitsandbytes' do on a CPU:
+    the whole matrix for as long as a product lasts, and 8 bits keep their input although no gradient needs it."""
+
+    def __init__(self, rows: int, columns: int, bias: torch.nn.Parameter | None, quantization: Quantization) -> None:
+        super().__init__(columns, rows, bias=False, device="meta")
+        self.weight.requires_grad_(False)
+        self.bias = bias  # type: ignore[assignment]
+        self.quantization = quantization
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.quantization == "8bit":
+            return _Product.apply(x, self.weight, self.bias, True)
+        compute = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        return _Product.apply(x.to(compute), self.weight, self.bias, False).to(x.dtype)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, keeps: bool) -> Any:
+        ctx.weight, ctx.dtype, ctx.kept = weight, x.dtype, x if keeps else None
+        return torch.nn.functional.linear(x, torch.empty_like(weight, dtype=x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return gradient.to(ctx.dtype) @ torch.empty_like(ctx.weight, dtype=ctx.dtype), None, None, None
+
+
+def quantize_shell(shell: PreTrainedModel, quantization: Quantization) -> dict[torch.nn.Parameter, tuple[int, ...]]:
+    """Put a QuantizedShell wherever loading would quantize. Their weights, with their shapes (rows, columns)."""
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     kept = [*get_keys_to_not_convert(shell), *(shell._keep_in_fp32_modules or [])]
     found: dict[torch.nn.Parameter, tuple[int, ...]] = {}
-    for name, module in shell.named_modules():
+    for name, module in list(shell.named_modules()):
         if should_convert_module(name, kept) and (type(module) is torch.nn.Linear or isinstance(module, Conv1D)):
             weight: Any = module.weight
-            rows, columns = weight.shape
-            found[weight] = (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
+            rows, columns = reversed(weight.shape) if isinstance(module, Conv1D) else weight.shape
+            low = QuantizedShell(rows, columns, module.bias, quantization)
+            shell.set_submodule(name, low)
+            found[low.weight] = (rows, columns)
     return found

@@ -34,12 +34,17 @@ def micro_batch(config: SFTConfig) -> int:
     return train.tokens_per_device // config.data.max_length if config.data.packing else 1
 
 
+def accumulation(config: SFTConfig) -> int:
+    """Micro-batches a step and rank."""
+    per_pass = micro_batch(config) * config.parallel.num_processes
+    return config.train.gradient_accumulation_steps or (config.train.global_batch_size or per_pass) // per_pass
+
+
 def batch_plan(config: SFTConfig, data: DataCheck) -> BatchPlan:
     """The batch arithmetic of a config that has no problems."""
     train = config.train
     per_pass = micro_batch(config) * config.parallel.num_processes
-    accumulation = train.gradient_accumulation_steps or (train.global_batch_size or per_pass) // per_pass
-    global_batch = per_pass * accumulation
+    global_batch = per_pass * accumulation(config)
     by_tokens = train.tokens_per_device is not None and not config.data.packing
     counts = [summary.rows for summary in data.sources.get("train", [])]
     fraction = config.data.validation_fraction
@@ -53,7 +58,7 @@ def batch_plan(config: SFTConfig, data: DataCheck) -> BatchPlan:
         unit="micro-batches" if by_tokens else "sequences" if config.data.packing else "rows",
         tokens=train.tokens_per_device if by_tokens else None,
         micro_batch=micro_batch(config),
-        accumulation=accumulation,
+        accumulation=accumulation(config),
         global_batch=global_batch,
         num_steps=num_steps,
         num_train_rows=num_rows,

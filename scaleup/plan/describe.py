@@ -17,26 +17,38 @@ import scaleup
 from scaleup.artifacts.files import read_json, write_json
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import Problem, ScaleupError
-from scaleup.plan.facts import ModelFacts
+from scaleup.plan.facts import MicroBatch, ModelFacts
 from scaleup.plan.model_path import model_folder
 
+TRACED = ("describe", "footprint", "head_loss", "losses")
+"""Modules of train/ that a footprint depends on."""
 
-def describe_models(models: Mapping[str, ModelConfig]) -> dict[str, ModelFacts]:
-    """Config key (`model`, `baseline`) -> facts. Package and built-in models are made into folders on the way.
+
+def describe_models(models: Mapping[str, ModelConfig], micro_batch: MicroBatch | None = None) -> dict[str, ModelFacts]:
+    """Config key (`model`, `baseline`) -> facts, those of `model` with the footprint of a micro-batch to train on.
+    Package and built-in models are made into folders on the way.
 
     Raises ScaleupError with every problem the data plane found."""
-    facts = {where: found for where, model in models.items() if (found := _remembered(model)) is not None}
-    missing = {where: model for where, model in models.items() if where not in facts}
+    asked = {where: (model, micro_batch if where == "model" else None) for where, model in models.items()}
+    facts = {where: found for where, about in asked.items() if (found := _remembered(*about)) is not None}
+    missing = {where: about for where, about in asked.items() if where not in facts}
     if missing:
         for where, found in _ask(missing).items():
             facts[where] = found
-            _remember(missing[where], found)
+            _remember(*missing[where], found)
     return facts
 
 
-def _ask(models: Mapping[str, ModelConfig]) -> dict[str, ModelFacts]:
-    question = [{"where": where, "model": model.model_dump(mode="json")} for where, model in models.items()]
-    command = [sys.executable, "-m", "scaleup.models.facts"]
+def _ask(models: Mapping[str, tuple[ModelConfig, MicroBatch | None]]) -> dict[str, ModelFacts]:
+    question = [
+        {
+            "where": where,
+            "model": model.model_dump(mode="json"),
+            "micro_batch": micro_batch and micro_batch.model_dump(mode="json"),
+        }
+        for where, (model, micro_batch) in models.items()
+    ]
+    command = [sys.executable, "-m", "scaleup.train.describe"]
     answer = subprocess.run(command, input=json.dumps(question), stdout=subprocess.PIPE, text=True, check=False)
     if answer.returncode != 0 or not answer.stdout.strip():
         raise RuntimeError(f"{' '.join(command)} failed with exit code {answer.returncode}; its error stands above")
@@ -46,16 +58,18 @@ def _ask(models: Mapping[str, ModelConfig]) -> dict[str, ModelFacts]:
     return {where: ModelFacts.model_validate(facts) for where, facts in zip(models, reply["facts"], strict=True)}
 
 
-def _cache_file(model: ModelConfig) -> Path | None:
+def _cache_file(model: ModelConfig, micro_batch: MicroBatch | None) -> Path | None:
     """None where an answer may change without our seeing it."""
-    parts = [model.model_dump_json(), metadata.version("transformers"), metadata.version("peft")]
+    parts = [model.model_dump_json(), *(metadata.version(name) for name in ("transformers", "torch", "peft"))]
+    parts.append(micro_batch.model_dump_json() if micro_batch else "")
     adapter = getattr(getattr(model, "adapter", None), "path", None)
     for path in filter(None, (model.path, model.tokenizer, adapter)):
         marks = _marks(path)
         if marks is None:
             return None
         parts += marks
-    sources = sorted((Path(scaleup.__file__).parent / "models").glob("*.py"))
+    package = Path(scaleup.__file__).parent
+    sources = sorted((package / "models").glob("*.py")) + [package / "train" / f"{name}.py" for name in TRACED]
     parts += [source.read_text(encoding="utf-8") for source in sources]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -75,8 +89,8 @@ def _marks(path: str) -> list[str] | None:
     return sorted(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in folder.glob("*"))
 
 
-def _remembered(model: ModelConfig) -> ModelFacts | None:
-    file = _cache_file(model)
+def _remembered(model: ModelConfig, micro_batch: MicroBatch | None) -> ModelFacts | None:
+    file = _cache_file(model, micro_batch)
     try:
         facts = ModelFacts.model_validate(read_json(file)) if file else None
     except (OSError, ValueError):
@@ -84,8 +98,8 @@ def _remembered(model: ModelConfig) -> ModelFacts | None:
     return facts if facts and Path(facts.location, "config.json").is_file() else None
 
 
-def _remember(model: ModelConfig, facts: ModelFacts) -> None:
-    if file := _cache_file(model):
+def _remember(model: ModelConfig, micro_batch: MicroBatch | None, facts: ModelFacts) -> None:
+    if file := _cache_file(model, micro_batch):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, facts.model_dump(mode="json"))

@@ -1,8 +1,9 @@
-"""What the plan knows of a model. The data plane computes it in a process of its own (`python -m scaleup.models.facts`)
-on the meta device, without loading weights, and hands it back as JSON."""
+"""What the plan knows of a model. The data plane computes it in a process of its own, without loading
+weights (`python -m scaleup.train.describe`), and hands it back as JSON."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import prod
 from typing import Literal
 
@@ -26,6 +27,61 @@ class Tensors(BaseModel):
     def elements(self) -> int:
         """Of one of them."""
         return prod(self.shape)
+
+
+Arithmetic = Literal["float32", "autocast", "low"]
+"""Float32 throughout; float32 weights with autocast; weights and all else in two bytes."""
+
+
+class MicroBatch(BaseModel):
+    """What a rank takes at a time, at most: so many rows of `max_length` tokens, or so many tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: int
+    tokens: int | None = None
+    """Instead of rows: padding included, and prompt and target together."""
+    max_length: int
+    packing: bool = False
+    gradient_checkpointing: bool = False
+    arithmetics: tuple[Arithmetic, ...] = ("float32",)
+    """Those that the run's strategies may use at its precision."""
+
+    def shape(self, is_seq2seq: bool) -> tuple[int, int]:
+        """Rows, and the tokens of each: of the prompt and of the target alike for an encoder-decoder model."""
+        if self.tokens is None:
+            return self.rows, self.max_length
+        tokens = self.tokens // (1 + is_seq2seq)
+        rows = max(1, tokens // self.max_length)
+        return rows, max(self.max_length, tokens // rows)
+
+
+class Footprint(BaseModel):
+    """Bytes that a micro-batch needs beside the weights. Traced on the model itself without storage."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    arithmetic: Arithmetic
+    forward: int
+    """Alive when the forward pass ends: what was saved for the backward pass."""
+    logits: int
+    """What the head and the loss have at most, beyond what there was before them."""
+    moments: tuple[tuple[int, int], ...]
+    """(without gradients, gradients settled) at the fullest moments: the first has the most without gradients, the last
+    the most gradients, those between are the fullest where gradients are held in part."""
+
+    def most(self, held: float) -> int:
+        """At the fullest moment, if the share `held` of the settled gradients is counted."""
+        return max(int(activations + held * gradients) for activations, gradients in self.moments)
+
+    def after(self, settled: int) -> int:
+        """At the fullest moment, gradients not counted, once so many of their bytes have settled; at most, for moments
+        between two that are known are taken to lie on the line."""
+        later = [activations for activations, gradients in self.moments if gradients >= settled]
+        for (most, before), (least, behind) in pairwise(self.moments):
+            if before < settled < behind:
+                later.append(most + (least - most) * (settled - before) // (behind - before))
+        return max(later, default=0)
 
 
 class ModelFacts(BaseModel):
@@ -55,6 +111,18 @@ class ModelFacts(BaseModel):
     """The folder of the adapter that goes on top of the weights, where the config's path names one."""
     tokenizer_location: str | None = None
     """Where the tokenizer lies, if not beside the weights."""
+
+    attention_width: int = 0
+    """Heads times their size, added up over the layers."""
+    num_lookup_parameters: int = 0
+    """Of embeddings that are only looked up in: no product uses them."""
+    footprints: tuple[Footprint, ...] = ()
+    """Of the run's micro-batch, where it trains."""
+    untraced: str | None = None
+    """Why there is none although it does."""
+
+    def footprint(self, arithmetic: Arithmetic) -> Footprint | None:
+        return next((found for found in self.footprints if found.arithmetic == arithmetic), None)
 
 
 class AskedModel(ModelConfig):

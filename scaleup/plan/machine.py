@@ -20,6 +20,8 @@ class Machine:
     """Bytes of main memory that this process and its children may use together; None where it cannot be read."""
     gpu_memory: int | None = None
     """Bytes of the smallest GPU; None where there is none, or no driver to ask."""
+    is_described: bool = False
+    """It is told of and not at hand: nothing can be started, so a model may lack its weights."""
 
 
 def this_machine() -> Machine:

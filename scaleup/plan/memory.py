@@ -5,8 +5,8 @@ the optimizer keeps, and the buffers that an engine keeps to communicate. Activa
 moment only: the copy of a gradient that is on its way into a bucket, the temporaries of the optimizer's step.
 
 The partitioning is that of ZeRO (Rajbhandari et al. 2020, section 3). The rest are facts of the pinned versions of
-torch, Accelerate and DeepSpeed, measured by benchmarks/memory.py and told in docs/design/memory.md. AdamW keeps two
-float32 moments a parameter (Loshchilov & Hutter 2019), SGD one with momentum and none without."""
+torch, Accelerate and DeepSpeed, measured by benchmarks/memory/held.py and told in docs/design/memory.md. AdamW keeps
+two float32 moments a parameter (Loshchilov & Hutter 2019), SGD one with momentum and none without."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _replicated(facts: ModelFacts, config: SFTConfig, strategy: str, processes: 
         strategy=strategy,
         weights=_bytes(facts.tensors, FLOAT32, config.quantization),
         gradients=FLOAT32 * trainable,
-        optimizer=FLOAT32 * _moments(config.train) * trainable,
+        optimizer=FLOAT32 * moments(config.train) * trainable,
     )
 
 
@@ -67,13 +67,13 @@ def _zero1_or_2(facts: ModelFacts, config: SFTConfig, strategy: str, processes: 
 
     ZeRO-1 holds every gradient until the end of the backward pass, ZeRO-2 its partition's. Offloaded, the partition's
     gradients lie in main memory in float32, with the partition's new weights on their way back."""
-    width = _width(config)
+    width = width_of(config)
     padded = sum(_padded(size, 2 * processes) for size in _flat_groups(facts))
     partition = padded // processes
     frozen = _bytes((t for t in facts.tensors if not t.trainable), width, config.quantization)
     largest = max(tensors.elements for tensors in facts.tensors if tensors.trainable)
     is_first, offloads = strategy == "zero1", config.parallel.offload_optimizer
-    state = FLOAT32 * (1 + _moments(config.train)) * partition
+    state = FLOAT32 * (1 + moments(config.train)) * partition
     staging = width * largest if offloads else 0
     return MemoryPlan(
         strategy=strategy,
@@ -89,7 +89,7 @@ def _zero3(facts: ModelFacts, config: SFTConfig, strategy: str, processes: int) 
     """DeepSpeed shards each tensor by itself, padded to the number of ranks, and keeps a float32 copy of a rank's
     shards. Small tensors are whole on each rank as well. Others are gathered to be used, and some stay so for a while:
     three buckets at most were seen."""
-    width = _width(config)
+    width = width_of(config)
     shards = sum(_padded(t.elements, processes) // processes * t.count for t in facts.tensors)
     trainable = sum(_padded(t.elements, processes) // processes * t.count for t in facts.tensors if t.trainable)
     small = sum(t.elements * t.count for t in facts.tensors if t.elements <= PERSISTENT)
@@ -97,7 +97,7 @@ def _zero3(facts: ModelFacts, config: SFTConfig, strategy: str, processes: int) 
     persistent = 0 if alone else small
     gathered = 0 if alone else min(facts.num_parameters - small, 3 * BUCKET)
     offloads, away = config.parallel.offload_optimizer, config.parallel.offload_parameters
-    state = FLOAT32 * (1 + _moments(config.train)) * trainable
+    state = FLOAT32 * (1 + moments(config.train)) * trainable
     host = (width * shards if away else 0) + (state + (FLOAT32 + width) * trainable if offloads else 0)
     return MemoryPlan(
         strategy=strategy,
@@ -113,23 +113,23 @@ def _fsdp2(facts: ModelFacts, config: SFTConfig, strategy: str, processes: int) 
     """torch cuts each tensor along its first dimension; the first rank's piece is the largest. Shards, their gradients
     and the optimizer's state are float32 in any precision. To communicate it takes up to four times its largest block
     in float32, and half of that number in less."""
-    width = _width(config)
+    width = width_of(config)
     shards = _cut_by_rows(facts.tensors, processes)
     trainable = _cut_by_rows((t for t in facts.tensors if t.trainable), processes)
     return MemoryPlan(
         strategy=strategy,
         weights=FLOAT32 * shards,
         gradients=FLOAT32 * trainable,
-        optimizer=FLOAT32 * _moments(config.train) * trainable,
+        optimizer=FLOAT32 * moments(config.train) * trainable,
         buffers=(4 if width == FLOAT32 else 2) * width * facts.largest_block,
     )
 
 
-def _moments(train: TrainConfig) -> int:
+def moments(train: TrainConfig) -> int:
     return {"adamw": 2, "sgd": 1 if train.momentum else 0}[train.optimizer]
 
 
-def _width(config: SFTConfig) -> int:
+def width_of(config: SFTConfig) -> int:
     """Bytes of a number in the run's precision."""
     return FLOAT32 if config.mixed_precision == "no" else 2
 

@@ -22,10 +22,10 @@ def model_folder(path: str) -> Path | None:
     return folder / "model" if (folder / "manifest.json").is_file() else folder
 
 
-def model_path_problems(model: ModelConfig, where: str) -> list[Problem]:
+def model_path_problems(model: ModelConfig, where: str, needs_weights: bool = True) -> list[Problem]:
     key = f"{where}.path"
     if model.path.startswith("builtin:"):
-        return []  # the names are the builder's own; `python -m scaleup.models.facts` refuses unknown ones
+        return []  # the names are the builder's own; `python -m scaleup.train.describe` refuses unknown ones
     if model.path.startswith("package:"):
         return _package_problems(model.path.removeprefix("package:"), key)
     folder = model_folder(model.path)
@@ -45,7 +45,7 @@ def model_path_problems(model: ModelConfig, where: str) -> list[Problem]:
         return _adapter_problems(folder, key)
     if not (folder / "config.json").is_file():
         return [Problem(key, f"{folder} holds no config.json", "name a folder in Hugging Face layout")]
-    if not list(folder.glob("*.safetensors")):
+    if needs_weights and not list(folder.glob("*.safetensors")):
         other = list(folder.glob("*.bin")) + list(folder.glob("*.pt"))
         what = f"{folder} holds pickled weights ({other[0].name}) only" if other else f"{folder} holds no weights"
         return [Problem(key, what, "save the model with safetensors (save_pretrained does)")]

@@ -13,10 +13,12 @@ from scaleup.config.stages import EvaluateConfig, GenerateConfig, SFTConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.batches import batch_plan
 from scaleup.plan.compat import untested_notes
+from scaleup.plan.compute import Rate, compute_plan
 from scaleup.plan.describe import describe_models
 from scaleup.plan.facts import AskedModel, ModelFacts
 from scaleup.plan.machine import Machine, this_machine
-from scaleup.plan.memory import inference_memory, training_memory
+from scaleup.plan.memory import inference_memory
+from scaleup.plan.peak import micro_batch_of, predicted_memory
 from scaleup.plan.resume import state_of
 from scaleup.plan.rules import config_problems, device_of, facts_problems, needed_splits
 from scaleup.plan.strategy import available, group_settings, settle, share_of
@@ -26,7 +28,11 @@ from scaleup.records.examples import format_problems
 
 
 def resolve(
-    loaded: Loaded, machine: Machine | None = None, check_run_folder: bool = True, resume: bool = False
+    loaded: Loaded,
+    machine: Machine | None = None,
+    check_run_folder: bool = True,
+    resume: bool = False,
+    rate: Rate | None = None,
 ) -> tuple[RunConfig, Plan]:
     """The config and its plan. Raises ScaleupError with every mistake of the config, the data and the run folder, which
     may hold this very run unfinished only if it is to `resume`."""
@@ -44,11 +50,12 @@ def resolve(
         problems += _run_folder_problems(config, batch, resume)
     if problems:
         raise ScaleupError(problems)
-    facts = describe_models(models_of(config))
+    micro = micro_batch_of(config) if isinstance(config, SFTConfig) else None
+    facts = describe_models(models_of(config), micro)
     problems = [problem for where, found in facts.items() for problem in facts_problems(config, found, where)]
     if problems:
         raise ScaleupError(problems)
-    return config, make_plan(config, machine, facts, data_check)
+    return config, make_plan(config, machine, facts, data_check, rate or Rate())
 
 
 def _hold_out_problems(config: RunConfig, data: DataCheck) -> list[Problem]:
@@ -74,13 +81,16 @@ def models_of(config: RunConfig) -> dict[str, ModelConfig]:
     return {where: AskedModel(**model.model_dump(), **made) for where, model in models.items()}
 
 
-def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts], data: DataCheck) -> Plan:
-    batch, notes = None, []
+def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts], data: DataCheck, rate: Rate) -> Plan:
+    batch, compute, notes = None, None, []
     if isinstance(config, SFTConfig):
         batch = batch_plan(config, data)
-        notes = _mixture_notes(config, batch, data)
+        compute = compute_plan(config, facts["model"], batch, rate)
+        notes = _mixture_notes(config, batch, data) + _footprint_notes(facts["model"])
+    memory = _memory(config, facts["model"])
     group = _policy_group(config, machine, facts["model"], _strategy_before(config, batch))
     notes += untested_notes(config, group.strategy)
+    share = share_of(config, machine, group.device)
     return Plan(
         stage=config.stage,
         name=config.name,
@@ -89,7 +99,10 @@ def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts],
         model=facts["model"],
         baseline=facts.get("baseline"),
         batch=batch,
-        memory=_memory(config, facts["model"]),
+        memory=memory,
+        device_memory=share.memory,
+        fitting=None if share.memory is None else [row.strategy for row in memory if share.fits(row)],
+        compute=compute,
         notes=notes,
     )
 
@@ -141,11 +154,17 @@ def _mixture_notes(config: SFTConfig, batch: BatchPlan, data: DataCheck) -> list
     return notes
 
 
+def _footprint_notes(facts: ModelFacts) -> list[str]:
+    if facts.untraced is None:
+        return []
+    return [f"activations are not in the memory table: {facts.architecture} cannot be traced ({facts.untraced})"]
+
+
 def _memory(config: RunConfig, facts: ModelFacts) -> list[MemoryPlan]:
     """Of every strategy that the run could use."""
     names, count = available(config), config.parallel.num_processes
     if isinstance(config, SFTConfig):
-        return [training_memory(facts, config, name, count) for name in names]
+        return [predicted_memory(facts, config, name, count) for name in names]
     quantization = getattr(config, "quantization", None)
     return [inference_memory(facts, name, quantization) for name in names]
 

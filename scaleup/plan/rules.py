@@ -77,9 +77,9 @@ def _t5_in_fp16() -> Problem:
 
 
 def _model(config: RunConfig, machine: Machine) -> Iterator[Problem]:
-    yield from model_path_problems(config.model, "model")
+    yield from model_path_problems(config.model, "model", not machine.is_described)
     if isinstance(config, EvaluateConfig) and config.baseline is not None:
-        yield from model_path_problems(config.baseline, "baseline")
+        yield from model_path_problems(config.baseline, "baseline", not machine.is_described)
 
 
 def _precision(config: RunConfig, machine: Machine) -> Iterator[Problem]:

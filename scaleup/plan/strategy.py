@@ -12,12 +12,13 @@ from scaleup.plan.compat import allowed
 from scaleup.plan.deepspeed import deepspeed_settings
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
-from scaleup.plan.memory import training_memory
+from scaleup.plan.peak import predicted_memory
 from scaleup.plan.types import MemoryPlan
 
 FOR_ACTIVATIONS = 0.3
-"""The share of a rank's memory that `auto` leaves to activations and to what lives for a moment: a guess, to be
-replaced by the activations of the very model."""
+"""The share of a rank's memory that `auto` leaves to activations of a model that cannot be traced: a guess."""
+MARGIN = 0.1
+"""The share of it that `auto` leaves beside a predicted peak: to the libraries' own memory and to fragmentation."""
 
 BY_COMMUNICATION = ("ddp", "zero1", "zero2", "fsdp2")
 """What `auto` tries for several processes, in this order: docs/design/auto.md."""
@@ -31,17 +32,20 @@ class Share:
     memory: int | None
     host: int | None
 
-    def fits(self, held: MemoryPlan) -> bool:
-        """Whether it leaves enough for activations. On a CPU, what is offloaded stays in the same memory."""
-        if self.memory is None:
+    def fits(self, plan: MemoryPlan) -> bool:
+        """Whether its peak fits beside a margin; where that is not known, whether enough is left for activations."""
+        if self.memory is None or self.needs(plan) > self.memory * (1 - margin_of(plan)):
             return False
-        if self.device == "cpu":
-            return held.total + held.host <= self.usable
-        return held.total <= self.usable and (self.host is None or held.host <= self.host)
+        return self.device == "cpu" or self.host is None or plan.host <= self.host
 
-    @property
-    def usable(self) -> int:
-        return int((self.memory or 0) * (1 - FOR_ACTIVATIONS))
+    def needs(self, plan: MemoryPlan) -> int:
+        """On a CPU, what is offloaded stays in the same memory."""
+        on_device = plan.total if plan.peak is None else plan.peak
+        return on_device + (plan.host if self.device == "cpu" else 0)
+
+
+def margin_of(plan: MemoryPlan) -> float:
+    return FOR_ACTIVATIONS if plan.peak is None else MARGIN
 
 
 def share_of(config: RunConfig, machine: Machine, device: Literal["cpu", "cuda"]) -> Share:
@@ -88,7 +92,7 @@ def settle(config: RunConfig, facts: ModelFacts, share: Share, before: str | Non
         what = "auto needs to know how much memory a rank has, and this machine does not tell"
         asked = "nvidia-smi" if share.device == "cuda" else "/proc/meminfo"
         raise ScaleupError.of("parallel.strategy", what, f"name a strategy, or plan where {asked} answers")
-    held = [training_memory(facts, config, name, parallel.num_processes) for name in tried]
+    held = [predicted_memory(facts, config, name, parallel.num_processes) for name in tried]
     fitting = next((plan for plan in held if share.fits(plan)), None)
     if fitting is None:
         raise _nothing_fits(config, held, share)
@@ -120,13 +124,13 @@ def group_settings(config: RunConfig, strategy: str, why: str | None, device: st
 def _why(chosen: MemoryPlan, held: list[MemoryPlan], share: Share) -> str:
     """What it needs of what there is, and what was passed over for it."""
     passed = held[: held.index(chosen)]
-    over = f"; {', '.join(f'{plan.strategy} needs {_gibibytes(_needed(plan, share))}' for plan in passed)}"
-    return f"it needs {_gibibytes(_needed(chosen, share))} a rank of {_of(share)}" + (over if passed else "")
+    over = f"; {', '.join(f'{plan.strategy} needs {_gibibytes(share.needs(plan))}' for plan in passed)}"
+    return f"it needs {_gibibytes(share.needs(chosen))} a rank of {_of(share, chosen)}" + (over if passed else "")
 
 
 def _nothing_fits(config: SFTConfig, held: list[MemoryPlan], share: Share) -> ScaleupError:
-    least = min(held, key=lambda plan: _needed(plan, share))
-    what = f"nothing fits: {least.strategy} needs {_gibibytes(_needed(least, share))} a rank of {_of(share)}"
+    least = min(held, key=share.needs)
+    what = f"nothing fits: {least.strategy} needs {_gibibytes(share.needs(least))} a rank of {_of(share, least)}"
     if share.device == "cuda" and least.host:
         what += f", and {_gibibytes(least.host)} of main memory"
     parallel, train = config.parallel, config.train
@@ -138,13 +142,10 @@ def _nothing_fits(config: SFTConfig, held: list[MemoryPlan], share: Share) -> Sc
     return ScaleupError.of("parallel.strategy", what, f"use {', '.join(remedies)}, or a smaller model")
 
 
-def _needed(plan: MemoryPlan, share: Share) -> int:
-    return plan.total + (plan.host if share.device == "cpu" else 0)
-
-
-def _of(share: Share) -> str:
+def _of(share: Share, plan: MemoryPlan) -> str:
     assert share.memory is not None
-    return f"the {_gibibytes(share.usable)} that {1 - FOR_ACTIVATIONS:.0%} of its {_gibibytes(share.memory)} are"
+    part = 1 - margin_of(plan)
+    return f"the {_gibibytes(int(share.memory * part))} that {part:.0%} of its {_gibibytes(share.memory)} are"
 
 
 def _gibibytes(size: int) -> str:

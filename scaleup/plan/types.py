@@ -56,7 +56,7 @@ class GroupPlan(_Frozen):
 
 
 class MemoryPlan(_Frozen):
-    """Bytes a rank holds at the fullest moment of a step; activations come on top."""
+    """Bytes of a rank: what it holds at the end of a backward pass, and the most it has at any moment of a step."""
 
     strategy: str
     weights: int
@@ -67,11 +67,32 @@ class MemoryPlan(_Frozen):
     """What the engine communicates with: buckets, and weights gathered from other ranks."""
     host: int = 0
     """Offloaded: in main memory beside the device's. On a CPU both are the same memory."""
+    activations: int | None = None
+    """Of one micro-batch, and what lives for a moment in the backward pass; None where it could not be traced."""
+    logits: int | None = None
+    """What the head and its loss add to them."""
+    step: int = 0
+    """Gradients and temporaries during the optimizer's step, when activations are gone."""
+    peak: int | None = None
+    """The most on the device at any moment of a step; less than the sum where the moments differ."""
 
     @property
     def total(self) -> int:
-        """On the device."""
+        """Held on the device."""
         return self.weights + self.gradients + self.optimizer + self.buffers
+
+
+class ComputePlan(_Frozen):
+    """Arithmetic of a training run, in floating-point operations."""
+
+    flops_per_token: int
+    tokens: int | None
+    """Of all steps, if every row were as long as it may be; None where the number of steps is not known."""
+    total_flops: int | None
+    teraflops: float | None
+    """What one device could do in a second, as told."""
+    utilisation: float
+    hours: float | None
 
 
 class Plan(_Frozen):
@@ -83,6 +104,11 @@ class Plan(_Frozen):
     baseline: ModelFacts | None = None
     batch: BatchPlan | None = None
     memory: list[MemoryPlan]
+    device_memory: int | None = None
+    """Bytes of a rank, where they are known."""
+    fitting: list[str] | None = None
+    """Strategies whose peak fits in that beside a margin; None where there is no knowing."""
+    compute: ComputePlan | None = None
     notes: list[str]
     """What the user should know although it is no mistake, e.g. how often a mixture repeats a small source."""
 

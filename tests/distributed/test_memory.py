@@ -1,4 +1,4 @@
-"""What the plan says a rank holds, against the tensors of two real processes. The whole table: benchmarks/memory.md."""
+"""What the plan says a rank holds, against the tensors of two real processes. The tables: benchmarks/memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ CASES = ["ddp,2,no,adamw", "zero2,2,no,adamw", "zero3,2,bf16,adamw", "fsdp2,2,bf
 def rows(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> list[dict[str, str | int]]:
     """All cases from one process: its ranks are forked, so libraries are imported once."""
     out = tmp_path_factory.mktemp("memory") / "rows.json"
-    result = python(repository / "benchmarks" / "memory.py", "--json", out, *CASES, cwd=repository, timeout=280)
+    script = repository / "benchmarks" / "memory" / "held.py"
+    result = python(script, "--json", out, *CASES, cwd=repository, timeout=280)
     assert result.code == 0, f"{result.stdout}\n{result.stderr}"
     return json.loads(out.read_text())
 
@@ -30,3 +31,12 @@ def test_the_formulas_hold(rows: list[dict[str, int]], case: str) -> None:
         assert found[part]["measured"] == pytest.approx(found[part]["formula"], rel=0.001), part
     assert found["other"]["measured"] < 10_000
     assert found["peak"]["measured"] == pytest.approx(found["peak"]["formula"], rel=0.15)
+
+
+def test_the_peak_is_predicted(tmp_path: Path, repository: Path) -> None:
+    script, cases = repository / "benchmarks" / "memory" / "peak.py", ["ddp,2,no,off,64", "fsdp2,2,bf16,on,64"]
+    result = python(script, "--json", tmp_path / "rows.json", *cases, cwd=repository, timeout=280)
+    assert result.code == 0, f"{result.stdout}\n{result.stderr}"
+    for row in json.loads((tmp_path / "rows.json").read_text()):
+        assert abs(row["error"]) < 0.15, row
+        assert row["rss"] > 0

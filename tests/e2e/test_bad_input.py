@@ -37,7 +37,7 @@ GOOD: dict[str, Any] = {
     "parallel": {"strategy": "ddp", "num_processes": 1},
 }
 PLAIN = yaml.safe_dump(GOOD)
-FACTS = ["-m", "scaleup.models.facts"]
+FACTS = ["-m", "scaleup.train.describe"]
 
 Prepare = Callable[[Path], object]
 

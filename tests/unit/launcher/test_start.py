@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def scaleup(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Scaleup:
     """The command line with a known model, and groups that end in a way of the test's choosing. Gives the exit code."""
     facts = plan_of(RunFolder(folder)).model
-    monkeypatch.setattr("scaleup.plan.resolve.describe_models", lambda models: dict.fromkeys(models, facts))
+    monkeypatch.setattr("scaleup.plan.resolve.describe_models", lambda models, _: dict.fromkeys(models, facts))
 
     def command(*arguments: str, ends: Callable[[NodeAgent], int] = lambda agent: pytest.fail("launched")) -> int:
         monkeypatch.setattr(NodeAgent, "run_groups", lambda agent, watch: part(agent, ends(agent)))

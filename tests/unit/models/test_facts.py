@@ -49,6 +49,8 @@ def test_what_it_says() -> None:
         max_positions=512,
         tokenizer_size=259,
         has_chat_template=True,
+        attention_width=2 * 64,
+        num_lookup_parameters=0,
     )
     t5 = model_facts(ModelConfig(path="builtin:tiny-t5", task="seq2seq_lm"))
     assert (t5.task, t5.max_positions, t5.has_chat_template) == ("seq2seq_lm", None, False)
@@ -121,7 +123,7 @@ def test_as_a_process(tmp_path: Path) -> None:
         {"where": "noisy", "model": {"path": noisy, "trust_remote_code": True}},
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "scaleup.models.facts"],
+        [sys.executable, "-m", "scaleup.train.describe"],
         input=json.dumps(requests),
         capture_output=True,
         text=True,

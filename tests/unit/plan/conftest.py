@@ -63,7 +63,7 @@ def plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
     def make(
         changes: dict[str, Any] | None = None, num_gpus: int = 0, facts: ModelFacts = FACTS, **memory: int | None
     ) -> Plan:
-        monkeypatch.setattr("scaleup.plan.resolve.describe_models", lambda models: dict.fromkeys(models, facts))
+        monkeypatch.setattr("scaleup.plan.resolve.describe_models", lambda models, _: dict.fromkeys(models, facts))
         raw = {key: value for key, value in differing(RAW, changes or {}).items() if value is not None}
         return resolve(load_mapping(raw), Machine(num_cores=8, num_gpus=num_gpus, **memory), resume=True)[1]
 

@@ -2,9 +2,9 @@
 
 Run it from the repository's root, after `make setup`; it needs no network and no GPU:
 
-    .venv/bin/python benchmarks/memory.py                               every case, a table on stdout
-    .venv/bin/python benchmarks/memory.py --markdown                    the table as benchmarks/memory.md has it
-    .venv/bin/python benchmarks/memory.py --json OUT ddp,2,no,adamw     these cases only, the rows also as JSON
+    .venv/bin/python benchmarks/memory/held.py                             every case, a table on stdout
+    .venv/bin/python benchmarks/memory/held.py --markdown                  the table as benchmarks/memory/held.md has it
+    .venv/bin/python benchmarks/memory/held.py --json OUT ddp,2,no,adamw   these cases only, the rows also as JSON
 
 A case is STRATEGY,PROCESSES,PRECISION,OPTIMIZER and after these, if wanted, offload_optimizer and offload_parameters.
 The optimizer is adamw, sgd or momentum (sgd with a momentum of 0.9).
@@ -29,12 +29,12 @@ import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
@@ -176,8 +176,8 @@ def rank_main(run: RunFolder, out: Path) -> None:
     out.write_text(json.dumps(found | {"peak": peak.bytes}))
 
 
-def fork(run: RunFolder, plan: Plan) -> list[dict[str, int]]:
-    """Start the ranks of a prepared run, wait for them, and give what each found."""
+def fork(run: RunFolder, plan: Plan, rank_main: Callable[[RunFolder, Path], None]) -> list[dict[str, int]]:
+    """Start the ranks of a prepared run, wait for them, and give what each wrote into its file."""
     group, port, children = plan.group("policy"), free_port(), []
     outs = [run.path / f"rank{rank}.json" for rank in range(group.num_processes)]
     for rank, out in enumerate(outs):
@@ -252,7 +252,7 @@ def measure(case: str, folder: Path) -> list[dict[str, Any]]:
     config, plan = resolve(load_mapping(raw))
     run = RunFolder(Path(plan.run_folder))
     prepare_run(run, config, plan)
-    ranks = fork(run, plan)
+    ranks = fork(run, plan, rank_main)
     held = next(memory for memory in plan.memory if memory.strategy == strategy)
     formula = {part: getattr(held, part) for part in PARTS} | {"other": 0, "peak": held.total + held.host}
     found = {part: max(rank[part] for rank in ranks) for part in formula}

@@ -1,0 +1,218 @@
+"""Measure the most memory that each rank has at any moment of a training step, and compare it with the plan's peak.
+
+Run it from the repository's root, after `make setup`; it needs no network and no GPU:
+
+    .venv/bin/python benchmarks/memory/peak.py --markdown                every case, as a table
+    .venv/bin/python benchmarks/memory/peak.py --json OUT ddp,2,no,on,64 these cases only, the rows also as JSON
+
+A case is STRATEGY,PROCESSES,PRECISION,CHECKPOINTING,LENGTH[,MODEL]: checkpointing is on or off, a model is llama, gpt2
+(with dropout) or t5.
+
+Each case is planned by `resolve`, as `scaleup plan` does it, and prepared and stepped as the sft stage does. Its ranks
+are forked from this process, which has imported everything once. A micro-batch has four rows of LENGTH tokens, one of
+them padded, since a batch without padding needs no mask. DeepSpeed's buckets are cut to 2 million elements, for the
+models have 10 million. Two measures, both of the third step from its start to its end, optimizer included, and of the
+fullest rank:
+
+storages   the largest sum of all tensors' storages alive after any operation: what the plan predicts, and what the
+           error is about
+rss        the largest resident size of the process (VmHWM, reset before the step) less that of the bare process, which
+           had imported everything: also what malloc does not give back, scratch of oneDNN and gloo, and compiled code
+
+Beside them: `accelerate estimate-memory` (its figure for training with Adam, four times the model), and DeepSpeed's
+estimate_zero2_ and estimate_zero3_model_states_mem_needs_all_live, where they apply: per GPU, as on a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import numpy as np
+import torch
+from held import fork
+from storages import Peak, everything
+
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.config.load import load_mapping
+from scaleup.config.stages import SFTConfig
+from scaleup.data.dataset import collator_for
+from scaleup.data.tokenization import Tokens
+from scaleup.distributed.runtime import Runtime
+from scaleup.launcher.prepare import prepare_run
+from scaleup.models.load import enable_gradient_checkpointing, load_model
+from scaleup.plan.resolve import resolve
+from scaleup.plan.types import MemoryPlan, Plan
+from scaleup.train.head_loss import fuse_head
+from scaleup.train.losses import token_loss_sum
+from scaleup.train.optim import build_optimizer
+from scaleup.train.step import train_step
+
+BUCKET = 2_000_000
+ROWS = 4
+STRATEGIES = (("single", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("fsdp2", 2))
+CASES = [
+    *(f"{name},{count},no,{on},{length}" for name, count in STRATEGIES for on in ("off", "on") for length in (64, 256)),
+    *(f"{name},{count},bf16,off,256" for name, count in STRATEGIES),
+    *(f"{name},1,no,off,256" for name in ("zero2", "zero3", "fsdp2")),
+    *(f"ddp,2,no,off,256,{model}" for model in ("gpt2", "t5")),
+]
+
+
+def rank_main(run: RunFolder, out: Path) -> None:
+    bare = memory_of("VmRSS")
+    config, plan = run.config, Plan.read(run.plan_file)
+    assert isinstance(config, SFTConfig)
+    runtime = Runtime.start(plan.group("policy"), timeout_seconds=120, run_folder=run.path)
+    known = {id(tensor) for tensor in everything(set())}
+    model = load_model(config.model, plan.model)
+    fuse_head(model)
+    if config.gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    collate = collator_for(plan.model.task, 0, shift, False)
+    wrapped, optimizer = runtime.prepare(model, build_optimizer(model, config.train))
+    model.train()
+    del model
+    length = config.data.max_length
+
+    def step() -> None:
+        lengths = [length] * (ROWS - 1) + [length - 3]
+        ids = [np.arange(3, 3 + count, dtype=np.int32) % 900 + 3 for count in lengths]
+        batch = collate([Tokens(row, row) for row in ids])
+        train_step(runtime, wrapped, optimizer, [batch], token_loss_sum, 1.0)
+
+    step()
+    step()
+    whole = getattr(wrapped, "module", wrapped)
+    start = [*everything(known), *(p.grad for p in whole.parameters() if p.grad is not None)]
+    start += [p.ds_tensor for p in whole.parameters() if hasattr(p, "ds_tensor")]
+    peak = Peak(start)
+    del start
+    Path("/proc/self/clear_refs").write_text("5")
+    step()
+    rss = memory_of("VmHWM") - bare
+    with peak:
+        step()
+    out.write_text(json.dumps({"storages": peak.bytes, "rss": rss}))
+
+
+def memory_of(name: str) -> int:
+    """A line of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def build_models(folder: Path) -> None:
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
+
+    wide = {"vocab_size": 2003, "hidden_size": 384, "intermediate_size": 1001, "num_hidden_layers": 8}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    llama = LlamaForCausalLM(LlamaConfig(**wide, **heads, tie_word_embeddings=False))
+    gpt2 = GPT2LMHeadModel(
+        GPT2Config(vocab_size=2003, n_embd=384, n_layer=5, n_head=6, n_positions=512, bos_token_id=0, eos_token_id=1)
+    )
+    shape = {"d_model": 320, "d_kv": 64, "d_ff": 800, "num_layers": 4, "num_heads": 5, "dropout_rate": 0.0}
+    t5 = T5ForConditionalGeneration(
+        T5Config(vocab_size=2003, **shape, feed_forward_proj="gated-gelu", decoder_start_token_id=0)
+    )
+    for name, model in (("llama", llama), ("gpt2", gpt2), ("t5", t5)):
+        model.save_pretrained(folder / name)
+    (folder / "rows.jsonl").write_text('{"text": "abc", "answer": "d"}\n' * 8, encoding="utf-8")
+
+
+def measure(case: str, folder: Path) -> dict[str, Any]:
+    strategy, processes, precision, checkpointing, length, model = [*case.split(","), "llama"][:6]
+    form = {"prompt": "{text}", "completion": "{answer}"} if model == "t5" else {"text": "{text}"}
+    tokenizer = "builtin:tiny-t5" if model == "t5" else "builtin:tiny-llama"
+    raw = {
+        "stage": "sft",
+        "name": case.replace(",", "-"),
+        "runs_dir": str(folder / "runs"),
+        "model": {"path": str(folder / model), "tokenizer": tokenizer},
+        "data": {"root": str(folder), "train": "rows.jsonl", "max_length": int(length), **form},
+        "train": {"max_steps": 3, "per_device_train_batch_size": ROWS},
+        "gradient_checkpointing": checkpointing == "on",
+        "mixed_precision": precision,
+        "parallel": {"strategy": strategy, "num_processes": int(processes), "device": "cpu"},
+    }
+    config, plan = resolve(load_mapping(raw))
+    run = RunFolder(Path(plan.run_folder))
+    prepare_run(run, config, plan)
+    ranks = fork(run, plan, rank_main)
+    memory = next(memory for memory in plan.memory if memory.strategy == strategy)
+    found = {key: max(rank[key] for rank in ranks) for key in ("storages", "rss")}
+    row = {"case": case, **found, "predicted": memory.peak, "parts": memory.model_dump()}
+    return row | {"error": memory.peak / found["storages"] - 1} | others(plan, memory)
+
+
+def others(plan: Plan, memory: MemoryPlan) -> dict[str, int | None]:
+    """What other estimators say of the same run."""
+    from accelerate.commands.estimate import estimate_training_usage
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+    group, facts = plan.groups[0], plan.model
+    precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[group.mixed_precision]
+    stages = estimate_training_usage(4 * facts.num_parameters, precision)
+    ranks = {"num_gpus_per_node": group.num_processes, "num_nodes": 1}
+    theirs = None
+    if memory.strategy == "zero2":
+        theirs = int(estimate_zero2_model_states_mem_needs(facts.num_parameters, **ranks, cpu_offload=False)[1])
+    elif memory.strategy == "zero3":
+        largest = max(tensors.elements for tensors in facts.tensors)
+        options = {**ranks, "cpu_offload": False, "cpu_offload_params": False, "zero_init": True}
+        theirs = int(estimate_zero3_model_states_mem_needs(facts.num_parameters, largest, **options)[1])
+    return {"accelerate": int(max(stages.values())), "deepspeed": theirs}
+
+
+def show(row: dict[str, Any], markdown: bool) -> str:
+    strategy, processes, precision, checkpointing, length, model = [*row["case"].split(","), "llama"][:6]
+    sizes = [row[key] for key in ("predicted", "storages")]
+    cells = [model, strategy, processes, precision, checkpointing, length]
+    cells += [f"{size / 2**20:.1f}" for size in sizes] + [f"{row['error']:+.1%}"]
+    rest = [row[key] for key in ("rss", "accelerate", "deepspeed")]
+    cells += ["" if size is None else f"{size / 2**20:.1f}" for size in rest]
+    if markdown:
+        return f"| {' | '.join(cells)} |"
+    return "  ".join(cell.rjust(7) for cell in cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The most memory of a rank, against the plan's prediction.")
+    parser.add_argument(
+        "cases", nargs="*", default=CASES, help="STRATEGY,PROCESSES,PRECISION,CHECKPOINTING,LENGTH[,MODEL]"
+    )
+    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    buckets = [patch(f"scaleup.plan.{module}.BUCKET", BUCKET) for module in ("deepspeed", "memory", "peak")]
+    with tempfile.TemporaryDirectory() as folder, buckets[0], buckets[1]:
+        build_models(Path(folder))
+        for case in arguments.cases:
+            rows.append(measure(case, Path(folder)))
+            print(show(rows[-1], arguments.markdown), flush=True)
+            if arguments.json:
+                arguments.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    errors = [abs(row["error"]) for row in rows]
+    print(f"\n{len(errors)} cases: median error {statistics.median(errors):.1%}, worst {max(errors):.1%}")
+
+
+if __name__ == "__main__":
+    main()

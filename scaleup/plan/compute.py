@@ -1,0 +1,63 @@
+"""How much arithmetic a run is, how long it takes at a stated rate, and whether its data is much or little.
+
+A token costs 2 N operations forward and 4 N backward (Kaplan et al. 2020, section 2.1), N the parameters that products
+use, and 12 L H Q T more for attention over T tokens (Chowdhery et al. 2022, appendix B), where L H Q is the width
+of all layers' heads together. Frozen parameters have no gradient of their own: 4 N. Recomputed activations cost one
+forward pass more. In an encoder-decoder model a token goes through one half of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scaleup.config.stages import SFTConfig
+from scaleup.plan.facts import ModelFacts
+from scaleup.plan.types import BatchPlan, ComputePlan
+
+TOKENS_A_PARAMETER = 20
+"""What trains a model from nothing best for its cost, about: Hoffmann et al. 2022, table 3."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Of one device: what it could do, and the share of that which a run gets."""
+
+    teraflops: float | None = None
+    utilisation: float = 0.4
+
+
+def flops_a_token(facts: ModelFacts, length: int, gradient_checkpointing: bool) -> int:
+    """Of training, in floating-point operations."""
+    halves = 2 if facts.task == "seq2seq_lm" else 1
+    used = (facts.num_parameters - facts.num_lookup_parameters) // halves
+    frozen = (facts.num_parameters - facts.num_trainable_parameters) // halves
+    attention = 4 * facts.attention_width * length
+    forward, backward = 2 * used + attention, 4 * used - 2 * min(frozen, used) + 2 * attention
+    return forward * (1 + gradient_checkpointing) + backward
+
+
+def tokens_at_most(config: SFTConfig, batch: BatchPlan) -> int | None:
+    """Tokens of all steps, if every row were as long as it may be; None where the steps are not known."""
+    if batch.num_steps is None:
+        if batch.num_train_rows is None or config.train.num_train_epochs is None:
+            return None
+        return int(config.train.num_train_epochs * batch.num_train_rows * config.data.max_length)
+    if batch.tokens is not None:
+        return batch.num_steps * batch.global_batch * batch.tokens
+    return batch.num_steps * batch.global_batch * config.data.max_length
+
+
+def compute_plan(config: SFTConfig, facts: ModelFacts, batch: BatchPlan, rate: Rate) -> ComputePlan:
+    a_token = flops_a_token(facts, config.data.max_length, config.gradient_checkpointing)
+    tokens = tokens_at_most(config, batch)
+    total = None if tokens is None else tokens * a_token
+    hours = None
+    if total is not None and rate.teraflops is not None:
+        hours = total / (config.parallel.num_processes * rate.teraflops * 1e12 * rate.utilisation) / 3600
+    return ComputePlan(
+        flops_per_token=a_token,
+        tokens=tokens,
+        total_flops=total,
+        teraflops=rate.teraflops,
+        utilisation=rate.utilisation,
+        hours=hours,
+    )
