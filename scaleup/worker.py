@@ -46,10 +46,10 @@ def main() -> None:
 
 def _work(run: RunFolder, group: str, attempt: Attempt | None, stop: StopFlag) -> None:
     from scaleup.distributed.runtime import Runtime  # after the signal handlers: torch takes seconds to import
-    from scaleup.models.load import disable_progress_bars
+    from scaleup.models.load import quiet_libraries
     from scaleup.train.fit import Stopped
 
-    disable_progress_bars()
+    quiet_libraries()
     config, plan = run.config, Plan.read(run.plan_file)
     runtime = Runtime.start(
         plan.group(group),

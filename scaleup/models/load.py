@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -97,11 +99,14 @@ def enable_gradient_checkpointing(model: PreTrainedModel, **options: bool) -> No
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False, **options})
 
 
-def disable_progress_bars() -> None:
-    """Transformers' own: a log has no use for them, and a terminal has ours."""
-    from transformers.utils import logging
+def quiet_libraries() -> None:
+    """Progress bars, which a log has no use for and of which a terminal has ours; and what users cannot act on: that
+    bitsandbytes lacks a kernel it would download, that PEFT asks Transformers by an old name."""
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -3,7 +3,6 @@ quantization, Dettmers et al. 2023). The head and what a model shares with its e
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -21,7 +20,6 @@ def loading_options(quantization: Quantization, mixed_precision: str, device: to
     """What `from_pretrained` needs. Without the device, several processes would all load onto the first one."""
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else it says at every product that it rounds to float16
     settings: dict[str, Any] = {"load_in_8bit": True}
     if quantization == "4bit":
         settings = {

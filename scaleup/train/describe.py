@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from scaleup.errors import ScaleupError
 from scaleup.models.facts import Shell, model_facts, shell_of
-from scaleup.models.load import disable_progress_bars, enable_gradient_checkpointing, first_line
+from scaleup.models.load import enable_gradient_checkpointing, first_line, quiet_libraries
 from scaleup.plan.facts import Arithmetic, AskedModel, Footprint, MicroBatch, ModelFacts
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def answer(requests: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     """Answer stdin's requests on stdout; whatever libraries print goes to stderr."""
     with contextlib.redirect_stdout(sys.stderr):
-        disable_progress_bars()
+        quiet_libraries()
         reply = answer(json.load(sys.stdin))
     print(json.dumps(reply))
 

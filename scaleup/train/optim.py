@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from scaleup.config.schema import TrainConfig
 
@@ -28,8 +29,43 @@ def build_optimizer(model: torch.nn.Module, train: TrainConfig) -> torch.optim.O
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, train: TrainConfig, num_steps: int) -> LRScheduler:
-    """Transformers' schedules, one tick an optimizer step."""
+    """Transformers' schedules, one tick an optimizer step. Not through its `get_scheduler`: importing that takes PEFT,
+    bitsandbytes and torch's compiler with it, three seconds of each process."""
     warmup = (
         train.warmup_steps if train.warmup_steps is not None else math.ceil((train.warmup_ratio or 0.0) * num_steps)
     )
-    return get_scheduler(train.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=num_steps)
+    if train.lr_scheduler_type == "constant":
+        return LambdaLR(optimizer, lambda step: 1.0)
+    after = partial(_AFTER_WARMUP[train.lr_scheduler_type], train.learning_rate)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / max(1, warmup)
+        return after(step, warmup, (step - warmup) / max(1, num_steps - warmup))
+
+    return LambdaLR(optimizer, factor)
+
+
+def _polynomial(rate: float, step: int, warmup: int, progress: float) -> float:
+    end = 1e-7 / rate
+    return end + (1.0 - end) * max(0.0, 1.0 - progress)
+
+
+def _cosine(rate: float, step: int, warmup: int, progress: float) -> float:
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def _inverse_sqrt(rate: float, step: int, warmup: int, progress: float) -> float:
+    scale = warmup or 10_000
+    return 1.0 / math.sqrt((step + scale - warmup) / scale)
+
+
+_AFTER_WARMUP: dict[str, Callable[[float, int, int, float], float]] = {
+    "linear": lambda rate, step, warmup, progress: max(0.0, 1.0 - progress),
+    "cosine": _cosine,
+    "cosine_with_restarts": lambda rate, step, warmup, p: 0.0 if p >= 1 else _cosine(rate, step, warmup, p % 1.0),
+    "polynomial": _polynomial,
+    "constant_with_warmup": lambda rate, step, warmup, progress: 1.0,
+    "inverse_sqrt": _inverse_sqrt,
+}
+"""The share of the peak rate: of the rate itself, the step, the warm-up's steps, and how much is done beyond them."""
