@@ -20,9 +20,8 @@ Targets = Annotated[
 ]
 Quantization = Literal["8bit", "4bit"]
 
-NOT_YET = ("adalora", "prefix_tuning", "prompt_tuning")
-"""Methods of PEFT that need more of the training loop than a model with more parameters: virtual tokens move the
-labels, and AdaLoRA's ranks are redistributed between steps."""
+NOT_YET = ("adalora", "prefix", "prefix_tuning")
+"""Methods of PEFT that are for later."""
 
 
 class _Adapter(Section):
@@ -64,6 +63,22 @@ class IA3Adapter(_Adapter):
     modules_to_save: Patterns | None = Field(None, description="Modules trained whole and saved with the adapter.")
 
 
+class PromptTuningAdapter(_Adapter):
+    """Soft prompts (Lester et al. 2021): learned vectors in front of the embedded tokens of every row."""
+
+    type: Literal["prompt_tuning"]
+    num_virtual_tokens: Count | None = Field(
+        None, description="How many vectors; needed for a new one. They take positions of the model beside max_length."
+    )
+    prompt_tuning_init: Literal["RANDOM", "TEXT", "SAMPLE_VOCAB"] = Field(
+        "RANDOM",
+        description="What they start as: noise, the embeddings of prompt_tuning_init_text, or those of random tokens.",
+    )
+    prompt_tuning_init_text: Annotated[Text, Field(pattern=r"\S")] | None = Field(
+        None, description="Repeated or cut to as many tokens as there are vectors."
+    )
+
+
 class SelectiveAdapter(Section):
     """Some of the model's own parameters, the others stay as they are. The result is a whole model."""
 
@@ -73,5 +88,5 @@ class SelectiveAdapter(Section):
     )
 
 
-AnyAdapter = LoraAdapter | IA3Adapter | SelectiveAdapter
+AnyAdapter = LoraAdapter | IA3Adapter | PromptTuningAdapter | SelectiveAdapter
 AdapterConfig = Annotated[AnyAdapter, Field(discriminator="type")]

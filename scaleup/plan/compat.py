@@ -18,7 +18,7 @@ from scaleup.plan.model_path import adapter_folder, saved_type
 
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 QUANTIZATIONS = (None, "8bit", "4bit")
-ADAPTERS = ("full", "selective", "lora", "dora", "ia3")
+ADAPTERS = ("full", "selective", "lora", "dora", "ia3", "prompt_tuning")
 PRECISIONS = ("no", "bf16", "fp16")
 
 
@@ -131,7 +131,7 @@ def table() -> Iterator[tuple[Cell, Verdict]]:
 def cell_of(config: SFTConfig, strategy: str | None = None) -> Cell:
     """Of a config, under its own strategy or another."""
     return Cell(
-        strategy or config.parallel.strategy, config.quantization, _adapter_of(config), str(config.mixed_precision)
+        strategy or config.parallel.strategy, config.quantization, adapter_of(config), str(config.mixed_precision)
     )
 
 
@@ -160,7 +160,7 @@ def untested_notes(config: RunConfig, strategy: str) -> list[str]:
     return [f"{together} in precision {cell.precision} is not covered by this project's tests: docs/compatibility.md"]
 
 
-def _adapter_of(config: SFTConfig) -> str:
+def adapter_of(config: SFTConfig) -> str:
     adapter = config.adapter
     saved = config.model.path if adapter is None else getattr(adapter, "path", None)
     folder = adapter_folder(saved) if saved else None

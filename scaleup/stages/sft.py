@@ -35,7 +35,7 @@ def run(config: SFTConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> N
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     seed_everything(train.seed)  # a new adapter is drawn alike, whatever loading drew
-    model = make_trainable(model, plan.model, config.adapter)
+    model = make_trainable(model, plan.model, config.adapter, tokenizer.name_or_path)
     if config.mixed_precision != "fp16":
         fuse_head(model)
 

@@ -697,6 +697,7 @@ COMMANDS = [
 ]
 
 LORA = {"type": "lora"}
+PROMPT = {"type": "prompt_tuning", "num_virtual_tokens": 4}
 
 
 def adapter(settings: str = '{"peft_type": "LORA", "base_model_name_or_path": "."}', weights: bool = True) -> Prepare:
@@ -729,10 +730,45 @@ ADAPTERS = [
     *(
         bad(
             f"{name} is for later",
-            f"error: adapter.type: {name} is not supported yet -> use one of 'lora', 'ia3', 'selective'",
+            f"error: adapter.type: {name} is not supported yet -> use one of 'lora', 'ia3', 'prompt_tuning'",
             changes={"adapter": {"type": name}},
         )
-        for name in ("prompt_tuning", "prefix_tuning", "adalora")
+        for name in ("prefix", "adalora")
+    ),
+    bad(
+        "a prompt that does not say how long, of a text that is not there, in packed sequences",
+        "error: adapter.num_virtual_tokens: is missing -> say how many",
+        "error: adapter.prompt_tuning_init_text: is needed for prompt_tuning_init TEXT -> give the text",
+        "error: data.packing: gives the rows of a sequence one prompt_tuning between them",
+        changes={"adapter": {"type": "prompt_tuning", "prompt_tuning_init": "TEXT"}, "data.packing": True},
+    ),
+    bad(
+        "a text that nothing starts as",
+        "error: adapter.prompt_tuning_init: RANDOM starts from no text, and prompt_tuning_init_text gives one -> use",
+        changes={"adapter": {**PROMPT, "prompt_tuning_init_text": "Is this review good?"}},
+    ),
+    bad(
+        "an unknown way to start",
+        "error: adapter.prompt_tuning_init: 'text' is not valid -> use one of 'RANDOM', 'TEXT' or 'SAMPLE_VOCAB'",
+        changes={"adapter": {**PROMPT, "prompt_tuning_init": "text", "prompt_tuning_init_text": "Is it good?"}},
+    ),
+    bad(
+        "a prompt of no tokens, of a blank text",
+        "error: adapter.num_virtual_tokens: 0 should be greater than or equal to 1",
+        "error: adapter.prompt_tuning_init_text: ' ' ",
+        changes={"adapter": {**PROMPT, "num_virtual_tokens": 0, "prompt_tuning_init_text": " "}},
+    ),
+    bad(
+        "a row and a prompt beyond the model's positions, which only the model can tell",
+        "error: data.max_length: 509 tokens are more than the 508 that model has positions for beside 4 virtual tokens",
+        changes={"adapter": PROMPT, "data.max_length": 509},
+        asks=True,
+    ),
+    bad(
+        "a prompt that leaves no positions",
+        "error: adapter.num_virtual_tokens: 511 virtual tokens leave no room for a row in model's 512 positions",
+        changes={"adapter": {**PROMPT, "num_virtual_tokens": 511}},
+        asks=True,
     ),
     bad(
         "targets that are neither a list nor all of them",

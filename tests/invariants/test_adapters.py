@@ -42,6 +42,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "4bit": {"quantization": "4bit"},
     "ia3": {"adapter": {"type": "ia3"}},
     "selective": {"adapter": {"type": "selective", "parameters": ["*layers.1.*", "*norm*"]}},
+    "prompt_tuning": {
+        "adapter": {"type": "prompt_tuning", "num_virtual_tokens": 8, "prompt_tuning_init": "SAMPLE_VOCAB"},
+        "train.learning_rate": 1.0,
+    },
 }
 STRATEGIES = {
     "lora": ("single", "zero1", "zero2", "zero3", "fsdp2"),
@@ -49,6 +53,7 @@ STRATEGIES = {
     "4bit": ("single", "zero2"),
     "ia3": ("zero3",),
     "selective": ("zero3",),
+    "prompt_tuning": ("single", "zero3"),
 }
 CELLS = [(kind, strategy) for kind, strategies in STRATEGIES.items() for strategy in strategies]
 """Each is compared with DDP."""
@@ -104,5 +109,5 @@ def test_checkpoints_hold_what_is_trained_alone(runs: dict[tuple[str, str], Futu
 def test_none_of_these_cells_is_refused() -> None:
     for kind, strategy in CELLS:
         bits = kind if kind in ("8bit", "4bit") else None
-        adapter = kind if kind in ("ia3", "selective") else "lora"
+        adapter = "lora" if bits else kind
         assert verdict(Cell(strategy, bits, adapter, "no")).status != "refused"

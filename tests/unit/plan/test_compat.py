@@ -17,6 +17,7 @@ ADAPTERS: dict[str, dict[str, Any] | None] = {
     "lora": {"type": "lora"},
     "dora": {"type": "lora", "use_dora": True},
     "ia3": {"type": "ia3"},
+    "prompt_tuning": {"type": "prompt_tuning", "num_virtual_tokens": 4},
 }
 CELLS = [(cell, found) for cell, found in table() if cell.precision == "no"]
 
@@ -55,6 +56,6 @@ def test_auto_passes_over_what_is_refused(plan: Callable[..., Plan]) -> None:
 
 def test_every_cell_has_a_verdict() -> None:
     found = dict(table())
-    assert len(found) == 6 * 3 * 5 * 3
+    assert len(found) == 6 * 3 * len(ADAPTERS) * 3
     assert verdict(Cell("zero2", "8bit", "full", "no")).status == "refused"
     assert all(v.reason and v.remedy and v.where for v in found.values() if v.status == "refused")
