@@ -20,7 +20,7 @@ Targets = Annotated[
 ]
 Quantization = Literal["8bit", "4bit"]
 
-NOT_YET = ("adalora", "prefix", "prefix_tuning")
+NOT_YET = ("adalora",)
 """Methods of PEFT that are for later."""
 
 
@@ -79,6 +79,23 @@ class PromptTuningAdapter(_Adapter):
     )
 
 
+class PrefixAdapter(_Adapter):
+    """Prefix tuning (Li and Liang 2021): learned keys and values that each layer attends to beside the row's own. In an
+    encoder-decoder model these are the decoder's layers."""
+
+    type: Literal["prefix", "prefix_tuning"] = Field(description="Both are the same; the second is PEFT's name.")
+    num_virtual_tokens: Count | None = Field(
+        None, description="How many of them; needed for a new one. They take positions of the model beside max_length."
+    )
+    prefix_projection: bool = Field(
+        False,
+        description="Learn them through a network, which is not saved: the prefix cannot be trained further then.",
+    )
+    encoder_hidden_size: Count | None = Field(
+        None, description="The width of that network; by default that of the keys."
+    )
+
+
 class SelectiveAdapter(Section):
     """Some of the model's own parameters, the others stay as they are. The result is a whole model."""
 
@@ -88,5 +105,5 @@ class SelectiveAdapter(Section):
     )
 
 
-AnyAdapter = LoraAdapter | IA3Adapter | PromptTuningAdapter | SelectiveAdapter
+AnyAdapter = LoraAdapter | IA3Adapter | PromptTuningAdapter | PrefixAdapter | SelectiveAdapter
 AdapterConfig = Annotated[AnyAdapter, Field(discriminator="type")]

@@ -9,13 +9,21 @@ from typing import Any
 
 import torch
 
-from scaleup.config.adapters import AnyAdapter, IA3Adapter, LoraAdapter, PromptTuningAdapter, SelectiveAdapter
+from scaleup.config.adapters import (
+    AnyAdapter,
+    IA3Adapter,
+    LoraAdapter,
+    PrefixAdapter,
+    PromptTuningAdapter,
+    SelectiveAdapter,
+)
 from scaleup.errors import ScaleupError
 from scaleup.plan.model_path import adapter_folder
 
 from .load import first_line
-from .soft_prompts import make_prompt_trainable, save_prompt
+from .soft_prompts import make_prompt_trainable, prefix_shape, save_prompt
 
+AnyPeft = LoraAdapter | IA3Adapter | PromptTuningAdapter | PrefixAdapter
 TASK_TYPES = {"causal_lm": "CAUSAL_LM", "seq2seq_lm": "SEQ_2_SEQ_LM"}
 
 
@@ -30,7 +38,7 @@ def adapt(model: Any, adapter: AnyAdapter, task: str, tokenizer: str = "") -> An
         folder = adapter_folder(adapter.path)
         assert folder is not None, "the plan has looked for it"
         return load_adapter(model, folder, trainable=True, where="adapter.path")
-    return _wrapped(model, peft_config(adapter, task, tokenizer))
+    return _wrapped(model, peft_config(adapter, task, tokenizer, model.config))
 
 
 def shell_adapted(shell: Any, adapter: AnyAdapter | None, folder: Path | None, task: str) -> Any:
@@ -86,14 +94,17 @@ def is_adapted(model: Any) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
-def peft_config(adapter: LoraAdapter | IA3Adapter | PromptTuningAdapter, task: str, tokenizer: str) -> Any:
-    from peft import IA3Config, LoraConfig, PromptTuningConfig
+def peft_config(adapter: AnyPeft, task: str, tokenizer: str, model: Any) -> Any:
+    """PEFT's settings for a new adapter on a model of this config."""
+    from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 
     settings = adapter.model_dump(exclude={"type", "path"}) | {"task_type": TASK_TYPES[task]}
     if isinstance(adapter, LoraAdapter):
         return LoraConfig(**settings)
     if isinstance(adapter, IA3Adapter):
         return IA3Config(**settings)
+    if isinstance(adapter, PrefixAdapter):
+        return PrefixTuningConfig(**settings, **prefix_shape(model))
     if adapter.prompt_tuning_init == "TEXT":
         settings["tokenizer_name_or_path"] = tokenizer
     return PromptTuningConfig(**settings)

@@ -85,5 +85,5 @@ def quantize_shell(shell: PreTrainedModel, quantization: Quantization) -> dict[t
             rows, columns = reversed(weight.shape) if isinstance(module, Conv1D) else weight.shape
             low = QuantizedShell(rows, columns, module.bias, quantization)
             shell.set_submodule(name, low)
-            found[low.weight] = (rows, columns)
+            found[low.get_parameter("weight")] = (rows, columns)
     return found

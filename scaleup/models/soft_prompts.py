@@ -1,4 +1,4 @@
-"""Soft prompts: what a model with learned vectors in front of its tokens needs beside what PEFT does.
+"""Soft prompts and prefixes: what a model with virtual tokens needs beside what PEFT does.
 
 A causal model with prompt tuning gives logits for its virtual tokens too, so labels move to the right. Their places
 count against the model's positions. PEFT saves what the vectors are, and loads them for inference only."""
@@ -38,15 +38,37 @@ def make_prompt_trainable(model: Any) -> None:
 def save_prompt(model: Any, folder: Path, trained: dict[str, torch.Tensor]) -> None:
     """As PEFT's save_pretrained, of the trained parameters given: those in the model may be shards."""
     settings = model.active_peft_config
-    prefix = f"prompt_encoder.{ADAPTER}."
-    weights = {name.removeprefix(prefix): weight for name, weight in trained.items()}
+    start = f"prompt_encoder.{ADAPTER}."
+    weights = {name.removeprefix(start): weight for name, weight in trained.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {"prompt_embeddings": weights["embedding.weight"]}, folder / "adapter_model.safetensors", {"format": "pt"}
-    )
+    learned = {"prompt_embeddings": _learned(settings, weights)}
+    save_file(learned, folder / "adapter_model.safetensors", {"format": "pt"})
     settings.inference_mode = True
     settings.save_pretrained(str(folder))
     settings.inference_mode = False
+
+
+@torch.no_grad()
+def _learned(settings: Any, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The vectors themselves; of a projected prefix, what its network makes of them."""
+    from peft import PrefixEncoder
+
+    if not getattr(settings, "prefix_projection", False):
+        return weights["embedding.weight"]
+    encoder = PrefixEncoder(settings)
+    encoder.load_state_dict(weights)
+    return encoder(torch.arange(settings.num_virtual_tokens)).contiguous()
+
+
+def prefix_shape(config: Any) -> dict[str, int]:
+    """Layers, heads and their width together, of the decoder of an encoder-decoder model. PEFT takes the encoder's, and
+    for the width the hidden size, which is not T5's in some sizes."""
+    if not config.is_encoder_decoder:
+        return {}
+    layers = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", config.num_hidden_layers)
+    heads = getattr(config, "decoder_attention_heads", config.num_attention_heads)
+    size = getattr(config, "d_kv", None) or config.hidden_size // heads
+    return {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * size}
 
 
 def behind_prompt(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

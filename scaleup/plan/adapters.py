@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from scaleup.config.adapters import PromptTuningAdapter, SelectiveAdapter
+from scaleup.config.adapters import PrefixAdapter, PromptTuningAdapter, SelectiveAdapter
 from scaleup.config.schema import RunConfig
 from scaleup.config.stages import SFTConfig
 from scaleup.errors import Problem
 from scaleup.plan.compat import adapter_of, compat_problems
 from scaleup.plan.machine import Machine
-from scaleup.plan.model_path import adapter_folder, adapter_path_problems
+from scaleup.plan.model_path import adapter_folder, adapter_path_problems, saved_settings
 
-PROMPTS = frozenset({"prompt_tuning"})
+VIRTUAL = frozenset({"prompt_tuning", "prefix"})
 """Adapters that put virtual tokens in front of a row."""
 
 
@@ -21,33 +22,55 @@ def adapter_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     if not isinstance(config, SFTConfig):
         return
     yield from _beside_the_run(config)
+    yield from _going_on(config)
     adapter = config.adapter
-    if adapter is None:
-        return
-    if adapter_folder(config.model.path) is not None:
+    if isinstance(adapter, PromptTuningAdapter | PrefixAdapter) and adapter.path is None:
+        yield from _virtual_problems(adapter)
+
+
+def _beside_the_run(config: SFTConfig) -> Iterator[Problem]:
+    """What the adapter excludes, whether the config describes it or a path names it."""
+    kind = adapter_of(config)
+    if kind in VIRTUAL and config.data.packing:
+        what = f"gives the rows of a sequence one {kind} between them: only the first would see it in its place"
+        yield Problem("data.packing", what, "leave it out, or use train.tokens_per_device")
+    if kind == "prefix" and config.gradient_checkpointing:
+        what = "a prefix is a cache of keys and values, which layers that are recomputed do without"
+        yield Problem("gradient_checkpointing", what, "set it to false, or use prompt_tuning")
+
+
+def _going_on(config: SFTConfig) -> Iterator[Problem]:
+    """From an adapter that there is: the model's path names it, or the config on top of the base model."""
+    adapter, folder = config.adapter, adapter_folder(config.model.path)
+    if folder is not None:
+        yield from _further_problems(folder, "model.path")
+    if adapter is not None and folder is not None:
         what = f"and the model at {config.model.path} is an adapter already"
         yield Problem("adapter", what, "leave adapter out to train that one further, or name the base model")
-    if isinstance(adapter, PromptTuningAdapter) and adapter.path is None:
-        yield from _prompt_problems(adapter)
-    if isinstance(adapter, SelectiveAdapter) or adapter.path is None:
+    if adapter is None or isinstance(adapter, SelectiveAdapter) or adapter.path is None:
         return
     yield from adapter_path_problems(adapter.path, "adapter.path")
     given = adapter.model_dump(exclude_defaults=True).keys() - {"type", "path"}
     for key in sorted(given):
         yield Problem(f"adapter.{key}", "is settled by the adapter at adapter.path", "leave it out")
+    if (folder := adapter_folder(adapter.path)) is not None:
+        yield from _further_problems(folder, "adapter.path")
 
 
-def _beside_the_run(config: SFTConfig) -> Iterator[Problem]:
-    """What the adapter excludes, whether the config describes it or the model's path names it."""
-    kind = adapter_of(config)
-    if kind in PROMPTS and config.data.packing:
-        what = f"gives the rows of a sequence one {kind} between them: only the first would see it"
-        yield Problem("data.packing", what, "leave it out, or use train.tokens_per_device")
+def _further_problems(folder: Path, where: str) -> Iterator[Problem]:
+    if saved_settings(folder).get("prefix_projection"):
+        what = f"the network that made the prefix of {folder} was not saved, so it cannot be trained further"
+        yield Problem(where, what, "begin anew, or train a prefix without prefix_projection")
 
 
-def _prompt_problems(adapter: PromptTuningAdapter) -> Iterator[Problem]:
+def _virtual_problems(adapter: PromptTuningAdapter | PrefixAdapter) -> Iterator[Problem]:
     if adapter.num_virtual_tokens is None:
         yield Problem("adapter.num_virtual_tokens", "is missing", "say how many, e.g. 20")
+    if isinstance(adapter, PrefixAdapter):
+        if adapter.encoder_hidden_size is not None and not adapter.prefix_projection:
+            what = "is the width of a network that prefix_projection asks for"
+            yield Problem("adapter.encoder_hidden_size", what, "set prefix_projection: true, or leave it out")
+        return
     is_text, text = adapter.prompt_tuning_init == "TEXT", adapter.prompt_tuning_init_text
     if is_text and text is None:
         yield Problem("adapter.prompt_tuning_init_text", "is needed for prompt_tuning_init TEXT", "give the text")

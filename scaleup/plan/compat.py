@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
+from scaleup.config.adapters import PrefixAdapter
 from scaleup.config.schema import RunConfig
 from scaleup.config.stages import SFTConfig
 from scaleup.errors import Problem
@@ -18,7 +19,7 @@ from scaleup.plan.model_path import adapter_folder, saved_type
 
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 QUANTIZATIONS = (None, "8bit", "4bit")
-ADAPTERS = ("full", "selective", "lora", "dora", "ia3", "prompt_tuning")
+ADAPTERS = ("full", "selective", "lora", "dora", "ia3", "prompt_tuning", "prefix")
 PRECISIONS = ("no", "bf16", "fp16")
 
 
@@ -168,4 +169,6 @@ def adapter_of(config: SFTConfig) -> str:
         return saved_type(folder)
     if adapter is None:
         return "full"
+    if isinstance(adapter, PrefixAdapter):
+        return "prefix"
     return "dora" if getattr(adapter, "use_dora", False) else adapter.type

@@ -733,7 +733,7 @@ ADAPTERS = [
             f"error: adapter.type: {name} is not supported yet -> use one of 'lora', 'ia3', 'prompt_tuning'",
             changes={"adapter": {"type": name}},
         )
-        for name in ("prefix", "adalora")
+        for name in ("adalora",)
     ),
     bad(
         "a prompt that does not say how long, of a text that is not there, in packed sequences",
@@ -757,6 +757,30 @@ ADAPTERS = [
         "error: adapter.num_virtual_tokens: 0 should be greater than or equal to 1",
         "error: adapter.prompt_tuning_init_text: ' ' ",
         changes={"adapter": {**PROMPT, "num_virtual_tokens": 0, "prompt_tuning_init_text": " "}},
+    ),
+    bad(
+        "a prefix with everything it cannot be with",
+        "error: adapter.num_virtual_tokens: is missing -> say how many",
+        "error: adapter.encoder_hidden_size: is the width of a network that prefix_projection asks for -> set",
+        "error: data.packing: gives the rows of a sequence one prefix between them",
+        "error: gradient_checkpointing: a prefix is a cache of keys and values",
+        changes={
+            "adapter": {"type": "prefix_tuning", "encoder_hidden_size": 8},
+            "data.packing": True,
+            "gradient_checkpointing": True,
+        },
+    ),
+    bad(
+        "a prefix's unknown key",
+        "error: adapter.num_virtual_token: unknown key -> did you mean 'num_virtual_tokens'?",
+        changes={"adapter": {"type": "prefix", "num_virtual_token": 4, "num_virtual_tokens": 4}},
+    ),
+    bad(
+        "a projected prefix cannot be trained further",
+        "error: model.path: the network that made the prefix of ",
+        "error: gradient_checkpointing: a prefix is a cache of keys and values",
+        changes={"model.path": "./a", "gradient_checkpointing": True},
+        prepare=adapter('{"peft_type": "PREFIX_TUNING", "base_model_name_or_path": ".", "prefix_projection": true}'),
     ),
     bad(
         "a row and a prompt beyond the model's positions, which only the model can tell",

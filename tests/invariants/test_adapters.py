@@ -46,6 +46,10 @@ KINDS: dict[str, dict[str, Any]] = {
         "adapter": {"type": "prompt_tuning", "num_virtual_tokens": 8, "prompt_tuning_init": "SAMPLE_VOCAB"},
         "train.learning_rate": 1.0,
     },
+    "prefix": {
+        "adapter": {"type": "prefix", "num_virtual_tokens": 8, "prefix_projection": True},
+        "train.learning_rate": 3.0,
+    },
 }
 STRATEGIES = {
     "lora": ("single", "zero1", "zero2", "zero3", "fsdp2"),
@@ -54,6 +58,7 @@ STRATEGIES = {
     "ia3": ("zero3",),
     "selective": ("zero3",),
     "prompt_tuning": ("single", "zero3"),
+    "prefix": ("single", "zero3"),
 }
 CELLS = [(kind, strategy) for kind, strategies in STRATEGIES.items() for strategy in strategies]
 """Each is compared with DDP."""

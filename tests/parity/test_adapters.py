@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from pydantic import TypeAdapter
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
@@ -27,8 +27,15 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "head": {"type": "lora", "r": 4, "modules_to_save": ["lm_head"]},
     "ia3": {"type": "ia3"},
     "prompt_tuning": {"type": "prompt_tuning", "num_virtual_tokens": 5},
+    "prefix": {"type": "prefix", "num_virtual_tokens": 5},
+    "projected": {"type": "prefix", "num_virtual_tokens": 5, "prefix_projection": True, "encoder_hidden_size": 7},
 }
-MAKE = {"ia3": IA3Config, "prompt_tuning": PromptTuningConfig}
+MAKE = {
+    "ia3": IA3Config,
+    "prompt_tuning": PromptTuningConfig,
+    "prefix": PrefixTuningConfig,
+    "projected": PrefixTuningConfig,
+}
 BITS: dict[str, Any] = {
     "8bit": {"load_in_8bit": True},
     "4bit": {

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import PromptTuningConfig, get_peft_model
+from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from scaleup.config.schema import GenerationConfig
 from scaleup.data.tokenization import Encoder
@@ -65,7 +65,7 @@ def test_batched_answers_are_those_one_by_one(runtime, run, name, pad_is_eos):
     assert not (run.path / ".parts").exists()
 
 
-SOFT = {"prompt_tuning": PromptTuningConfig}
+SOFT = {"prompt_tuning": PromptTuningConfig, "prefix": PrefixTuningConfig}
 
 
 @pytest.mark.parametrize("kind", SOFT)

@@ -11,7 +11,14 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import TypeAdapter
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    PreTrainedConfig,
+    T5Config,
+)
 
 from scaleup.config.adapters import AdapterConfig
 from scaleup.config.schema import ModelConfig
@@ -39,9 +46,17 @@ ADAPTERS: dict[str, dict[str, Any]] = {
         "prompt_tuning_init": "TEXT",
         "prompt_tuning_init_text": "good?",
     },
+    "prefix": {"type": "prefix", "num_virtual_tokens": 5},
+    "projected prefix": {
+        "type": "prefix_tuning",
+        "num_virtual_tokens": 5,
+        "prefix_projection": True,
+        "encoder_hidden_size": 7,
+    },
 }
 MODELS = ("tiny-llama", "tiny-qwen2", "tiny-t5")
-FURTHER = ("lora", "prompt_tuning", "prompt of a text")
+FURTHER = ("lora", "prompt_tuning", "prompt of a text", "prefix")
+VIRTUAL = FURTHER[1:]
 CPU = torch.device("cpu")
 
 
@@ -109,7 +124,7 @@ def test_the_folder_is_a_model_to_evaluate_and_to_train_further(model: str, name
     save_adapter(trained, tmp_path, state)
     found = model_facts(ModelConfig(path=str(tmp_path)))
     assert (found.location, found.adapter, found.architecture) == (facts.location, str(tmp_path), facts.architecture)
-    assert found.num_virtual_tokens == facts.num_virtual_tokens == (5 if "prompt" in name else 0)
+    assert found.num_virtual_tokens == facts.num_virtual_tokens == (5 if name in VIRTUAL else 0)
     assert found.num_trainable_parameters == facts.num_trainable_parameters
     config = ModelConfig(path=str(tmp_path))
     finished = load_finished(config, found, None, "no", CPU)
@@ -133,6 +148,28 @@ def test_a_prompt_starts_as_its_text(model: str) -> None:
     expected = prompt.get_input_embeddings().weight[ids]
     weight = prompt.prompt_encoder["default"].embedding.weight
     assert torch.equal(weight[:5], expected[:5])
+
+
+@pytest.mark.parametrize(
+    ("base", "shape"),
+    [
+        (
+            T5Config(vocab_size=99, d_model=32, d_kv=12, num_heads=2, num_layers=1, num_decoder_layers=3),
+            (5, 3 * 2 * 24),
+        ),
+        (BartConfig(vocab_size=99, d_model=32, encoder_layers=1, decoder_layers=3), (5, 3 * 2 * 32)),
+    ],
+    ids=["t5", "bart"],
+)
+def test_a_prefix_has_the_shape_of_the_decoder(base: PreTrainedConfig, shape: tuple[int, int]) -> None:
+    """FLAN-T5 small's heads are not as wide together as its hidden states, and a decoder may have more layers. With an
+    odd number of them PEFT uses all of a prefix, with an even one every other layer's part, twice."""
+    model = adapt(AutoModelForSeq2SeqLM.from_config(base), adapter_of("prefix"), "seq2seq_lm")
+    assert model.prompt_encoder["default"].embedding.weight.shape == shape
+    ids = torch.arange(5, 15).view(2, 5)
+    model(input_ids=ids, decoder_input_ids=ids).logits.float().logsumexp(-1).sum().backward()
+    gradient = model.prompt_encoder["default"].embedding.weight.grad
+    assert gradient.abs().sum(0).count_nonzero() == shape[1], "a part that nothing attends to"
 
 
 def test_selective_trains_what_matches() -> None:

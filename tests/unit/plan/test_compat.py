@@ -18,6 +18,7 @@ ADAPTERS: dict[str, dict[str, Any] | None] = {
     "dora": {"type": "lora", "use_dora": True},
     "ia3": {"type": "ia3"},
     "prompt_tuning": {"type": "prompt_tuning", "num_virtual_tokens": 4},
+    "prefix": {"type": "prefix_tuning", "num_virtual_tokens": 4},
 }
 CELLS = [(cell, found) for cell, found in table() if cell.precision == "no"]
 

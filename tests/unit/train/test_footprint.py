@@ -39,7 +39,10 @@ GPT2 = GPT2Config(vocab_size=301, n_embd=48, n_layer=2, n_head=4, n_positions=64
 T5 = T5Config(vocab_size=301, d_model=48, d_kv=12, d_ff=96, num_layers=2, num_heads=4, decoder_start_token_id=0)
 
 
-ADAPTERS: dict[str, dict[str, Any]] = {"prompt_tuning": {"type": "prompt_tuning", "num_virtual_tokens": 8}}
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "prompt_tuning": {"type": "prompt_tuning", "num_virtual_tokens": 8},
+    "prefix": {"type": "prefix", "num_virtual_tokens": 8},
+}
 
 
 def model_of(config: PreTrainedConfig, device: str, checkpointing: bool, kind: str = "", **options: bool) -> Any:
