@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from scaleup.config.schema import Count, Float, PathText, Section, Text
+from scaleup.config.schema import Count, Float, Int, PathText, Section, Text
 
 Patterns = Annotated[list[Text], Field(min_length=1)]
 
@@ -19,9 +19,6 @@ Targets = Annotated[
     Annotated[Patterns, Tag("[list]")] | Annotated[Literal["all-linear"], Tag("[word]")], Discriminator(_list_or_word)
 ]
 Quantization = Literal["8bit", "4bit"]
-
-NOT_YET = ("adalora",)
-"""Methods of PEFT that are for later."""
 
 
 class _Adapter(Section):
@@ -61,6 +58,29 @@ class IA3Adapter(_Adapter):
         None, description="Those of target_modules whose input is scaled instead of their output."
     )
     modules_to_save: Patterns | None = Field(None, description="Modules trained whole and saved with the adapter.")
+
+
+class AdaLoraAdapter(_Adapter):
+    """LoRA whose ranks are allotted in training (Zhang et al. 2023): every matrix starts with init_r, and the least
+    important are masked step by step until target_r are left on average. Over the run's own number of steps."""
+
+    type: Literal["adalora"]
+    target_r: Count = Field(8, description="The rank of an update in the end, on average.")
+    init_r: Count = Field(12, description="The rank of every update at first.")
+    tinit: Annotated[Int, Field(ge=0)] = Field(0, description="Steps before ranks go down.")
+    tfinal: Annotated[Int, Field(ge=0)] = Field(0, description="Steps after they have.")
+    deltaT: Count = Field(1, description="Steps between two allotments.")
+    beta1: Annotated[Float, Field(gt=0, lt=1)] = Field(0.85, description="Of the running average of importance.")
+    beta2: Annotated[Float, Field(gt=0, lt=1)] = Field(0.85, description="Of that of its uncertainty.")
+    orth_reg_weight: Annotated[Float, Field(ge=0)] = Field(
+        0.5, description="Weight of the term that keeps singular vectors orthogonal, in the training loss alone."
+    )
+    lora_alpha: Annotated[Float, Field(gt=0)] = Field(8, description="Updates are scaled by lora_alpha / init_r.")
+    lora_dropout: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    target_modules: Targets | None = Field(
+        None,
+        description="Names that modules end with, or all-linear; by default what PEFT takes for the architecture.",
+    )
 
 
 class PromptTuningAdapter(_Adapter):
@@ -105,5 +125,5 @@ class SelectiveAdapter(Section):
     )
 
 
-AnyAdapter = LoraAdapter | IA3Adapter | PromptTuningAdapter | PrefixAdapter | SelectiveAdapter
+AnyAdapter = LoraAdapter | IA3Adapter | AdaLoraAdapter | PromptTuningAdapter | PrefixAdapter | SelectiveAdapter
 AdapterConfig = Annotated[AnyAdapter, Field(discriminator="type")]

@@ -8,7 +8,6 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from scaleup.config.adapters import NOT_YET
 from scaleup.errors import Problem
 
 Key = tuple[str | int, ...]
@@ -66,8 +65,6 @@ def as_problem(model: type[BaseModel], key: Key, item: dict[str, Any]) -> Proble
 
 def _no_such_type(where: str, tag: str, expected_tags: str, **_: Any) -> Problem:
     types = [choice.strip(" '") for choice in expected_tags.split(",")]
-    if tag in NOT_YET:
-        return Problem(where, f"{tag} is not supported yet", f"use one of {expected_tags}")
     return Problem(where, f"{tag!r} is not valid", suggestion(tag, types) or f"use one of {expected_tags}")
 
 

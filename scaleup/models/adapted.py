@@ -31,11 +31,18 @@ def load_base(
     return loaded
 
 
-def make_trainable(model: Any, facts: ModelFacts, adapter: AnyAdapter | None, tokenizer: str | None = None) -> Any:
+def make_trainable(
+    model: Any,
+    facts: ModelFacts,
+    adapter: AnyAdapter | None,
+    tokenizer: str | None = None,
+    num_steps: int | None = None,
+) -> Any:
     """With a new adapter, with the one that the model's path names, or as it is: all of it is trained. `tokenizer` is
-    where the run's own lies, if not where the facts say."""
+    where the run's own lies, if not where the facts say; `num_steps` are the run's."""
     if adapter is not None:
-        return adapt(model, adapter, facts.task, tokenizer or facts.tokenizer_location or facts.location)
+        place = tokenizer or facts.tokenizer_location or facts.location
+        return adapt(model, adapter, facts.task, place, num_steps)
     return load_adapter(model, Path(facts.adapter), trainable=True) if facts.adapter else model
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from scaleup.config.adapters import (
+    AdaLoraAdapter,
     AnyAdapter,
     IA3Adapter,
     LoraAdapter,
@@ -21,15 +22,15 @@ from scaleup.errors import ScaleupError
 from scaleup.plan.model_path import adapter_folder
 
 from .load import first_line
-from .soft_prompts import make_prompt_trainable, prefix_shape, save_prompt
+from .soft_prompts import ADAPTER, make_prompt_trainable, prefix_shape, save_prompt
 
-AnyPeft = LoraAdapter | IA3Adapter | PromptTuningAdapter | PrefixAdapter
+AnyPeft = LoraAdapter | IA3Adapter | AdaLoraAdapter | PromptTuningAdapter | PrefixAdapter
 TASK_TYPES = {"causal_lm": "CAUSAL_LM", "seq2seq_lm": "SEQ_2_SEQ_LM"}
 
 
-def adapt(model: Any, adapter: AnyAdapter, task: str, tokenizer: str = "") -> Any:
+def adapt(model: Any, adapter: AnyAdapter, task: str, tokenizer: str = "", num_steps: int | None = None) -> Any:
     """The model with a new adapter, or one to go on from; only what it trains has gradients. A prompt that starts as a
-    text needs the folder or hub name of its `tokenizer`.
+    text needs the folder or hub name of its `tokenizer`, and AdaLoRA the run's `num_steps` to be trained.
 
     Raises ScaleupError at `adapter.target_modules`, `adapter.parameters` or `adapter.path`."""
     if isinstance(adapter, SelectiveAdapter):
@@ -38,7 +39,7 @@ def adapt(model: Any, adapter: AnyAdapter, task: str, tokenizer: str = "") -> An
         folder = adapter_folder(adapter.path)
         assert folder is not None, "the plan has looked for it"
         return load_adapter(model, folder, trainable=True, where="adapter.path")
-    return _wrapped(model, peft_config(adapter, task, tokenizer, model.config))
+    return _wrapped(model, peft_config(adapter, task, model.config, tokenizer, num_steps))
 
 
 def shell_adapted(shell: Any, adapter: AnyAdapter | None, folder: Path | None, task: str) -> Any:
@@ -55,7 +56,11 @@ def shell_adapted(shell: Any, adapter: AnyAdapter | None, folder: Path | None, t
         return shell
     settings = PeftConfig.from_pretrained(str(folder))
     settings.inference_mode = settings.is_prompt_learning  # a prompt is then what was saved, whatever it began as
-    return _wrapped(shell, settings)
+    adapted = _wrapped(shell, settings)
+    if is_adalora(adapted) and settings.rank_pattern:
+        kept = {name: torch.tensor(ranks, device="cpu") for name, ranks in settings.rank_pattern.items()}
+        adapted.base_model.resize_modules_by_rank_pattern(kept, ADAPTER)
+    return adapted
 
 
 def load_adapter(model: Any, folder: Path, trainable: bool, where: str = "model.path") -> Any:
@@ -94,15 +99,22 @@ def is_adapted(model: Any) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
-def peft_config(adapter: AnyPeft, task: str, tokenizer: str, model: Any) -> Any:
+def is_adalora(model: Any) -> bool:
+    return is_adapted(model) and model.active_peft_config.peft_type == "ADALORA"
+
+
+def peft_config(adapter: AnyPeft, task: str, model: Any, tokenizer: str, num_steps: int | None) -> Any:
     """PEFT's settings for a new adapter on a model of this config."""
-    from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
+    from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 
     settings = adapter.model_dump(exclude={"type", "path"}) | {"task_type": TASK_TYPES[task]}
     if isinstance(adapter, LoraAdapter):
         return LoraConfig(**settings)
     if isinstance(adapter, IA3Adapter):
         return IA3Config(**settings)
+    if isinstance(adapter, AdaLoraAdapter):
+        shortest = adapter.tinit + adapter.tfinal + 2  # PEFT asks for some, also where only shapes are wanted
+        return AdaLoraConfig(**settings, total_step=num_steps or shortest)
     if isinstance(adapter, PrefixAdapter):
         return PrefixTuningConfig(**settings, **prefix_shape(model))
     if adapter.prompt_tuning_init == "TEXT":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from scaleup.config.adapters import PrefixAdapter, PromptTuningAdapter, SelectiveAdapter
+from scaleup.config.adapters import AdaLoraAdapter, PrefixAdapter, PromptTuningAdapter, SelectiveAdapter
 from scaleup.config.schema import RunConfig
 from scaleup.config.stages import SFTConfig
 from scaleup.errors import Problem
@@ -26,6 +26,24 @@ def adapter_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     adapter = config.adapter
     if isinstance(adapter, PromptTuningAdapter | PrefixAdapter) and adapter.path is None:
         yield from _virtual_problems(adapter)
+    if isinstance(adapter, AdaLoraAdapter) and adapter.path is None and adapter.target_r >= adapter.init_r:
+        what = f"{adapter.target_r} is not less than adapter.init_r {adapter.init_r}: no ranks would be taken away"
+        yield Problem("adapter.target_r", what, "use less, or lora")
+    if config.train.max_steps is not None:
+        yield from rank_schedule_problems(config, config.train.max_steps)
+
+
+def rank_schedule_problems(config: RunConfig, num_steps: int | None) -> Iterator[Problem]:
+    """What AdaLoRA's schedule asks of the number of the run's steps: one to weigh ranks by, and one to take them."""
+    adapter = config.adapter if isinstance(config, SFTConfig) else None
+    if not isinstance(adapter, AdaLoraAdapter) or adapter.path is not None:
+        return
+    if num_steps is None:
+        what = "is needed by adalora, whose ranks go down over the steps of the run: only reading the rows would tell"
+        yield Problem("train.max_steps", what, "give it in place of train.num_train_epochs")
+    elif num_steps - adapter.tfinal < max(adapter.tinit, 1) + 1:
+        what = f"{adapter.tinit} steps before and adapter.tfinal {adapter.tfinal} after leave none of {num_steps}"
+        yield Problem("adapter.tinit", f"{what} to allot ranks in", "use less of them, or train for more steps")
 
 
 def _beside_the_run(config: SFTConfig) -> Iterator[Problem]:
@@ -37,6 +55,10 @@ def _beside_the_run(config: SFTConfig) -> Iterator[Problem]:
     if kind == "prefix" and config.gradient_checkpointing:
         what = "a prefix is a cache of keys and values, which layers that are recomputed do without"
         yield Problem("gradient_checkpointing", what, "set it to false, or use prompt_tuning")
+    for key in ("early_stopping_patience", "load_best_model_at_end"):
+        if isinstance(config.adapter, AdaLoraAdapter) and getattr(config.train, key):
+            what = "ends with an earlier model, and adalora's has the wanted ranks only at the end of its schedule"
+            yield Problem(f"train.{key}", what, "leave it out, or use lora")
 
 
 def _going_on(config: SFTConfig) -> Iterator[Problem]:

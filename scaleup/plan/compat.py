@@ -19,7 +19,7 @@ from scaleup.plan.model_path import adapter_folder, saved_type
 
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 QUANTIZATIONS = (None, "8bit", "4bit")
-ADAPTERS = ("full", "selective", "lora", "dora", "ia3", "prompt_tuning", "prefix")
+ADAPTERS = ("full", "selective", "lora", "dora", "ia3", "adalora", "prompt_tuning", "prefix")
 PRECISIONS = ("no", "bf16", "fp16")
 
 
@@ -51,12 +51,14 @@ class Refusal:
     strategies: frozenset[str] = frozenset()
     quantizations: frozenset[str | None] = frozenset()
     adapters: frozenset[str] = frozenset()
+    precisions: frozenset[str] = frozenset()
 
     def covers(self, cell: Cell) -> bool:
         pairs = (
             (cell.strategy, self.strategies),
             (cell.quantization, self.quantizations),
             (cell.adapter, self.adapters),
+            (cell.precision, self.precisions),
         )
         return all(not among or part in among for part, among in pairs)
 
@@ -105,6 +107,27 @@ REFUSALS = (
         "use ddp, zero1 or zero2",
         strategies=frozenset({"zero3"}),
         quantizations=frozenset({"4bit"}),
+    ),
+    Refusal(
+        "parallel.strategy",
+        "adalora weighs and masks whole parameters by their gradients, and ZeRO keeps both in shards laid out flat",
+        "use ddp",
+        strategies=frozenset({"zero1", "zero2", "zero3"}),
+        adapters=frozenset({"adalora"}),
+    ),
+    Refusal(
+        "parallel.strategy",
+        "adalora ranks the entries of all matrices together, and fsdp2 leaves each rank a part of every matrix",
+        "use ddp",
+        strategies=frozenset({"fsdp2"}),
+        adapters=frozenset({"adalora"}),
+    ),
+    Refusal(
+        "mixed_precision",
+        "fp16 skips steps whose gradient overflows, and adalora's schedule of ranks goes by every step",
+        'use bf16, or "no"',
+        adapters=frozenset({"adalora"}),
+        precisions=frozenset({"fp16"}),
     ),
 )
 

@@ -697,6 +697,7 @@ COMMANDS = [
 ]
 
 LORA = {"type": "lora"}
+ADALORA = {"type": "adalora"}
 PROMPT = {"type": "prompt_tuning", "num_virtual_tokens": 4}
 
 
@@ -727,13 +728,43 @@ ADAPTERS = [
         "error: adapter.r: unknown key -> valid here: path, type, target_modules, feedforward_modules",
         changes={"adapter": {"type": "ia3", "r": 4}},
     ),
-    *(
-        bad(
-            f"{name} is for later",
-            f"error: adapter.type: {name} is not supported yet -> use one of 'lora', 'ia3', 'prompt_tuning'",
-            changes={"adapter": {"type": name}},
-        )
-        for name in ("adalora",)
+    bad(
+        "no such type",
+        "error: adapter.type: 'p_tuning' is not valid -> did you mean 'prompt_tuning'?",
+        changes={"adapter": {"type": "p_tuning"}},
+    ),
+    bad(
+        "adalora's numbers",
+        "error: adapter.beta1: 1 should be less than 1",
+        "error: adapter.orth_reg_weight: -0.1 should be greater than or equal to 0",
+        "error: adapter.r: unknown key",
+        "error: adapter.target_r: 12 is not less than adapter.init_r 12: no ranks would be taken away -> use less",
+        changes={"adapter": {**ADALORA, "beta1": 1, "orth_reg_weight": -0.1, "r": 8, "target_r": 12}},
+    ),
+    bad(
+        "adalora's schedule in a run that is too short for it, and would end early",
+        "error: adapter.tinit: 2 steps before and adapter.tfinal 2 after leave none of 4 to allot ranks in -> use less",
+        "error: train.early_stopping_patience: ends with an earlier model",
+        "error: train.load_best_model_at_end: ends with an earlier model",
+        changes={
+            "adapter": {**ADALORA, "tinit": 2, "tfinal": 2},
+            "train": {"max_steps": 4, "eval_steps": 1, "early_stopping_patience": 1, "load_best_model_at_end": True},
+        },
+    ),
+    bad(
+        "adalora's schedule in epochs that are too short for it",
+        "error: adapter.tinit: 0 steps before and adapter.tfinal 0 after leave none of 1 to allot ranks in",
+        changes={"adapter": ADALORA, "train": {"num_train_epochs": 1}},
+    ),
+    bad(
+        "adalora over steps that nobody knows",
+        "error: train.max_steps: is needed by adalora, whose ranks go down over the steps of the run",
+        changes={"adapter": ADALORA, "train": {"num_train_epochs": 9, "tokens_per_device": 256}},
+    ),
+    bad(
+        "adalora under ZeRO",
+        "error: parallel.strategy: adalora weighs and masks whole parameters by their gradients, and ZeRO keeps",
+        changes={"adapter": ADALORA, "parallel.strategy": "zero2"},
     ),
     bad(
         "a prompt that does not say how long, of a text that is not there, in packed sequences",

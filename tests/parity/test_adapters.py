@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from pydantic import TypeAdapter
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
 from scaleup.config.adapters import AdapterConfig
 from scaleup.config.schema import ModelConfig
 from scaleup.data.tokenization import IGNORE
+from scaleup.distributed.engines import base_optimizer
 from scaleup.models.adapted import load_base, make_trainable
+from scaleup.models.adapters import TASK_TYPES, save_adapter
 from scaleup.models.facts import model_facts
 from scaleup.plan.facts import AskedModel
+from scaleup.train.adalora import RankAllocation
 from scaleup.train.head_loss import fuse_head
 from scaleup.train.losses import token_loss_sum
+from scaleup.train.step import train_step
 from tests.unit.data import tiny
 
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -104,3 +118,61 @@ def test_the_same_training_as_plain_peft(name: str, kind: str, bits: Any) -> Non
     difference = max(float((left[name] - right[name]).detach().abs().max()) for name in left)
     print(f"{name} {kind} {bits}: largest difference of a weight {difference:.1e}")
     assert difference <= 1e-5
+
+
+ADALORA = {"init_r": 6, "target_r": 3, "tinit": 1, "tfinal": 2, "deltaT": 2, "lora_alpha": 16, "orth_reg_weight": 0.3}
+ADALORA_STEPS = 9
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_adalora_is_that_of_a_loop_over_plain_peft(name: str, tmp_path: Path) -> None:
+    """Our step, with two micro-batches, beside the loop of PEFT's documentation with one: losses with the orthogonality
+    term, ranks that go down at the same places, and files that give the same model."""
+    adapter = TypeAdapter(AdapterConfig).validate_python({"type": "adalora", **ADALORA})
+    facts = model_facts(AskedModel(path=f"builtin:tiny-{name}", adapter=adapter))
+    torch.manual_seed(0)
+    model = make_trainable(tiny.model(name), facts, adapter, num_steps=ADALORA_STEPS)
+    assert (facts.num_trainable_parameters, facts.num_parameters) == model.get_nb_trainable_parameters()
+    fuse_head(model)
+    runtime = tiny.single_process(tmp_path)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    wrapped, optimizer = runtime.prepare(model.train(), torch.optim.SGD(trained, lr=1.0))
+    ranks = RankAllocation(model, base_optimizer(optimizer), is_new=True)
+
+    task_type = TASK_TYPES[facts.task]
+    torch.manual_seed(0)
+    plain = get_peft_model(
+        tiny.model(name), AdaLoraConfig(task_type=task_type, total_step=ADALORA_STEPS, **ADALORA)
+    ).train()
+    descent = torch.optim.SGD([parameter for parameter in plain.parameters() if parameter.requires_grad], lr=1.0)
+
+    rows, collate = tiny.encode(name), tiny.collator(name, model)
+    whole, parts, left = collate(rows), [collate(rows[:2]), collate(rows[2:])], []
+    for step in range(1, ADALORA_STEPS + 1):
+        loss = train_step(runtime, wrapped, optimizer, parts, token_loss_sum, 0.0, ranks.penalty).loss
+        other = plain_loss(plain, whole)
+        other.backward()
+        descent.step()
+        plain.base_model.update_and_allocate(step)
+        descent.zero_grad()
+        assert loss == pytest.approx(other.item(), rel=1e-5)
+        left.append(sum(int((p != 0).sum()) for n, p in model.named_parameters() if "lora_E" in n))
+    pattern = model.active_peft_config.rank_pattern
+    assert pattern == plain.active_peft_config.rank_pattern
+    assert any(before > after for before, after in pairwise(left[:-2])), "ranks went down before the last steps"
+    matrices = len(pattern)
+    assert left[-1] == ADALORA["target_r"] * matrices < ADALORA["init_r"] * matrices
+    weights = dict(plain.named_parameters())
+    difference = max(float((p - weights[n]).detach().abs().max()) for n, p in model.named_parameters())
+    print(f"{name}: largest difference of a weight {difference:.1e}, ranks {left}")
+    assert difference <= 1e-5
+
+    save_adapter(model, tmp_path / "a", runtime.trained_state(wrapped))
+    again = PeftModel.from_pretrained(tiny.model(name), tmp_path / "a")
+    assert sum(p.numel() for n, p in again.named_parameters() if "lora_E" in n) == left[-1], (
+        "masked ranks are not saved"
+    )
+    with torch.no_grad():
+        before, after = (each.eval()(**whole.inputs).logits for each in (model, again))
+    print(f"reloaded: largest difference of a logit {float((before - after).abs().max()):.1e}")
+    assert torch.allclose(before, after, atol=1e-5, rtol=0), "sums without what was masked"

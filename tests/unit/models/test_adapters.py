@@ -39,6 +39,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "head": {"type": "lora", "r": 4, "modules_to_save": ["lm_head"]},
     "biases": {"type": "lora", "r": 4, "bias": "all"},
     "ia3": {"type": "ia3"},
+    "adalora": {"type": "adalora", "init_r": 4, "target_r": 2},
     "prompt_tuning": {"type": "prompt_tuning", "num_virtual_tokens": 5},
     "prompt of a text": {
         "type": "prompt_tuning",

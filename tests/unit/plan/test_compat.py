@@ -17,6 +17,7 @@ ADAPTERS: dict[str, dict[str, Any] | None] = {
     "lora": {"type": "lora"},
     "dora": {"type": "lora", "use_dora": True},
     "ia3": {"type": "ia3"},
+    "adalora": {"type": "adalora", "tfinal": 1},
     "prompt_tuning": {"type": "prompt_tuning", "num_virtual_tokens": 4},
     "prefix": {"type": "prefix_tuning", "num_virtual_tokens": 4},
 }
@@ -44,6 +45,13 @@ def test_the_planner_reads_the_table(plan: Callable[..., Plan], cell: Cell, foun
         return
     notes = [note for note in plan(changes(cell)).notes if "docs/compatibility.md" in note]
     assert len(notes) == (found.status == "untested here")
+
+
+def test_a_precision_is_refused_too(plan: Callable[..., Plan]) -> None:
+    with pytest.raises(ScaleupError) as caught:
+        plan({"adapter": ADAPTERS["adalora"], "mixed_precision": "fp16", "parallel.strategy": "single"}, num_gpus=1)
+    assert [problem.where for problem in caught.value.problems] == ["mixed_precision"]
+    assert verdict(Cell("ddp", None, "adalora", "bf16")).status != "refused"
 
 
 def test_auto_passes_over_what_is_refused(plan: Callable[..., Plan]) -> None:

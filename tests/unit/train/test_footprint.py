@@ -42,6 +42,7 @@ T5 = T5Config(vocab_size=301, d_model=48, d_kv=12, d_ff=96, num_layers=2, num_he
 ADAPTERS: dict[str, dict[str, Any]] = {
     "prompt_tuning": {"type": "prompt_tuning", "num_virtual_tokens": 8},
     "prefix": {"type": "prefix", "num_virtual_tokens": 8},
+    "adalora": {"type": "adalora", "init_r": 4, "target_r": 2, "target_modules": "all-linear"},
 }
 
 
@@ -102,8 +103,8 @@ def test_is_what_a_real_pass_takes(config: PreTrainedConfig, arithmetic: Arithme
 
 @pytest.mark.parametrize("kind", ADAPTERS)
 @pytest.mark.parametrize("config", [LLAMA, GPT2, T5], ids=lambda config: config.model_type)
-def test_virtual_tokens_are_traced_too(config: PreTrainedConfig, kind: str) -> None:
-    """An upper bound: they are taken to have labels."""
+def test_adapters_are_traced_too(config: PreTrainedConfig, kind: str) -> None:
+    """An upper bound: virtual tokens are taken to have labels."""
     found = footprint("float32", traced(config, kind=kind))
     most, gradients = measured(config, False, False, kind)
     assert most <= found.most(0.0) <= 1.1 * most
