@@ -14,6 +14,7 @@ from scaleup.plan.facts import ModelFacts
 from .adapters import adapt, load_adapter
 from .load import load_model
 from .quantized import keep_as_loaded, loading_options
+from .sources import materialize
 
 
 def load_base(
@@ -31,18 +32,12 @@ def load_base(
     return loaded
 
 
-def make_trainable(
-    model: Any,
-    facts: ModelFacts,
-    adapter: AnyAdapter | None,
-    tokenizer: str | None = None,
-    num_steps: int | None = None,
-) -> Any:
+def make_trainable(model: Any, facts: ModelFacts, adapter: AnyAdapter | None, tokenizer: str | None = None) -> Any:
     """With a new adapter, with the one that the model's path names, or as it is: all of it is trained. `tokenizer` is
-    where the run's own lies, if not where the facts say; `num_steps` are the run's."""
+    the config's own, if it names one."""
     if adapter is not None:
-        place = tokenizer or facts.tokenizer_location or facts.location
-        return adapt(model, adapter, facts.task, place, num_steps)
+        own = materialize(tokenizer, "model.tokenizer") if tokenizer else None
+        return adapt(model, adapter, facts.task, own or facts.tokenizer_location or facts.location)
     return load_adapter(model, Path(facts.adapter), trainable=True) if facts.adapter else model
 
 

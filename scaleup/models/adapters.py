@@ -28,9 +28,9 @@ AnyPeft = LoraAdapter | IA3Adapter | AdaLoraAdapter | PromptTuningAdapter | Pref
 TASK_TYPES = {"causal_lm": "CAUSAL_LM", "seq2seq_lm": "SEQ_2_SEQ_LM"}
 
 
-def adapt(model: Any, adapter: AnyAdapter, task: str, tokenizer: str = "", num_steps: int | None = None) -> Any:
+def adapt(model: Any, adapter: AnyAdapter, task: str, tokenizer: str = "") -> Any:
     """The model with a new adapter, or one to go on from; only what it trains has gradients. A prompt that starts as a
-    text needs the folder or hub name of its `tokenizer`, and AdaLoRA the run's `num_steps` to be trained.
+    text needs the folder or hub name of its `tokenizer`.
 
     Raises ScaleupError at `adapter.target_modules`, `adapter.parameters` or `adapter.path`."""
     if isinstance(adapter, SelectiveAdapter):
@@ -39,7 +39,7 @@ def adapt(model: Any, adapter: AnyAdapter, task: str, tokenizer: str = "", num_s
         folder = adapter_folder(adapter.path)
         assert folder is not None, "the plan has looked for it"
         return load_adapter(model, folder, trainable=True, where="adapter.path")
-    return _wrapped(model, peft_config(adapter, task, model.config, tokenizer, num_steps))
+    return _wrapped(model, peft_config(adapter, task, model.config, tokenizer))
 
 
 def shell_adapted(shell: Any, adapter: AnyAdapter | None, folder: Path | None, task: str) -> Any:
@@ -103,7 +103,7 @@ def is_adalora(model: Any) -> bool:
     return is_adapted(model) and model.active_peft_config.peft_type == "ADALORA"
 
 
-def peft_config(adapter: AnyPeft, task: str, model: Any, tokenizer: str, num_steps: int | None) -> Any:
+def peft_config(adapter: AnyPeft, task: str, model: Any, tokenizer: str) -> Any:
     """PEFT's settings for a new adapter on a model of this config."""
     from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 
@@ -113,8 +113,8 @@ def peft_config(adapter: AnyPeft, task: str, model: Any, tokenizer: str, num_ste
     if isinstance(adapter, IA3Adapter):
         return IA3Config(**settings)
     if isinstance(adapter, AdaLoraAdapter):
-        shortest = adapter.tinit + adapter.tfinal + 2  # PEFT asks for some, also where only shapes are wanted
-        return AdaLoraConfig(**settings, total_step=num_steps or shortest)
+        shortest = adapter.tinit + adapter.tfinal + 2  # PEFT asks for some; RankAllocation says the run's own
+        return AdaLoraConfig(**settings, total_step=shortest)
     if isinstance(adapter, PrefixAdapter):
         return PrefixTuningConfig(**settings, **prefix_shape(model))
     if adapter.prompt_tuning_init == "TEXT":

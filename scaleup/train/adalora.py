@@ -17,9 +17,9 @@ AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
 class RankAllocation:
     """Of an AdaLoRA model in training, replicated on every rank: gradients are the same on all, and so are ranks."""
 
-    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, is_new: bool) -> None:
-        """Ranks are allotted after each step of `optimizer`, before gradients are cleared; those of an adapter that
-        is trained further stay as they are."""
+    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, num_steps: int | None) -> None:
+        """Ranks are allotted after each of `num_steps` of `optimizer`, before gradients are cleared; without, as of an
+        adapter that is trained further, they stay as they are."""
         self._tuner = model.base_model
         self._settings = model.active_peft_config
         self._allocator = model.base_model.rankallocator
@@ -27,7 +27,8 @@ class RankAllocation:
         self._rows = [p for name, p in named if ".lora_A." in name]
         self._columns = [p for name, p in named if ".lora_B." in name]
         self._step = 0
-        if is_new:
+        if num_steps is not None:
+            self._settings.total_step = num_steps
             optimizer.register_step_post_hook(self._allot)
 
     def penalty(self) -> torch.Tensor:

@@ -131,13 +131,13 @@ def test_adalora_is_that_of_a_loop_over_plain_peft(name: str, tmp_path: Path) ->
     adapter = TypeAdapter(AdapterConfig).validate_python({"type": "adalora", **ADALORA})
     facts = model_facts(AskedModel(path=f"builtin:tiny-{name}", adapter=adapter))
     torch.manual_seed(0)
-    model = make_trainable(tiny.model(name), facts, adapter, num_steps=ADALORA_STEPS)
+    model = make_trainable(tiny.model(name), facts, adapter)
     assert (facts.num_trainable_parameters, facts.num_parameters) == model.get_nb_trainable_parameters()
     fuse_head(model)
     runtime = tiny.single_process(tmp_path)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     wrapped, optimizer = runtime.prepare(model.train(), torch.optim.SGD(trained, lr=1.0))
-    ranks = RankAllocation(model, base_optimizer(optimizer), is_new=True)
+    ranks = RankAllocation(model, base_optimizer(optimizer), ADALORA_STEPS)
 
     task_type = TASK_TYPES[facts.task]
     torch.manual_seed(0)
