@@ -52,7 +52,7 @@ ADAPTERS: dict[str, dict[str, Any] | None] = {
     "lora": {"type": "lora", "r": 4, "lora_alpha": 16, "target_modules": "all-linear"},
     "dora": {"type": "lora", "r": 4, "lora_alpha": 16, "use_dora": True},
     "ia3": {"type": "ia3"},
-    "adalora": {"type": "adalora", "init_r": 4, "target_r": 2, "lora_alpha": 16, "tfinal": 2, "orth_reg_weight": 0.1},
+    "adalora": {"type": "adalora", "init_r": 4, "target_r": 3, "lora_alpha": 16, "tfinal": 2, "orth_reg_weight": 0.1},
     "prompt_tuning": {"type": "prompt_tuning", "num_virtual_tokens": 8, "prompt_tuning_init": "SAMPLE_VOCAB"},
     "prefix": {"type": "prefix", "num_virtual_tokens": 8},
 }
