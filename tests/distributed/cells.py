@@ -1,10 +1,10 @@
 """Train every cell of the compatibility table that is ok, or those named, and say what happened in each.
 
-    python -m tests.distributed.cells OUT [STRATEGY,QUANTIZATION,ADAPTER,PRECISION ...]
+    python -m tests.distributed.cells OUT [STRATEGY,QUANTIZATION,ADAPTER,PRECISION,MODEL ...]
 
 As the sft stage does it: the plan, the runtime, the model, the engine and the steps are the real ones; the ranks of a
-cell are forked from this process. OUT gets a JSON line a cell: the losses of a few steps over one global batch, and
-which parameters (by their names) had other values after these than before."""
+cell are forked from this process. A model is llama or t5. OUT gets a JSON line a cell: the losses of a few
+steps over one global batch, and which parameters (by their names) had other values after these than before."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from scaleup.distributed.runtime import Runtime
 from scaleup.launcher.prepare import prepare_run
 from scaleup.models.adapters import is_adalora
 from scaleup.plan import describe
-from scaleup.plan.compat import Cell, table
+from scaleup.plan.compat import Cell
 from scaleup.plan.resolve import resolve
 from scaleup.plan.types import Plan
 from scaleup.train.adalora import RankAllocation
@@ -41,11 +41,13 @@ from scaleup.train.losses import token_loss_sum
 from scaleup.train.model import model_to_train
 from scaleup.train.optim import build_optimizer
 from scaleup.train.step import train_step
+from tests.distributed.test_compatibility import trials
 from tests.forked import fork
 
 NUM_STEPS = 6
 NUM_ROWS = 4
-SELECTED = ["*layers.1.*", "*norm*"]
+SELECTED = ["*.1.*", "*norm*"]
+FORMS = {"llama": {"text": "{text}"}, "t5": {"prompt": "{text}", "completion": "{text}"}}
 ADAPTERS: dict[str, dict[str, Any] | None] = {
     "full": None,
     "selective": {"type": "selective", "parameters": SELECTED},
@@ -60,17 +62,13 @@ LEARNING_RATES = {"ia3": 10.0, "adalora": 3.0, "prompt_tuning": 3.0, "prefix": 3
 """Where few numbers are trained they move the loss little."""
 
 
-def cells() -> list[Cell]:
-    return [cell for cell, found in table() if found.status == "ok"]
-
-
-def config_of(cell: Cell, folder: Path) -> dict[str, Any]:
+def config_of(cell: Cell, name: str, folder: Path) -> dict[str, Any]:
     return {
         "stage": "sft",
-        "name": "-".join(map(str, dataclasses.astuple(cell))),
+        "name": "-".join(map(str, (*dataclasses.astuple(cell), name))),
         "runs_dir": str(folder / "runs"),
-        "model": {"path": "builtin:tiny-llama"},
-        "data": {"root": str(folder), "train": "rows.jsonl", "text": "{text}", "max_length": 32},
+        "model": {"path": f"builtin:tiny-{name}"},
+        "data": {"root": str(folder), "train": "rows.jsonl", "max_length": 32, **FORMS[name]},
         "adapter": ADAPTERS[cell.adapter],
         "quantization": cell.quantization,
         "train": {
@@ -97,7 +95,8 @@ def rank_main(run: RunFolder, out: Path) -> None:
     wrapped.train()
     ids = [np.arange(3 + row, 3 + row + 8 + 4 * row, dtype=np.int32) % 250 + 3 for row in range(NUM_ROWS)]
     rows = [Tokens(row, row) for row in ids][runtime.rank :: runtime.world]
-    batch = collator_for(plan.model.task, 0, None, False)(rows)
+    shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    batch = collator_for(plan.model.task, 0, shift_right, False)(rows)
     before, trained = frozen_parts(wrapped), runtime.trained_state(wrapped)
     penalty = RankAllocation(model, base_optimizer(optimizer), NUM_STEPS).penalty if is_adalora(model) else None
     steps = [train_step(runtime, wrapped, optimizer, [batch], token_loss_sum, 1.0, penalty) for _ in range(NUM_STEPS)]
@@ -123,8 +122,8 @@ def frozen_parts(wrapped: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def train(cell: Cell, folder: Path) -> dict[str, Any]:
-    config, plan = resolve(load_mapping(config_of(cell, folder)))
+def train(cell: Cell, name: str, folder: Path) -> dict[str, Any]:
+    config, plan = resolve(load_mapping(config_of(cell, name, folder)))
     run = RunFolder(Path(plan.run_folder))
     prepare_run(run, config, plan)
     ranks = fork(run, plan, rank_main)
@@ -135,19 +134,23 @@ def train(cell: Cell, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     out, *named = sys.argv[1:]
-    wanted = [Cell(a, None if b == "none" else b, c, d) for a, b, c, d in (name.split(",") for name in named)]
+    wanted = [_trial(*name.split(",")) for name in named]
     describe._ask = in_this_process  # type: ignore[assignment]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place, Path(out).open("w", encoding="utf-8") as file:
         folder = Path(place)
         (folder / "rows.jsonl").write_text('{"text": "abc"}\n' * 8, encoding="utf-8")
-        for cell in wanted or cells():
+        for cell, name in wanted or trials():
             try:
-                found = train(cell, folder)
+                found = train(cell, name, folder)
             except Exception as error:
                 found = {"error": f"{type(error).__name__}: {error}"}
-            file.write(json.dumps({"cell": dataclasses.astuple(cell), **found}) + "\n")
+            file.write(json.dumps({"cell": dataclasses.astuple(cell), "model": name, **found}) + "\n")
             file.flush()
+
+
+def _trial(strategy: str, quantization: str, adapter: str, precision: str, name: str) -> tuple[Cell, str]:
+    return Cell(strategy, None if quantization == "none" else quantization, adapter, precision), name
 
 
 def in_this_process(models: Any) -> Any:

@@ -1,7 +1,7 @@
 """Adapters and quantized bases under every strategy that the compatibility table does not refuse are one training.
 
-Sums of the same numbers in another order, as in test_strategies: SGD in float32, 12 steps, two runs at a time. Which
-cells the table may call ok is what this file has shown."""
+Through the command line, from the config to what is saved, for some cells; tests/distributed/test_compatibility.py
+trains all of them. Sums of the same numbers in another order, as in test_strategies: SGD in float32, 12 steps."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
 
-from scaleup.plan.compat import Cell, verdict
-from tests.cli import differing, interrupt, largest_loss_difference, losses, reached, run, worker_ids
+from tests.cli import (
+    differing,
+    interrupt,
+    largest_loss_difference,
+    largest_weight_difference,
+    losses,
+    reached,
+    run,
+    worker_ids,
+)
 
 TOLERANCE = 1e-5
 
@@ -43,7 +52,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": {},
     "8bit": {"quantization": "8bit"},
     "4bit": {"quantization": "4bit"},
-    "ia3": {"adapter": {"type": "ia3"}},
     "selective": {"adapter": {"type": "selective", "parameters": ["*layers.1.*", "*norm*"]}},
     "prompt_tuning": {
         "adapter": {"type": "prompt_tuning", "num_virtual_tokens": 8, "prompt_tuning_init": "SAMPLE_VOCAB"},
@@ -69,13 +77,12 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 STRATEGIES = {
-    "lora": ("single", "zero1", "zero2", "zero3", "fsdp2"),
+    "lora": ("single", "fsdp2"),
     "8bit": ("single", "zero1", "zero2"),
-    "4bit": ("single", "zero2"),
-    "ia3": ("zero3",),
+    "4bit": ("zero3",),
     "selective": ("zero3",),
-    "prompt_tuning": ("single", "zero3"),
-    "prefix": ("single", "zero3"),
+    "prompt_tuning": ("zero3",),
+    "prefix": ("single",),
     "adalora": ("single",),
 }
 CELLS = [(kind, strategy) for kind, strategies in STRATEGIES.items() for strategy in strategies]
@@ -103,9 +110,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, s
         pool.shutdown(cancel_futures=True)
 
 
-def weights_of(folder: Path, kind: str) -> dict[str, Any]:
-    name = "model.safetensors" if kind == "selective" else "adapter_model.safetensors"
-    return load_file(folder / "model" / name)
+@pytest.fixture(scope="module")
+def on_reviews(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[dict[str | None, Future[Path]]]:
+    rows = repository / "data" / "reviews" / "train.jsonl"
+    if not rows.is_file():
+        pytest.skip("data/reviews is not there: make setup prepares it")
+    place = tmp_path_factory.mktemp("reviews")
+    data = {"train": str(rows), "prompt": "Review: {text}\nSentiment:", "completion": " {label}", "max_length": 512}
+    train = {"max_steps": 50, "learning_rate": 1e-2, "lr_scheduler_type": "constant", "per_device_train_batch_size": 8}
+    config = BASE | {"data": data, "train": train, "parallel": {"num_processes": 1}}
+    with ThreadPoolExecutor(2) as pool:
+        wanted = (None, "8bit", "4bit")
+        yield {
+            bits: pool.submit(run, config | {"name": f"reviews-{bits}", "quantization": bits}, cwd=place)
+            for bits in wanted
+        }
+        pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize(("kind", "strategy"), CELLS)
@@ -114,9 +134,7 @@ def test_every_strategy_is_the_trajectory_of_ddp(
 ) -> None:
     ddp, other = runs[kind, "ddp"].result(), runs[kind, strategy].result()
     assert losses(ddp)[12] < losses(ddp)[1] - 0.1, "a model that never learns would prove nothing"
-    left, right = weights_of(ddp, kind), weights_of(other, kind)
-    assert left.keys() == right.keys()
-    weight = max(float(abs(left[name] - right[name]).max(initial=0)) for name in left)  # a rank may be 0
+    weight = largest_weight_difference(ddp, other)
     loss = largest_loss_difference(ddp, other)
     print(f"{kind} {strategy}: largest difference of a loss {loss:.1e}, of a weight {weight:.1e}")
     assert loss <= TOLERANCE
@@ -127,13 +145,6 @@ def test_every_strategy_is_the_trajectory_of_ddp(
 def test_checkpoints_hold_what_is_trained_alone(runs: dict[tuple[str, str], Future[Path]], kind: str) -> None:
     stored = load_file(runs[kind, "ddp"].result() / "checkpoints/step-00000012/model.safetensors")
     assert stored and all("lora_" in name for name in stored)
-
-
-def test_none_of_these_cells_is_refused() -> None:
-    for kind, strategy in CELLS:
-        bits = kind if kind in ("8bit", "4bit") else None
-        adapter = "lora" if bits else kind
-        assert verdict(Cell(strategy, bits, adapter, "no")).status != "refused"
 
 
 def test_adalora_that_was_killed_ends_like_one_that_was_not(tmp_path: Path) -> None:
@@ -162,9 +173,19 @@ def test_adalora_that_was_killed_ends_like_one_that_was_not(tmp_path: Path) -> N
     assert not (tmp_path / "runs/killed/model").exists()
     found = run(killed, "--resume", cwd=tmp_path)
     assert losses(found) == losses(expected)
-    left, right = weights_of(found, "adalora"), weights_of(expected, "adalora")
-    assert left.keys() == right.keys() and all((left[name] == right[name]).all() for name in left)
+    assert largest_weight_difference(found, expected) == 0
     settings = [json.loads((folder / "model/adapter_config.json").read_text()) for folder in (found, expected)]
     assert settings[0]["rank_pattern"] == settings[1]["rank_pattern"]
     kept = [sum(ranks) for ranks in settings[0]["rank_pattern"].values()]
     assert sum(kept) == 3 * len(kept), "the wanted ranks on average"
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_quantized_learns_as_much(on_reviews: dict[str | None, Future[Path]], bits: str) -> None:
+    """LoRA on real text for 50 steps: the loss of the last ten within 1 % of that without quantization."""
+    plain, low = (losses(on_reviews[key].result()) for key in (None, bits))
+    ends = [mean(found[step] for step in range(41, 51)) for found in (plain, low)]
+    print(f"{bits}: {ends[1]:.4f}, without {ends[0]:.4f}")
+    assert ends[0] < plain[1] - 1.0
+    assert ends[1] == pytest.approx(ends[0], rel=0.01)
+    assert any(plain[step] != low[step] for step in plain), "nothing was quantized"
