@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from scaleup.config.schema import Count, Float, PathText, Section, Text
+from scaleup.config.schema import Count, Float, Int, PathText, Section, Text
 
 Patterns = Annotated[list[Text], Field(min_length=1)]
 
@@ -19,10 +19,6 @@ Targets = Annotated[
     Annotated[Patterns, Tag("[list]")] | Annotated[Literal["all-linear"], Tag("[word]")], Discriminator(_list_or_word)
 ]
 Quantization = Literal["8bit", "4bit"]
-
-NOT_YET = ("adalora", "prefix_tuning", "prompt_tuning")
-"""Methods of PEFT that need more of the training loop than a model with more parameters: virtual tokens move the
-labels, and AdaLoRA's ranks are redistributed between steps."""
 
 
 class _Adapter(Section):
@@ -64,6 +60,62 @@ class IA3Adapter(_Adapter):
     modules_to_save: Patterns | None = Field(None, description="Modules trained whole and saved with the adapter.")
 
 
+class AdaLoraAdapter(_Adapter):
+    """LoRA whose ranks are allotted in training (Zhang et al. 2023): every matrix starts with init_r, and the least
+    important are masked step by step until target_r are left on average. Over the run's own number of steps."""
+
+    type: Literal["adalora"]
+    target_r: Count = Field(8, description="The rank of an update in the end, on average.")
+    init_r: Count = Field(12, description="The rank of every update at first.")
+    tinit: Annotated[Int, Field(ge=0)] = Field(0, description="Steps before ranks go down.")
+    tfinal: Annotated[Int, Field(ge=0)] = Field(0, description="Steps after they have.")
+    deltaT: Count = Field(1, description="Steps between two allotments.")
+    beta1: Annotated[Float, Field(gt=0, lt=1)] = Field(0.85, description="Of the running average of importance.")
+    beta2: Annotated[Float, Field(gt=0, lt=1)] = Field(0.85, description="Of that of its uncertainty.")
+    orth_reg_weight: Annotated[Float, Field(ge=0)] = Field(
+        0.5, description="Weight of the term that keeps singular vectors orthogonal, in the training loss alone."
+    )
+    lora_alpha: Annotated[Float, Field(gt=0)] = Field(8, description="Updates are scaled by lora_alpha / init_r.")
+    lora_dropout: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    target_modules: Targets | None = Field(
+        None,
+        description="Names that modules end with, or all-linear; by default what PEFT takes for the architecture.",
+    )
+
+
+class PromptTuningAdapter(_Adapter):
+    """Soft prompts (Lester et al. 2021): learned vectors in front of the embedded tokens of every row."""
+
+    type: Literal["prompt_tuning"]
+    num_virtual_tokens: Count | None = Field(
+        None, description="How many vectors; needed for a new one. They take positions of the model beside max_length."
+    )
+    prompt_tuning_init: Literal["RANDOM", "TEXT", "SAMPLE_VOCAB"] = Field(
+        "RANDOM",
+        description="What they start as: noise, the embeddings of prompt_tuning_init_text, or those of random tokens.",
+    )
+    prompt_tuning_init_text: Annotated[Text, Field(pattern=r"\S")] | None = Field(
+        None, description="Repeated or cut to as many tokens as there are vectors."
+    )
+
+
+class PrefixAdapter(_Adapter):
+    """Prefix tuning (Li and Liang 2021): learned keys and values that each layer attends to beside the row's own. In an
+    encoder-decoder model these are the decoder's layers."""
+
+    type: Literal["prefix", "prefix_tuning"] = Field(description="Both are the same; the second is PEFT's name.")
+    num_virtual_tokens: Count | None = Field(
+        None, description="How many of them; needed for a new one. They take positions of the model beside max_length."
+    )
+    prefix_projection: bool = Field(
+        False,
+        description="Learn them through a network, which is not saved: the prefix cannot be trained further then.",
+    )
+    encoder_hidden_size: Count | None = Field(
+        None, description="The width of that network; by default that of the keys."
+    )
+
+
 class SelectiveAdapter(Section):
     """Some of the model's own parameters, the others stay as they are. The result is a whole model."""
 
@@ -73,5 +125,5 @@ class SelectiveAdapter(Section):
     )
 
 
-AnyAdapter = LoraAdapter | IA3Adapter | SelectiveAdapter
+AnyAdapter = LoraAdapter | IA3Adapter | AdaLoraAdapter | PromptTuningAdapter | PrefixAdapter | SelectiveAdapter
 AdapterConfig = Annotated[AnyAdapter, Field(discriminator="type")]

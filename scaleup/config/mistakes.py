@@ -8,7 +8,6 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from scaleup.config.adapters import NOT_YET
 from scaleup.errors import Problem
 
 Key = tuple[str | int, ...]
@@ -66,8 +65,6 @@ def as_problem(model: type[BaseModel], key: Key, item: dict[str, Any]) -> Proble
 
 def _no_such_type(where: str, tag: str, expected_tags: str, **_: Any) -> Problem:
     types = [choice.strip(" '") for choice in expected_tags.split(",")]
-    if tag in NOT_YET:
-        return Problem(where, f"{tag} is not supported yet", f"use one of {expected_tags}")
     return Problem(where, f"{tag!r} is not valid", suggestion(tag, types) or f"use one of {expected_tags}")
 
 
@@ -79,7 +76,7 @@ def _valid_names(model: type[BaseModel], parents: Key, location: Sequence[int | 
         sections = list(_sections_in(model.model_fields[str(part)].annotation))
         if not sections:
             return []
-        model = next((kind for kind in sections if _type_of(kind) in location), sections[0])
+        model = next((kind for kind in sections if not _types_of(kind).isdisjoint(location)), sections[0])
     return list(model.model_fields)
 
 
@@ -90,10 +87,10 @@ def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _sections_in(part)
 
 
-def _type_of(section: type[BaseModel]) -> str | None:
-    """The value of a section's `type`, if it is one of several kinds."""
+def _types_of(section: type[BaseModel]) -> frozenset[Any]:
+    """The values that a section's `type` may have, if it is one of several kinds."""
     field = section.model_fields.get("type")
-    return get_args(field.annotation)[0] if field else None
+    return frozenset(get_args(field.annotation)) if field else frozenset()
 
 
 def suggestion(name: str, valid: Sequence[str]) -> str:

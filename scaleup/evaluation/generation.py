@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from scaleup.config.schema import GenerationConfig
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.load import pad_token_id
+from scaleup.models.soft_prompts import behind_prompt, num_prepended, num_virtual_tokens
 
 
 def generate_answers(
@@ -32,7 +33,8 @@ def generate_answers(
     Ranks hand their answers over as JSON files under `parts`, which must lie in the run folder."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and not model.config.is_encoder_decoder:
-        prompts = [prompt[-max(1, positions - config.max_new_tokens) :] for prompt in prompts]
+        room = positions - config.max_new_tokens - num_virtual_tokens(model)
+        prompts = [prompt[-max(1, room) :] for prompt in prompts]
     mine = sorted(range(runtime.rank, len(prompts), runtime.world), key=lambda index: len(prompts[index]))
     answers: dict[int, str] = {}
     for start in range(0, len(mine), batch_size):
@@ -71,13 +73,18 @@ def _generate(
         place = slice(0, len(prompt)) if encoder else slice(width - len(prompt), width)
         ids[row, place] = torch.tensor(prompt)
         mask[row, place] = 1
+    ids, mask = ids.to(runtime.device), mask.to(runtime.device)
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    if num_prepended(model):
+        embeddings, mask = behind_prompt(model, ids, mask)
+        model, inputs = model.get_base_model(), {"inputs_embeds": embeddings, "attention_mask": mask}
+        width = 0  # without token ids, what is generated comes back alone
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if config.temperature > 0:
         sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
     with runtime.accelerator.autocast():
         output = model.generate(
-            input_ids=ids.to(runtime.device),
-            attention_mask=mask.to(runtime.device),
+            **inputs,
             max_new_tokens=config.max_new_tokens,
             num_beams=config.num_beams,
             pad_token_id=pad_token_id(tokenizer),

@@ -14,6 +14,7 @@ from scaleup.plan.facts import ModelFacts
 from .adapters import adapt, load_adapter
 from .load import load_model
 from .quantized import keep_as_loaded, loading_options
+from .sources import materialize
 
 
 def load_base(
@@ -31,10 +32,12 @@ def load_base(
     return loaded
 
 
-def make_trainable(model: Any, facts: ModelFacts, adapter: AnyAdapter | None) -> Any:
-    """With a new adapter, with the one that the model's path names, or as it is: all of it is trained."""
+def make_trainable(model: Any, facts: ModelFacts, adapter: AnyAdapter | None, tokenizer: str | None = None) -> Any:
+    """With a new adapter, with the one that the model's path names, or as it is: all of it is trained. `tokenizer` is
+    the config's own, if it names one."""
     if adapter is not None:
-        return adapt(model, adapter, facts.task)
+        own = materialize(tokenizer, "model.tokenizer") if tokenizer else None
+        return adapt(model, adapter, facts.task, own or facts.tokenizer_location or facts.location)
     return load_adapter(model, Path(facts.adapter), trainable=True) if facts.adapter else model
 
 

@@ -9,17 +9,28 @@ from typing import Any
 
 import torch
 
-from scaleup.config.adapters import AnyAdapter, IA3Adapter, LoraAdapter, SelectiveAdapter
+from scaleup.config.adapters import (
+    AdaLoraAdapter,
+    AnyAdapter,
+    IA3Adapter,
+    LoraAdapter,
+    PrefixAdapter,
+    PromptTuningAdapter,
+    SelectiveAdapter,
+)
 from scaleup.errors import ScaleupError
 from scaleup.plan.model_path import adapter_folder
 
 from .load import first_line
+from .soft_prompts import ADAPTER, make_prompt_trainable, prefix_shape, save_prompt
 
+AnyPeft = LoraAdapter | IA3Adapter | AdaLoraAdapter | PromptTuningAdapter | PrefixAdapter
 TASK_TYPES = {"causal_lm": "CAUSAL_LM", "seq2seq_lm": "SEQ_2_SEQ_LM"}
 
 
-def adapt(model: Any, adapter: AnyAdapter, task: str, revision: str | None = None) -> Any:
-    """The model with a new adapter, or one to go on from; only what it trains has gradients.
+def adapt(model: Any, adapter: AnyAdapter, task: str, tokenizer: str = "") -> Any:
+    """The model with a new adapter, or one to go on from; only what it trains has gradients. A prompt that starts as a
+    text needs the folder or hub name of its `tokenizer`.
 
     Raises ScaleupError at `adapter.target_modules`, `adapter.parameters` or `adapter.path`."""
     if isinstance(adapter, SelectiveAdapter):
@@ -28,13 +39,15 @@ def adapt(model: Any, adapter: AnyAdapter, task: str, revision: str | None = Non
         folder = adapter_folder(adapter.path)
         assert folder is not None, "the plan has looked for it"
         return load_adapter(model, folder, trainable=True, where="adapter.path")
-    return _wrapped(model, peft_config(adapter, task), revision)
+    return _wrapped(model, peft_config(adapter, task, model.config, tokenizer))
 
 
 def shell_adapted(shell: Any, adapter: AnyAdapter | None, folder: Path | None, task: str) -> Any:
     """What `adapt` or `load_adapter` would make, of a model without storage: only shapes are read."""
     from peft import PeftConfig
 
+    if isinstance(adapter, PromptTuningAdapter):  # the shape is the same, and no tokenizer is needed
+        adapter = adapter.model_copy(update={"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None})
     if adapter is not None and (isinstance(adapter, SelectiveAdapter) or adapter.path is None):
         return adapt(shell, adapter, task)
     if folder is None and adapter is not None and not isinstance(adapter, SelectiveAdapter) and adapter.path:
@@ -42,26 +55,36 @@ def shell_adapted(shell: Any, adapter: AnyAdapter | None, folder: Path | None, t
     if folder is None:
         return shell
     settings = PeftConfig.from_pretrained(str(folder))
-    settings.inference_mode = False
-    return _wrapped(shell, settings, None)
+    settings.inference_mode = settings.is_prompt_learning  # a prompt is then what was saved, whatever it began as
+    adapted = _wrapped(shell, settings)
+    if is_adalora(adapted) and settings.rank_pattern:
+        kept = {name: torch.tensor(ranks, device="cpu") for name, ranks in settings.rank_pattern.items()}
+        adapted.base_model.resize_modules_by_rank_pattern(kept, ADAPTER)
+    return adapted
 
 
 def load_adapter(model: Any, folder: Path, trainable: bool, where: str = "model.path") -> Any:
     """The model with a saved adapter. Raises ScaleupError at `where` if it does not fit."""
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from safetensors import SafetensorError
 
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        is_prompt = PeftConfig.from_pretrained(str(folder)).is_prompt_learning
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable and not is_prompt)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         what = f"the adapter {folder} does not fit {type(model).__name__}: {first_line(error)}"
         raise ScaleupError.of(where, what, "name the base model that it was trained on") from error
+    if trainable and is_prompt:
+        make_prompt_trainable(adapted)
     return adapted
 
 
 def save_adapter(model: Any, folder: Path, trained: dict[str, torch.Tensor]) -> None:
     """`adapter_config.json` and `adapter_model.safetensors`, of the trained parameters by their names in the model."""
-    model.save_pretrained(str(folder), state_dict=trained, save_embedding_layers=False)
+    if model.active_peft_config.is_prompt_learning:
+        save_prompt(model, folder, trained)
+    else:
+        model.save_pretrained(str(folder), state_dict=trained, save_embedding_layers=False)
 
 
 def save_over_base(base: Any, folder: Path, trained: dict[str, torch.Tensor]) -> None:
@@ -76,23 +99,39 @@ def is_adapted(model: Any) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
-def peft_config(adapter: LoraAdapter | IA3Adapter, task: str) -> Any:
-    from peft import IA3Config, LoraConfig
+def is_adalora(model: Any) -> bool:
+    return is_adapted(model) and model.active_peft_config.peft_type == "ADALORA"
 
-    settings = adapter.model_dump(exclude={"type", "path"})
+
+def peft_config(adapter: AnyPeft, task: str, model: Any, tokenizer: str) -> Any:
+    """PEFT's settings for a new adapter on a model of this config."""
+    from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
+
+    settings = adapter.model_dump(exclude={"type", "path"}) | {"task_type": TASK_TYPES[task]}
     if isinstance(adapter, LoraAdapter):
-        return LoraConfig(task_type=TASK_TYPES[task], **settings)
-    return IA3Config(task_type=TASK_TYPES[task], **settings)
+        return LoraConfig(**settings)
+    if isinstance(adapter, IA3Adapter):
+        return IA3Config(**settings)
+    if isinstance(adapter, AdaLoraAdapter):
+        shortest = adapter.tinit + adapter.tfinal + 2  # PEFT asks for some; RankAllocation says the run's own
+        return AdaLoraConfig(**settings, total_step=shortest)
+    if isinstance(adapter, PrefixAdapter):
+        return PrefixTuningConfig(**settings, **prefix_shape(model))
+    if adapter.prompt_tuning_init == "TEXT":
+        settings["tokenizer_name_or_path"] = tokenizer
+    return PromptTuningConfig(**settings)
 
 
-def _wrapped(model: Any, settings: Any, revision: str | None) -> Any:
+def _wrapped(model: Any, settings: Any) -> Any:
     from peft import get_peft_model
 
     try:
-        return get_peft_model(model, settings, revision=revision)
+        return get_peft_model(model, settings)
     except ValueError as error:
-        names = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_matrix(module)})
         what = f"{type(model).__name__}: {first_line(error)}"
+        if settings.is_prompt_learning:
+            raise ScaleupError.of("adapter.type", what, "use lora") from error
+        names = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_matrix(module)})
         raise ScaleupError.of("adapter.target_modules", what, f"name some of {', '.join(names)}") from error
 
 

@@ -75,6 +75,7 @@ def model_facts(model: ModelConfig, where: str = "model", shell: Shell | None = 
 
     Raises ScaleupError as `shell_of` does, and at `{where}.tokenizer`."""
     from .load import load_tokenizer
+    from .soft_prompts import num_virtual_tokens
 
     shell = shell or shell_of(model, where)
     parameters = list(shell.model.parameters())
@@ -92,6 +93,7 @@ def model_facts(model: ModelConfig, where: str = "model", shell: Shell | None = 
         largest_block=shell.largest_block,
         vocab_size=text.vocab_size,
         max_positions=getattr(text, "max_position_embeddings", None),
+        num_virtual_tokens=num_virtual_tokens(shell.model),
         tokenizer_size=len(tokenizer),
         has_chat_template=bool(tokenizer.chat_template),
         adapter=str(shell.adapter) if shell.adapter else None,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
+from scaleup.config.adapters import PrefixAdapter
 from scaleup.config.schema import RunConfig
 from scaleup.config.stages import SFTConfig
 from scaleup.errors import Problem
@@ -19,7 +20,7 @@ from scaleup.plan.model_path import adapter_folder, saved_type
 
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 QUANTIZATIONS = (None, "8bit", "4bit")
-ADAPTERS = ("full", "selective", "lora", "dora", "ia3")
+ADAPTERS = ("full", "selective", "lora", "dora", "ia3", "adalora", "prompt_tuning", "prefix")
 PRECISIONS = ("no", "bf16", "fp16")
 
 
@@ -125,6 +126,27 @@ REFUSALS = (
         adapters=frozenset({"ia3"}),
         precisions=frozenset({"bf16", "fp16"}),
     ),
+    Refusal(
+        "parallel.strategy",
+        "adalora weighs and masks whole parameters by their gradients, and ZeRO keeps both in shards laid out flat",
+        "use ddp",
+        strategies=frozenset({"zero1", "zero2", "zero3"}),
+        adapters=frozenset({"adalora"}),
+    ),
+    Refusal(
+        "parallel.strategy",
+        "adalora ranks the entries of all matrices together, and fsdp2 leaves each rank a part of every matrix",
+        "use ddp",
+        strategies=frozenset({"fsdp2"}),
+        adapters=frozenset({"adalora"}),
+    ),
+    Refusal(
+        "mixed_precision",
+        "fp16 skips steps whose gradient overflows, and adalora's schedule of ranks goes by every step",
+        'use bf16, or "no"',
+        adapters=frozenset({"adalora"}),
+        precisions=frozenset({"fp16"}),
+    ),
 )
 
 UNTESTED_PRECISION = "fp16"
@@ -147,7 +169,7 @@ def table() -> Iterator[tuple[Cell, Verdict]]:
 def cell_of(config: SFTConfig, strategy: str | None = None) -> Cell:
     """Of a config, under its own strategy or another."""
     return Cell(
-        strategy or config.parallel.strategy, config.quantization, _adapter_of(config), str(config.mixed_precision)
+        strategy or config.parallel.strategy, config.quantization, adapter_of(config), str(config.mixed_precision)
     )
 
 
@@ -176,7 +198,7 @@ def untested_notes(config: RunConfig, strategy: str) -> list[str]:
     return [f"{together} in precision {cell.precision} is not covered by this project's tests: docs/compatibility.md"]
 
 
-def _adapter_of(config: SFTConfig) -> str:
+def adapter_of(config: SFTConfig) -> str:
     adapter = config.adapter
     saved = config.model.path if adapter is None else getattr(adapter, "path", None)
     folder = adapter_folder(saved) if saved else None
@@ -184,4 +206,6 @@ def _adapter_of(config: SFTConfig) -> str:
         return saved_type(folder)
     if adapter is None:
         return "full"
+    if isinstance(adapter, PrefixAdapter):
+        return "prefix"
     return "dora" if getattr(adapter, "use_dora", False) else adapter.type

@@ -106,6 +106,8 @@ class ModelFacts(BaseModel):
     """Ids the tokenizer can give; the model must have at least as many."""
     max_positions: int | None
     """The longest input the position embeddings allow; None where there is no limit (T5's relative positions)."""
+    num_virtual_tokens: int = 0
+    """Of an adapter that is a prompt or a prefix: they take positions beside those of a row."""
     has_chat_template: bool
     adapter: str | None = None
     """The folder of the adapter that goes on top of the weights, where the config's path names one."""

@@ -6,6 +6,7 @@ import json
 import re
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import Problem
@@ -68,12 +69,22 @@ def adapter_base(folder: Path) -> str | None:
 
 
 def saved_type(folder: Path) -> str:
-    """Of a saved adapter: lora, dora, ia3 or another of PEFT's; `full` where its file cannot be read."""
+    """Of a saved adapter, as a config calls it: lora, dora, ia3, prefix or another; `full` where its file cannot be
+    read."""
+    settings = saved_settings(folder)
+    if settings.get("use_dora"):
+        return "dora"
+    kind = str(settings.get("peft_type", "full")).lower()
+    return "prefix" if kind == "prefix_tuning" else kind
+
+
+def saved_settings(folder: Path) -> dict[str, Any]:
+    """What an adapter's file says of it; nothing where it cannot be read."""
     try:
         settings = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
-        return "dora" if settings.get("use_dora") else str(settings["peft_type"]).lower()
-    except (OSError, ValueError, AttributeError, KeyError):
-        return "full"
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def adapter_path_problems(path: str, key: str) -> list[Problem]:

@@ -11,6 +11,7 @@ from scaleup.config.load import Loaded
 from scaleup.config.schema import ModelConfig, RunConfig, SourceConfig
 from scaleup.config.stages import EvaluateConfig, GenerateConfig, SFTConfig
 from scaleup.errors import Problem, ScaleupError
+from scaleup.plan.adapters import rank_schedule_problems
 from scaleup.plan.batches import batch_plan
 from scaleup.plan.compat import untested_notes
 from scaleup.plan.compute import Rate, compute_plan
@@ -48,6 +49,10 @@ def resolve(
     if check_run_folder and not known & {"name", "runs_dir"}:
         batch = batch_plan(config, data_check) if isinstance(config, SFTConfig) and not problems else None
         problems += _run_folder_problems(config, batch, resume)
+    if problems:
+        raise ScaleupError(problems)
+    if isinstance(config, SFTConfig) and config.train.max_steps is None:  # else the config itself has told
+        problems += rank_schedule_problems(config, batch_plan(config, data_check).num_steps)
     if problems:
         raise ScaleupError(problems)
     micro = micro_batch_of(config) if isinstance(config, SFTConfig) else None

@@ -8,15 +8,14 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scaleup.config.adapters import SelectiveAdapter
 from scaleup.config.schema import RunConfig
 from scaleup.config.stages import EvaluateConfig, GenerateConfig, SFTConfig
 from scaleup.errors import Problem
+from scaleup.plan.adapters import adapter_problems
 from scaleup.plan.batches import batch_size_problems, batching_problems, packing_problems
-from scaleup.plan.compat import compat_problems
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
-from scaleup.plan.model_path import adapter_folder, adapter_path_problems, model_path_problems, peek_model_type
+from scaleup.plan.model_path import model_path_problems, peek_model_type
 from scaleup.records.examples import row_format
 
 Rule = Callable[[RunConfig, Machine], Iterator[Problem]]
@@ -45,13 +44,7 @@ def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Pro
     problems = []
     if config.mixed_precision == "fp16" and facts.model_type in T5_FAMILY:
         problems.append(_t5_in_fp16())
-    if facts.max_positions is not None and config.data.max_length > facts.max_positions:
-        what = f"{config.data.max_length} tokens are more than the {facts.max_positions} that {where} has positions for"
-        problems.append(Problem("data.max_length", what, f"use at most {facts.max_positions}"))
-    generation = config.generation if isinstance(config, EvaluateConfig | GenerateConfig) else None
-    if generation and facts.max_positions is not None and generation.max_new_tokens >= facts.max_positions:
-        what = f"{generation.max_new_tokens} leave no room for a prompt in {where}'s {facts.max_positions} positions"
-        problems.append(Problem("generation.max_new_tokens", what, "use fewer"))
+    problems += _position_problems(config, facts, where)
     if facts.tokenizer_size > facts.vocab_size:
         what = f"the tokenizer has {facts.tokenizer_size} ids, and {where} only {facts.vocab_size} embeddings"
         problems.append(Problem(f"{where}.tokenizer", what, "use the model's own tokenizer"))
@@ -67,6 +60,24 @@ def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Pro
             Problem("data.messages", what, "use prompt and completion, or a tokenizer with a chat template")
         )
     return problems + packing_problems(config, facts)
+
+
+def _position_problems(config: RunConfig, facts: ModelFacts, where: str) -> Iterator[Problem]:
+    if facts.max_positions is None:
+        return
+    virtual = facts.num_virtual_tokens
+    most = facts.max_positions - virtual
+    beside = f" beside {virtual} virtual tokens" if virtual else ""
+    if most < 2:
+        what = f"{virtual} virtual tokens leave no room for a row in {where}'s {facts.max_positions} positions"
+        yield Problem("adapter.num_virtual_tokens", what, "use fewer")
+    elif config.data.max_length > most:
+        what = f"{config.data.max_length} tokens are more than the {most} that {where} has positions for{beside}"
+        yield Problem("data.max_length", what, f"use at most {most}")
+    generation = config.generation if isinstance(config, EvaluateConfig | GenerateConfig) else None
+    if generation and generation.max_new_tokens >= most:
+        what = f"{generation.max_new_tokens} leave no room for a prompt in {where}'s {most} positions{beside}"
+        yield Problem("generation.max_new_tokens", what, "use fewer")
 
 
 T5_FAMILY = {"t5", "mt5", "umt5", "longt5", "switch_transformers"}
@@ -116,22 +127,6 @@ def _parallel(config: RunConfig, machine: Machine) -> Iterator[Problem]:
         if parallel.num_nodes == 1 and per_node > machine.num_gpus:
             what = f"{per_node} processes need {per_node} GPUs, and this machine has {machine.num_gpus}"
             yield Problem("parallel.num_processes", what, "use fewer processes, or parallel.device=cpu")
-
-
-def _adapter(config: RunConfig, machine: Machine) -> Iterator[Problem]:
-    yield from compat_problems(config)
-    if not isinstance(config, SFTConfig) or config.adapter is None:
-        return
-    adapter = config.adapter
-    if adapter_folder(config.model.path) is not None:
-        what = f"and the model at {config.model.path} is an adapter already"
-        yield Problem("adapter", what, "leave adapter out to train that one further, or name the base model")
-    if isinstance(adapter, SelectiveAdapter) or adapter.path is None:
-        return
-    yield from adapter_path_problems(adapter.path, "adapter.path")
-    given = adapter.model_dump(exclude_defaults=True).keys() - {"type", "path"}
-    for key in sorted(given):
-        yield Problem(f"adapter.{key}", "is settled by the adapter at adapter.path", "leave it out")
 
 
 def _train(config: RunConfig, machine: Machine) -> Iterator[Problem]:
@@ -205,7 +200,7 @@ RULES: list[Rule] = [
     _model,
     _precision,
     _parallel,
-    _adapter,
+    adapter_problems,
     batch_size_problems,
     batching_problems,
     _train,

@@ -12,9 +12,13 @@ from scaleup.data.loader import Split, eval_batches
 from scaleup.data.tokenization import Encoder
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import Runtime, seed_everything
+from scaleup.errors import ScaleupError
 from scaleup.evaluation.report import finish_training
+from scaleup.models.adapters import is_adalora
 from scaleup.models.load import load_tokenizer, pad_token_id
+from scaleup.plan.adapters import rank_schedule_problems
 from scaleup.plan.types import Plan
+from scaleup.train.adalora import RankAllocation
 from scaleup.train.fit import Fit, fit
 from scaleup.train.losses import token_loss_sum
 from scaleup.train.model import model_to_train
@@ -34,8 +38,14 @@ def run(config: SFTConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> N
     collate = collator_for(plan.model.task, pad_token_id(tokenizer), shift_right, config.data.packing)
     split = Split(plan.batch.micro_batch, plan.batch.accumulation, runtime.rank, runtime.world)
     loader, num_steps = train_loader(config, data, collate, split)
+    if problems := list(rank_schedule_problems(config, num_steps)):  # rows left out make for fewer steps than planned
+        raise ScaleupError(problems)
 
     wrapped, optimizer = runtime.prepare(model, build_optimizer(model, train))
+    is_new = config.adapter is not None and getattr(config.adapter, "path", None) is None
+    ranks = (
+        RankAllocation(model, base_optimizer(optimizer), num_steps if is_new else None) if is_adalora(model) else None
+    )
     schedule = build_schedule(base_optimizer(optimizer), train, num_steps)
     seed_everything(train.seed + 1 + runtime.rank)  # dropout differs between ranks
 
@@ -54,6 +64,7 @@ def run(config: SFTConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> N
             num_steps=num_steps,
             objective=token_loss_sum,
             validation=validation if data.validation else None,
+            ranks=ranks,
         )
     )
     finish_training(config, plan, runtime, folder, wrapped, tokenizer, state, data.num_dropped)

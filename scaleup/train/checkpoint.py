@@ -30,16 +30,25 @@ from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.portable import names_of, source_of
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
+from scaleup.train.adalora import RankAllocation
 from scaleup.train.state import TrainState
 
 STATE = "train_state.json"
+RANKS = "rank_allocation.safetensors"
 
 
 class Checkpointer:
     """Checkpoints of one run. Every rank must make the same calls."""
 
     def __init__(
-        self, runtime: Runtime, run: RunFolder, model: Any, optimizer: Any, schedule: LRScheduler, keep: int
+        self,
+        runtime: Runtime,
+        run: RunFolder,
+        model: Any,
+        optimizer: Any,
+        schedule: LRScheduler,
+        keep: int,
+        ranks: RankAllocation | None = None,
     ) -> None:
         self._runtime = runtime
         self._run = run
@@ -47,6 +56,7 @@ class Checkpointer:
         self._optimizer = optimizer
         self._schedule = schedule
         self._keep = keep
+        self._ranks = ranks
         self._layout = _layout(runtime, model, optimizer)
         latest = latest_checkpoint(run.checkpoints)
         self.last_step: int | None = latest.step if latest else None
@@ -72,6 +82,8 @@ class Checkpointer:
         is_direct = self._load_tensors(checkpoint.path)
         if len(list(checkpoint.path.glob("random_state_*"))) == self._runtime.world:  # else ranks draw dropout anew
             _set_random_state(load_file(_random_file(checkpoint.path, self._runtime.rank)))
+        if self._ranks is not None:
+            self._ranks.load(load_file(checkpoint.path / RANKS))
         state = TrainState.read(checkpoint.path / STATE)
         self._schedule.load_state_dict(state.schedule)
         if not is_direct:  # else the optimizer's own state holds them
@@ -107,6 +119,8 @@ class Checkpointer:
         if self._runtime.is_main:
             state.schedule = self._schedule.state_dict()
             state.save(aside / STATE)
+            if self._ranks is not None:
+                save_file(self._ranks.state(), aside / RANKS)
             self._layout.save(aside)
 
     def _finish(self, folder: Path, state: TrainState) -> None:

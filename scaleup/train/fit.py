@@ -19,6 +19,7 @@ from scaleup.data.loader import TrainLoader
 from scaleup.distributed.engines import NonFiniteError
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
+from scaleup.train.adalora import RankAllocation
 from scaleup.train.checkpoint import Checkpointer
 from scaleup.train.metrics import MetricsLog, peak_memory_mib
 from scaleup.train.state import TrainState
@@ -47,12 +48,16 @@ class Fit:
     num_steps: int
     objective: Objective
     validation: Callable[[], Iterable[Batch]] | None
+    ranks: RankAllocation | None = None
+    """Of an AdaLoRA adapter."""
 
 
 def fit(job: Fit) -> TrainState:
     """Train to the last step from wherever the newest checkpoint stands. Raises Stopped after a signal."""
     train = job.config.train
-    checkpointer = Checkpointer(job.runtime, job.run, job.model, job.optimizer, job.schedule, train.save_total_limit)
+    checkpointer = Checkpointer(
+        job.runtime, job.run, job.model, job.optimizer, job.schedule, train.save_total_limit, job.ranks
+    )
     state = checkpointer.restore()
     metrics = MetricsLog(job.runtime, job.run, job.config, state.step)
     job.model.train()
@@ -83,9 +88,9 @@ def fit(job: Fit) -> TrainState:
 
 def _step(job: Fit, state: TrainState, checkpointer: Checkpointer) -> StepResult:
     batches = job.loader.batches(state.step)
-    limit = job.config.train.max_grad_norm
+    limit, penalty = job.config.train.max_grad_norm, job.ranks.penalty if job.ranks else None
     with _finite(state.step + 1, checkpointer):
-        result = train_step(job.runtime, job.model, job.optimizer, batches, job.objective, limit)
+        result = train_step(job.runtime, job.model, job.optimizer, batches, job.objective, limit, penalty)
     if not result.skipped:
         job.schedule.step()
     return result

@@ -177,7 +177,7 @@ def _is_below(left: tuple[int, int], middle: tuple[int, int], right: tuple[int, 
     return (middle[0] - left[0]) * (right[1] - left[1]) <= (right[0] - left[0]) * (middle[1] - left[1])
 
 
-def _make_fake(model: torch.nn.Module, dtype: torch.dtype) -> None:
+def _make_fake(model: Any, dtype: torch.dtype) -> None:
     """Parameters in `dtype` and buffers as they are, without storage but as if on the CPU; what is shared stays so."""
     made: dict[int, Any] = {}
     for module in model.modules():
@@ -189,6 +189,8 @@ def _make_fake(model: torch.nn.Module, dtype: torch.dtype) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
+    for name, tokens in getattr(model, "prompt_tokens", {}).items():  # PEFT's, of a soft prompt
+        model.prompt_tokens[name] = torch.empty(tokens.shape, dtype=tokens.dtype, device="cpu")
 
 
 def _batch(model: Any, rows: int, length: int, packing: bool) -> Batch:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from scaleup.data.collate import Batch
 from scaleup.data.tokenization import IGNORE
+from scaleup.models.soft_prompts import num_prepended
 from scaleup.train.head_loss import loss_head
 
 
@@ -21,10 +22,12 @@ def token_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
     K <= S. A batch without labels gives a zero that still has a gradient, which keeps every rank in the same
     collectives."""
     whole = getattr(model, "module", model)
-    if head := loss_head(whole):
-        with head.labelled(batch.labels):
-            return model(**batch.inputs, use_cache=False).logits
     labels, inputs = batch.labels, batch.inputs
+    if virtual := num_prepended(whole):
+        labels = F.pad(labels, (virtual, 0), value=IGNORE)
+    if head := loss_head(whole):
+        with head.labelled(labels):
+            return model(**inputs, use_cache=False).logits
     if _chooses_logits(type(whole.get_base_model() if hasattr(whole, "get_base_model") else whole)):
         columns = (labels != IGNORE).any(dim=0).nonzero().squeeze(1)
         columns = columns if len(columns) else columns.new_zeros(1)

@@ -21,7 +21,7 @@ def model_to_train(config: SFTConfig, facts: ModelFacts, device: torch.device) -
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     seed_everything(config.train.seed)  # a new adapter is drawn alike, whatever loading drew
-    model = make_trainable(model, facts, config.adapter)
+    model = make_trainable(model, facts, config.adapter, config.model.tokenizer)
     if config.mixed_precision != "fp16":  # the loss scale must reach the gradient of the logits
         fuse_head(model)
     return model

@@ -38,21 +38,28 @@ def train_step(
     batches: Sequence[Batch],
     objective: Objective,
     max_grad_norm: float,
+    penalty: Callable[[], torch.Tensor] | None = None,
 ) -> StepResult:
-    """One optimizer step on the global batch whose share of this rank is `batches`.
+    """One optimizer step on the global batch whose share of this rank is `batches`. `penalty` depends on the weights
+    alone and is added to the step's loss, once.
 
     The loss is the sum over all tokens of all ranks and micro-batches, divided by their number. Every engine averages
     gradients over ranks, so each rank's part is scaled by the number of ranks. Raises NonFiniteError."""
     num_labels, num_tokens = runtime.sum(sum(b.num_labels for b in batches), sum(b.num_tokens for b in batches))
     scale = runtime.world / max(num_labels, 1.0)
-    loss_sum = torch.zeros((), device=runtime.device)
+    loss_sum, added = torch.zeros((), device=runtime.device), 0.0
     for number, batch in enumerate(batches):
-        with runtime.micro_batch(model, last=number == len(batches) - 1):
+        last = number == len(batches) - 1
+        with runtime.micro_batch(model, last=last):
             loss = objective(model, batch.to(runtime.device))
-            runtime.backward(model, loss * scale)
+            scaled = loss * scale
+            if last and penalty is not None:
+                extra = penalty()
+                scaled, added = scaled + extra, extra.item()
+            runtime.backward(model, scaled)
         loss_sum += loss.detach()
     total, stop = runtime.sum(loss_sum.item(), float(runtime.stop.requested))
-    loss_value = total / max(num_labels, 1.0)
+    loss_value = total / max(num_labels, 1.0) + added
     if not math.isfinite(loss_value):
         raise NonFiniteError(f"the loss is {loss_value}")
     learning_rate = base_optimizer(optimizer).param_groups[0]["lr"]

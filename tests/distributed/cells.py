@@ -27,12 +27,15 @@ from scaleup.config.load import load_mapping
 from scaleup.config.stages import SFTConfig
 from scaleup.data.dataset import collator_for
 from scaleup.data.tokenization import Tokens
+from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import Runtime
 from scaleup.launcher.prepare import prepare_run
+from scaleup.models.adapters import is_adalora
 from scaleup.plan import describe
 from scaleup.plan.compat import Cell
 from scaleup.plan.resolve import resolve
 from scaleup.plan.types import Plan
+from scaleup.train.adalora import RankAllocation
 from scaleup.train.describe import answer
 from scaleup.train.losses import token_loss_sum
 from scaleup.train.model import model_to_train
@@ -51,9 +54,12 @@ ADAPTERS: dict[str, dict[str, Any] | None] = {
     "lora": {"type": "lora", "r": 4, "lora_alpha": 16, "target_modules": "all-linear"},
     "dora": {"type": "lora", "r": 4, "lora_alpha": 16, "use_dora": True},
     "ia3": {"type": "ia3"},
+    "adalora": {"type": "adalora", "init_r": 4, "target_r": 3, "lora_alpha": 16, "tfinal": 2, "orth_reg_weight": 0.1},
+    "prompt_tuning": {"type": "prompt_tuning", "num_virtual_tokens": 8, "prompt_tuning_init": "SAMPLE_VOCAB"},
+    "prefix": {"type": "prefix", "num_virtual_tokens": 8},
 }
-LEARNING_RATES = {"ia3": 10.0}
-"""Its few factors move the loss little."""
+LEARNING_RATES = {"ia3": 10.0, "adalora": 3.0, "prompt_tuning": 3.0, "prefix": 30.0}
+"""Where few numbers are trained they move the loss little."""
 
 
 def config_of(cell: Cell, name: str, folder: Path) -> dict[str, Any]:
@@ -92,7 +98,9 @@ def rank_main(run: RunFolder, out: Path) -> None:
     shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     batch = collator_for(plan.model.task, 0, shift_right, False)(rows)
     before, trained = frozen_parts(wrapped), runtime.trained_state(wrapped)
-    losses = [train_step(runtime, wrapped, optimizer, [batch], token_loss_sum, 1.0).loss for _ in range(NUM_STEPS)]
+    penalty = RankAllocation(model, base_optimizer(optimizer), NUM_STEPS).penalty if is_adalora(model) else None
+    steps = [train_step(runtime, wrapped, optimizer, [batch], token_loss_sum, 1.0, penalty) for _ in range(NUM_STEPS)]
+    losses = [step.loss for step in steps]
     after = runtime.trained_state(wrapped) | frozen_parts(wrapped)
     values = {**before, **trained}
     changed = sorted(name for name, value in values.items() if not torch.equal(value, after[name]))

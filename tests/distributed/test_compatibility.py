@@ -20,6 +20,9 @@ TRAINED = {
     "lora": ["*.lora_[AB].*"],
     "dora": ["*.lora_[AB].*", "*.lora_magnitude_vector.*"],
     "ia3": ["*.ia3_l.*"],
+    "adalora": ["*.lora_[ABE].*"],
+    "prompt_tuning": ["prompt_encoder.*"],
+    "prefix": ["prompt_encoder.*"],
 }
 """Patterns over the names of what each adapter trains: PEFT's own names, and those of the test's config."""
 

@@ -6,7 +6,10 @@ trains all of them. Sums of the same numbers in another order, as in test_strate
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +19,16 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from tests.cli import differing, largest_loss_difference, largest_weight_difference, losses, run
+from tests.cli import (
+    differing,
+    interrupt,
+    largest_loss_difference,
+    largest_weight_difference,
+    losses,
+    reached,
+    run,
+    worker_ids,
+)
 
 TOLERANCE = 1e-5
 
@@ -41,12 +53,37 @@ KINDS: dict[str, dict[str, Any]] = {
     "8bit": {"quantization": "8bit"},
     "4bit": {"quantization": "4bit"},
     "selective": {"adapter": {"type": "selective", "parameters": ["*layers.1.*", "*norm*"]}},
+    "prompt_tuning": {
+        "adapter": {"type": "prompt_tuning", "num_virtual_tokens": 8, "prompt_tuning_init": "SAMPLE_VOCAB"},
+        "train.learning_rate": 1.0,
+    },
+    "adalora": {
+        "adapter": {
+            "type": "adalora",
+            "init_r": 6,
+            "target_r": 3,
+            "tinit": 2,
+            "tfinal": 3,
+            "deltaT": 2,
+            "lora_alpha": 16,
+            "orth_reg_weight": 0.1,
+            "target_modules": "all-linear",
+        },
+        "train.learning_rate": 3.0,
+    },
+    "prefix": {
+        "adapter": {"type": "prefix", "num_virtual_tokens": 8, "prefix_projection": True},
+        "train.learning_rate": 3.0,
+    },
 }
 STRATEGIES = {
     "lora": ("single", "fsdp2"),
     "8bit": ("single", "zero1", "zero2"),
     "4bit": ("zero3",),
     "selective": ("zero3",),
+    "prompt_tuning": ("zero3",),
+    "prefix": ("single",),
+    "adalora": ("single",),
 }
 CELLS = [(kind, strategy) for kind, strategies in STRATEGIES.items() for strategy in strategies]
 """Each is compared with DDP."""
@@ -108,6 +145,39 @@ def test_every_strategy_is_the_trajectory_of_ddp(
 def test_checkpoints_hold_what_is_trained_alone(runs: dict[tuple[str, str], Future[Path]], kind: str) -> None:
     stored = load_file(runs[kind, "ddp"].result() / "checkpoints/step-00000012/model.safetensors")
     assert stored and all("lora_" in name for name in stored)
+
+
+def test_adalora_that_was_killed_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    """To the last bit, on two processes: while ranks go down, a worker is killed between two checkpoints."""
+    chance = random.Random(1)
+    rows = [
+        {"prompt": "".join(chance.choices("abcde", k=20)), "completion": chance.choice("xyz") * 3} for _ in range(40)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    changes = {
+        "adapter": KINDS["adalora"]["adapter"] | {"tfinal": 6, "lora_dropout": 0.1},
+        "train.max_steps": 40,
+        "train.optimizer": "adamw",
+        "train.learning_rate": 0.01,
+        "train.gradient_accumulation_steps": 2,
+        "train.save_steps": 5,
+    }
+    straight, killed = (differing(BASE | {"name": name}, changes) for name in ("straight", "killed"))
+    expected = run(straight, cwd=tmp_path)
+
+    def kill_a_worker(process: subprocess.Popen[str], folder: Path) -> None:
+        os.kill(chance.choice(worker_ids(folder, "1")), signal.SIGKILL)
+
+    result = interrupt(killed, cwd=tmp_path, when=reached(18), do=kill_a_worker)
+    assert result.code == 1
+    assert not (tmp_path / "runs/killed/model").exists()
+    found = run(killed, "--resume", cwd=tmp_path)
+    assert losses(found) == losses(expected)
+    assert largest_weight_difference(found, expected) == 0
+    settings = [json.loads((folder / "model/adapter_config.json").read_text()) for folder in (found, expected)]
+    assert settings[0]["rank_pattern"] == settings[1]["rank_pattern"]
+    kept = [sum(ranks) for ranks in settings[0]["rank_pattern"].values()]
+    assert sum(kept) == 3 * len(kept), "the wanted ranks on average"
 
 
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])

@@ -4,11 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from scaleup.config.schema import GenerationConfig
 from scaleup.data.tokenization import Encoder
 from scaleup.distributed.runtime import seed_everything
 from scaleup.evaluation.generation import generate_answers
+from scaleup.models.adapters import TASK_TYPES
 from tests.unit.data import tiny
 
 TEXTS = ["a", "Review: a rather long one about a film.\nSentiment:", "one two", "?", "Translate to German: the house"]
@@ -61,6 +63,28 @@ def test_batched_answers_are_those_one_by_one(runtime, run, name, pad_is_eos):
     assert answers(runtime, run, model, tokenizer, ids, 2) == expected
     assert answers(runtime, run, model, tokenizer, ids, 8) == expected
     assert not (run.path / ".parts").exists()
+
+
+SOFT = {"prompt_tuning": PromptTuningConfig, "prefix": PrefixTuningConfig}
+
+
+@pytest.mark.parametrize("kind", SOFT)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "bart"])
+def test_a_soft_prompt_stands_right_before_each_prompt(runtime, run, name, kind):
+    """Whatever padding there is beside longer prompts."""
+    torch.manual_seed(0)
+    settings = SOFT[kind](task_type=TASK_TYPES[tiny.facts(name).task], num_virtual_tokens=5)
+    plain = sharp(name)
+    without = [by_hand(plain, tiny.tokenizer(name), prompt) for prompt in prompts(name)]
+    model, tokenizer, ids = get_peft_model(plain, settings).eval(), tiny.tokenizer(name), prompts(name)
+    expected = [by_hand(model, tokenizer, prompt) for prompt in ids]
+    assert expected != without
+    assert len(set(expected)) > 2, "the answers differ"
+    for batch_size in (1, 2, 8):
+        assert answers(runtime, run, model, tokenizer, ids, batch_size) == expected
+    assert answers(runtime, run, model, tokenizer, ids, 8, num_beams=3) == answers(
+        runtime, run, model, tokenizer, ids, 1, num_beams=3
+    )
 
 
 class Echo:

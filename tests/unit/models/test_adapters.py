@@ -11,7 +11,14 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import TypeAdapter
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    PreTrainedConfig,
+    T5Config,
+)
 
 from scaleup.config.adapters import AdapterConfig
 from scaleup.config.schema import ModelConfig
@@ -19,7 +26,7 @@ from scaleup.errors import ScaleupError
 from scaleup.models.adapted import load_finished, make_trainable
 from scaleup.models.adapters import adapt, is_adapted, save_adapter
 from scaleup.models.facts import model_facts
-from scaleup.models.load import load_model
+from scaleup.models.load import load_model, load_tokenizer
 from scaleup.models.sources import materialize
 from scaleup.plan.facts import AskedModel, ModelFacts
 from scaleup.train.head_loss import fuse_head, loss_head
@@ -32,8 +39,25 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "head": {"type": "lora", "r": 4, "modules_to_save": ["lm_head"]},
     "biases": {"type": "lora", "r": 4, "bias": "all"},
     "ia3": {"type": "ia3"},
+    "adalora": {"type": "adalora", "init_r": 4, "target_r": 2},
+    "prompt_tuning": {"type": "prompt_tuning", "num_virtual_tokens": 5},
+    "prompt of a text": {
+        "type": "prompt_tuning",
+        "num_virtual_tokens": 5,
+        "prompt_tuning_init": "TEXT",
+        "prompt_tuning_init_text": "good?",
+    },
+    "prefix": {"type": "prefix", "num_virtual_tokens": 5},
+    "projected prefix": {
+        "type": "prefix_tuning",
+        "num_virtual_tokens": 5,
+        "prefix_projection": True,
+        "encoder_hidden_size": 7,
+    },
 }
 MODELS = ("tiny-llama", "tiny-qwen2", "tiny-t5")
+FURTHER = ("lora", "prompt_tuning", "prompt of a text", "prefix")
+VIRTUAL = FURTHER[1:]
 CPU = torch.device("cpu")
 
 
@@ -53,7 +77,8 @@ def inputs(facts: ModelFacts) -> dict[str, torch.Tensor]:
 def adapted(model: str, name: str) -> tuple[Any, ModelFacts]:
     facts = asked(model, name)
     torch.manual_seed(0)
-    return adapt(load_model(ModelConfig(path=facts.location), facts), adapter_of(name), facts.task), facts
+    base = load_model(ModelConfig(path=facts.location), facts)
+    return adapt(base, adapter_of(name), facts.task, facts.location), facts
 
 
 def logits(model: Any, facts: ModelFacts) -> torch.Tensor:
@@ -91,24 +116,61 @@ def test_it_trains_what_the_plan_says_and_plain_peft_reloads_it(model: str, name
     assert not torch.allclose(untouched, logits(trained, facts))
 
 
-def test_the_folder_is_a_model_to_evaluate_and_to_train_further(tmp_path: Path) -> None:
-    trained, facts = adapted("tiny-llama", "lora")
+@pytest.mark.parametrize("name", FURTHER)
+@pytest.mark.parametrize("model", ["tiny-llama", "tiny-t5"])
+def test_the_folder_is_a_model_to_evaluate_and_to_train_further(model: str, name: str, tmp_path: Path) -> None:
+    trained, facts = adapted(model, name)
     step(trained, facts)
     state = {name: p.detach() for name, p in trained.named_parameters() if p.requires_grad}
     save_adapter(trained, tmp_path, state)
     found = model_facts(ModelConfig(path=str(tmp_path)))
-    assert (found.location, found.adapter, found.architecture) == (facts.location, str(tmp_path), "LlamaForCausalLM")
+    assert (found.location, found.adapter, found.architecture) == (facts.location, str(tmp_path), facts.architecture)
+    assert found.num_virtual_tokens == facts.num_virtual_tokens == (5 if name in VIRTUAL else 0)
     assert found.num_trainable_parameters == facts.num_trainable_parameters
     config = ModelConfig(path=str(tmp_path))
     finished = load_finished(config, found, None, "no", CPU)
     assert torch.equal(logits(finished, found), logits(trained, facts))
-    assert not any(parameter.requires_grad for parameter in finished.parameters())
+    assert name != "lora" or not any(parameter.requires_grad for parameter in finished.parameters())
     further = make_trainable(load_model(config, found), found, None)
     assert {name for name, p in further.named_parameters() if p.requires_grad} == set(state)
-    given = TypeAdapter(AdapterConfig).validate_python({"type": "lora", "path": str(tmp_path)})
+    assert torch.equal(logits(further, found), logits(trained, facts))
+    given = TypeAdapter(AdapterConfig).validate_python({"type": ADAPTERS[name]["type"], "path": str(tmp_path)})
     base = load_model(ModelConfig(path=facts.location), facts)
     onward = adapt(base, given, facts.task)
     assert torch.equal(logits(onward, facts), logits(trained, facts))
+    step(onward, facts)
+    assert not torch.equal(logits(onward, facts), logits(trained, facts))
+
+
+@pytest.mark.parametrize("model", ["tiny-llama", "tiny-t5"])
+def test_a_prompt_starts_as_its_text(model: str) -> None:
+    prompt, facts = adapted(model, "prompt of a text")
+    ids = load_tokenizer(ModelConfig(path=facts.location), facts.location)("good?")["input_ids"]
+    expected = prompt.get_input_embeddings().weight[ids]
+    weight = prompt.prompt_encoder["default"].embedding.weight
+    assert torch.equal(weight[:5], expected[:5])
+
+
+@pytest.mark.parametrize(
+    ("base", "shape"),
+    [
+        (
+            T5Config(vocab_size=99, d_model=32, d_kv=12, num_heads=2, num_layers=1, num_decoder_layers=3),
+            (5, 3 * 2 * 24),
+        ),
+        (BartConfig(vocab_size=99, d_model=32, encoder_layers=1, decoder_layers=3), (5, 3 * 2 * 32)),
+    ],
+    ids=["t5", "bart"],
+)
+def test_a_prefix_has_the_shape_of_the_decoder(base: PreTrainedConfig, shape: tuple[int, int]) -> None:
+    """FLAN-T5 small's heads are not as wide together as its hidden states, and a decoder may have more layers. With an
+    odd number of them PEFT uses all of a prefix, with an even one every other layer's part, twice."""
+    model = adapt(AutoModelForSeq2SeqLM.from_config(base), adapter_of("prefix"), "seq2seq_lm")
+    assert model.prompt_encoder["default"].embedding.weight.shape == shape
+    ids = torch.arange(5, 15).view(2, 5)
+    model(input_ids=ids, decoder_input_ids=ids).logits.float().logsumexp(-1).sum().backward()
+    gradient = model.prompt_encoder["default"].embedding.weight.grad
+    assert gradient.abs().sum(0).count_nonzero() == shape[1], "a part that nothing attends to"
 
 
 def test_selective_trains_what_matches() -> None:

@@ -17,6 +17,9 @@ ADAPTERS: dict[str, dict[str, Any] | None] = {
     "lora": {"type": "lora"},
     "dora": {"type": "lora", "use_dora": True},
     "ia3": {"type": "ia3"},
+    "adalora": {"type": "adalora", "tfinal": 1},
+    "prompt_tuning": {"type": "prompt_tuning", "num_virtual_tokens": 4},
+    "prefix": {"type": "prefix_tuning", "num_virtual_tokens": 4},
 }
 CELLS = [(cell, found) for cell, found in table() if cell.precision == "no"]
 
@@ -44,6 +47,13 @@ def test_the_planner_reads_the_table(plan: Callable[..., Plan], cell: Cell, foun
     assert len(notes) == (found.status == "untested here")
 
 
+def test_a_precision_is_refused_too(plan: Callable[..., Plan]) -> None:
+    with pytest.raises(ScaleupError) as caught:
+        plan({"adapter": ADAPTERS["adalora"], "mixed_precision": "fp16", "parallel.strategy": "single"}, num_gpus=1)
+    assert [problem.where for problem in caught.value.problems] == ["mixed_precision"]
+    assert verdict(Cell("ddp", None, "adalora", "bf16")).status != "refused"
+
+
 def test_auto_passes_over_what_is_refused(plan: Callable[..., Plan]) -> None:
     found = plan(
         {"parallel.strategy": "auto", "parallel.num_processes": 2, "quantization": "8bit", "adapter": {"type": "lora"}},
@@ -55,6 +65,6 @@ def test_auto_passes_over_what_is_refused(plan: Callable[..., Plan]) -> None:
 
 def test_every_cell_has_a_verdict() -> None:
     found = dict(table())
-    assert len(found) == 6 * 3 * 5 * 3
+    assert len(found) == 6 * 3 * len(ADAPTERS) * 3
     assert verdict(Cell("zero2", "8bit", "full", "no")).status == "refused"
     assert all(v.reason and v.remedy and v.where for v in found.values() if v.status == "refused")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -18,8 +19,10 @@ from transformers import (
 )
 
 from benchmarks.memory.storages import Peak
+from scaleup.config.adapters import AdapterConfig
 from scaleup.config.schema import ModelConfig
 from scaleup.data.collate import Batch
+from scaleup.models.adapters import adapt
 from scaleup.models.load import enable_gradient_checkpointing
 from scaleup.plan.facts import Arithmetic, Footprint, MicroBatch
 from scaleup.train import describe
@@ -36,25 +39,37 @@ GPT2 = GPT2Config(vocab_size=301, n_embd=48, n_layer=2, n_head=4, n_positions=64
 T5 = T5Config(vocab_size=301, d_model=48, d_kv=12, d_ff=96, num_layers=2, num_heads=4, decoder_start_token_id=0)
 
 
-def model_of(config: PreTrainedConfig, device: str, checkpointing: bool, **options: bool) -> Any:
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "prompt_tuning": {"type": "prompt_tuning", "num_virtual_tokens": 8},
+    "prefix": {"type": "prefix", "num_virtual_tokens": 8},
+    "adalora": {"type": "adalora", "init_r": 4, "target_r": 2, "target_modules": "all-linear"},
+}
+
+
+def model_of(config: PreTrainedConfig, device: str, checkpointing: bool, kind: str = "", **options: bool) -> Any:
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device(device):
         model = auto.from_config(config)
-    model.tie_weights()
-    if checkpointing:
-        enable_gradient_checkpointing(model, **options)
+        model.tie_weights()
+        if checkpointing:
+            enable_gradient_checkpointing(model, **options)
+        if kind:
+            task = "seq2seq_lm" if config.is_encoder_decoder else "causal_lm"
+            model = adapt(model, TypeAdapter(AdapterConfig).validate_python(ADAPTERS[kind]), task)
     return model
 
 
-def traced(config: PreTrainedConfig, arithmetic: Arithmetic = "float32", checkpointing: bool = False) -> Timeline:
-    model = model_of(config, "meta", checkpointing, preserve_rng_state=False)
+def traced(
+    config: PreTrainedConfig, arithmetic: Arithmetic = "float32", checkpointing: bool = False, kind: str = ""
+) -> Timeline:
+    model = model_of(config, "meta", checkpointing, kind, preserve_rng_state=False)
     return trace(model, (ROWS, LENGTH), arithmetic, False)
 
 
-def measured(config: PreTrainedConfig, low: bool, checkpointing: bool) -> tuple[int, int]:
+def measured(config: PreTrainedConfig, low: bool, checkpointing: bool, kind: str = "") -> tuple[int, int]:
     """The most without parameters and gradients, and gradients, of a pass on the CPU. One token is padding, else no
     mask would be made."""
-    model = model_of(config, "cpu", checkpointing).train()
+    model = model_of(config, "cpu", checkpointing, kind).train()
     fuse_head(model)
     model.to(torch.bfloat16 if low else torch.float32)
     ids = torch.randint(3, 300, (ROWS, LENGTH))
@@ -64,13 +79,14 @@ def measured(config: PreTrainedConfig, low: bool, checkpointing: bool) -> tuple[
     if config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids.clone()
     batch = Batch(inputs, ids.clone(), ids.numel(), ids.numel())
-    for parameter in model.parameters():  # there from the start, as DDP's buckets: so they add nothing
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:  # there from the start, as DDP's buckets: so they add nothing
         parameter.grad = torch.zeros_like(parameter)
-    start = [*model.parameters(), *model.buffers(), *(parameter.grad for parameter in model.parameters())]
+    start = [*model.parameters(), *model.buffers(), *(parameter.grad for parameter in trained)]
     held = sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in start}.values())
     with Peak([*start, *inputs.values(), batch.labels]) as peak:
         token_loss_sum(model, batch).backward()
-    return peak.bytes - held, sum(parameter.nbytes for parameter in model.parameters())
+    return peak.bytes - held, sum(parameter.nbytes for parameter in trained)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
@@ -82,6 +98,16 @@ def test_is_what_a_real_pass_takes(config: PreTrainedConfig, arithmetic: Arithme
     found = footprint(arithmetic, traced(config, arithmetic, checkpointing))
     most, gradients = measured(config, arithmetic == "low", checkpointing)
     assert found.most(0.0) == pytest.approx(most, rel=0.02)
+    assert found.moments[-1][1] == gradients
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize("config", [LLAMA, GPT2, T5], ids=lambda config: config.model_type)
+def test_adapters_are_traced_too(config: PreTrainedConfig, kind: str) -> None:
+    """An upper bound: virtual tokens are taken to have labels."""
+    found = footprint("float32", traced(config, kind=kind))
+    most, gradients = measured(config, False, False, kind)
+    assert most <= found.most(0.0) <= 1.1 * most
     assert found.moments[-1][1] == gradients
 
 

@@ -1,0 +1,101 @@
+"""What a config says of its adapter that cannot be, by itself and beside the rest of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from scaleup.config.adapters import AdaLoraAdapter, PrefixAdapter, PromptTuningAdapter, SelectiveAdapter
+from scaleup.config.schema import RunConfig
+from scaleup.config.stages import SFTConfig
+from scaleup.errors import Problem
+from scaleup.plan.compat import adapter_of, compat_problems
+from scaleup.plan.machine import Machine
+from scaleup.plan.model_path import adapter_folder, adapter_path_problems, saved_settings
+
+VIRTUAL = frozenset({"prompt_tuning", "prefix"})
+"""Adapters that put virtual tokens in front of a row."""
+
+
+def adapter_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    yield from compat_problems(config)
+    if not isinstance(config, SFTConfig):
+        return
+    yield from _beside_the_run(config)
+    yield from _going_on(config)
+    adapter = config.adapter
+    if isinstance(adapter, PromptTuningAdapter | PrefixAdapter) and adapter.path is None:
+        yield from _virtual_problems(adapter)
+    if isinstance(adapter, AdaLoraAdapter) and adapter.path is None and adapter.target_r >= adapter.init_r:
+        what = f"{adapter.target_r} is not less than adapter.init_r {adapter.init_r}: no ranks would be taken away"
+        yield Problem("adapter.target_r", what, "use less, or lora")
+    if config.train.max_steps is not None:
+        yield from rank_schedule_problems(config, config.train.max_steps)
+
+
+def rank_schedule_problems(config: RunConfig, num_steps: int | None) -> Iterator[Problem]:
+    """What AdaLoRA's schedule asks of the number of the run's steps: one to weigh ranks by, and one to take them."""
+    adapter = config.adapter if isinstance(config, SFTConfig) else None
+    if not isinstance(adapter, AdaLoraAdapter) or adapter.path is not None:
+        return
+    if num_steps is None:
+        what = "is needed by adalora, whose ranks go down over the steps of the run: only reading the rows would tell"
+        yield Problem("train.max_steps", what, "give it in place of train.num_train_epochs")
+    elif num_steps - adapter.tfinal < max(adapter.tinit, 1) + 1:
+        what = f"{adapter.tinit} steps before and adapter.tfinal {adapter.tfinal} after leave none of {num_steps}"
+        yield Problem("adapter.tinit", f"{what} to allot ranks in", "use less of them, or train for more steps")
+
+
+def _beside_the_run(config: SFTConfig) -> Iterator[Problem]:
+    """What the adapter excludes, whether the config describes it or a path names it."""
+    kind = adapter_of(config)
+    if kind in VIRTUAL and config.data.packing:
+        what = f"gives the rows of a sequence one {kind} between them: only the first would see it in its place"
+        yield Problem("data.packing", what, "leave it out, or use train.tokens_per_device")
+    if kind == "prefix" and config.gradient_checkpointing:
+        what = "a prefix is a cache of keys and values, which layers that are recomputed do without"
+        yield Problem("gradient_checkpointing", what, "set it to false, or use prompt_tuning")
+    for key in ("early_stopping_patience", "load_best_model_at_end"):
+        if isinstance(config.adapter, AdaLoraAdapter) and getattr(config.train, key):
+            what = "ends with an earlier model, and adalora's has the wanted ranks only at the end of its schedule"
+            yield Problem(f"train.{key}", what, "leave it out, or use lora")
+
+
+def _going_on(config: SFTConfig) -> Iterator[Problem]:
+    """From an adapter that there is: the model's path names it, or the config on top of the base model."""
+    adapter, folder = config.adapter, adapter_folder(config.model.path)
+    if folder is not None:
+        yield from _further_problems(folder, "model.path")
+    if adapter is not None and folder is not None:
+        what = f"and the model at {config.model.path} is an adapter already"
+        yield Problem("adapter", what, "leave adapter out to train that one further, or name the base model")
+    if adapter is None or isinstance(adapter, SelectiveAdapter) or adapter.path is None:
+        return
+    yield from adapter_path_problems(adapter.path, "adapter.path")
+    given = adapter.model_dump(exclude_defaults=True).keys() - {"type", "path"}
+    for key in sorted(given):
+        yield Problem(f"adapter.{key}", "is settled by the adapter at adapter.path", "leave it out")
+    if (folder := adapter_folder(adapter.path)) is not None:
+        yield from _further_problems(folder, "adapter.path")
+
+
+def _further_problems(folder: Path, where: str) -> Iterator[Problem]:
+    if saved_settings(folder).get("prefix_projection"):
+        what = f"the network that made the prefix of {folder} was not saved, so it cannot be trained further"
+        yield Problem(where, what, "begin anew, or train a prefix without prefix_projection")
+
+
+def _virtual_problems(adapter: PromptTuningAdapter | PrefixAdapter) -> Iterator[Problem]:
+    if adapter.num_virtual_tokens is None:
+        yield Problem("adapter.num_virtual_tokens", "is missing", "say how many, e.g. 20")
+    if isinstance(adapter, PrefixAdapter):
+        if adapter.encoder_hidden_size is not None and not adapter.prefix_projection:
+            what = "is the width of a network that prefix_projection asks for"
+            yield Problem("adapter.encoder_hidden_size", what, "set prefix_projection: true, or leave it out")
+        return
+    is_text, text = adapter.prompt_tuning_init == "TEXT", adapter.prompt_tuning_init_text
+    if is_text and text is None:
+        yield Problem("adapter.prompt_tuning_init_text", "is needed for prompt_tuning_init TEXT", "give the text")
+    if not is_text and text is not None:
+        what = f"{adapter.prompt_tuning_init} starts from no text, and prompt_tuning_init_text gives one"
+        yield Problem("adapter.prompt_tuning_init", what, "use TEXT, or leave the text out")
