@@ -3,6 +3,7 @@ and our own `selective`, which trains some of the model's parameters."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,37 @@ def load_adapter(model: Any, folder: Path, trainable: bool, where: str = "model.
         what = f"the adapter {folder} does not fit {type(model).__name__}: {first_line(error)}"
         raise ScaleupError.of(where, what, "name the base model that it was trained on") from error
     return adapted
+
+
+def load_side_by_side(base: Any, adapters: Mapping[str, Path]) -> Any:
+    """The base with several saved adapters of one kind, of which `use_adapter` makes one active; for evaluation.
+
+    Raises ScaleupError at `adapters.NAME` if one does not fit."""
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    model: Any = None
+    for number, (name, folder) in enumerate(adapters.items()):
+        inside = _inside(number)
+        try:
+            if model is None:
+                model = PeftModel.from_pretrained(base, str(folder), adapter_name=inside)
+            else:
+                model.load_adapter(str(folder), adapter_name=inside)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+            what = f"the adapter {folder} does not fit {type(base).__name__}: {first_line(error)}"
+            raise ScaleupError.of(f"adapters.{name}", what, "name the base model that it was trained on") from error
+    return model.eval()
+
+
+def use_adapter(model: Any, number: int) -> None:
+    """Make the nth of the adapters of `load_side_by_side` the active one."""
+    model.set_adapter(_inside(number), inference_mode=True)
+
+
+def _inside(number: int) -> str:
+    """An adapter's name within PEFT, which looks for names within names of parameters: users' own could be there."""
+    return f"adapter{number:03d}"
 
 
 def save_adapter(model: Any, folder: Path, trained: dict[str, torch.Tensor]) -> None:

@@ -83,7 +83,7 @@ def quantize_shell(shell: PreTrainedModel, quantization: Quantization) -> dict[t
         if should_convert_module(name, kept) and (type(module) is torch.nn.Linear or isinstance(module, Conv1D)):
             weight: Any = module.weight
             rows, columns = reversed(weight.shape) if isinstance(module, Conv1D) else weight.shape
-            low = QuantizedShell(rows, columns, module.bias, quantization)
+            low: Any = QuantizedShell(rows, columns, module.bias, quantization)
             shell.set_submodule(name, low)
             found[low.weight] = (rows, columns)
     return found

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from scaleup.config.adapters import SelectiveAdapter
 from scaleup.config.schema import RunConfig
-from scaleup.config.stages import EvaluateConfig, GenerateConfig, SFTConfig
+from scaleup.config.stages import EvaluateConfig, ExportConfig, GenerateConfig, SFTConfig
 from scaleup.errors import Problem
 from scaleup.plan.batches import batch_size_problems, batching_problems, packing_problems
 from scaleup.plan.compat import compat_problems
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import adapter_folder, adapter_path_problems, model_path_problems, peek_model_type
+from scaleup.plan.saved_adapters import export_problems, side_by_side_problems
 from scaleup.records.examples import row_format
 
 Rule = Callable[[RunConfig, Machine], Iterator[Problem]]
@@ -37,6 +38,8 @@ def needed_splits(config: RunConfig) -> list[str]:
         return [config.evaluation.split]
     if isinstance(config, GenerateConfig):
         return [] if config.generation.prompts else ["test"]
+    if isinstance(config, ExportConfig):
+        return ["test"] if config.data.test and config.export.num_rows else []
     return ["train", "validation"] if config.data.validation else ["train"]
 
 
@@ -45,7 +48,10 @@ def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Pro
     problems = []
     if config.mixed_precision == "fp16" and facts.model_type in T5_FAMILY:
         problems.append(_t5_in_fp16())
-    if facts.max_positions is not None and config.data.max_length > facts.max_positions:
+    if isinstance(config, ExportConfig):  # which takes of a row what there are positions for
+        if config.export.dtype == "float16" and facts.model_type in T5_FAMILY:
+            problems.append(_t5_in_fp16("export.dtype"))
+    elif facts.max_positions is not None and config.data.max_length > facts.max_positions:
         what = f"{config.data.max_length} tokens are more than the {facts.max_positions} that {where} has positions for"
         problems.append(Problem("data.max_length", what, f"use at most {facts.max_positions}"))
     generation = config.generation if isinstance(config, EvaluateConfig | GenerateConfig) else None
@@ -72,8 +78,9 @@ def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Pro
 T5_FAMILY = {"t5", "mt5", "umt5", "longt5", "switch_transformers"}
 
 
-def _t5_in_fp16() -> Problem:
-    return Problem("mixed_precision", "T5 models overflow in fp16", 'use bf16, or "no"')
+def _t5_in_fp16(key: str = "mixed_precision") -> Problem:
+    remedy = 'use bf16, or "no"' if key == "mixed_precision" else "use bfloat16 or float32"
+    return Problem(key, "T5 models overflow in fp16", remedy)
 
 
 def _model(config: RunConfig, machine: Machine) -> Iterator[Problem]:
@@ -206,6 +213,8 @@ RULES: list[Rule] = [
     _precision,
     _parallel,
     _adapter,
+    export_problems,
+    side_by_side_problems,
     batch_size_problems,
     batching_problems,
     _train,
