@@ -28,8 +28,9 @@ def export_card(config: ExportConfig, facts: ModelFacts, metrics: dict[str, Any]
 
 {what}
 
-Differences of logits, as shares of the largest: `merged` from base and adapter, `rounded` to the type of the weights
-written, `reloaded` from the files, `trained` from the quantized base and the adapter.
+Differences of logits, as shares of the largest: what the `adapter` moves; what is moved once it is `merged`, once the
+weights are `rounded` to their type, once they are `reloaded`; how far the result is from what was `trained` on a
+quantized base.
 
 | result | value |
 |---|---|

@@ -16,13 +16,17 @@ from transformers import PreTrainedTokenizerBase
 from scaleup.config.schema import ModelConfig
 from scaleup.config.stages import ExportConfig
 from scaleup.errors import ScaleupError
-from scaleup.models.adapted import load_finished
+from scaleup.models.adapted import load_base, load_finished
+from scaleup.models.adapters import load_adapter
+from scaleup.models.builtin import say_untied
 from scaleup.models.load import first_line
 from scaleup.plan.facts import ModelFacts
 
 from .probes import Probe, difference, logits_on
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+T5_LIKE = ("t5", "mt5", "umt5")
 
 
 @dataclass(frozen=True)
@@ -46,17 +50,20 @@ class Check:
 
 
 def whole_model(config: ExportConfig, facts: ModelFacts, check: Check) -> tuple[Any, dict[str, float]]:
-    """The model to write, in float32, with the adapter that `model.path` names merged into it, and what merging moved.
+    """The model to write, in float32, with the adapter that `model.path` names merged into it. How far the adapter
+    moves its base, and how far merging moves the two.
 
     Raises ScaleupError if that is not the same model, or cannot be done."""
-    model = load_finished(config.model, facts, None, "no", check.device)
+    base = load_base(config.model, facts, None, "no", check.device).to(check.device)
     if facts.adapter is None:
-        return model, {}
-    true = check.logits(model)
-    merged = _merge(model)
+        return base, {}
+    plain = check.logits(base)
+    adapted = load_adapter(base, Path(facts.adapter), trainable=False)
+    true = check.logits(adapted)
+    merged = _merge(adapted)
     remedy = "evaluate the adapter as it is, or raise export.tolerance if that is near enough"
-    found = {"merged": check.equal(merged, true, "merging the adapter moves logits", remedy)}
-    return merged, found
+    moved = check.equal(merged, true, "merging the adapter moves logits", remedy)
+    return merged, {"adapter": difference(true, plain), "merged": moved}
 
 
 def from_trained(
@@ -83,6 +90,8 @@ def write_folder(
         _cast(model, dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if model.config.model_type in T5_LIKE and model.lm_head.weight is not model.shared.weight:
+        say_untied(folder / "config.json")  # this version of transformers sees it in the weights, others read it here
     return found, true
 
 

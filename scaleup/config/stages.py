@@ -80,7 +80,7 @@ class ExportSettings(Section):
         "auto", description="Of the weights that are written; auto: that of the files they come from."
     )
     tolerance: Annotated[Float, Field(gt=0)] = Field(
-        1e-4,
+        5e-4,
         description="How far merging, or writing and reading again, may move a logit; a share of the largest logit.",
     )
     num_rows: Annotated[Int, Field(ge=0)] = Field(4, description="Rows of data.test to check on.")

@@ -95,10 +95,11 @@ def show_export(console: Console, run: RunFolder) -> None:
     found = manifest.metrics
     table = _pairs(f"export in {run.path}")
     titles = {
-        "merged": "merged from base + adapter",
-        "rounded": f"rounded to {found['dtype']}",
-        "reloaded": "read again from what was written",
-        "trained": f"from what was trained, its base in {found.get('trained_in')}",
+        "adapter": "moved by the adapter",
+        "merged": "moved by merging it",
+        "rounded": f"moved by rounding to {found['dtype']}",
+        "reloaded": "moved by writing and reading",
+        "trained": f"from the base in {found.get('trained_in')} that it was trained on",
     }
     for key, title in titles.items():
         if key in found:

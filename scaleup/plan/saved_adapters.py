@@ -75,9 +75,8 @@ def side_by_side_problems(config: RunConfig, machine: Machine) -> Iterator[Probl
     if not adapters:
         return
     if isinstance(config, EvaluateConfig) and config.baseline is not None:
-        yield Problem(
-            "baseline", "and adapters exclude each other: the base is what they are compared with", "give one"
-        )
+        what = "and adapters exclude each other: these are compared with their base"
+        yield Problem("baseline", what, "leave it out")
     if adapter_folder(config.model.path) is not None:
         what = f"is an adapter itself ({config.model.path}), and adapters go on a base"
         yield Problem("model.path", what, "name the base model, and this one under adapters")
@@ -103,7 +102,7 @@ def _kinds_differ(folders: Mapping[str, Path]) -> Iterator[Problem]:
     first = next(iter(kinds), "")
     for name, kind in kinds.items():
         if kind and kinds[first] and kind != kinds[first]:
-            what = f"is a {kind}, and adapters.{first} is a {kinds[first]}: PEFT puts one kind on a base"
+            what = f"is of kind {kind}, and adapters.{first} of {kinds[first]}: PEFT puts one kind on a base"
             yield Problem(f"adapters.{name}", what, "compare it in a run of its own")
 
 
