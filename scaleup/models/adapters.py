@@ -34,17 +34,21 @@ def adapt(model: Any, adapter: AnyAdapter, task: str, revision: str | None = Non
 
 def shell_adapted(shell: Any, adapter: AnyAdapter | None, folder: Path | None, task: str) -> Any:
     """What `adapt` or `load_adapter` would make, of a model without storage: only shapes are read."""
-    from peft import PeftConfig
+    from peft import PeftConfig, get_peft_model
 
+    where = "model.path"
     if adapter is not None and (isinstance(adapter, SelectiveAdapter) or adapter.path is None):
         return adapt(shell, adapter, task)
     if folder is None and adapter is not None and not isinstance(adapter, SelectiveAdapter) and adapter.path:
-        folder = adapter_folder(adapter.path)
+        folder, where = adapter_folder(adapter.path), "adapter.path"
     if folder is None:
         return shell
     settings = PeftConfig.from_pretrained(str(folder))
     settings.inference_mode = False
-    return _wrapped(shell, settings, None)
+    try:
+        return get_peft_model(shell, settings)
+    except ValueError as error:
+        raise _does_not_fit(where, folder, shell, error) from error
 
 
 def load_adapter(model: Any, folder: Path, trainable: bool, where: str = "model.path") -> Any:
@@ -55,9 +59,13 @@ def load_adapter(model: Any, folder: Path, trainable: bool, where: str = "model.
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        what = f"the adapter {folder} does not fit {type(model).__name__}: {first_line(error)}"
-        raise ScaleupError.of(where, what, "name the base model that it was trained on") from error
+        raise _does_not_fit(where, folder, model, error) from error
     return adapted
+
+
+def _does_not_fit(where: str, folder: Path, model: Any, error: Exception) -> ScaleupError:
+    what = f"the adapter {folder} does not fit {type(model).__name__}: {first_line(error)}"
+    return ScaleupError.of(where, what, "name the base model that it was trained on")
 
 
 def load_side_by_side(base: Any, adapters: Mapping[str, Path]) -> Any:
@@ -76,8 +84,7 @@ def load_side_by_side(base: Any, adapters: Mapping[str, Path]) -> Any:
             else:
                 model.load_adapter(str(folder), adapter_name=inside)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-            what = f"the adapter {folder} does not fit {type(base).__name__}: {first_line(error)}"
-            raise ScaleupError.of(f"adapters.{name}", what, "name the base model that it was trained on") from error
+            raise _does_not_fit(f"adapters.{name}", folder, base, error) from error
     return model.eval()
 
 

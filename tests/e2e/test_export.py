@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from tests.cli import differing, run, scaleup
 
+pytestmark = pytest.mark.timeout(600)  # the first test waits for its runs
+
 LORA = {"type": "lora", "r": 4, "lora_alpha": 16, "target_modules": "all-linear"}
 CONFIG: dict[str, Any] = {
     "stage": "sft",
