@@ -21,6 +21,7 @@ precision, on products of the model's own shapes (the best of ten tries)."""
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import os
@@ -179,35 +180,63 @@ def train_theirs(cell: Cell, **more: Any) -> dict[str, float]:
     return measured(tokens, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, loss)
 
 
-def train_bare(cell: Cell) -> dict[str, float]:
-    """A plain torch loop over the same micro-batches as ours: forward, backward, clip, step and nothing else."""
+def train_in_turns(cell: Cell) -> dict[str, float]:
+    """A run of ours whose every step is followed by a plain torch one on the same micro-batch, model and optimizer:
+    forward, backward, clip, step and nothing else. The seconds of both, each from the end of the other."""
     import torch
 
-    from scaleup.data.batching import plan_by_tokens
-    from scaleup.data.collate import causal_collator
-    from scaleup.train.head_loss import fuse_head
+    from scaleup.artifacts.run_folder import RunFolder
+    from scaleup.config.load import load_leniently
+    from scaleup.distributed.engines import base_optimizer
+    from scaleup.distributed.signals import StopFlag
+    from scaleup.launcher.prepare import prepare_run
+    from scaleup.plan.resolve import resolve
+    from scaleup.stages import sft as stage
+    from scaleup.train.fit import Fit, fit
     from scaleup.train.losses import token_loss_sum
-    from scaleup.train.optim import build_optimizer
+    from scaleup.worker import _work
 
-    location, rows = encode(cell.rows)
-    model, train = load(location), train_config()
-    fuse_head(model)
-    optimizer = build_optimizer(model, train)
-    collate, units = causal_collator(0), plan_by_tokens(budget_of(cell.rows), "causal_lm", 0)(0, rows)
-    tokens, seconds, loss = [], [], torch.zeros(())
-    model.train()
-    for unit in units:
-        started = time.perf_counter()
-        batch = collate(unit)
-        with torch.autocast("cpu", torch.bfloat16, enabled=cell.bf16):
-            loss = token_loss_sum(model, batch) / batch.num_labels
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        tokens.append(batch.num_tokens)
-        seconds.append(time.perf_counter() - started)
-    return measured(tokens, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, loss.item())
+    clock: dict[str, list[float]] = {"ours": [], "bare": []}
+
+    class InTurns:
+        def __init__(self, job: Fit) -> None:
+            self.job, self.began = job, 0.0
+
+        def batches(self, step: int) -> Any:
+            if step:
+                clock["ours"].append(time.perf_counter() - self.began)
+            turns = {step - 1, step} if step % 2 else set()  # who comes second finds the shape's kernels ready
+            for turn in sorted(turns):
+                self.bare(turn)
+            self.began = time.perf_counter()
+            return self.job.loader.batches(step)
+
+        def bare(self, step: int) -> None:
+            model, optimizer = self.job.model, base_optimizer(self.job.optimizer)
+            began = time.perf_counter()
+            for batch in self.job.loader.batches(step):
+                with torch.autocast("cpu", torch.bfloat16, enabled=cell.bf16):
+                    loss = token_loss_sum(model, batch) / batch.num_labels
+                loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            clock["bare"].append(time.perf_counter() - began)
+
+    def fit_in_turns(job: Fit) -> Any:
+        return fit(dataclasses.replace(job, loader=InTurns(job)))
+
+    stage.fit = fit_in_turns  # type: ignore[assignment]
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "config.yaml"
+        file.write_text(json.dumps(our_config(cell, Path(place), 1, budget_of(cell.rows))))
+        config, plan = resolve(load_leniently(file, ()))
+        run = RunFolder(Path(plan.run_folder))
+        prepare_run(run, config, plan)
+        _work(run, "policy", None, StopFlag())
+    pairs = list(zip(clock["ours"], clock["bare"], strict=False))[WARM_UP:]
+    return {"ours": sum(one for one, _ in pairs), "bare": sum(other for _, other in pairs),
+            "median": statistics.median(one / other for one, other in pairs)}  # fmt: skip
 
 
 def load(location: str) -> Any:
@@ -215,12 +244,6 @@ def load(location: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32)
-
-
-def train_config() -> Any:
-    from scaleup.config.schema import TrainConfig
-
-    return TrainConfig(num_train_epochs=1, learning_rate=2e-5)
 
 
 def work(cell: Cell) -> dict[str, float]:
@@ -273,12 +296,10 @@ def against_trl(cells: list[Cell], peer: str) -> None:
 
 
 def loop_overhead(cell: Cell) -> None:
-    ratios = []
     for _ in range(3):
-        bare, ours = apart("bare", cell), run_ours(cell)
-        ratios.append(rate(bare) / rate(ours))
-        print(f"bare loop {rate(bare):.1f} tokens/s, scaleup {rate(ours):.1f}: {ratios[-1]:.3f}", flush=True)
-    print(f"median: our loop takes {statistics.median(ratios):.3f} of the bare loop's time")
+        turns = apart("turns", cell)
+        ours, bare, median = turns["ours"], turns["bare"], turns["median"]
+        print(f"{ours:.1f} seconds in our steps, {bare:.1f} in bare ones: {ours / bare:.3f}, median {median:.3f}")
 
 
 def scaling(cell: Cell) -> None:
@@ -296,13 +317,13 @@ def main() -> None:
     parser.add_argument("--loop", action="store_true")
     parser.add_argument("--processes", action="store_true")
     parser.add_argument(
-        "--part", choices=["trl", "grouped", "bare", "work"], help="one measurement, as JSON: for this script"
+        "--part", choices=["trl", "grouped", "turns", "work"], help="one measurement, as JSON: for this script"
     )
     asked = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     cells = [Cell(*text.split(",")) for text in asked.cells]
     if asked.part:
-        part = {"trl": train_theirs, "grouped": train_grouped, "bare": train_bare, "work": work}[asked.part]
+        part = {"trl": train_theirs, "grouped": train_grouped, "turns": train_in_turns, "work": work}[asked.part]
         print(json.dumps(part(cells[0])))
         return
     if asked.loop:

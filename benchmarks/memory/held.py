@@ -25,11 +25,9 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import sys
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -50,7 +48,6 @@ from scaleup.data.collate import causal_collator  # noqa: E402
 from scaleup.data.tokenization import Tokens  # noqa: E402
 from scaleup.distributed.engines import base_optimizer  # noqa: E402
 from scaleup.distributed.runtime import Runtime  # noqa: E402
-from scaleup.distributed.signals import stop_with_parent  # noqa: E402
 from scaleup.launcher.prepare import prepare_run  # noqa: E402
 from scaleup.models.load import load_model  # noqa: E402
 from scaleup.models.sources import materialize  # noqa: E402
@@ -59,6 +56,7 @@ from scaleup.plan.types import Plan  # noqa: E402
 from scaleup.train.losses import token_loss_sum  # noqa: E402
 from scaleup.train.optim import build_optimizer  # noqa: E402
 from scaleup.train.step import train_step  # noqa: E402
+from tests.forked import fork  # noqa: E402
 
 BUCKET = 1_000_000
 SHAPE = {"vocab_size": 1003, "hidden_size": 256, "intermediate_size": 701, "num_hidden_layers": 4}
@@ -174,52 +172,6 @@ def rank_main(run: RunFolder, out: Path) -> None:
     elif plan.group("policy").zero_stage == 3:
         found["buffers"] += found["gathered"] - found["whole"]
     out.write_text(json.dumps(found | {"peak": peak.bytes}))
-
-
-def fork(run: RunFolder, plan: Plan, rank_main: Callable[[RunFolder, Path], None]) -> list[dict[str, int]]:
-    """Start the ranks of a prepared run, wait for them, and give what each wrote into its file."""
-    group, port, children = plan.group("policy"), free_port(), []
-    outs = [run.path / f"rank{rank}.json" for rank in range(group.num_processes)]
-    for rank, out in enumerate(outs):
-        if child := os.fork():
-            children.append(child)
-            continue
-        log = os.open(out.with_suffix(".log"), os.O_CREAT | os.O_WRONLY)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        code = 1
-        stop_with_parent()
-        try:
-            os.environ.update(environment(group, rank, port))
-            rank_main(run, out)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    codes = [os.waitpid(child, 0)[1] for child in children]
-    if any(codes):
-        sys.exit("\n".join(out.with_suffix(".log").read_text() for out in outs))
-    return [json.loads(out.read_text()) for out in outs]
-
-
-def environment(group: Any, rank: int, port: int) -> dict[str, str]:
-    """What `accelerate launch` would say."""
-    kinds = {"DEEPSPEED": {"ACCELERATE_USE_DEEPSPEED": "true"}, "FSDP": {"ACCELERATE_USE_FSDP": "true"}}
-    names = {"ACCELERATE_MIXED_PRECISION": group.mixed_precision, "FSDP_VERSION": "2"}
-    names |= kinds.get(group.distributed_type, {})
-    if group.distributed_type == "NO":
-        return names
-    world = str(group.num_processes)
-    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    return names | place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def build_model(folder: Path) -> Path:

@@ -5,8 +5,9 @@ Run it from the repository's root, after `make setup`; it needs no network and n
     .venv/bin/python benchmarks/memory/peak.py --markdown                every case, as a table
     .venv/bin/python benchmarks/memory/peak.py --json OUT ddp,2,no,on,64 these cases only, the rows also as JSON
 
-A case is STRATEGY,PROCESSES,PRECISION,CHECKPOINTING,LENGTH[,MODEL]: checkpointing is on or off, a model is llama, gpt2
-(with dropout) or t5.
+A case is STRATEGY,PROCESSES,PRECISION,CHECKPOINTING,LENGTH[,MODEL[,ADAPTER[,QUANTIZATION]]]: checkpointing is on or
+off, a model is llama, gpt2 (with dropout) or t5, an adapter full or lora (on all linear modules), quantization 8bit or
+4bit.
 
 Each case is planned by `resolve`, as `scaleup plan` does it, and prepared and stepped as the sft stage does. Its ranks
 are forked from this process, which has imported everything once. A micro-batch has four rows of LENGTH tokens, one of
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -33,27 +35,27 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
-import numpy as np
-import torch
-from held import fork
-from storages import Peak, everything
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from storages import Peak, everything  # noqa: E402
 
-from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.load import load_mapping
-from scaleup.config.stages import SFTConfig
-from scaleup.data.dataset import collator_for
-from scaleup.data.tokenization import Tokens
-from scaleup.distributed.runtime import Runtime
-from scaleup.launcher.prepare import prepare_run
-from scaleup.models.load import enable_gradient_checkpointing, load_model
-from scaleup.plan.resolve import resolve
-from scaleup.plan.types import MemoryPlan, Plan
-from scaleup.train.head_loss import fuse_head
-from scaleup.train.losses import token_loss_sum
-from scaleup.train.optim import build_optimizer
-from scaleup.train.step import train_step
+from scaleup.artifacts.run_folder import RunFolder  # noqa: E402
+from scaleup.config.load import load_mapping  # noqa: E402
+from scaleup.config.stages import SFTConfig  # noqa: E402
+from scaleup.data.dataset import collator_for  # noqa: E402
+from scaleup.data.tokenization import Tokens  # noqa: E402
+from scaleup.distributed.runtime import Runtime  # noqa: E402
+from scaleup.launcher.prepare import prepare_run  # noqa: E402
+from scaleup.plan.resolve import resolve  # noqa: E402
+from scaleup.plan.types import MemoryPlan, Plan  # noqa: E402
+from scaleup.train.losses import token_loss_sum  # noqa: E402
+from scaleup.train.model import model_to_train  # noqa: E402
+from scaleup.train.optim import build_optimizer  # noqa: E402
+from scaleup.train.step import train_step  # noqa: E402
+from tests.forked import fork  # noqa: E402
 
 BUCKET = 2_000_000
 ROWS = 4
@@ -63,7 +65,22 @@ CASES = [
     *(f"{name},{count},bf16,off,256" for name, count in STRATEGIES),
     *(f"{name},1,no,off,256" for name in ("zero2", "zero3", "fsdp2")),
     *(f"ddp,2,no,off,256,{model}" for model in ("gpt2", "t5")),
+    *(f"{name},{count},no,off,256,llama,lora" for name, count in STRATEGIES),
+    *(
+        f"{name},{count},no,{on},256,llama,lora,{bits}"
+        for name, count in STRATEGIES[:4]
+        for on in ("off", "on")
+        for bits in ("8bit", "4bit")
+    ),
+    *(
+        f"{name},{count},bf16,off,64,llama,lora,{bits}"
+        for name, count in STRATEGIES[1:4:2]
+        for bits in ("8bit", "4bit")
+    ),
+    "ddp,2,no,off,256,t5,lora,8bit",
 ]
+DEFAULTS = ["llama", "full", None]
+ADAPTERS = {"full": None, "lora": {"type": "lora", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"}}
 
 
 def rank_main(run: RunFolder, out: Path) -> None:
@@ -72,10 +89,7 @@ def rank_main(run: RunFolder, out: Path) -> None:
     assert isinstance(config, SFTConfig)
     runtime = Runtime.start(plan.group("policy"), timeout_seconds=120, run_folder=run.path)
     known = {id(tensor) for tensor in everything(set())}
-    model = load_model(config.model, plan.model)
-    fuse_head(model)
-    if config.gradient_checkpointing:
-        enable_gradient_checkpointing(model)
+    model = model_to_train(config, plan.model, runtime.device)
     shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     collate = collator_for(plan.model.task, 0, shift, False)
     wrapped, optimizer = runtime.prepare(model, build_optimizer(model, config.train))
@@ -120,7 +134,7 @@ def build_models(folder: Path) -> None:
         T5ForConditionalGeneration,
     )
 
-    wide = {"vocab_size": 2003, "hidden_size": 384, "intermediate_size": 1001, "num_hidden_layers": 8}
+    wide = {"vocab_size": 2003, "hidden_size": 384, "intermediate_size": 1002, "num_hidden_layers": 8}
     heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 512}
     llama = LlamaForCausalLM(LlamaConfig(**wide, **heads, tie_word_embeddings=False))
     gpt2 = GPT2LMHeadModel(
@@ -135,8 +149,13 @@ def build_models(folder: Path) -> None:
     (folder / "rows.jsonl").write_text('{"text": "abc", "answer": "d"}\n' * 8, encoding="utf-8")
 
 
+def parts_of(case: str) -> list[Any]:
+    given = case.split(",")
+    return [*given, *DEFAULTS[len(given) - 5 :]]
+
+
 def measure(case: str, folder: Path) -> dict[str, Any]:
-    strategy, processes, precision, checkpointing, length, model = [*case.split(","), "llama"][:6]
+    strategy, processes, precision, checkpointing, length, model, adapter, bits = parts_of(case)
     form = {"prompt": "{text}", "completion": "{answer}"} if model == "t5" else {"text": "{text}"}
     tokenizer = "builtin:tiny-t5" if model == "t5" else "builtin:tiny-llama"
     raw = {
@@ -146,6 +165,8 @@ def measure(case: str, folder: Path) -> dict[str, Any]:
         "model": {"path": str(folder / model), "tokenizer": tokenizer},
         "data": {"root": str(folder), "train": "rows.jsonl", "max_length": int(length), **form},
         "train": {"max_steps": 3, "per_device_train_batch_size": ROWS},
+        "adapter": ADAPTERS[adapter],
+        "quantization": bits,
         "gradient_checkpointing": checkpointing == "on",
         "mixed_precision": precision,
         "parallel": {"strategy": strategy, "num_processes": int(processes), "device": "cpu"},
@@ -181,9 +202,9 @@ def others(plan: Plan, memory: MemoryPlan) -> dict[str, int | None]:
 
 
 def show(row: dict[str, Any], markdown: bool) -> str:
-    strategy, processes, precision, checkpointing, length, model = [*row["case"].split(","), "llama"][:6]
+    strategy, processes, precision, checkpointing, length, model, adapter, bits = parts_of(row["case"])
     sizes = [row[key] for key in ("predicted", "storages")]
-    cells = [model, strategy, processes, precision, checkpointing, length]
+    cells = [model, adapter, bits or "", strategy, processes, precision, checkpointing, length]
     cells += [f"{size / 2**20:.1f}" for size in sizes] + [f"{row['error']:+.1%}"]
     rest = [row[key] for key in ("rss", "accelerate", "deepspeed")]
     cells += ["" if size is None else f"{size / 2**20:.1f}" for size in rest]

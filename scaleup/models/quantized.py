@@ -4,7 +4,7 @@ quantization, Dettmers et al. 2023). The head and what a model shares with its e
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -94,5 +94,5 @@ def quantize_shell(shell: PreTrainedModel, quantization: Quantization) -> dict[t
             rows, columns = reversed(weight.shape) if isinstance(module, Conv1D) else weight.shape
             low: Any = QuantizedShell(rows, columns, module.bias, quantization)
             shell.set_submodule(name, low)
-            found[low.weight] = (rows, columns)
+            found[cast("torch.nn.Parameter", low.weight)] = (rows, columns)
     return found

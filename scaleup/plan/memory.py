@@ -90,9 +90,12 @@ def _zero3(facts: ModelFacts, config: SFTConfig, strategy: str, processes: int) 
     shards. Small tensors are whole on each rank as well. Others are gathered to be used, and some stay so for a while:
     three buckets at most were seen."""
     width = width_of(config)
-    shards = sum(_padded(t.elements, processes) // processes * t.count for t in facts.tensors)
-    trainable = sum(_padded(t.elements, processes) // processes * t.count for t in facts.tensors if t.trainable)
-    small = sum(t.elements * t.count for t in facts.tensors if t.elements <= PERSISTENT)
+    plain = [tensors for tensors in facts.tensors if not tensors.quantized]
+    shards = width * sum(_padded(t.elements, processes) // processes * t.count for t in plain)
+    trainable = sum(_padded(t.elements, processes) // processes * t.count for t in plain if t.trainable)
+    small = sum(t.elements * t.count for t in plain if t.elements <= PERSISTENT)
+    low = _bytes((t for t in facts.tensors if t.quantized), width, config.quantization)
+    shards += low // processes
     alone = processes == 1  # then a shard is the whole tensor, and there is nothing to gather
     persistent = 0 if alone else small
     gathered = 0 if alone else min(facts.num_parameters - small, 3 * BUCKET)

@@ -13,12 +13,11 @@ from scaleup.data.tokenization import Encoder
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.evaluation.report import finish_training
-from scaleup.models.adapted import load_base, make_trainable
-from scaleup.models.load import enable_gradient_checkpointing, load_tokenizer, pad_token_id
+from scaleup.models.load import load_tokenizer, pad_token_id
 from scaleup.plan.types import Plan
 from scaleup.train.fit import Fit, fit
-from scaleup.train.head_loss import fuse_head
 from scaleup.train.losses import token_loss_sum
+from scaleup.train.model import model_to_train
 from scaleup.train.optim import build_optimizer, build_schedule
 
 
@@ -30,15 +29,7 @@ def run(config: SFTConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> N
     data = load_training_data(config, Encoder(tokenizer, plan.model.task, config.data))
 
     runtime.progress.report("loading the model")
-    seed_everything(train.seed)
-    model = load_base(config.model, plan.model, config.quantization, config.mixed_precision, runtime.device)
-    if config.gradient_checkpointing:
-        enable_gradient_checkpointing(model)
-    seed_everything(train.seed)  # a new adapter is drawn alike, whatever loading drew
-    model = make_trainable(model, plan.model, config.adapter)
-    if config.mixed_precision != "fp16":
-        fuse_head(model)
-
+    model = model_to_train(config, plan.model, runtime.device)
     shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     collate = collator_for(plan.model.task, pad_token_id(tokenizer), shift_right, config.data.packing)
     split = Split(plan.batch.micro_batch, plan.batch.accumulation, runtime.rank, runtime.world)

@@ -1,0 +1,27 @@
+"""A config's model as it is trained: loaded, wrapped in its adapter, and with the head that gives the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from scaleup.config.stages import SFTConfig
+from scaleup.distributed.runtime import seed_everything
+from scaleup.models.adapted import load_base, make_trainable
+from scaleup.models.load import enable_gradient_checkpointing
+from scaleup.plan.facts import ModelFacts
+from scaleup.train.head_loss import fuse_head
+
+
+def model_to_train(config: SFTConfig, facts: ModelFacts, device: torch.device) -> Any:
+    """On the CPU, or on `device` where it is quantized. The same on every rank. Raises ScaleupError as loading does."""
+    seed_everything(config.train.seed)
+    model = load_base(config.model, facts, config.quantization, config.mixed_precision, device)
+    if config.gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    seed_everything(config.train.seed)  # a new adapter is drawn alike, whatever loading drew
+    model = make_trainable(model, facts, config.adapter)
+    if config.mixed_precision != "fp16":  # the loss scale must reach the gradient of the logits
+        fuse_head(model)
+    return model

@@ -1,0 +1,159 @@
+"""Train every cell of the compatibility table that is ok, or those named, and say what happened in each.
+
+    python -m tests.distributed.cells OUT [STRATEGY,QUANTIZATION,ADAPTER,PRECISION ...]
+
+As the sft stage does it: the plan, the runtime, the model, the engine and the steps are the real ones; the ranks of a
+cell are forked from this process. OUT gets a JSON line a cell: the losses of a few steps over one global batch, and
+which parameters (by their names) had other values after these than before."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
+
+import deepspeed  # noqa: F401 -- before the ranks are forked: it takes seconds
+import numpy as np
+import torch
+
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.config.load import load_mapping
+from scaleup.config.stages import SFTConfig
+from scaleup.data.dataset import collator_for
+from scaleup.data.tokenization import Tokens
+from scaleup.distributed.runtime import Runtime
+from scaleup.launcher.prepare import prepare_run
+from scaleup.plan import describe
+from scaleup.plan.compat import Cell, table
+from scaleup.plan.resolve import resolve
+from scaleup.plan.types import Plan
+from scaleup.train.describe import answer
+from scaleup.train.losses import token_loss_sum
+from scaleup.train.model import model_to_train
+from scaleup.train.optim import build_optimizer
+from scaleup.train.step import train_step
+from tests.forked import fork
+
+NUM_STEPS = 6
+NUM_ROWS = 4
+SELECTED = ["*layers.1.*", "*norm*"]
+ADAPTERS: dict[str, dict[str, Any] | None] = {
+    "full": None,
+    "selective": {"type": "selective", "parameters": SELECTED},
+    "lora": {"type": "lora", "r": 4, "lora_alpha": 16, "target_modules": "all-linear"},
+    "dora": {"type": "lora", "r": 4, "lora_alpha": 16, "use_dora": True},
+    "ia3": {"type": "ia3"},
+}
+LEARNING_RATES = {"ia3": 10.0}
+"""Its few factors move the loss little."""
+
+
+def cells() -> list[Cell]:
+    return [cell for cell, found in table() if found.status == "ok"]
+
+
+def config_of(cell: Cell, folder: Path) -> dict[str, Any]:
+    return {
+        "stage": "sft",
+        "name": "-".join(map(str, dataclasses.astuple(cell))),
+        "runs_dir": str(folder / "runs"),
+        "model": {"path": "builtin:tiny-llama"},
+        "data": {"root": str(folder), "train": "rows.jsonl", "text": "{text}", "max_length": 32},
+        "adapter": ADAPTERS[cell.adapter],
+        "quantization": cell.quantization,
+        "train": {
+            "max_steps": NUM_STEPS,
+            "learning_rate": LEARNING_RATES.get(cell.adapter, 0.1),
+            "optimizer": "sgd",
+            "per_device_train_batch_size": 2,
+        },
+        "mixed_precision": cell.precision,
+        "parallel": {
+            "strategy": cell.strategy,
+            "num_processes": 1 if cell.strategy == "single" else 2,
+            "device": "cpu",
+        },
+    }
+
+
+def rank_main(run: RunFolder, out: Path) -> None:
+    config, plan = run.config, Plan.read(run.plan_file)
+    assert isinstance(config, SFTConfig)
+    runtime = Runtime.start(plan.group("policy"), timeout_seconds=60, run_folder=run.path)
+    model = model_to_train(config, plan.model, runtime.device)
+    wrapped, optimizer = runtime.prepare(model, build_optimizer(model, config.train))
+    wrapped.train()
+    ids = [np.arange(3 + row, 3 + row + 8 + 4 * row, dtype=np.int32) % 250 + 3 for row in range(NUM_ROWS)]
+    rows = [Tokens(row, row) for row in ids][runtime.rank :: runtime.world]
+    batch = collator_for(plan.model.task, 0, None, False)(rows)
+    before, trained = frozen_parts(wrapped), runtime.trained_state(wrapped)
+    losses = [train_step(runtime, wrapped, optimizer, [batch], token_loss_sum, 1.0).loss for _ in range(NUM_STEPS)]
+    after = runtime.trained_state(wrapped) | frozen_parts(wrapped)
+    values = {**before, **trained}
+    changed = sorted(name for name, value in values.items() if not torch.equal(value, after[name]))
+    out.write_text(json.dumps({"losses": losses, "changed": changed, "all": sorted(values)}))
+
+
+def frozen_parts(wrapped: Any) -> dict[str, torch.Tensor]:
+    """What this rank has of each frozen parameter, and of the scales of quantized ones."""
+    found = {}
+    for name, parameter in getattr(wrapped, "module", wrapped).named_parameters():
+        if parameter.requires_grad:
+            continue
+        value = getattr(parameter, "ds_tensor", parameter)
+        found[name] = getattr(value, "_local_tensor", value).detach().clone()
+        for scale in ("SCB", "absmax"):
+            held = getattr(getattr(parameter, "quant_state", parameter), scale, None)
+            if held is not None:
+                found[f"{name} {scale}"] = held.clone()
+    return found
+
+
+def train(cell: Cell, folder: Path) -> dict[str, Any]:
+    config, plan = resolve(load_mapping(config_of(cell, folder)))
+    run = RunFolder(Path(plan.run_folder))
+    prepare_run(run, config, plan)
+    ranks = fork(run, plan, rank_main)
+    changed = sorted(set().union(*(rank["changed"] for rank in ranks)))
+    names = sorted(set().union(*(rank["all"] for rank in ranks)))
+    return {"losses": ranks[0]["losses"], "changed": changed, "all": names}
+
+
+def main() -> None:
+    out, *named = sys.argv[1:]
+    wanted = [Cell(a, None if b == "none" else b, c, d) for a, b, c, d in (name.split(",") for name in named)]
+    describe._ask = in_this_process  # type: ignore[assignment]
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place, Path(out).open("w", encoding="utf-8") as file:
+        folder = Path(place)
+        (folder / "rows.jsonl").write_text('{"text": "abc"}\n' * 8, encoding="utf-8")
+        for cell in wanted or cells():
+            try:
+                found = train(cell, folder)
+            except Exception as error:
+                found = {"error": f"{type(error).__name__}: {error}"}
+            file.write(json.dumps({"cell": dataclasses.astuple(cell), **found}) + "\n")
+            file.flush()
+
+
+def in_this_process(models: Any) -> Any:
+    """The facts of models, from the function that the plan asks in a process of its own: which would import torch."""
+    from scaleup.plan.facts import ModelFacts
+
+    asked = [
+        {"where": where, "model": model.model_dump(), "micro_batch": micro and micro.model_dump()}
+        for where, (model, micro) in models.items()
+    ]
+    reply = answer(asked)
+    assert not reply["problems"], reply["problems"]
+    return {where: ModelFacts.model_validate(facts) for where, facts in zip(models, reply["facts"], strict=True)}
+
+
+if __name__ == "__main__":
+    main()
