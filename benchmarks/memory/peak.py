@@ -15,10 +15,9 @@ them padded, since a batch without padding needs no mask. DeepSpeed's buckets ar
 models have 10 million. Two measures, both of the third step from its start to its end, optimizer included, and of the
 fullest rank:
 
-storages   the largest sum of all tensors' storages alive after any operation: what the plan predicts, and what the
-           error is about
-rss        the largest resident size of the process (VmHWM, reset before the step) less that of the bare process, which
-           had imported everything: also what malloc does not give back, scratch of oneDNN and gloo, and compiled code
+storages   the largest sum of all tensors' storages alive after any operation: what the plan predicts
+growth     the largest resident size of the process (VmHWM, reset before the step) less that of the bare process: the same
+           rank with a model of a few kilobytes, less the storages of that. Also scratch of oneDNN, gloo and DeepSpeed
 
 Beside them: `accelerate estimate-memory` (its figure for training with Adam, four times the model), and DeepSpeed's
 estimate_zero2_ and estimate_zero3_model_states_mem_needs_all_live, where they apply: per GPU, as on a GPU."""
@@ -26,6 +25,7 @@ estimate_zero2_ and estimate_zero3_model_states_mem_needs_all_live, where they a
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -84,7 +84,7 @@ ADAPTERS = {"full": None, "lora": {"type": "lora", "r": 16, "lora_alpha": 32, "t
 
 
 def rank_main(run: RunFolder, out: Path) -> None:
-    bare = memory_of("VmRSS")
+    give_back_at_once()
     config, plan = run.config, Plan.read(run.plan_file)
     assert isinstance(config, SFTConfig)
     runtime = Runtime.start(plan.group("policy"), timeout_seconds=120, run_folder=run.path)
@@ -112,10 +112,17 @@ def rank_main(run: RunFolder, out: Path) -> None:
     del start
     Path("/proc/self/clear_refs").write_text("5")
     step()
-    rss = memory_of("VmHWM") - bare
+    resident = memory_of("VmHWM")
     with peak:
         step()
-    out.write_text(json.dumps({"storages": peak.bytes, "rss": rss}))
+    out.write_text(json.dumps({"storages": peak.bytes, "resident": resident}))
+
+
+def give_back_at_once() -> None:
+    """malloc keeps nothing of 64 KiB or more: else the resident size tells of what was, not of what is."""
+    malloc = ctypes.CDLL(None).mallopt
+    for parameter in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        assert malloc(parameter, 2**16) == 1
 
 
 def memory_of(name: str) -> int:
@@ -134,8 +141,8 @@ def build_models(folder: Path) -> None:
         T5ForConditionalGeneration,
     )
 
-    wide = {"vocab_size": 2003, "hidden_size": 384, "intermediate_size": 1002, "num_hidden_layers": 8}
-    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    wide = {"vocab_size": 4003, "hidden_size": 640, "intermediate_size": 1706, "num_hidden_layers": 8}
+    heads = {"num_attention_heads": 10, "num_key_value_heads": 2, "max_position_embeddings": 512}
     llama = LlamaForCausalLM(LlamaConfig(**wide, **heads, tie_word_embeddings=False))
     gpt2 = GPT2LMHeadModel(
         GPT2Config(vocab_size=2003, n_embd=384, n_layer=5, n_head=6, n_positions=512, bos_token_id=0, eos_token_id=1)
@@ -144,7 +151,11 @@ def build_models(folder: Path) -> None:
     t5 = T5ForConditionalGeneration(
         T5Config(vocab_size=2003, **shape, feed_forward_proj="gated-gelu", decoder_start_token_id=0)
     )
-    for name, model in (("llama", llama), ("gpt2", gpt2), ("t5", t5)):
+    small = {"vocab_size": 2003, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    tiny = LlamaForCausalLM(LlamaConfig(**small, num_attention_heads=1, num_key_value_heads=1))
+    few = {"d_model": 8, "d_kv": 8, "d_ff": 8, "num_layers": 1, "num_heads": 1}
+    tiny_t5 = T5ForConditionalGeneration(T5Config(vocab_size=2003, **few, decoder_start_token_id=0))
+    for name, model in (("llama", llama), ("gpt2", gpt2), ("t5", t5), ("tiny", tiny), ("tiny-t5", tiny_t5)):
         model.save_pretrained(folder / name)
     (folder / "rows.jsonl").write_text('{"text": "abc", "answer": "d"}\n' * 8, encoding="utf-8")
 
@@ -155,14 +166,28 @@ def parts_of(case: str) -> list[Any]:
 
 
 def measure(case: str, folder: Path) -> dict[str, Any]:
-    strategy, processes, precision, checkpointing, length, model, adapter, bits = parts_of(case)
-    form = {"prompt": "{text}", "completion": "{answer}"} if model == "t5" else {"text": "{text}"}
-    tokenizer = "builtin:tiny-t5" if model == "t5" else "builtin:tiny-llama"
+    """The row of a case. The bare process is the same rank with a model of a few kilobytes, less that one's tensors."""
+    plan, found = train(case, folder, parts_of(case)[5])
+    _, tiny = train(case, folder, "tiny-t5" if parts_of(case)[5] == "t5" else "tiny")
+    strategy = case.split(",")[0]
+    memory = next(memory for memory in plan.memory if memory.strategy == strategy)
+    assert memory.peak is not None
+    growth = found["resident"] - (tiny["resident"] - tiny["storages"])
+    row = {"case": case, "storages": found["storages"], "growth": growth, "predicted": memory.peak}
+    row |= {"error": memory.peak / found["storages"] - 1, "growth_error": memory.peak / growth - 1}
+    return row | {"parts": memory.model_dump()} | others(plan, memory)
+
+
+def train(case: str, folder: Path, model: str) -> tuple[Plan, dict[str, int]]:
+    """The plan, and the most of any rank."""
+    strategy, processes, precision, checkpointing, length, _, adapter, bits = parts_of(case)
+    path, tokenizer = str(folder / model), "builtin:tiny-t5" if model.endswith("t5") else "builtin:tiny-llama"
+    form = {"prompt": "{text}", "completion": "{answer}"} if model.endswith("t5") else {"text": "{text}"}
     raw = {
         "stage": "sft",
-        "name": case.replace(",", "-"),
+        "name": f"{model}-{case}".replace(",", "-"),
         "runs_dir": str(folder / "runs"),
-        "model": {"path": str(folder / model), "tokenizer": tokenizer},
+        "model": {"path": path, "tokenizer": tokenizer},
         "data": {"root": str(folder), "train": "rows.jsonl", "max_length": int(length), **form},
         "train": {"max_steps": 3, "per_device_train_batch_size": ROWS},
         "adapter": ADAPTERS[adapter],
@@ -175,10 +200,7 @@ def measure(case: str, folder: Path) -> dict[str, Any]:
     run = RunFolder(Path(plan.run_folder))
     prepare_run(run, config, plan)
     ranks = fork(run, plan, rank_main)
-    memory = next(memory for memory in plan.memory if memory.strategy == strategy)
-    found = {key: max(rank[key] for rank in ranks) for key in ("storages", "rss")}
-    row = {"case": case, **found, "predicted": memory.peak, "parts": memory.model_dump()}
-    return row | {"error": memory.peak / found["storages"] - 1} | others(plan, memory)
+    return plan, {key: max(rank[key] for rank in ranks) for key in ranks[0]}
 
 
 def others(plan: Plan, memory: MemoryPlan) -> dict[str, int | None]:
@@ -205,8 +227,9 @@ def show(row: dict[str, Any], markdown: bool) -> str:
     strategy, processes, precision, checkpointing, length, model, adapter, bits = parts_of(row["case"])
     sizes = [row[key] for key in ("predicted", "storages")]
     cells = [model, adapter, bits or "", strategy, processes, precision, checkpointing, length]
-    cells += [f"{size / 2**20:.1f}" for size in sizes] + [f"{row['error']:+.1%}"]
-    rest = [row[key] for key in ("rss", "accelerate", "deepspeed")]
+    cells += [f"{size / 2**20:.1f}" for size in sizes]
+    cells += [f"{row['error']:+.1%}", f"{row['growth'] / 2**20:.1f}", f"{row['growth_error']:+.1%}"]
+    rest = [row[key] for key in ("accelerate", "deepspeed")]
     cells += ["" if size is None else f"{size / 2**20:.1f}" for size in rest]
     if markdown:
         return f"| {' | '.join(cells)} |"
@@ -225,14 +248,18 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     buckets = [patch(f"scaleup.plan.{module}.BUCKET", BUCKET) for module in ("deepspeed", "memory", "peak")]
     with tempfile.TemporaryDirectory() as folder, buckets[0], buckets[1]:
-        build_models(Path(folder))
+        if not (child := os.fork()):  # what this process lets go of, its ranks would find and use
+            build_models(Path(folder))
+            os._exit(0)
+        os.waitpid(child, 0)
         for case in arguments.cases:
             rows.append(measure(case, Path(folder)))
             print(show(rows[-1], arguments.markdown), flush=True)
             if arguments.json:
                 arguments.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    errors = [abs(row["error"]) for row in rows]
-    print(f"\n{len(errors)} cases: median error {statistics.median(errors):.1%}, worst {max(errors):.1%}")
+    for key in ("error", "growth_error"):
+        errors = [abs(row[key]) for row in rows]
+        print(f"{len(errors)} cases, {key}: median {statistics.median(errors):.1%}, worst {max(errors):.1%}")
 
 
 if __name__ == "__main__":

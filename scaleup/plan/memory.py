@@ -88,26 +88,28 @@ def _zero1_or_2(facts: ModelFacts, config: SFTConfig, strategy: str, processes: 
 def _zero3(facts: ModelFacts, config: SFTConfig, strategy: str, processes: int) -> MemoryPlan:
     """DeepSpeed shards each tensor by itself, padded to the number of ranks, and keeps a float32 copy of a rank's
     shards. Small tensors are whole on each rank as well. Others are gathered to be used, and some stay so for a while:
-    three buckets at most were seen."""
+    three buckets at most were seen. Of a 4-bit base a product keeps the gathered matrix until its backward pass."""
     width = width_of(config)
     plain = [tensors for tensors in facts.tensors if not tensors.quantized]
-    shards = width * sum(_padded(t.elements, processes) // processes * t.count for t in plain)
     trainable = sum(_padded(t.elements, processes) // processes * t.count for t in plain if t.trainable)
-    small = sum(t.elements * t.count for t in plain if t.elements <= PERSISTENT)
+    shards = width * sum(_padded(t.elements, processes) // processes * t.count for t in plain)
     low = _bytes((t for t in facts.tensors if t.quantized), width, config.quantization)
-    shards += low // processes
-    alone = processes == 1  # then a shard is the whole tensor, and there is nothing to gather
-    persistent = 0 if alone else small
-    gathered = 0 if alone else min(facts.num_parameters - small, 3 * BUCKET)
+    persistent = gathered = 0
+    if processes > 1:  # else a shard is the whole tensor, and there is nothing to gather
+        small = sum(t.elements * t.count for t in plain if t.elements <= PERSISTENT)
+        persistent = width * small
+        gathered = width * min(sum(t.elements * t.count for t in plain) - small, 3 * BUCKET)
+        gathered += min(low, 3 * BUCKET) if config.gradient_checkpointing else low
     offloads, away = config.parallel.offload_optimizer, config.parallel.offload_parameters
     state = FLOAT32 * (1 + moments(config.train)) * trainable
-    host = (width * shards if away else 0) + (state + (FLOAT32 + width) * trainable if offloads else 0)
+    shards += low // processes
+    host = (shards if away else 0) + (state + (FLOAT32 + width) * trainable if offloads else 0)
     return MemoryPlan(
         strategy=strategy,
-        weights=width * (persistent + (0 if away else shards)),
+        weights=persistent + (0 if away else shards),
         gradients=0 if offloads else width * trainable,
         optimizer=0 if offloads else state,
-        buffers=width * (BUCKET + gathered),
+        buffers=width * BUCKET + gathered,
         host=host,
     )
 
