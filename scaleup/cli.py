@@ -97,6 +97,15 @@ def generate(
 
 
 @app.command()
+def export(target: Target, overrides: Overrides = None) -> None:
+    """Write a finished run's model for others, its adapter merged, and check that it is the same model."""
+    from scaleup.launcher.start import start
+    from scaleup.plan.derive import export_config
+
+    raise typer.Exit(start(export_config(target, overrides or ()), Console()))
+
+
+@app.command()
 def node(
     run_folder: Annotated[Path, typer.Argument(help="A run folder that the first node has prepared.")],
     node_rank: Annotated[int, typer.Option(min=1, help="This node's place, from 1: node 0 is `scaleup run`.")],

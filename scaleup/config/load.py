@@ -215,9 +215,9 @@ def _with_absolute_paths(loaded: Loaded) -> Loaded:
     if (baseline := getattr(config, "baseline", None)) is not None:
         update["baseline"] = absolute_model(baseline)
     if path := getattr(getattr(config, "adapter", None), "path", None):
-        place = Path(path).expanduser()
-        found = str(place.absolute()) if place.is_dir() else path
-        update["adapter"] = config.adapter.model_copy(update={"path": found})
+        update["adapter"] = config.adapter.model_copy(update={"path": _absolute_folder(path)})
+    if adapters := getattr(config, "adapters", None):
+        update["adapters"] = {name: _absolute_folder(path) for name, path in adapters.items()}
     return Loaded(config.model_copy(update=update), loaded.problems)
 
 
@@ -226,6 +226,11 @@ def absolute_model(model: Any) -> Any:
     update = {}
     for field_name in ("path", "tokenizer"):
         value = getattr(model, field_name)
-        if value and Path(value).expanduser().is_dir():
-            update[field_name] = str(Path(value).expanduser().absolute())
+        if value:
+            update[field_name] = _absolute_folder(value)
     return model.model_copy(update=update)
+
+
+def _absolute_folder(path: str) -> str:
+    place = Path(path).expanduser()
+    return str(place.absolute()) if place.is_dir() else path

@@ -11,13 +11,22 @@ from scaleup.config.schema import (
     TRACKERS,
     DataConfig,
     EvaluationConfig,
+    Float,
     GenerationConfig,
+    Int,
     ModelConfig,
+    Name,
+    PathText,
     RunConfig,
+    Section,
     TrainConfig,
 )
 
 QUANTIZATION = "Matrices of the base model in 8 bits (LLM.int8) or 4 (nf4, quantized twice), through bitsandbytes."
+SIDE_BY_SIDE = "Several adapters of the base that model.path names, each a folder or a finished run"
+
+Adapters = Annotated[dict[Name, PathText], Field(min_length=1)]
+"""A name for the results -> an adapter."""
 
 
 class SFTConfig(RunConfig):
@@ -44,6 +53,9 @@ class EvaluateConfig(RunConfig):
 
     stage: Literal["evaluate"]
     baseline: ModelConfig | None = Field(None, description="The model to compare with: the 'before' column.")
+    adapters: Adapters | None = Field(
+        None, description=f"{SIDE_BY_SIDE}: a column for each name, the base is the 'before' column."
+    )
     quantization: Quantization | None = Field(None, description=QUANTIZATION)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
@@ -53,15 +65,48 @@ class GenerateConfig(RunConfig):
     """Text from a model, for prompts given here or those of data.test."""
 
     stage: Literal["generate"]
+    adapters: Adapters | None = Field(None, description=f"{SIDE_BY_SIDE}: each answers every prompt.")
     quantization: Quantization | None = Field(None, description=QUANTIZATION)
     data: DataConfig = Field(default_factory=DataConfig)
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
 
-STAGES: dict[str, type[RunConfig]] = {"sft": SFTConfig, "evaluate": EvaluateConfig, "generate": GenerateConfig}
+class ExportSettings(Section):
+    """What is written, and how it is checked: logits in float32, on drawn token ids and on rows of data.test."""
 
-AnyConfig = Annotated[SFTConfig | EvaluateConfig | GenerateConfig, Field(discriminator="stage")]
+    format: Literal["safetensors"] = "safetensors"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Of the weights that are written; auto: that of the files they come from."
+    )
+    tolerance: Annotated[Float, Field(gt=0)] = Field(
+        5e-4,
+        description="How far merging, or writing and reading again, may move a logit; a share of the largest logit.",
+    )
+    num_rows: Annotated[Int, Field(ge=0)] = Field(4, description="Rows of data.test to check on.")
+    trained_in: Quantization | None = Field(
+        None,
+        description="How the base was held when the adapter was trained. It is merged into unquantized weights all the "
+        "same; the result says how far that is from what was trained.",
+    )
+
+
+class ExportConfig(RunConfig):
+    """A model as plain Transformers loads it: as it is, or with its adapter merged into the unquantized base."""
+
+    stage: Literal["export"]
+    data: DataConfig = Field(default_factory=DataConfig)
+    export: ExportSettings = Field(default_factory=ExportSettings)
+
+
+STAGES: dict[str, type[RunConfig]] = {
+    "sft": SFTConfig,
+    "export": ExportConfig,
+    "evaluate": EvaluateConfig,
+    "generate": GenerateConfig,
+}
+
+AnyConfig = Annotated[SFTConfig | ExportConfig | EvaluateConfig | GenerateConfig, Field(discriminator="stage")]
 
 
 def json_schema() -> dict[str, Any]:

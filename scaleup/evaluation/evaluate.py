@@ -1,4 +1,4 @@
-"""One model's numbers on held-out rows."""
+"""The numbers of models on held-out rows."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from scaleup.config.schema import ModelConfig
 from scaleup.config.stages import EvaluateConfig
 from scaleup.data.dataset import collator_for
 from scaleup.data.loader import eval_batches
 from scaleup.data.tokenization import Encoder, last_answer
-from scaleup.distributed.runtime import Runtime
+from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.errors import ScaleupError
 from scaleup.evaluation.generation import generate_answers
 from scaleup.evaluation.metrics import perplexity, score_answers
-from scaleup.models.adapted import load_finished
+from scaleup.models.adapted import each_adapter, load_finished
 from scaleup.models.load import load_tokenizer, pad_token_id
 from scaleup.plan.facts import ModelFacts
+from scaleup.plan.types import Plan
 from scaleup.records.examples import Chat, Example, PlainText
 from scaleup.train.head_loss import fuse_head
 from scaleup.train.losses import token_loss_sum
@@ -32,6 +35,36 @@ class Evaluation:
     """Generated answers in the rows' order, where a metric needs them."""
 
 
+def evaluate_models(
+    config: EvaluateConfig, plan: Plan, runtime: Runtime, examples: Sequence[Example], parts: Path
+) -> dict[str, Evaluation]:
+    """Of each column of the results: the model, after its baseline; or the base and each of its adapters. Every rank
+    must call it and gets the whole result."""
+    if config.adapters:
+        return _side_by_side(config, plan, runtime, examples, parts)
+    results: dict[str, Evaluation] = {}
+    if config.baseline is not None and plan.baseline is not None:
+        results["baseline"] = evaluate_model(
+            config, runtime, config.baseline, plan.baseline, examples, parts, "baseline"
+        )
+    results["model"] = evaluate_model(config, runtime, config.model, plan.model, examples, parts, "model")
+    return results
+
+
+def _side_by_side(
+    config: EvaluateConfig, plan: Plan, runtime: Runtime, examples: Sequence[Example], parts: Path
+) -> dict[str, Evaluation]:
+    """The base is loaded once, and measured before anything is put on it."""
+    model, facts = config.model, plan.model
+    runtime.progress.report("loading the base")
+    base = load_finished(model, facts, config.quantization, config.mixed_precision, runtime.device)
+    tokenizer = load_tokenizer(model, facts.location)
+    results = {"baseline": measure(config, runtime, base, tokenizer, facts.task, examples, parts, "the base")}
+    for name, adapted, own in each_adapter(base, model, facts, config.adapters or {}):
+        results[name] = measure(config, runtime, adapted, own, facts.task, examples, parts, name)
+    return results
+
+
 def evaluate_model(
     config: EvaluateConfig,
     runtime: Runtime,
@@ -42,12 +75,27 @@ def evaluate_model(
     name: str,
 ) -> Evaluation:
     """Load a model and measure it. Every rank must call it and gets the whole result."""
-    settings = config.evaluation
     runtime.progress.report(f"loading {name}")
     tokenizer = load_tokenizer(model_config, facts.tokenizer_location or facts.location)
-    model: Any = load_finished(model_config, facts, config.quantization, config.mixed_precision, runtime.device)
+    model = load_finished(model_config, facts, config.quantization, config.mixed_precision, runtime.device)
+    return measure(config, runtime, model, tokenizer, facts.task, examples, parts, name)
+
+
+def measure(
+    config: EvaluateConfig,
+    runtime: Runtime,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    examples: Sequence[Example],
+    parts: Path,
+    name: str,
+) -> Evaluation:
+    """The numbers of a loaded model: the same, whatever was loaded and measured before."""
+    settings = config.evaluation
+    seed_everything(runtime.rank)
     fuse_head(model)
-    encoder = Encoder(tokenizer, facts.task, config.data)
+    encoder = Encoder(tokenizer, task, config.data)
     rows = [row for row in encoder(examples) if row is not None]
     metrics: dict[str, Any] = {"rows": len(rows)}
     if "perplexity" in settings.metrics:
@@ -56,7 +104,7 @@ def evaluate_model(
             raise ScaleupError.of(f"data.{settings.split}", what, "raise data.max_length")
         runtime.progress.report(f"perplexity of {name}")
         shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-        collate = collator_for(facts.task, pad_token_id(tokenizer), shift_right)
+        collate = collator_for(task, pad_token_id(tokenizer), shift_right)
         batches = eval_batches(rows, collate, settings.batch_size, runtime.rank, runtime.world)
         with runtime.accelerator.autocast():
             loss = evaluate_loss(runtime, model, batches, token_loss_sum)

@@ -63,23 +63,52 @@ def show_training(console: Console, run: RunFolder) -> None:
 
 
 def show_evaluation(console: Console, run: RunFolder) -> None:
-    """One column a model: before and after where there is a baseline."""
+    """One column a model: before and after where there is a baseline, or the base and each of its adapters."""
     results: dict[str, dict[str, Any]] = read_json(run.path / "metrics.json")
     table = Table(title=f"evaluation in {run.path}", title_justify="left")
     table.add_column("metric")
     titles = {"baseline": "before", "model": "after"} if "baseline" in results else {"model": "value"}
-    for key in titles:
-        table.add_column(titles[key], justify="right")
-    for metric in results["model"]:
-        table.add_row(metric, *(_number(results[key][metric]) for key in titles))
+    for key in results:
+        table.add_column(titles.get(key, key), justify="right")
+    for metric in next(iter(results.values())):
+        table.add_row(metric, *(_number(found[metric]) for found in results.values()))
     console.print(table)
     console.print(f"model: {Plan.read(run.plan_file).model.location}", highlight=False, soft_wrap=True)
 
 
 def show_generations(console: Console, run: RunFolder) -> None:
+    """Each prompt with its answer behind it, or with a line for each adapter's."""
     for answer in read_json(run.path / "generations.json"):
-        console.print(answer["prompt"], style="dim", end="", markup=False, highlight=False)
-        console.print(answer["completion"], markup=False, highlight=False)
+        if "completion" in answer:
+            console.print(answer["prompt"], style="dim", end="", markup=False, highlight=False)
+            console.print(answer["completion"], markup=False, highlight=False)
+            continue
+        console.print(answer["prompt"], style="dim", markup=False, highlight=False)
+        for name in list(answer)[1:]:
+            console.print(f"  {name}: {answer[name]}", markup=False, highlight=False)
+
+
+def show_export(console: Console, run: RunFolder) -> None:
+    """What was written, and every difference of logits that was found on the way."""
+    manifest = run.manifest()
+    assert manifest is not None
+    found = manifest.metrics
+    table = _pairs(f"export in {run.path}")
+    titles = {
+        "adapter": "moved by the adapter",
+        "merged": "moved by merging it",
+        "rounded": f"moved by rounding to {found['dtype']}",
+        "reloaded": "moved by writing and reading",
+        "trained": f"from the base in {found.get('trained_in')} that it was trained on",
+    }
+    for key, title in titles.items():
+        if key in found:
+            bound = f", at most {found['tolerance']:g}" if key in ("merged", "reloaded") else ""
+            table.add_row(title, f"{found[key]:.1e} of the largest logit{bound}")
+    table.add_row("checked on", f"{found['sequences']} sequences, {found['rows']} of them rows")
+    table.add_row("written", f"{found['num_parameters']:,} parameters as {found['format']}, {found['dtype']}")
+    table.add_row("model", str(run.model))
+    console.print(table)
 
 
 def _pairs(title: str) -> Table:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from scaleup.config.adapters import AnyAdapter, Quantization
 from scaleup.config.schema import ModelConfig
 from scaleup.plan.facts import ModelFacts
+from scaleup.plan.model_path import adapter_folder, tokenizer_beside
 
-from .adapters import adapt, load_adapter
-from .load import load_model
+from .adapters import adapt, load_adapter, load_side_by_side, use_adapter
+from .load import load_model, load_tokenizer
 from .quantized import keep_as_loaded, loading_options
 from .sources import materialize
 
@@ -53,3 +56,16 @@ def load_finished(
     if quantization is None:
         loaded = loaded.to(device)
     return (load_adapter(loaded, Path(facts.adapter), trainable=False) if facts.adapter else loaded).eval()
+
+
+def each_adapter(
+    base: Any, model: ModelConfig, facts: ModelFacts, adapters: Mapping[str, str]
+) -> Iterator[tuple[str, Any, PreTrainedTokenizerBase]]:
+    """Name, model and tokenizer for each adapter of a config, in turn: one model, on which the next becomes active."""
+    folders = {name: adapter_folder(path) for name, path in adapters.items()}
+    found = {name: folder for name, folder in folders.items() if folder is not None}
+    assert found.keys() == adapters.keys(), "the plan has looked for them"
+    adapted = load_side_by_side(base, found)
+    for number, (name, folder) in enumerate(found.items()):
+        use_adapter(adapted, number)
+        yield name, adapted, load_tokenizer(model, str(tokenizer_beside(folder) or facts.location))

@@ -3,6 +3,7 @@ and our own `selective`, which trains some of the model's parameters."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -44,19 +45,23 @@ def adapt(model: Any, adapter: AnyAdapter, task: str, tokenizer: str = "") -> An
 
 def shell_adapted(shell: Any, adapter: AnyAdapter | None, folder: Path | None, task: str) -> Any:
     """What `adapt` or `load_adapter` would make, of a model without storage: only shapes are read."""
-    from peft import PeftConfig
+    from peft import PeftConfig, get_peft_model
 
+    where = "model.path"
     if isinstance(adapter, PromptTuningAdapter):  # the shape is the same, and no tokenizer is needed
         adapter = adapter.model_copy(update={"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None})
     if adapter is not None and (isinstance(adapter, SelectiveAdapter) or adapter.path is None):
         return adapt(shell, adapter, task)
     if folder is None and adapter is not None and not isinstance(adapter, SelectiveAdapter) and adapter.path:
-        folder = adapter_folder(adapter.path)
+        folder, where = adapter_folder(adapter.path), "adapter.path"
     if folder is None:
         return shell
     settings = PeftConfig.from_pretrained(str(folder))
     settings.inference_mode = settings.is_prompt_learning  # a prompt is then what was saved, whatever it began as
-    adapted = _wrapped(shell, settings)
+    try:
+        adapted = get_peft_model(shell, settings)
+    except ValueError as error:
+        raise _does_not_fit(where, folder, shell, error) from error
     if is_adalora(adapted) and settings.rank_pattern:
         kept = {name: torch.tensor(ranks, device="cpu") for name, ranks in settings.rank_pattern.items()}
         adapted.base_model.resize_modules_by_rank_pattern(kept, ADAPTER)
@@ -72,11 +77,45 @@ def load_adapter(model: Any, folder: Path, trainable: bool, where: str = "model.
         is_prompt = PeftConfig.from_pretrained(str(folder)).is_prompt_learning
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable and not is_prompt)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        what = f"the adapter {folder} does not fit {type(model).__name__}: {first_line(error)}"
-        raise ScaleupError.of(where, what, "name the base model that it was trained on") from error
+        raise _does_not_fit(where, folder, model, error) from error
     if trainable and is_prompt:
         make_prompt_trainable(adapted)
     return adapted
+
+
+def _does_not_fit(where: str, folder: Path, model: Any, error: Exception) -> ScaleupError:
+    what = f"the adapter {folder} does not fit {type(model).__name__}: {first_line(error)}"
+    return ScaleupError.of(where, what, "name the base model that it was trained on")
+
+
+def load_side_by_side(base: Any, adapters: Mapping[str, Path]) -> Any:
+    """The base with several saved adapters of one kind, of which `use_adapter` makes one active; for evaluation.
+
+    Raises ScaleupError at `adapters.NAME` if one does not fit."""
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    model: Any = None
+    for number, (name, folder) in enumerate(adapters.items()):
+        inside = _inside(number)
+        try:
+            if model is None:
+                model = PeftModel.from_pretrained(base, str(folder), adapter_name=inside)
+            else:
+                model.load_adapter(str(folder), adapter_name=inside)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+            raise _does_not_fit(f"adapters.{name}", folder, base, error) from error
+    return model.eval()
+
+
+def use_adapter(model: Any, number: int) -> None:
+    """Make the nth of the adapters of `load_side_by_side` the active one."""
+    model.set_adapter(_inside(number), inference_mode=True)
+
+
+def _inside(number: int) -> str:
+    """An adapter's name within PEFT, which looks for names within names of parameters: users' own could be there."""
+    return f"adapter{number:03d}"
 
 
 def save_adapter(model: Any, folder: Path, trained: dict[str, torch.Tensor]) -> None:

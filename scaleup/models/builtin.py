@@ -133,7 +133,7 @@ def build(name: str, folder: Path) -> None:
     _model(config).save_pretrained(folder)
     _tokenizer(config.model_type).save_pretrained(folder)
     if config.model_type == "t5":
-        _say_untied(folder / "config.json")
+        say_untied(folder / "config.json")
 
 
 def _model(config: PreTrainedConfig) -> PreTrainedModel:
@@ -151,7 +151,7 @@ def _model(config: PreTrainedConfig) -> PreTrainedModel:
     return model
 
 
-def _say_untied(path: Path) -> None:
+def say_untied(path: Path) -> None:
     """FLAN-T5's own config.json says so; transformers' save_pretrained turns it into true."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["tie_word_embeddings"] = False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import ScaleupError
 from scaleup.plan.facts import AskedModel, ModelFacts, Tensors
-from scaleup.plan.model_path import adapter_base, adapter_folder
+from scaleup.plan.model_path import adapter_base, adapter_folder, tokenizer_beside
 
 from .sources import materialize
 
@@ -80,7 +80,7 @@ def model_facts(model: ModelConfig, where: str = "model", shell: Shell | None = 
     shell = shell or shell_of(model, where)
     parameters = list(shell.model.parameters())
     text = shell.config.get_text_config()
-    beside = shell.adapter if shell.adapter and (shell.adapter / "tokenizer_config.json").is_file() else None
+    beside = tokenizer_beside(shell.adapter) if shell.adapter else None
     tokenizer = load_tokenizer(model, str(beside or shell.location), where)
     return ModelFacts(
         location=shell.location,

@@ -33,12 +33,21 @@ def loading_options(quantization: Quantization, mixed_precision: str, device: to
 
 def keep_as_loaded(model: torch.nn.Module) -> None:
     """Never let bitsandbytes lay 4-bit weights out anew. On a CPU with avx512_bf16 the first forward of an evaluation
-    would do so in place, after which gradients, merged and saved weights are wrong."""
-    from bitsandbytes.nn import Linear4bit
+    would do so in place, after which gradients, merged and saved weights are wrong. And keep 8-bit matrices' scales."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+        elif isinstance(module, Linear8bitLt):
+            module.register_forward_pre_hook(_keep_scales)
+
+
+def _keep_scales(module: Any, inputs: Any) -> None:
+    """PEFT's DoRA reads the matrix in every pass, and on a CPU leaves it to be taken up anew, without the scales of its
+    rows: the next pass would fail."""
+    if module.weight.CB is not None and module.weight.SCB is None:
+        module.weight.SCB = module.state.SCB
 
 
 class QuantizedShell(torch.nn.Linear):
@@ -81,7 +90,7 @@ def quantize_shell(shell: PreTrainedModel, quantization: Quantization) -> dict[t
         if should_convert_module(name, kept) and (type(module) is torch.nn.Linear or isinstance(module, Conv1D)):
             weight: Any = module.weight
             rows, columns = reversed(weight.shape) if isinstance(module, Conv1D) else weight.shape
-            low = QuantizedShell(rows, columns, module.bias, quantization)
+            low: Any = QuantizedShell(rows, columns, module.bias, quantization)
             shell.set_submodule(name, low)
             found[cast("torch.nn.Parameter", low.weight)] = (rows, columns)
     return found

@@ -1,10 +1,12 @@
-"""A finished run -> the config that evaluates it, or generates from it: same data, same formats, a folder inside it."""
+"""A finished run -> the config that evaluates or exports it, or generates from it: same data, same formats, a folder
+inside it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -24,6 +26,11 @@ def generation_config(target: Path, overrides: Sequence[str], prompts: Sequence[
     return _derived(target, "generate", "generations", [*overrides, *(given if prompts else [])])
 
 
+def export_config(target: Path, overrides: Sequence[str]) -> Loaded:
+    """Of a finished run. Or of a config file with stage export."""
+    return _derived(target, "export", "exports", overrides)
+
+
 def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) -> Loaded:
     if target.is_file():
         loaded = load_leniently(target, overrides)
@@ -40,15 +47,33 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
         "runs_dir": str(run.path / folder),
         "model": {**known["model"], "path": str(run.path), "revision": None},
         "data": {**known["data"], "streaming": False, "validation_fraction": None},
+        **(_export_keys(known) if stage == "export" else _inference_keys(known)),
+    }
+    if stage == "evaluate" and run.config.stage != "evaluate":
+        raw["baseline"] = known["model"]
+    return load_mapping(raw, overrides)
+
+
+def _inference_keys(known: dict[str, Any]) -> dict[str, Any]:
+    return {
         "generation": known.get("generation", {}),
         "evaluation": known.get("evaluation", {}),
         "mixed_precision": known["mixed_precision"],
         "quantization": known.get("quantization"),
         "parallel": known["parallel"],
     }
-    if stage == "evaluate" and run.config.stage != "evaluate":
-        raw["baseline"] = known["model"]
-    return load_mapping(raw, overrides)
+
+
+def _export_keys(known: dict[str, Any]) -> dict[str, Any]:
+    """In one process, checked on held-out rows of the run, or else on those it was trained on."""
+    data = {**known["data"], "train": None, "validation": None, "test": None, "validation_fraction": None}
+    split = next((split for split in ("test", "validation", "train") if known["data"][split]), "test")
+    rows = [{**source, "split": source["split"] or split} for source in known["data"][split] or []]
+    return {
+        "data": {**data, "test": rows or None},
+        "export": {"trained_in": known.get("quantization")},
+        "parallel": {"device": known["parallel"]["device"]},
+    }
 
 
 def _next_number(run: RunFolder, folder: str) -> str:

@@ -68,6 +68,11 @@ def adapter_base(folder: Path) -> str | None:
     return json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
 
 
+def tokenizer_beside(folder: Path) -> Path | None:
+    """The folder of an adapter that has a tokenizer of its own; else the base's is the one."""
+    return folder if (folder / "tokenizer_config.json").is_file() else None
+
+
 def saved_type(folder: Path) -> str:
     """Of a saved adapter, as a config calls it: lora, dora, ia3, prefix or another; `full` where its file cannot be
     read."""

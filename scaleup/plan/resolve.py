@@ -9,7 +9,7 @@ from typing import Literal
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import Loaded
 from scaleup.config.schema import ModelConfig, RunConfig, SourceConfig
-from scaleup.config.stages import EvaluateConfig, GenerateConfig, SFTConfig
+from scaleup.config.stages import EvaluateConfig, ExportConfig, GenerateConfig, SFTConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.adapters import rank_schedule_problems
 from scaleup.plan.batches import batch_plan
@@ -22,6 +22,7 @@ from scaleup.plan.memory import inference_memory
 from scaleup.plan.peak import micro_batch_of, predicted_memory
 from scaleup.plan.resume import state_of
 from scaleup.plan.rules import config_problems, device_of, facts_problems, needed_splits
+from scaleup.plan.saved_adapters import base_problems
 from scaleup.plan.strategy import available, group_settings, settle, share_of
 from scaleup.plan.types import BatchPlan, GroupPlan, MemoryPlan, Plan
 from scaleup.records.check import DataCheck, check_data
@@ -58,6 +59,7 @@ def resolve(
     micro = micro_batch_of(config) if isinstance(config, SFTConfig) else None
     facts = describe_models(models_of(config), micro)
     problems = [problem for where, found in facts.items() for problem in facts_problems(config, found, where)]
+    problems += base_problems(config, facts["model"])
     if problems:
         raise ScaleupError(problems)
     return config, make_plan(config, machine, facts, data_check, rate or Rate())
@@ -177,7 +179,8 @@ def _memory(config: RunConfig, facts: ModelFacts) -> list[MemoryPlan]:
 def _check_data(config: RunConfig) -> DataCheck:
     splits = [split for split in needed_splits(config) if getattr(config.data, split) is not None]
     prompts_only = isinstance(config, GenerateConfig)
-    check = check_data(config.data, splits, prompts_only=prompts_only)
+    most = config.export.num_rows if isinstance(config, ExportConfig) else None
+    check = check_data(config.data, splits, most, prompts_only)
     return DataCheck(format_problems(config.data, splits, prompts_only) + check.problems, check.sources)
 
 

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from scaleup.config.schema import RunConfig
-from scaleup.config.stages import EvaluateConfig, GenerateConfig, SFTConfig
+from scaleup.config.stages import EvaluateConfig, ExportConfig, GenerateConfig, SFTConfig
 from scaleup.errors import Problem
 from scaleup.plan.adapters import adapter_problems
 from scaleup.plan.batches import batch_size_problems, batching_problems, packing_problems
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import model_path_problems, peek_model_type
+from scaleup.plan.saved_adapters import export_problems, side_by_side_problems
 from scaleup.records.examples import row_format
 
 Rule = Callable[[RunConfig, Machine], Iterator[Problem]]
@@ -36,6 +37,8 @@ def needed_splits(config: RunConfig) -> list[str]:
         return [config.evaluation.split]
     if isinstance(config, GenerateConfig):
         return [] if config.generation.prompts else ["test"]
+    if isinstance(config, ExportConfig):
+        return ["test"] if config.data.test and config.export.num_rows else []
     return ["train", "validation"] if config.data.validation else ["train"]
 
 
@@ -44,7 +47,11 @@ def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Pro
     problems = []
     if config.mixed_precision == "fp16" and facts.model_type in T5_FAMILY:
         problems.append(_t5_in_fp16())
-    problems += _position_problems(config, facts, where)
+    if isinstance(config, ExportConfig):  # which takes of a row what there are positions for
+        if config.export.dtype == "float16" and facts.model_type in T5_FAMILY:
+            problems.append(_t5_in_fp16("export.dtype"))
+    else:
+        problems += _position_problems(config, facts, where)
     if facts.tokenizer_size > facts.vocab_size:
         what = f"the tokenizer has {facts.tokenizer_size} ids, and {where} only {facts.vocab_size} embeddings"
         problems.append(Problem(f"{where}.tokenizer", what, "use the model's own tokenizer"))
@@ -83,8 +90,9 @@ def _position_problems(config: RunConfig, facts: ModelFacts, where: str) -> Iter
 T5_FAMILY = {"t5", "mt5", "umt5", "longt5", "switch_transformers"}
 
 
-def _t5_in_fp16() -> Problem:
-    return Problem("mixed_precision", "T5 models overflow in fp16", 'use bf16, or "no"')
+def _t5_in_fp16(key: str = "mixed_precision") -> Problem:
+    remedy = 'use bf16, or "no"' if key == "mixed_precision" else "use bfloat16 or float32"
+    return Problem(key, "T5 models overflow in fp16", remedy)
 
 
 def _model(config: RunConfig, machine: Machine) -> Iterator[Problem]:
@@ -201,6 +209,8 @@ RULES: list[Rule] = [
     _precision,
     _parallel,
     adapter_problems,
+    export_problems,
+    side_by_side_problems,
     batch_size_problems,
     batching_problems,
     _train,

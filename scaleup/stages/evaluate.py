@@ -1,4 +1,4 @@
-"""Metrics of a model on held-out rows, beside those of a baseline where there is one."""
+"""Metrics of a model on held-out rows beside those of a baseline, or of a base beside those of its adapters."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from scaleup.artifacts.files import write_json, write_text
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.stages import EvaluateConfig
 from scaleup.data.sources import read_examples
-from scaleup.distributed.runtime import Runtime, seed_everything
-from scaleup.evaluation.evaluate import Evaluation, evaluate_model, reference
+from scaleup.distributed.runtime import Runtime
+from scaleup.evaluation.evaluate import evaluate_models, reference
 from scaleup.evaluation.report import finish
 from scaleup.plan.types import Plan
 
@@ -21,14 +21,7 @@ def run(config: EvaluateConfig, plan: Plan, runtime: Runtime, folder: RunFolder)
     examples = list(chain.from_iterable(read_examples(config.data, source, split) for source in sources))
     examples = examples[: config.evaluation.max_samples]
 
-    models = {"model": (config.model, plan.model)}
-    if config.baseline is not None and plan.baseline is not None:
-        models = {"baseline": (config.baseline, plan.baseline), **models}
-    results: dict[str, Evaluation] = {}
-    for name, (model, facts) in models.items():
-        seed_everything(runtime.rank)
-        results[name] = evaluate_model(config, runtime, model, facts, examples, folder.path / ".parts", name)
-
+    results = evaluate_models(config, plan, runtime, examples, folder.path / ".parts")
     if runtime.is_main:
         metrics = {name: result.metrics for name, result in results.items()}
         write_json(folder.path / "metrics.json", metrics)

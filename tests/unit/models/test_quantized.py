@@ -87,6 +87,20 @@ def test_an_evaluation_does_not_change_gradients(model: str, bits: str, precisio
 
 
 @pytest.mark.parametrize("bits", BITS)
+def test_dora_reads_the_matrices_in_every_pass(bits: str) -> None:
+    """After which bitsandbytes would be without the scales of 8-bit rows, and the second pass fail."""
+    base, facts = loaded("tiny-llama", bits)
+    with torch.no_grad():
+        before = base(**batch(facts)).logits
+        dora = TypeAdapter(AdapterConfig).validate_python({"type": "lora", "r": 4, "use_dora": True})
+        trained = adapt(base, dora, facts.task).eval()
+        passes = [trained(**batch(facts)).logits for _ in range(3)]
+    assert all(torch.equal(passes[0], again) for again in passes[1:])
+    torch.testing.assert_close(passes[0], before, atol=1e-2, rtol=0)  # at first it adds nothing
+    assert gradients(trained, facts) and gradients(trained, facts)
+
+
+@pytest.mark.parametrize("bits", BITS)
 def test_it_is_near_the_model_it_was(bits: str) -> None:
     facts = model_facts(ModelConfig(path="builtin:tiny-llama"))
     config = ModelConfig(path=facts.location)

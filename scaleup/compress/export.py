@@ -1,0 +1,150 @@
+"""A model as a folder that plain Transformers loads, proved to be the same model by its logits.
+
+An adapter is merged into the unquantized base, whatever it was trained on: merging into quantized weights would round
+the sum once more (docs/design/adapters.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from scaleup.config.schema import ModelConfig
+from scaleup.config.stages import ExportConfig
+from scaleup.errors import ScaleupError
+from scaleup.models.adapted import load_base, load_finished
+from scaleup.models.adapters import load_adapter
+from scaleup.models.builtin import say_untied
+from scaleup.models.load import first_line
+from scaleup.plan.facts import ModelFacts
+
+from .probes import Probe, difference, logits_on
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+T5_LIKE = ("t5", "mt5", "umt5")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What logits are compared on, and how far they may move."""
+
+    probes: Sequence[Probe]
+    tolerance: float
+    device: torch.device
+
+    def logits(self, model: Any) -> list[torch.Tensor]:
+        return logits_on(model, self.probes, self.device)
+
+    def equal(self, model: Any, true: Sequence[torch.Tensor], what: str, remedy: str) -> float:
+        """How far a model's logits are from the true ones. Raises ScaleupError at export.tolerance if too far."""
+        found = difference(self.logits(model), true)
+        if not found <= self.tolerance:  # nor where it is not a number
+            what = f"{what} by {found:.1e} of the largest logit, more than {self.tolerance:g}: nothing was exported"
+            raise ScaleupError.of("export.tolerance", what, remedy)
+        return found
+
+
+def whole_model(config: ExportConfig, facts: ModelFacts, check: Check) -> tuple[Any, dict[str, float]]:
+    """The model to write, in float32, with the adapter that `model.path` names merged into it. How far the adapter
+    moves its base, and how far merging moves the two.
+
+    Raises ScaleupError if that is not the same model, or cannot be done."""
+    base = load_base(config.model, facts, None, "no", check.device).to(check.device)
+    if facts.adapter is None:
+        return base, {}
+    plain = check.logits(base)
+    adapted = load_adapter(base, Path(facts.adapter), trainable=False)
+    true = check.logits(adapted)
+    merged = _merge(adapted)
+    remedy = "evaluate the adapter as it is, or raise export.tolerance if that is near enough"
+    moved = check.equal(merged, true, "merging the adapter moves logits", remedy)
+    return merged, {"adapter": difference(true, plain), "merged": moved}
+
+
+def from_trained(
+    config: ExportConfig, facts: ModelFacts, check: Check, true: Sequence[torch.Tensor]
+) -> dict[str, float]:
+    """How far the exported logits are from those of the base in 8 or 4 bits with the adapter, as it was trained."""
+    if config.export.trained_in is None:
+        return {}
+    trained = load_finished(config.model, facts, config.export.trained_in, "no", check.device)
+    return {"trained": difference(check.logits(trained), true)}
+
+
+def write_folder(
+    model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype, check: Check
+) -> tuple[dict[str, float], list[torch.Tensor]]:
+    """Weights, config and tokenizer. What rounding to `dtype` moved, and the logits that the written weights must give:
+    in float32, so that only weights are compared, not arithmetic."""
+    true, found = check.logits(model), {}
+    if dtype != torch.float32:
+        _cast(model, dtype)
+        _cast(model, torch.float32)
+        exact, true = true, check.logits(model)
+        found = {"rounded": difference(true, exact)}
+        _cast(model, dtype)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if model.config.model_type in T5_LIKE and model.lm_head.weight is not model.shared.weight:
+        say_untied(folder / "config.json")  # this version of transformers sees it in the weights, others read it here
+    return found, true
+
+
+def _cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """The weights alone: `to` would round what a model computes for itself as well, its rotary frequencies say."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def read_back(
+    config: ModelConfig, facts: ModelFacts, folder: Path, check: Check, true: Sequence[torch.Tensor]
+) -> dict[str, float]:
+    """Load what was written with plain Transformers. Raises ScaleupError if it is another model."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    auto = AutoModelForSeq2SeqLM if facts.task == "seq2seq_lm" else AutoModelForCausalLM
+    model = auto.from_pretrained(folder, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
+    model = model.to(check.device)
+    remedy = "report this: the architecture is not written as it is held"
+    return {"reloaded": check.equal(model, true, "reading the written folder again moves logits", remedy)}
+
+
+def stored_dtype(config: ExportConfig, facts: ModelFacts) -> str:
+    """The type to write: of the files that the weights come from, where the config says auto."""
+    from transformers import AutoConfig
+
+    if config.export.dtype != "auto":
+        return config.export.dtype
+    found = AutoConfig.from_pretrained(facts.location, trust_remote_code=config.model.trust_remote_code).dtype
+    return next((name for name, dtype in DTYPES.items() if found in (dtype, name)), "float32")
+
+
+def _merge(adapted: Any) -> Any:
+    base = adapted.get_base_model()
+    was_tied = base.config.tie_word_embeddings
+    _untie(base)
+    try:
+        merged = adapted.merge_and_unload(safe_merge=True)
+    except (ValueError, NotImplementedError, AttributeError) as error:
+        what = f"the adapter cannot be merged: {first_line(error)}"
+        raise ScaleupError.of("model.path", what, "evaluate the adapter as it is") from error
+    if merged.config.is_encoder_decoder:
+        # PEFT says of a model whose head has moved that nothing is tied, but encoder and decoder still share embeddings
+        merged.config.tie_word_embeddings = was_tied
+    return merged
+
+
+def _untie(base: Any) -> None:
+    """Give the head weights of its own where an adapter moves it, or the embeddings that it shares weights with: merged
+    into shared weights it would move both."""
+    head, embeddings = base.get_output_embeddings(), base.get_input_embeddings()
+    if not (hasattr(head, "base_layer") or hasattr(embeddings, "base_layer")):
+        return
+    own, shared = (getattr(module, "base_layer", module) for module in (head, embeddings))
+    if own is not None and own.weight is shared.weight:
+        own.weight = torch.nn.Parameter(own.weight.detach().clone(), requires_grad=False)

@@ -1,0 +1,79 @@
+"""Inputs on which two models' logits are compared, to see whether they are one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from scaleup.config.schema import DataConfig
+from scaleup.data.sources import read_source
+from scaleup.data.tokenization import Encoder, Tokens
+from scaleup.errors import ScaleupError
+from scaleup.plan.facts import ModelFacts
+from scaleup.records.examples import example_maker, row_problem
+
+Probe = Mapping[str, torch.Tensor]
+"""A model's keyword arguments, one sequence."""
+
+NUM_DRAWN = 4
+DRAWN_LENGTH = 32
+ROW_LENGTH = 64
+"""The part of a row that is looked at."""
+SEED = 0
+
+
+def drawn_probes(facts: ModelFacts) -> list[Probe]:
+    """Token ids from all of the model's vocabulary, the same each time."""
+    chance = torch.Generator().manual_seed(SEED)
+    shape = (NUM_DRAWN, 2, min(DRAWN_LENGTH, facts.max_positions or DRAWN_LENGTH))
+    ids = torch.randint(facts.vocab_size, shape, generator=chance)
+    return [_probe(facts, source, target) for source, target in ids]
+
+
+def row_probes(data: DataConfig, num_rows: int, tokenizer: PreTrainedTokenizerBase, facts: ModelFacts) -> list[Probe]:
+    """The beginnings of the first rows of data.test. Raises ScaleupError for a row that cannot be used."""
+    encoder = Encoder(tokenizer, facts.task, data.model_copy(update={"overlong": "truncate"}))
+    sources = ((source, row) for source in data.test or [] for row in read_source(data, source, "test", data.streaming))
+    probes = []
+    for index, (source, (where, values)) in enumerate(islice(sources, num_rows)):
+        try:
+            rows = encoder([example_maker(data, source)(values, index)])
+        except ScaleupError as error:
+            raise ScaleupError(row_problem(where, error)) from None
+        probes += [_of_row(facts, row) for row in rows if row is not None]
+    return probes
+
+
+def _of_row(facts: ModelFacts, row: Tokens) -> Probe:
+    length = min(ROW_LENGTH, facts.max_positions or ROW_LENGTH)
+    source, target = (torch.tensor(ids[:length], dtype=torch.long) for ids in (row.input_ids, row.labels))
+    return _probe(facts, source, target)
+
+
+def _probe(facts: ModelFacts, source: torch.Tensor, target: torch.Tensor) -> Probe:
+    """Of a target, an encoder-decoder model is shown what came before each token."""
+    probe = {"input_ids": source[None]}
+    return probe | ({"decoder_input_ids": target[None]} if facts.task == "seq2seq_lm" else {})
+
+
+@torch.no_grad()
+def logits_on(model: Any, probes: Sequence[Probe], device: torch.device) -> list[torch.Tensor]:
+    """Of each position of each probe, on the CPU in float32."""
+    model.eval()
+    found = []
+    for probe in probes:
+        inputs = {name: ids.to(device) for name, ids in probe.items()}
+        found.append(model(**inputs, use_cache=False).logits.float().cpu())
+    return found
+
+
+def difference(logits: Sequence[torch.Tensor], true: Sequence[torch.Tensor]) -> float:
+    """The largest difference of a logit, as a share of the largest of the true ones; not a number where a logit is
+    none."""
+    largest = torch.stack([part.abs().max() for part in true]).max()
+    furthest = torch.stack([(one - other).abs().max() for one, other in zip(logits, true, strict=True)]).max()
+    return float(furthest / largest)

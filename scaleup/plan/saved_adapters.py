@@ -1,0 +1,175 @@
+"""What adapters that are named by their folders must be: trained on the base they are put on, and of one kind where
+several share it. Read from adapter_config.json and config.json alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from scaleup.config.adapters import SelectiveAdapter
+from scaleup.config.schema import RunConfig
+from scaleup.config.stages import EvaluateConfig, ExportConfig, SFTConfig
+from scaleup.errors import Problem
+from scaleup.plan.facts import ModelFacts
+from scaleup.plan.machine import Machine
+from scaleup.plan.model_path import ADAPTER_FILE, adapter_base, adapter_folder, adapter_path_problems, saved_type
+
+UNMERGEABLE = frozenset(
+    {
+        "prompt_tuning",
+        "multitask_prompt_tuning",
+        "p_tuning",
+        "prefix_tuning",
+        "cpt",
+        "cartridge",
+        "adaption_prompt",
+    }
+)
+"""PEFT's methods that add tokens or activations, and so have no weights of the base to be merged into."""
+
+TAKEN = frozenset({"metric", "before", "baseline", "prompt", "reference", "completion"})
+"""What columns and keys of results are called already."""
+
+MOVING_STARTS = ("pissa", "olora", "corda", "loftq", "eva")
+"""Initializations (LoRA's init_lora_weights) that take something out of the base's own weights."""
+
+SIZE = re.compile(r"(^|_)(?<!ngram_)(size|layers?|heads?|dim|width|model|kv|ff|embd|inner|experts)$")
+"""Keys of a config.json that say how large weights are."""
+
+
+def named_adapters(config: RunConfig) -> dict[str, str]:
+    """Config key -> path, of adapters for the base that model.path names."""
+    if isinstance(config, SFTConfig):
+        adapter = config.adapter
+        if adapter is None or isinstance(adapter, SelectiveAdapter) or adapter.path is None:
+            return {}
+        return {"adapter.path": adapter.path}
+    return {f"adapters.{name}": path for name, path in (getattr(config, "adapters", None) or {}).items()}
+
+
+def export_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    if not isinstance(config, ExportConfig):
+        return
+    if config.parallel.num_processes > 1:
+        yield Problem("parallel.num_processes", "an export is one process", "leave it out")
+    if config.mixed_precision != "no":
+        what = "an export is checked in float32"
+        yield Problem("mixed_precision", what, "leave it out; export.dtype is what is written")
+    folder = adapter_folder(config.model.path)
+    if folder is None:
+        if config.export.trained_in is not None and Path(config.model.path).expanduser().is_dir():
+            what = f"{config.model.path} is no adapter: nothing of it was trained on a quantized base"
+            yield Problem("export.trained_in", what, "leave it out")
+        return
+    kind = saved_type(folder)
+    if kind in UNMERGEABLE:
+        what = f"{folder} is a {kind}: it feeds the model more than its input, and no weight could hold that"
+        yield Problem("model.path", what, "use the adapter itself: evaluate and generate do, and PEFT loads it")
+
+
+def side_by_side_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    adapters: Mapping[str, str] = getattr(config, "adapters", None) or {}
+    if not adapters:
+        return
+    if isinstance(config, EvaluateConfig) and config.baseline is not None:
+        what = "and adapters exclude each other: these are compared with their base"
+        yield Problem("baseline", what, "leave it out")
+    if adapter_folder(config.model.path) is not None:
+        what = f"is an adapter itself ({config.model.path}), and adapters go on a base"
+        yield Problem("model.path", what, "name the base model, and this one under adapters")
+    folders: dict[str, Path] = {}
+    for name, path in adapters.items():
+        key = f"adapters.{name}"
+        if name in TAKEN:
+            yield Problem(key, f"the results have a {name!r} already", "choose another name")
+        yield from adapter_path_problems(path, key)
+        if (folder := adapter_folder(path)) is not None:
+            same = next((other for other, known in folders.items() if known.samefile(folder)), None)
+            if same:
+                yield Problem(key, f"is the adapter that adapters.{same} names", "leave one out")
+            folders[name] = folder
+    yield from _kinds_differ(folders)
+    if len(folders) > 1:
+        yield from _in_each_others_way({name: _settings(folder) for name, folder in folders.items()})
+
+
+def _kinds_differ(folders: Mapping[str, Path]) -> Iterator[Problem]:
+    """PEFT holds adapters of one kind on a base; LoRA's variants are one."""
+    kinds = {name: _kind(folder) for name, folder in folders.items()}
+    first = next(iter(kinds), "")
+    for name, kind in kinds.items():
+        if kind and kinds[first] and kind != kinds[first]:
+            what = f"is of kind {kind}, and adapters.{first} of {kinds[first]}: PEFT puts one kind on a base"
+            yield Problem(f"adapters.{name}", what, "compare it in a run of its own")
+
+
+def _kind(folder: Path) -> str:
+    return str(_settings(folder).get("peft_type", ""))
+
+
+def _in_each_others_way(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
+    """Adapters that change what the others stand on."""
+    targets = {name: _names(found.get("target_modules")) for name, found in settings.items()}
+    for name, found in settings.items():
+        key = f"adapters.{name}"
+        if found.get("bias", "none") != "none":
+            what = "has trained biases of the base, which the others would get too"
+            yield Problem(key, what, "compare it in a run of its own")
+        if str(found.get("init_lora_weights", "")).lower().startswith(MOVING_STARTS):
+            what = f"was begun with {found['init_lora_weights']}, which changes the base that the others stand on"
+            yield Problem(key, what, "compare it in a run of its own")
+        whole = _names(found.get("modules_to_save"))
+        for other in settings:
+            if shared := sorted(whole & targets[other]):
+                what = f"has trained {shared[0]} whole, and adapters.{other} adapts it"
+                yield Problem(key, what, "compare it in a run of its own")
+
+
+def base_problems(config: RunConfig, facts: ModelFacts) -> list[Problem]:
+    """Adapters that were trained on another base than the one that will be loaded, as far as that can be seen."""
+    problems = []
+    for key, path in named_adapters(config).items():
+        folder = adapter_folder(path)
+        base = adapter_base(folder) if folder else None
+        if base is not None and (difference := _difference(base, facts.location)):
+            what = f"was trained on another base ({base}) than {config.model.path}: {difference}"
+            problems.append(Problem(key, what, "name the base model that it was trained on"))
+    return problems
+
+
+def _difference(one: str, other: str) -> str | None:
+    """How the architectures or sizes of two model folders differ; None where they do not, or where one is not here."""
+    left, right = (_shape(Path(place)) for place in (one, other))
+    for key in left.keys() & right.keys():
+        if left[key] != right[key]:
+            return f"{key} is {left[key]}, not {right[key]}"
+    return None
+
+
+def _shape(folder: Path) -> dict[str, Any]:
+    """Of what config.json says: the architecture, and how large weights are."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        text = found.get("text_config") or {}
+        sizes = {key: value for part in (found, text) for key, value in part.items() if SIZE.search(key)}
+        named = {key: found[key] for key in ("model_type", "architectures") if found.get(key)}
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return named | {key: value for key, value in sizes.items() if type(value) is int}
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """An adapter's own; empty where they cannot be read, which is refused elsewhere."""
+    try:
+        found = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _names(modules: Any) -> set[str]:
+    """The last parts of module names in a list; of a pattern nothing can be said."""
+    return {str(name).rpartition(".")[2] for name in modules} if isinstance(modules, list) else set()
