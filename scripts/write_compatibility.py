@@ -8,16 +8,27 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from scaleup.plan.compat import ADAPTERS, PRECISIONS, QUANTIZATIONS, REFUSALS, STRATEGIES, Cell, verdict
+from scaleup.plan.compat import (
+    ADAPTERS,
+    PRECISIONS,
+    QUANTIZATIONS,
+    REFUSALS,
+    STRATEGIES,
+    USES,
+    Cell,
+    use_verdict,
+    verdict,
+)
 
 PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
 
 HEAD = """# What trains together
 
 Written by `scripts/write_compatibility.py` from `scaleup/plan/compat.py`, which the planner refuses by; do not edit.
-Of stage `sft`, and of whatever trains like it. **ok**: `tests/distributed/test_compatibility.py` trains it on a CPU: the loss
-falls, what should change does and nothing else, and in float32 all strategies are one trajectory. **refused**: before a
-model is loaded, with the number of the reason below. *untested*: it may run, and the plan says that no test covers it.
+Of stage `sft`, and of whatever trains like it. **ok**: `tests/distributed/test_compatibility.py` trains it on a CPU:
+its loss falls, what should change does and nothing else, and in float32 all strategies are one trajectory. **refused**:
+before a model is loaded, with the number of the reason below. *untested*: it may run, and the plan says that no test
+covers it.
 """
 
 
@@ -26,6 +37,7 @@ def page() -> str:
     for quantization in QUANTIZATIONS:
         for precision in PRECISIONS:
             parts.append(_section(quantization, precision))
+    parts.append(_uses())
     parts.append("\n## Why, and what to do instead\n\n")
     parts += [f"{i}. `{r.where}`: {r.reason}. Instead: {r.remedy}.\n" for i, r in enumerate(REFUSALS, start=1)]
     return "".join(parts)
@@ -41,6 +53,15 @@ def _section(quantization: str | None, precision: str) -> str:
     ]
     for adapter in ADAPTERS:
         cells = [_shown(Cell(strategy, quantization, adapter, precision)) for strategy in STRATEGIES]
+        lines.append(f"| {adapter} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _uses() -> str:
+    lines = ["", "## What other stages take", "", f"| adapter | {' | '.join(USES)} |", "|---|" + "---|" * len(USES)]
+    for adapter in ADAPTERS:
+        found = [use_verdict(stage, adapter) for stage in USES]
+        cells = [f"refused: {use.reason}" if use.status == "refused" else "**ok**" for use in found]
         lines.append(f"| {adapter} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

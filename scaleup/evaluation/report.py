@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +37,29 @@ def finish_training(
 ) -> None:
     """Write model, card, plot and manifest from rank 0; the other ranks wait for it."""
     runtime.progress.report("writing the model")
-    whole: Any = runtime.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    partly = is_partly_frozen(whole)
-    weights = runtime.trained_state(model) if partly else runtime.full_state(model)
+    write = result_writer(config, plan, runtime, model)
     if runtime.is_main:
         lines = read_metrics(run.metrics_file)
         metrics = summary(lines, state, num_dropped)
         with folder_aside(run.model) as aside:
-            if is_adapted(whole):
-                save_adapter(whole, aside, weights)
-            elif partly:
-                save_over_base(load_model(config.model, plan.model), aside, weights)
-            else:
-                whole.save_pretrained(aside, state_dict=weights)
+            write(aside)
             tokenizer.save_pretrained(aside)
             write_text(aside / "README.md", model_card(config, plan, metrics))
         plot_losses(lines, run.path / "loss.png", config.name)
         finish(run, config.stage, config.name, metrics, state.step)
     runtime.barrier()
+
+
+def result_writer(config: SFTConfig, plan: Plan, runtime: Runtime, model: Any) -> Callable[[Path], None]:
+    """Gathers what was trained (every rank must call it), and gives what writes it into a folder, for rank 0:
+    an adapter, or a whole model."""
+    whole: Any = runtime.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    if not is_partly_frozen(whole):
+        return partial(whole.save_pretrained, state_dict=runtime.full_state(model))
+    trained = runtime.trained_state(model)
+    if is_adapted(whole):
+        return lambda folder: save_adapter(whole, folder, trained)
+    return lambda folder: save_over_base(load_model(config.model, plan.model), folder, trained)
 
 
 def finish(run: RunFolder, stage: str, name: str, metrics: dict[str, Any], num_steps: int | None) -> None:

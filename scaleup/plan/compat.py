@@ -149,6 +149,25 @@ REFUSALS = (
     ),
 )
 
+USES = ("evaluate", "generate", "export")
+"""Stages that take what an adapter's training made."""
+UNMERGEABLE = frozenset(
+    {"prompt_tuning", "prefix", "multitask_prompt_tuning", "p_tuning", "cpt", "cartridge", "adaption_prompt"}
+)
+"""PEFT's methods that add tokens or activations, ours and those of adapters from elsewhere."""
+
+
+def use_verdict(stage: str, adapter: str) -> Verdict:
+    """Whether a stage can take the result of such a training, whatever strategy trained it. `evaluate` and `generate`
+    load it on its base in 8 or 4 bits as well; an export is merged into the base as it was before that."""
+    if stage == "export" and adapter in UNMERGEABLE:
+        reason = "it feeds the model more than its input, and no weight could hold that"
+        return Verdict(
+            "refused", "model.path", reason, "use the adapter itself: evaluate and generate do, and PEFT loads it"
+        )
+    return Verdict("ok")
+
+
 UNTESTED_PRECISION = "fp16"
 """Its loss scale skips steps: nothing that a CPU shows is proof for a GPU."""
 

@@ -74,14 +74,14 @@ class Footprint(BaseModel):
         """At the fullest moment, if the share `held` of the settled gradients is counted."""
         return max(int(activations + held * gradients) for activations, gradients in self.moments)
 
-    def after(self, settled: int) -> int:
-        """At the fullest moment, gradients not counted, once so many of their bytes have settled; at most, for moments
-        between two that are known are taken to lie on the line."""
-        later = [activations for activations, gradients in self.moments if gradients >= settled]
+    def after(self, settled: int, held: float) -> int:
+        """As `most`, once so many bytes of gradients have settled; at most, for moments between two that are known are
+        taken to lie on the line."""
+        later = [moment for moment in self.moments if moment[1] >= settled]
         for (most, before), (least, behind) in pairwise(self.moments):
             if before < settled < behind:
-                later.append(most + (least - most) * (settled - before) // (behind - before))
-        return max(later, default=0)
+                later.append((most + (least - most) * (settled - before) // (behind - before), settled))
+        return max((int(activations + held * gradients) for activations, gradients in later), default=0)
 
 
 class ModelFacts(BaseModel):

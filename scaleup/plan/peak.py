@@ -52,14 +52,14 @@ def _backward(held: MemoryPlan, footprint: Footprint, config: SFTConfig, process
     """The fullest moment from the start of a forward to the end of a backward pass. `single`, ZeRO-1 and FSDP2 hold
     gradients as they come, where the others have space for all of theirs from the start. While DeepSpeed reduces a
     bucket there is a copy of it, the first once a bucket is full."""
-    most, settled = footprint.most(0.0), footprint.moments[-1][1]
+    settled, share, absent = footprint.moments[-1][1], 0.0, 0
     if held.strategy in ("single", "zero1", "fsdp2") and accumulation(config) == 1 and settled:
-        most = footprint.most(held.gradients / settled) - held.gradients
-    if not held.strategy.startswith("zero") or processes == 1:
-        return held.total + most
-    bucket = width_of(config) * BUCKET
-    copied = footprint.after(bucket) + bucket if settled > bucket else footprint.after(settled) + settled
-    return held.total + max(most, copied)
+        share, absent = held.gradients / settled, held.gradients
+    most = footprint.most(share)
+    if held.strategy.startswith("zero") and processes > 1:
+        bucket = min(width_of(config) * BUCKET, settled)
+        most = max(most, footprint.after(bucket, share) + bucket)
+    return held.total - absent + most
 
 
 def _step(held: MemoryPlan, config: SFTConfig) -> int:

@@ -13,22 +13,10 @@ from scaleup.config.adapters import SelectiveAdapter
 from scaleup.config.schema import RunConfig
 from scaleup.config.stages import EvaluateConfig, ExportConfig, SFTConfig
 from scaleup.errors import Problem
+from scaleup.plan.compat import use_verdict
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import ADAPTER_FILE, adapter_base, adapter_folder, adapter_path_problems, saved_type
-
-UNMERGEABLE = frozenset(
-    {
-        "prompt_tuning",
-        "multitask_prompt_tuning",
-        "p_tuning",
-        "prefix_tuning",
-        "cpt",
-        "cartridge",
-        "adaption_prompt",
-    }
-)
-"""PEFT's methods that add tokens or activations, and so have no weights of the base to be merged into."""
 
 TAKEN = frozenset({"metric", "before", "baseline", "prompt", "reference", "completion"})
 """What columns and keys of results are called already."""
@@ -65,9 +53,9 @@ def export_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
             yield Problem("export.trained_in", what, "leave it out")
         return
     kind = saved_type(folder)
-    if kind in UNMERGEABLE:
-        what = f"{folder} is a {kind}: it feeds the model more than its input, and no weight could hold that"
-        yield Problem("model.path", what, "use the adapter itself: evaluate and generate do, and PEFT loads it")
+    found = use_verdict("export", kind)
+    if found.status == "refused":
+        yield Problem(found.where, f"{folder} is a {kind}: {found.reason}", found.remedy)
 
 
 def side_by_side_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:

@@ -4,7 +4,8 @@
 
 As the sft stage does it: the plan, the runtime, the model, the engine and the steps are the real ones; the ranks of a
 cell are forked from this process. A model is llama or t5. OUT gets a JSON line a cell: the losses of a few
-steps over one global batch, and which parameters (by their names) had other values after these than before."""
+steps over one global batch, which parameters (by their names) had other values after these than before, and of one
+process the loss on that batch as it is in the end, and as it is when what was saved is loaded again."""
 
 from __future__ import annotations
 
@@ -29,10 +30,14 @@ from scaleup.data.dataset import collator_for
 from scaleup.data.tokenization import Tokens
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import Runtime
+from scaleup.evaluation.report import result_writer
 from scaleup.launcher.prepare import prepare_run
+from scaleup.models.adapted import load_finished
 from scaleup.models.adapters import is_adalora
+from scaleup.models.facts import model_facts
 from scaleup.plan import describe
 from scaleup.plan.compat import Cell
+from scaleup.plan.facts import AskedModel
 from scaleup.plan.resolve import resolve
 from scaleup.plan.types import Plan
 from scaleup.train.adalora import RankAllocation
@@ -40,7 +45,7 @@ from scaleup.train.describe import answer
 from scaleup.train.losses import token_loss_sum
 from scaleup.train.model import model_to_train
 from scaleup.train.optim import build_optimizer
-from scaleup.train.step import train_step
+from scaleup.train.step import evaluate_loss, train_step
 from tests.distributed.test_compatibility import trials
 from tests.forked import fork
 
@@ -104,7 +109,19 @@ def rank_main(run: RunFolder, out: Path) -> None:
     after = runtime.trained_state(wrapped) | frozen_parts(wrapped)
     values = {**before, **trained}
     changed = sorted(name for name, value in values.items() if not torch.equal(value, after[name]))
-    out.write_text(json.dumps({"losses": losses, "changed": changed, "all": sorted(values)}))
+    found: dict[str, Any] = {"losses": losses, "changed": changed, "all": sorted(values)}
+    if runtime.world == 1:
+        result_writer(config, plan, runtime, wrapped)(run.model)
+        found["live"] = evaluate_loss(runtime, wrapped, [batch], token_loss_sum)
+        found["reloaded"] = evaluate_loss(runtime, finished(config, run), [batch], token_loss_sum)
+    out.write_text(json.dumps(found))
+
+
+def finished(config: SFTConfig, run: RunFolder) -> Any:
+    """What `evaluate` and `generate` would load of the run."""
+    asked = AskedModel(path=str(run.model), tokenizer=config.model.path, quantization=config.quantization)
+    facts = model_facts(asked)
+    return load_finished(asked, facts, config.quantization, config.mixed_precision, torch.device("cpu"))
 
 
 def frozen_parts(wrapped: Any) -> dict[str, torch.Tensor]:
@@ -129,7 +146,7 @@ def train(cell: Cell, name: str, folder: Path) -> dict[str, Any]:
     ranks = fork(run, plan, rank_main)
     changed = sorted(set().union(*(rank["changed"] for rank in ranks)))
     names = sorted(set().union(*(rank["all"] for rank in ranks)))
-    return {"losses": ranks[0]["losses"], "changed": changed, "all": names}
+    return {**ranks[0], "changed": changed, "all": names}
 
 
 def main() -> None:
