@@ -23,6 +23,7 @@ from scaleup.errors import ScaleupError
 from scaleup.plan.model_path import adapter_folder
 
 from .load import first_line
+from .quantized import import_bitsandbytes
 from .soft_prompts import ADAPTER, make_prompt_trainable, prefix_shape, save_prompt
 
 AnyPeft = LoraAdapter | IA3Adapter | AdaLoraAdapter | PromptTuningAdapter | PrefixAdapter
@@ -45,6 +46,7 @@ def adapt(model: Any, adapter: AnyAdapter, task: str, tokenizer: str = "") -> An
 
 def shell_adapted(shell: Any, adapter: AnyAdapter | None, folder: Path | None, task: str) -> Any:
     """What `adapt` or `load_adapter` would make, of a model without storage: only shapes are read."""
+    import_bitsandbytes()
     from peft import PeftConfig, get_peft_model
 
     where = "model.path"
@@ -70,6 +72,7 @@ def shell_adapted(shell: Any, adapter: AnyAdapter | None, folder: Path | None, t
 
 def load_adapter(model: Any, folder: Path, trainable: bool, where: str = "model.path") -> Any:
     """The model with a saved adapter. Raises ScaleupError at `where` if it does not fit."""
+    import_bitsandbytes()
     from peft import PeftConfig, PeftModel
     from safetensors import SafetensorError
 
@@ -92,6 +95,7 @@ def load_side_by_side(base: Any, adapters: Mapping[str, Path]) -> Any:
     """The base with several saved adapters of one kind, of which `use_adapter` makes one active; for evaluation.
 
     Raises ScaleupError at `adapters.NAME` if one does not fit."""
+    import_bitsandbytes()
     from peft import PeftModel
     from safetensors import SafetensorError
 
@@ -144,6 +148,7 @@ def is_adalora(model: Any) -> bool:
 
 def peft_config(adapter: AnyPeft, task: str, model: Any, tokenizer: str) -> Any:
     """PEFT's settings for a new adapter on a model of this config."""
+    import_bitsandbytes()
     from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 
     settings = adapter.model_dump(exclude={"type", "path"}) | {"task_type": TASK_TYPES[task]}
@@ -162,6 +167,7 @@ def peft_config(adapter: AnyPeft, task: str, model: Any, tokenizer: str) -> Any:
 
 
 def _wrapped(model: Any, settings: Any) -> Any:
+    import_bitsandbytes()
     from peft import get_peft_model
 
     try:

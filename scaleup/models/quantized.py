@@ -3,6 +3,8 @@ quantization, Dettmers et al. 2023). The head and what a model shares with its e
 
 from __future__ import annotations
 
+import importlib
+import sys
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -16,8 +18,22 @@ COMPUTE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Mixed precision -> what products with 4-bit matrices are computed in."""
 
 
+def import_bitsandbytes() -> None:
+    """Before PEFT and Transformers do. It has `torch.compile` wrap its fallbacks: importing the compiler takes longer
+    than all else of it, and a 4-bit matrix of odd width would wait for minutes for what is quick as it is."""
+    if "bitsandbytes" in sys.modules:
+        return
+    compile_it = torch.compile
+    try:
+        torch.compile = lambda model=None, **_: model or (lambda plain: plain)  # type: ignore[assignment]
+        importlib.import_module("bitsandbytes")
+    finally:
+        torch.compile = compile_it
+
+
 def loading_options(quantization: Quantization, mixed_precision: str, device: torch.device) -> dict[str, Any]:
     """What `from_pretrained` needs. Without the device, several processes would all load onto the first one."""
+    import_bitsandbytes()
     from transformers import BitsAndBytesConfig
 
     settings: dict[str, Any] = {"load_in_8bit": True}

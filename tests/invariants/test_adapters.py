@@ -52,7 +52,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": {},
     "8bit": {"quantization": "8bit"},
     "4bit": {"quantization": "4bit"},
-    "selective": {"adapter": {"type": "selective", "parameters": ["*layers.1.*", "*norm*"]}},
     "prompt_tuning": {
         "adapter": {"type": "prompt_tuning", "num_virtual_tokens": 8, "prompt_tuning_init": "SAMPLE_VOCAB"},
         "train.learning_rate": 1.0,
@@ -71,21 +70,9 @@ KINDS: dict[str, dict[str, Any]] = {
         },
         "train.learning_rate": 3.0,
     },
-    "prefix": {
-        "adapter": {"type": "prefix", "num_virtual_tokens": 8, "prefix_projection": True},
-        "train.learning_rate": 3.0,
-    },
 }
-STRATEGIES = {
-    "lora": ("single", "fsdp2"),
-    "8bit": ("single", "zero1", "zero2"),
-    "4bit": ("zero3",),
-    "selective": ("zero3",),
-    "prompt_tuning": ("zero3",),
-    "prefix": ("single",),
-    "adalora": ("single",),
-}
-CELLS = [(kind, strategy) for kind, strategies in STRATEGIES.items() for strategy in strategies]
+STRATEGIES = {"lora": "fsdp2", "8bit": "zero2", "4bit": "zero3", "prompt_tuning": "zero3", "adalora": "single"}
+CELLS = list(STRATEGIES.items())
 """Each is compared with DDP."""
 
 
