@@ -177,6 +177,12 @@ def measure(case: str, folder: Path) -> dict[str, Any]:
 
 def train(case: str, folder: Path, model: str) -> tuple[Plan, dict[str, int]]:
     """The plan, and the most of any rank."""
+    run, plan = prepared(case, folder, model)
+    ranks = fork(run, plan, rank_main)
+    return plan, {key: max(rank[key] for rank in ranks) for key in ranks[0]}
+
+
+def prepared(case: str, folder: Path, model: str) -> tuple[RunFolder, Plan]:
     strategy, processes, precision, checkpointing, length, _, adapter, bits = parts_of(case)
     path, tokenizer = str(folder / model), "builtin:tiny-t5" if model.endswith("t5") else "builtin:tiny-llama"
     form = {"prompt": "{text}", "completion": "{answer}"} if model.endswith("t5") else {"text": "{text}"}
@@ -196,8 +202,7 @@ def train(case: str, folder: Path, model: str) -> tuple[Plan, dict[str, int]]:
     config, plan = resolve(load_mapping(raw))
     run = RunFolder(Path(plan.run_folder))
     prepare_run(run, config, plan)
-    ranks = fork(run, plan, rank_main)
-    return plan, {key: max(rank[key] for rank in ranks) for key in ranks[0]}
+    return run, plan
 
 
 def others(plan: Plan, memory: MemoryPlan) -> dict[str, int | None]:

@@ -1,0 +1,134 @@
+"""Mistakes in the rows and in what the config says of them."""
+
+from __future__ import annotations
+
+from tests.e2e.mistakes.case import GOOD_ROW, bad, earlier, folder_of, rows
+
+TEXT = {"data.prompt": None, "data.completion": None}
+
+DATA = [
+    bad(
+        "files that are not there",
+        "row.jsonl' does not exist -> did you mean 'rows.jsonl'?",
+        "nowhere/held.jsonl' does not exist",
+        changes={"data.train": "row.jsonl", "data.validation": "nowhere/held.jsonl"},
+    ),
+    bad(
+        "a file of another kind",
+        "rows.xlsx' is no file of a known kind",
+        changes={"data.train": "./rows.xlsx"},
+        prepare=lambda folder: (folder / "rows.xlsx").touch(),
+    ),
+    bad("an empty file", "rows.jsonl' holds no rows -> name a file with rows", prepare=rows()),
+    bad("blank lines only", "rows.jsonl' holds no rows", prepare=rows("", "  ")),
+    bad(
+        "a folder without data files",
+        "/rows' is a folder without data files",
+        changes={"data.train": "./rows"},
+        prepare=folder_of("rows"),
+    ),
+    bad(
+        "bad lines and bad rows, by line number",
+        "rows.jsonl:2: is not valid JSON: ",
+        "rows.jsonl:3: is not a JSON object",
+        "rows.jsonl:4: 'label' is null",
+        "rows.jsonl:5: is not valid UTF-8",
+        "rows.jsonl:7: 'completion' is empty",
+        prepare=rows(
+            GOOD_ROW,
+            '{"text": "cut',
+            "[1, 2]",
+            '{"text": "fine", "label": null}',
+            b'{"text": "caf\xe9", "label": "x"}',
+            "",
+            '{"text": "fine", "label": ""}',
+        ),
+    ),
+    bad(
+        "more bad rows than can be listed",
+        *(f"rows.jsonl:{line}: 'label' is null" for line in range(1, 6)),
+        "rows.jsonl: and 15 more rows fail",
+        prepare=rows(*['{"text": "a", "label": null}'] * 20),
+    ),
+    bad(
+        "a column that no row has",
+        "rows.jsonl: no row has the column 'label' -> did you mean 'labels'?",
+        prepare=rows('{"text": "fine", "labels": "positive"}'),
+    ),
+    bad(
+        "a broken CSV file",
+        "rows.csv:2: its number of fields is 3, the header's 2",
+        changes={"data.train": "rows.csv"},
+        prepare=lambda folder: (folder / "rows.csv").write_text("text,label\nfine, really,positive\nbad,negative\n"),
+    ),
+    bad(
+        "a Parquet file that is none",
+        "rows.parquet: is not readable Parquet",
+        changes={"data.train": "rows.parquet"},
+        prepare=lambda folder: (folder / "rows.parquet").write_text("PAR1 not really"),
+    ),
+    bad(
+        "a template that reaches into Python",
+        "error: data.prompt: 'Review: {text.__class__}' has the field 'text.__class__', which is no plain column name",
+        changes={"data.prompt": "Review: {text.__class__}"},
+    ),
+    bad(
+        "templates that are none",
+        "error: data.prompt: '{text' is no template",
+        "error: data.completion: 'positive' names no column",
+        changes={"data.prompt": "{text", "data.completion": "positive"},
+    ),
+    bad(
+        "an unknown instruction template",
+        "error: data.template: 'sentimant' is no template -> did you mean 'sentiment'?",
+        changes={**TEXT, "data.template": "sentimant"},
+    ),
+    bad("no row format", "error: data: nothing says how a row becomes an example", changes=TEXT),
+    bad("two row formats", "error: data.text: is set beside prompt, completion", changes={"data.text": "{text}"}),
+    bad("half a row format", "error: data.prompt: is set without a completion", changes={"data.completion": None}),
+    bad(
+        "columns of no field",
+        "error: data.columns.txet: the row format has no field 'txet' -> did you mean 'text'?",
+        changes={"data.columns": {"txet": "review"}},
+    ),
+    bad(
+        "broken chats",
+        "rows.jsonl:1: 'turns' holds a str, not a list of messages",
+        "rows.jsonl:2: 'turns[0].role' is 'robot'",
+        "rows.jsonl:3: 'turns' has no answer of the assistant",
+        changes={"data": {"train": "rows.jsonl", "messages": "turns"}},
+        prepare=rows(
+            '{"turns": "hello"}',
+            '{"turns": [{"role": "robot", "content": "a"}]}',
+            '{"turns": [{"role": "user", "content": "a"}]}',
+        ),
+    ),
+    bad(
+        "training rows to validate on",
+        "error: data.validation.0.path: '",
+        changes={"data.validation": "../work/rows.jsonl"},
+    ),
+    bad(
+        "everything at once",
+        "error: train.max_stesp: unknown key -> did you mean 'max_steps'?",
+        "error: train.seed: 'zero' should be a valid integer",
+        "error: train.max_steps: is needed",
+        "error: mixed_precision: fp16 needs a GPU",
+        "error: model.path: there is no model folder ./m",
+        "error: parallel.strategy: 'single' is one process",
+        "error: evaluation.labels: is needed for accuracy",
+        "hold.jsonl' does not exist",
+        "rows.jsonl:1: is not valid JSON",
+        "rows.jsonl:2: 'text' holds a list, not text",
+        "error: runs_dir/name (",
+        changes={
+            "train": {"max_stesp": 3, "seed": "zero"},
+            "mixed_precision": "fp16",
+            "model.path": "./m",
+            "parallel": {"strategy": "single", "num_processes": 2},
+            "evaluation.metrics": ["accuracy"],
+            "data.validation": "hold.jsonl",
+        },
+        prepare=lambda folder: (rows("{", '{"text": [], "label": "x"}')(folder), earlier()(folder)),
+    ),
+]
