@@ -8,6 +8,8 @@ from scaleup.config.stages import SFTConfig
 
 BUCKET = 50_000_000
 """Elements that travel at once, in every collective."""
+LIVE = 500_000_000
+"""ZeRO-3 gathers ahead of use up to so many elements: a bucket more with each module, so smaller models are whole."""
 PERSISTENT = 100_000
 """ZeRO-3 keeps tensors of up to so many elements whole on each rank."""
 
@@ -31,7 +33,7 @@ def deepspeed_settings(config: SFTConfig, stage: int) -> dict[str, Any]:
             "offload_param": {"device": "cpu" if parallel.offload_parameters else "none"},
             "stage3_prefetch_bucket_size": BUCKET,
             "stage3_param_persistence_threshold": PERSISTENT,
-            "stage3_max_live_parameters": 1_000_000_000,
+            "stage3_max_live_parameters": LIVE,
             "stage3_max_reuse_distance": BUCKET,  # 1e9, the default, leaves all but large models gathered
             "stage3_gather_16bit_weights_on_model_save": False,
         }

@@ -15,7 +15,7 @@ from math import prod
 
 from scaleup.config.schema import TrainConfig
 from scaleup.config.stages import SFTConfig
-from scaleup.plan.deepspeed import BUCKET, PERSISTENT
+from scaleup.plan.deepspeed import BUCKET, LIVE, PERSISTENT
 from scaleup.plan.facts import ModelFacts, Tensors
 from scaleup.plan.types import MemoryPlan
 
@@ -87,8 +87,8 @@ def _zero1_or_2(facts: ModelFacts, config: SFTConfig, strategy: str, processes: 
 
 def _zero3(facts: ModelFacts, config: SFTConfig, strategy: str, processes: int) -> MemoryPlan:
     """DeepSpeed shards each tensor by itself, padded to the number of ranks, and keeps a float32 copy of a rank's
-    shards. Small tensors are whole on each rank as well. Others are gathered to be used, and some stay so for a while:
-    three buckets at most were seen. Of a 4-bit base a product keeps the gathered matrix until its backward pass."""
+    shards. Small tensors are whole on each rank as well. Others are gathered ahead of their use, as many as its settings
+    let it. Of a 4-bit base a product keeps the gathered matrix until its backward pass."""
     width = width_of(config)
     plain = [tensors for tensors in facts.tensors if not tensors.quantized]
     trainable = sum(_padded(t.elements, processes) // processes * t.count for t in plain if t.trainable)
@@ -98,8 +98,8 @@ def _zero3(facts: ModelFacts, config: SFTConfig, strategy: str, processes: int) 
     if processes > 1:  # else a shard is the whole tensor, and there is nothing to gather
         small = sum(t.elements * t.count for t in plain if t.elements <= PERSISTENT)
         persistent = width * small
-        gathered = width * min(sum(t.elements * t.count for t in plain) - small, 3 * BUCKET)
-        gathered += min(low, 3 * BUCKET) if config.gradient_checkpointing else low
+        gathered = width * min(sum(t.elements * t.count for t in plain) - small, LIVE)
+        gathered += min(low, LIVE) if config.gradient_checkpointing else low
     offloads, away = config.parallel.offload_optimizer, config.parallel.offload_parameters
     state = FLOAT32 * (1 + moments(config.train)) * trainable
     shards += low // processes
