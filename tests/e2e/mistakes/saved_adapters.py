@@ -57,10 +57,10 @@ EXPORTS = [
             f"an export of {kind}",
             f"/soft is a {kind}: it feeds the model more than its input",
             changes={**EXPORT, "model.path": "./soft"},
-            prepare=adapters(soft={"peft_type": kind.upper()}),
+            prepare=adapters(soft={"peft_type": saved}),
             command=("export", "config.yaml"),
         )
-        for kind in ("prompt_tuning", "prefix_tuning")
+        for kind, saved in (("prompt_tuning", "PROMPT_TUNING"), ("prefix", "PREFIX_TUNING"))
     ),
     bad(
         "whole weights that were trained on a quantized base",
