@@ -39,4 +39,4 @@ def test_the_peak_is_predicted(tmp_path: Path, repository: Path) -> None:
     assert result.code == 0, f"{result.stdout}\n{result.stderr}"
     for row in json.loads((tmp_path / "rows.json").read_text()):
         assert abs(row["error"]) < 0.15, row
-        assert row["rss"] > 0
+        assert row["growth"] > 0
