@@ -28,7 +28,7 @@ SHOW: dict[str, Callable[[Console, RunFolder], None]] = {
 
 def start(loaded: Loaded, console: Console, resume: bool = False) -> int:
     """Check, plan, prepare and run, on the first node. The exit code. Raises ScaleupError for the user's mistakes."""
-    config, plan = resolve(loaded, resume=resume)
+    config, plan = resolve(loaded, resume=resume, peaks=False)
     run = RunFolder(Path(plan.run_folder))
     with run.locked():
         end_leftovers(run.path, None, console)

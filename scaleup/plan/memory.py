@@ -87,8 +87,8 @@ def _zero1_or_2(facts: ModelFacts, config: SFTConfig, strategy: str, processes: 
 
 def _zero3(facts: ModelFacts, config: SFTConfig, strategy: str, processes: int) -> MemoryPlan:
     """DeepSpeed shards each tensor by itself, padded to the number of ranks, and keeps a float32 copy of a rank's
-    shards. Small tensors are whole on each rank as well. Others are gathered ahead of their use, as many as its settings
-    let it. Of a 4-bit base a product keeps the gathered matrix until its backward pass."""
+    shards. Small tensors are whole on each rank as well. Others are gathered ahead of their use, as many as the
+    settings allow. Of a 4-bit base a product keeps the gathered matrix until its backward pass."""
     width = width_of(config)
     plain = [tensors for tensors in facts.tensors if not tensors.quantized]
     trainable = sum(_padded(t.elements, processes) // processes * t.count for t in plain if t.trainable)

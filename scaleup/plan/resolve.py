@@ -35,9 +35,12 @@ def resolve(
     check_run_folder: bool = True,
     resume: bool = False,
     rate: Rate | None = None,
+    peaks: bool = True,
 ) -> tuple[RunConfig, Plan]:
-    """The config and its plan. Raises ScaleupError with every mistake of the config, the data and the run folder, which
-    may hold this very run unfinished only if it is to `resume`."""
+    """The config and its plan; without `peaks` the memory's are left out, which take seconds, unless `auto` needs them.
+
+    Raises ScaleupError with every mistake of the config, the data and the run folder, which may hold this very run
+    unfinished only if it is to `resume`."""
     machine = machine or this_machine()
     problems = list(loaded.problems)
     if loaded.config is None:
@@ -56,7 +59,8 @@ def resolve(
         problems += rank_schedule_problems(config, batch_plan(config, data_check).num_steps)
     if problems:
         raise ScaleupError(problems)
-    micro = micro_batch_of(config) if isinstance(config, SFTConfig) else None
+    traces = peaks or config.parallel.strategy == "auto"
+    micro = micro_batch_of(config) if traces and isinstance(config, SFTConfig) else None
     facts = describe_models(models_of(config), micro)
     problems = [problem for where, found in facts.items() for problem in facts_problems(config, found, where)]
     problems += base_problems(config, facts["model"])
