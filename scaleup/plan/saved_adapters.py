@@ -16,7 +16,7 @@ from scaleup.errors import Problem
 from scaleup.plan.compat import use_verdict
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
-from scaleup.plan.model_path import ADAPTER_FILE, adapter_base, adapter_folder, adapter_path_problems, saved_type
+from scaleup.plan.model_path import adapter_base, adapter_folder, adapter_path_problems, saved_settings, saved_type
 
 TAKEN = frozenset({"metric", "before", "baseline", "prompt", "reference", "completion"})
 """What columns and keys of results are called already."""
@@ -81,7 +81,7 @@ def side_by_side_problems(config: RunConfig, machine: Machine) -> Iterator[Probl
             folders[name] = folder
     yield from _kinds_differ(folders)
     if len(folders) > 1:
-        yield from _in_each_others_way({name: _settings(folder) for name, folder in folders.items()})
+        yield from _in_each_others_way({name: saved_settings(folder) for name, folder in folders.items()})
 
 
 def _kinds_differ(folders: Mapping[str, Path]) -> Iterator[Problem]:
@@ -95,7 +95,7 @@ def _kinds_differ(folders: Mapping[str, Path]) -> Iterator[Problem]:
 
 
 def _kind(folder: Path) -> str:
-    return str(_settings(folder).get("peft_type", ""))
+    return str(saved_settings(folder).get("peft_type", ""))
 
 
 def _in_each_others_way(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
@@ -147,15 +147,6 @@ def _shape(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError):
         return {}
     return named | {key: value for key, value in sizes.items() if type(value) is int}
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    """An adapter's own; empty where they cannot be read, which is refused elsewhere."""
-    try:
-        found = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _names(modules: Any) -> set[str]:
