@@ -65,8 +65,8 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def whiten(values: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True) -> torch.Tensor:
-    """Spread 1 and, unless the mean is kept, mean 0 over all masked places (B, T); 0 elsewhere. Of the global batch: the
-    caller hands in the rows of all processes. With a single place, or no spread, only the mean is taken off."""
+    """Spread 1 and, unless the mean is kept, mean 0 over all masked places (B, T); 0 elsewhere. Of the global batch:
+    the caller hands in the rows of all processes. A single place, or no spread, leaves 0."""
     mean = masked_mean(values, mask)
     centred = torch.where(mask, values - mean, 0.0)
     variance = centred.square().sum() / (mask.sum() - 1).clamp(min=1)

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
+from scaleup.config.rl import PPOSettings
+from scaleup.models.load import pad_token_id
 from scaleup.rl.advantages import response_lengths
 
 
@@ -130,3 +132,12 @@ def _drawing(model: Any, sampling: Sampling) -> Iterator[None]:
         yield
     finally:
         base.generation_config = own
+
+
+def sampling_of(ppo: PPOSettings, model: Any, tokenizer: PreTrainedTokenizerBase) -> Sampling:
+    """As the config says, until any of the tokens that the model or the tokenizer calls an end."""
+    named = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
+    return Sampling(
+        ppo.max_new_tokens, ppo.response_length_min, ppo.temperature, tuple(sorted(ends)), pad_token_id(tokenizer)
+    )
