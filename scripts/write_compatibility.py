@@ -38,9 +38,17 @@ def page() -> str:
         for precision in PRECISIONS:
             parts.append(_section(quantization, precision))
     parts.append(_uses())
+    parts.append(_ppo())
     parts.append("\n## Why, and what to do instead\n\n")
     parts += [f"{i}. `{r.where}`: {r.reason}. Instead: {r.remedy}.\n" for i, r in enumerate(REFUSALS, start=1)]
     return "".join(parts)
+
+
+def _ppo() -> str:
+    """The adapters that the stage refuses beyond the tables above."""
+    own = [(i, refusal) for i, refusal in enumerate(REFUSALS, start=1) if "ppo" in refusal.stages]
+    refused = ", ".join(f"{adapter} (refused {i})" for i, refusal in own for adapter in sorted(refusal.adapters))
+    return f"\n## Stage ppo\n\nAs above, except: {refused}. Quantized policies are *untested*.\n"
 
 
 def _section(quantization: str | None, precision: str) -> str:

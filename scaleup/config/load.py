@@ -173,6 +173,9 @@ STAND_INS: Raw = {
     "path": "scaleup/stand-in",
     "data": {},
     "train": {},
+    "ppo": {"num_rollouts": 1},
+    "num_rollouts": 1,
+    "reward": {},
 }
 """For required keys: enough to look for mistakes elsewhere in the file. Never run, since what it replaces is one."""
 
@@ -216,6 +219,8 @@ def _with_absolute_paths(loaded: Loaded) -> Loaded:
         update["baseline"] = absolute_model(baseline)
     if path := getattr(getattr(config, "adapter", None), "path", None):
         update["adapter"] = config.adapter.model_copy(update={"path": _absolute_folder(path)})
+    if (reward := getattr(config, "reward", None)) is not None and reward.model is not None:
+        update["reward"] = reward.model_copy(update={"model": absolute_model(reward.model)})
     if adapters := getattr(config, "adapters", None):
         update["adapters"] = {name: _absolute_folder(path) for name, path in adapters.items()}
     return Loaded(config.model_copy(update=update), loaded.problems)

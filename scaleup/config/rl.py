@@ -14,6 +14,7 @@ from scaleup.config.schema import (
     MixedPrecision,
     ModelConfig,
     ParallelConfig,
+    Port,
     Section,
     Text,
 )
@@ -97,6 +98,9 @@ class RewardSource(Section):
     timeout_seconds: Positive = Field(120.0, description="A request that takes longer counts as lost.")
     reconnect_seconds: Positive = Field(
         600.0, description="How long the policy waits for a reward group, or service, that is gone."
+    )
+    bridge_port: Port | None = Field(
+        None, description="Where the policy listens for the reward group; by default a free port at each start."
     )
     max_restarts: Annotated[Int, Field(ge=0)] = Field(
         3, description="How often a reward group that died is started again while the policy waits."

@@ -40,6 +40,7 @@ def _usable_path(value: str) -> str:
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Count = Annotated[Int, Field(ge=1)]
+Port = Annotated[Int, Field(ge=1, le=65535)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Text = Annotated[str, Field(min_length=1)]
 PathText = Annotated[Text, AfterValidator(_usable_path)]
@@ -193,9 +194,7 @@ class ParallelConfig(Section):
     offload_optimizer: bool = Field(False, description="ZeRO: keep the optimizer state in CPU memory and step there.")
     offload_parameters: bool = Field(False, description="ZeRO-3: keep parameters in CPU memory between uses.")
     main_address: Text | None = Field(None, description="Host of the first node; needed with more than one node.")
-    main_port: Annotated[Int, Field(ge=1, le=65535)] | None = Field(
-        None, description="Free port on the first node; needed with more than one node."
-    )
+    main_port: Port | None = Field(None, description="Free port on the first node; needed with more than one node.")
     timeout_seconds: Count = Field(1800, description="A collective that waits longer ends the run.")
     max_restarts: Annotated[Int, Field(ge=0)] = Field(
         0, description="How often a run whose worker died is started again, from the newest checkpoint."

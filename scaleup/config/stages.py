@@ -31,11 +31,10 @@ Adapters = Annotated[dict[Name, PathText], Field(min_length=1)]
 """A name for the results -> an adapter."""
 
 
-class SFTConfig(RunConfig):
-    """Supervised fine-tuning, causal or encoder-decoder: of the whole model, or of an adapter."""
+class TrainingConfig(RunConfig):
+    """What every stage that trains a model has: of the whole model, or of an adapter."""
 
-    stage: Literal["sft"]
-    train: TrainConfig
+    train: OptimizationConfig = Field(default_factory=OptimizationConfig)
     adapter: AdapterConfig | None = Field(
         None, description="Train this instead of the whole model. A model.path that is an adapter is trained further."
     )
@@ -44,27 +43,28 @@ class SFTConfig(RunConfig):
     report_to: list[TRACKERS] = Field(
         default_factory=list, description="Trackers beside TensorBoard, through Accelerate."
     )
+
+
+class SFTConfig(TrainingConfig):
+    """Supervised fine-tuning, causal or encoder-decoder: of the whole model, or of an adapter."""
+
+    stage: Literal["sft"]
+    train: TrainConfig
     evaluation: EvaluationConfig = Field(
         default_factory=EvaluationConfig, description="What `scaleup evaluate RUN` measures."
     )
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
 
 
-class PPOConfig(RunConfig):
+class PPOConfig(TrainingConfig):
     """Reinforcement learning from a reward: `model` and `parallel` are the policy's, `reward` may be a group of its
     own. Rows give prompts; those of data.test are held out, and answered before and after."""
 
     stage: Literal["ppo"]
     ppo: PPOSettings
     reward: RewardSource
-    train: OptimizationConfig = Field(default_factory=OptimizationConfig)
     adapter: AdapterConfig | None = Field(
         None, description="Train this instead of the whole model; the reference is the model without it."
-    )
-    quantization: Quantization | None = Field(None, description=QUANTIZATION)
-    gradient_checkpointing: bool = False
-    report_to: list[TRACKERS] = Field(
-        default_factory=list, description="Trackers beside TensorBoard, through Accelerate."
     )
 
 

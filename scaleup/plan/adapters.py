@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scaleup.config.adapters import AdaLoraAdapter, PrefixAdapter, PromptTuningAdapter, SelectiveAdapter
 from scaleup.config.schema import RunConfig
-from scaleup.config.stages import SFTConfig
+from scaleup.config.stages import SFTConfig, TrainingConfig
 from scaleup.errors import Problem
 from scaleup.plan.compat import adapter_of, compat_problems
 from scaleup.plan.machine import Machine
@@ -19,7 +19,7 @@ VIRTUAL = frozenset({"prompt_tuning", "prefix"})
 
 def adapter_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     yield from compat_problems(config)
-    if not isinstance(config, SFTConfig):
+    if not isinstance(config, TrainingConfig):
         return
     yield from _beside_the_run(config)
     yield from _going_on(config)
@@ -29,7 +29,7 @@ def adapter_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     if isinstance(adapter, AdaLoraAdapter) and adapter.path is None and adapter.target_r >= adapter.init_r:
         what = f"{adapter.target_r} is not less than adapter.init_r {adapter.init_r}: no ranks would be taken away"
         yield Problem("adapter.target_r", what, "use less, or lora")
-    if config.train.max_steps is not None:
+    if isinstance(config, SFTConfig) and config.train.max_steps is not None:
         yield from rank_schedule_problems(config, config.train.max_steps)
 
 
@@ -46,7 +46,7 @@ def rank_schedule_problems(config: RunConfig, num_steps: int | None) -> Iterator
         yield Problem("adapter.tinit", f"{what} to allot ranks in", "use less of them, or train for more steps")
 
 
-def _beside_the_run(config: SFTConfig) -> Iterator[Problem]:
+def _beside_the_run(config: TrainingConfig) -> Iterator[Problem]:
     """What the adapter excludes, whether the config describes it or a path names it."""
     kind = adapter_of(config)
     if kind in VIRTUAL and config.data.packing:
@@ -56,12 +56,12 @@ def _beside_the_run(config: SFTConfig) -> Iterator[Problem]:
         what = "a prefix is a cache of keys and values, which layers that are recomputed do without"
         yield Problem("gradient_checkpointing", what, "set it to false, or use prompt_tuning")
     for key in ("early_stopping_patience", "load_best_model_at_end"):
-        if isinstance(config.adapter, AdaLoraAdapter) and getattr(config.train, key):
+        if isinstance(config.adapter, AdaLoraAdapter) and getattr(config.train, key, None):
             what = "ends with an earlier model, and adalora's has the wanted ranks only at the end of its schedule"
             yield Problem(f"train.{key}", what, "leave it out, or use lora")
 
 
-def _going_on(config: SFTConfig) -> Iterator[Problem]:
+def _going_on(config: TrainingConfig) -> Iterator[Problem]:
     """From an adapter that there is: the model's path names it, or the config on top of the base model."""
     adapter, folder = config.adapter, adapter_folder(config.model.path)
     if folder is not None:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from scaleup.config.adapters import PrefixAdapter
 from scaleup.config.schema import RunConfig
-from scaleup.config.stages import SFTConfig
+from scaleup.config.stages import TrainingConfig
 from scaleup.errors import Problem
 from scaleup.plan.model_path import adapter_folder, saved_type
 
@@ -31,6 +31,7 @@ class Cell:
     adapter: str
     """A config's `adapter.type`; dora is lora with use_dora, full is no adapter."""
     precision: str
+    stage: str = "sft"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Refusal:
     quantizations: frozenset[str | None] = frozenset()
     adapters: frozenset[str] = frozenset()
     precisions: frozenset[str] = frozenset()
+    stages: frozenset[str] = frozenset()
 
     def covers(self, cell: Cell) -> bool:
         pairs = (
@@ -60,6 +62,7 @@ class Refusal:
             (cell.quantization, self.quantizations),
             (cell.adapter, self.adapters),
             (cell.precision, self.precisions),
+            (cell.stage, self.stages),
         )
         return all(not among or part in among for part, among in pairs)
 
@@ -148,6 +151,27 @@ REFUSALS = (
         adapters=frozenset({"prefix"}),
         precisions=frozenset({"bf16", "fp16"}),
     ),
+    Refusal(
+        "adapter.type",
+        "PPO samples with a cache and trains without, and nothing here shows virtual tokens to be the same in both",
+        "use lora",
+        adapters=frozenset({"prompt_tuning", "prefix"}),
+        stages=frozenset({"ppo"}),
+    ),
+    Refusal(
+        "adapter.type",
+        "adalora takes ranks away between the passes over a rollout, whose ratios compare the policy with itself",
+        "use lora",
+        adapters=frozenset({"adalora"}),
+        stages=frozenset({"ppo"}),
+    ),
+    Refusal(
+        "adapter.type",
+        "PPO trains a whole policy, or an adapter whose base is the reference",
+        "use lora, or leave adapter out",
+        adapters=frozenset({"selective"}),
+        stages=frozenset({"ppo"}),
+    ),
 )
 
 USES = ("evaluate", "generate", "export")
@@ -177,7 +201,8 @@ def verdict(cell: Cell) -> Verdict:
     for refusal in REFUSALS:
         if refusal.covers(cell):
             return Verdict("refused", refusal.where, refusal.reason, refusal.remedy)
-    return Verdict("untested here" if cell.precision == UNTESTED_PRECISION else "ok")
+    is_untested = cell.precision == UNTESTED_PRECISION or (cell.stage == "ppo" and cell.quantization is not None)
+    return Verdict("untested here" if is_untested else "ok")
 
 
 def table() -> Iterator[tuple[Cell, Verdict]]:
@@ -186,29 +211,33 @@ def table() -> Iterator[tuple[Cell, Verdict]]:
         yield cell, verdict(cell)
 
 
-def cell_of(config: SFTConfig, strategy: str | None = None) -> Cell:
+def cell_of(config: TrainingConfig, strategy: str | None = None) -> Cell:
     """Of a config, under its own strategy or another."""
     return Cell(
-        strategy or config.parallel.strategy, config.quantization, adapter_of(config), str(config.mixed_precision)
+        strategy or config.parallel.strategy,
+        config.quantization,
+        adapter_of(config),
+        str(config.mixed_precision),
+        config.stage,
     )
 
 
 def compat_problems(config: RunConfig) -> Iterator[Problem]:
     """What the table refuses. Under auto, what it refuses with every strategy."""
-    if not isinstance(config, SFTConfig):
+    if not isinstance(config, TrainingConfig):
         return
     found = verdict(cell_of(config))
     if found.status == "refused":
         yield Problem(found.where, found.reason, found.remedy)
 
 
-def allowed(config: SFTConfig, strategies: list[str]) -> list[str]:
+def allowed(config: TrainingConfig, strategies: list[str]) -> list[str]:
     """Those that the table does not refuse."""
     return [name for name in strategies if verdict(cell_of(config, name)).status != "refused"]
 
 
 def untested_notes(config: RunConfig, strategy: str) -> list[str]:
-    if not isinstance(config, SFTConfig):
+    if not isinstance(config, TrainingConfig):
         return []
     cell = cell_of(config, strategy)
     if verdict(cell).status != "untested here":
@@ -218,7 +247,7 @@ def untested_notes(config: RunConfig, strategy: str) -> list[str]:
     return [f"{together} in precision {cell.precision} is not covered by this project's tests: docs/compatibility.md"]
 
 
-def adapter_of(config: SFTConfig) -> str:
+def adapter_of(config: TrainingConfig) -> str:
     adapter = config.adapter
     saved = config.model.path if adapter is None else getattr(adapter, "path", None)
     folder = adapter_folder(saved) if saved else None

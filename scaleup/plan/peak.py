@@ -8,7 +8,7 @@ takes: docs/design/memory.md."""
 
 from __future__ import annotations
 
-from scaleup.config.stages import SFTConfig
+from scaleup.config.stages import SFTConfig, TrainingConfig
 from scaleup.plan.batches import accumulation, micro_batch
 from scaleup.plan.deepspeed import BUCKET
 from scaleup.plan.facts import Arithmetic, Footprint, MicroBatch, ModelFacts
@@ -34,13 +34,13 @@ def micro_batch_of(config: SFTConfig) -> MicroBatch:
     )
 
 
-def predicted_memory(facts: ModelFacts, config: SFTConfig, strategy: str, processes: int) -> MemoryPlan:
+def predicted_memory(facts: ModelFacts, config: TrainingConfig, strategy: str, processes: int) -> MemoryPlan:
     """What a rank holds under `strategy`, and its peak where the model could be traced."""
     held = training_memory(facts, config, strategy, processes)
     is_whole = strategy in ("single", "ddp")
     arithmetic: Arithmetic = "float32" if config.mixed_precision == "no" else "autocast" if is_whole else "low"
     footprint = facts.footprint(arithmetic)
-    if footprint is None:
+    if footprint is None or not isinstance(config, SFTConfig):
         return held
     most, step = footprint.most(0.0), _step(held, config)
     logits = min(most, footprint.logits)
