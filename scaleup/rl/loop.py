@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
@@ -182,8 +183,10 @@ def _evaluate(job: PPO, metrics: MetricsLog, state: PPOState) -> None:
             {"prompt": prompt.text, "response": text, "score": score}
             for prompt, text, score in zip(job.held_out, texts, scores.tolist(), strict=False)
         ]
-        write_json(samples_file(job.run, state.step), rows[: job.config.ppo.num_samples])
+        file = samples_file(job.run, state.step)
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, rows[: job.config.ppo.num_samples])
 
 
-def samples_file(run: RunFolder, step: int) -> Any:
+def samples_file(run: RunFolder, step: int) -> Path:
     return run.path / "samples" / f"rollout-{step:06d}.json"

@@ -1,5 +1,5 @@
-"""PPO: prompts -> responses -> rewards -> a better policy -> a model folder, samples and a manifest. In the group of the
-reward model: scores for whoever asks."""
+"""PPO: prompts -> responses -> rewards -> a better policy -> a model folder, samples and a manifest. In the group of
+the reward model: scores for whoever asks."""
 
 from __future__ import annotations
 
