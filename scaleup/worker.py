@@ -53,10 +53,10 @@ def _work(run: RunFolder, group: str, attempt: Attempt | None, stop: StopFlag) -
     config, plan = run.config, Plan.read(run.plan_file)
     runtime = Runtime.start(
         plan.group(group),
-        timeout_seconds=config.parallel.timeout_seconds,
+        timeout_seconds=plan.group(group).timeout_seconds,
         run_folder=run.path,
         report_to=getattr(config, "report_to", []),
-        progress_file=attempt.progress_file if attempt else None,
+        progress_file=attempt.progress_file(group) if attempt else None,
         stop=stop,
     )
     stage: Any = importlib.import_module(f"scaleup.stages.{config.stage}")
