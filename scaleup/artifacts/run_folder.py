@@ -201,6 +201,10 @@ class Attempt:
         for file in [*self.errors.glob(f"{group}-rank*.json"), *self.workers.glob(f"{group}-rank*.json")]:
             file.replace(file.with_name(f".{file.name}"))
 
+    def has_mistake(self, group: str) -> bool:
+        """Whether a worker of the group found a mistake of the user's, which would come again."""
+        return any(read_json(file)["problems"] for file in self.errors.glob(f"{group}-rank*.json"))
+
     def first_error(self) -> dict[str, Any] | None:
         """The earliest error that any rank recorded. A user's mistake comes before what it made other ranks feel."""
         errors = [read_json(file) for file in self.errors.glob("[!.]*.json")]
