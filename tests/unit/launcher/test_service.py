@@ -138,8 +138,11 @@ def test_one_that_does_not_end_is_ended(
     assert alive(started(run, "reward")) == []
 
 
-def test_a_stop_is_for_the_policy(run: RunFolder, serving: Callable[..., Agent]) -> None:
+def test_a_stop_is_for_the_policy(
+    run: RunFolder, serving: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Which needs its rewards until it has saved."""
+    monkeypatch.setattr(node, "CLOSING_SECONDS", 0.1)
     reward = SAVES_ON_SIGTERM.replace("policy-rank0", "reward-rank0").replace(
         'write_text("{}")', 'with_name("reward-told").touch()'
     )
