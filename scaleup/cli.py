@@ -116,6 +116,18 @@ def node(
     raise typer.Exit(join(run_folder, Console(), node_rank))
 
 
+@app.command()
+def resize(
+    run_folder: Annotated[Path, typer.Argument(help="A run folder, also of a run that is going on.")],
+    group: Annotated[str, typer.Argument(help="A group that serves another, e.g. reward.")],
+    num_processes: Annotated[int, typer.Argument(min=1, help="How many processes it is to have.")],
+) -> None:
+    """Give a run's reward group another size: it is started again while the policy waits."""
+    from scaleup.launcher.resize import resize_group
+
+    resize_group(run_folder, group, num_processes, Console())
+
+
 def main() -> None:
     try:
         app()

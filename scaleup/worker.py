@@ -21,7 +21,7 @@ from typing import Any
 from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.distributed.signals import StopFlag, stop_with_parent
 from scaleup.errors import ScaleupError
-from scaleup.plan.types import Plan
+from scaleup.plan.types import GroupPlan, Plan
 
 
 def main() -> None:
@@ -51,12 +51,13 @@ def _work(run: RunFolder, group: str, attempt: Attempt | None, stop: StopFlag) -
 
     quiet_libraries()
     config, plan = run.config, Plan.read(run.plan_file)
+    _leave_devices_to_others(plan.group(group))
     runtime = Runtime.start(
         plan.group(group),
-        timeout_seconds=config.parallel.timeout_seconds,
+        timeout_seconds=plan.group(group).timeout_seconds,
         run_folder=run.path,
         report_to=getattr(config, "report_to", []),
-        progress_file=attempt.progress_file if attempt else None,
+        progress_file=attempt.progress_file(group) if attempt else None,
         stop=stop,
     )
     stage: Any = importlib.import_module(f"scaleup.stages.{config.stage}")
@@ -65,6 +66,16 @@ def _work(run: RunFolder, group: str, attempt: Attempt | None, stop: StopFlag) -
     except Stopped as stopped:
         print(f"{stopped}; continue with --resume")
     runtime.accelerator.end_training()
+
+
+def _leave_devices_to_others(group: GroupPlan) -> None:
+    """Of the node's GPUs that may be seen, the group's own: the first ones are those of groups before it."""
+    if not group.first_device:
+        return
+    last = group.first_device + group.num_processes // group.num_nodes
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(number) for number in range(last)]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices[group.first_device : last])
 
 
 def _arguments() -> argparse.Namespace:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step. The parent folder must exist."""
+def write_text(path: Path, text: str, is_secret: bool = False) -> None:
+    """Replace a file in one step; a secret may be read by this user only. The parent folder must exist."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    mode = 0o600 if is_secret else 0o666
     try:
-        with aside.open("w", encoding="utf-8") as file:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -24,8 +25,8 @@ def write_text(path: Path, text: str) -> None:
         aside.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any, is_secret: bool = False) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", is_secret)
 
 
 def read_json(path: Path) -> Any:

@@ -30,6 +30,15 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "parallel.main_port",
         "evaluation",
         "generation",
+        "ppo.self_checks",
+        "reward.placement",
+        "reward.url",
+        "reward.parallel",
+        "reward.batch_size",
+        "reward.timeout_seconds",
+        "reward.reconnect_seconds",
+        "reward.bridge_port",
+        "reward.max_restarts",
     }
 )
 """Keys that do not move the trajectory. Any other difference makes it another run."""
@@ -69,6 +78,11 @@ class RunFolder:
     def resumable_file(self) -> Path:
         """Written when a signal stopped the run after a checkpoint; gone once the run goes on."""
         return self.path / "resumable.json"
+
+    @property
+    def bridge_file(self) -> Path:
+        """How the groups of a run find each other, with their secret: for the user's eyes only."""
+        return self.path / "bridge.json"
 
     def launch_file(self, group: str) -> Path:
         return self.path / "launch" / f"{group}.yaml"
@@ -168,18 +182,28 @@ class Attempt:
     def nodes(self) -> Path:
         return self.path / "nodes"
 
-    @property
-    def progress_file(self) -> Path:
-        return self.path / "progress.json"
+    def progress_file(self, group: str) -> Path:
+        return self.path / f"progress-{group}.json"
 
-    def launcher_log(self, group: str, node_rank: int) -> Path:
-        return self.logs / f"{group}-node{node_rank}.log"
+    def launcher_log(self, group: str, node_rank: int, restart: int = 0) -> Path:
+        """Each start of a group's launcher has one of its own."""
+        again = f"-restart{restart}" if restart else ""
+        return self.logs / f"{group}-node{node_rank}{again}.log"
 
     def node_file(self, node_rank: int) -> Path:
         return self.nodes / f"{node_rank}.json"
 
     def record_error(self, rank_name: str, error: dict[str, Any]) -> None:
         write_json(self.errors / f"{rank_name}.json", error)
+
+    def forget_workers(self, group: str) -> None:
+        """Of a group that is started again within the attempt: what its workers left is no longer about the run."""
+        for file in [*self.errors.glob(f"{group}-rank*.json"), *self.workers.glob(f"{group}-rank*.json")]:
+            file.replace(file.with_name(f".{file.name}"))
+
+    def has_mistake(self, group: str) -> bool:
+        """Whether a worker of the group found a mistake of the user's, which would come again."""
+        return any(read_json(file)["problems"] for file in self.errors.glob(f"{group}-rank*.json"))
 
     def first_error(self) -> dict[str, Any] | None:
         """The earliest error that any rank recorded. A user's mistake comes before what it made other ranks feel."""

@@ -221,6 +221,11 @@ def _with_absolute_paths(loaded: Loaded) -> Loaded:
         update["adapter"] = config.adapter.model_copy(update={"path": _absolute_folder(path)})
     if (reward := getattr(config, "reward", None)) is not None and reward.model is not None:
         update["reward"] = reward.model_copy(update={"model": absolute_model(reward.model)})
+    if reward is not None and reward.function is not None:
+        file, _, name = reward.function.rpartition(":")
+        if Path(file).is_file():
+            function = f"{Path(file).absolute()}:{name}"
+            update["reward"] = update.get("reward", reward).model_copy(update={"function": function})
     if adapters := getattr(config, "adapters", None):
         update["adapters"] = {name: _absolute_folder(path) for name, path in adapters.items()}
     return Loaded(config.model_copy(update=update), loaded.problems)

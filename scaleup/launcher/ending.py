@@ -88,10 +88,10 @@ def restart_line(run: RunFolder, ending: Ending, restart: int, max_restarts: int
     return f"{ending.what}; restart {restart} of {max_restarts} from {start}"
 
 
-def killed_worker(attempt: Attempt, group: str, node_rank: int) -> str:
+def killed_worker(attempt: Attempt, group: str, node_rank: int, restart: int = 0) -> str:
     """Which worker of this node was killed, and how, as far as its launcher knew; else nothing."""
     try:
-        log = attempt.launcher_log(group, node_rank).read_text(encoding="utf-8", errors="replace")
+        log = attempt.launcher_log(group, node_rank, restart).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
     failures = [(datetime.fromisoformat(at.replace("_", "T")), *rest) for at, *rest in TORCHRUN_FAILURE.findall(log)]

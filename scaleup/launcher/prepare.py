@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scaleup.artifacts.bridge_file import new_bridge
 from scaleup.artifacts.files import write_text
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import dump
@@ -19,3 +20,10 @@ def prepare_run(run: RunFolder, config: RunConfig, plan: Plan) -> None:
     (run.path / "launch").mkdir(exist_ok=True)
     for group in plan.groups:
         write_text(run.launch_file(group.name), accelerate_yaml(group))
+    renew_bridge(run, plan)
+
+
+def renew_bridge(run: RunFolder, plan: Plan) -> None:
+    """Where the run's groups meet from now on, if there are several."""
+    if plan.bridge is not None:
+        new_bridge(plan.bridge.address, plan.bridge.port).save(run.bridge_file)

@@ -25,6 +25,7 @@ class RunProcess:
     """A launcher or a worker of one attempt."""
 
     pid: int
+    group: str
     attempt: int
     node: int
     is_launcher: bool
@@ -43,7 +44,8 @@ def _process(pid: int, run: Path) -> RunProcess | None:
         place = arguments.index("scaleup.worker")
         if os.path.realpath(arguments[place + 1]) == os.path.realpath(run):
             attempt, node = (int(arguments[arguments.index(name, place) + 1]) for name in ("--attempt", "--node"))
-            return RunProcess(pid, attempt, node, "accelerate.commands.launch" in arguments[:place])
+            is_launcher = "accelerate.commands.launch" in arguments[:place]
+            return RunProcess(pid, arguments[place + 2], attempt, node, is_launcher)
     return None
 
 

@@ -26,6 +26,7 @@ from scaleup.launcher.ending import (
 )
 from scaleup.launcher.node import POLL_SECONDS, NodeAgent
 from scaleup.launcher.nodes import Newcomer, NodeGone, Nodes
+from scaleup.launcher.prepare import renew_bridge
 from scaleup.launcher.processes import end_leftovers
 from scaleup.launcher.signals import StopSignals
 from scaleup.launcher.watch import Watch
@@ -58,6 +59,7 @@ class Attempts:
         restarts = 0
         while True:
             attempt = self.run.new_attempt()
+            renew_bridge(self.run, self.plan)
             self.nodes.enter(attempt)
             ending = self._whole(attempt, self._part(attempt))
             if not may_restart(ending, restarts, max_restarts):
@@ -99,7 +101,7 @@ class Attempts:
         console = Console(quiet=True) if self.node_rank else self.console  # one node shows the progress
         agent = NodeAgent(self.run, self.plan, attempt, self.nodes, self.signals, self.node_rank)
         try:
-            with Watch(attempt, console) as watch:
+            with Watch(attempt, console, [group.name for group in self.plan.groups]) as watch:
                 part = agent.run_groups(watch)
         except NodeGone as gone:
             part = Part(failed=str(gone), signalled=self.signals.count > 0)

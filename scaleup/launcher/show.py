@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -25,6 +26,10 @@ def show_plan(console: Console, plan: Plan) -> None:
             f"{where}, {group.threads_per_process} threads each, precision {group.mixed_precision}",
         )
         facts.add_row("strategy", f"{group.strategy}: {group.why}")
+    if plan.reward is not None:
+        facts.add_row("reward model", f"{plan.reward.architecture} from {plan.reward.location}")
+    for key, value in _rollouts(plan):
+        facts.add_row(key, value)
     if plan.batch is not None:
         batch, world = plan.batch, plan.groups[0].num_processes
         facts.add_row("batch", _batch(batch, world))
@@ -41,6 +46,17 @@ def show_plan(console: Console, plan: Plan) -> None:
     facts.add_row("run folder", plan.run_folder)
     console.print(facts)
     show_memory(console, plan)
+
+
+def _rollouts(plan: Plan) -> Iterator[tuple[str, str]]:
+    rollouts, world = plan.rollouts, plan.groups[0].num_processes
+    if rollouts is None:
+        return
+    yield "rollouts", f"{rollouts.num_rollouts:,} of {rollouts.rows} rows, {rollouts.passes} passes over each"
+    split = f"{world} processes x {rollouts.rank_mini_batch} rows, {rollouts.micro_batch} at a time"
+    yield "mini-batches", f"{rollouts.num_mini_batches} a pass of {rollouts.mini_batch} rows = {split}"
+    yield "steps", f"{rollouts.num_steps:,}"
+    yield "prompts", "not counted (from a hub)" if rollouts.num_prompts is None else f"{rollouts.num_prompts:,}"
 
 
 def _batch(batch: BatchPlan, world: int) -> str:

@@ -11,7 +11,7 @@ from scaleup.plan.compute import TOKENS_A_PARAMETER
 from scaleup.plan.strategy import MARGIN
 from scaleup.plan.types import MemoryPlan, Plan
 
-PARTS = ("weights", "gradients", "optimizer", "buffers", "activations", "logits", "peak", "host")
+PARTS = ("weights", "reference", "gradients", "optimizer", "buffers", "activations", "logits", "peak", "host")
 NAMES = {"host": "offloaded"}
 
 
@@ -35,6 +35,10 @@ def show_memory(console: Console, plan: Plan) -> None:
     if fitting is not None and plan.device_memory is not None:
         has = f"a rank has {mebibytes(plan.device_memory)}, of which {MARGIN:.0%} are left to libraries and fragments"
         console.print(has, highlight=False)
+    if plan.reward_memory is not None:
+        parts = [part for part in ("weights", "buffers") if _size(plan.reward_memory, part)]
+        sizes = ", ".join(f"{part} {mebibytes(_size(plan.reward_memory, part))}" for part in parts)
+        console.print(f"a rank of the reward group ({plan.reward_memory.strategy}): {sizes}", highlight=False)
     if is_traced and plan.groups[0].device == "cuda":
         console.print("activations are those of a CPU's kernels; a GPU's are about the same", highlight=False)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -17,10 +19,9 @@ LINE_SECONDS = 15.0
 
 
 class Watch:
-    """Reads the attempt's progress file. Use as a context manager around the time that the run takes."""
+    """Reads the progress files of an attempt's groups. Use as a context manager around the time that the run takes."""
 
-    def __init__(self, attempt: Attempt, console: Console) -> None:
-        self._file = attempt.progress_file
+    def __init__(self, attempt: Attempt, console: Console, groups: Sequence[str] = ("policy",)) -> None:
         self._console = console
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -32,9 +33,10 @@ class Watch:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("starting", total=None, shown="")
-        self._last: dict[str, Any] = {"phase": "starting", "total": None}
-        self._next_line = 0.0
+        self._tracks = [
+            _Track(attempt.progress_file(group), console, self._bar, f"{group}: " if number else "")
+            for number, group in enumerate(groups)
+        ]
 
     def __enter__(self) -> Watch:
         self._bar.start()
@@ -46,6 +48,27 @@ class Watch:
         self._bar.stop()
 
     def refresh(self) -> None:
+        for track in self._tracks:
+            track.refresh()
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the bars."""
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+class _Track:
+    """One group's progress. `name` stands before its phases; the first group's need none."""
+
+    def __init__(self, file: Path, console: Console, bar: Progress, name: str) -> None:
+        self._file = file
+        self._console = console
+        self._bar = bar
+        self._name = name
+        self._task = bar.add_task(f"{name}starting", total=None, shown="")
+        self._last: dict[str, Any] = {"phase": "starting", "total": None}
+        self._next_line = 0.0
+
+    def refresh(self) -> None:
         position: dict[str, Any] = {}
         with suppress(OSError, ValueError):
             position = read_json(self._file)
@@ -55,7 +78,7 @@ class Watch:
         if position["phase"] != self._last["phase"]:  # a bar a phase: what is over stays above it, full
             whole = self._last["total"] or 1
             self._bar.update(self._task, total=whole, completed=whole)
-            self._task = self._bar.add_task(position["phase"], total=position["total"], shown="")
+            self._task = self._bar.add_task(f"{self._name}{position['phase']}", total=position["total"], shown="")
         self._bar.update(self._task, completed=position["done"], shown=shown)
         self._line(position, shown)
         self._last = position
@@ -67,4 +90,4 @@ class Watch:
             return
         self._next_line = time.monotonic() + LINE_SECONDS
         count = f" {position['done']}/{position['total']}" if position["total"] else ""
-        self._console.print(f"{position['phase']}{count} {shown}".rstrip(), highlight=False)
+        self._console.print(f"{self._name}{position['phase']}{count} {shown}".rstrip(), highlight=False)

@@ -92,6 +92,8 @@ def model_facts(model: ModelConfig, where: str = "model", shell: Shell | None = 
         tensors=_tensors(parameters, shell.quantized),
         largest_block=shell.largest_block,
         vocab_size=text.vocab_size,
+        hidden_size=getattr(text, "hidden_size", 0),
+        has_eos=tokenizer.eos_token_id is not None,
         max_positions=getattr(text, "max_position_embeddings", None),
         num_virtual_tokens=num_virtual_tokens(shell.model),
         tokenizer_size=len(tokenizer),

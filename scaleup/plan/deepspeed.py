@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from scaleup.config.schema import ParallelConfig
 from scaleup.config.stages import TrainingConfig
 
 BUCKET = 50_000_000
@@ -29,23 +30,39 @@ def deepspeed_settings(config: TrainingConfig, stage: int) -> dict[str, Any]:
         "offload_optimizer": {"device": "cpu" if parallel.offload_optimizer else "none"},
     }
     if stage == 3:
-        zero |= {
-            "offload_param": {"device": "cpu" if parallel.offload_parameters else "none"},
-            "stage3_prefetch_bucket_size": BUCKET,
-            "stage3_param_persistence_threshold": PERSISTENT,
-            "stage3_max_live_parameters": LIVE,
-            "stage3_max_reuse_distance": BUCKET,  # 1e9, the default, leaves all but large models gathered
-            "stage3_gather_16bit_weights_on_model_save": False,
-        }
+        zero |= _sharded_parameters(parallel.offload_parameters)
     return {
-        "train_micro_batch_size_per_gpu": 1,  # batches are ours: no loader of DeepSpeed's reads this
-        "gradient_accumulation_steps": 1,
+        **_common(config.mixed_precision),
         "gradient_clipping": config.train.max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": parallel.offload_optimizer,
-        "bf16": {"enabled": config.mixed_precision == "bf16"},
-        "fp16": {"enabled": config.mixed_precision == "fp16"},
+    }
+
+
+def inference_settings(parallel: ParallelConfig, mixed_precision: str) -> dict[str, Any]:
+    """ZeRO-3 of a model that is not trained: its parameters are sharded, and there is nothing else."""
+    zero = {"stage": 3, "offload_optimizer": {"device": "none"}, **_sharded_parameters(parallel.offload_parameters)}
+    return {**_common(mixed_precision), "gradient_clipping": 0.0, "zero_optimization": zero}
+
+
+def _sharded_parameters(offloads: bool) -> dict[str, Any]:
+    return {
+        "offload_param": {"device": "cpu" if offloads else "none"},
+        "stage3_prefetch_bucket_size": BUCKET,
+        "stage3_param_persistence_threshold": PERSISTENT,
+        "stage3_max_live_parameters": LIVE,
+        "stage3_max_reuse_distance": BUCKET,  # 1e9, the default, leaves all but large models gathered
+        "stage3_gather_16bit_weights_on_model_save": False,
+    }
+
+
+def _common(mixed_precision: str) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # batches are ours: no loader of DeepSpeed's reads this
+        "gradient_accumulation_steps": 1,
+        "bf16": {"enabled": mixed_precision == "bf16"},
+        "fp16": {"enabled": mixed_precision == "fp16"},
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
     }

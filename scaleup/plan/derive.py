@@ -12,7 +12,9 @@ import yaml
 
 from scaleup.artifacts.run_folder import RunFolder, finished_run
 from scaleup.config.load import Loaded, load_leniently, load_mapping
+from scaleup.config.schema import DataConfig
 from scaleup.errors import Problem, ScaleupError
+from scaleup.records.examples import format_problems
 
 
 def evaluation_config(target: Path, overrides: Sequence[str]) -> Loaded:
@@ -55,8 +57,11 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
 
 
 def _inference_keys(known: dict[str, Any]) -> dict[str, Any]:
+    generation = known.get("generation", {})
+    if "ppo" in known:
+        generation = {"max_new_tokens": known["ppo"]["max_new_tokens"]}
     return {
-        "generation": known.get("generation", {}),
+        "generation": generation,
         "evaluation": known.get("evaluation", {}),
         "mixed_precision": known["mixed_precision"],
         "quantization": known.get("quantization"),
@@ -65,10 +70,13 @@ def _inference_keys(known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _export_keys(known: dict[str, Any]) -> dict[str, Any]:
-    """In one process, checked on held-out rows of the run, or else on those it was trained on."""
+    """In one process, checked on held-out rows of the run, or else on those it was trained on; of rows that are prompts
+    only nothing is checked."""
     data = {**known["data"], "train": None, "validation": None, "test": None, "validation_fraction": None}
     split = next((split for split in ("test", "validation", "train") if known["data"][split]), "test")
     rows = [{**source, "split": source["split"] or split} for source in known["data"][split] or []]
+    if format_problems(DataConfig.model_validate(known["data"]), [split]):
+        rows = []
     return {
         "data": {**data, "test": rows or None},
         "export": {"trained_in": known.get("quantization")},

@@ -102,6 +102,10 @@ class ModelFacts(BaseModel):
     largest_block: int
     """Elements of the largest part that FSDP2 gathers at once: a layer, the embeddings, or the head."""
     vocab_size: int
+    hidden_size: int = 0
+    """Of the trunk's last states; 0 where the architecture does not say."""
+    has_eos: bool = True
+    """Whether the tokenizer has a token that ends a text."""
     tokenizer_size: int
     """Ids the tokenizer can give; the model must have at least as many."""
     max_positions: int | None

@@ -17,7 +17,7 @@ from scaleup.config.schema import OptimizationConfig
 from scaleup.config.stages import TrainingConfig
 from scaleup.plan.deepspeed import BUCKET, LIVE, PERSISTENT
 from scaleup.plan.facts import ModelFacts, Tensors
-from scaleup.plan.types import MemoryPlan
+from scaleup.plan.types import GroupPlan, MemoryPlan
 
 FLOAT32 = 4
 
@@ -32,6 +32,24 @@ def inference_memory(facts: ModelFacts, strategy: str, quantization: str | None 
     """Every rank holds the whole model: in float32 whatever the precision of its arithmetic, quantized parts aside."""
     weights = _bytes(facts.tensors, FLOAT32, quantization)
     return MemoryPlan(strategy=strategy, weights=weights, gradients=0, optimizer=0)
+
+
+def serving_memory(facts: ModelFacts, group: GroupPlan, quantization: str | None) -> MemoryPlan:
+    """Of a rank that only scores: whole, or sharded as `_zero3` and `_fsdp2` do, without what training adds."""
+    count = group.num_processes
+    if group.strategy == "zero3":
+        width = FLOAT32 if group.mixed_precision == "no" else 2
+        small = sum(t.elements * t.count for t in facts.tensors if t.elements <= PERSISTENT)
+        total = sum(t.elements * t.count for t in facts.tensors)
+        shards = sum(_padded(t.elements, count) // count * t.count for t in facts.tensors)
+        gathered = min(total - small, LIVE) if count > 1 else 0
+        persistent = small if count > 1 else 0
+        weights, buffers = width * (shards + persistent), width * gathered
+    elif group.strategy == "fsdp2":
+        weights, buffers = FLOAT32 * _cut_by_rows(facts.tensors, count), 2 * FLOAT32 * facts.largest_block
+    else:
+        return inference_memory(facts, group.strategy, quantization)
+    return MemoryPlan(strategy=group.strategy, weights=weights, gradients=0, optimizer=0, buffers=buffers)
 
 
 def quantized_bytes(shape: tuple[int, ...], quantization: str | None) -> int:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Literal
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import Loaded
 from scaleup.config.schema import ModelConfig, RunConfig, SourceConfig
-from scaleup.config.stages import EvaluateConfig, ExportConfig, GenerateConfig, SFTConfig
+from scaleup.config.stages import EvaluateConfig, ExportConfig, GenerateConfig, PPOConfig, SFTConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.adapters import rank_schedule_problems
 from scaleup.plan.batches import batch_plan
@@ -17,13 +16,15 @@ from scaleup.plan.compat import untested_notes
 from scaleup.plan.compute import Rate, compute_plan
 from scaleup.plan.describe import describe_models
 from scaleup.plan.facts import AskedModel, ModelFacts
+from scaleup.plan.groups import bridge_of, groups_of
 from scaleup.plan.machine import Machine, this_machine
-from scaleup.plan.memory import inference_memory
+from scaleup.plan.memory import inference_memory, serving_memory
 from scaleup.plan.peak import micro_batch_of, predicted_memory
 from scaleup.plan.resume import state_of
-from scaleup.plan.rules import config_problems, device_of, facts_problems, needed_splits
+from scaleup.plan.rollouts import policy_facts, policy_memory, policy_notes, rollout_plan
+from scaleup.plan.rules import REWARD_MODEL, config_problems, facts_problems, needed_splits
 from scaleup.plan.saved_adapters import base_problems
-from scaleup.plan.strategy import available, group_settings, settle, share_of
+from scaleup.plan.strategy import available, share_of
 from scaleup.plan.types import BatchPlan, GroupPlan, MemoryPlan, Plan
 from scaleup.records.check import DataCheck, check_data
 from scaleup.records.examples import format_problems
@@ -89,7 +90,11 @@ def models_of(config: RunConfig) -> dict[str, ModelConfig]:
     if isinstance(config, EvaluateConfig) and config.baseline is not None:
         models["baseline"] = config.baseline
     made = {"adapter": getattr(config, "adapter", None), "quantization": getattr(config, "quantization", None)}
-    return {where: AskedModel(**model.model_dump(), **made) for where, model in models.items()}
+    asked: dict[str, ModelConfig] = {where: AskedModel(**model.model_dump(), **made) for where, model in models.items()}
+    if isinstance(config, PPOConfig) and config.reward.model is not None:
+        scorer, quantization = config.reward.model.model_dump(), config.reward.quantization
+        asked[REWARD_MODEL] = AskedModel(**scorer, quantization=quantization)
+    return asked
 
 
 def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts], data: DataCheck, rate: Rate) -> Plan:
@@ -99,40 +104,28 @@ def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts],
         compute = compute_plan(config, facts["model"], batch, rate)
         notes = _mixture_notes(config, batch, data) + _footprint_notes(facts["model"])
     memory = _memory(config, facts["model"])
-    group = _policy_group(config, machine, facts["model"], _strategy_before(config, batch))
-    notes += untested_notes(config, group.strategy)
-    share = share_of(config, machine, group.device)
+    notes += policy_notes(config, facts["model"]) if isinstance(config, PPOConfig) else []
+    trained = policy_facts(config, facts["model"]) if isinstance(config, PPOConfig) else facts["model"]
+    groups = groups_of(config, machine, trained, _strategy_before(config, batch))
+    notes += untested_notes(config, groups[0].strategy)
+    share = share_of(config, machine, groups[0].device)
     return Plan(
         stage=config.stage,
         name=config.name,
         run_folder=str(Path(config.runs_dir) / config.name),
-        groups=[group],
+        groups=groups,
         model=facts["model"],
         baseline=facts.get("baseline"),
+        reward=facts.get(REWARD_MODEL),
         batch=batch,
+        rollouts=rollout_plan(config, data) if isinstance(config, PPOConfig) else None,
+        bridge=bridge_of(config, groups[0]),
         memory=memory,
+        reward_memory=_reward_memory(config, groups, facts),
         device_memory=share.memory,
         fitting=None if share.memory is None else [row.strategy for row in memory if share.fits(row)],
         compute=compute,
         notes=notes,
-    )
-
-
-def _policy_group(config: RunConfig, machine: Machine, facts: ModelFacts, before: str | None) -> GroupPlan:
-    parallel = config.parallel
-    device: Literal["cpu", "cuda"] = "cuda" if device_of(config, machine) == "cuda" else "cpu"
-    strategy, why = settle(config, facts, share_of(config, machine, device), before)
-    return GroupPlan(
-        name="policy",
-        num_processes=parallel.num_processes,
-        num_nodes=parallel.num_nodes,
-        device=device,
-        backend="gloo" if device == "cpu" else "nccl",
-        mixed_precision=config.mixed_precision,
-        threads_per_process=max(1, machine.num_cores * parallel.num_nodes // parallel.num_processes),
-        main_address=parallel.main_address,
-        main_port=parallel.main_port,
-        **group_settings(config, strategy, why, device),
     )
 
 
@@ -176,13 +169,21 @@ def _memory(config: RunConfig, facts: ModelFacts) -> list[MemoryPlan]:
     names, count = available(config), config.parallel.num_processes
     if isinstance(config, SFTConfig):
         return [predicted_memory(facts, config, name, count) for name in names]
+    if isinstance(config, PPOConfig):
+        return [policy_memory(config, facts, name) for name in names]
     quantization = getattr(config, "quantization", None)
     return [inference_memory(facts, name, quantization) for name in names]
 
 
+def _reward_memory(config: RunConfig, groups: list[GroupPlan], facts: dict[str, ModelFacts]) -> MemoryPlan | None:
+    if not isinstance(config, PPOConfig) or len(groups) == 1:
+        return None
+    return serving_memory(facts[REWARD_MODEL], groups[1], config.reward.quantization)
+
+
 def _check_data(config: RunConfig) -> DataCheck:
     splits = [split for split in needed_splits(config) if getattr(config.data, split) is not None]
-    prompts_only = isinstance(config, GenerateConfig)
+    prompts_only = isinstance(config, GenerateConfig | PPOConfig)
     most = config.export.num_rows if isinstance(config, ExportConfig) else None
     check = check_data(config.data, splits, most, prompts_only)
     return DataCheck(format_problems(config.data, splits, prompts_only) + check.problems, check.sources)

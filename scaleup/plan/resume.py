@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.schema import RunConfig
+from scaleup.config.stages import PPOConfig
 from scaleup.errors import ScaleupError
 from scaleup.plan.types import BatchPlan, Plan
 
@@ -24,6 +25,8 @@ STRATEGY_KEYS = frozenset({"parallel.strategy", "parallel.offload_optimizer", "p
 
 def state_of(run: RunFolder, config: RunConfig, batch: BatchPlan | None) -> str:
     """`absent`, `finished` or `unfinished`, as RunFolder.state. Raises ScaleupError when it holds another run."""
+    if isinstance(config, PPOConfig):  # its own keys say how large a step is
+        return run.state(config, SPLIT_KEYS | STRATEGY_KEYS)
     before = _batch_of(run)
     if batch is None or before is None:
         return run.state(config)

@@ -9,13 +9,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from scaleup.config.schema import RunConfig
-from scaleup.config.stages import EvaluateConfig, ExportConfig, GenerateConfig, SFTConfig
+from scaleup.config.stages import (
+    EvaluateConfig,
+    ExportConfig,
+    GenerateConfig,
+    PPOConfig,
+    SFTConfig,
+    TrainingConfig,
+)
 from scaleup.errors import Problem
 from scaleup.plan.adapters import adapter_problems
 from scaleup.plan.batches import batch_size_problems, batching_problems, packing_problems
 from scaleup.plan.facts import ModelFacts
+from scaleup.plan.groups import device_of
 from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import model_path_problems, peek_model_type
+from scaleup.plan.reward_source import reward_source_problems
+from scaleup.plan.rollouts import num_steps, response_problems, rollout_problems
 from scaleup.plan.saved_adapters import export_problems, side_by_side_problems
 from scaleup.records.examples import row_format
 
@@ -26,11 +36,6 @@ def config_problems(config: RunConfig, machine: Machine) -> list[Problem]:
     return [problem for rule in RULES for problem in rule(config, machine)]
 
 
-def device_of(config: RunConfig, machine: Machine) -> str:
-    wanted = config.parallel.device
-    return wanted if wanted != "auto" else ("cuda" if machine.num_gpus else "cpu")
-
-
 def needed_splits(config: RunConfig) -> list[str]:
     """The data splits that the stage reads."""
     if isinstance(config, EvaluateConfig):
@@ -39,14 +44,24 @@ def needed_splits(config: RunConfig) -> list[str]:
         return [] if config.generation.prompts else ["test"]
     if isinstance(config, ExportConfig):
         return ["test"] if config.data.test and config.export.num_rows else []
+    if isinstance(config, PPOConfig):
+        return ["train", "test"] if config.data.test else ["train"]
     return ["train", "validation"] if config.data.validation else ["train"]
+
+
+REWARD_MODEL = "reward.model"
+"""The config key, and what the facts of that model go by."""
 
 
 def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Problem]:
     """What only the model's own files can tell."""
-    problems = []
+    if where == REWARD_MODEL:
+        return _reward_model_problems(config, facts)
+    problems: list[Problem] = []
     if config.mixed_precision == "fp16" and facts.model_type in T5_FAMILY:
         problems.append(_t5_in_fp16())
+    if isinstance(config, PPOConfig):
+        problems += response_problems(config, facts)
     if isinstance(config, ExportConfig):  # which takes of a row what there are positions for
         if config.export.dtype == "float16" and facts.model_type in T5_FAMILY:
             problems.append(_t5_in_fp16("export.dtype"))
@@ -67,6 +82,14 @@ def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Pro
             Problem("data.messages", what, "use prompt and completion, or a tokenizer with a chat template")
         )
     return problems + packing_problems(config, facts)
+
+
+def _reward_model_problems(config: RunConfig, facts: ModelFacts) -> list[Problem]:
+    assert isinstance(config, PPOConfig)
+    problems = []
+    if config.reward.mixed_precision == "fp16" and facts.model_type in T5_FAMILY:
+        problems.append(Problem("reward.mixed_precision", "T5 models overflow in fp16", 'use bf16, or "no"'))
+    return problems
 
 
 def _position_problems(config: RunConfig, facts: ModelFacts, where: str) -> Iterator[Problem]:
@@ -106,7 +129,7 @@ def _precision(config: RunConfig, machine: Machine) -> Iterator[Problem]:
         return
     if peek_model_type(config.model) in T5_FAMILY:
         yield _t5_in_fp16()
-    if device_of(config, machine) == "cpu":
+    if device_of(config.parallel, machine) == "cpu":
         yield Problem("mixed_precision", "fp16 needs a GPU, and this run is on the CPU", 'use bf16, or "no"')
 
 
@@ -120,7 +143,7 @@ def _parallel(config: RunConfig, machine: Machine) -> Iterator[Problem]:
         yield Problem("parallel.offload_optimizer", f"{parallel.strategy} cannot", "use zero1, zero2 or zero3")
     if parallel.offload_parameters and not (chooses or parallel.strategy == "zero3"):
         yield Problem("parallel.offload_parameters", f"{parallel.strategy} cannot", "use zero3")
-    if parallel.offload_optimizer and isinstance(config, SFTConfig) and config.train.optimizer != "adamw":
+    if parallel.offload_optimizer and isinstance(config, TrainingConfig) and config.train.optimizer != "adamw":
         what = f"DeepSpeed's CPU optimizer is AdamW, not {config.train.optimizer}"
         yield Problem("parallel.offload_optimizer", what, "use train.optimizer: adamw")
     if parallel.num_processes % parallel.num_nodes:
@@ -130,11 +153,26 @@ def _parallel(config: RunConfig, machine: Machine) -> Iterator[Problem]:
         for key in ("main_address", "main_port"):
             if getattr(parallel, key) is None:
                 yield Problem(f"parallel.{key}", f"is needed with {parallel.num_nodes} nodes", "name the first node's")
-    if device_of(config, machine) == "cuda":
+    if device_of(config.parallel, machine) == "cuda":
         per_node = parallel.num_processes // parallel.num_nodes
         if parallel.num_nodes == 1 and per_node > machine.num_gpus:
             what = f"{per_node} processes need {per_node} GPUs, and this machine has {machine.num_gpus}"
             yield Problem("parallel.num_processes", what, "use fewer processes, or parallel.device=cpu")
+
+
+def _optimization(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    if not isinstance(config, TrainingConfig):
+        return
+    train = config.train
+    steps, named = getattr(train, "max_steps", None), "max_steps"
+    if isinstance(config, PPOConfig):
+        steps, named = num_steps(config), "the run's optimizer steps,"
+    if train.warmup_steps is not None and train.warmup_ratio is not None:
+        yield Problem("train.warmup_steps", "and train.warmup_ratio exclude each other", "give one")
+    if train.warmup_steps is not None and steps is not None and train.warmup_steps > steps:
+        yield Problem("train.warmup_steps", f"is longer than {named} {steps}", "use fewer")
+    if train.momentum and train.optimizer != "sgd":
+        yield Problem("train.momentum", f"has no meaning for {train.optimizer}", "use optimizer sgd, or leave it out")
 
 
 def _train(config: RunConfig, machine: Machine) -> Iterator[Problem]:
@@ -144,12 +182,6 @@ def _train(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     if (train.max_steps is None) == (train.num_train_epochs is None):
         what = "is needed" if train.max_steps is None else "and train.num_train_epochs exclude each other"
         yield Problem("train.max_steps", what, "give max_steps or num_train_epochs")
-    if train.warmup_steps is not None and train.warmup_ratio is not None:
-        yield Problem("train.warmup_steps", "and train.warmup_ratio exclude each other", "give one")
-    if train.warmup_steps is not None and train.max_steps is not None and train.warmup_steps > train.max_steps:
-        yield Problem("train.warmup_steps", f"is longer than max_steps {train.max_steps}", "use fewer")
-    if train.momentum and train.optimizer != "sgd":
-        yield Problem("train.momentum", f"has no meaning for {train.optimizer}", "use optimizer sgd, or leave it out")
     has_validation = bool(data.validation) or data.validation_fraction is not None
     for key in ("eval_steps", "early_stopping_patience", "load_best_model_at_end"):
         if getattr(train, key) and not has_validation:
@@ -213,6 +245,9 @@ RULES: list[Rule] = [
     side_by_side_problems,
     batch_size_problems,
     batching_problems,
+    rollout_problems,
+    reward_source_problems,
+    _optimization,
     _train,
     _data,
     _evaluation,

@@ -30,10 +30,47 @@ class BatchPlan(_Frozen):
     num_train_rows: int | None
 
 
+class RolloutPlan(_Frozen):
+    """A rollout is sampled, then trained on in `passes` x `num_mini_batches` optimizer steps. In rows, a prompt with
+    its response each, over all processes unless another is said."""
+
+    num_rollouts: int
+    rows: int
+    """Of a rollout."""
+    passes: int
+    num_mini_batches: int
+    mini_batch: int
+    """Of an optimizer step."""
+    rank_mini_batch: int
+    """Of it, on each process."""
+    micro_batch: int
+    """On a process at a time; the last micro-batch of a mini-batch may have fewer."""
+    num_steps: int
+    """Optimizer steps in all."""
+    num_prompts: int | None
+    """Rows of data.train; None where they are not counted."""
+
+
+class BridgePlan(_Frozen):
+    """Where the policy listens for the group that gives rewards."""
+
+    address: str
+    port: int | None
+    """None: a free one at each start. What holds, with the run's secret, is in the run folder's bridge.json."""
+
+
 class GroupPlan(_Frozen):
     """One `accelerate launch` job: a process group of its own."""
 
     name: str
+    serves: bool = False
+    """Whether it works for the first group, whose end is the run's. It has one node, the first."""
+    max_restarts: int = 0
+    """How often a group that serves is started again by itself, while the first one waits."""
+    timeout_seconds: int = 1800
+    """A collective that waits longer ends the group."""
+    first_device: int = 0
+    """Its first GPU on a node: groups have GPUs of their own, one after another."""
     num_processes: int
     num_nodes: int
     device: Literal["cpu", "cuda"]
@@ -63,6 +100,8 @@ class MemoryPlan(_Frozen):
     gradients: int
     optimizer: int
     """Moments, and DeepSpeed's float32 copy of the weights."""
+    reference: int = 0
+    """A frozen copy of the model, that a policy is compared with."""
     buffers: int = 0
     """What the engine communicates with: buckets, and weights gathered from other ranks."""
     host: int = 0
@@ -79,7 +118,7 @@ class MemoryPlan(_Frozen):
     @property
     def total(self) -> int:
         """Held on the device."""
-        return self.weights + self.gradients + self.optimizer + self.buffers
+        return self.weights + self.reference + self.gradients + self.optimizer + self.buffers
 
 
 class ComputePlan(_Frozen):
@@ -102,8 +141,15 @@ class Plan(_Frozen):
     groups: list[GroupPlan]
     model: ModelFacts
     baseline: ModelFacts | None = None
+    reward: ModelFacts | None = None
+    """The model that gives rewards, if a model does."""
     batch: BatchPlan | None = None
+    rollouts: RolloutPlan | None = None
+    bridge: BridgePlan | None = None
+    """Where there is a reward group."""
     memory: list[MemoryPlan]
+    reward_memory: MemoryPlan | None = None
+    """Of a rank of the reward group."""
     device_memory: int | None = None
     """Bytes of a rank, where they are known."""
     fitting: list[str] | None = None

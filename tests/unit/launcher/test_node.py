@@ -53,7 +53,7 @@ class Agent(NodeAgent):
 
     code: str | dict[str, str] = "pass"
 
-    def _start(self, group: GroupPlan) -> subprocess.Popen[bytes]:
+    def _start(self, group: GroupPlan, restart: int = 0) -> subprocess.Popen[bytes]:
         code = self.code if isinstance(self.code, str) else self.code[group.name]
         worker = ["scaleup.worker", str(self.run.path), group.name, "--attempt", self.attempt.path.name, "--node", "0"]
         return subprocess.Popen([sys.executable, "-c", code, *worker, str(self.attempt.path)], start_new_session=True)

@@ -52,7 +52,7 @@ def test_are_known_by_run_attempt_and_node(run: RunFolder, workers: Workers) -> 
     found = workers.start(run.path, "--attempt", "3", "--node", "1")
     workers.start(f"{run.path}-other", "--attempt", "3", "--node", "1")
     workers.start(run.path)  # by hand
-    assert processes_of(run.path) == [RunProcess(found.pid, 3, 1, is_launcher=False)]
+    assert processes_of(run.path) == [RunProcess(found.pid, "policy", 3, 1, is_launcher=False)]
     (link := run.path.parent / "link").symlink_to(run.path)
     assert [process.pid for process in processes_of(link)] == [found.pid]
 
@@ -94,7 +94,7 @@ class TestLeftovers:
         assert alive([other.pid, by_hand.pid]) == [other.pid, by_hand.pid]
 
     def test_one_that_does_not_end_refuses_the_start(self, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-        stuck = [RunProcess(os.getpid(), 1, 0, is_launcher=False)]
+        stuck = [RunProcess(os.getpid(), "policy", 1, 0, is_launcher=False)]
         monkeypatch.setattr(processes, "processes_of", lambda run: stuck)
         monkeypatch.setattr(processes, "signal_all", lambda *arguments: None)
         for name in ("LEFTOVER_SECONDS", "KILL_SECONDS"):

@@ -22,7 +22,7 @@ class Seen:
 
     def report(self, phase: str, done: int = 0, total: int | None = None, **shown: Any) -> list[str]:
         position = {"phase": phase, "done": done, "total": total, **shown}
-        self.attempt.progress_file.write_text(json.dumps(position))
+        self.attempt.progress_file("policy").write_text(json.dumps(position))
         return self.refresh()
 
     def refresh(self) -> list[str]:
@@ -70,9 +70,9 @@ def test_the_same_position_is_said_once(seen: Seen) -> None:
 @pytest.mark.parametrize("content", [b"", b'{"phase": "tr', b"\xff"])
 def test_a_half_written_position_is_passed_over(seen: Seen, content: bytes) -> None:
     seen.report("training", 1, 60)
-    seen.attempt.progress_file.write_bytes(content)
+    seen.attempt.progress_file("policy").write_bytes(content)
     assert seen.refresh() == []
-    seen.attempt.progress_file.unlink()
+    seen.attempt.progress_file("policy").unlink()
     assert seen.refresh() == []
     assert seen.report("evaluating", 0, 5) == ["evaluating 0/5"]
 

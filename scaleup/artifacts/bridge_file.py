@@ -1,0 +1,55 @@
+"""`bridge.json` of a run folder: where its policy listens for the reward group, and the secret by which they know each
+other. Only this user may read it; both groups do, however they were started."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import socket
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from scaleup.artifacts.files import read_json, write_json
+from scaleup.errors import ScaleupError
+
+PORTS = range(20_000, 32_000)
+"""Below those that Linux gives to outgoing connections: no such connection takes one of them in between."""
+TRIES = 200
+
+
+@dataclass(frozen=True)
+class BridgeFile:
+    address: str
+    port: int
+    secret: str = field(repr=False)
+
+    def save(self, path: Path) -> None:
+        write_json(path, asdict(self), is_secret=True)
+
+    @classmethod
+    def read(cls, path: Path) -> BridgeFile:
+        """Raises ScaleupError when there is none."""
+        try:
+            return cls(**read_json(path))
+        except (OSError, ValueError, TypeError) as error:
+            what = f"does not say where the policy listens ({type(error).__name__})"
+            raise ScaleupError.of(str(path), what, "start the run with `scaleup run`") from error
+
+
+def new_bridge(address: str, port: int | None) -> BridgeFile:
+    """With a secret that no run had before, and a port of this machine that is free if none is given.
+
+    Raises ScaleupError where there is none."""
+    return BridgeFile(address, port or _free_port(), secrets.token_hex(32))
+
+
+def _free_port() -> int:
+    for port in random.SystemRandom().sample(PORTS, TRIES):
+        with socket.socket() as listener:
+            try:
+                listener.bind(("", port))
+            except OSError:
+                continue
+            return port
+    what = f"no free port from {PORTS.start} to {PORTS.stop - 1} was found"
+    raise ScaleupError.of("reward.bridge_port", what, "give one")

@@ -1,0 +1,43 @@
+"""Another size for a group that serves, also while its run goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from scaleup.artifacts.files import write_text
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.errors import ScaleupError
+from scaleup.launcher.accelerate_file import accelerate_yaml
+from scaleup.plan.groups import resized
+from scaleup.plan.machine import this_machine
+from scaleup.plan.types import Plan
+
+
+def resize_group(path: Path, name: str, num_processes: int, console: Console) -> None:
+    """Rewrite the plan of a prepared run. An agent that has the group running sees it, and starts the group anew; a
+    group that is started by hand has the size from then on.
+
+    Raises ScaleupError for what is no such run or group, and where this machine has too few GPUs."""
+    run = RunFolder(path.absolute())
+    try:
+        plan = Plan.read(run.plan_file)
+    except (OSError, ValueError):
+        raise ScaleupError.of(str(path), "is no prepared run folder", "name the folder of a run") from None
+    serving = [group.name for group in plan.groups if group.serves]
+    if name not in serving:
+        what = f"the run has no group {name!r} that serves another"
+        raise ScaleupError.of(
+            "GROUP", what, f"it has {', '.join(serving)}" if serving else "its groups keep their size"
+        )
+    if run.manifest_file.is_file():
+        raise ScaleupError.of(str(path), "has finished", "name a run that goes on")
+    group = resized(plan.group(name), num_processes)
+    if group.device == "cuda" and group.first_device + num_processes > (has := this_machine().num_gpus):
+        what = f"{num_processes} processes beside {group.first_device} of other groups need more than {has} GPUs"
+        raise ScaleupError.of("NUM_PROCESSES", what, f"use at most {max(1, has - group.first_device)}")
+    groups = [group if known.name == name else known for known in plan.groups]
+    plan.model_copy(update={"groups": groups}).save(run.plan_file)
+    write_text(run.launch_file(name), accelerate_yaml(group))  # for a start by hand; an agent writes it again
+    console.print(f"group {name} of {run.path} has {num_processes} process(es) from its next start on", highlight=False)

@@ -1,0 +1,81 @@
+"""A group that serves the one that leads: what its agent knows of it, and when it is started again alone."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from dataclasses import dataclass, field
+
+from scaleup.artifacts.files import write_text
+from scaleup.artifacts.run_folder import Attempt, RunFolder
+from scaleup.launcher.accelerate_file import accelerate_yaml
+from scaleup.launcher.ending import killed_worker, restart_delay
+from scaleup.plan.types import GroupPlan, Plan
+
+LOOK_SECONDS = 1.0
+"""How often the plan is looked at for another size."""
+
+
+@dataclass
+class Service:
+    run: RunFolder
+    attempt: Attempt
+    name: str
+    starts: int = 0
+    restarts: int = 0
+    """Those after a death, of which there may be so many; not those to another size."""
+    failed: str = ""
+    """Why it is not started again."""
+    killed: str = ""
+    ended: bool = False
+    """As it should: the group that leads needs it no more."""
+    told_at: float | None = None
+    """When it was told to end, to be started with another size."""
+    _group: GroupPlan | None = None
+    _start_at: float | None = None
+    _next_look: float = field(default=0.0, repr=False)
+
+    def group_to_start(self) -> GroupPlan:
+        """As the plan has it now, with the launch file that belongs to it."""
+        self._group = self._planned()
+        write_text(self.run.launch_file(self.name), accelerate_yaml(self._group))
+        self.starts += 1
+        self.told_at = self._start_at = None
+        return self._group
+
+    def must_end(self) -> bool:
+        """Whether the plan has another size for it, which was not so when it was started. Looks now and then."""
+        if self.told_at is not None or time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        return self._planned() != self._group
+
+    def tell(self) -> None:
+        self.told_at = time.monotonic()
+
+    def may_start(self) -> bool:
+        return self._start_at is not None and time.monotonic() >= self._start_at
+
+    def note_end(self, launcher: subprocess.Popen[bytes], node_rank: int) -> str:
+        """Its launcher has ended: decide what comes next, once. What the user should know, or nothing."""
+        if self._start_at is not None or self.ended or self.failed:
+            return ""
+        planned, code = self._planned(), launcher.returncode
+        if self.told_at is not None or planned != self._group:
+            self._start_at = time.monotonic()
+            return f"group {self.name} starts again with {planned.num_processes} process(es)"
+        if code == 0:
+            self.ended = True
+            return ""
+        self.killed = killed_worker(self.attempt, self.name, node_rank, self.starts - 1)
+        what = self.killed or f"group {self.name} ended with exit code {code}"
+        if self.attempt.has_mistake(self.name) or self.restarts >= planned.max_restarts:
+            self.failed = f"group {self.name} ended with exit code {code}"
+            self.failed += f", after {self.restarts} restart(s)" if self.restarts else ""
+            return ""
+        self.restarts += 1
+        self._start_at = time.monotonic() + restart_delay(self.restarts)
+        return f"{what}; restart {self.restarts} of {planned.max_restarts} of group {self.name} alone"
+
+    def _planned(self) -> GroupPlan:
+        return Plan.read(self.run.plan_file).group(self.name)
