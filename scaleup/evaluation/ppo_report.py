@@ -15,7 +15,7 @@ from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.stages import PPOConfig
 from scaleup.distributed.runtime import Runtime
 from scaleup.evaluation.report import finish, model_card, read_metrics
-from scaleup.models.adapters import is_adapted, save_adapter, save_over_base
+from scaleup.models.adapters import forget_start, is_adapted, save_adapter, save_over_base
 from scaleup.models.load import load_model
 from scaleup.plan.types import Plan
 from scaleup.train.state import TrainState
@@ -43,6 +43,7 @@ def finish_ppo(
         whole = runtime.accelerator.unwrap_model(model, keep_fp32_wrapper=False).policy
         with folder_aside(run.model) as aside:
             if is_adapted(whole):
+                forget_start(whole)
                 save_adapter(whole, aside, policy)
             else:
                 save_over_base(load_model(config.model, plan.model), aside, policy)

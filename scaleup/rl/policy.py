@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from scaleup.errors import ScaleupError
-from scaleup.models.adapters import is_adapted
+from scaleup.models.adapters import as_at_start, is_adapted, keep_start
 from scaleup.rl.policy_head import Asked, HiddenHead, Seen, ask_head, look
 from scaleup.train.head_loss import returned_as_is
 
@@ -22,8 +22,11 @@ Role = Literal["policy", "reference", "generate"]
 class Policy(nn.Module):
     """A causal or encoder-decoder model with values. What is not trained, the reference above all, is frozen in it."""
 
-    def __init__(self, model: Any, temperature: float, separate_value: bool = False) -> None:
-        """`model` may carry an adapter: then the reference is the model without it, else a copy of its own."""
+    def __init__(
+        self, model: Any, temperature: float, separate_value: bool = False, adapter_is_new: bool = True
+    ) -> None:
+        """The reference is what the model is now: a frozen copy of it, of an adapter that was trained before a copy of
+        that alone, and of a new one, which changes nothing yet, the model without it."""
         super().__init__()
         _switch_dropout_off(model)
         base = model.get_base_model() if is_adapted(model) else model
@@ -35,6 +38,9 @@ class Policy(nn.Module):
         ask_head(model)
         self.policy = model
         self.reference = None if is_adapted(model) else deepcopy(model).requires_grad_(False)
+        self._has_start = is_adapted(model) and not adapter_is_new
+        if self._has_start:
+            keep_start(model)
         self.value_head = nn.Linear(base.config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.value_head.weight)  # the first advantages are then those of the rewards alone
         nn.init.zeros_(self.value_head.bias)
@@ -96,7 +102,9 @@ class Policy(nn.Module):
         return arranged, Asked(prompt.shape[1] - 1, response, mask, self.temperature)
 
     def _as_reference(self) -> AbstractContextManager[Any]:
-        return self.policy.disable_adapter() if self.reference is None else nullcontext()
+        if self.reference is not None:
+            return nullcontext()
+        return as_at_start(self.policy) if self._has_start else self.policy.disable_adapter()
 
     # What engines ask a model for: how to divide it into layers, and which embeddings it shares.
 

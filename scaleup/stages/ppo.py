@@ -37,7 +37,8 @@ def run(config: PPOConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> N
 
     runtime.progress.report("loading the model")
     model = trainable_model(config, plan.model, runtime.device)
-    policy = Policy(model, config.ppo.temperature, separate_value=config.ppo.value_model == "separate")
+    is_new = plan.model.adapter is None and getattr(config.adapter, "path", None) is None
+    policy = Policy(model, config.ppo.temperature, config.ppo.value_model == "separate", is_new)
     wrapped, optimizer = runtime.prepare(policy, build_optimizer(policy, config.train))
     schedule = build_schedule(base_optimizer(optimizer), config.train, num_optimizer_steps(config.ppo))
     seed_everything(config.train.seed)

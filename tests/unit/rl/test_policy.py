@@ -1,11 +1,13 @@
 """What a policy says of responses is what the model itself says, whatever stands beside them."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from scaleup.errors import ScaleupError
+from scaleup.models.adapters import START, forget_start
 from scaleup.models.load import enable_gradient_checkpointing
 from scaleup.rl.experience import inputs_of
 from scaleup.rl.policy import Policy
@@ -175,3 +177,36 @@ def test_dropout_is_off_in_training_too(load: Any) -> None:
     policy = Policy(model, TEMPERATURE).train()
     given = inputs(policy, tokenizer, [0, 1])
     assert torch.equal(policy("policy", **given)[0], policy("policy", **given)[0])
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-t5"])
+def test_an_adapter_trained_before_is_what_the_policy_is_held_to(load: Any, name: str, tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    model, tokenizer = load(name)
+    task = "SEQ_2_SEQ_LM" if name == "tiny-t5" else "CAUSAL_LM"
+    settings = LoraConfig(r=4, target_modules="all-linear", modules_to_save=["lm_head"], task_type=task)
+    adapted = get_peft_model(model, settings)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    policy = Policy(adapted, TEMPERATURE, adapter_is_new=False)
+    trained = {key for key, parameter in policy.named_parameters() if parameter.requires_grad}
+    given = inputs(policy, tokenizer, [0, 1, 2])
+    before = policy("reference", **given).detach()
+    assert torch.allclose(before, policy("policy", **given)[0], atol=1e-6)
+    with policy.policy.disable_adapter():
+        assert (before - policy("policy", **given)[0]).abs().max() > 1e-3
+    with torch.no_grad():
+        for key, parameter in policy.named_parameters():
+            if key in trained:
+                parameter.add_(0.1)
+    assert torch.equal(before, policy("reference", **given))
+    assert (before - policy("policy", **given)[0]).abs().max() > 1e-3
+    assert trained == {key for key, parameter in policy.named_parameters() if parameter.requires_grad}
+
+    forget_start(adapted)
+    adapted.save_pretrained(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir() if file.is_dir()) == []
+    again = PeftModel.from_pretrained(load(name)[0], tmp_path)
+    assert not any(f".{START}" in key for key, _ in again.named_parameters())
