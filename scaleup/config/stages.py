@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from scaleup.config.adapters import AdapterConfig, Quantization
-from scaleup.config.rl import PPOSettings, RewardSource
+from scaleup.config.rl import PPOSettings, RewardModelSettings, RewardSource
 from scaleup.config.schema import (
     TRACKERS,
     DataConfig,
@@ -31,10 +31,9 @@ Adapters = Annotated[dict[Name, PathText], Field(min_length=1)]
 """A name for the results -> an adapter."""
 
 
-class SFTConfig(RunConfig):
-    """Supervised fine-tuning, causal or encoder-decoder: of the whole model, or of an adapter."""
+class SupervisedConfig(RunConfig):
+    """What the stages have in common that learn from rows as they are: of the whole model, or of an adapter."""
 
-    stage: Literal["sft"]
     train: TrainConfig
     adapter: AdapterConfig | None = Field(
         None, description="Train this instead of the whole model. A model.path that is an adapter is trained further."
@@ -47,7 +46,21 @@ class SFTConfig(RunConfig):
     evaluation: EvaluationConfig = Field(
         default_factory=EvaluationConfig, description="What `scaleup evaluate RUN` measures."
     )
+
+
+class SFTConfig(SupervisedConfig):
+    """Supervised fine-tuning, causal or encoder-decoder: of the whole model, or of an adapter."""
+
+    stage: Literal["sft"]
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
+
+
+class RewardConfig(SupervisedConfig):
+    """A reward model from preferences: a backbone of any kind with a head of one score, trained on pairs of a chosen
+    and a rejected response. Also a sequence classifier of one label, which is trained further."""
+
+    stage: Literal["reward"]
+    reward: RewardModelSettings = Field(default_factory=RewardModelSettings)
 
 
 class PPOConfig(RunConfig):
@@ -121,6 +134,7 @@ class ExportConfig(RunConfig):
 
 STAGES: dict[str, type[RunConfig]] = {
     "sft": SFTConfig,
+    "reward": RewardConfig,
     "ppo": PPOConfig,
     "export": ExportConfig,
     "evaluate": EvaluateConfig,
@@ -128,7 +142,7 @@ STAGES: dict[str, type[RunConfig]] = {
 }
 
 AnyConfig = Annotated[
-    SFTConfig | PPOConfig | ExportConfig | EvaluateConfig | GenerateConfig, Field(discriminator="stage")
+    SFTConfig | RewardConfig | PPOConfig | ExportConfig | EvaluateConfig | GenerateConfig, Field(discriminator="stage")
 ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scaleup.config.adapters import AdaLoraAdapter, PrefixAdapter, PromptTuningAdapter, SelectiveAdapter
 from scaleup.config.schema import RunConfig
-from scaleup.config.stages import SFTConfig
+from scaleup.config.stages import SupervisedConfig
 from scaleup.errors import Problem
 from scaleup.plan.compat import adapter_of, compat_problems
 from scaleup.plan.machine import Machine
@@ -19,7 +19,7 @@ VIRTUAL = frozenset({"prompt_tuning", "prefix"})
 
 def adapter_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     yield from compat_problems(config)
-    if not isinstance(config, SFTConfig):
+    if not isinstance(config, SupervisedConfig):
         return
     yield from _beside_the_run(config)
     yield from _going_on(config)
@@ -35,7 +35,7 @@ def adapter_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
 
 def rank_schedule_problems(config: RunConfig, num_steps: int | None) -> Iterator[Problem]:
     """What AdaLoRA's schedule asks of the number of the run's steps: one to weigh ranks by, and one to take them."""
-    adapter = config.adapter if isinstance(config, SFTConfig) else None
+    adapter = config.adapter if isinstance(config, SupervisedConfig) else None
     if not isinstance(adapter, AdaLoraAdapter) or adapter.path is not None:
         return
     if num_steps is None:
@@ -46,7 +46,7 @@ def rank_schedule_problems(config: RunConfig, num_steps: int | None) -> Iterator
         yield Problem("adapter.tinit", f"{what} to allot ranks in", "use less of them, or train for more steps")
 
 
-def _beside_the_run(config: SFTConfig) -> Iterator[Problem]:
+def _beside_the_run(config: SupervisedConfig) -> Iterator[Problem]:
     """What the adapter excludes, whether the config describes it or a path names it."""
     kind = adapter_of(config)
     if kind in VIRTUAL and config.data.packing:
@@ -61,7 +61,7 @@ def _beside_the_run(config: SFTConfig) -> Iterator[Problem]:
             yield Problem(f"train.{key}", what, "leave it out, or use lora")
 
 
-def _going_on(config: SFTConfig) -> Iterator[Problem]:
+def _going_on(config: SupervisedConfig) -> Iterator[Problem]:
     """From an adapter that there is: the model's path names it, or the config on top of the base model."""
     adapter, folder = config.adapter, adapter_folder(config.model.path)
     if folder is not None:

@@ -14,12 +14,13 @@ from typing import Literal
 
 from scaleup.config.adapters import PrefixAdapter
 from scaleup.config.schema import RunConfig
-from scaleup.config.stages import SFTConfig
+from scaleup.config.stages import SupervisedConfig
 from scaleup.errors import Problem
 from scaleup.plan.model_path import adapter_folder, saved_type
 
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 QUANTIZATIONS = (None, "8bit", "4bit")
+STAGES = ("sft", "reward")
 ADAPTERS = ("full", "selective", "lora", "dora", "ia3", "adalora", "prompt_tuning", "prefix")
 PRECISIONS = ("no", "bf16", "fp16")
 
@@ -31,6 +32,7 @@ class Cell:
     adapter: str
     """A config's `adapter.type`; dora is lora with use_dora, full is no adapter."""
     precision: str
+    stage: str = "sft"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Refusal:
     quantizations: frozenset[str | None] = frozenset()
     adapters: frozenset[str] = frozenset()
     precisions: frozenset[str] = frozenset()
+    stages: frozenset[str] = frozenset()
 
     def covers(self, cell: Cell) -> bool:
         pairs = (
@@ -60,6 +63,7 @@ class Refusal:
             (cell.quantization, self.quantizations),
             (cell.adapter, self.adapters),
             (cell.precision, self.precisions),
+            (cell.stage, self.stages),
         )
         return all(not among or part in among for part, among in pairs)
 
@@ -134,6 +138,13 @@ REFUSALS = (
         adapters=frozenset({"adalora"}),
     ),
     Refusal(
+        "adapter.type",
+        "a reward model's new head is trained with the adapter, and a soft prompt or prefix is saved without one",
+        "use lora",
+        adapters=frozenset({"prompt_tuning", "prefix"}),
+        stages=frozenset({"reward"}),
+    ),
+    Refusal(
         "mixed_precision",
         "fp16 skips steps whose gradient overflows, and adalora's schedule of ranks goes by every step",
         'use bf16, or "no"',
@@ -173,52 +184,64 @@ UNTESTED_PRECISION = "fp16"
 """Its loss scale skips steps: nothing that a CPU shows is proof for a GPU."""
 
 
+UNTESTED_REWARD = frozenset({"selective", "dora", "ia3", "adalora"})
+"""Adapters that no test trains a reward model with, under several strategies."""
+
+
 def verdict(cell: Cell) -> Verdict:
     for refusal in REFUSALS:
         if refusal.covers(cell):
             return Verdict("refused", refusal.where, refusal.reason, refusal.remedy)
-    return Verdict("untested here" if cell.precision == UNTESTED_PRECISION else "ok")
+    return Verdict("ok" if _is_tested(cell) else "untested here")
 
 
-def table() -> Iterator[tuple[Cell, Verdict]]:
+def _is_tested(cell: Cell) -> bool:
+    if cell.stage == "reward" and cell.adapter in UNTESTED_REWARD:
+        return False
+    return cell.precision != UNTESTED_PRECISION
+
+
+def table(stage: str = "sft") -> Iterator[tuple[Cell, Verdict]]:
     for strategy, quantization, adapter, precision in product(STRATEGIES, QUANTIZATIONS, ADAPTERS, PRECISIONS):
-        cell = Cell(strategy, quantization, adapter, precision)
+        cell = Cell(strategy, quantization, adapter, precision, stage)
         yield cell, verdict(cell)
 
 
-def cell_of(config: SFTConfig, strategy: str | None = None) -> Cell:
+def cell_of(config: SupervisedConfig, strategy: str | None = None) -> Cell:
     """Of a config, under its own strategy or another."""
-    return Cell(
-        strategy or config.parallel.strategy, config.quantization, adapter_of(config), str(config.mixed_precision)
-    )
+    own = strategy or config.parallel.strategy
+    return Cell(own, config.quantization, adapter_of(config), str(config.mixed_precision), config.stage)
 
 
 def compat_problems(config: RunConfig) -> Iterator[Problem]:
     """What the table refuses. Under auto, what it refuses with every strategy."""
-    if not isinstance(config, SFTConfig):
+    if not isinstance(config, SupervisedConfig):
         return
     found = verdict(cell_of(config))
     if found.status == "refused":
         yield Problem(found.where, found.reason, found.remedy)
 
 
-def allowed(config: SFTConfig, strategies: list[str]) -> list[str]:
+def allowed(config: SupervisedConfig, strategies: list[str]) -> list[str]:
     """Those that the table does not refuse."""
     return [name for name in strategies if verdict(cell_of(config, name)).status != "refused"]
 
 
 def untested_notes(config: RunConfig, strategy: str) -> list[str]:
-    if not isinstance(config, SFTConfig):
+    if not isinstance(config, SupervisedConfig):
         return []
     cell = cell_of(config, strategy)
     if verdict(cell).status != "untested here":
         return []
     parts = [strategy, *([cell.quantization] if cell.quantization else []), cell.adapter]
     together = " with ".join(parts)
-    return [f"{together} in precision {cell.precision} is not covered by this project's tests: docs/compatibility.md"]
+    kind = "a reward model of " if cell.stage == "reward" else ""
+    return [
+        f"{kind}{together} in precision {cell.precision} is not covered by this project's tests: docs/compatibility.md"
+    ]
 
 
-def adapter_of(config: SFTConfig) -> str:
+def adapter_of(config: SupervisedConfig) -> str:
     adapter = config.adapter
     saved = config.model.path if adapter is None else getattr(adapter, "path", None)
     folder = adapter_folder(saved) if saved else None

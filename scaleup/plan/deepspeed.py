@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scaleup.config.stages import SFTConfig
+from scaleup.config.stages import SupervisedConfig
 
 BUCKET = 50_000_000
 """Elements that travel at once, in every collective."""
@@ -14,7 +14,7 @@ PERSISTENT = 100_000
 """ZeRO-3 keeps tensors of up to so many elements whole on each rank."""
 
 
-def deepspeed_settings(config: SFTConfig, stage: int) -> dict[str, Any]:
+def deepspeed_settings(config: SupervisedConfig, stage: int) -> dict[str, Any]:
     """`stage` 1 shards the optimizer state, 2 also gradients, 3 also parameters.
 
     Accumulation is 1 here because the loop itself says which micro-batch is the last of a step."""

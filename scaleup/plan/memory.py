@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from math import prod
 
 from scaleup.config.schema import TrainConfig
-from scaleup.config.stages import SFTConfig
+from scaleup.config.stages import SupervisedConfig
 from scaleup.plan.deepspeed import BUCKET, LIVE, PERSISTENT
 from scaleup.plan.facts import ModelFacts, Tensors
 from scaleup.plan.types import MemoryPlan
@@ -22,7 +22,7 @@ from scaleup.plan.types import MemoryPlan
 FLOAT32 = 4
 
 
-def training_memory(facts: ModelFacts, config: SFTConfig, strategy: str, processes: int) -> MemoryPlan:
+def training_memory(facts: ModelFacts, config: SupervisedConfig, strategy: str, processes: int) -> MemoryPlan:
     """What each of `processes` ranks holds; the fullest rank, where padding makes them differ."""
     formula = _FORMULAS[strategy]
     return formula(facts, config, strategy, processes)
@@ -49,7 +49,7 @@ def _bytes(found: Iterable[Tensors], width: int, quantization: str | None) -> in
     return sum(t.count * (quantized_bytes(t.shape, quantization) if t.quantized else width * t.elements) for t in found)
 
 
-def _replicated(facts: ModelFacts, config: SFTConfig, strategy: str, processes: int) -> MemoryPlan:
+def _replicated(facts: ModelFacts, config: SupervisedConfig, strategy: str, processes: int) -> MemoryPlan:
     """`single` and `ddp`: everything, on each rank. Weights and gradients stay float32 under autocast; DDP's buckets
     are the gradients themselves (`gradient_as_bucket_view`)."""
     trainable = facts.num_trainable_parameters
@@ -61,7 +61,7 @@ def _replicated(facts: ModelFacts, config: SFTConfig, strategy: str, processes: 
     )
 
 
-def _zero1_or_2(facts: ModelFacts, config: SFTConfig, strategy: str, processes: int) -> MemoryPlan:
+def _zero1_or_2(facts: ModelFacts, config: SupervisedConfig, strategy: str, processes: int) -> MemoryPlan:
     """DeepSpeed casts the model to the run's precision, lays each of the optimizer's groups out flat, padded to twice
     the number of ranks, and keeps a float32 copy of a rank's partition beside it, also of a float32 model.
 
@@ -85,7 +85,7 @@ def _zero1_or_2(facts: ModelFacts, config: SFTConfig, strategy: str, processes: 
     )
 
 
-def _zero3(facts: ModelFacts, config: SFTConfig, strategy: str, processes: int) -> MemoryPlan:
+def _zero3(facts: ModelFacts, config: SupervisedConfig, strategy: str, processes: int) -> MemoryPlan:
     """DeepSpeed shards each tensor by itself, padded to the number of ranks, and keeps a float32 copy of a rank's
     shards. Small tensors are whole on each rank as well. Others are gathered ahead of their use, as many as the
     settings allow. Of a 4-bit base a product keeps the gathered matrix until its backward pass."""
@@ -114,7 +114,7 @@ def _zero3(facts: ModelFacts, config: SFTConfig, strategy: str, processes: int) 
     )
 
 
-def _fsdp2(facts: ModelFacts, config: SFTConfig, strategy: str, processes: int) -> MemoryPlan:
+def _fsdp2(facts: ModelFacts, config: SupervisedConfig, strategy: str, processes: int) -> MemoryPlan:
     """torch cuts each tensor along its first dimension; the first rank's piece is the largest. Shards, their gradients
     and the optimizer's state are float32 in any precision. To communicate it takes up to four times its largest block
     in float32, and half of that number in less."""
@@ -134,7 +134,7 @@ def moments(train: TrainConfig) -> int:
     return {"adamw": 2, "sgd": 1 if train.momentum else 0}[train.optimizer]
 
 
-def width_of(config: SFTConfig) -> int:
+def width_of(config: SupervisedConfig) -> int:
     """Bytes of a number in the run's precision."""
     return FLOAT32 if config.mixed_precision == "no" else 2
 
@@ -160,7 +160,7 @@ def _cut_by_rows(found: Iterable[Tensors], processes: int) -> int:
     return total
 
 
-_Formula = Callable[[ModelFacts, SFTConfig, str, int], MemoryPlan]
+_Formula = Callable[[ModelFacts, SupervisedConfig, str, int], MemoryPlan]
 _FORMULAS: dict[str, _Formula] = {
     "single": _replicated,
     "ddp": _replicated,

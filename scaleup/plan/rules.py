@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from scaleup.config.schema import RunConfig
-from scaleup.config.stages import EvaluateConfig, ExportConfig, GenerateConfig, SFTConfig
+from scaleup.config.stages import EvaluateConfig, ExportConfig, GenerateConfig, SupervisedConfig
 from scaleup.errors import Problem
 from scaleup.plan.adapters import adapter_problems
 from scaleup.plan.batches import batch_size_problems, batching_problems, packing_problems
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import model_path_problems, peek_model_type
+from scaleup.plan.reward import preference_problems, scored_problems
 from scaleup.plan.saved_adapters import export_problems, side_by_side_problems
 from scaleup.records.examples import row_format
 
@@ -66,7 +67,7 @@ def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Pro
         problems.append(
             Problem("data.messages", what, "use prompt and completion, or a tokenizer with a chat template")
         )
-    return problems + packing_problems(config, facts)
+    return [*problems, *packing_problems(config, facts), *scored_problems(config, facts, where)]
 
 
 def _position_problems(config: RunConfig, facts: ModelFacts, where: str) -> Iterator[Problem]:
@@ -120,7 +121,7 @@ def _parallel(config: RunConfig, machine: Machine) -> Iterator[Problem]:
         yield Problem("parallel.offload_optimizer", f"{parallel.strategy} cannot", "use zero1, zero2 or zero3")
     if parallel.offload_parameters and not (chooses or parallel.strategy == "zero3"):
         yield Problem("parallel.offload_parameters", f"{parallel.strategy} cannot", "use zero3")
-    if parallel.offload_optimizer and isinstance(config, SFTConfig) and config.train.optimizer != "adamw":
+    if parallel.offload_optimizer and isinstance(config, SupervisedConfig) and config.train.optimizer != "adamw":
         what = f"DeepSpeed's CPU optimizer is AdamW, not {config.train.optimizer}"
         yield Problem("parallel.offload_optimizer", what, "use train.optimizer: adamw")
     if parallel.num_processes % parallel.num_nodes:
@@ -138,7 +139,7 @@ def _parallel(config: RunConfig, machine: Machine) -> Iterator[Problem]:
 
 
 def _train(config: RunConfig, machine: Machine) -> Iterator[Problem]:
-    if not isinstance(config, SFTConfig):
+    if not isinstance(config, SupervisedConfig):
         return
     train, data = config.train, config.data
     if (train.max_steps is None) == (train.num_train_epochs is None):
@@ -166,7 +167,7 @@ def _data(config: RunConfig, machine: Machine) -> Iterator[Problem]:
             yield Problem(f"data.{split}", f"is needed by the {config.stage} stage", "name the rows' file")
     if data.validation and data.validation_fraction is not None:
         yield Problem("data.validation_fraction", "and data.validation exclude each other", "give one")
-    if not isinstance(config, SFTConfig) or not data.streaming:
+    if not isinstance(config, SupervisedConfig) or not data.streaming:
         return
     if data.validation_fraction is not None:
         yield Problem("data.validation_fraction", "cannot be drawn from streamed rows", "give data.validation")
@@ -211,6 +212,7 @@ RULES: list[Rule] = [
     adapter_problems,
     export_problems,
     side_by_side_problems,
+    preference_problems,
     batch_size_problems,
     batching_problems,
     _train,

@@ -11,7 +11,7 @@ from typing import Any
 
 from scaleup.config.adapters import SelectiveAdapter
 from scaleup.config.schema import RunConfig
-from scaleup.config.stages import EvaluateConfig, ExportConfig, SFTConfig
+from scaleup.config.stages import EvaluateConfig, ExportConfig, SupervisedConfig
 from scaleup.errors import Problem
 from scaleup.plan.compat import use_verdict
 from scaleup.plan.facts import ModelFacts
@@ -30,7 +30,7 @@ SIZE = re.compile(r"(^|_)(?<!ngram_)(size|layers?|heads?|dim|width|model|kv|ff|e
 
 def named_adapters(config: RunConfig) -> dict[str, str]:
     """Config key -> path, of adapters for the base that model.path names."""
-    if isinstance(config, SFTConfig):
+    if isinstance(config, SupervisedConfig):
         adapter = config.adapter
         if adapter is None or isinstance(adapter, SelectiveAdapter) or adapter.path is None:
             return {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from scaleup.config.schema import ParallelConfig, RunConfig
-from scaleup.config.stages import SFTConfig
+from scaleup.config.stages import SupervisedConfig
 from scaleup.errors import ScaleupError
 from scaleup.plan.compat import allowed
 from scaleup.plan.deepspeed import deepspeed_settings
@@ -68,7 +68,7 @@ def available(config: RunConfig) -> list[str]:
     """Every strategy that this run could use as it is."""
     parallel = config.parallel
     whole = "single" if parallel.num_processes == 1 else "ddp"
-    if not isinstance(config, SFTConfig):
+    if not isinstance(config, SupervisedConfig):
         return [whole]
     if parallel.offload_parameters or parallel.offload_optimizer:
         return allowed(config, candidates(parallel))
@@ -81,7 +81,7 @@ def settle(config: RunConfig, facts: ModelFacts, share: Share, before: str | Non
     Raises ScaleupError at parallel.strategy when nothing fits, or when there is no knowing."""
     parallel = config.parallel
     wanted = parallel.strategy
-    if not isinstance(config, SFTConfig) or wanted in ("single", "ddp"):
+    if not isinstance(config, SupervisedConfig) or wanted in ("single", "ddp"):
         return ("single" if parallel.num_processes == 1 else "ddp"), None
     if wanted != "auto":
         return wanted, None
@@ -104,7 +104,7 @@ def group_settings(config: RunConfig, strategy: str, why: str | None, device: st
     count, named = config.parallel.num_processes, {"strategy": strategy, "is_chosen": why is not None}
     reason = f"; chosen by auto: {why}" if why else ""
     if strategy.startswith("zero"):
-        assert isinstance(config, SFTConfig)
+        assert isinstance(config, SupervisedConfig)
         stage = int(strategy.removeprefix("zero"))
         sharded = ["optimizer state", "gradients", "parameters"][:stage]
         what = f"ZeRO-{stage}: {', '.join(sharded)} sharded over {count} process(es) by DeepSpeed"
@@ -128,7 +128,7 @@ def _why(chosen: MemoryPlan, held: list[MemoryPlan], share: Share) -> str:
     return f"it needs {_gibibytes(share.needs(chosen))} a rank of {_of(share, chosen)}" + (over if passed else "")
 
 
-def _nothing_fits(config: SFTConfig, held: list[MemoryPlan], share: Share) -> ScaleupError:
+def _nothing_fits(config: SupervisedConfig, held: list[MemoryPlan], share: Share) -> ScaleupError:
     least = min(held, key=share.needs)
     what = f"nothing fits: {least.strategy} needs {_gibibytes(share.needs(least))} a rank of {_of(share, least)}"
     if share.device == "cuda" and least.host:
