@@ -1,4 +1,4 @@
-"""PPO, and where its rewards come from."""
+"""Reward models, PPO, and where its rewards come from."""
 
 from __future__ import annotations
 
@@ -65,6 +65,18 @@ class PPOSettings(Section):
     self_checks: bool = Field(True, description="Stop when what must hold in every rollout does not.")
     num_samples: Annotated[Int, Field(ge=0)] = Field(
         8, description="Held-out responses kept as text, before and after."
+    )
+
+
+class RewardModelSettings(Section):
+    """How a reward model is trained: Bradley-Terry, -log sigmoid(chosen - rejected - margin) a pair (Ouyang et al.
+    2022, equation 1)."""
+
+    template: Text = Field("{prompt}{response}", description="What the model reads, over {prompt} and {response}.")
+    center_coefficient: NotNegative | None = Field(
+        None,
+        description="Weight of (chosen + rejected)^2, which keeps scores around zero (Eisenstein et al. 2023), e.g. "
+        "0.01.",
     )
 
 

@@ -54,7 +54,9 @@ class ModelConfig(Section):
     """A Hugging Face folder or hub name, a finished run folder, `package:NAME` or `builtin:NAME`."""
 
     path: PathText
-    task: Literal["auto", "causal_lm", "seq2seq_lm"] = "auto"
+    task: Literal["auto", "causal_lm", "seq2seq_lm", "sequence_classification"] = Field(
+        "auto", description="auto: what the model's files say; for the reward stage a sequence classifier."
+    )
     tokenizer: PathText | None = Field(
         None, description="A tokenizer's folder or hub name; by default the model's own."
     )
@@ -63,7 +65,8 @@ class ModelConfig(Section):
 
 
 class RowFormat(Section):
-    """How a row becomes an example. Exactly one of: `prompt` + `completion`, `template`, `messages`, `text`."""
+    """How a row becomes an example. Exactly one of: `prompt` + `completion`, `template`, `messages`, `text`; for reward
+    models `chosen` + `rejected`, or `completions` + `ranks` or `ratings`, each after a `prompt` or without one."""
 
     prompt: Text | None = Field(None, description="A template over columns, e.g. 'Review: {text}\\nSentiment:'.")
     completion: Text | None = Field(None, description="A template over columns; the loss is on this part.")
@@ -71,6 +74,16 @@ class RowFormat(Section):
     columns: dict[str, str] = Field(default_factory=dict, description="A template's field -> the data's column.")
     messages: Text | None = Field(None, description="The column with chat messages [{role, content}, ...].")
     text: Text | None = Field(None, description="A template over columns for plain language modelling, e.g. '{text}'.")
+    chosen: Text | None = Field(None, description="A template over columns: the preferred of two responses.")
+    rejected: Text | None = Field(None, description="A template over columns: the other response.")
+    completions: Text | None = Field(None, description="The column with a list of responses, of which pairs are made.")
+    ranks: Text | None = Field(None, description="The column with their ranks, the best the lowest.")
+    ratings: Text | None = Field(None, description="Instead: the column with their ratings, the best the highest.")
+    margin: Text | None = Field(
+        None,
+        description="The column with the margin by which a pair's chosen response should win (Touvron et al. 2023); "
+        "of rated completions the name of `ratings` again, for the difference.",
+    )
 
 
 class SourceConfig(RowFormat):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from scaleup.config.adapters import AdapterConfig, Quantization
-from scaleup.config.rl import PPOSettings, RewardSource
+from scaleup.config.rl import PPOSettings, RewardModelSettings, RewardSource
 from scaleup.config.schema import (
     TRACKERS,
     DataConfig,
@@ -45,15 +45,28 @@ class TrainingConfig(RunConfig):
     )
 
 
-class SFTConfig(TrainingConfig):
-    """Supervised fine-tuning, causal or encoder-decoder: of the whole model, or of an adapter."""
+class SupervisedConfig(TrainingConfig):
+    """What the stages have in common that learn from rows as they are."""
 
-    stage: Literal["sft"]
     train: TrainConfig
     evaluation: EvaluationConfig = Field(
         default_factory=EvaluationConfig, description="What `scaleup evaluate RUN` measures."
     )
+
+
+class SFTConfig(SupervisedConfig):
+    """Supervised fine-tuning, causal or encoder-decoder: of the whole model, or of an adapter."""
+
+    stage: Literal["sft"]
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
+
+
+class RewardConfig(SupervisedConfig):
+    """A reward model from preferences: a backbone of any kind with a head of one score, trained on pairs of a chosen
+    and a rejected response. Also a sequence classifier of one label, which is trained further."""
+
+    stage: Literal["reward"]
+    reward: RewardModelSettings = Field(default_factory=RewardModelSettings)
 
 
 class PPOConfig(TrainingConfig):
@@ -121,6 +134,7 @@ class ExportConfig(RunConfig):
 
 STAGES: dict[str, type[RunConfig]] = {
     "sft": SFTConfig,
+    "reward": RewardConfig,
     "ppo": PPOConfig,
     "export": ExportConfig,
     "evaluate": EvaluateConfig,
@@ -128,7 +142,7 @@ STAGES: dict[str, type[RunConfig]] = {
 }
 
 AnyConfig = Annotated[
-    SFTConfig | PPOConfig | ExportConfig | EvaluateConfig | GenerateConfig, Field(discriminator="stage")
+    SFTConfig | RewardConfig | PPOConfig | ExportConfig | EvaluateConfig | GenerateConfig, Field(discriminator="stage")
 ]
 
 

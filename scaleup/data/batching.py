@@ -20,14 +20,18 @@ WINDOW = 50
 
 
 def widths(rows: Sequence[Tokens], task: str) -> np.ndarray:
-    """(rows, 1), or for seq2seq models (rows, 2): the tokens of each row, in each tensor that is padded."""
+    """(rows, 1), or for seq2seq models and pairs (rows, 2): the tokens of each row, in each tensor that is padded.
+    The two texts of a pair are padded alike."""
+    if task == "sequence_classification":
+        return np.array([[max(len(row.input_ids), len(row.labels))] * 2 for row in rows])
     if task == "seq2seq_lm":
         return np.array([(len(row.input_ids), len(row.labels)) for row in rows])
     return np.array([(len(row.input_ids),) for row in rows])
 
 
 def padded_size(rows: Sequence[Tokens], task: str) -> int:
-    """Tokens of a micro-batch with its padding: rows x longest; for seq2seq models rows x (longest prompt + target)."""
+    """Tokens of a micro-batch with its padding: rows x longest; for seq2seq models rows x (longest prompt + target),
+    for pairs 2 x rows x longest."""
     return len(rows) * int(widths(rows, task).max(axis=0).sum())
 
 

@@ -34,8 +34,8 @@ Collator = Callable[[Sequence[Tokens]], Batch]
 
 def causal_collator(pad_id: int) -> Collator:
     def collate(rows: Sequence[Tokens]) -> Batch:
-        input_ids, mask = _pad([row.input_ids for row in rows], pad_id)
-        labels, _ = _pad([_shifted(row.labels) for row in rows], IGNORE)
+        input_ids, mask = pad([row.input_ids for row in rows], pad_id)
+        labels, _ = pad([_shifted(row.labels) for row in rows], IGNORE)
         return _batch({"input_ids": input_ids, "attention_mask": mask}, labels, rows)
 
     return collate
@@ -46,9 +46,9 @@ def packed_collator(pad_id: int) -> Collator:
     start over; each padding token, at position 0, sees itself alone."""
 
     def collate(rows: Sequence[Tokens]) -> Batch:
-        input_ids, _ = _pad([row.input_ids for row in rows], pad_id)
-        positions, _ = _pad([_positions(row) for row in rows], 0)
-        labels, _ = _pad([_shifted(row.labels) for row in rows], IGNORE)
+        input_ids, _ = pad([row.input_ids for row in rows], pad_id)
+        positions, _ = pad([_positions(row) for row in rows], 0)
+        labels, _ = pad([_shifted(row.labels) for row in rows], IGNORE)
         return _batch({"input_ids": input_ids, "position_ids": positions}, labels, rows)
 
     return collate
@@ -62,8 +62,8 @@ def seq2seq_collator(pad_id: int, shift_right: Callable[[torch.Tensor], torch.Te
     """`shift_right` is the model's own `prepare_decoder_input_ids_from_labels`."""
 
     def collate(rows: Sequence[Tokens]) -> Batch:
-        input_ids, mask = _pad([row.input_ids for row in rows], pad_id)
-        labels, _ = _pad([row.labels for row in rows], IGNORE)
+        input_ids, mask = pad([row.input_ids for row in rows], pad_id)
+        labels, _ = pad([row.labels for row in rows], IGNORE)
         inputs = {"input_ids": input_ids, "attention_mask": mask, "decoder_input_ids": shift_right(labels)}
         return _batch(inputs, labels, rows)
 
@@ -75,7 +75,7 @@ def _shifted(labels: np.ndarray) -> np.ndarray:
     return np.append(labels[1:], np.int32(IGNORE))
 
 
-def _pad(rows: Sequence[np.ndarray], value: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(rows: Sequence[np.ndarray], value: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, S) of the rows, and the mask of what is not padding."""
     width = max(len(row) for row in rows)
     padded = np.full((len(rows), width), value, np.int64)

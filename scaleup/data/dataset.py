@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from scaleup.config.stages import SFTConfig
+from scaleup.config.stages import SupervisedConfig
 from scaleup.data.batching import padded_size, plan_by_length, plan_by_tokens, plan_packs
 from scaleup.data.collate import Collator, causal_collator, packed_collator, seq2seq_collator
 from scaleup.data.loader import Batching, PlannedLoader, Split, TrainLoader
 from scaleup.data.sources import MapSource, Source, encode_source, hold_out, open_stream
-from scaleup.data.tokenization import Encoder, Tokens
+from scaleup.data.tokenization import RowEncoder, Tokens
 from scaleup.errors import ScaleupError
 from scaleup.plan.arithmetic import epochs_to_rows, rows_to_steps
 
@@ -27,7 +27,7 @@ class TrainingData:
     task: str
 
 
-def load_training_data(config: SFTConfig, encoder: Encoder) -> TrainingData:
+def load_training_data(config: SupervisedConfig, encoder: RowEncoder) -> TrainingData:
     """Read and tokenize the train and validation splits. Raises ScaleupError for rows that cannot be used."""
     data, seed = config.data, config.train.seed
     sources: list[Source] = []
@@ -69,7 +69,9 @@ def collator_for(
     return packed_collator(pad_id) if packing else causal_collator(pad_id)
 
 
-def train_loader(config: SFTConfig, data: TrainingData, collate: Collator, split: Split) -> tuple[TrainLoader, int]:
+def train_loader(
+    config: SupervisedConfig, data: TrainingData, collate: Collator, split: Split
+) -> tuple[TrainLoader, int]:
     """The loader and the number of optimizer steps it is good for."""
     weights = [source.weight for source in config.data.train or []]
     drawn, num_steps = None, config.train.max_steps
@@ -84,7 +86,7 @@ def train_loader(config: SFTConfig, data: TrainingData, collate: Collator, split
     return planned, num_steps or rows_to_steps(planned.count_units(), split.global_batch)
 
 
-def _batching(config: SFTConfig, data: TrainingData, split: Split) -> Batching | None:
+def _batching(config: SupervisedConfig, data: TrainingData, split: Split) -> Batching | None:
     """What goes by the rows' lengths; None where rows come as they are shuffled."""
     train, task = config.train, data.task
     if not (config.data.packing or train.tokens_per_device or train.group_by_length):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.data.order import ShuffledOrder
-from scaleup.data.tokenization import FILLER, Encoder, Tokens
+from scaleup.data.tokenization import FILLER, RowEncoder, Tokens
 from scaleup.errors import ScaleupError
 from scaleup.plan.arithmetic import held_out_rows
 from scaleup.records.examples import Example, example_maker, prompt_maker, row_problem
@@ -147,9 +147,14 @@ def _made(make: Callable[[dict[str, Any], int], T], data: DataConfig, source: So
     return made
 
 
-def encode_source(data: DataConfig, source: SourceConfig, split: str, encoder: Encoder) -> tuple[list[Tokens], int]:
+def made_examples(data: DataConfig, source: SourceConfig, split: str, encoder: RowEncoder) -> list[Any]:
+    """All rows of a source as the encoder's examples, of which a row may make several or none."""
+    return list(chain.from_iterable(_made(encoder.maker(source), data, source, split)))
+
+
+def encode_source(data: DataConfig, source: SourceConfig, split: str, encoder: RowEncoder) -> tuple[list[Tokens], int]:
     """All rows of a source as tokens, and how many were left out. Raises ScaleupError when none is left."""
-    examples = read_examples(data, source, split)
+    examples = made_examples(data, source, split, encoder)
     rows = [row for start in range(0, len(examples), 1000) for row in encoder(examples[start : start + 1000])]
     kept = [row for row in rows if row is not None]
     if not kept:
@@ -158,8 +163,8 @@ def encode_source(data: DataConfig, source: SourceConfig, split: str, encoder: E
     return kept, len(rows) - len(kept)
 
 
-def open_stream(data: DataConfig, source: SourceConfig, encoder: Encoder, seed: Sequence[int]) -> StreamSource:
-    make = example_maker(data, source)
+def open_stream(data: DataConfig, source: SourceConfig, encoder: RowEncoder, seed: Sequence[int]) -> StreamSource:
+    make = encoder.maker(source)
 
     def open_rows() -> Iterator[tuple[int, str, dict[str, Any]]]:
         for index, (where, values) in enumerate(read_source(data, source, "train", streaming=True)):
@@ -168,7 +173,8 @@ def open_stream(data: DataConfig, source: SourceConfig, encoder: Encoder, seed: 
     def encode(row: tuple[int, str, dict[str, Any]]) -> Tokens | None:
         index, where, values = row
         try:
-            return encoder([make(values, index)])[0]
+            made = encoder(make(values, index))
+            return made[0] if made else None
         except ScaleupError as error:
             raise ScaleupError(row_problem(where, error)) from None
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from scaleup.config.schema import DataConfig
+from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.errors import ScaleupError
-from scaleup.records.examples import Chat, Example, PlainText, PromptCompletion
+from scaleup.records.examples import Chat, Example, PlainText, PromptCompletion, example_maker
 
 IGNORE = -100
 """The label of a position without loss, as in Transformers."""
@@ -19,12 +20,15 @@ IGNORE = -100
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """One row. Causal: `labels[t]` belongs to `input_ids[t]`, or is IGNORE. Seq2seq: `labels` is the target."""
+    """One row. Causal: `labels[t]` belongs to `input_ids[t]`, or is IGNORE. Seq2seq: `labels` is the target. A pair:
+    `input_ids` is the text with the chosen response, `labels` the one with the rejected."""
 
     input_ids: np.ndarray
     labels: np.ndarray
     position_ids: np.ndarray | None = None
     """Only in a packed sequence: where each token stands in its own row."""
+    margin: float = 0.0
+    """Only of a pair."""
 
     @property
     def num_labels(self) -> int:
@@ -33,6 +37,19 @@ class Tokens:
 
 FILLER = Tokens(np.zeros(1, np.int32), np.full(1, IGNORE, np.int32))
 """Takes the place of a row that is not there, so that every rank has its share of a step. It has no loss."""
+
+
+class RowEncoder(Protocol):
+    """What makes token lists of a source's rows."""
+
+    @property
+    def task(self) -> str: ...
+
+    def maker(self, source: SourceConfig) -> Callable[[Mapping[str, Any], int], list[Any]]:
+        """What makes the examples of a row's values and its index in the source. It raises ScaleupError."""
+
+    def __call__(self, examples: Sequence[Any]) -> list[Tokens | None]:
+        """A row each; None where nothing is left to learn from."""
 
 
 def join(rows: Sequence[Tokens]) -> Tokens:
@@ -58,6 +75,11 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     task: str
     data: DataConfig
+
+    def maker(self, source: SourceConfig) -> Callable[[Mapping[str, Any], int], list[Example]]:
+        """What makes the example of a row's values and its index in the source."""
+        make = example_maker(self.data, source)
+        return lambda values, index: [make(values, index)]
 
     def __call__(self, examples: Sequence[Example]) -> list[Tokens | None]:
         """A row each; None where nothing is left to learn from (overlong and dropped, or cut before its labels)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,10 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 
 import scaleup
-from scaleup.artifacts.files import folder_aside, write_text
+from scaleup.artifacts.files import folder_aside, write_json, write_text
 from scaleup.artifacts.manifest import Manifest, file_sizes, write_manifest
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.stages import PPOConfig, SFTConfig
+from scaleup.config.stages import SupervisedConfig, TrainingConfig
 from scaleup.distributed.runtime import Runtime, is_partly_frozen
 from scaleup.models.adapters import is_adapted, save_adapter, save_over_base
 from scaleup.models.load import load_model
@@ -26,7 +26,7 @@ from scaleup.train.state import TrainState
 
 
 def finish_training(
-    config: SFTConfig,
+    config: SupervisedConfig,
     plan: Plan,
     runtime: Runtime,
     run: RunFolder,
@@ -34,23 +34,28 @@ def finish_training(
     tokenizer: PreTrainedTokenizerBase,
     state: TrainState,
     num_dropped: int,
+    measured: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write model, card, plot and manifest from rank 0; the other ranks wait for it."""
+    """Write model, card, plot and manifest from rank 0; the other ranks wait for it. `measured` goes with the metrics,
+    `beside` (file name -> JSON) with the model."""
     runtime.progress.report("writing the model")
     write = result_writer(config, plan, runtime, model)
     if runtime.is_main:
         lines = read_metrics(run.metrics_file)
-        metrics = summary(lines, state, num_dropped)
+        metrics = summary(lines, state, num_dropped) | dict(measured or {})
         with folder_aside(run.model) as aside:
             write(aside)
             tokenizer.save_pretrained(aside)
+            for name, values in (beside or {}).items():
+                write_json(aside / name, values)
             write_text(aside / "README.md", model_card(config, plan, metrics))
         plot_losses(lines, run.path / "loss.png", config.name)
         finish(run, config.stage, config.name, metrics, state.step)
     runtime.barrier()
 
 
-def result_writer(config: SFTConfig, plan: Plan, runtime: Runtime, model: Any) -> Callable[[Path], None]:
+def result_writer(config: SupervisedConfig, plan: Plan, runtime: Runtime, model: Any) -> Callable[[Path], None]:
     """Gathers what was trained (every rank must call it), and gives what writes it into a folder, for rank 0:
     an adapter, or a whole model."""
     whole: Any = runtime.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
@@ -115,7 +120,7 @@ def plot_losses(lines: list[dict[str, Any]], file: Path, title: str) -> None:
     pyplot.close(figure)
 
 
-def model_card(config: SFTConfig | PPOConfig, plan: Plan, metrics: dict[str, Any]) -> str:
+def model_card(config: TrainingConfig, plan: Plan, metrics: dict[str, Any]) -> str:
     """Markdown with the metadata block that model hubs read."""
     base, group = config.model.path, plan.groups[0]
     data = ", ".join(f"{source.path} (weight {source.weight:g})" for source in config.data.train or [])

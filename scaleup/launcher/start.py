@@ -20,6 +20,7 @@ from scaleup.plan.types import Plan
 
 SHOW: dict[str, Callable[[Console, RunFolder], None]] = {
     "sft": show_training,
+    "reward": show_training,
     "ppo": show_training,
     "export": show_export,
     "evaluate": show_evaluation,

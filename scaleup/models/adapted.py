@@ -30,7 +30,7 @@ def load_base(
     """The weights at `facts.location` alone: on the CPU, or quantized on `device`."""
     if quantization is None:
         return load_model(model, facts)
-    loaded = load_model(model, facts, quantized=loading_options(quantization, mixed_precision, device))
+    loaded = load_model(model, facts, quantized=loading_options(quantization, mixed_precision, device, facts.task))
     keep_as_loaded(loaded)
     return loaded
 

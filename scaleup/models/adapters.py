@@ -23,13 +23,14 @@ from scaleup.config.adapters import (
 from scaleup.errors import ScaleupError
 from scaleup.plan.model_path import adapter_folder
 
+from .classifier import head_names
 from .load import first_line
 from .quantized import import_bitsandbytes
 from .soft_prompts import ADAPTER, make_prompt_trainable, prefix_shape, save_prompt
 
 AnyPeft = LoraAdapter | IA3Adapter | AdaLoraAdapter | PromptTuningAdapter | PrefixAdapter
 START = "start"
-TASK_TYPES = {"causal_lm": "CAUSAL_LM", "seq2seq_lm": "SEQ_2_SEQ_LM"}
+TASK_TYPES = {"causal_lm": "CAUSAL_LM", "seq2seq_lm": "SEQ_2_SEQ_LM", "sequence_classification": "SEQ_CLS"}
 
 
 def adapt(model: Any, adapter: AnyAdapter, task: str, tokenizer: str = "") -> Any:
@@ -38,12 +39,16 @@ def adapt(model: Any, adapter: AnyAdapter, task: str, tokenizer: str = "") -> An
 
     Raises ScaleupError at `adapter.target_modules`, `adapter.parameters` or `adapter.path`."""
     if isinstance(adapter, SelectiveAdapter):
-        return _select(model, adapter.parameters)
+        patterns = [f"*{name}.*" for name in head_names(model)] if task == "sequence_classification" else []
+        return _select(model, [*adapter.parameters, *patterns])
     if adapter.path is not None:
         folder = adapter_folder(adapter.path)
         assert folder is not None, "the plan has looked for it"
         return load_adapter(model, folder, trainable=True, where="adapter.path")
-    return _wrapped(model, peft_config(adapter, task, model.config, tokenizer))
+    settings = peft_config(adapter, task, model.config, tokenizer)
+    if task == "sequence_classification" and hasattr(settings, "modules_to_save"):
+        settings.modules_to_save = [*(settings.modules_to_save or []), *head_names(model)]  # a new head is trained too
+    return _wrapped(model, settings)
 
 
 def shell_adapted(shell: Any, adapter: AnyAdapter | None, folder: Path | None, task: str) -> Any:

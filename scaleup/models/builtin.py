@@ -1,8 +1,8 @@
 """Small random models with byte-level tokenizers, built offline: what tests, examples and dry runs train on.
 
-They have the shape of the real ones (grouped-query attention, tied or untied heads, chat template, T5's and BART's
-special tokens) at a size where a training step takes milliseconds. Dropout is 0 everywhere, so that one trajectory can
-be compared across splits of the same batch.
+They have the shape of the real ones (grouped-query attention, tied or untied heads, chat template, the special tokens
+of T5, BART and BERT) at a size where a training step takes milliseconds. Dropout is 0 everywhere, so that one
+trajectory can be compared across splits of the same batch.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ MAX_POSITIONS = 512
 CAUSAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # pad, bos, eos; Qwen2Tokenizer insists on the first
 T5_TOKENS = ("<pad>", "</s>")  # pad, eos: T5 has no bos
 BART_TOKENS = ("<s>", "<pad>", "</s>")  # bos, pad, eos
+BERT_TOKENS = ("[PAD]", "[CLS]", "[SEP]")
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -116,12 +117,37 @@ def _bart() -> PreTrainedConfig:
     )
 
 
+def _bert() -> PreTrainedConfig:
+    from transformers import BertConfig
+
+    return BertConfig(
+        vocab_size=len(BERT_TOKENS) + 256,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_POSITIONS,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=0,
+    )
+
+
+def _bert_classifier() -> PreTrainedConfig:
+    config = _bert()
+    config.id2label = {0: "negative", 1: "positive"}
+    config.label2id = {"negative": 0, "positive": 1}
+    return config
+
+
 BUILTIN: dict[str, Callable[[], PreTrainedConfig]] = {
     "tiny-llama": _llama,
     "tiny-qwen2": _qwen2,
     "tiny-gpt2": _gpt2,
     "tiny-t5": _t5,
     "tiny-bart": _bart,
+    "tiny-bert": _bert,
+    "tiny-bert-classifier": _bert_classifier,
 }
 
 
@@ -130,17 +156,19 @@ def build(name: str, folder: Path) -> None:
 
     The caller's random state stays as it was. Raises KeyError for a name that is not in `BUILTIN`."""
     config = BUILTIN[name]()
-    _model(config).save_pretrained(folder)
+    _model(config, name.endswith("-classifier")).save_pretrained(folder)
     _tokenizer(config.model_type).save_pretrained(folder)
     if config.model_type == "t5":
         say_untied(folder / "config.json")
 
 
-def _model(config: PreTrainedConfig) -> PreTrainedModel:
+def _model(config: PreTrainedConfig, is_classifier: bool) -> PreTrainedModel:
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    import transformers
 
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    auto: Any = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    if config.model_type == "bert":
+        auto = transformers.AutoModelForSequenceClassification if is_classifier else transformers.AutoModel
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(SEED)  # torch.manual_seed would reseed the accelerators too
         model = auto.from_config(config, dtype=torch.float32)
@@ -163,7 +191,7 @@ def _tokenizer(model_type: str) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    special = {"t5": T5_TOKENS, "bart": BART_TOKENS}.get(model_type, CAUSAL_TOKENS)
+    special = {"t5": T5_TOKENS, "bart": BART_TOKENS, "bert": BERT_TOKENS}.get(model_type, CAUSAL_TOKENS)
     tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     ids = {token: index for index, token in enumerate(tokens)}
     backend = Tokenizer(models.BPE(vocab=ids, merges=[]))
@@ -175,6 +203,9 @@ def _tokenizer(model_type: str) -> PreTrainedTokenizerFast:
     elif model_type == "bart":
         names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>"}
         single, pair = "<s> $A </s>", "<s> $A </s> </s> $B </s>"
+    elif model_type == "bert":
+        names = dict(zip(("pad_token", "cls_token", "sep_token"), BERT_TOKENS, strict=True))
+        single, pair = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]"
     else:
         names = dict(zip(("pad_token", "bos_token", "eos_token"), CAUSAL_TOKENS, strict=True))
         single = pair = ""

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import ScaleupError
 from scaleup.plan.facts import AskedModel, ModelFacts, Tensors
-from scaleup.plan.model_path import adapter_base, adapter_folder, tokenizer_beside
+from scaleup.plan.model_path import adapter_base, adapter_folder, saved_settings, tokenizer_beside
 
+from .classifier import pooling_of
 from .sources import materialize
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-Task = Literal["causal_lm", "seq2seq_lm"]
+Task = Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
+CLASSIFIER = "ForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def shell_of(model: ModelConfig, where: str = "model", config: PreTrainedConfig 
     adapter = adapter_folder(found)
     location = str(adapter_base(adapter)) if adapter else found
     config = config or _config(model, location, where)
-    task = _task(model, config, where)
+    task = _task(model, config, where, adapter)
     shell = _shell(model, config, task, where)
     _untie(shell, location)
     asked = model if isinstance(model, AskedModel) else AskedModel(**model.model_dump())
@@ -82,6 +84,8 @@ def model_facts(model: ModelConfig, where: str = "model", shell: Shell | None = 
     text = shell.config.get_text_config()
     beside = tokenizer_beside(shell.adapter) if shell.adapter else None
     tokenizer = load_tokenizer(model, str(beside or shell.location), where)
+    if shell.task == "sequence_classification":
+        _check_tokens(shell, tokenizer, where)
     return ModelFacts(
         location=shell.location,
         task=shell.task,
@@ -94,7 +98,9 @@ def model_facts(model: ModelConfig, where: str = "model", shell: Shell | None = 
         vocab_size=text.vocab_size,
         hidden_size=getattr(text, "hidden_size", 0),
         has_eos=tokenizer.eos_token_id is not None,
-        max_positions=getattr(text, "max_position_embeddings", None),
+        max_positions=_positions(shell),
+        labels=_labels(shell),
+        pooling=pooling_of(_base(shell.model)) if shell.task == "sequence_classification" else None,
         num_virtual_tokens=num_virtual_tokens(shell.model),
         tokenizer_size=len(tokenizer),
         has_chat_template=bool(tokenizer.chat_template),
@@ -103,6 +109,39 @@ def model_facts(model: ModelConfig, where: str = "model", shell: Shell | None = 
         attention_width=_attention_width(text),
         num_lookup_parameters=shell.num_lookup_parameters,
     )
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _labels(shell: Shell) -> tuple[str, ...]:
+    if shell.task != "sequence_classification" or not is_classifier(shell.config):
+        return ()
+    return tuple(str(label) for _, label in sorted(shell.config.id2label.items()))
+
+
+def _positions(shell: Shell) -> int | None:
+    """The longest row that position embeddings allow. RoBERTa's begin behind the place of its padding."""
+    import torch
+
+    limit = getattr(shell.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in _base(shell.model).named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            return limit if limit is None or module.padding_idx is None else limit - module.padding_idx - 1
+    return limit
+
+
+def _check_tokens(shell: Shell, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """What scoring needs of a tokenizer. Raises ScaleupError at `{where}.tokenizer`."""
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    remedy = "use the model's own tokenizer, or one with these tokens"
+    if shell.config.is_encoder_decoder and (eos is None or eos != shell.config.eos_token_id):
+        what = f"{shell.architecture} scores at its eos token {shell.config.eos_token_id}, the tokenizer's is {eos}"
+        raise ScaleupError.of(f"{where}.tokenizer", what, remedy)
+    if pad is None and eos is None:
+        what = "has neither a pad nor an eos token: texts of several lengths make no batch"
+        raise ScaleupError.of(f"{where}.tokenizer", what, remedy)
 
 
 def _attention_width(text: PreTrainedConfig) -> int:
@@ -166,9 +205,20 @@ def _config(model: ModelConfig, location: str, where: str) -> PreTrainedConfig:
         raise ScaleupError.of(key, what, remedy) from error
 
 
-def _task(model: ModelConfig, config: PreTrainedConfig, where: str) -> Task:
+def is_classifier(config: PreTrainedConfig) -> bool:
+    """Whether a model's files have a head over labels."""
+    return any(name.endswith(CLASSIFIER) for name in config.architectures or ())
+
+
+def _task(model: ModelConfig, config: PreTrainedConfig, where: str, adapter: Path | None) -> Task:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+    is_scored = adapter is not None and saved_settings(adapter).get("task_type") == "SEQ_CLS"
+    if model.task == "sequence_classification" or is_classifier(config) or is_scored:
+        if model.task not in ("auto", "sequence_classification"):
+            what = f"{model.path!r} is a sequence classifier, not a {model.task} model"
+            raise ScaleupError.of(f"{where}.task", what, "leave it out, or name another model")
+        return "sequence_classification"
     task: Task = "seq2seq_lm" if config.is_encoder_decoder else "causal_lm"
     if model.task not in ("auto", task):
         what = f"{model.path!r} ({config.model_type}) is a {task} model, not {model.task}"
@@ -183,17 +233,17 @@ def _task(model: ModelConfig, config: PreTrainedConfig, where: str) -> Task:
 def _shell(model: ModelConfig, config: PreTrainedConfig, task: Task, where: str) -> PreTrainedModel:
     """The model without storage."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    from .load import first_line
+    from .load import auto_class, first_line
 
-    auto = AutoModelForSeq2SeqLM if task == "seq2seq_lm" else AutoModelForCausalLM
+    if task == "sequence_classification" and not is_classifier(config):
+        config.num_labels = 1
     try:
         with torch.device("meta"):
-            shell = auto.from_config(config, trust_remote_code=model.trust_remote_code)
+            shell = auto_class(task).from_config(config, trust_remote_code=model.trust_remote_code)
     except ValueError as error:
         what = f"{model.path!r} ({config.model_type}) cannot be built as a {task} model: {first_line(error)}"
-        raise ScaleupError.of(f"{where}.path", what, "name a causal or an encoder-decoder model") from error
+        raise ScaleupError.of(f"{where}.path", what, "name a model of that kind") from error
     shell.tie_weights()
     return shell
 
@@ -206,7 +256,12 @@ def _untie(shell: PreTrainedModel, location: str) -> None:
     import torch
 
     pairs = [pair for pair in shell.all_tied_weights_keys.items() if _differ(location, *pair)]
-    if not Path(location).is_dir() and getattr(shell.config, "scale_decoder_outputs", True) is False:
+    head = shell.get_output_embeddings()
+    if (
+        head is not None
+        and not Path(location).is_dir()
+        and getattr(shell.config, "scale_decoder_outputs", True) is False
+    ):
         pairs = [("lm_head.weight", "shared.weight")]  # a hub name's files are not here: T5 1.1's and FLAN's mark
     for target, _ in pairs:
         parent, _, name = target.rpartition(".")

@@ -13,6 +13,7 @@ from scaleup.config.schema import ModelConfig
 from scaleup.errors import ScaleupError
 from scaleup.plan.facts import ModelFacts
 
+from .classifier import is_of_head, pool_by_mask
 from .sources import materialize
 
 if TYPE_CHECKING:
@@ -56,15 +57,15 @@ def load_model(
     quantized: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """The model at `facts.location` as `facts.task` has it, on the CPU in `dtype`; with the options of
-    `quantized.loading_options`, on their device.
+    `quantized.loading_options`, on their device. A sequence classifier's head may be missing where the facts have no
+    labels: it has one output, and is drawn.
 
     Raises ScaleupError at `model.path` if a weight is missing, has another shape or cannot be read."""
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    auto = AutoModelForSeq2SeqLM if facts.task == "seq2seq_lm" else AutoModelForCausalLM
+    is_new = facts.task == "sequence_classification" and not facts.labels
     try:
-        loaded, info = auto.from_pretrained(
+        loaded, info = auto_class(facts.task).from_pretrained(
             facts.location,
             dtype=dtype,
             use_safetensors=True,
@@ -73,15 +74,27 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, beside the missing ones
             **(quantized or {}),
+            **({"num_labels": 1} if is_new else {}),
         )
     except (OSError, SafetensorError) as error:
         what = f"cannot read the weights of {facts.location}: {first_line(error)}"
         raise ScaleupError.of(
             "model.path", what, "the model needs *.safetensors files beside its config.json"
         ) from error
-    _refuse(facts, "are not in its files", sorted(info["missing_keys"]))
+    missing = sorted(key for key in info["missing_keys"] if not (is_new and is_of_head(key)))
+    _refuse(facts, "are not in its files", missing)
     _refuse(facts, "have another shape in its files", sorted(key for key, *_ in info["mismatched_keys"]))
+    if facts.task == "sequence_classification":
+        pool_by_mask(loaded)
     return loaded
+
+
+def auto_class(task: str) -> Any:
+    """Transformers' class that loads or builds a model for a task."""
+    import transformers
+
+    names = {"causal_lm": "CausalLM", "seq2seq_lm": "Seq2SeqLM", "sequence_classification": "SequenceClassification"}
+    return getattr(transformers, f"AutoModelFor{names[task]}")
 
 
 def base_revision(model: ModelConfig, facts: ModelFacts) -> str:

@@ -11,6 +11,8 @@ import torch
 
 from scaleup.config.adapters import Quantization
 
+from .classifier import UNQUANTIZED, is_sequence_classifier
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -31,7 +33,9 @@ def import_bitsandbytes() -> None:
         torch.compile = compile_it
 
 
-def loading_options(quantization: Quantization, mixed_precision: str, device: torch.device) -> dict[str, Any]:
+def loading_options(
+    quantization: Quantization, mixed_precision: str, device: torch.device, task: str = "causal_lm"
+) -> dict[str, Any]:
     """What `from_pretrained` needs. Without the device, several processes would all load onto the first one."""
     import_bitsandbytes()
     from transformers import BitsAndBytesConfig
@@ -44,6 +48,8 @@ def loading_options(quantization: Quantization, mixed_precision: str, device: to
             "bnb_4bit_use_double_quant": True,
             "bnb_4bit_compute_dtype": COMPUTE[mixed_precision],
         }
+    if task == "sequence_classification":
+        settings["llm_int8_skip_modules"] = list(UNQUANTIZED)  # of either kind: Transformers reads it for both
     return {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": str(device)}}
 
 
@@ -100,7 +106,8 @@ def quantize_shell(shell: PreTrainedModel, quantization: Quantization) -> dict[t
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    kept = [*get_keys_to_not_convert(shell), *(shell._keep_in_fp32_modules or [])]
+    heads = UNQUANTIZED if is_sequence_classifier(shell) else ()
+    kept = [*(heads or get_keys_to_not_convert(shell)), *(shell._keep_in_fp32_modules or [])]
     found: dict[torch.nn.Parameter, tuple[int, ...]] = {}
     for name, module in list(shell.named_modules()):
         if should_convert_module(name, kept) and (type(module) is torch.nn.Linear or isinstance(module, Conv1D)):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scaleup.config.adapters import AdaLoraAdapter, PrefixAdapter, PromptTuningAdapter, SelectiveAdapter
 from scaleup.config.schema import RunConfig
-from scaleup.config.stages import SFTConfig, TrainingConfig
+from scaleup.config.stages import SupervisedConfig, TrainingConfig
 from scaleup.errors import Problem
 from scaleup.plan.compat import adapter_of, compat_problems
 from scaleup.plan.machine import Machine
@@ -29,13 +29,13 @@ def adapter_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     if isinstance(adapter, AdaLoraAdapter) and adapter.path is None and adapter.target_r >= adapter.init_r:
         what = f"{adapter.target_r} is not less than adapter.init_r {adapter.init_r}: no ranks would be taken away"
         yield Problem("adapter.target_r", what, "use less, or lora")
-    if isinstance(config, SFTConfig) and config.train.max_steps is not None:
+    if isinstance(config, SupervisedConfig) and config.train.max_steps is not None:
         yield from rank_schedule_problems(config, config.train.max_steps)
 
 
 def rank_schedule_problems(config: RunConfig, num_steps: int | None) -> Iterator[Problem]:
     """What AdaLoRA's schedule asks of the number of the run's steps: one to weigh ranks by, and one to take them."""
-    adapter = config.adapter if isinstance(config, SFTConfig) else None
+    adapter = config.adapter if isinstance(config, SupervisedConfig) else None
     if not isinstance(adapter, AdaLoraAdapter) or adapter.path is not None:
         return
     if num_steps is None:

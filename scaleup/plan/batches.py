@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scaleup.config.schema import RunConfig
-from scaleup.config.stages import SFTConfig
+from scaleup.config.stages import SupervisedConfig
 from scaleup.errors import Problem
 from scaleup.plan.arithmetic import epochs_to_rows, held_out_rows, rows_to_steps
 from scaleup.plan.facts import ModelFacts
@@ -26,7 +26,7 @@ PACKABLE = frozenset({
 such positions without a word and let rows see each other; tests/unit/data/test_packing.py proves each one here."""
 
 
-def micro_batch(config: SFTConfig) -> int:
+def micro_batch(config: SupervisedConfig) -> int:
     """Units a micro-batch: one where tokens say how large it is, else rows or packed sequences."""
     train = config.train
     if train.tokens_per_device is None:
@@ -34,13 +34,13 @@ def micro_batch(config: SFTConfig) -> int:
     return train.tokens_per_device // config.data.max_length if config.data.packing else 1
 
 
-def accumulation(config: SFTConfig) -> int:
+def accumulation(config: SupervisedConfig) -> int:
     """Micro-batches a step and rank."""
     per_pass = micro_batch(config) * config.parallel.num_processes
     return config.train.gradient_accumulation_steps or (config.train.global_batch_size or per_pass) // per_pass
 
 
-def batch_plan(config: SFTConfig, data: DataCheck) -> BatchPlan:
+def batch_plan(config: SupervisedConfig, data: DataCheck) -> BatchPlan:
     """The batch arithmetic of a config that has no problems."""
     train = config.train
     per_pass = micro_batch(config) * config.parallel.num_processes
@@ -67,7 +67,7 @@ def batch_plan(config: SFTConfig, data: DataCheck) -> BatchPlan:
 
 def batch_size_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     """Sizes that do not fit one another."""
-    if not isinstance(config, SFTConfig):
+    if not isinstance(config, SupervisedConfig):
         return
     train, data, world = config.train, config.data, config.parallel.num_processes
     if train.tokens_per_device is not None:
@@ -94,7 +94,7 @@ def batch_size_problems(config: RunConfig, machine: Machine) -> Iterator[Problem
 
 def batching_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     """What putting rows together by their lengths excludes."""
-    if not isinstance(config, SFTConfig):
+    if not isinstance(config, SupervisedConfig):
         return
     train, data = config.train, config.data
     chosen = {
@@ -117,7 +117,7 @@ def batching_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
 
 def packing_problems(config: RunConfig, facts: ModelFacts) -> list[Problem]:
     """A model that would let packed rows see each other."""
-    if not isinstance(config, SFTConfig) or not config.data.packing or facts.model_type in PACKABLE:
+    if not isinstance(config, SupervisedConfig) or not config.data.packing or facts.model_type in PACKABLE:
         return []
     is_seq2seq = facts.task == "seq2seq_lm"
     what = "is for causal models only" if is_seq2seq else f"is not known to keep rows apart in {facts.model_type}"

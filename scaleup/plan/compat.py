@@ -20,6 +20,7 @@ from scaleup.plan.model_path import adapter_folder, saved_type
 
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 QUANTIZATIONS = (None, "8bit", "4bit")
+STAGES = ("sft", "reward")
 ADAPTERS = ("full", "selective", "lora", "dora", "ia3", "adalora", "prompt_tuning", "prefix")
 PRECISIONS = ("no", "bf16", "fp16")
 
@@ -137,6 +138,13 @@ REFUSALS = (
         adapters=frozenset({"adalora"}),
     ),
     Refusal(
+        "adapter.type",
+        "a reward model's new head is trained with the adapter, and a soft prompt or prefix is saved without one",
+        "use lora",
+        adapters=frozenset({"prompt_tuning", "prefix"}),
+        stages=frozenset({"reward"}),
+    ),
+    Refusal(
         "mixed_precision",
         "fp16 skips steps whose gradient overflows, and adalora's schedule of ranks goes by every step",
         'use bf16, or "no"',
@@ -197,29 +205,35 @@ UNTESTED_PRECISION = "fp16"
 """Its loss scale skips steps: nothing that a CPU shows is proof for a GPU."""
 
 
+UNTESTED_REWARD = frozenset({"selective", "dora", "ia3", "adalora"})
+"""Adapters that no test trains a reward model with, under several strategies."""
+
+
 def verdict(cell: Cell) -> Verdict:
     for refusal in REFUSALS:
         if refusal.covers(cell):
             return Verdict("refused", refusal.where, refusal.reason, refusal.remedy)
-    is_untested = cell.precision == UNTESTED_PRECISION or (cell.stage == "ppo" and cell.quantization is not None)
-    return Verdict("untested here" if is_untested else "ok")
+    return Verdict("ok" if _is_tested(cell) else "untested here")
 
 
-def table() -> Iterator[tuple[Cell, Verdict]]:
+def _is_tested(cell: Cell) -> bool:
+    if cell.stage == "reward" and cell.adapter in UNTESTED_REWARD:
+        return False
+    if cell.stage == "ppo" and cell.quantization is not None:
+        return False
+    return cell.precision != UNTESTED_PRECISION
+
+
+def table(stage: str = "sft") -> Iterator[tuple[Cell, Verdict]]:
     for strategy, quantization, adapter, precision in product(STRATEGIES, QUANTIZATIONS, ADAPTERS, PRECISIONS):
-        cell = Cell(strategy, quantization, adapter, precision)
+        cell = Cell(strategy, quantization, adapter, precision, stage)
         yield cell, verdict(cell)
 
 
 def cell_of(config: TrainingConfig, strategy: str | None = None) -> Cell:
     """Of a config, under its own strategy or another."""
-    return Cell(
-        strategy or config.parallel.strategy,
-        config.quantization,
-        adapter_of(config),
-        str(config.mixed_precision),
-        config.stage,
-    )
+    own = strategy or config.parallel.strategy
+    return Cell(own, config.quantization, adapter_of(config), str(config.mixed_precision), config.stage)
 
 
 def compat_problems(config: RunConfig) -> Iterator[Problem]:
@@ -244,7 +258,10 @@ def untested_notes(config: RunConfig, strategy: str) -> list[str]:
         return []
     parts = [strategy, *([cell.quantization] if cell.quantization else []), cell.adapter]
     together = " with ".join(parts)
-    return [f"{together} in precision {cell.precision} is not covered by this project's tests: docs/compatibility.md"]
+    kind = {"reward": "a reward model of ", "ppo": "PPO of "}.get(cell.stage, "")
+    return [
+        f"{kind}{together} in precision {cell.precision} is not covered by this project's tests: docs/compatibility.md"
+    ]
 
 
 def adapter_of(config: TrainingConfig) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scaleup.config.stages import SFTConfig
+from scaleup.config.stages import RewardConfig, SupervisedConfig
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import BatchPlan, ComputePlan
 
@@ -27,7 +27,7 @@ class Rate:
 
 def flops_a_token(facts: ModelFacts, length: int, gradient_checkpointing: bool) -> int:
     """Of training, in floating-point operations."""
-    halves = 2 if facts.task == "seq2seq_lm" else 1
+    halves = 1 if facts.pooling in ("whole", "last") or facts.task == "causal_lm" else 2
     used = (facts.num_parameters - facts.num_lookup_parameters) // halves
     frozen = (facts.num_parameters - facts.num_trainable_parameters) // halves
     attention = 4 * facts.attention_width * length
@@ -35,18 +35,20 @@ def flops_a_token(facts: ModelFacts, length: int, gradient_checkpointing: bool) 
     return forward * (1 + gradient_checkpointing) + backward
 
 
-def tokens_at_most(config: SFTConfig, batch: BatchPlan) -> int | None:
-    """Tokens of all steps, if every row were as long as it may be; None where the steps are not known."""
+def tokens_at_most(config: SupervisedConfig, batch: BatchPlan) -> int | None:
+    """Tokens of all steps, if every row were as long as it may be; None where the steps are not known. A pair is two
+    texts."""
+    length = config.data.max_length * (2 if isinstance(config, RewardConfig) else 1)
     if batch.num_steps is None:
         if batch.num_train_rows is None or config.train.num_train_epochs is None:
             return None
-        return int(config.train.num_train_epochs * batch.num_train_rows * config.data.max_length)
+        return int(config.train.num_train_epochs * batch.num_train_rows * length)
     if batch.tokens is not None:
         return batch.num_steps * batch.global_batch * batch.tokens
-    return batch.num_steps * batch.global_batch * config.data.max_length
+    return batch.num_steps * batch.global_batch * length
 
 
-def compute_plan(config: SFTConfig, facts: ModelFacts, batch: BatchPlan, rate: Rate) -> ComputePlan:
+def compute_plan(config: SupervisedConfig, facts: ModelFacts, batch: BatchPlan, rate: Rate) -> ComputePlan:
     a_token = flops_a_token(facts, config.data.max_length, config.gradient_checkpointing)
     tokens = tokens_at_most(config, batch)
     total = None if tokens is None else tokens * a_token

@@ -43,6 +43,13 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
         return loaded
     run = finished_run(target)
     known = run.config.model_dump(mode="json")
+    if run.config.stage == "reward" and stage == "generate":
+        what = "is the run of a reward model, which scores texts and writes none"
+        raise ScaleupError.of(str(target), what, "measure it: scaleup evaluate")
+    if run.config.stage == "reward" and stage == "export":
+        what = "is the run of a reward model, which export does not take: its checks are those of language models"
+        remedy = "take its model/ as it is: Transformers loads it, or PEFT where it is an adapter"
+        raise ScaleupError.of(str(target), what, remedy)
     raw = {
         "stage": stage,
         "name": _next_number(run, folder),
@@ -51,7 +58,7 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
         "data": {**known["data"], "streaming": False, "validation_fraction": None},
         **(_export_keys(known) if stage == "export" else _inference_keys(known)),
     }
-    if stage == "evaluate" and run.config.stage != "evaluate":
+    if stage == "evaluate" and run.config.stage not in ("evaluate", "reward"):
         raw["baseline"] = known["model"]
     return load_mapping(raw, overrides)
 

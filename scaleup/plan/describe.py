@@ -20,7 +20,7 @@ from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.facts import MicroBatch, ModelFacts
 from scaleup.plan.model_path import model_folder
 
-TRACED = ("describe", "footprint", "head_loss", "losses")
+TRACED = ("describe", "footprint", "head_loss", "losses", "preference")
 """Modules of train/ that a footprint depends on."""
 
 

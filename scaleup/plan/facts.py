@@ -47,11 +47,12 @@ class MicroBatch(BaseModel):
     arithmetics: tuple[Arithmetic, ...] = ("float32",)
     """Those that the run's strategies may use at its precision."""
 
-    def shape(self, is_seq2seq: bool) -> tuple[int, int]:
-        """Rows, and the tokens of each: of the prompt and of the target alike for an encoder-decoder model."""
+    def shape(self, is_double: bool) -> tuple[int, int]:
+        """Rows, and the tokens of each: of the prompt and of the target alike for an encoder-decoder model, of both
+        texts of a pair for a reward model."""
         if self.tokens is None:
             return self.rows, self.max_length
-        tokens = self.tokens // (1 + is_seq2seq)
+        tokens = self.tokens // (1 + is_double)
         rows = max(1, tokens // self.max_length)
         return rows, max(self.max_length, tokens // rows)
 
@@ -89,7 +90,7 @@ class ModelFacts(BaseModel):
 
     location: str
     """The folder or hub name that workers load: package and built-in models have become folders by now."""
-    task: Literal["causal_lm", "seq2seq_lm"]
+    task: Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
     model_type: str
     """Transformers' own, e.g. llama, qwen2, gpt2, t5, bart."""
     architecture: str
@@ -112,6 +113,10 @@ class ModelFacts(BaseModel):
     """The longest input the position embeddings allow; None where there is no limit (T5's relative positions)."""
     num_virtual_tokens: int = 0
     """Of an adapter that is a prompt or a prefix: they take positions beside those of a row."""
+    labels: tuple[str, ...] = ()
+    """Of a sequence classifier, in the order of its logits; none where the head is new."""
+    pooling: Literal["whole", "last", "eos"] | None = None
+    """What a sequence classifier reads its scores from: models/classifier.py."""
     has_chat_template: bool
     adapter: str | None = None
     """The folder of the adapter that goes on top of the weights, where the config's path names one."""

@@ -8,7 +8,7 @@ takes: docs/design/memory.md."""
 
 from __future__ import annotations
 
-from scaleup.config.stages import SFTConfig, TrainingConfig
+from scaleup.config.stages import SupervisedConfig, TrainingConfig
 from scaleup.plan.batches import accumulation, micro_batch
 from scaleup.plan.deepspeed import BUCKET
 from scaleup.plan.facts import Arithmetic, Footprint, MicroBatch, ModelFacts
@@ -21,7 +21,7 @@ def arithmetics_of(precision: str) -> tuple[Arithmetic, ...]:
     return ("float32",) if precision == "no" else ("autocast", "low")
 
 
-def micro_batch_of(config: SFTConfig) -> MicroBatch:
+def micro_batch_of(config: SupervisedConfig) -> MicroBatch:
     """What a rank takes at a time; rows are as long as they may be."""
     by_tokens = config.train.tokens_per_device is not None and not config.data.packing
     return MicroBatch(
@@ -40,7 +40,7 @@ def predicted_memory(facts: ModelFacts, config: TrainingConfig, strategy: str, p
     is_whole = strategy in ("single", "ddp")
     arithmetic: Arithmetic = "float32" if config.mixed_precision == "no" else "autocast" if is_whole else "low"
     footprint = facts.footprint(arithmetic)
-    if footprint is None or not isinstance(config, SFTConfig):
+    if footprint is None or not isinstance(config, SupervisedConfig):
         return held
     most, step = footprint.most(0.0), _step(held, config)
     logits = min(most, footprint.logits)
@@ -48,7 +48,7 @@ def predicted_memory(facts: ModelFacts, config: TrainingConfig, strategy: str, p
     return held.model_copy(update={"activations": most - logits, "logits": logits, "step": step, "peak": peak})
 
 
-def _backward(held: MemoryPlan, footprint: Footprint, config: SFTConfig, processes: int) -> int:
+def _backward(held: MemoryPlan, footprint: Footprint, config: SupervisedConfig, processes: int) -> int:
     """The fullest moment from the start of a forward to the end of a backward pass. `single`, ZeRO-1 and FSDP2 hold
     gradients as they come, where the others have space for all of theirs from the start. While DeepSpeed reduces a
     bucket there is a copy of it, the first once a bucket is full."""
@@ -62,7 +62,7 @@ def _backward(held: MemoryPlan, footprint: Footprint, config: SFTConfig, process
     return held.total - absent + most
 
 
-def _step(held: MemoryPlan, config: SFTConfig) -> int:
+def _step(held: MemoryPlan, config: SupervisedConfig) -> int:
     """Gradients during the optimizer's step. torch's fused AdamW takes nothing more; DeepSpeed lays its partition of
     them out flat, in the run's precision and in float32."""
     if not held.strategy.startswith("zero"):

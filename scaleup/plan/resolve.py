@@ -8,7 +8,14 @@ from pathlib import Path
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import Loaded
 from scaleup.config.schema import ModelConfig, RunConfig, SourceConfig
-from scaleup.config.stages import EvaluateConfig, ExportConfig, GenerateConfig, PPOConfig, SFTConfig
+from scaleup.config.stages import (
+    EvaluateConfig,
+    ExportConfig,
+    GenerateConfig,
+    PPOConfig,
+    RewardConfig,
+    SupervisedConfig,
+)
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.adapters import rank_schedule_problems
 from scaleup.plan.batches import batch_plan
@@ -28,6 +35,7 @@ from scaleup.plan.strategy import available, share_of
 from scaleup.plan.types import BatchPlan, GroupPlan, MemoryPlan, Plan
 from scaleup.records.check import DataCheck, check_data
 from scaleup.records.examples import format_problems
+from scaleup.records.preferences import reasons
 
 
 def resolve(
@@ -52,16 +60,16 @@ def resolve(
     found = config_problems(config, machine) + data_check.problems + _hold_out_problems(config, data_check)
     problems += [problem for problem in found if not _is_within(problem.where, known)]
     if check_run_folder and not known & {"name", "runs_dir"}:
-        batch = batch_plan(config, data_check) if isinstance(config, SFTConfig) and not problems else None
+        batch = batch_plan(config, data_check) if isinstance(config, SupervisedConfig) and not problems else None
         problems += _run_folder_problems(config, batch, resume)
     if problems:
         raise ScaleupError(problems)
-    if isinstance(config, SFTConfig) and config.train.max_steps is None:  # else the config itself has told
+    if isinstance(config, SupervisedConfig) and config.train.max_steps is None:  # else the config itself has told
         problems += rank_schedule_problems(config, batch_plan(config, data_check).num_steps)
     if problems:
         raise ScaleupError(problems)
     traces = peaks or config.parallel.strategy == "auto"
-    micro = micro_batch_of(config) if traces and isinstance(config, SFTConfig) else None
+    micro = micro_batch_of(config) if traces and isinstance(config, SupervisedConfig) else None
     facts = describe_models(models_of(config), micro)
     problems = [problem for where, found in facts.items() for problem in facts_problems(config, found, where)]
     problems += base_problems(config, facts["model"])
@@ -86,23 +94,26 @@ def _is_within(where: str, keys: Collection[str]) -> bool:
 
 def models_of(config: RunConfig) -> dict[str, ModelConfig]:
     """What to ask about, by config key."""
-    models = {"model": config.model}
+    model = config.model
+    if isinstance(config, RewardConfig):
+        model = model.model_copy(update={"task": "sequence_classification"})
+    models = {"model": model}
     if isinstance(config, EvaluateConfig) and config.baseline is not None:
         models["baseline"] = config.baseline
     made = {"adapter": getattr(config, "adapter", None), "quantization": getattr(config, "quantization", None)}
     asked: dict[str, ModelConfig] = {where: AskedModel(**model.model_dump(), **made) for where, model in models.items()}
     if isinstance(config, PPOConfig) and config.reward.model is not None:
-        scorer, quantization = config.reward.model.model_dump(), config.reward.quantization
-        asked[REWARD_MODEL] = AskedModel(**scorer, quantization=quantization)
+        scorer = config.reward.model.model_copy(update={"task": "sequence_classification"})
+        asked[REWARD_MODEL] = AskedModel(**scorer.model_dump(), quantization=config.reward.quantization)
     return asked
 
 
 def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts], data: DataCheck, rate: Rate) -> Plan:
     batch, compute, notes = None, None, []
-    if isinstance(config, SFTConfig):
+    if isinstance(config, SupervisedConfig):
         batch = batch_plan(config, data)
         compute = compute_plan(config, facts["model"], batch, rate)
-        notes = _mixture_notes(config, batch, data) + _footprint_notes(facts["model"])
+        notes = _mixture_notes(config, batch, data) + _left_out_notes(data) + _footprint_notes(facts["model"])
     memory = _memory(config, facts["model"])
     trained = policy_facts(config, facts["model"]) if isinstance(config, PPOConfig) else facts["model"]
     groups = groups_of(config, machine, trained, _strategy_before(config, batch))
@@ -141,7 +152,7 @@ def _strategy_before(config: RunConfig, batch: BatchPlan | None) -> str | None:
     return group.strategy if group.num_processes == config.parallel.num_processes else None
 
 
-def _mixture_notes(config: SFTConfig, batch: BatchPlan, data: DataCheck) -> list[str]:
+def _mixture_notes(config: SupervisedConfig, batch: BatchPlan, data: DataCheck) -> list[str]:
     sources: Sequence[SourceConfig] = config.data.train or []
     summaries = data.sources.get("train", [])
     if len(sources) < 2 or batch.num_steps is None:
@@ -157,6 +168,11 @@ def _mixture_notes(config: SFTConfig, batch: BatchPlan, data: DataCheck) -> list
     return notes
 
 
+def _left_out_notes(data: DataCheck) -> list[str]:
+    found = [(summary.path, list(reasons(summary.left_out))) for each in data.sources.values() for summary in each]
+    return [f"{path}: pairs left out: {', '.join(why)}" for path, why in found if why]
+
+
 def _footprint_notes(facts: ModelFacts) -> list[str]:
     if facts.untraced is None:
         return []
@@ -166,7 +182,7 @@ def _footprint_notes(facts: ModelFacts) -> list[str]:
 def _memory(config: RunConfig, facts: ModelFacts) -> list[MemoryPlan]:
     """Of every strategy that the run could use."""
     names, count = available(config), config.parallel.num_processes
-    if isinstance(config, SFTConfig):
+    if isinstance(config, SupervisedConfig):
         return [predicted_memory(facts, config, name, count) for name in names]
     if isinstance(config, PPOConfig):
         return [policy_memory(config, facts, name) for name in names]

@@ -14,7 +14,7 @@ from scaleup.config.stages import (
     ExportConfig,
     GenerateConfig,
     PPOConfig,
-    SFTConfig,
+    SupervisedConfig,
     TrainingConfig,
 )
 from scaleup.errors import Problem
@@ -24,6 +24,7 @@ from scaleup.plan.facts import ModelFacts
 from scaleup.plan.groups import device_of
 from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import model_path_problems, peek_model_type
+from scaleup.plan.reward import preference_problems, reward_model_problems, scored_problems
 from scaleup.plan.reward_source import reward_source_problems
 from scaleup.plan.rollouts import num_steps, response_problems, rollout_problems
 from scaleup.plan.saved_adapters import export_problems, side_by_side_problems
@@ -55,8 +56,8 @@ REWARD_MODEL = "reward.model"
 
 def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Problem]:
     """What only the model's own files can tell."""
-    if where == REWARD_MODEL:
-        return _reward_model_problems(config, facts)
+    if isinstance(config, PPOConfig) and where == REWARD_MODEL:
+        return _scorer_problems(config, facts)
     problems: list[Problem] = []
     if config.mixed_precision == "fp16" and facts.model_type in T5_FAMILY:
         problems.append(_t5_in_fp16())
@@ -81,12 +82,11 @@ def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Pro
         problems.append(
             Problem("data.messages", what, "use prompt and completion, or a tokenizer with a chat template")
         )
-    return problems + packing_problems(config, facts)
+    return [*problems, *packing_problems(config, facts), *scored_problems(config, facts, where)]
 
 
-def _reward_model_problems(config: RunConfig, facts: ModelFacts) -> list[Problem]:
-    assert isinstance(config, PPOConfig)
-    problems = []
+def _scorer_problems(config: PPOConfig, facts: ModelFacts) -> list[Problem]:
+    problems = reward_model_problems(config.reward, facts)
     if config.reward.mixed_precision == "fp16" and facts.model_type in T5_FAMILY:
         problems.append(Problem("reward.mixed_precision", "T5 models overflow in fp16", 'use bf16, or "no"'))
     return problems
@@ -176,7 +176,7 @@ def _optimization(config: RunConfig, machine: Machine) -> Iterator[Problem]:
 
 
 def _train(config: RunConfig, machine: Machine) -> Iterator[Problem]:
-    if not isinstance(config, SFTConfig):
+    if not isinstance(config, SupervisedConfig):
         return
     train, data = config.train, config.data
     if (train.max_steps is None) == (train.num_train_epochs is None):
@@ -198,7 +198,7 @@ def _data(config: RunConfig, machine: Machine) -> Iterator[Problem]:
             yield Problem(f"data.{split}", f"is needed by the {config.stage} stage", "name the rows' file")
     if data.validation and data.validation_fraction is not None:
         yield Problem("data.validation_fraction", "and data.validation exclude each other", "give one")
-    if not isinstance(config, SFTConfig) or not data.streaming:
+    if not isinstance(config, SupervisedConfig) or not data.streaming:
         return
     if data.validation_fraction is not None:
         yield Problem("data.validation_fraction", "cannot be drawn from streamed rows", "give data.validation")
@@ -243,6 +243,7 @@ RULES: list[Rule] = [
     adapter_problems,
     export_problems,
     side_by_side_problems,
+    preference_problems,
     batch_size_problems,
     batching_problems,
     rollout_problems,

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.examples import example_maker, prompt_maker, row_problem
+from scaleup.records.format_rules import holds_preferences, row_format
 from scaleup.records.formats import data_files, local_path, read_rows
+from scaleup.records.preferences import Preferences, preference_maker, reasons
 from scaleup.records.template import MissingColumn
 
 NUM_ROWS_LISTED = 5
@@ -23,10 +25,12 @@ Maker = Callable[[Mapping[str, Any], int], Any]
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """A source as the config names it. `rows` is None where they were not all counted: a hub name, a long stream."""
+    """A source as the config names it. `rows` is None where they were not all counted: a hub name, a long stream.
+    Of preferences, pairs are counted, and those that are left out by the reason."""
 
     path: str
     rows: int | None
+    left_out: Mapping[str, int] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,9 @@ def check_data(
     for split in splits:
         sources[split] = []
         for key, source in _sources(data, split):
-            found, rows = _check_source(data, source, key, limit, _maker(data, source, prompts_only))
+            found, summary = _check_source(data, source, key, limit, _maker(data, source, prompts_only))
             problems += found
-            sources[split].append(SourceSummary(source.path, rows))
+            sources[split].append(summary)
     return DataCheck(problems + _leaks(data, splits), sources)
 
 
@@ -62,29 +66,33 @@ def _sources(data: DataConfig, split: str) -> Iterator[tuple[str, SourceConfig]]
 def _maker(data: DataConfig, source: SourceConfig, prompts_only: bool) -> Maker | None:
     """None when the format has mistakes: then only the reading is checked."""
     try:
-        return prompt_maker(data, source) if prompts_only else example_maker(data, source)
+        if prompts_only:
+            return prompt_maker(data, source)
+        is_preference = holds_preferences(row_format(data, source))
+        return preference_maker(data, source) if is_preference else example_maker(data, source)
     except ScaleupError:
         return None
 
 
 def _check_source(
     data: DataConfig, source: SourceConfig, key: str, limit: int | None, maker: Maker | None
-) -> tuple[list[Problem], int | None]:
-    path = local_path(data, source)
+) -> tuple[list[Problem], SourceSummary]:
+    path, summary = local_path(data, source), SourceSummary(source.path, None)
     if path is None:
-        return [], None
+        return [], summary
     try:
         data_files(path)
     except ScaleupError as error:
-        return [Problem(f"{key}.path", f"'{item.where}' {item.what}", item.remedy) for item in error.problems], None
+        return [Problem(f"{key}.path", f"'{item.where}' {item.what}", item.remedy) for item in error.problems], summary
     failures = _Failures(limit)
-    is_whole = True
+    is_whole, num_examples, left_out = True, 0, Counter[str]()
     try:
         for row in islice(read_rows(path, failures.add_line), source.max_rows):
             failures.start_row()
             try:
-                if maker is not None:
-                    maker(row.values, failures.num_rows - 1)
+                made = maker(row.values, failures.num_rows - 1) if maker is not None else None
+                num_examples += len(made.pairs) if isinstance(made, Preferences) else 1
+                left_out.update(made.left_out if isinstance(made, Preferences) else ())
             except ScaleupError as error:
                 failures.add(row.where, error)
     except _Enough:
@@ -92,7 +100,10 @@ def _check_source(
     problems = failures.problems(str(path))
     if not problems and not failures.num_rows:
         problems = [Problem(f"{key}.path", f"'{path}' holds no rows", "name a file with rows")]
-    return problems, failures.num_rows if is_whole else None
+    elif not problems and not num_examples and is_whole:
+        what = f"'{path}' holds no pair in which one response is preferred ({', '.join(reasons(left_out))})"
+        problems = [Problem(f"{key}.path", what, "name a file with preferences")]
+    return problems, SourceSummary(source.path, num_examples if is_whole else None, left_out)
 
 
 class _Enough(Exception):

@@ -20,8 +20,10 @@ __all__ = [
     "example_maker",
     "format_problems",
     "prompt_maker",
+    "rendered",
     "row_format",
     "row_problem",
+    "valid_format",
 ]
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -58,28 +60,28 @@ Values = Mapping[str, Any]
 def example_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, int], Example]:
     """What makes an example of a row's values and its index in the source. It raises ScaleupError for a row that it
     cannot use: put the row's place to that with `row_problem`."""
-    form = _valid_format(data, source, prompts_only=False)
+    form = valid_format(data, source)
     if form.messages is not None:
         column = form.messages
         return lambda values, index: Chat(_messages(column, values))
     if form.text is not None:
         text = {"text": Template(form.text, form.columns)}
-        return lambda values, index: PlainText(**_rendered(text, values))
+        return lambda values, index: PlainText(**rendered(text, values))
     pairs = [
         {"prompt": Template(prompt, form.columns), "completion": Template(completion, form.columns)}
         for prompt, completion in _phrasings(form)
     ]
-    return lambda values, index: PromptCompletion(**_rendered(_chosen(pairs, index), values))
+    return lambda values, index: PromptCompletion(**rendered(_chosen(pairs, index), values))
 
 
 def prompt_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, int], str | list[Message]]:
     """What makes only the prompt: of a chat, the messages before the last one of the assistant. Needs no completion."""
-    form = _valid_format(data, source, prompts_only=True)
+    form = valid_format(data, source, prompts_only=True)
     if form.messages is not None:
         column = form.messages
         return lambda values, index: _opening(column, values)
     prompts = [{"prompt": Template(prompt, form.columns)} for prompt, _ in _phrasings(form)]
-    return lambda values, index: _rendered(_chosen(prompts, index), values)["prompt"]
+    return lambda values, index: rendered(_chosen(prompts, index), values)["prompt"]
 
 
 def row_problem(where: str, error: ScaleupError) -> Problem:
@@ -88,7 +90,8 @@ def row_problem(where: str, error: ScaleupError) -> Problem:
     return Problem(where, what, "; ".join(dict.fromkeys(p.remedy for p in error.problems if p.remedy)))
 
 
-def _valid_format(data: DataConfig, source: SourceConfig, prompts_only: bool) -> RowFormat:
+def valid_format(data: DataConfig, source: SourceConfig, prompts_only: bool = False) -> RowFormat:
+    """The format of a source's rows. Raises ScaleupError with the mistakes in it."""
     form = row_format(data, source)
     if mistakes := format_mistakes(form, "data", prompts_only):
         raise ScaleupError(mistakes)
@@ -105,7 +108,8 @@ def _chosen(phrasings: list[dict[str, Template]], index: int) -> dict[str, Templ
     return phrasings[phrasing_of(index, len(phrasings))] if len(phrasings) > 1 else phrasings[0]
 
 
-def _rendered(templates: dict[str, Template], values: Values) -> dict[str, str]:
+def rendered(templates: dict[str, Template], values: Values) -> dict[str, str]:
+    """The texts of a row. Raises ScaleupError for those that cannot be made, or are empty."""
     texts: dict[str, str] = {}
     problems: list[Problem] = []
     for name, template in templates.items():

@@ -10,8 +10,9 @@ from scaleup.errors import Problem, ScaleupError
 from scaleup.records.instructions import INSTRUCTIONS
 from scaleup.records.template import Template
 
-TEMPLATE_KEYS = ("prompt", "completion", "text")
-FORMAT_KEYS = ("prompt", "completion", "template", "messages", "text")
+TEMPLATE_KEYS = ("prompt", "completion", "text", "chosen", "rejected")
+PREFERENCE_KEYS = ("chosen", "rejected", "completions", "ranks", "ratings", "margin")
+FORMAT_KEYS = ("prompt", "completion", "template", "messages", "text", *PREFERENCE_KEYS)
 SPLITS = ("train", "validation", "test")
 
 
@@ -64,12 +65,42 @@ def _template_mistakes(text: str, where: str, may_be_constant: bool) -> list[Pro
     return [Problem(where, f"{text!r} names no column: all rows would read the same", "write {column} for its value")]
 
 
+def holds_preferences(form: RowFormat) -> bool:
+    """Whether rows of a format are pairs or rankings of responses."""
+    return any(getattr(form, key) is not None for key in PREFERENCE_KEYS)
+
+
+def _preference_mistakes(form: RowFormat, where: str, prompts_only: bool) -> list[Problem]:
+    stated = [key for key in FORMAT_KEYS if getattr(form, key) is not None]
+    is_pair = form.chosen is not None or form.rejected is not None
+    allowed = {"prompt", "chosen", "rejected", "margin"} if is_pair else {"prompt", *PREFERENCE_KEYS}
+    if strangers := [key for key in stated if key not in allowed]:
+        what = f"is set beside {', '.join(key for key in stated if key in allowed)}: a row has one format"
+        return [Problem(f"{where}.{key}", what, "keep one of them") for key in strangers[:1]]
+    problems = []
+    if prompts_only and form.prompt is None:
+        problems.append(Problem(where, "gives no prompts to generate from", f"set {where}.prompt"))
+    needed = ("chosen", "rejected") if is_pair else ("completions",)
+    for key in (key for key in needed if getattr(form, key) is None):
+        beside = next(name for name in PREFERENCE_KEYS if getattr(form, name) is not None)
+        problems.append(Problem(f"{where}.{beside}", f"is set without {key}", f"set {where}.{key} beside it"))
+    if form.completions is not None and (form.ranks is None) == (form.ratings is None):
+        what = "says nothing of which is better" if form.ranks is None else "has both ranks and ratings"
+        problems.append(Problem(f"{where}.completions", what, f"set {where}.ranks or {where}.ratings"))
+    if not is_pair and form.margin is not None and form.margin != form.ratings:
+        what = "of a ranking can only be the difference of two ratings"
+        problems.append(Problem(f"{where}.margin", what, "name the column of ratings, or leave it out"))
+    return problems
+
+
 def _incompatible_keys(form: RowFormat, where: str, prompts_only: bool) -> list[Problem]:
+    if holds_preferences(form):
+        return _preference_mistakes(form, where, prompts_only)
     first_keys = {"prompt or completion": form.prompt or form.completion}
     first_keys |= {key: getattr(form, key) for key in ("template", "messages", "text")}
     stated = [name for name, value in first_keys.items() if value is not None]
     if not stated:
-        remedy = "set prompt and completion, or template, messages or text"
+        remedy = "set prompt and completion, or template, messages or text; for a reward model chosen and rejected"
         return [Problem(where, "nothing says how a row becomes an example", remedy)]
     if len(stated) > 1:
         names = [key for key in FORMAT_KEYS if getattr(form, key) is not None]

@@ -9,7 +9,7 @@ In several processes (torchrun, accelerate launch) they train one policy, by DDP
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,13 @@ from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.models.adapters import is_adapted
 from scaleup.plan.types import GroupPlan
 from scaleup.rl.loop import PPO, PPOState, run_ppo
+from scaleup.rl.placements import ColocatedRewards, Score
 from scaleup.rl.policy import Policy
 from scaleup.rl.prompts import Prompt, PromptOrder
-from scaleup.rl.rewards import Rewards, Sample
+from scaleup.rl.rewards import Rewards
 from scaleup.rl.rollout import sampling_of
 from scaleup.rl.update import num_optimizer_steps
 from scaleup.train.optim import build_optimizer, build_schedule
-
-Scorer = Callable[[Sequence[Sample]], Sequence[float]]
 
 
 class PPOTrainer:
@@ -47,7 +46,7 @@ class PPOTrainer:
         model: Any,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Any],
-        reward: Rewards | Scorer,
+        reward: Rewards | Score,
         ppo: PPOSettings,
         train: OptimizationConfig | None = None,
         held_out: Sequence[Any] = (),
@@ -72,7 +71,7 @@ class PPOTrainer:
             schedule=build_schedule(base_optimizer(optimizer), train, num_optimizer_steps(ppo)),
             prompts=PromptOrder([_prompts(encoder, prompts)], [1.0], train.seed, shuffle=True),
             held_out=_prompts(encoder, held_out),
-            rewards=_Scored(reward) if callable(reward) else reward,
+            rewards=ColocatedRewards(self.runtime, reward) if callable(reward) else reward,
             sampling=sampling_of(ppo, model, tokenizer),
             tokenizer=tokenizer,
         )
@@ -89,22 +88,6 @@ class PPOTrainer:
             self._base.save_pretrained(str(folder), **options)
             self._job.tokenizer.save_pretrained(str(folder))
         self.runtime.barrier()
-
-
-class _Scored:
-    def __init__(self, score: Scorer) -> None:
-        self._score = score
-        self._scores: list[float] = []
-
-    def submit(self, samples: Sequence[Sample]) -> None:
-        self._scores += map(float, self._score(samples))
-
-    def collect(self) -> list[float]:
-        scores, self._scores = self._scores, []
-        return scores
-
-    def close(self) -> None:
-        pass
 
 
 def _prompts(encoder: Encoder, prompts: Sequence[Any]) -> list[Prompt]:

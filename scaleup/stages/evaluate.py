@@ -11,11 +11,15 @@ from scaleup.config.stages import EvaluateConfig
 from scaleup.data.sources import read_examples
 from scaleup.distributed.runtime import Runtime
 from scaleup.evaluation.evaluate import evaluate_models, reference
+from scaleup.evaluation.preference import evaluate_preferences
 from scaleup.evaluation.report import finish
 from scaleup.plan.types import Plan
 
 
 def run(config: EvaluateConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
+    if plan.model.task == "sequence_classification":
+        _run_preferences(config, plan, runtime, folder)
+        return
     split = config.evaluation.split
     sources = getattr(config.data, split)
     examples = list(chain.from_iterable(read_examples(config.data, source, split) for source in sources))
@@ -33,5 +37,17 @@ def run(config: EvaluateConfig, plan: Plan, runtime: Runtime, folder: RunFolder)
                 for index, example in enumerate(examples)
             ]
             write_text(folder.path / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        finish(folder, config.stage, config.name, metrics, None)
+    runtime.barrier()
+
+
+def _run_preferences(config: EvaluateConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
+    """Of reward models, on pairs."""
+    results = evaluate_preferences(config, plan, runtime)
+    if runtime.is_main:
+        metrics = {name: found for name, (found, _) in results.items()}
+        write_json(folder.path / "metrics.json", metrics)
+        _, scored = results["model"]
+        write_text(folder.path / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in scored))
         finish(folder, config.stage, config.name, metrics, None)
     runtime.barrier()

@@ -14,11 +14,10 @@ from scaleup.evaluation.ppo_report import finish_ppo
 from scaleup.models.load import load_tokenizer
 from scaleup.plan.types import Plan
 from scaleup.rl.loop import PPO, run_ppo
-from scaleup.rl.placements import rewards_of
 from scaleup.rl.policy import Policy
 from scaleup.rl.prompts import PromptOrder, read_prompts
 from scaleup.rl.rollout import sampling_of
-from scaleup.rl.serve import serve_rewards
+from scaleup.rl.serve import rewards_of, serve_rewards
 from scaleup.rl.update import num_optimizer_steps
 from scaleup.train.model import trainable_model
 from scaleup.train.optim import build_optimizer, build_schedule

@@ -49,7 +49,7 @@ def footprint_of(model: AskedModel, shell: Shell, micro_batch: MicroBatch, arith
     """Traced on the whole model, or on two and three of its layers where there are many and all alike."""
     from .footprint import at_depth, footprint, trace
 
-    shape = micro_batch.shape(shell.task == "seq2seq_lm")
+    shape = micro_batch.shape(shell.task != "causal_lm")
 
     def traced(shallow: Shell) -> Timeline:
         whole = deepcopy(shallow.model)

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from scaleup.artifacts.files import write_json
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.stages import SFTConfig
+from scaleup.config.stages import SupervisedConfig
 from scaleup.data.collate import Batch
 from scaleup.data.loader import TrainLoader
 from scaleup.distributed.engines import NonFiniteError
@@ -38,7 +38,7 @@ class Stopped(Exception):
 class Fit:
     """All that a supervised run consists of, prepared. `validation` gives this rank's batches, anew each call."""
 
-    config: SFTConfig
+    config: SupervisedConfig
     runtime: Runtime
     run: RunFolder
     model: torch.nn.Module

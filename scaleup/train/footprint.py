@@ -19,9 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scaleup.data.collate import Batch
+from scaleup.models.classifier import is_sequence_classifier, pool_by_mask
 from scaleup.plan.facts import Arithmetic, Footprint
 from scaleup.train.head_loss import fuse_head
 from scaleup.train.losses import token_loss_sum
+from scaleup.train.preference import preference_loss
 
 aten = torch.ops.aten
 LOW = torch.bfloat16
@@ -40,21 +42,26 @@ class Timeline:
 
 
 def trace(model: Any, batch_shape: tuple[int, int], arithmetic: Arithmetic, packing: bool) -> Timeline:
-    """One micro-batch of (rows, length), every position labelled, through a model on the meta device, which comes out
-    with fake parameters of the traced type. Frozen parameters stay so.
+    """One micro-batch of (rows, length), every position labelled, or of as many pairs, through a model on the meta
+    device, which comes out with fake parameters of the traced type. Frozen parameters stay so.
 
     Raises whatever an architecture raises that needs values, where shapes are all there is."""
     fake, alive = FakeTensorMode(), Alive()
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    is_scored = is_sequence_classifier(whole)
     with fake:
         _make_fake(model, LOW if arithmetic == "low" else torch.float32)
         model.train()
-        with _ValuesAssumed():
-            fuse_head(model)
+        if is_scored:
+            pool_by_mask(whole)
+        else:
+            with _ValuesAssumed():
+                fuse_head(model)
         with alive, _autocast(model) if arithmetic == "autocast" else nullcontext():
             alive.ignore(model)
-            batch = _batch(model, *batch_shape, packing)
-            with alive.head(model.get_output_embeddings()):
-                loss = token_loss_sum(model, batch)
+            batch = _pairs(*batch_shape) if is_scored else _batch(model, *batch_shape, packing)
+            with nullcontext() if is_scored else alive.head(model.get_output_embeddings()):
+                loss = (preference_loss() if is_scored else token_loss_sum)(model, batch)
                 forward = alive.bytes
                 loss.backward()
     return Timeline(forward, alive.logits, alive.moments)
@@ -202,6 +209,12 @@ def _batch(model: Any, rows: int, length: int, packing: bool) -> Batch:
     return Batch(inputs, labels, rows * length, rows * length)
 
 
+def _pairs(rows: int, length: int) -> Batch:
+    ids = torch.empty((2 * rows, length), dtype=torch.long, device="cpu")
+    inputs = {"input_ids": ids, "attention_mask": torch.empty_like(ids)}
+    return Batch(inputs, torch.empty(rows, device="cpu"), rows, 2 * rows * length)
+
+
 @contextmanager
 def _autocast(model: Any) -> Iterator[None]:
     """Around the model's forward, as Accelerate has it: what the model returns is float32 again."""
@@ -228,7 +241,9 @@ class _ValuesAssumed(TorchDispatchMode):
 
 def _assumed(function: Any, args: Any) -> Any:
     """The result of an operation whose shape depends on values, if all that is asked is true: every position has a
-    label. None for any other operation."""
+    label, and all rows have equally many. None for any other operation."""
+    if function is aten.unique_consecutive.default:
+        return tuple(args[0].new_empty((1,), dtype=torch.long) for _ in range(3))
     if function is aten.nonzero.default:
         return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.long)
     if function in (aten.index.Tensor, aten.index_put.default, aten._index_put_impl_.default) and (

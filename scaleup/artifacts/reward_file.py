@@ -1,0 +1,39 @@
+"""`reward.json` beside a reward model: what it reads, and how its scores are brought to mean 0 and spread 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from scaleup.artifacts.files import read_json
+from scaleup.errors import ScaleupError
+
+REWARD_FILE = "reward.json"
+
+
+class SavedReward(BaseModel):
+    """The defaults are those of a classifier that no reward run made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    template: Annotated[str, Field(min_length=1)] = "{prompt}{response}"
+    max_length: Annotated[int, Field(ge=2)] = 512
+    mean: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """Of the scores of the reference samples."""
+    std: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    label: str | None = None
+    score: Literal["logit", "probability"] = "logit"
+
+
+def read_reward(folder: Path) -> SavedReward | None:
+    """Of a model's folder; None where there is none. Raises ScaleupError at the file if it cannot be used."""
+    file = folder / REWARD_FILE
+    if not file.is_file():
+        return None
+    try:
+        return SavedReward.model_validate(read_json(file))
+    except (OSError, ValueError, ValidationError) as error:
+        what = f"cannot be read: {' '.join(str(error).split())[:200]}"
+        raise ScaleupError.of(str(file), what, "train the reward model again, or mend the file") from error

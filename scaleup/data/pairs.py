@@ -1,0 +1,76 @@
+"""Pairs of responses -> token lists -> one batch, in which the chosen ones come before the rejected."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.data.collate import Batch, Collator, pad
+from scaleup.data.tokenization import FILLER, Tokens
+from scaleup.records.preferences import Preference, preference_maker
+
+Read = Callable[[Sequence[tuple[str, str]]], list[list[int]]]
+"""(prompt, response) texts -> the token ids that a reward model reads, whole."""
+
+
+@dataclass(frozen=True)
+class PairEncoder:
+    """Tokenizes preferences as the model reads them, under `data`'s rules."""
+
+    read: Read
+    cut: Callable[[list[int]], list[int]]
+    """Token ids to at most `data.max_length`."""
+    data: DataConfig
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Pairs of the rows made so far that nothing can be learned from, by the reason."""
+    task: str = "sequence_classification"
+
+    def maker(self, source: SourceConfig) -> Callable[[Mapping[str, Any], int], list[Preference]]:
+        make = preference_maker(self.data, source)
+
+        def pairs(values: Mapping[str, Any], index: int) -> list[Preference]:
+            made = make(values, index)
+            self.left_out.update(made.left_out)
+            return made.pairs
+
+        return pairs
+
+    def __call__(self, examples: Sequence[Preference]) -> list[Tokens | None]:
+        """None for a pair that is too long where such rows are dropped, or whose texts are the same to the model."""
+        texts = [(pair.prompt, response) for pair in examples for response in (pair.chosen, pair.rejected)]
+        ids = self.read(texts) if texts else []
+        rows = zip(examples, ids[::2], ids[1::2], strict=True)
+        return [self._row(pair.margin, chosen, rejected) for pair, chosen, rejected in rows]
+
+    def _row(self, margin: float, chosen: list[int], rejected: list[int]) -> Tokens | None:
+        if self.data.overlong == "drop" and max(len(chosen), len(rejected)) > self.data.max_length:
+            self.left_out["overlong"] += 1
+            return None
+        chosen, rejected = self.cut(chosen), self.cut(rejected)
+        if chosen == rejected:
+            self.left_out["equal"] += 1
+            return None
+        return Tokens(np.asarray(chosen, np.int32), np.asarray(rejected, np.int32), margin=margin)
+
+
+def pair_collator(pad_id: int, filler_id: int) -> Collator:
+    """The 2 B texts of B pairs, the chosen ones first, padded on the right. `labels` (B) are the margins, NaN for a
+    filler, which is two texts of the one token `filler_id`."""
+    nothing = np.full(1, filler_id, np.int32)
+
+    def collate(rows: Sequence[Tokens]) -> Batch:
+        real = [row for row in rows if row is not FILLER]
+        texts = [nothing if row is FILLER else row.input_ids for row in rows]
+        texts += [nothing if row is FILLER else row.labels for row in rows]
+        input_ids, mask = pad(texts, pad_id)
+        margins = torch.tensor([float("nan") if row is FILLER else row.margin for row in rows])
+        num_tokens = sum(len(row.input_ids) + len(row.labels) for row in real)
+        return Batch({"input_ids": input_ids, "attention_mask": mask}, margins, len(real), num_tokens)
+
+    return collate

@@ -1,0 +1,135 @@
+"""How good a reward model is on held-out pairs: accuracy, calibration, and whether it goes by length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from scaleup.config.rl import RewardSource
+from scaleup.config.schema import DataConfig
+from scaleup.config.stages import EvaluateConfig
+from scaleup.data.collate import Collator
+from scaleup.data.loader import eval_batches
+from scaleup.data.pairs import PairEncoder, pair_collator
+from scaleup.data.sources import made_examples
+from scaleup.data.tokenization import Tokens
+from scaleup.distributed.runtime import Runtime
+from scaleup.errors import ScaleupError
+from scaleup.models.scoring import load_scorer
+from scaleup.plan.types import Plan
+from scaleup.records.preferences import Preference
+from scaleup.train.preference import pair_scores
+
+Results = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]
+"""Column -> metrics, and each pair with its scores."""
+NUM_BINS = 10
+
+
+def evaluate_preferences(config: EvaluateConfig, plan: Plan, runtime: Runtime) -> Results:
+    """Of each column of the results, metrics and the scored pairs. Every rank must call it and gets the whole result.
+
+    A model is read as its run says (reward.json). Raises ScaleupError as reading rows and loading models do."""
+    split = config.evaluation.split
+    asked = {"model": (config.model, plan.model)}
+    if config.baseline is not None and plan.baseline is not None:
+        asked = {"baseline": (config.baseline, plan.baseline), **asked}
+    results: Results = {}
+    for name, (model, facts) in asked.items():
+        runtime.progress.report(f"loading {name}")
+        source = RewardSource(
+            placement="colocated",
+            model=model,
+            quantization=config.quantization,
+            mixed_precision=config.mixed_precision,
+            normalize=False,
+        )
+        scorer = load_scorer(source, facts, runtime.device)
+        reader = scorer.reader
+        encoder = PairEncoder(reader.ids, reader.cut, config.data.model_copy(update={"max_length": reader.max_length}))
+        pairs = read_pairs(config.data, encoder, split)[: config.evaluation.max_samples]
+        found = [(pair, row) for pair, row in zip(pairs, encoder(pairs), strict=True) if row is not None]
+        rows = [row for _, row in found]
+        if not rows:
+            raise ScaleupError.of(f"data.{split}", "holds no pair that the model can tell apart", "name other rows")
+        collate = pair_collator(reader.pad_id, reader.filler_id)
+        runtime.progress.report(f"scores of {name}")
+        with runtime.accelerator.autocast():
+            scores = score_pairs(runtime, scorer.model, rows, collate, config.evaluation.batch_size)
+        left_out = {f"left_out_{reason}": count for reason, count in sorted(encoder.left_out.items())}
+        scored = [
+            {**vars(pair), "chosen_score": float(one), "rejected_score": float(other)}
+            for (pair, _), (one, other) in zip(found, scores, strict=True)
+        ]
+        results[name] = preference_metrics(scores, rows) | left_out, scored
+    return results
+
+
+def read_pairs(data: DataConfig, encoder: PairEncoder, split: str) -> list[Preference]:
+    sources = getattr(data, split)
+    return [pair for source in sources for pair in made_examples(data, source, split, encoder)]
+
+
+@torch.no_grad()
+def score_pairs(runtime: Runtime, model: Any, rows: Sequence[Tokens], collate: Collator, batch_size: int) -> np.ndarray:
+    """Scores (N, 2) of the chosen and the rejected response of each pair, on every rank, which all must call it."""
+    model.eval()
+    scores = np.zeros((len(rows), 2))
+    batches = eval_batches(rows, collate, batch_size, runtime.rank, runtime.world)
+    for number, batch in enumerate(batches):
+        first = (number * runtime.world + runtime.rank) * batch_size
+        found = torch.stack(pair_scores(model, batch.to(runtime.device)), dim=1).double().cpu().numpy()
+        scores[first : first + batch_size] = found[: max(0, len(rows) - first)]
+    return np.asarray(runtime.sum(*scores.ravel())).reshape(scores.shape)
+
+
+def preference_metrics(scores: np.ndarray, rows: Sequence[Tokens]) -> dict[str, Any]:
+    """Of scores (N, 2) as `score_pairs` gives them, and the pairs' lengths in tokens. A tie counts half.
+
+    Calibration: sigmoid(difference) is the probability that the model gives to the preference. `brier` is the mean of
+    (1 - it)^2; `calibration_error` the expected calibration error (Naeini et al. 2015) of its confidence, over 10 bins
+    of equal width. Length: accuracy on the pairs whose chosen response is longer, shorter; the correlation of score and
+    length over all responses, and within pairs that of the differences."""
+    differences = scores[:, 0] - scores[:, 1]
+    lengths = np.array([(len(row.input_ids), len(row.labels)) for row in rows], float)
+    longer = lengths[:, 0] - lengths[:, 1]
+    chance = 1 / (1 + np.exp(-np.clip(differences, -500, 500)))
+    return {
+        "pairs": len(rows),
+        "accuracy": accuracy(differences),
+        "mean_margin": float(differences.mean()),
+        "brier": float(((1 - chance) ** 2).mean()),
+        "calibration_error": calibration_error(chance),
+        "chosen_is_longer": float((longer > 0).mean()),
+        "accuracy_chosen_longer": accuracy(differences[longer > 0]),
+        "accuracy_chosen_shorter": accuracy(differences[longer < 0]),
+        "score_length_correlation": correlation(scores.ravel(), lengths.ravel()),
+        "margin_length_correlation": correlation(differences, longer),
+    }
+
+
+def accuracy(differences: np.ndarray) -> float | None:
+    """The share of positive differences; None of no pairs."""
+    if not len(differences):
+        return None
+    return float((differences > 0).mean() + (differences == 0).mean() / 2)
+
+
+def calibration_error(chance: np.ndarray) -> float:
+    """Mean distance of confidence, max(p, 1 - p) in [0.5, 1], from the accuracy at it, over 10 bins of equal width."""
+    confidence, right = np.maximum(chance, 1 - chance), (chance > 0.5) + (chance == 0.5) / 2
+    bins = np.minimum(((confidence - 0.5) * 2 * NUM_BINS).astype(int), NUM_BINS - 1)
+    error = 0.0
+    for place in np.unique(bins):
+        inside = bins == place
+        error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    return float(error)
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float | None:
+    """Pearson's; None where either does not vary."""
+    if len(one) < 2 or not one.std() or not other.std():
+        return None
+    return float(np.corrcoef(one, other)[0, 1])

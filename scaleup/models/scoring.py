@@ -1,0 +1,151 @@
+"""Texts -> token ids -> scores: the same in training, evaluation and PPO, whatever the batch, padding and order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from scaleup.artifacts.reward_file import SavedReward, read_reward
+from scaleup.config.rl import RewardSource
+from scaleup.plan.facts import ModelFacts
+from scaleup.records.template import Template
+
+from .adapted import load_finished
+from .classifier import Pooling, classify
+from .load import load_tokenizer, pad_token_id
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BOTH = "{prompt}{response}"
+"""What is read of a prompt and a response where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a reward model reads of a prompt and a response."""
+
+    tokenizer: PreTrainedTokenizerBase
+    pooling: Pooling
+    template: str = BOTH
+    max_length: int = 512
+
+    @property
+    def pad_id(self) -> int:
+        """What to fill batches with. Masks tell padding, but encoder-decoders count eos tokens: any other will do."""
+        pad, eos = pad_token_id(self.tokenizer), self.tokenizer.eos_token_id
+        return int(eos == 0) if self.pooling == "eos" and pad == eos else pad
+
+    @property
+    def filler_id(self) -> int:
+        """A token that makes a row by itself."""
+        return int(self.tokenizer.eos_token_id) if self.pooling == "eos" else self.pad_id
+
+    def ids(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """Token ids of (prompt, response) texts, whole, with the tokenizer's special tokens. Those of models that read
+        the score at a row's end have one eos there; in an encoder-decoder's there is no other."""
+        template = Template(self.template)
+        texts = [template.render({"prompt": prompt, "response": response}) for prompt, response in pairs]
+        return [self._ended(ids) for ids in self.tokenizer(texts)["input_ids"]]
+
+    def cut(self, ids: list[int]) -> list[int]:
+        """The last `max_length` tokens, after those that every row begins with."""
+        if len(ids) <= self.max_length:
+            return ids
+        start = ids[: self._num_first]
+        return start + ids[len(ids) - self.max_length + len(start) :]
+
+    def batch(self, rows: Sequence[list[int]], device: torch.device) -> dict[str, torch.Tensor]:
+        """input_ids and attention_mask (B, S) of rows, padded on the right."""
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), self.pad_id)
+        mask = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = torch.tensor(row)
+            mask[place, : len(row)] = 1
+        return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        eos = self.tokenizer.eos_token_id
+        if self.pooling == "eos":
+            return [*(token for token in ids if token != eos), eos]
+        if self.pooling == "last" and eos is not None and ids[-1:] != [eos]:
+            return [*ids, eos]
+        return ids or [self.filler_id]
+
+    @cached_property
+    def _num_first(self) -> int:
+        special = self.tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+        return special.index(0)
+
+
+@dataclass
+class Scorer:
+    """Scores texts with a classifier. `model` may be replaced by what a strategy makes of it."""
+
+    model: Any
+    reader: Reader
+    device: torch.device
+    batch_size: int = 16
+    label: int = 0
+    """The place of the logit that is the score."""
+    as_probability: bool = False
+    """Softmax over the labels, of a single one its sigmoid."""
+    mean: float = 0.0
+    std: float = 1.0
+
+    @torch.no_grad()
+    def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """A score for each (prompt, response), in order: (score - mean) / std.
+
+        Where the model is sharded over ranks, all of them must call it together with equally many pairs, and none with
+        an empty list: a rank that has fewer repeats one of its own and leaves out its scores."""
+        rows = [self.reader.cut(ids) for ids in self.reader.ids(pairs)] if pairs else []
+        order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
+        scores = [0.0] * len(rows)
+        self.model.eval()
+        for first in range(0, len(order), self.batch_size):
+            places = order[first : first + self.batch_size]
+            logits = classify(self.model, self.reader.batch([rows[place] for place in places], self.device))
+            for place, found in zip(places, self._chosen(logits).tolist(), strict=True):
+                scores[place] = (found - self.mean) / self.std
+        return scores
+
+    def _chosen(self, logits: torch.Tensor) -> torch.Tensor:
+        if not self.as_probability:
+            return logits[:, self.label]
+        return logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)[:, self.label]
+
+
+def load_scorer(source: RewardSource, facts: ModelFacts, device: torch.device) -> Scorer:
+    """Of a finished reward run, an adapter of one, or any sequence classifier, as `source` says; its problems have been
+    looked for (plan/reward.py). Mean and std of a run are those of its logits: probabilities stay as they are.
+
+    Raises ScaleupError as loading does."""
+    assert source.model is not None and facts.pooling is not None, "the plan has looked at both"
+    model = load_finished(source.model, facts, source.quantization, source.mixed_precision, device)
+    saved = saved_reward(facts) or SavedReward()
+    tokenizer = load_tokenizer(source.model, facts.tokenizer_location or facts.location, "reward.model")
+    template, limit = source.template or saved.template, source.max_length or saved.max_length
+    longest = min(limit, facts.max_positions or limit)
+    normalizes = source.normalize and source.score == saved.score
+    return Scorer(
+        model,
+        Reader(tokenizer, facts.pooling, template, longest),
+        device,
+        source.batch_size,
+        label=facts.labels.index(source.label) if source.label else 0,
+        as_probability=source.score == "probability",
+        mean=saved.mean if normalizes else 0.0,
+        std=saved.std if normalizes else 1.0,
+    )
+
+
+def saved_reward(facts: ModelFacts) -> SavedReward | None:
+    """What a reward run wrote beside its model."""
+    return read_reward(Path(facts.adapter or facts.location))
