@@ -59,7 +59,7 @@ def serving(place: BridgePlace, scorer: Any, sharded: bool) -> Callable[[Runtime
 
 def rounds(place: BridgePlace) -> Callable[[Runtime], dict[str, list[float]]]:
     def main(runtime: Runtime) -> dict[str, list[float]]:
-        rewards, taken = GroupRewards(runtime, BridgeClient(runtime, place, "len", 60, 6)), {}
+        rewards, taken = GroupRewards(runtime, BridgeClient(runtime, place, "len", 60, 60)), {}
         for name, batch in BATCHES.items():
             count = ROUNDS if len(batch) < 1000 else ROUNDS // 10
             times = []

@@ -104,7 +104,7 @@ class BridgeClient:
         """Ask for a score of each item (anything that JSON can hold). Returns at once when there is a reward group;
         what goes wrong is said by `collect`, on all ranks."""
         self.connect()
-        body = json.dumps(list(items), ensure_ascii=False).encode()
+        body = json.dumps(list(items), ensure_ascii=False).encode(errors="surrogatepass")  # loads() takes them
         if len(body) > MAX_BYTES:
             what = f"{len(items)} texts are a request of {len(body)} bytes; at most {MAX_BYTES} are taken"
             self._problem = ScaleupError.of("reward bridge", what, "score fewer or shorter texts at a time")
