@@ -12,25 +12,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scaleup.distributed.bridge_wire import (
-    CLOSE,
+from scaleup.distributed.bridge_store import (
     CONNECT_SECONDS,
-    FAILURE,
-    MAX_BYTES,
     PROTOCOL,
-    REQUEST,
     BridgeLost,
     BridgePlace,
-    Frame,
-    Link,
     Meeting,
-    Pending,
-    failure_of,
     foreign,
-    scores_of,
     session_key,
     signed,
     verified,
+)
+from scaleup.distributed.bridge_wire import (
+    CLOSE,
+    FAILURE,
+    MAX_BYTES,
+    REQUEST,
+    Frame,
+    Link,
+    Pending,
+    failure_of,
+    scores_of,
 )
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError

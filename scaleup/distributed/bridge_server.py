@@ -7,22 +7,18 @@ import queue
 import threading
 import time
 
-from scaleup.distributed.bridge_wire import (
-    CLOSE,
+from scaleup.distributed.bridge_store import (
     CONNECT_SECONDS,
     PROTOCOL,
     BridgeLost,
     BridgePlace,
-    Frame,
-    Link,
     Meeting,
-    failure_frame,
     foreign,
-    scores_frame,
     session_key,
     signed,
     verified,
 )
+from scaleup.distributed.bridge_wire import CLOSE, Frame, Link, failure_frame, scores_frame
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
 

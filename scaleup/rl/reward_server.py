@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 
 from scaleup.distributed.bridge_server import BridgeServer
-from scaleup.distributed.bridge_wire import CLOSE, BridgePlace
+from scaleup.distributed.bridge_store import BridgePlace
+from scaleup.distributed.bridge_wire import CLOSE
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import Problem, ScaleupError
 from scaleup.rl.rewards import Sample, checked_scores
