@@ -1,0 +1,195 @@
+"""The reward model's end of the bridge: joins a generation that the policy has opened, takes requests, answers them."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+
+from scaleup.distributed.bridge_store import (
+    CONNECT_SECONDS,
+    PROTOCOL,
+    BridgeLost,
+    BridgePlace,
+    Meeting,
+    foreign,
+    session_key,
+    signed,
+    verified,
+)
+from scaleup.distributed.bridge_wire import CLOSE, Frame, Link, failure_frame, scores_frame
+from scaleup.distributed.runtime import Runtime
+from scaleup.errors import ScaleupError
+
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 3.0
+"""Between knowing that the policy is gone and ending a process that does not end by itself."""
+_MAX_SILENCE = 60
+"""Polls without a sign of the policy's store: it, or the network between, is gone without a word."""
+
+
+class BridgeServer:
+    """Every rank of the reward group has one. It serves one generation: a group that the policy went on without ends,
+    and a new one joins the next."""
+
+    def __init__(self, runtime: Runtime, place: BridgePlace, model: str, sharded: bool) -> None:
+        self._runtime = runtime
+        self._place = place
+        self._hello = {
+            "protocol": PROTOCOL,
+            "size": runtime.world,
+            "mode": "sharded" if sharded else "replicated",
+            "model": model,
+        }
+        self._receives = runtime.rank == 0 or not sharded
+        self._arrived: queue.Queue[tuple[Frame, int] | Exception] = queue.Queue()
+        self._newest: dict[int, int] = {}
+        self._silence = 0
+        self._watch: _Watch | None = None
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the policy to open its store, so long at most, then for a generation, as long as the policy lives.
+        All ranks together. False when it closed before, or a signal asks for a stop.
+
+        Raises BridgeLost when the policy is gone, ScaleupError when it is not this run's."""
+        self._runtime.progress.report("waiting for the policy")
+        try:
+            meeting = Meeting.join(self._place, seconds, lambda: self._runtime.stop.requested)
+        except BridgeLost:
+            if self._runtime.stop.requested:
+                return False
+            raise
+        generation = self._claimed(meeting)
+        prefix, go = f"g{generation}/", None
+        while generation and (go := meeting.read(prefix + "go")) is None:
+            if meeting.read("closed") is not None or self._runtime.stop.requested:
+                return False
+            if meeting.generation() > generation:
+                raise BridgeLost("the policy went on without this reward group")
+            time.sleep(_POLL_SECONDS)
+        if not generation or go is None:
+            return False
+        key = self._key(meeting, generation)
+        verified(key, prefix + "go", go)
+        rank, size = self._place.policy_size + self._runtime.rank, self._place.policy_size + self._runtime.world
+        self._link = Link(meeting, self._place, generation, key, rank, size)
+        self._watch = _Watch(Meeting.join(self._place, CONNECT_SECONDS), generation)
+        self._watch.start()
+        if self._receives:
+            threading.Thread(target=self._receive, name="bridge", daemon=True).start()
+        return True
+
+    def next(self, seconds: float) -> tuple[Frame, int] | None:
+        """The next request and its source, or None when none came in so long. Ranks that do not receive wait only.
+
+        Raises BridgeLost, and ScaleupError for a message that is not the policy's."""
+        try:
+            arrived = self._arrived.get(timeout=seconds)
+        except queue.Empty:
+            self.check()
+            return None
+        if isinstance(arrived, Exception):
+            raise arrived
+        frame, source = arrived
+        if frame.kind != CLOSE:
+            if frame.sequence <= self._newest.get(source, 0):
+                raise foreign(f"request {frame.sequence} came twice or too late")
+            self._newest[source] = frame.sequence
+        return arrived
+
+    def check(self) -> None:
+        """Raises BridgeLost when the watch has found the policy gone."""
+        assert self._watch
+        if self._watch.lost:
+            raise BridgeLost(self._watch.lost)
+        self._silence = 0 if self._watch.heard else self._silence + 1
+        self._watch.heard = False
+        if self._silence > _MAX_SILENCE:
+            raise BridgeLost("the policy is gone: its store has been silent for too long")
+
+    def answer(self, request: tuple[Frame, int], result: list[float] | ScaleupError) -> None:
+        frame, source = request
+        if isinstance(result, ScaleupError):
+            answer = failure_frame(frame.sequence, result)
+        else:
+            answer = scores_frame(frame.sequence, result)
+        self._link.answer(answer, source, frame.count)
+
+    def close(self) -> None:
+        if self._watch:
+            self._watch.ended.set()
+
+    def _claimed(self, meeting: Meeting) -> int:
+        """The generation that rank 0 got for this group; 0 when there will be none."""
+        tried, claimed, problem = 0, 0, None
+        while True:
+            over = meeting.read("closed") is not None
+            if self._runtime.rank == 0 and not over:
+                generation = meeting.generation()
+                if generation > tried:
+                    tried = generation
+                    try:
+                        claimed = generation * self._claim(meeting, generation)
+                    except ScaleupError as error:
+                        problem = error
+            ours, wrong, stop = self._runtime.sum(claimed, problem is not None, over or self._runtime.stop.requested)
+            if wrong:
+                raise problem or foreign("rank 0 of the reward group met a policy of another run")
+            if ours or stop:
+                return int(ours)
+            time.sleep(_POLL_SECONDS)
+
+    def _claim(self, meeting: Meeting, generation: int) -> bool:
+        """Raises ScaleupError, before it claims anything, when the policy is not this run's."""
+        key, topic = self._key(meeting, generation), f"g{generation}/hello"
+        if not meeting.claim(generation):
+            return False  # another reward group has it; the policy may open a next one
+        meeting.write(topic, signed(key, topic, self._hello))
+        return True
+
+    def _key(self, meeting: Meeting, generation: int) -> bytes:
+        topic = f"g{generation}/offer"
+        offer = verified(self._place.key, topic, meeting.read(topic) or b"")
+        for name, ours in {"protocol": PROTOCOL, "policy_size": self._place.policy_size}.items():
+            if offer[name] != ours:
+                raise foreign(f"{name} is {offer[name]} for the policy, and {ours} for the reward group")
+        return session_key(self._place, generation, offer["nonce"])
+
+    def _receive(self) -> None:
+        """In a thread of its own: the main one must hear signals and the watch."""
+        try:
+            while True:
+                arrived = self._link.next_request()
+                self._arrived.put(arrived)
+                if arrived[0].kind == CLOSE:
+                    return
+        except (BridgeLost, ScaleupError) as error:
+            self._arrived.put(error)
+
+
+class _Watch(threading.Thread):
+    """Sees that the policy is gone, or went on without us, also while the main thread is in a forward pass or a
+    collective that never returns; then ends the process."""
+
+    def __init__(self, meeting: Meeting, generation: int) -> None:
+        super().__init__(name="bridge-watch", daemon=True)
+        self._meeting = meeting
+        self._generation = generation
+        self.lost = ""
+        self.heard = True
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(1.0):
+            try:
+                if self._meeting.generation() > self._generation:
+                    self.lost = "the policy went on without this reward group"
+                self.heard = True
+            except BridgeLost as error:
+                self.lost = str(error)
+            if self.lost:
+                if not self.ended.wait(_GRACE_SECONDS):
+                    print(f"reward bridge: {self.lost}; this process ends", flush=True)
+                    os._exit(1)
+                return
