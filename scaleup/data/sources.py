@@ -125,6 +125,14 @@ def read_prompts(data: DataConfig, source: SourceConfig, split: str) -> list[str
     return _made(prompt_maker(data, source), data, source, split)
 
 
+def read_prompt_rows(
+    data: DataConfig, source: SourceConfig, split: str
+) -> list[tuple[str | list[dict[str, str]], dict[str, Any]]]:
+    """As `read_prompts`, each with its row."""
+    make = prompt_maker(data, source)
+    return _made(lambda values, index: (make(values, index), values), data, source, split)
+
+
 def _made(make: Callable[[dict[str, Any], int], T], data: DataConfig, source: SourceConfig, split: str) -> list[T]:
     made, problems = [], []
     for index, (where, values) in enumerate(read_source(data, source, split)):

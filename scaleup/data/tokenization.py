@@ -104,7 +104,7 @@ class Encoder:
         """As `prompts`, for texts and chats."""
         limit = self.data.max_length
         if self.task == "seq2seq_lm":
-            texts = [self._as_text(prompt) for prompt in prompts]
+            texts = [self.as_text(prompt) for prompt in prompts]
             return self.tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
         ids = [
             self._plain_ids(self._template(prompt, add_generation_prompt=True))
@@ -114,7 +114,8 @@ class Encoder:
         ]
         return [tokens[-limit:] for tokens in ids]
 
-    def _as_text(self, prompt: str | list[dict[str, str]]) -> str:
+    def as_text(self, prompt: str | list[dict[str, str]]) -> str:
+        """A prompt as the model reads it: of a chat, what the template makes of it."""
         return self._template(prompt, add_generation_prompt=True) if isinstance(prompt, list) else prompt
 
     def _segments(self, examples: Sequence[Example]) -> list[list[tuple[list[int], bool]]]:

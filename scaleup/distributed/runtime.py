@@ -87,6 +87,22 @@ class Runtime:
         dist.all_reduce(total)
         return total.tolist()
 
+    def gather(self, mine: torch.Tensor) -> torch.Tensor:
+        """Rows of all ranks on the CPU, dealt back: row i is row i // world of rank i % world. Every rank must call it,
+        with tensors of one shape and type."""
+        if self.world == 1:
+            return mine.cpu()
+        sent = mine.to(self.device).contiguous()
+        sent = sent.to(torch.uint8) if sent.dtype == torch.bool else sent
+        parts = [torch.empty_like(sent) for _ in range(self.world)]
+        dist.all_gather(parts, sent)
+        return torch.stack(parts, dim=1).flatten(0, 1).to("cpu", mine.dtype)
+
+    @property
+    def gathers_weights(self) -> bool:
+        """Whether ranks hold shards of the weights, and so must all make the same forward passes."""
+        return self.group.strategy in ("zero3", "fsdp2")
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank. Every rank must call it."""
         return self.sum(float(flag))[0] > 0

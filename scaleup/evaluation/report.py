@@ -17,7 +17,7 @@ import scaleup
 from scaleup.artifacts.files import folder_aside, write_json, write_text
 from scaleup.artifacts.manifest import Manifest, file_sizes, write_manifest
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.stages import SupervisedConfig
+from scaleup.config.stages import SupervisedConfig, TrainingConfig
 from scaleup.distributed.runtime import Runtime, is_partly_frozen
 from scaleup.models.adapters import is_adapted, save_adapter, save_over_base
 from scaleup.models.load import load_model
@@ -120,7 +120,7 @@ def plot_losses(lines: list[dict[str, Any]], file: Path, title: str) -> None:
     pyplot.close(figure)
 
 
-def model_card(config: SupervisedConfig, plan: Plan, metrics: dict[str, Any]) -> str:
+def model_card(config: TrainingConfig, plan: Plan, metrics: dict[str, Any]) -> str:
     """Markdown with the metadata block that model hubs read."""
     base, group = config.model.path, plan.groups[0]
     data = ", ".join(f"{source.path} (weight {source.weight:g})" for source in config.data.train or [])

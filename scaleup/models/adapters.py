@@ -3,7 +3,8 @@ and our own `selective`, which trains some of the model's parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from .quantized import import_bitsandbytes
 from .soft_prompts import ADAPTER, make_prompt_trainable, prefix_shape, save_prompt
 
 AnyPeft = LoraAdapter | IA3Adapter | AdaLoraAdapter | PromptTuningAdapter | PrefixAdapter
+START = "start"
 TASK_TYPES = {"causal_lm": "CAUSAL_LM", "seq2seq_lm": "SEQ_2_SEQ_LM", "sequence_classification": "SEQ_CLS"}
 
 
@@ -120,6 +122,37 @@ def load_side_by_side(base: Any, adapters: Mapping[str, Path]) -> Any:
 def use_adapter(model: Any, number: int) -> None:
     """Make the nth of the adapters of `load_side_by_side` the active one."""
     model.set_adapter(_inside(number), inference_mode=True)
+
+
+def keep_start(model: Any) -> None:
+    """Beside a model's only adapter, a frozen copy of what it is now, for `as_at_start`."""
+    model.add_adapter(START, model.peft_config[ADAPTER])
+    copies = {name: part for name, part in model.named_parameters() if f".{START}" in name}
+    own = dict(model.named_parameters())
+    for name, part in copies.items():
+        part.data.copy_(own[name.replace(f".{START}", f".{ADAPTER}")].data)
+        part.requires_grad_(False)
+
+
+@contextmanager
+def as_at_start(model: Any) -> Iterator[None]:
+    """Forward passes inside are those of the adapter that `keep_start` kept. PEFT's own `set_adapter` would change
+    which parameters have gradients, under engines that have seen to that."""
+    parts = [part for part in model.modules() if getattr(part, "_active_adapter", None)]
+    before = [part._active_adapter for part in parts]
+    for part in parts:
+        part._active_adapter = [START]
+    try:
+        yield
+    finally:
+        for part, active in zip(parts, before, strict=True):
+            part._active_adapter = active
+
+
+def forget_start(model: Any) -> None:
+    """Before the adapter is saved: only it is."""
+    if START in model.peft_config:
+        model.delete_adapter(START)
 
 
 def _inside(number: int) -> str:

@@ -28,7 +28,7 @@ from scaleup.plan.machine import Machine, this_machine
 from scaleup.plan.memory import inference_memory, serving_memory
 from scaleup.plan.peak import micro_batch_of, predicted_memory
 from scaleup.plan.resume import state_of
-from scaleup.plan.rollouts import policy_facts, policy_memory, policy_notes, rollout_plan
+from scaleup.plan.rollouts import policy_facts, policy_memory, rollout_plan
 from scaleup.plan.rules import REWARD_MODEL, config_problems, facts_problems, needed_splits
 from scaleup.plan.saved_adapters import base_problems
 from scaleup.plan.strategy import available, share_of
@@ -115,7 +115,6 @@ def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts],
         compute = compute_plan(config, facts["model"], batch, rate)
         notes = _mixture_notes(config, batch, data) + _left_out_notes(data) + _footprint_notes(facts["model"])
     memory = _memory(config, facts["model"])
-    notes += policy_notes(config, facts["model"]) if isinstance(config, PPOConfig) else []
     trained = policy_facts(config, facts["model"]) if isinstance(config, PPOConfig) else facts["model"]
     groups = groups_of(config, machine, trained, _strategy_before(config, batch))
     notes += untested_notes(config, groups[0].strategy)

@@ -89,13 +89,6 @@ def response_problems(config: PPOConfig, facts: ModelFacts) -> Iterator[Problem]
         yield Problem("ppo.max_new_tokens", what, f"use at most {most} together")
 
 
-def policy_notes(config: PPOConfig, facts: ModelFacts) -> list[str]:
-    is_further = facts.adapter is not None or getattr(config.adapter, "path", None) is not None
-    if not is_further:
-        return []
-    return ["the reference is the base model, without the adapter that is trained further; an export has it merged"]
-
-
 def policy_facts(config: PPOConfig, facts: ModelFacts, with_reference: bool = True) -> ModelFacts:
     """Of what PPO trains as one model: with its value head, a trunk for the values where asked for, and the reference,
     a frozen copy where there is no adapter to leave out. Adapters are trained in both trunks; the value trunk's head is

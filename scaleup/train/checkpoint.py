@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -35,10 +35,11 @@ from scaleup.train.state import TrainState
 
 STATE = "train_state.json"
 RANKS = "rank_allocation.safetensors"
+State = TypeVar("State", bound=TrainState)
 
 
-class Checkpointer:
-    """Checkpoints of one run. Every rank must make the same calls."""
+class Checkpointer(Generic[State]):
+    """Checkpoints of one run, whose state is of a kind of its own. Every rank must make the same calls."""
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class Checkpointer:
         schedule: LRScheduler,
         keep: int,
         ranks: RankAllocation | None = None,
+        new_state: type[State] = TrainState,  # type: ignore[assignment]
     ) -> None:
         self._runtime = runtime
         self._run = run
@@ -57,11 +59,12 @@ class Checkpointer:
         self._schedule = schedule
         self._keep = keep
         self._ranks = ranks
+        self._new_state = new_state
         self._layout = _layout(runtime, model, optimizer)
         latest = latest_checkpoint(run.checkpoints)
         self.last_step: int | None = latest.step if latest else None
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: State) -> None:
         """Raises ScaleupError when it cannot be written; earlier checkpoints stay as they are."""
         if state.step == self.last_step:
             return
@@ -71,20 +74,20 @@ class Checkpointer:
         self._on_main(lambda: self._finish(folder, state), folder)
         self.last_step = state.step
 
-    def restore(self) -> TrainState:
+    def restore(self) -> State:
         """The state of the newest whole checkpoint, loaded into everything; a new state when there is none."""
         latest = latest_checkpoint(self._run.checkpoints)
         if latest is None:
-            return TrainState()
+            return self._new_state()
         return self.load(latest)
 
-    def load(self, checkpoint: CheckpointFolder) -> TrainState:
+    def load(self, checkpoint: CheckpointFolder) -> State:
         is_direct = self._load_tensors(checkpoint.path)
         if len(list(checkpoint.path.glob("random_state_*"))) == self._runtime.world:  # else ranks draw dropout anew
             _set_random_state(load_file(_random_file(checkpoint.path, self._runtime.rank)))
         if self._ranks is not None:
             self._ranks.load(load_file(checkpoint.path / RANKS))
-        state = TrainState.read(checkpoint.path / STATE)
+        state = self._new_state.read(checkpoint.path / STATE)
         self._schedule.load_state_dict(state.schedule)
         if not is_direct:  # else the optimizer's own state holds them
             groups = base_optimizer(self._optimizer).param_groups
@@ -92,7 +95,7 @@ class Checkpointer:
                 group["lr"] = learning_rate
         return state
 
-    def load_best_weights(self, state: TrainState) -> None:
+    def load_best_weights(self, state: State) -> None:
         """Put the weights of the best evaluation back. Raises ScaleupError when that checkpoint is gone."""
         assert state.best_step is not None
         folder = checkpoint_folder(self._run.checkpoints, state.best_step)
@@ -113,7 +116,7 @@ class Checkpointer:
             self._runtime.barrier()
         return is_direct
 
-    def _write(self, aside: Path, state: TrainState) -> None:
+    def _write(self, aside: Path, state: State) -> None:
         self._runtime.save(self._model, aside)
         save_file(_random_state(), _random_file(aside, self._runtime.rank))
         if self._runtime.is_main:
@@ -123,7 +126,7 @@ class Checkpointer:
                 save_file(self._ranks.state(), aside / RANKS)
             self._layout.save(aside)
 
-    def _finish(self, folder: Path, state: TrainState) -> None:
+    def _finish(self, folder: Path, state: State) -> None:
         for pickled in aside_of(folder).glob("random_states_*.pkl"):
             pickled.unlink()
         write_listing(aside_of(folder), state.step)

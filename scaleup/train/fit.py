@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
@@ -55,7 +55,7 @@ class Fit:
 def fit(job: Fit) -> TrainState:
     """Train to the last step from wherever the newest checkpoint stands. Raises Stopped after a signal."""
     train = job.config.train
-    checkpointer = Checkpointer(
+    checkpointer: Checkpointer[TrainState] = Checkpointer(
         job.runtime, job.run, job.model, job.optimizer, job.schedule, train.save_total_limit, job.ranks
     )
     state = checkpointer.restore()
@@ -73,23 +73,23 @@ def fit(job: Fit) -> TrainState:
             _log_step(job, metrics, state, result, tokens / seconds)
             seconds, tokens = 0.0, 0
         job.runtime.progress.report("training", state.step, job.num_steps, loss=round(result.loss, 4))
-        is_due = job.validation is not None and _is_due(train.eval_steps, state.step, job.num_steps)
-        improved = is_due and _evaluate(job, metrics, state, checkpointer)
+        evaluates = job.validation is not None and is_due(train.eval_steps, state.step, job.num_steps)
+        improved = evaluates and _evaluate(job, metrics, state, checkpointer)
         save_best = improved and train.load_best_model_at_end
-        if save_best or _is_over(job, state) or _is_due(train.save_steps, state.step, job.num_steps):
+        if save_best or _is_over(job, state) or is_due(train.save_steps, state.step, job.num_steps):
             checkpointer.save(state)
         if result.stop_requested and state.step < job.num_steps:
-            _stop(job, checkpointer, state)
+            stop_run(job.runtime, job.run, checkpointer, state, job.num_steps)
     if train.load_best_model_at_end:
         checkpointer.load_best_weights(state)
     metrics.close()
     return state
 
 
-def _step(job: Fit, state: TrainState, checkpointer: Checkpointer) -> StepResult:
+def _step(job: Fit, state: TrainState, checkpointer: Checkpointer[Any]) -> StepResult:
     batches = job.loader.batches(state.step)
     limit, penalty = job.config.train.max_grad_norm, job.ranks.penalty if job.ranks else None
-    with _finite(state.step + 1, checkpointer):
+    with finite(state.step + 1, checkpointer):
         result = train_step(job.runtime, job.model, job.optimizer, batches, job.objective, limit, penalty)
     if not result.skipped:
         job.schedule.step()
@@ -108,17 +108,17 @@ def _log_step(job: Fit, metrics: MetricsLog, state: TrainState, result: StepResu
     )
 
 
-def _evaluate(job: Fit, metrics: MetricsLog, state: TrainState, checkpointer: Checkpointer) -> bool:
+def _evaluate(job: Fit, metrics: MetricsLog, state: TrainState, checkpointer: Checkpointer[Any]) -> bool:
     """Validation loss into the log; whether it is the best so far."""
     assert job.validation is not None
-    with _finite(state.step, checkpointer):
+    with finite(state.step, checkpointer):
         loss = evaluate_loss(job.runtime, job.model, job.validation(), job.objective)
     metrics.log(state.step, eval_loss=loss)
     return state.note_evaluation(loss, job.config.train.early_stopping_threshold)
 
 
 @contextmanager
-def _finite(step: int, checkpointer: Checkpointer) -> Iterator[None]:
+def finite(step: int, checkpointer: Checkpointer[Any]) -> Iterator[None]:
     """A NaN or infinite loss is the user's to know: at which step, and from where the run can go on."""
     try:
         yield
@@ -129,7 +129,8 @@ def _finite(step: int, checkpointer: Checkpointer) -> Iterator[None]:
         raise ScaleupError.of(f"training step {step}", f"{error}; {saved}", remedy) from error
 
 
-def _is_due(every: int | None, step: int, last: int) -> bool:
+def is_due(every: int | None, step: int, last: int) -> bool:
+    """Whether something that comes `every` so many steps, and at the end, comes now."""
     return step == last or (every is not None and step % every == 0)
 
 
@@ -139,9 +140,12 @@ def _is_over(job: Fit, state: TrainState) -> bool:
     return patience is not None and state.evaluations_without_gain >= patience
 
 
-def _stop(job: Fit, checkpointer: Checkpointer, state: TrainState) -> None:
+def stop_run(
+    runtime: Runtime, run: RunFolder, checkpointer: Checkpointer[Any], state: TrainState, num_steps: int
+) -> NoReturn:
+    """Save, say that the run can go on, and raise Stopped. Every rank must call it."""
     checkpointer.save(state)
-    if job.runtime.is_main:
-        write_json(job.run.resumable_file, {"step": state.step, "num_steps": job.num_steps})
-    job.runtime.barrier()
+    if runtime.is_main:
+        write_json(run.resumable_file, {"step": state.step, "num_steps": num_steps})
+    runtime.barrier()
     raise Stopped(state.step)

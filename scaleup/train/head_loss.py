@@ -50,7 +50,7 @@ def fuse_head(model: Any) -> None:
     """Let a model's head compute the loss, where the head is plain and its output is what the model returns: some
     models scale, cap or shift their logits afterwards."""
     head = model.get_output_embeddings()
-    if type(head) is nn.Linear and _returned_as_is(model, head):
+    if type(head) is nn.Linear and returned_as_is(model, head):
         head.__class__ = LossHead
 
 
@@ -141,7 +141,7 @@ def _add_gradients(
 
 
 @torch.no_grad()
-def _returned_as_is(model: Any, head: nn.Linear) -> bool:
+def returned_as_is(model: Any, head: nn.Linear) -> bool:
     """Whether a model's logits are its head's own output, and no other tensor made of it."""
     seen: list[torch.Tensor] = []
     hook = head.register_forward_hook(lambda module, inputs, output: seen.append(output))

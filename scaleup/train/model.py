@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from scaleup.config.stages import SupervisedConfig
+from scaleup.config.stages import SupervisedConfig, TrainingConfig
 from scaleup.distributed.runtime import seed_everything
 from scaleup.models.adapted import load_base, make_trainable
 from scaleup.models.load import enable_gradient_checkpointing
@@ -15,15 +15,18 @@ from scaleup.train.head_loss import fuse_head
 
 
 def model_to_train(config: SupervisedConfig, facts: ModelFacts, device: torch.device) -> Any:
+    """As `trainable_model`; a language model with a head that gives the loss."""
+    model = trainable_model(config, facts, device)
+    if facts.task != "sequence_classification" and config.mixed_precision != "fp16":
+        fuse_head(model)  # in fp16 the loss scale must reach the gradient of the logits
+    return model
+
+
+def trainable_model(config: TrainingConfig, facts: ModelFacts, device: torch.device) -> Any:
     """On the CPU, or on `device` where it is quantized. The same on every rank. Raises ScaleupError as loading does."""
     seed_everything(config.train.seed)
     model = load_base(config.model, facts, config.quantization, config.mixed_precision, device)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     seed_everything(config.train.seed)  # a new adapter is drawn alike, whatever loading drew
-    model = make_trainable(model, facts, config.adapter, config.model.tokenizer)
-    if (
-        config.mixed_precision != "fp16" and facts.task != "sequence_classification"
-    ):  # the loss scale must reach the gradient of the logits
-        fuse_head(model)
-    return model
+    return make_trainable(model, facts, config.adapter, config.model.tokenizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from scaleup.artifacts.files import read_json, write_json
 
@@ -33,5 +33,5 @@ class TrainState:
         write_json(path, asdict(self))
 
     @classmethod
-    def read(cls, path: Path) -> TrainState:
+    def read(cls, path: Path) -> Self:
         return cls(**read_json(path))

@@ -1,0 +1,63 @@
+"""What must hold in every rollout, checked while it runs. A PPO that is wrong in one of these still trains, only
+something else; so it stops instead."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+
+from scaleup.distributed.runtime import Runtime
+from scaleup.errors import ScaleupError
+from scaleup.rl.experience import Experience, Judged
+
+TOLERANCE = {"no": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
+"""Nats a token, on average: what one batch's rounding may differ from another's."""
+
+
+def check_experience(experience: Experience, judged: Judged, kl_coef: float, is_new: bool, precision: str) -> None:
+    """Of a rollout before it is learned from; `is_new` when no optimizer step has been taken in the run.
+
+    Raises ScaleupError at `ppo.self_checks`."""
+    mask = experience.mask
+    if is_new and (kl := float(experience.log_ratio.abs().sum() / mask.sum())) > TOLERANCE[precision]:
+        _fail(f"policy and reference differ by {kl:.2e} nats a token before the first step")
+    if (lowest := float(experience.entropies[mask].min())) < -1e-3:
+        _fail(f"an entropy is {lowest:.2e}")
+    outside = [experience.logprobs, experience.values, judged.advantages, judged.returns, judged.rewards]
+    if any(bool(part[~mask].any()) for part in outside):
+        _fail("something stands behind the end of a response")
+    last = mask.sum(dim=1) - 1
+    rows = torch.arange(len(last))
+    without = judged.rewards.clone()
+    without[rows, last] -= judged.penalised
+    if kl_coef == 0 and float(without.abs().max()) > 1e-6:
+        _fail("a score stands elsewhere than on its response's last token")
+
+
+def check_first_ratio(moved: float, precision: str) -> None:
+    """`moved`: the mean size of the log-ratio in the first minibatch, where no step has been taken yet."""
+    if not moved <= TOLERANCE[precision]:
+        _fail(f"before any step the ratio of new to old probabilities is off by {moved:.2e} nats a token, not 1")
+
+
+def check_steps(steps: int, planned: int, may_end_early: bool) -> None:
+    if steps != planned and not may_end_early:
+        _fail(f"{steps} optimizer steps were taken, and {planned} are passes x minibatches")
+
+
+@torch.no_grad()
+def check_equal_ranks(runtime: Runtime, model: Any) -> None:
+    """Ranks that each hold the whole model hold the same one. Every rank must call it."""
+    if runtime.world == 1 or runtime.gathers_weights:
+        return
+    sums = [float(p.detach().double().sum()) for p in model.parameters() if p.requires_grad]
+    mine = torch.tensor(sums, dtype=torch.float64)[None]
+    every = runtime.gather(mine)
+    if not torch.equal(every, every[:1].expand_as(every)):
+        _fail("the ranks' parameters have come apart")
+
+
+def _fail(what: str) -> NoReturn:
+    remedy = "look for what makes the model's forward pass uneven, or set ppo.self_checks: false to go on regardless"
+    raise ScaleupError.of("ppo.self_checks", what, remedy)

@@ -1,0 +1,133 @@
+"""PPO as a library: a model, a tokenizer, prompts and a reward, without a config file or a launcher.
+
+    trainer = PPOTrainer(model, tokenizer, prompts, reward, PPOSettings(num_rollouts=100), output_dir="out")
+    trainer.train()
+    trainer.save("out/model")
+
+In several processes (torchrun, accelerate launch) they train one policy, by DDP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.config.rl import PPOSettings, RewardSource
+from scaleup.config.schema import DataConfig, ModelConfig, OptimizationConfig
+from scaleup.config.stages import PPOConfig
+from scaleup.data.tokenization import Encoder
+from scaleup.distributed.engines import base_optimizer
+from scaleup.distributed.runtime import Runtime, seed_everything
+from scaleup.models.adapters import is_adapted
+from scaleup.plan.types import GroupPlan
+from scaleup.rl.loop import PPO, PPOState, run_ppo
+from scaleup.rl.placements import ColocatedRewards, Score
+from scaleup.rl.policy import Policy
+from scaleup.rl.prompts import Prompt, PromptOrder
+from scaleup.rl.rewards import Rewards
+from scaleup.rl.rollout import sampling_of
+from scaleup.rl.update import num_optimizer_steps
+from scaleup.train.optim import build_optimizer, build_schedule
+
+
+class PPOTrainer:
+    """`model`: a causal or encoder-decoder model of Transformers, or one with an adapter of PEFT, trained in place.
+
+    `prompts` and `held_out` are texts, or chats for a tokenizer with a template. `reward` scores samples, or is any of
+    the placements in `scaleup.rl`. `output_dir` gets metrics, samples and checkpoints, from which `train` goes on."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Any],
+        reward: Rewards | Score,
+        ppo: PPOSettings,
+        train: OptimizationConfig | None = None,
+        held_out: Sequence[Any] = (),
+        max_prompt_length: int = 512,
+        output_dir: str | Path = "ppo",
+    ) -> None:
+        train = train or OptimizationConfig()
+        run = RunFolder(Path(output_dir).absolute())
+        run.path.mkdir(parents=True, exist_ok=True)
+        self.runtime = Runtime.start(_group(), timeout_seconds=1800, run_folder=run.path)
+        self._base = model.to(self.runtime.device)
+        policy = Policy(self._base, ppo.temperature, separate_value=ppo.value_model == "separate")
+        wrapped, optimizer = self.runtime.prepare(policy, build_optimizer(policy, train))
+        task = "seq2seq_lm" if policy.is_seq2seq else "causal_lm"
+        encoder = Encoder(tokenizer, task, DataConfig(max_length=max_prompt_length))
+        self._job = PPO(
+            config=_config(ppo, train, run),
+            runtime=self.runtime,
+            run=run,
+            model=wrapped,
+            optimizer=optimizer,
+            schedule=build_schedule(base_optimizer(optimizer), train, num_optimizer_steps(ppo)),
+            prompts=PromptOrder([_prompts(encoder, prompts)], [1.0], train.seed, shuffle=True),
+            held_out=_prompts(encoder, held_out),
+            rewards=ColocatedRewards(self.runtime, reward) if callable(reward) else reward,
+            sampling=sampling_of(ppo, model, tokenizer),
+            tokenizer=tokenizer,
+        )
+
+    def train(self) -> PPOState:
+        """To the last rollout, from the newest checkpoint in `output_dir`."""
+        seed_everything(self._job.config.train.seed)
+        return run_ppo(self._job)
+
+    def save(self, folder: str | Path) -> None:
+        """The policy alone (of an adapter, the adapter), as Transformers and PEFT load it."""
+        if self.runtime.is_main:
+            options = {"save_embedding_layers": False} if is_adapted(self._base) else {}
+            self._base.save_pretrained(str(folder), **options)
+            self._job.tokenizer.save_pretrained(str(folder))
+        self.runtime.barrier()
+
+
+def _prompts(encoder: Encoder, prompts: Sequence[Any]) -> list[Prompt]:
+    ids = encoder.prompt_ids(prompts) if prompts else []
+    return [Prompt(tokens, encoder.as_text(prompt)) for tokens, prompt in zip(ids, prompts, strict=True)]
+
+
+def _group() -> GroupPlan:
+    """What whoever started this process has made of it."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    on_gpu = torch.cuda.is_available()
+    several = {"distributed_type": "MULTI_GPU" if on_gpu else "MULTI_CPU", "engine": "DistributedDataParallel"}
+    alone = {"distributed_type": "NO", "engine": "none"}
+    return GroupPlan.model_validate(
+        {
+            "name": "policy",
+            "num_processes": world,
+            "num_nodes": 1,
+            "device": "cuda" if on_gpu else "cpu",
+            "backend": "nccl" if on_gpu else "gloo",
+            "strategy": "ddp" if world > 1 else "single",
+            "why": "started without a plan",
+            "mixed_precision": "no",
+            "threads_per_process": torch.get_num_threads(),
+            "main_address": None,
+            "main_port": None,
+            **(several if world > 1 else alone),
+        }
+    )
+
+
+def _config(ppo: PPOSettings, train: OptimizationConfig, run: RunFolder) -> PPOConfig:
+    """What the trackers are told."""
+    return PPOConfig(
+        stage="ppo",
+        name="ppo",
+        model=ModelConfig(path="given"),
+        data=DataConfig(),
+        ppo=ppo,
+        train=train,
+        reward=RewardSource(placement="function"),
+        runs_dir=str(run.path.parent),
+    )

@@ -1,0 +1,181 @@
+"""The passes over a rollout: minibatches of all its rows, one optimizer step each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from scaleup.config.rl import PPOSettings
+from scaleup.config.schema import OptimizationConfig
+from scaleup.distributed.runtime import Runtime
+from scaleup.rl.checks import check_first_ratio
+from scaleup.rl.experience import Experience, Judged, by_length, inputs_of
+from scaleup.rl.losses import log_ratio, policy_loss, value_loss
+from scaleup.train.step import StepResult, train_step
+
+SHUFFLES = 1
+"""Sets the seeds of minibatches apart from those of responses, which are 0."""
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """Some rows of an experience, as one forward takes them: what `train_step` calls a batch. (B, T) each."""
+
+    inputs: dict[str, torch.Tensor]
+    """Of the Policy."""
+    given: dict[str, torch.Tensor]
+    """logprobs and values at the time of the rollout, advantages and returns."""
+    num_labels: int
+    """Tokens of responses."""
+    num_tokens: int
+
+    def to(self, device: torch.device) -> MiniBatch:
+        inputs, given = ({name: part.to(device) for name, part in each.items()} for each in (self.inputs, self.given))
+        return MiniBatch(inputs, given, self.num_labels, self.num_tokens)
+
+
+@dataclass
+class Tally:
+    """Sums over tokens of one or more steps, of this rank."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0
+
+    def add(self, tokens: int, **values: torch.Tensor) -> None:
+        self.tokens += tokens
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach().double().sum())
+
+    def means(self, runtime: Runtime) -> dict[str, float]:
+        """Over the tokens of all ranks, which must all call it."""
+        names = sorted(self.sums)
+        *sums, tokens = runtime.sum(*(self.sums[name] for name in names), float(self.tokens))
+        return {name: value / max(tokens, 1.0) for name, value in zip(names, sums, strict=True)}
+
+
+@dataclass(frozen=True)
+class Updater:
+    """What the passes need, the same in every rollout."""
+
+    runtime: Runtime
+    model: Any
+    optimizer: Any
+    schedule: LRScheduler
+    ppo: PPOSettings
+    train: OptimizationConfig
+    pad_id: int
+
+    def learn(self, experience: Experience, judged: Judged, rollout: int) -> tuple[dict[str, float], int]:
+        """All passes over a rollout, or as many as the policy may move. Means over all their tokens, and how many
+        optimizer steps were taken. Every rank must call it."""
+        self.model.train()
+        whole, last = Tally(), None
+        steps = 0
+        for epoch in range(self.ppo.num_ppo_epochs):
+            for rows in self._mini_batches(len(experience.prompts), rollout, epoch):
+                tally = Tally()
+                last = self._step(experience, judged, rows, tally)
+                steps += 1
+                means = tally.means(self.runtime)
+                if steps == 1 and self.ppo.self_checks:
+                    check_first_ratio(means["moved"], self.runtime.group.mixed_precision)
+                for name, value in tally.sums.items():
+                    whole.sums[name] = whole.sums.get(name, 0.0) + value
+                whole.tokens += tally.tokens
+                if self.ppo.target_kl is not None and means["approxkl"] > self.ppo.target_kl:
+                    return self._report(whole, last), steps
+        assert last is not None
+        return self._report(whole, last), steps
+
+    def _step(self, experience: Experience, judged: Judged, rows: np.ndarray, tally: Tally) -> StepResult:
+        batches: Any = list(self._micro_batches(experience, judged, rows))
+
+        def objective(model: Any, batch: Any) -> torch.Tensor:
+            return ppo_loss_sum(model, batch, self.ppo, tally)
+
+        result = train_step(self.runtime, self.model, self.optimizer, batches, objective, self.train.max_grad_norm)
+        if not result.skipped:
+            self.schedule.step()
+        return result
+
+    def _mini_batches(self, count: int, rollout: int, epoch: int) -> Iterator[np.ndarray]:
+        """This rank's rows of each minibatch. Which rows a minibatch holds does not depend on the number of ranks."""
+        order = np.random.default_rng([self.train.seed, SHUFFLES, rollout, epoch]).permutation(count)
+        for rows in np.split(order, self.ppo.num_mini_batches):
+            yield rows[self.runtime.rank :: self.runtime.world]
+
+    def _micro_batches(self, experience: Experience, judged: Judged, rows: np.ndarray) -> Iterator[MiniBatch]:
+        policy = getattr(self.model, "module", self.model)
+        prompts = [experience.prompts[row].ids for row in rows]
+        places = torch.from_numpy(rows)
+        lengths = experience.lengths[places]
+        for batch in by_length(prompts, lengths, micro_batch_size(self.train)):
+            chosen, width = places[batch], int(lengths[batch].max())
+            inputs = inputs_of(
+                [prompts[i] for i in batch], experience.tokens[chosen], lengths[batch], self.pad_id, policy.is_seq2seq
+            )
+            whole = {
+                "logprobs": experience.logprobs,
+                "values": experience.values,
+                "advantages": judged.advantages,
+                "returns": judged.returns,
+            }
+            given = {name: part[chosen, :width].float() for name, part in whole.items()}
+            num_labels = int(lengths[batch].sum())
+            num_tokens = num_labels + int(inputs["prompt_mask"].sum())
+            yield MiniBatch(inputs, given, num_labels, num_tokens)
+
+    def _report(self, tally: Tally, last: StepResult) -> dict[str, float]:
+        means = tally.means(self.runtime)
+        return {
+            "ppo/loss/policy": means["policy"],
+            "ppo/loss/value": means["value"],
+            "ppo/policy/clipfrac": means["clipped"],
+            "ppo/val/clipfrac": means["value_clipped"],
+            "ppo/policy/approxkl": means["approxkl"],
+            "ppo/policy/entropy": means["entropy"],
+            "ppo/val/ratio": means["ratio"],
+            "grad_norm": last.grad_norm,
+            "learning_rate": last.learning_rate,
+        }
+
+
+def micro_batch_size(train: OptimizationConfig) -> int:
+    return train.per_device_train_batch_size or 8
+
+
+def ppo_loss_sum(model: Any, batch: MiniBatch, ppo: PPOSettings, tally: Tally) -> torch.Tensor:
+    """Policy loss, value loss and entropy bonus, weighted and summed over the tokens of a batch's responses."""
+    logprobs, entropies, values = model("policy", **batch.inputs)
+    mask, given = batch.inputs["response_mask"], batch.given
+    moved = log_ratio(logprobs, given["logprobs"])
+    ratio = moved.exp()
+    by_policy, clipped = policy_loss(ratio, given["advantages"], ppo.cliprange)
+    by_value, value_clipped = value_loss(values, given["values"], given["returns"], ppo.cliprange_value)
+    tally.add(
+        batch.num_labels,
+        policy=by_policy[mask],
+        value=by_value[mask],
+        clipped=clipped[mask],
+        value_clipped=value_clipped[mask],
+        approxkl=(torch.expm1(moved) - moved)[mask],
+        entropy=entropies[mask],
+        ratio=ratio[mask],
+        moved=moved.abs()[mask],
+    )
+    return (by_policy + ppo.vf_coef * by_value - ppo.entropy_coef * entropies)[mask].sum()
+
+
+def num_optimizer_steps(ppo: PPOSettings) -> int:
+    """Of a whole run that no early end shortens."""
+    return ppo.num_rollouts * ppo.num_ppo_epochs * ppo.num_mini_batches
+
+
+def response_seeds(seed: int, rollout: int, size: int) -> Sequence[Sequence[int]]:
+    """One for each response of a rollout."""
+    return [(seed, 0, rollout, row) for row in range(size)]

@@ -1,0 +1,62 @@
+"""PPO: prompts -> responses -> rewards -> a better policy -> a model folder, samples and a manifest. In the group of
+the reward model: scores for whoever asks."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.config.stages import PPOConfig
+from scaleup.data.tokenization import Encoder
+from scaleup.distributed.engines import base_optimizer
+from scaleup.distributed.runtime import Runtime, seed_everything
+from scaleup.evaluation.ppo_report import finish_ppo
+from scaleup.models.load import load_tokenizer
+from scaleup.plan.types import Plan
+from scaleup.rl.loop import PPO, run_ppo
+from scaleup.rl.policy import Policy
+from scaleup.rl.prompts import PromptOrder, read_prompts
+from scaleup.rl.rollout import sampling_of
+from scaleup.rl.serve import rewards_of, serve_rewards
+from scaleup.rl.update import num_optimizer_steps
+from scaleup.train.model import trainable_model
+from scaleup.train.optim import build_optimizer, build_schedule
+
+
+def run(config: PPOConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
+    if runtime.group.name == "reward":
+        serve_rewards(config, plan, runtime, folder)
+        return
+    runtime.progress.report("reading prompts")
+    tokenizer = load_tokenizer(config.model, plan.model.tokenizer_location or plan.model.location)
+    encoder = Encoder(tokenizer, plan.model.task, config.data)
+    sources = read_prompts(config.data, "train", encoder)
+    weights = [source.weight for source in config.data.train or []]
+    held_out = list(chain.from_iterable(read_prompts(config.data, "test", encoder)))
+
+    runtime.progress.report("loading the model")
+    model = trainable_model(config, plan.model, runtime.device)
+    is_new = plan.model.adapter is None and getattr(config.adapter, "path", None) is None
+    policy = Policy(model, config.ppo.temperature, config.ppo.value_model == "separate", is_new)
+    wrapped, optimizer = runtime.prepare(policy, build_optimizer(policy, config.train))
+    schedule = build_schedule(base_optimizer(optimizer), config.train, num_optimizer_steps(config.ppo))
+    seed_everything(config.train.seed)
+
+    rewards = rewards_of(config, plan, runtime, folder)
+    state = run_ppo(
+        PPO(
+            config=config,
+            runtime=runtime,
+            run=folder,
+            model=wrapped,
+            optimizer=optimizer,
+            schedule=schedule,
+            prompts=PromptOrder(sources, weights, config.train.seed, config.data.shuffle),
+            held_out=held_out,
+            rewards=rewards,
+            sampling=sampling_of(config.ppo, model, tokenizer),
+            tokenizer=tokenizer,
+        )
+    )
+    rewards.close()
+    finish_ppo(config, plan, runtime, folder, wrapped, tokenizer, state)

@@ -1,0 +1,113 @@
+from typing import Any
+
+import pytest
+import torch
+
+from scaleup.rl.experience import inputs_of
+from scaleup.rl.policy import Policy
+from scaleup.rl.rollout import Sampling, _Drawn, draws_of, pad_prompts, respond
+from tests.unit.rl.conftest import NAMES
+
+TEXTS = ["hello there", "a", "some longer prompt", "b c"]
+SEEDS = [(1, 0, 0, row) for row in range(4)]
+CPU = torch.device("cpu")
+
+
+def sampling(tokenizer: Any, **changes: Any) -> Sampling:
+    settings = {
+        "max_new_tokens": 8,
+        "min_limit": None,
+        "temperature": 0.8,
+        "eos_ids": (tokenizer.eos_token_id,),
+        "pad_id": tokenizer.pad_token_id,
+    }
+    return Sampling(**{**settings, **changes})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_response_does_not_depend_on_its_neighbours(load: Any, name: str) -> None:
+    model, tokenizer = load(name)
+    policy = Policy(model, 0.8).eval()
+    prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
+    together = respond(policy, prompts, SEEDS, sampling(tokenizer), CPU)
+    for row in (1, 3):
+        alone = respond(policy, [prompts[row]], [SEEDS[row]], sampling(tokenizer), CPU)
+        assert torch.equal(alone.tokens[0], together.tokens[row])
+        assert alone.lengths[0] == together.lengths[row]
+    again = respond(policy, prompts, [(2, *seed[1:]) for seed in SEEDS], sampling(tokenizer), CPU)
+    assert not torch.equal(again.tokens, together.tokens)
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-t5"])
+def test_tokens_are_drawn_from_what_training_sees(load: Any, name: str) -> None:
+    """The forward pass that training takes gives each token the probability that it was drawn with."""
+    model, tokenizer = load(name)
+    policy = Policy(model, 0.8).eval()
+    prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
+    drawn: list[torch.Tensor] = []
+    call = _Drawn.__call__
+
+    class Kept(_Drawn):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            drawn.append(torch.log_softmax(scores / 0.8, -1))
+            return call(self, input_ids, scores)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scaleup.rl.rollout._Drawn", Kept)
+        found = respond(policy, prompts, SEEDS, sampling(tokenizer), CPU)
+    given = inputs_of(prompts, found.tokens, found.lengths, tokenizer.pad_token_id, policy.is_seq2seq)
+    with torch.no_grad():
+        logprobs, *_ = policy("policy", **given)
+    for column in range(logprobs.shape[1]):
+        is_there = given["response_mask"][:, column]
+        at_generation = drawn[column].gather(1, found.tokens[:, column : column + 1]).squeeze(1)
+        assert torch.allclose(logprobs[:, column][is_there], at_generation[is_there], atol=1e-5)
+
+
+def test_frequencies_are_the_probabilities() -> None:
+    """A hundred thousand draws from one distribution, with a token that cannot come."""
+    logits = torch.tensor([[0.3, -1.0, float("-inf"), 1.2]]).expand(100_000, 4)
+    draws = draws_of((7,), 100_000)[:, None]
+    chosen = _Drawn(draws, 0.5, CPU)(torch.zeros(100_000, 1), logits).argmax(dim=1)
+    wanted = torch.softmax(logits[0] / 0.5, -1)
+    counted = torch.bincount(chosen, minlength=4) / 100_000
+    assert counted[2] == 0
+    assert torch.allclose(counted, wanted, atol=0.005)
+
+
+def test_lengths_and_ends(load: Any) -> None:
+    model, tokenizer = load("tiny-llama")
+    policy = Policy(model, 0.8).eval()
+    prompts = [tokenizer("a")["input_ids"]] * 64
+    seeds = [(0, 0, 0, row) for row in range(64)]
+    every = tuple(range(0, 259, 4))  # so that some end early
+    found = respond(policy, prompts, seeds, sampling(tokenizer, eos_ids=every, min_limit=3), CPU)
+    for tokens, length, finished in zip(found.tokens, found.lengths, found.finished, strict=True):
+        ends = [int(token) in every for token in tokens[:length]]
+        assert ends[:-1] == [False] * (int(length) - 1)
+        assert ends[-1] == bool(finished)
+        assert finished or length >= 3
+        assert (tokens[length:] == tokenizer.pad_token_id).all()
+    assert set(found.lengths[~found.finished].tolist()) == {3, 4, 5, 6, 7, 8}
+    assert found.finished.any()
+
+
+def test_a_models_own_settings_do_not_bend_the_draws(load: Any) -> None:
+    model, tokenizer = load("tiny-llama")
+    policy = Policy(model, 0.8).eval()
+    prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
+    plain = respond(policy, prompts, SEEDS, sampling(tokenizer), CPU)
+    own = model.generation_config
+    own.repetition_penalty, own.top_k, own.do_sample, own.min_new_tokens = 5.0, 1, True, 8
+    bent = respond(policy, prompts, SEEDS, sampling(tokenizer), CPU)
+    assert torch.equal(plain.tokens, bent.tokens)
+    assert model.generation_config is own
+
+
+def test_prompts_are_padded_on_their_side() -> None:
+    ids, mask = pad_prompts([[1, 2, 3], [4]], 9, left=True)
+    assert ids.tolist() == [[1, 2, 3], [9, 9, 4]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    ids, mask = pad_prompts([[1, 2, 3], [4]], 9, left=False)
+    assert ids.tolist() == [[1, 2, 3], [4, 9, 9]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]

@@ -1,0 +1,153 @@
+"""The library: whole runs of a few rollouts in this process."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scaleup.errors import ScaleupError
+from scaleup.rl import OptimizationConfig, PPOSettings, PPOTrainer, Sample
+from scaleup.rl.loop import PPOState
+
+PROMPTS = ["hello", "what a film", "a", "the story", "good", "bad but", "xyz", "there was"]
+
+
+def vowels(samples: Sequence[Sample]) -> list[float]:
+    return [sum(letter in "aeiou" for letter in s.response) - 0.1 * len(s.response) for s in samples]
+
+
+@pytest.fixture
+def train(load: Any, tmp_path: Path) -> Any:
+    """Trains, and gives the trainer, its state and the lines of its metrics."""
+
+    def trained(
+        model: str = "tiny-llama",
+        folder: str = "out",
+        reward: Any = vowels,
+        batch: int = 4,
+        rate: float = 0.05,
+        **ppo: Any,
+    ) -> tuple[PPOTrainer, PPOState, list[dict[str, Any]]]:
+        network, tokenizer = load(model)
+        settings = {"num_rollouts": 2, "rollout_batch_size": 8, "num_ppo_epochs": 2, "num_mini_batches": 2}
+        trainer = PPOTrainer(
+            network,
+            tokenizer,
+            PROMPTS,
+            reward,
+            PPOSettings(**{**settings, "max_new_tokens": 6, **ppo}),
+            OptimizationConfig(
+                learning_rate=rate,
+                optimizer="sgd",
+                lr_scheduler_type="constant",
+                per_device_train_batch_size=batch,
+                save_steps=1,
+            ),
+            held_out=PROMPTS[:3],
+            output_dir=tmp_path / folder,
+        )
+        state = trainer.train()
+        lines = (tmp_path / folder / "metrics.jsonl").read_text().splitlines()
+        return trainer, state, [json.loads(line) for line in lines]
+
+    return trained
+
+
+def weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
+    return {name: part.detach().clone() for name, part in trainer._job.model.named_parameters()}
+
+
+def largest_difference(one: PPOTrainer, other: PPOTrainer) -> float:
+    left, right = weights(one), weights(other)
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def test_steps_are_passes_times_minibatches(train: Any) -> None:
+    _, state, lines = train()
+    assert (state.step, state.num_updates) == (2, 8)
+    rollouts = [line for line in lines if "objective/kl" in line]
+    assert [line["step"] for line in rollouts] == [1, 2]
+    assert rollouts[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
+    assert rollouts[1]["objective/kl"] != 0
+    assert [line["step"] for line in lines if "eval/scores" in line] == [0, 2]
+
+
+def test_how_rows_are_batched_changes_nothing(train: Any) -> None:
+    one, *_ = train(folder="one", batch=1)
+    four, *_ = train(folder="four", batch=4)
+    assert largest_difference(one, four) < 1e-6
+    assert largest_difference(one, train(folder="other", rate=0.04)[0]) > 1e-5
+
+
+@pytest.mark.parametrize("model", ["tiny-llama", "tiny-t5"])
+def test_stopped_and_resumed_is_straight(train: Any, model: str) -> None:
+    straight, _, lines = train(model, folder="straight", num_rollouts=3, kl_controller="adaptive", kl_horizon=100)
+    calls = 0
+
+    def fails(samples: Sequence[Sample]) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # held-out prompts, two rollouts, then this one
+            raise KeyboardInterrupt
+        return vowels(samples)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model, folder="broken", reward=fails, num_rollouts=3, kl_controller="adaptive", kl_horizon=100)
+    resumed, state, again = train(model, folder="broken", num_rollouts=3, kl_controller="adaptive", kl_horizon=100)
+    assert state.step == 3
+    assert largest_difference(straight, resumed) == 0
+    kept = [{k: v for k, v in line.items() if not k.startswith(("time/", "memory"))} for line in (*lines, *again)]
+    assert kept[: len(lines)] == kept[len(lines) :]
+
+
+def test_the_passes_end_when_the_policy_has_moved(train: Any) -> None:
+    _, state, _ = train(folder="moved", target_kl=1e-9, num_ppo_epochs=4)
+    assert 2 <= state.num_updates < 16
+
+
+def test_a_clipped_step_is_bounded(train: Any) -> None:
+    """Where every advantage is whitened and the ratio is 1, the policy's loss starts at nothing."""
+    _, _, lines = train(folder="one-step", num_ppo_epochs=1, num_mini_batches=1)
+    for line in lines:
+        if "ppo/loss/policy" in line:
+            assert line["ppo/loss/policy"] == pytest.approx(0, abs=1e-5)
+            assert line["ppo/val/ratio"] == pytest.approx(1, abs=1e-5)
+            assert line["ppo/policy/clipfrac"] == 0
+
+
+def test_what_is_saved_is_an_ordinary_model(train: Any, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    trainer, *_ = train()
+    trainer.save(tmp_path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    own = dict(trainer._job.model.policy.named_parameters())
+    assert all(torch.equal(part, own[name]) for name, part in loaded.named_parameters())
+
+
+@pytest.mark.parametrize(("scores", "what"), [([1.0], "8|1"), ([float("nan")] * 8, "nan|finite")])
+def test_bad_scores_end_the_run(train: Any, scores: list[float], what: str) -> None:
+    with pytest.raises(ScaleupError, match=what):
+        train(folder=f"bad{len(scores)}", reward=lambda samples: scores)
+
+
+def test_it_learns_to_say_what_is_rewarded(train: Any) -> None:
+    """A letter is likely after a few rollouts if it is what the reward counts."""
+
+    def many_e(samples: Sequence[Sample]) -> list[float]:
+        return [float(s.response.count("e")) for s in samples]
+
+    _, _, lines = train(
+        folder="learns",
+        reward=many_e,
+        num_rollouts=30,
+        rate=2.0,
+        rollout_batch_size=32,
+        num_mini_batches=1,
+        kl_coef=0.0,
+    )
+    scores = [line["objective/scores"] for line in lines if "objective/scores" in line]
+    assert sum(scores[-5:]) / 5 > 0.5 > 3 * sum(scores[:5]) / 5
