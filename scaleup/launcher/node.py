@@ -60,7 +60,7 @@ class NodeAgent:
         killed += [service.killed for service in given_up]
         if not given_up:  # what a group felt when the one it serves was gone is not how that came to be
             for name in self._services:
-                self.attempt.forget_workers(name)
+                self.attempt.forget_errors(name)
         return Part(failed, next(filter(None, killed), ""), signalled)
 
     def _here(self) -> list[GroupPlan]:
@@ -92,7 +92,7 @@ class NodeAgent:
             launcher = self._launchers[service.name]
             if launcher.poll() is None:
                 if service.must_end():
-                    service.tell()
+                    service.tell()  # also one that hangs
                     signal_all(self._processes(service.name), signal.SIGTERM)
                 elif service.told_at is not None and time.monotonic() - service.told_at > GRACE_SECONDS:
                     kill(partial(self._processes, service.name))
