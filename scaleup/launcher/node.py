@@ -17,7 +17,7 @@ from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.launcher.ending import Part, killed_worker
 from scaleup.launcher.nodes import Nodes
 from scaleup.launcher.processes import RunProcess, kill, processes_of, signal_all
-from scaleup.launcher.service import Service
+from scaleup.launcher.service import END_SECONDS, Service
 from scaleup.launcher.signals import StopSignals
 from scaleup.launcher.watch import Watch
 from scaleup.plan.types import GroupPlan, Plan
@@ -94,7 +94,7 @@ class NodeAgent:
                 if service.must_end():
                     service.tell()  # also one that hangs
                     signal_all(self._processes(service.name), signal.SIGTERM)
-                elif service.told_at is not None and time.monotonic() - service.told_at > GRACE_SECONDS:
+                elif service.told_at is not None and time.monotonic() - service.told_at > END_SECONDS:
                     kill(partial(self._processes, service.name))
                 continue
             if line := service.note_end(launcher, self.node_rank):

@@ -13,7 +13,11 @@ from scaleup.launcher.ending import killed_worker, restart_delay
 from scaleup.plan.types import GroupPlan, Plan
 
 LOOK_SECONDS = 1.0
-"""How often the plan is looked at for another size."""
+"""How often the run folder is looked at: for another size, and for a policy without answers."""
+PATIENT_LOOKS = 8
+"""A group that died shows it by itself in so many; one that hangs does not."""
+END_SECONDS = 5.0
+"""How long one that was told to end may take: it has nothing to save."""
 
 
 @dataclass
@@ -33,6 +37,7 @@ class Service:
     """When it was told to end, to be started again: it hangs, or is to have another size."""
     _group: GroupPlan | None = None
     _start_at: float | None = None
+    _looks_lost: int = 0
     _next_look: float = field(default=0.0, repr=False)
 
     def group_to_start(self) -> GroupPlan:
@@ -50,7 +55,8 @@ class Service:
         if self.told_at is not None or time.monotonic() < self._next_look:
             return False
         self._next_look = time.monotonic() + LOOK_SECONDS
-        return self.run.lost_file.exists() or self._planned() != self._group
+        self._looks_lost = self._looks_lost + 1 if self.run.lost_file.exists() else 0
+        return self._looks_lost > PATIENT_LOOKS or self._planned() != self._group
 
     def tell(self) -> None:
         self.told_at = time.monotonic()
@@ -70,12 +76,8 @@ class Service:
             self.ended = True
             return ""
         self.killed = killed_worker(self.attempt, self.name, node_rank, self.starts - 1)
-        what = (
-            f"group {self.name} gave no answers"
-            if self.told_at is not None
-            else f"group {self.name} ended with exit code {code}"
-        )
-        what = self.killed or what
+        hung = self.told_at is not None
+        what = self.killed or f"group {self.name} " + ("gave no answers" if hung else f"ended with exit code {code}")
         if self.attempt.has_mistake(self.name) or self.restarts >= planned.max_restarts:
             self.failed = f"group {self.name} ended with exit code {code}"
             self.failed += f", after {self.restarts} restart(s)" if self.restarts else ""

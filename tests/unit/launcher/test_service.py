@@ -179,6 +179,21 @@ def test_another_size(run: RunFolder, serving: Callable[..., Agent]) -> None:
     assert "num_processes: 3" in run.launch_file("reward").read_text()
 
 
+def test_one_that_hangs_is_started_again(
+    run: RunFolder, serving: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy says that it gets no answers; the group does not even hear that it should end."""
+    monkeypatch.setattr(node, "END_SECONDS", 0.1)
+    hangs = REWARD.replace("while", f"if {IS_FIRST}: os.kill(os.getpid(), signal.SIGSTOP)\nwhile")
+    running = serving(CLOSES, hangs)
+    when(lambda: bool(started(run, "reward")), run.lost_file.touch)
+    when(lambda: len(started(run, "reward")) == 2, (run.path / "go").touch)
+    part, seen = run_part(running)
+    assert (part, seen) == (Part(), "group reward gave no answers; restart 1 of 3 of group reward alone\n")
+    assert alive(started(run, "reward")) == []
+    assert not run.lost_file.exists()
+
+
 class TestResizeRefuses:
     @pytest.mark.parametrize(("name", "line"), [("policy", "it has reward"), ("rewards", "it has reward")])
     def test_groups_that_do_not_serve(self, run: RunFolder, serving: Any, name: str, line: str) -> None:
