@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate.state import AcceleratorState
+
 from scaleup.distributed.runtime import Runtime
 from scaleup.distributed.signals import StopFlag, stop_with_parent
 from scaleup.plan.types import GroupPlan
@@ -39,7 +41,7 @@ class World:
         self.name = name
         self._outs = [folder / f"{name}-{rank}.json" for rank in range(size)]
         self._codes: dict[int, int] = {}
-        group, port = _group(name, size), free_port()
+        group, port = group_plan(name, size), free_port()
         self.pids = [self._fork(group, rank, port, main) for rank in range(size)]
         self._handles = [os.pidfd_open(pid) for pid in self.pids]
 
@@ -91,6 +93,9 @@ class World:
         sys.stdout = sys.stderr = log  # pytest's own would swallow it
         stop_with_parent()
         try:
+            AcceleratorState._reset_state(
+                reset_partial_state=True
+            )  # another test's, of the process we were forked from
             os.environ.update(environment(group, rank, port))
             runtime = Runtime.start(group, 60, out.parent, stop=StopFlag().install())
             try:
@@ -106,7 +111,7 @@ class World:
         os._exit(code)
 
 
-def _group(name: str, size: int) -> GroupPlan:
+def group_plan(name: str, size: int) -> GroupPlan:
     alone = size == 1
     return GroupPlan(
         name=name,
