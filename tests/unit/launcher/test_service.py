@@ -38,9 +38,8 @@ while not (run / "FILE").exists():
 POLICY = UNTIL.replace("FILE", "go")
 REWARD = UNTIL.replace("FILE", "closed")
 CLOSES = POLICY + "(run / 'closed').touch()\n"
-DIES_ONCE = REWARD.replace(
-    "while", "if len((run / 'reward.started').read_text().split()) < 2:\n    os.kill(os.getpid(), 9)\nwhile"
-)
+IS_FIRST = "len((run / 'reward.started').read_text().split()) == 1"
+DIES_ONCE = REWARD.replace("while", f"if {IS_FIRST}: os.kill(os.getpid(), 9)\nwhile")
 
 
 @pytest.fixture
