@@ -84,6 +84,11 @@ class RunFolder:
         """How the groups of a run find each other, with their secret: for the user's eyes only."""
         return self.path / "bridge.json"
 
+    @property
+    def lost_file(self) -> Path:
+        """Written by a policy that gets no answers from its reward group: it may be alive, and hang."""
+        return self.path / "reward-lost.json"
+
     def launch_file(self, group: str) -> Path:
         return self.path / "launch" / f"{group}.yaml"
 
@@ -197,8 +202,14 @@ class Attempt:
         write_json(self.errors / f"{rank_name}.json", error)
 
     def forget_workers(self, group: str) -> None:
-        """Of a group that is started again within the attempt: what its workers left is no longer about the run."""
-        for file in [*self.errors.glob(f"{group}-rank*.json"), *self.workers.glob(f"{group}-rank*.json")]:
+        """Of a group that is started again within the attempt: those there were are no longer of the run."""
+        for file in self.workers.glob(f"{group}-rank*.json"):
+            file.unlink()
+        self.forget_errors(group)
+
+    def forget_errors(self, group: str) -> None:
+        """What its workers ended with is not how the run ends. The files stay, out of sight."""
+        for file in self.errors.glob(f"{group}-rank*.json"):
             file.replace(file.with_name(f".{file.name}"))
 
     def has_mistake(self, group: str) -> bool:

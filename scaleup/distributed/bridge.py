@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +62,16 @@ class BridgeClient:
     may have another size), and ask again for what has not been answered. Scoring is pure, so that changes nothing."""
 
     def __init__(
-        self, runtime: Runtime, place: BridgePlace, model: str, timeout_seconds: float, reconnect_seconds: float
+        self,
+        runtime: Runtime,
+        place: BridgePlace,
+        model: str,
+        timeout_seconds: float,
+        reconnect_seconds: float,
+        on_lost: Callable[[str], object] | None = None,
     ) -> None:
         """`model`: what must score; another one's reward group is refused. The reward group may come from now on.
+        `on_lost` is called on rank 0, with the reason, when a group that was there is there no more.
 
         Raises ScaleupError when the port cannot be had."""
         assert runtime.world == place.policy_size
@@ -73,6 +80,7 @@ class BridgeClient:
         self._model = model
         self._timeout = timeout_seconds
         self._reconnect = reconnect_seconds
+        self._on_lost = on_lost
         self._generation = 0
         self._link: Link | None = None
         self._servers: range = range(0)
@@ -239,6 +247,8 @@ class BridgeClient:
         if lost:
             reason = problem or "another process of the policy lost the reward group"
             print(f"reward bridge: {reason}; waiting for another, {self._reconnect:g} s at most", flush=True)
+            if self._on_lost and self._runtime.is_main:
+                self._on_lost(str(reason))
         return lost > 0
 
     def _reconnected(self) -> None:

@@ -17,7 +17,7 @@ from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.launcher.ending import Part, killed_worker
 from scaleup.launcher.nodes import Nodes
 from scaleup.launcher.processes import RunProcess, kill, processes_of, signal_all
-from scaleup.launcher.service import Service
+from scaleup.launcher.service import END_SECONDS, Service
 from scaleup.launcher.signals import StopSignals
 from scaleup.launcher.watch import Watch
 from scaleup.plan.types import GroupPlan, Plan
@@ -60,7 +60,7 @@ class NodeAgent:
         killed += [service.killed for service in given_up]
         if not given_up:  # what a group felt when the one it serves was gone is not how that came to be
             for name in self._services:
-                self.attempt.forget_workers(name)
+                self.attempt.forget_errors(name)
         return Part(failed, next(filter(None, killed), ""), signalled)
 
     def _here(self) -> list[GroupPlan]:
@@ -92,9 +92,9 @@ class NodeAgent:
             launcher = self._launchers[service.name]
             if launcher.poll() is None:
                 if service.must_end():
-                    service.tell()
+                    service.tell()  # also one that hangs
                     signal_all(self._processes(service.name), signal.SIGTERM)
-                elif service.told_at is not None and time.monotonic() - service.told_at > GRACE_SECONDS:
+                elif service.told_at is not None and time.monotonic() - service.told_at > END_SECONDS:
                     kill(partial(self._processes, service.name))
                 continue
             if line := service.note_end(launcher, self.node_rank):

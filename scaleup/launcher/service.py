@@ -13,7 +13,11 @@ from scaleup.launcher.ending import killed_worker, restart_delay
 from scaleup.plan.types import GroupPlan, Plan
 
 LOOK_SECONDS = 1.0
-"""How often the plan is looked at for another size."""
+"""How often the run folder is looked at: for another size, and for a policy without answers."""
+PATIENT_LOOKS = 8
+"""A group that died shows it by itself in so many; one that hangs does not."""
+END_SECONDS = 5.0
+"""How long one that was told to end may take: it has nothing to save."""
 
 
 @dataclass
@@ -30,25 +34,29 @@ class Service:
     ended: bool = False
     """As it should: the group that leads needs it no more."""
     told_at: float | None = None
-    """When it was told to end, to be started with another size."""
+    """When it was told to end, to be started again: it hangs, or is to have another size."""
     _group: GroupPlan | None = None
     _start_at: float | None = None
+    _looks_lost: int = 0
     _next_look: float = field(default=0.0, repr=False)
 
     def group_to_start(self) -> GroupPlan:
         """As the plan has it now, with the launch file that belongs to it."""
         self._group = self._planned()
+        self.run.lost_file.unlink(missing_ok=True)
         write_text(self.run.launch_file(self.name), accelerate_yaml(self._group))
         self.starts += 1
         self.told_at = self._start_at = None
         return self._group
 
     def must_end(self) -> bool:
-        """Whether the plan has another size for it, which was not so when it was started. Looks now and then."""
+        """Whether the policy gets no answers from it, or the plan has another size for it than when it was started.
+        Looks now and then."""
         if self.told_at is not None or time.monotonic() < self._next_look:
             return False
         self._next_look = time.monotonic() + LOOK_SECONDS
-        return self._planned() != self._group
+        self._looks_lost = self._looks_lost + 1 if self.run.lost_file.exists() else 0
+        return self._looks_lost > PATIENT_LOOKS or self._planned() != self._group
 
     def tell(self) -> None:
         self.told_at = time.monotonic()
@@ -61,14 +69,15 @@ class Service:
         if self._start_at is not None or self.ended or self.failed:
             return ""
         planned, code = self._planned(), launcher.returncode
-        if self.told_at is not None or planned != self._group:
+        if planned != self._group:
             self._start_at = time.monotonic()
             return f"group {self.name} starts again with {planned.num_processes} process(es)"
-        if code == 0:
+        if code == 0 and self.told_at is None:
             self.ended = True
             return ""
         self.killed = killed_worker(self.attempt, self.name, node_rank, self.starts - 1)
-        what = self.killed or f"group {self.name} ended with exit code {code}"
+        hung = self.told_at is not None
+        what = self.killed or f"group {self.name} " + ("gave no answers" if hung else f"ended with exit code {code}")
         if self.attempt.has_mistake(self.name) or self.restarts >= planned.max_restarts:
             self.failed = f"group {self.name} ended with exit code {code}"
             self.failed += f", after {self.restarts} restart(s)" if self.restarts else ""

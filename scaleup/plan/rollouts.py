@@ -8,7 +8,6 @@ from scaleup.config.schema import RunConfig
 from scaleup.config.stages import PPOConfig
 from scaleup.errors import Problem
 from scaleup.plan.batches import ROWS_BY_DEFAULT
-from scaleup.plan.compat import adapter_of
 from scaleup.plan.facts import ModelFacts, Tensors
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import training_memory
@@ -89,10 +88,18 @@ def response_problems(config: PPOConfig, facts: ModelFacts) -> Iterator[Problem]
         yield Problem("ppo.max_new_tokens", what, f"use at most {most} together")
 
 
+def reference_tensors(config: PPOConfig, facts: ModelFacts) -> list[Tensors]:
+    """The frozen copy that a policy is compared with: of the model, of an adapter that is trained further that alone,
+    and none beside a new adapter, without which a policy is its own reference."""
+    is_further = facts.adapter is not None or getattr(config.adapter, "path", None) is not None
+    copied = [] if config.adapter and not is_further else [t for t in facts.tensors if t.trainable or not is_further]
+    return [tensors.model_copy(update={"trainable": False}) for tensors in copied]
+
+
 def policy_facts(config: PPOConfig, facts: ModelFacts, with_reference: bool = True) -> ModelFacts:
     """Of what PPO trains as one model: with its value head, a trunk for the values where asked for, and the reference,
-    a frozen copy where there is no adapter to leave out. Adapters are trained in both trunks; the value trunk's head is
-    frozen where the embeddings do not share it."""
+    frozen. Adapters are trained in both trunks; the value trunk's head is frozen where the embeddings do not share
+    it."""
     added = [Tensors(shape=(1, facts.hidden_size), count=1), Tensors(shape=(1,), count=1)]
     if config.ppo.value_model == "separate":
         head = facts.vocab_size, facts.hidden_size
@@ -100,8 +107,7 @@ def policy_facts(config: PPOConfig, facts: ModelFacts, with_reference: bool = Tr
         for tensors in facts.tensors:
             added.append(tensors.model_copy(update={"count": tensors.count - (tensors is unused)}))
         added += [Tensors(shape=head, count=1, trainable=False)] if unused else []
-    if with_reference and adapter_of(config) == "full":
-        added += [tensors.model_copy(update={"trainable": False}) for tensors in facts.tensors]
+    added += reference_tensors(config, facts) if with_reference else []
     more = {name: sum(t.elements * t.count for t in added if t.trainable or is_all) for name, is_all in COUNTS.items()}
     update = {name: getattr(facts, name) + count for name, count in more.items()}
     return facts.model_copy(update={"tensors": (*facts.tensors, *added), **update})

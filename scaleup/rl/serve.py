@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
 
 from scaleup.artifacts.bridge_file import BridgeFile
+from scaleup.artifacts.files import write_json
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.rl import RewardSource
 from scaleup.config.stages import PPOConfig
 from scaleup.distributed.bridge import BridgeClient
-from scaleup.distributed.bridge_wire import BridgePlace
+from scaleup.distributed.bridge_store import BridgePlace
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.scoring import Scorer, load_scorer
 from scaleup.plan.facts import ModelFacts
@@ -20,6 +22,9 @@ from scaleup.rl.http_rewards import HttpRewards
 from scaleup.rl.placements import ColocatedRewards, FunctionRewards, GroupRewards
 from scaleup.rl.reward_server import serve
 from scaleup.rl.rewards import Rewards, Sample
+
+STOPPED = 75
+"""EX_TEMPFAIL: as a run that was stopped and can go on."""
 
 
 def rewards_of(config: PPOConfig, plan: Plan, runtime: Runtime, run: RunFolder) -> Rewards:
@@ -34,17 +39,21 @@ def rewards_of(config: PPOConfig, plan: Plan, runtime: Runtime, run: RunFolder) 
     if source.placement == "colocated":
         return ColocatedRewards(runtime, _score(_scorer(source, plan.reward, runtime.device)))
     place, model = _place(plan, run), _name(source)
-    client = BridgeClient(runtime, place, model, source.timeout_seconds, source.reconnect_seconds)
+    seconds = source.timeout_seconds, source.reconnect_seconds
+    client = BridgeClient(runtime, place, model, *seconds, on_lost=lambda why: write_json(run.lost_file, {"why": why}))
     return GroupRewards(runtime, client)
 
 
 def serve_rewards(config: PPOConfig, plan: Plan, runtime: Runtime, run: RunFolder) -> None:
-    """On every rank of the reward group, until the policy needs no more scores."""
+    """On every rank of the reward group, until the policy needs no more scores. A process that is stopped before ends
+    with an exit code that says so: the policy still needs the group."""
     runtime.progress.report("loading the reward model")
     scorer = _scorer(config.reward, plan.reward, runtime.device)
     if runtime.gathers_weights:
         scorer.model = runtime.prepare(scorer.model)
     serve(runtime, _place(plan, run), _name(config.reward), _score(scorer))
+    if runtime.stop.requested:
+        sys.exit(STOPPED)
 
 
 def _scorer(source: RewardSource, facts: ModelFacts | None, device: torch.device) -> Scorer:

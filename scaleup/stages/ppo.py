@@ -8,6 +8,7 @@ from itertools import chain
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.stages import PPOConfig
 from scaleup.data.tokenization import Encoder
+from scaleup.distributed.bridge import StopWhileWaiting
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.evaluation.ppo_report import finish_ppo
@@ -19,6 +20,7 @@ from scaleup.rl.prompts import PromptOrder, read_prompts
 from scaleup.rl.rollout import sampling_of
 from scaleup.rl.serve import rewards_of, serve_rewards
 from scaleup.rl.update import num_optimizer_steps
+from scaleup.train.fit import stop_unsaved
 from scaleup.train.model import trainable_model
 from scaleup.train.optim import build_optimizer, build_schedule
 
@@ -43,20 +45,22 @@ def run(config: PPOConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> N
     seed_everything(config.train.seed)
 
     rewards = rewards_of(config, plan, runtime, folder)
-    state = run_ppo(
-        PPO(
-            config=config,
-            runtime=runtime,
-            run=folder,
-            model=wrapped,
-            optimizer=optimizer,
-            schedule=schedule,
-            prompts=PromptOrder(sources, weights, config.train.seed, config.data.shuffle),
-            held_out=held_out,
-            rewards=rewards,
-            sampling=sampling_of(config.ppo, model, tokenizer),
-            tokenizer=tokenizer,
-        )
+    job = PPO(
+        config=config,
+        runtime=runtime,
+        run=folder,
+        model=wrapped,
+        optimizer=optimizer,
+        schedule=schedule,
+        prompts=PromptOrder(sources, weights, config.train.seed, config.data.shuffle),
+        held_out=held_out,
+        rewards=rewards,
+        sampling=sampling_of(config.ppo, model, tokenizer),
+        tokenizer=tokenizer,
     )
+    try:
+        state = run_ppo(job)
+    except StopWhileWaiting:  # in the middle of a rollout
+        stop_unsaved(runtime, folder, config.ppo.num_rollouts)
     rewards.close()
     finish_ppo(config, plan, runtime, folder, wrapped, tokenizer, state)

@@ -38,9 +38,8 @@ while not (run / "FILE").exists():
 POLICY = UNTIL.replace("FILE", "go")
 REWARD = UNTIL.replace("FILE", "closed")
 CLOSES = POLICY + "(run / 'closed').touch()\n"
-DIES_ONCE = REWARD.replace(
-    "while", "if len((run / 'reward.started').read_text().split()) < 2:\n    os.kill(os.getpid(), 9)\nwhile"
-)
+IS_FIRST = "len((run / 'reward.started').read_text().split()) == 1"
+DIES_ONCE = REWARD.replace("while", f"if {IS_FIRST}: os.kill(os.getpid(), 9)\nwhile")
 
 
 @pytest.fixture
@@ -177,6 +176,21 @@ def test_another_size(run: RunFolder, serving: Callable[..., Agent]) -> None:
     planned = Plan.read(run.plan_file).group("reward")
     assert (planned.num_processes, planned.strategy, planned.distributed_type) == (3, "ddp", "MULTI_CPU")
     assert "num_processes: 3" in run.launch_file("reward").read_text()
+
+
+def test_one_that_hangs_is_started_again(
+    run: RunFolder, serving: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy says that it gets no answers; the group does not even hear that it should end."""
+    monkeypatch.setattr(node, "END_SECONDS", 0.1)
+    hangs = REWARD.replace("while", f"if {IS_FIRST}: os.kill(os.getpid(), signal.SIGSTOP)\nwhile")
+    running = serving(CLOSES, hangs)
+    when(lambda: bool(started(run, "reward")), run.lost_file.touch)
+    when(lambda: len(started(run, "reward")) == 2, (run.path / "go").touch)
+    part, seen = run_part(running)
+    assert (part, seen) == (Part(), "group reward gave no answers; restart 1 of 3 of group reward alone\n")
+    assert alive(started(run, "reward")) == []
+    assert not run.lost_file.exists()
 
 
 class TestResizeRefuses:
