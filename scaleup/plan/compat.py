@@ -184,8 +184,10 @@ UNTESTED_PRECISION = "fp16"
 """Its loss scale skips steps: nothing that a CPU shows is proof for a GPU."""
 
 
-UNTESTED_REWARD = frozenset({"selective", "dora", "ia3", "adalora"})
-"""Adapters that no test trains a reward model with, under several strategies."""
+REWARD_ADAPTERS = frozenset({"full", "lora"})
+"""Those that a test trains a reward model with, under every strategy."""
+REWARD_QUANTIZED = frozenset({"single", "ddp", "zero2"})
+"""Strategies that a test trains one on a quantized base with, in float32."""
 
 
 def verdict(cell: Cell) -> Verdict:
@@ -196,7 +198,13 @@ def verdict(cell: Cell) -> Verdict:
 
 
 def _is_tested(cell: Cell) -> bool:
-    if cell.stage == "reward" and cell.adapter in UNTESTED_REWARD:
+    if cell.stage == "reward" and cell.adapter not in REWARD_ADAPTERS:
+        return False
+    if (
+        cell.stage == "reward"
+        and cell.quantization
+        and (cell.precision != "no" or cell.strategy not in REWARD_QUANTIZED)
+    ):
         return False
     return cell.precision != UNTESTED_PRECISION
 
