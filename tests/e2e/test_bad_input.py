@@ -24,6 +24,7 @@ from tests.e2e.mistakes.configs import FILES, KEYS, OVERRIDES, TOGETHER, VALUES
 from tests.e2e.mistakes.data import DATA
 from tests.e2e.mistakes.folders import COMMANDS, FOLDERS
 from tests.e2e.mistakes.models import MODELS
+from tests.e2e.mistakes.rewards import REWARDS
 from tests.e2e.mistakes.saved_adapters import EXPORTS, MANY
 
 GROUPS = {
@@ -37,6 +38,7 @@ GROUPS = {
     "together": TOGETHER,
     "model": MODELS,
     "data": DATA,
+    "reward": REWARDS,
     "folder": FOLDERS,
     "command": COMMANDS,
 }
