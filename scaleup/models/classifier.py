@@ -59,7 +59,8 @@ def pooling_of(model: Any) -> Pooling:
 
 def classify(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Logits (B, L) in float32 of a classifier, wrapped or not, that `load_model` gave; `inputs` has input_ids and
-    attention_mask (B, S). Rows may be padded on either side, with any id but an encoder-decoder's eos."""
+    attention_mask (B, S). Rows may be padded with any id but an encoder-decoder's eos, on the right or, for decoders
+    that get their positions, on the left."""
     whole = getattr(model, "module", model)
     heads = [module for module in whole.modules() if isinstance(module, PooledHead)]
     mask = inputs["attention_mask"]

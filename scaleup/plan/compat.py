@@ -205,8 +205,23 @@ UNTESTED_PRECISION = "fp16"
 """Its loss scale skips steps: nothing that a CPU shows is proof for a GPU."""
 
 
-UNTESTED_REWARD = frozenset({"selective", "dora", "ia3", "adalora"})
-"""Adapters that no test trains a reward model with, under several strategies."""
+REWARD_ADAPTERS = frozenset({"full", "lora"})
+"""Those that a test trains a reward model with, under every strategy."""
+REWARD_QUANTIZED = frozenset({"single", "ddp", "zero2"})
+"""Strategies that a test trains one on a quantized base with, in float32."""
+
+
+PPO_ADAPTERS = frozenset({"full", "lora"})
+"""Those that a test trains a policy with, under every strategy in float32."""
+PPO_ALSO = frozenset(
+    {
+        *(("full", strategy, None, "bf16") for strategy in ("ddp", "zero3", "fsdp2")),
+        *(("lora", strategy, "8bit", "no") for strategy in ("ddp", "zero2")),
+        *(("lora", strategy, "4bit", "no") for strategy in ("single", "ddp", "zero3")),
+        *(("ia3", strategy, None, "no") for strategy in ("single", "ddp")),
+    }
+)
+"""(adapter, strategy, quantization, precision): what else a test trains."""
 
 
 def verdict(cell: Cell) -> Verdict:
@@ -217,10 +232,17 @@ def verdict(cell: Cell) -> Verdict:
 
 
 def _is_tested(cell: Cell) -> bool:
-    if cell.stage == "reward" and cell.adapter in UNTESTED_REWARD:
+    if cell.stage == "reward" and cell.adapter not in REWARD_ADAPTERS:
         return False
-    if cell.stage == "ppo" and cell.quantization is not None:
+    if (
+        cell.stage == "reward"
+        and cell.quantization
+        and (cell.precision != "no" or cell.strategy not in REWARD_QUANTIZED)
+    ):
         return False
+    if cell.stage == "ppo":
+        is_plain = cell.quantization is None and cell.precision == "no" and cell.adapter in PPO_ADAPTERS
+        return is_plain or (cell.adapter, cell.strategy, cell.quantization, cell.precision) in PPO_ALSO
     return cell.precision != UNTESTED_PRECISION
 
 

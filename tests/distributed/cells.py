@@ -1,11 +1,11 @@
 """Train every cell of the compatibility table that is ok, or those named, and say what happened in each.
 
-    python -m tests.distributed.cells OUT [STRATEGY,QUANTIZATION,ADAPTER,PRECISION,MODEL ...]
+    python -m tests.distributed.cells OUT [STRATEGY,QUANTIZATION,ADAPTER,PRECISION,MODEL[,STAGE] ...]
 
-As the sft stage does it: the plan, the runtime, the model, the engine and the steps are the real ones; the ranks of a
-cell are forked from this process. A model is llama or t5. OUT gets a JSON line a cell: the losses of a few
-steps over one global batch, which parameters (by their names) had other values after these than before, and of one
-process the loss on that batch as it is in the end, and as it is when what was saved is loaded again."""
+As the sft and reward stages do it: the plan, the runtime, the model, the engine and the steps are the real ones; the
+ranks of a cell are forked from this process. A model is llama, t5 or bert. OUT gets a JSON line a cell: the losses of
+a few steps over one global batch, which parameters (by their names) had other values after these than before, and of
+one process the loss on that batch as it is in the end, and as it is when what was saved is loaded again."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ import torch
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import load_mapping
-from scaleup.config.stages import SFTConfig
+from scaleup.config.stages import RewardConfig, SupervisedConfig
+from scaleup.data.collate import Batch
 from scaleup.data.dataset import collator_for
+from scaleup.data.pairs import pair_collator
 from scaleup.data.tokenization import Tokens
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import Runtime
@@ -45,7 +47,8 @@ from scaleup.train.describe import answer
 from scaleup.train.losses import token_loss_sum
 from scaleup.train.model import model_to_train
 from scaleup.train.optim import build_optimizer
-from scaleup.train.step import evaluate_loss, train_step
+from scaleup.train.preference import preference_loss
+from scaleup.train.step import Objective, evaluate_loss, train_step
 from tests.distributed.test_compatibility import trials
 from tests.forked import fork
 
@@ -53,6 +56,7 @@ NUM_STEPS = 6
 NUM_ROWS = 4
 SELECTED = ["*.1.*", "*norm*"]
 FORMS = {"llama": {"text": "{text}"}, "t5": {"prompt": "{text}", "completion": "{text}"}}
+PREFERENCES = {"prompt": "{text}", "chosen": "{text}", "rejected": "not {text}"}
 ADAPTERS: dict[str, dict[str, Any] | None] = {
     "full": None,
     "selective": {"type": "selective", "parameters": SELECTED},
@@ -68,12 +72,13 @@ LEARNING_RATES = {"ia3": 10.0, "adalora": 3.0, "prompt_tuning": 3.0, "prefix": 3
 
 
 def config_of(cell: Cell, name: str, folder: Path) -> dict[str, Any]:
+    form = PREFERENCES if cell.stage == "reward" else FORMS[name]
     return {
-        "stage": "sft",
+        "stage": cell.stage,
         "name": "-".join(map(str, (*dataclasses.astuple(cell), name))),
         "runs_dir": str(folder / "runs"),
         "model": {"path": f"builtin:tiny-{name}"},
-        "data": {"root": str(folder), "train": "rows.jsonl", "max_length": 32, **FORMS[name]},
+        "data": {"root": str(folder), "train": "rows.jsonl", "max_length": 32, **form},
         "adapter": ADAPTERS[cell.adapter],
         "quantization": cell.quantization,
         "train": {
@@ -94,18 +99,18 @@ def config_of(cell: Cell, name: str, folder: Path) -> dict[str, Any]:
 
 def rank_main(run: RunFolder, out: Path) -> None:
     config, plan = run.config, Plan.read(run.plan_file)
-    assert isinstance(config, SFTConfig)
+    assert isinstance(config, SupervisedConfig)
     runtime = Runtime.start(plan.group("policy"), timeout_seconds=60, run_folder=run.path)
     model = model_to_train(config, plan.model, runtime.device)
     wrapped, optimizer = runtime.prepare(model, build_optimizer(model, config.train))
     wrapped.train()
-    ids = [np.arange(3 + row, 3 + row + 8 + 4 * row, dtype=np.int32) % 250 + 3 for row in range(NUM_ROWS)]
-    rows = [Tokens(row, row) for row in ids][runtime.rank :: runtime.world]
-    shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    batch = collator_for(plan.model.task, 0, shift_right, False)(rows)
+    batch, objective = task_of(config, plan, model, runtime)
+    if config.quantization == "8bit":  # whose matrices take up their scales in the first pass
+        with torch.no_grad():
+            objective(wrapped, batch)
     before, trained = frozen_parts(wrapped), runtime.trained_state(wrapped)
     penalty = RankAllocation(model, base_optimizer(optimizer), NUM_STEPS).penalty if is_adalora(model) else None
-    steps = [train_step(runtime, wrapped, optimizer, [batch], token_loss_sum, 1.0, penalty) for _ in range(NUM_STEPS)]
+    steps = [train_step(runtime, wrapped, optimizer, [batch], objective, 1.0, penalty) for _ in range(NUM_STEPS)]
     losses = [step.loss for step in steps]
     after = runtime.trained_state(wrapped) | frozen_parts(wrapped)
     values = {**before, **trained}
@@ -113,12 +118,25 @@ def rank_main(run: RunFolder, out: Path) -> None:
     found: dict[str, Any] = {"losses": losses, "changed": changed, "all": sorted(values)}
     if runtime.world == 1:
         result_writer(config, plan, runtime, wrapped)(run.model)
-        found["live"] = evaluate_loss(runtime, wrapped, [batch], token_loss_sum)
-        found["reloaded"] = evaluate_loss(runtime, finished(config, run), [batch], token_loss_sum)
+        found["live"] = evaluate_loss(runtime, wrapped, [batch], objective)
+        found["reloaded"] = evaluate_loss(runtime, finished(config, run), [batch], objective)
     out.write_text(json.dumps(found))
 
 
-def finished(config: SFTConfig, run: RunFolder) -> Any:
+def task_of(config: SupervisedConfig, plan: Plan, model: Any, runtime: Runtime) -> tuple[Batch, Objective]:
+    """This rank's part of the global batch, and the loss on it. Rows are of unlike length, and end with an eos."""
+    ids = [np.arange(3 + row, 3 + row + 8 + 4 * row, dtype=np.int32) % 250 + 3 for row in range(NUM_ROWS)]
+    if isinstance(config, RewardConfig):
+        end = np.array([2 if plan.model.pooling == "last" else 1], np.int32)
+        pairs = [Tokens(np.append(row, end), np.append(row[::-1][:9], end), margin=0.5) for row in ids]
+        collate = pair_collator(0, int(end[0]))
+        return collate(pairs[runtime.rank :: runtime.world]), preference_loss(config.reward.center_coefficient)
+    rows = [Tokens(row, row) for row in ids][runtime.rank :: runtime.world]
+    shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    return collator_for(plan.model.task, 0, shift_right, False)(rows), token_loss_sum
+
+
+def finished(config: SupervisedConfig, run: RunFolder) -> Any:
     """What `evaluate` and `generate` would load of the run."""
     asked = AskedModel(path=str(run.model), tokenizer=config.model.path, quantization=config.quantization)
     facts = model_facts(asked)
@@ -167,8 +185,10 @@ def main() -> None:
             file.flush()
 
 
-def _trial(strategy: str, quantization: str, adapter: str, precision: str, name: str) -> tuple[Cell, str]:
-    return Cell(strategy, None if quantization == "none" else quantization, adapter, precision), name
+def _trial(
+    strategy: str, quantization: str, adapter: str, precision: str, name: str, stage: str = "sft"
+) -> tuple[Cell, str]:
+    return Cell(strategy, None if quantization == "none" else quantization, adapter, precision, stage), name
 
 
 def in_this_process(models: Any) -> Any:

@@ -13,11 +13,14 @@ import pytest
 from scaleup.plan.compat import Cell, table
 from tests.distributed.test_runtime import python
 
+OTHERS = ("t5", "bert")
 Trial = tuple[Cell, str]
+HEAD = "*.modules_to_save.default.*"
+"""What is trained beside a LoRA on a reward model."""
 TRAINED = {
     "full": ["*"],
     "selective": ["*.1.*", "*norm*"],
-    "lora": ["*.lora_[AB].*"],
+    "lora": ["*.lora_[AB].*", HEAD],
     "dora": ["*.lora_[AB].*", "*.lora_magnitude_vector.*"],
     "ia3": ["*.ia3_l.*"],
     "adalora": ["*.lora_[ABE].*"],
@@ -31,7 +34,19 @@ def trials() -> list[tuple[Cell, str]]:
     """Each cell that is ok, and on which tiny model."""
     ok = [cell for cell, found in table() if found.status == "ok"]
     again = [cell for cell in ok if cell.precision == "no" and cell.strategy in ("single", "zero3")]
-    return [(cell, "llama") for cell in ok] + [(cell, "t5") for cell in again]
+    return [(cell, "llama") for cell in ok] + [(cell, "t5") for cell in again] + reward_trials()
+
+
+def reward_trials() -> list[tuple[Cell, str]]:
+    """Reward models: every strategy, whole and with LoRA, on a decoder; other kinds of models on one process."""
+    ok = [cell for cell, found in table("reward") if found.status == "ok"]
+    kinds = [
+        (cell, name)
+        for cell in ok
+        if (cell.strategy, cell.precision) == ("single", "no") and cell.quantization != "4bit"
+        for name in OTHERS
+    ]
+    return [(cell, "llama") for cell in ok] + kinds
 
 
 def trial_name(trial: Trial) -> str:

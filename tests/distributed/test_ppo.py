@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from scaleup.plan.compat import table
 from tests.distributed.test_runtime import python
 
 SHARED = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
@@ -38,7 +39,7 @@ class Trial:
 EQUAL = [
     *(Trial("llama", strategy) for strategy in SHARED),
     *(Trial("t5", strategy) for strategy in ("ddp", "zero2", "zero3", "fsdp2")),
-    *(Trial("llama", strategy, "lora") for strategy in ("ddp", "zero3", "fsdp2")),
+    *(Trial("llama", strategy, "lora") for strategy in SHARED),
     *(Trial("t5", strategy, "lora", "separate") for strategy in ("zero2", "fsdp2")),
     Trial("llama", "zero3", gradient_checkpointing=True),
     Trial("t5", "ddp", gradient_checkpointing=True),
@@ -61,6 +62,12 @@ def found(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> dict[st
     assert result.code == 0, f"{result.stdout}\n{result.stderr}"
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     return {row["trial"]: row for row in rows}
+
+
+def test_every_cell_that_is_ok_is_tried() -> None:
+    """Those of stage ppo in docs/compatibility.md."""
+    ok = {(c.adapter, c.strategy, c.quantization, c.precision) for c, found in table("ppo") if found.status == "ok"}
+    assert ok == {(trial.adapter, trial.strategy, trial.quantization, trial.precision) for trial in TRIALS}
 
 
 def smooth(line: dict[str, float]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,12 @@ def test_plans(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     loaded = load_leniently(file)
     assert loaded.problems == []
+    assert loaded.config is not None
+    for model in (loaded.config.model, getattr(loaded.config, "baseline", None)):
+        if model is not None and not _is_here(model.path):
+            pytest.skip(f"{model.path} is not installed: make setup does it")
+    if loaded.config.stage == "reward" and not (REPOSITORY / "data/reviews/pairs/train.jsonl").is_file():
+        pytest.skip("data/reviews/pairs is not there: make setup prepares it")
     config, plan = resolve(loaded, check_run_folder=False)
     assert plan.name == config.name == file.stem, "a config's run is named after its file"
     assert plan.run_folder == str(REPOSITORY / "runs" / config.name)
@@ -34,3 +41,10 @@ def test_plans(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [group.num_processes for group in plan.groups] == [config.parallel.num_processes]
     if plan.batch is not None:
         assert plan.batch.num_steps is not None, "an offered config says how long it takes"
+
+
+def _is_here(path: str) -> bool:
+    try:
+        return not path.startswith("package:") or bool(metadata.distribution(path.removeprefix("package:")))
+    except metadata.PackageNotFoundError:
+        return False

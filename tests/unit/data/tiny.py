@@ -95,3 +95,12 @@ def single_process(folder: Path) -> Runtime:
         main_port=None,
     )
     return Runtime.start(group, 60, folder)
+
+
+def classifier(name: str) -> Any:
+    """The same backbone with a new head of one score."""
+    asked = model_config(name).model_copy(update={"task": "sequence_classification"})
+    with mock.patch.dict(os.environ, XDG_CACHE_HOME=CACHE.name):
+        found = model_facts(asked)
+    torch.manual_seed(0)
+    return load_model(asked, found)

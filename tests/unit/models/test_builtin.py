@@ -13,10 +13,11 @@ from scaleup.models.sources import materialize
 
 CAUSAL = ["tiny-llama", "tiny-qwen2", "tiny-gpt2"]
 ALL = [*CAUSAL, "tiny-t5", "tiny-bart"]
+ENCODERS = ["tiny-bert", "tiny-bert-classifier"]
 
 
 def test_the_names_are_these() -> None:
-    assert list(BUILTIN) == ALL
+    assert list(BUILTIN) == [*ALL, *ENCODERS]
 
 
 @pytest.mark.parametrize("name", ALL)

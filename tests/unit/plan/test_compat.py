@@ -9,6 +9,7 @@ import pytest
 
 from scaleup.errors import ScaleupError
 from scaleup.plan.compat import Cell, Verdict, table, verdict
+from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import Plan
 
 ADAPTERS: dict[str, dict[str, Any] | None] = {
@@ -61,6 +62,37 @@ def test_auto_passes_over_what_is_refused(plan: Callable[..., Plan]) -> None:
     )
     assert found.groups[0].strategy == "ddp"
     assert {held.strategy for held in found.memory} == {"ddp", "zero1", "zero2"}
+
+
+REWARD = {
+    "stage": "reward",
+    "data.text": None,
+    "data.chosen": "{text}",
+    "data.rejected": "not {text}",
+    "parallel.strategy": "zero2",
+    "parallel.num_processes": 2,
+}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_reward_model_has_cells_of_its_own(plan: Callable[..., Plan], facts: ModelFacts, adapter: str) -> None:
+    cell = Cell("zero2", None, adapter, "no", "reward")
+    scored = facts.model_copy(update={"task": "sequence_classification", "pooling": "last"})
+    if verdict(cell).status == "refused":
+        with pytest.raises(ScaleupError) as caught:
+            plan({**REWARD, "adapter": ADAPTERS[adapter]}, facts=scored)
+        assert [problem.what for problem in caught.value.problems] == [verdict(cell).reason]
+        return
+    notes = [note for note in plan({**REWARD, "adapter": ADAPTERS[adapter]}, facts=scored).notes if "tests" in note]
+    assert len(notes) == (adapter not in ("full", "lora"))
+
+
+def test_what_a_reward_model_is_trained_with_is_tested() -> None:
+    found = {cell: verdict.status for cell, verdict in table("reward")}
+    assert {cell.adapter for cell, status in found.items() if status == "ok"} == {"full", "lora"}
+    assert found[Cell("zero2", "8bit", "lora", "no", "reward")] == "ok"
+    assert found[Cell("zero3", "8bit", "lora", "no", "reward")] == "refused"
+    assert found[Cell("ddp", "8bit", "lora", "bf16", "reward")] == "untested here"
 
 
 def test_every_cell_has_a_verdict() -> None:
