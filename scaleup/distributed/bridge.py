@@ -98,13 +98,12 @@ class BridgeClient:
         began = time.monotonic()
         while self._link is None:
             self._await_hello(began)
+            problem: ScaleupError | BridgeLost | None = None
             try:
                 self._link = self._linked()
-                failed = False
-            except BridgeLost as lost:
-                print(f"reward bridge: {lost}", flush=True)
-                failed = True
-            if self._runtime.any(failed):
+            except (ScaleupError, BridgeLost) as error:
+                problem = error
+            if self._is_lost(problem):
                 self._link = None
                 self._open_next()
 
@@ -112,7 +111,7 @@ class BridgeClient:
         """Ask for a score of each item (anything that JSON can hold). Returns at once when there is a reward group;
         what goes wrong is said by `collect`, on all ranks."""
         self.connect()
-        body = json.dumps(list(items), ensure_ascii=False).encode()
+        body = json.dumps(list(items), ensure_ascii=False).encode(errors="surrogatepass")  # loads() takes them
         if len(body) > MAX_BYTES:
             what = f"{len(items)} texts are a request of {len(body)} bytes; at most {MAX_BYTES} are taken"
             self._problem = ScaleupError.of("reward bridge", what, "score fewer or shorter texts at a time")
@@ -129,15 +128,9 @@ class BridgeClient:
         group within `reconnect_seconds`. And StopWhileWaiting."""
         while True:
             problem = self._problem or self._receive()
-            wrong, lost = self._runtime.sum(isinstance(problem, ScaleupError), isinstance(problem, BridgeLost))
-            if wrong:
-                elsewhere = ScaleupError.of(
-                    "reward bridge", "another process of the policy got no scores", "see its log"
-                )
-                raise problem if isinstance(problem, ScaleupError) else elsewhere
-            if not lost:
+            if not self._is_lost(problem):
                 break
-            self._reconnected(problem)
+            self._reconnected()
         scores = [score for request in self._requests for score in request.scores or []]
         self._requests.clear()
         return scores
@@ -195,7 +188,7 @@ class BridgeClient:
             time.sleep(_POLL_SECONDS)
 
     def _linked(self) -> Link:
-        """Raises ScaleupError, the same one on all ranks, when the reward group is not this run's; and BridgeLost."""
+        """Raises ScaleupError when the reward group is not this run's, and BridgeLost."""
         prefix = f"g{self._generation}/"
         offer, hello = (self._meeting.read(prefix + name) for name in ("offer", "hello"))
         assert offer is not None and hello is not None
@@ -245,11 +238,20 @@ class BridgeClient:
             raise foreign(f"{request.frame.count} texts were sent, and {frame.count} scores came back")
         return scores_of(frame)
 
-    def _reconnected(self, problem: object) -> None:
-        reason = problem or "another process of the policy lost it"
-        print(f"reward bridge: {reason}; waiting for another, {self._reconnect:g} s at most", flush=True)
-        if self._on_lost and self._runtime.is_main:
-            self._on_lost(str(reason))
+    def _is_lost(self, problem: ScaleupError | BridgeLost | None) -> bool:
+        """The decision of all ranks on what each met. Raises ScaleupError on all when one met that."""
+        wrong, lost = self._runtime.sum(isinstance(problem, ScaleupError), isinstance(problem, BridgeLost))
+        if wrong:
+            elsewhere = ScaleupError.of("reward bridge", "another process of the policy got no scores", "see its log")
+            raise problem if isinstance(problem, ScaleupError) else elsewhere
+        if lost:
+            reason = problem or "another process of the policy lost the reward group"
+            print(f"reward bridge: {reason}; waiting for another, {self._reconnect:g} s at most", flush=True)
+            if self._on_lost and self._runtime.is_main:
+                self._on_lost(str(reason))
+        return lost > 0
+
+    def _reconnected(self) -> None:
         self._link = None
         for request in self._requests:
             request.pending = None

@@ -26,7 +26,8 @@ _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 3.0
 """Between knowing that the policy is gone and ending a process that does not end by itself."""
 _MAX_SILENCE = 60
-"""Polls without a sign of the policy's store: it, or the network between, is gone without a word."""
+"""Our own seconds without a sign of the policy's store: it, or the network between, is gone without a word. Counted one
+by one: the time in which both of us were suspended proves nothing."""
 
 
 class BridgeServer:
@@ -46,6 +47,7 @@ class BridgeServer:
         self._arrived: queue.Queue[tuple[Frame, int] | Exception] = queue.Queue()
         self._newest: dict[int, int] = {}
         self._silence = 0
+        self._counted = 0.0
         self._watch: _Watch | None = None
 
     def join(self, seconds: float) -> bool:
@@ -103,6 +105,10 @@ class BridgeServer:
         assert self._watch
         if self._watch.lost:
             raise BridgeLost(self._watch.lost)
+        now = time.monotonic()
+        if now - self._counted < 1.0:
+            return
+        self._counted = now
         self._silence = 0 if self._watch.heard else self._silence + 1
         self._watch.heard = False
         if self._silence > _MAX_SILENCE:

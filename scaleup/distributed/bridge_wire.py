@@ -165,7 +165,7 @@ def scores_of(frame: Frame) -> list[float]:
 def failure_frame(sequence: int, error: ScaleupError) -> Frame:
     """Cut to what fits into an answer to any request."""
     fields = [[text[:_PROBLEM_TEXT] for text in vars(problem).values()] for problem in error.problems[:2]]
-    return Frame(FAILURE, sequence, 0, json.dumps(fields, ensure_ascii=False).encode())
+    return Frame(FAILURE, sequence, 0, json.dumps(fields, ensure_ascii=False).encode(errors="surrogatepass"))
 
 
 def failure_of(frame: Frame) -> ScaleupError:

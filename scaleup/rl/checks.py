@@ -12,15 +12,20 @@ from scaleup.errors import ScaleupError
 from scaleup.rl.experience import Experience, Judged
 
 TOLERANCE = {"no": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
-"""Nats a token, on average: what one batch's rounding may differ from another's."""
+INT8_TOLERANCE = 5e-2
+"""Nats a token, on average: what rounding may differ between one batch and another. LLM.int8 rounds activations too."""
 
 
-def check_experience(experience: Experience, judged: Judged, kl_coef: float, is_new: bool, precision: str) -> None:
+def tolerance_of(mixed_precision: str, quantization: str | None) -> float:
+    return max(TOLERANCE[mixed_precision], INT8_TOLERANCE if quantization == "8bit" else 0.0)
+
+
+def check_experience(experience: Experience, judged: Judged, kl_coef: float, is_new: bool, tolerance: float) -> None:
     """Of a rollout before it is learned from; `is_new` when no optimizer step has been taken in the run.
 
     Raises ScaleupError at `ppo.self_checks`."""
     mask = experience.mask
-    if is_new and (kl := float(experience.log_ratio.abs().sum() / mask.sum())) > TOLERANCE[precision]:
+    if is_new and (kl := float(experience.log_ratio.abs().sum() / mask.sum())) > tolerance:
         _fail(f"policy and reference differ by {kl:.2e} nats a token before the first step")
     if (lowest := float(experience.entropies[mask].min())) < -1e-3:
         _fail(f"an entropy is {lowest:.2e}")
@@ -35,9 +40,9 @@ def check_experience(experience: Experience, judged: Judged, kl_coef: float, is_
         _fail("a score stands elsewhere than on its response's last token")
 
 
-def check_first_ratio(moved: float, precision: str) -> None:
+def check_first_ratio(moved: float, tolerance: float) -> None:
     """`moved`: the mean size of the log-ratio in the first minibatch, where no step has been taken yet."""
-    if not moved <= TOLERANCE[precision]:
+    if not moved <= tolerance:
         _fail(f"before any step the ratio of new to old probabilities is off by {moved:.2e} nats a token, not 1")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
@@ -32,8 +32,10 @@ class HttpRewards(PlacedRewards):
     where = "reward.url"
 
     def __init__(self, runtime: Runtime, url: str, timeout_seconds: float, reconnect_seconds: float) -> None:
+        """Raises ScaleupError for what is no address."""
         super().__init__(runtime)
         self._url = url
+        self._address = _checked(url)
         self._timeout = timeout_seconds
         self._reconnect = reconnect_seconds
         self._thread = ThreadPoolExecutor(1, "reward-http")
@@ -70,7 +72,7 @@ class HttpRewards(PlacedRewards):
         return checked_scores(self._read(answer), len(samples), self.where)
 
     def _post(self, body: bytes) -> bytes:
-        address = urlsplit(self._url)
+        address = self._address
         kind = HTTPSConnection if address.scheme == "https" else HTTPConnection
         connection = kind(address.hostname or "", address.port, timeout=self._timeout)
         path = (address.path or "/") + (f"?{address.query}" if address.query else "")
@@ -101,6 +103,16 @@ class HttpRewards(PlacedRewards):
             shown = answer[:80].decode(errors="replace")
             what = f'{self._url} answers {shown!r}; {{"scores": [...]}} is due'
             raise ScaleupError.of(self.where, what) from error
+
+
+def _checked(url: str) -> SplitResult:
+    try:
+        address = urlsplit(url)
+        if address.scheme in ("http", "https") and address.hostname and address.port != 0:
+            return address
+    except ValueError:
+        pass  # a port that is no number
+    raise ScaleupError.of(HttpRewards.where, f"{url!r} is no address", "write http://HOST:PORT/PATH, or https")
 
 
 def _said(error: Exception) -> str:

@@ -15,7 +15,7 @@ from scaleup.artifacts.files import write_json
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.stages import PPOConfig
 from scaleup.distributed.runtime import Runtime
-from scaleup.rl.checks import check_equal_ranks, check_experience, check_steps
+from scaleup.rl.checks import check_equal_ranks, check_experience, check_steps, tolerance_of
 from scaleup.rl.experience import Experience, Judged, TextOf, gather_experience, judge
 from scaleup.rl.kl_control import adapted_kl_coef
 from scaleup.rl.prompts import Prompt, PromptOrder
@@ -66,7 +66,8 @@ def run_ppo(job: PPO) -> PPOState:
     )
     state = checkpointer.restore()
     metrics = MetricsLog(runtime, job.run, job.config, state.step)
-    updater = Updater(runtime, job.model, job.optimizer, job.schedule, ppo, train, job.sampling.pad_id)
+    tolerance = tolerance_of(runtime.group.mixed_precision, job.config.quantization)
+    updater = Updater(runtime, job.model, job.optimizer, job.schedule, ppo, train, job.sampling.pad_id, tolerance)
     if state.step == 0:
         state.kl_coef = ppo.kl_coef
         _evaluate(job, metrics, state)
@@ -101,7 +102,7 @@ def _rollout(
     experience = _experience(job, prompts, seeds)
     judged = judge(experience, ppo, state.kl_coef)
     if ppo.self_checks:
-        check_experience(experience, judged, state.kl_coef, state.num_updates == 0, runtime.group.mixed_precision)
+        check_experience(experience, judged, state.kl_coef, state.num_updates == 0, updater.tolerance)
     started = time.perf_counter()
     with finite(state.step + 1, checkpointer):
         learned, steps = updater.learn(experience, judged, state.step)

@@ -29,7 +29,7 @@ class Policy(nn.Module):
         that alone, and of a new one, which changes nothing yet, the model without it."""
         super().__init__()
         _switch_dropout_off(model)
-        base = model.get_base_model() if is_adapted(model) else model
+        base = base_of(model)
         names = inspect.signature(type(base).forward).parameters
         self._takes_positions = "position_ids" in names
         self.temperature = temperature
@@ -56,7 +56,7 @@ class Policy(nn.Module):
         reference  -> log-probabilities (B, T)
         generate   -> token ids, by Transformers' own `generate`"""
         if role == "generate":
-            return self.policy.generate(**inputs)
+            return base_of(self.policy).generate(**inputs)  # PEFT's would put the model's own settings back
         if role == "reference":
             with self._as_reference():
                 return self._look(self.reference or self.policy, inputs).logprobs
@@ -117,6 +117,11 @@ class Policy(nn.Module):
 
     def get_output_embeddings(self) -> Any:
         return self.policy.get_output_embeddings()
+
+
+def base_of(model: Any) -> Any:
+    """Transformers' own model, in which an adapter's layers are."""
+    return model.get_base_model() if is_adapted(model) else model
 
 
 def _trunk(model: Any) -> Any:

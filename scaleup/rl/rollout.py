@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from scaleup.config.rl import PPOSettings
 from scaleup.models.load import pad_token_id
 from scaleup.rl.advantages import response_lengths
+from scaleup.rl.policy import base_of
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class _Drawn(LogitsProcessor):
 @contextmanager
 def _drawing(model: Any, sampling: Sampling) -> Iterator[None]:
     """Transformers fills a generation's settings up from the model's own, which may penalise or force tokens."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     own = base.generation_config
     base.generation_config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,

@@ -13,7 +13,7 @@ from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.rl import RewardSource
 from scaleup.config.stages import PPOConfig
 from scaleup.distributed.bridge import BridgeClient
-from scaleup.distributed.bridge_wire import BridgePlace
+from scaleup.distributed.bridge_store import BridgePlace
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.scoring import Scorer, load_scorer
 from scaleup.plan.facts import ModelFacts

@@ -69,6 +69,8 @@ class Updater:
     ppo: PPOSettings
     train: OptimizationConfig
     pad_id: int
+    tolerance: float
+    """Of the self-checks."""
 
     def learn(self, experience: Experience, judged: Judged, rollout: int) -> tuple[dict[str, float], int]:
         """All passes over a rollout, or as many as the policy may move. Means over all their tokens, and how many
@@ -83,7 +85,7 @@ class Updater:
                 steps += 1
                 means = tally.means(self.runtime)
                 if steps == 1 and self.ppo.self_checks:
-                    check_first_ratio(means["moved"], self.runtime.group.mixed_precision)
+                    check_first_ratio(means["moved"], self.tolerance)
                 for name, value in tally.sums.items():
                     whole.sums[name] = whole.sums.get(name, 0.0) + value
                 whole.tokens += tally.tokens

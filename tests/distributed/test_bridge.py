@@ -23,7 +23,7 @@ from scaleup.rl.rewards import Sample
 from tests.distributed.worlds import Gate, World
 from tests.forked import free_port
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 MODEL = "runs/reward"
 Score = Callable[[Sequence[Sample]], list[float]]
 Start = Callable[..., World]
@@ -34,8 +34,8 @@ def score(samples: Sequence[Sample]) -> list[float]:
 
 
 def samples(count: int, start: int = 0) -> list[Sample]:
-    """Of different lengths, in an alphabet that is not ASCII."""
-    return [Sample("é" * (start + i), "字" * (2 * i), i % 2 == 0, {"id": i}) for i in range(count)]
+    """Of different lengths, in alphabets that are not ASCII, one with half a character: models write such things."""
+    return [Sample("é" * (start + i), "\ud83d" + "字" * (2 * i), i % 2 == 0, {"id": i}) for i in range(count)]
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def place_for(policy_size: int) -> BridgePlace:
     return BridgePlace("127.0.0.1", free_port(), secrets.token_hex(16), policy_size)
 
 
-def rewards(runtime: Runtime, place: BridgePlace, timeout: float = 20, reconnect: float = 20) -> GroupRewards:
+def rewards(runtime: Runtime, place: BridgePlace, timeout: float = 40, reconnect: float = 40) -> GroupRewards:
     return GroupRewards(runtime, BridgeClient(runtime, place, MODEL, timeout, reconnect))
 
 
@@ -68,13 +68,13 @@ def serving(
     def main(runtime: Runtime) -> None:
         if sharded:
             runtime.group = runtime.group.model_copy(update={"strategy": "fsdp2"})
-        serve(runtime, place, model, scorer, join_seconds=20)
+        serve(runtime, place, model, scorer, join_seconds=40)
 
     return main
 
 
 def asking(
-    place: BridgePlace, batches: Sequence[Sequence[Sample]], timeout: float = 20, reconnect: float = 20
+    place: BridgePlace, batches: Sequence[Sequence[Sample]], timeout: float = 40, reconnect: float = 40
 ) -> Callable[[Runtime], list[float]]:
     """A policy that asks once and closes."""
 
@@ -138,6 +138,15 @@ def test_generation_goes_on_while_scores_are_made(start: Start) -> None:
 
     start("reward", 1, serving(place, patient))
     assert start("policy", 1, policy).results() == [score(samples(3)) + score(samples(2))]
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_many_small_requests_in_a_moment(sharded: bool, start: Start) -> None:
+    place = place_for(1)
+    served = start("reward", 2, serving(place, sharded=sharded))
+    batches = [samples(number % 2) for number in range(150)]
+    assert start("policy", 1, asking(place, batches)).results() == [score(samples(1)) * 75]
+    served.results()
 
 
 def test_a_reward_group_may_be_idle_for_longer_than_any_request(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ class Gate:
     def open(self) -> None:
         os.write(self._write, b".")
 
-    def wait(self, seconds: float = 20) -> bool:
+    def wait(self, seconds: float = 40) -> bool:
         return bool(select.select([self._read], [], [], seconds)[0])
 
 
@@ -45,7 +45,7 @@ class World:
         self.pids = [self._fork(group, rank, port, main) for rank in range(size)]
         self._handles = [os.pidfd_open(pid) for pid in self.pids]
 
-    def ended(self, seconds: float = 20) -> list[int]:
+    def ended(self, seconds: float = 40) -> list[int]:
         """Exit codes of the ranks, all of which must end in this time; minus the signal for a killed one."""
         deadline = time.monotonic() + seconds
         for rank, handle in enumerate(self._handles):
@@ -56,13 +56,13 @@ class World:
                 self._codes[rank] = os.waitstatus_to_exitcode(os.waitpid(self.pids[rank], 0)[1])
         return [self._codes[rank] for rank in range(len(self.pids))]
 
-    def results(self, seconds: float = 20) -> list[Any]:
+    def results(self, seconds: float = 40) -> list[Any]:
         """What `main` returned on each rank."""
         codes = self.ended(seconds)
         assert not any(codes), f"{self.name} ended with {codes}\n{self.log()}"
         return [json.loads(out.read_text()) for out in self._outs]
 
-    def errors(self, seconds: float = 20) -> list[str]:
+    def errors(self, seconds: float = 40) -> list[str]:
         """What each rank raised, its type first."""
         codes = self.ended(seconds)
         assert all(code == 3 for code in codes), f"{self.name} ended with {codes}\n{self.log()}"

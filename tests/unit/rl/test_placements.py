@@ -252,6 +252,11 @@ def test_a_service_that_is_silent_or_absent_is_named(runtime: Runtime, service: 
     assert f"reward.url: {url} gave no answer for 0.1 s; the last try: [Errno 111] Connection refused" in error
 
 
+@pytest.mark.parametrize("url", ["localhost:80", "ftp://a/b", "http://", "http://a:x/"])
+def test_an_address_that_is_none_is_named(runtime: Runtime, url: str) -> None:
+    assert f"reward.url: {url!r} is no address" in error_of(lambda: HttpRewards(runtime, url, 1, 1))
+
+
 def test_a_column_that_is_no_json_is_named(runtime: Runtime, service: Service) -> None:
     sample = Sample("a", "b", True, {"image": b"bytes"})
     error = error_of(lambda: collected(HttpRewards(runtime, service.url, 1, 1), [sample]))

@@ -111,3 +111,17 @@ def test_prompts_are_padded_on_their_side() -> None:
     ids, mask = pad_prompts([[1, 2, 3], [4]], 9, left=False)
     assert ids.tolist() == [[1, 2, 3], [4, 9, 9]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-t5"])
+def test_an_adapted_model_is_drawn_from_alike(load: Any, name: str) -> None:
+    """PEFT's own `generate` puts the model's settings back, which may have no end at all."""
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = load(name)
+    prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
+    plain = respond(Policy(model, 0.8).eval(), prompts, SEEDS, sampling(tokenizer), CPU)
+    task = "SEQ_2_SEQ_LM" if name == "tiny-t5" else "CAUSAL_LM"
+    adapted = get_peft_model(load(name)[0], LoraConfig(r=2, target_modules="all-linear", task_type=task))
+    found = respond(Policy(adapted, 0.8).eval(), prompts, SEEDS, sampling(tokenizer), CPU)
+    assert torch.equal(found.tokens, plain.tokens)
