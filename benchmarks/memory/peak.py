@@ -157,8 +157,8 @@ def build_models(folder: Path) -> None:
 
 def narrow(config: Any) -> Any:
     """The architecture with all its layers and modules, its tensors 8 wide and one head."""
-    few = {key: 8 for key in ("hidden_size", "intermediate_size", "n_embd", "d_model", "d_kv", "d_ff", "head_dim")}
-    few |= {key: 1 for key in ("num_attention_heads", "num_key_value_heads", "n_head", "num_heads")}
+    few = dict.fromkeys(("hidden_size", "intermediate_size", "n_embd", "d_model", "d_kv", "d_ff", "head_dim"), 8)
+    few |= dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "num_heads"), 1)
     return type(config)(**{**config.to_dict(), **{key: few[key] for key in few if key in config.to_dict()}})
 
 
