@@ -72,6 +72,14 @@ def _keep_scales(module: Any, inputs: Any) -> None:
         module.weight.SCB = module.state.SCB
 
 
+def let_go_of_files(model: torch.nn.Module) -> None:
+    """Copy what is not quantized. From float32 files it is loaded as a view of the mapped file, all of which was read
+    to quantize the rest, and stays resident for as long as one view is alive."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and type(tensor) in (torch.Tensor, torch.nn.Parameter):
+            tensor.data = tensor.data.clone()
+
+
 class QuantizedShell(torch.nn.Linear):
     """In a model without storage, what loading would make of a matrix. Its passes take what bitsandbytes' do on a CPU:
     the whole matrix for as long as a product lasts, and 8 bits keep their input although no gradient needs it."""
