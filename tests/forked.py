@@ -23,7 +23,7 @@ from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import GroupPlan, Plan
 
 LIBRARIES = (
-    "scaleup.stages.sft",
+    *(f"scaleup.stages.{name}" for name in ("sft", "evaluate", "generate")),
     "peft",
     "deepspeed.runtime.engine",
     "deepspeed.runtime.zero.muon.muon_optimizer",
