@@ -117,22 +117,13 @@ SCHEDULES = Literal[
 ]
 
 
-class TrainConfig(Section):
-    max_steps: Count | None = None
-    num_train_epochs: Annotated[Float, Field(gt=0)] | None = None
+class OptimizationConfig(Section):
+    """What every training stage has: micro-batches, the optimizer and its schedule, when to log and to save."""
+
     per_device_train_batch_size: Count | None = Field(
         None, description="Rows a micro-batch, or sequences with packing; 8 unless tokens_per_device is given."
     )
-    tokens_per_device: Count | None = Field(
-        None, description="Instead of rows: tokens that a micro-batch may have, with its padding."
-    )
-    group_by_length: bool = Field(False, description="Rows of similar length share a step.")
     per_device_eval_batch_size: Count = 8
-    gradient_accumulation_steps: Count | None = Field(None, description="1, or what global_batch_size asks for.")
-    global_batch_size: Count | None = Field(
-        None,
-        description="Rows an optimizer step: per_device_train_batch_size x gradient_accumulation_steps x processes.",
-    )
     learning_rate: Annotated[Float, Field(gt=0)] = 5e-5
     lr_scheduler_type: SCHEDULES = "linear"
     warmup_steps: Annotated[Int, Field(ge=0)] | None = None
@@ -148,12 +139,28 @@ class TrainConfig(Section):
     save_steps: Count | None = Field(None, description="Checkpoint every so many steps; null means only at the end.")
     save_total_limit: Count = Field(2, description="Checkpoints kept, the best one beside them.")
     logging_steps: Count = 1
+    seed: Annotated[Int, Field(ge=0)] = 0
+
+
+class TrainConfig(OptimizationConfig):
+    """Of the stages that learn from rows as they are."""
+
+    max_steps: Count | None = None
+    num_train_epochs: Annotated[Float, Field(gt=0)] | None = None
+    tokens_per_device: Count | None = Field(
+        None, description="Instead of rows: tokens that a micro-batch may have, with its padding."
+    )
+    group_by_length: bool = Field(False, description="Rows of similar length share a step.")
+    gradient_accumulation_steps: Count | None = Field(None, description="1, or what global_batch_size asks for.")
+    global_batch_size: Count | None = Field(
+        None,
+        description="Rows an optimizer step: per_device_train_batch_size x gradient_accumulation_steps x processes.",
+    )
     early_stopping_patience: Count | None = Field(
         None, description="Stop after so many evaluations without a better loss."
     )
     early_stopping_threshold: Annotated[Float, Field(ge=0)] = 0.0
     load_best_model_at_end: bool = False
-    seed: Annotated[Int, Field(ge=0)] = 0
 
 
 class EvaluationConfig(Section):

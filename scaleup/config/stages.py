@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from scaleup.config.adapters import AdapterConfig, Quantization
+from scaleup.config.rl import PPOSettings, RewardSource
 from scaleup.config.schema import (
     TRACKERS,
     DataConfig,
@@ -16,6 +17,7 @@ from scaleup.config.schema import (
     Int,
     ModelConfig,
     Name,
+    OptimizationConfig,
     PathText,
     RunConfig,
     Section,
@@ -46,6 +48,24 @@ class SFTConfig(RunConfig):
         default_factory=EvaluationConfig, description="What `scaleup evaluate RUN` measures."
     )
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
+
+
+class PPOConfig(RunConfig):
+    """Reinforcement learning from a reward: `model` and `parallel` are the policy's, `reward` may be a group of its
+    own. Rows give prompts; those of data.test are held out, and answered before and after."""
+
+    stage: Literal["ppo"]
+    ppo: PPOSettings
+    reward: RewardSource
+    train: OptimizationConfig = Field(default_factory=OptimizationConfig)
+    adapter: AdapterConfig | None = Field(
+        None, description="Train this instead of the whole model; the reference is the model without it."
+    )
+    quantization: Quantization | None = Field(None, description=QUANTIZATION)
+    gradient_checkpointing: bool = False
+    report_to: list[TRACKERS] = Field(
+        default_factory=list, description="Trackers beside TensorBoard, through Accelerate."
+    )
 
 
 class EvaluateConfig(RunConfig):
@@ -101,12 +121,15 @@ class ExportConfig(RunConfig):
 
 STAGES: dict[str, type[RunConfig]] = {
     "sft": SFTConfig,
+    "ppo": PPOConfig,
     "export": ExportConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
 }
 
-AnyConfig = Annotated[SFTConfig | ExportConfig | EvaluateConfig | GenerateConfig, Field(discriminator="stage")]
+AnyConfig = Annotated[
+    SFTConfig | PPOConfig | ExportConfig | EvaluateConfig | GenerateConfig, Field(discriminator="stage")
+]
 
 
 def json_schema() -> dict[str, Any]:

@@ -9,10 +9,10 @@ from functools import partial
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from scaleup.config.schema import TrainConfig
+from scaleup.config.schema import OptimizationConfig
 
 
-def build_optimizer(model: torch.nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: torch.nn.Module, train: OptimizationConfig) -> torch.optim.Optimizer:
     """Weight decay applies to matrices only: not to biases nor to normalisation weights (one-dimensional).
 
     AdamW is torch's fused one: a third of the time of the plain one on CPUs (docs/design/speed.md), same formula."""
@@ -28,7 +28,7 @@ def build_optimizer(model: torch.nn.Module, train: TrainConfig) -> torch.optim.O
     return torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, eps=train.adam_epsilon, fused=True)
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, train: TrainConfig, num_steps: int) -> LRScheduler:
+def build_schedule(optimizer: torch.optim.Optimizer, train: OptimizationConfig, num_steps: int) -> LRScheduler:
     """Transformers' schedules, one tick an optimizer step. Not through its `get_scheduler`: importing that takes PEFT,
     bitsandbytes and torch's compiler with it, three seconds of each process."""
     warmup = (

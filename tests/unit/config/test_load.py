@@ -93,7 +93,7 @@ def test_yes_and_on_are_true(folder: Path, text: str) -> None:
 
 def test_a_bare_yes_is_no_number_and_no_text(folder: Path) -> None:
     found = problems(raw(), "train.max_steps=yes", "train.weight_decay=on", "data.text=no", "name=off")
-    assert [line.split(":")[0] for line in found] == ["name", "data.text", "train.max_steps", "train.weight_decay"]
+    assert [line.split(":")[0] for line in found] == ["name", "data.text", "train.weight_decay", "train.max_steps"]
 
 
 def test_merge_keys_and_anchors_work(folder: Path) -> None:
