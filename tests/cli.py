@@ -112,7 +112,17 @@ def worker_ids(folder: Path, attempt: str = "*") -> list[int]:
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """None of a process that is gone."""
+    with suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def command_line(pid: int) -> list[str]:
+    """Empty for a process that is gone: one that was listed may be, before anybody can read what it is."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    return []
 
 
 def alive(pids: Iterable[int]) -> list[int]:

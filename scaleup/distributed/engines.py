@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scaleup.distributed.deepspeed_ops import OPS, ensure_built
 from scaleup.distributed.portable import Source, put_into_torch, put_into_zero
+from scaleup.distributed.uncompiled import uncompiled
 from scaleup.plan.types import GroupPlan
 
 
@@ -171,7 +172,8 @@ class DeepSpeedEngine:
         return accelerator
 
     def prepare(self, accelerator: Accelerator, *parts: Any) -> Any:
-        return accelerator.prepare(*parts)
+        with uncompiled():  # to ask whether the optimizer is its Muon, DeepSpeed imports it
+            return accelerator.prepare(*parts)
 
     def found(self, model: torch.nn.Module) -> tuple[str, int | None]:
         stage = getattr(model, "zero_optimization_stage", None)

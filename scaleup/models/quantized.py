@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from scaleup.config.adapters import Quantization
+from scaleup.distributed.uncompiled import uncompiled
 
 from .classifier import UNQUANTIZED, is_sequence_classifier
 
@@ -23,14 +24,9 @@ COMPUTE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def import_bitsandbytes() -> None:
     """Before PEFT and Transformers do. It has `torch.compile` wrap its fallbacks: importing the compiler takes longer
     than all else of it, and a 4-bit matrix of odd width would wait for minutes for what is quick as it is."""
-    if "bitsandbytes" in sys.modules:
-        return
-    compile_it = torch.compile
-    try:
-        torch.compile = lambda model=None, **_: model or (lambda plain: plain)  # type: ignore[assignment]
-        importlib.import_module("bitsandbytes")
-    finally:
-        torch.compile = compile_it
+    if "bitsandbytes" not in sys.modules:
+        with uncompiled():
+            importlib.import_module("bitsandbytes")
 
 
 def loading_options(
