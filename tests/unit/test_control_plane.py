@@ -68,7 +68,14 @@ def test_takes_well_under_a_second_of_cpu(name: str, tmp_path: Path) -> None:
 def test_the_json_schema_is_printed_whole(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scaleup.cli", "schema"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert set(json.loads(done.stdout)["discriminator"]["mapping"]) == {"sft", "export", "evaluate", "generate"}
+    assert set(json.loads(done.stdout)["discriminator"]["mapping"]) == {
+        "sft",
+        "reward",
+        "ppo",
+        "export",
+        "evaluate",
+        "generate",
+    }
 
 
 def test_the_layers_hold(repository: Path, tmp_path: Path) -> None:

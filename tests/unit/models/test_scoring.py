@@ -183,6 +183,15 @@ def test_tokenizers_without_what_scoring_needs(tmp_path: Path) -> None:
         assert caught.value.problems[0].where == "model.tokenizer"
 
 
+def test_a_decoder_that_pools_for_itself_is_refused(tmp_path: Path) -> None:
+    from transformers import CTRLConfig
+
+    CTRLConfig(vocab_size=300, n_embd=32, dff=32, n_layer=1, n_head=2).save_pretrained(tmp_path)
+    location = model_facts(ModelConfig(path="builtin:tiny-gpt2")).location
+    with pytest.raises(ScaleupError, match=r"model\.path: .* \(ctrl\) reads its scores in a way that is not known"):
+        model_facts(ModelConfig(path=str(tmp_path), tokenizer=location, task="sequence_classification"))
+
+
 def test_robertas_positions_begin_behind_its_padding(tmp_path: Path) -> None:
     from transformers import RobertaConfig, RobertaModel
 
