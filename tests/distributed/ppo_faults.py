@@ -3,8 +3,8 @@
     python -m tests.distributed.ppo_faults FOLDER
 
 As the ppo stage does it in both groups; their ranks are forked from this process. FOLDER gets the runs `calm` and
-`faults`, and faults.json: what was done, how the ranks ended that it was done to, and how often the policy lost a group.
-Kinds, moments, victims and sizes are drawn from SCALEUP_TEST_SEED."""
+`faults`, and faults.json: what was done, how the ranks ended that it was done to, and how often the policy lost a
+group. Kinds, moments, victims and sizes are drawn from SCALEUP_TEST_SEED."""
 
 from __future__ import annotations
 
