@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 COMPUTE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Mixed precision -> what products with 4-bit matrices are computed in."""
+"""Mixed precision -> what products are computed in: with 4-bit matrices, and of a scorer."""
 
 
 def import_bitsandbytes() -> None:

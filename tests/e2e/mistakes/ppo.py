@@ -68,6 +68,11 @@ CASES = [
         changes={"ppo.num_mini_batches": 3, "ppo.response_length_min": 9, "train.warmup_steps": 25},
     ),
     ppo(
+        "a quantized trunk of its own for the values",
+        "error: ppo.value_model: a trunk of its own would be a second copy of the base in 8bit, and none is made",
+        changes={"ppo.value_model": "separate", "quantization": "8bit", "adapter": {"type": "lora"}},
+    ),
+    ppo(
         "mini-batches over too many processes",
         "error: ppo.num_mini_batches: mini-batches of 2 rows do not divide over 4 processes -> "
         "use a ppo.rollout_batch_size that is a multiple of 16",
