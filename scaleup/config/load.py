@@ -218,6 +218,9 @@ def _with_absolute_paths(loaded: Loaded) -> Loaded:
     }
     if (baseline := getattr(config, "baseline", None)) is not None:
         update["baseline"] = absolute_model(baseline)
+    if (evaluation := getattr(config, "evaluation", None)) is not None and evaluation.toxicity_model is not None:
+        classifier = absolute_model(evaluation.toxicity_model)
+        update["evaluation"] = evaluation.model_copy(update={"toxicity_model": classifier})
     if path := getattr(getattr(config, "adapter", None), "path", None):
         update["adapter"] = config.adapter.model_copy(update={"path": _absolute_folder(path)})
     if isinstance(reward := getattr(config, "reward", None), RewardSource):

@@ -143,7 +143,7 @@ def load_scorer(source: RewardSource, facts: ModelFacts, device: torch.device) -
         Reader(tokenizer, facts.pooling, template, longest),
         device,
         source.batch_size,
-        label=facts.labels.index(source.label) if source.label else 0,
+        label=facts.labels.index(source.label) if source.label and facts.labels else 0,
         as_probability=source.score == "probability",
         mean=saved.mean if normalizes else 0.0,
         std=saved.std if normalizes else 1.0,
