@@ -1,4 +1,5 @@
-"""Build data/reviews/pairs/{train,validation,test}.jsonl: a positive sentence preferred to a negative one.
+"""Build data/reviews/pairs/{train,validation,test}.jsonl: a positive sentence preferred to a negative one. And
+data/reviews/prompts/ beside it: the first four words of each film sentence, to be continued.
 
 Run it from anywhere, after scripts/prepare_reviews.py, with the project's Python (`make setup` does both):
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_DATA = Path(__file__).resolve().parents[1] / "data" / "reviews"
+PROMPT_WORDS = 4
 SPLITS = ("test", "validation", "train")  # train last, since make takes it as the sign that all are there
 
 
@@ -34,19 +36,31 @@ def pairs_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return pairs
 
 
+def prompts_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of sentences with as many words again; each opening once."""
+    words = [row["text"].split() for row in rows if row["source"] == "movie"]
+    openings = [" ".join(sentence[:PROMPT_WORDS]) for sentence in words if len(sentence) >= 2 * PROMPT_WORDS]
+    return [{"prompt": opening} for opening in dict.fromkeys(openings)]
+
+
+def write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    aside = file.with_name(f".{file.name}.tmp")
+    aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    aside.replace(file)
+
+
 def main() -> None:
     """Read, pair, write, and print a line of counts."""
     parser = argparse.ArgumentParser(description="Pair the rated sentences of each split.")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, metavar="DIR", help="default: data/reviews")
     data: Path = parser.parse_args().data
-    (data / "pairs").mkdir(exist_ok=True)
     counts = []
     for split in SPLITS:
         rows = [json.loads(line) for line in (data / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
         pairs = pairs_of(rows)
-        aside = data / "pairs" / f".{split}.jsonl.tmp"
-        aside.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
-        aside.replace(data / "pairs" / f"{split}.jsonl")
+        write(data / "prompts" / f"{split}.jsonl", prompts_of(rows))
+        write(data / "pairs" / f"{split}.jsonl", pairs)
         counts.append(f"{split} {len(pairs)}")
     print(f"pairs: {', '.join(counts)}")
 

@@ -112,7 +112,17 @@ def worker_ids(folder: Path, attempt: str = "*") -> list[int]:
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """None of a process that is gone."""
+    with suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def command_line(pid: int) -> list[str]:
+    """Empty for a process that is gone: one that was listed may be, before anybody can read what it is."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    return []
 
 
 def alive(pids: Iterable[int]) -> list[int]:
@@ -157,11 +167,11 @@ def largest_loss_difference(one: Path, other: Path) -> float:
     return max(abs(left[step] - right[step]) for step in left)
 
 
-def largest_weight_difference(one: Path, other: Path) -> float:
+def largest_weight_difference(one: Path, other: Path, pattern: str = "model/*model.safetensors") -> float:
     """Between the final models (or adapters) of two runs, which must have the same weights by name and shape."""
     from safetensors.numpy import load_file
 
-    files = [next((run_folder / "model").glob("*model.safetensors")) for run_folder in (one, other)]
+    files = [next(run_folder.glob(pattern)) for run_folder in (one, other)]
     left, right = map(load_file, files)
     assert left.keys() == right.keys()
     return max(float(abs(left[name] - right[name]).max(initial=0)) for name in left)  # AdaLoRA may leave a rank of 0

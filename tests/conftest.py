@@ -13,6 +13,7 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # runs at once share the cores: who waits must not spin
 os.environ["COLUMNS"] = "200"
 
 # CI must fail for what changed, not for what chance found: there, properties are tried on the same examples each time

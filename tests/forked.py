@@ -4,48 +4,124 @@ For tests and benchmarks that need many small worlds. What starts real runs is t
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import socket
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.distributed.signals import stop_with_parent
+from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import GroupPlan, Plan
+
+LIBRARIES = (
+    *(f"scaleup.stages.{name}" for name in ("sft", "ppo", "evaluate", "generate")),
+    "trl.kernels",
+    "peft",
+    "deepspeed.runtime.engine",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "matplotlib.pyplot",
+    "torch.utils.cpp_extension",
+    "torch.utils.tensorboard",
+    *(f"transformers.models.{name}.modeling_{name}" for name in ("gpt2", "llama", "t5")),
+)
+
+
+def be_ready_to_fork() -> None:
+    """Do once what every rank would do for itself, and nothing that starts a thread, which a child would miss."""
+    import torch
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    from scaleup.distributed.uncompiled import uncompiled
+    from scaleup.models.quantized import import_bitsandbytes
+    from scaleup.plan import describe
+
+    import_bitsandbytes()
+    with uncompiled():
+        for name in LIBRARIES:
+            importlib.import_module(name)
+    get_checkpoint_conversion_mapping("llama")  # and of all other models
+    describe._ask = described_here  # type: ignore[assignment]
+    torch.set_num_threads(1)
+    gc.freeze()  # a child's collections need not look at all this
 
 
 def fork(run: RunFolder, plan: Plan, rank_main: Callable[[RunFolder, Path], None]) -> list[dict[str, Any]]:
     """Start the ranks of a prepared run, wait for them, and give what each wrote into its file.
 
     Raises RuntimeError with every rank's log if one fails."""
-    group, port, children = plan.group("policy"), free_port(), []
+    group = plan.group("policy")
     outs = [run.path / f"rank{rank}.json" for rank in range(group.num_processes)]
-    for rank, out in enumerate(outs):
-        if child := os.fork():
-            children.append(child)
-            continue
-        log = os.open(out.with_suffix(".log"), os.O_CREAT | os.O_WRONLY)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        code = 1
-        stop_with_parent()
-        try:
-            os.environ.update(environment(group, rank, port))
-            rank_main(run, out)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    codes = [os.waitpid(child, 0)[1] for child in children]
-    if any(codes):
-        raise RuntimeError("\n".join(out.with_suffix(".log").read_text() for out in outs))
+    logs = [out.with_suffix(".log") for out in outs]
+    if any(wait_for(start_ranks(group, logs, lambda rank: rank_main(run, outs[rank])))):
+        raise RuntimeError("\n".join(log.read_text() for log in logs))
     return [json.loads(out.read_text()) for out in outs]
+
+
+def in_children(tasks: Mapping[str, Callable[[], Any]], at_once: int = 2) -> Iterator[tuple[str, Any]]:
+    """Do each in a child of this process. As they end: the name, and what the task gave, which JSON has to hold.
+
+    Raises RuntimeError with what it had printed if one fails."""
+    waiting, running = list(tasks.items()), {}
+    with tempfile.TemporaryDirectory() as place:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                name, task = waiting.pop(0)
+                out = Path(place, f"{len(waiting)}.json")
+                running[start_child(partial(_give, task, out), out.with_suffix(".log"))] = name, out
+            child, status = os.wait()
+            name, out = running.pop(child)
+            if status:
+                raise RuntimeError(f"{name}\n{out.with_suffix('.log').read_text()}")
+            yield name, json.loads(out.read_text())
+
+
+def _give(task: Callable[[], Any], out: Path) -> None:
+    stop_with_parent()
+    out.write_text(json.dumps(task()))
+
+
+def start_ranks(group: GroupPlan, logs: Sequence[Path], rank_main: Callable[[int], None]) -> list[int]:
+    """Start every rank of a group and give their process ids; each writes what it prints to a log of its own."""
+    port = free_port()
+
+    def main(rank: int) -> None:
+        stop_with_parent()
+        os.environ.update(environment(group, rank, port))
+        rank_main(rank)
+
+    return [start_child(partial(main, rank), log) for rank, log in enumerate(logs)]
+
+
+def start_child(main: Callable[[], None], log: Path) -> int:
+    """Do something in a child of this process, whose exit code is 1 if that raises. Its process id."""
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        for stream in (1, 2):
+            os.dup2(descriptor, stream)
+        main()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def wait_for(children: Iterable[int]) -> list[int]:
+    """Their exit codes; minus the signal's number for one that was killed."""
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def environment(group: GroupPlan, rank: int, port: int) -> dict[str, str]:
@@ -64,3 +140,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def described_here(models: Any) -> dict[str, ModelFacts]:
+    """For plan.describe._ask: from the function that it asks in a process of its own, which would import torch."""
+    from scaleup.train.describe import answer
+
+    asked = [
+        {"where": where, "model": model.model_dump(), "micro_batch": micro and micro.model_dump()}
+        for where, (model, micro) in models.items()
+    ]
+    reply = answer(asked)
+    assert not reply["problems"], reply["problems"]
+    return {where: ModelFacts.model_validate(facts) for where, facts in zip(models, reply["facts"], strict=True)}

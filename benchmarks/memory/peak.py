@@ -17,8 +17,9 @@ fullest rank:
 
 storages   the largest sum of all tensors' storages alive after any operation: what the plan predicts
 growth     the largest resident size of the process (VmHWM, reset before the step) less that of the bare process:
-           the same rank with a model of a few kilobytes, less the storages of that. Also scratch of oneDNN, gloo and
-           DeepSpeed
+           the same rank with a model of as many layers, but narrow (a few kilobytes), less the storages of that. So
+           what libraries keep for each module, whatever its size, is the bare process's; scratch of oneDNN, gloo and
+           DeepSpeed and malloc's holes are growth
 
 Beside them: `accelerate estimate-memory` (its figure for training with Adam, four times the model), and DeepSpeed's
 estimate_zero2_ and estimate_zero3_model_states_mem_needs_all_live, where they apply: per GPU, as on a GPU."""
@@ -148,13 +149,17 @@ def build_models(folder: Path) -> None:
     t5 = T5ForConditionalGeneration(
         T5Config(vocab_size=2003, **shape, feed_forward_proj="gated-gelu", decoder_start_token_id=0)
     )
-    small = {"vocab_size": 2003, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
-    tiny = LlamaForCausalLM(LlamaConfig(**small, num_attention_heads=1, num_key_value_heads=1))
-    few = {"d_model": 8, "d_kv": 8, "d_ff": 8, "num_layers": 1, "num_heads": 1}
-    tiny_t5 = T5ForConditionalGeneration(T5Config(vocab_size=2003, **few, decoder_start_token_id=0))
-    for name, model in (("llama", llama), ("gpt2", gpt2), ("t5", t5), ("tiny", tiny), ("tiny-t5", tiny_t5)):
+    for name, model in (("llama", llama), ("gpt2", gpt2), ("t5", t5)):
         model.save_pretrained(folder / name)
+        type(model)(narrow(model.config)).save_pretrained(folder / f"narrow-{name}")
     (folder / "rows.jsonl").write_text('{"text": "abc", "answer": "d"}\n' * 8, encoding="utf-8")
+
+
+def narrow(config: Any) -> Any:
+    """The architecture with all its layers and modules, its tensors 8 wide and one head."""
+    few = dict.fromkeys(("hidden_size", "intermediate_size", "n_embd", "d_model", "d_kv", "d_ff", "head_dim"), 8)
+    few |= dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "num_heads"), 1)
+    return type(config)(**{**config.to_dict(), **{key: few[key] for key in few if key in config.to_dict()}})
 
 
 def parts_of(case: str) -> list[Any]:
@@ -163,13 +168,13 @@ def parts_of(case: str) -> list[Any]:
 
 
 def measure(case: str, folder: Path) -> dict[str, Any]:
-    """The row of a case. The bare process is the same rank with a model of a few kilobytes, less that one's tensors."""
+    """The row of a case. The bare process is the same rank with the narrow model, less that one's tensors."""
     plan, found = train(case, folder, parts_of(case)[5])
-    _, tiny = train(case, folder, "tiny-t5" if parts_of(case)[5] == "t5" else "tiny")
+    _, bare = train(case, folder, f"narrow-{parts_of(case)[5]}")
     strategy = case.split(",")[0]
     memory = next(memory for memory in plan.memory if memory.strategy == strategy)
     assert memory.peak is not None
-    growth = found["resident"] - (tiny["resident"] - tiny["storages"])
+    growth = found["resident"] - (bare["resident"] - bare["storages"])
     row = {"case": case, "storages": found["storages"], "growth": growth, "predicted": memory.peak}
     row |= {"error": memory.peak / found["storages"] - 1, "growth_error": memory.peak / growth - 1}
     return row | {"parts": memory.model_dump()} | others(plan, memory)

@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from scaleup.config.mistakes import Key, as_problem, real_key, suggestion
+from scaleup.config.rl import RewardSource
 from scaleup.config.schema import RunConfig
 from scaleup.config.stages import STAGES
 from scaleup.errors import Problem, ScaleupError
@@ -217,15 +218,13 @@ def _with_absolute_paths(loaded: Loaded) -> Loaded:
     }
     if (baseline := getattr(config, "baseline", None)) is not None:
         update["baseline"] = absolute_model(baseline)
+    if (evaluation := getattr(config, "evaluation", None)) is not None and evaluation.toxicity_model is not None:
+        classifier = absolute_model(evaluation.toxicity_model)
+        update["evaluation"] = evaluation.model_copy(update={"toxicity_model": classifier})
     if path := getattr(getattr(config, "adapter", None), "path", None):
         update["adapter"] = config.adapter.model_copy(update={"path": _absolute_folder(path)})
-    if (reward := getattr(config, "reward", None)) is not None and reward.model is not None:
-        update["reward"] = reward.model_copy(update={"model": absolute_model(reward.model)})
-    if reward is not None and reward.function is not None:
-        file, _, name = reward.function.rpartition(":")
-        if Path(file).is_file():
-            function = f"{Path(file).absolute()}:{name}"
-            update["reward"] = update.get("reward", reward).model_copy(update={"function": function})
+    if isinstance(reward := getattr(config, "reward", None), RewardSource):
+        update["reward"] = _absolute_reward(reward)
     if adapters := getattr(config, "adapters", None):
         update["adapters"] = {name: _absolute_folder(path) for name, path in adapters.items()}
     return Loaded(config.model_copy(update=update), loaded.problems)
@@ -244,3 +243,11 @@ def absolute_model(model: Any) -> Any:
 def _absolute_folder(path: str) -> str:
     place = Path(path).expanduser()
     return str(place.absolute()) if place.is_dir() else path
+
+
+def _absolute_reward(reward: RewardSource) -> RewardSource:
+    update: dict[str, Any] = {} if reward.model is None else {"model": absolute_model(reward.model)}
+    file, _, name = (reward.function or "").rpartition(":")
+    if file and Path(file).is_file():
+        update["function"] = f"{Path(file).absolute()}:{name}"
+    return reward.model_copy(update=update)

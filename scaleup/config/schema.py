@@ -178,15 +178,26 @@ class TrainConfig(OptimizationConfig):
 
 
 class EvaluationConfig(Section):
-    metrics: list[Literal["perplexity", "accuracy", "exact_match", "rouge"]] = Field(
-        default=["perplexity"], min_length=1
+    metrics: list[Literal["perplexity", "accuracy", "exact_match", "rouge", "toxicity"]] = Field(
+        default=["perplexity"], min_length=1, description="toxicity needs prompts alone, the others completions too."
     )
     split: Literal["validation", "test"] = "test"
     labels: list[Text] | None = Field(
         None, description="For accuracy: the first of these named in the answer is the prediction."
     )
+    toxicity_model: ModelConfig | None = Field(
+        None, description="For toxicity: a sequence classifier, which reads each answer alone."
+    )
+    toxic_label: Text | None = Field(
+        None, description="For toxicity: the classifier's label whose probability is measured, e.g. hate."
+    )
     max_samples: Count | None = None
     batch_size: Count = 16
+
+    @property
+    def needs_completions(self) -> bool:
+        """Whether a row must say what the answer should be."""
+        return set(self.metrics) != {"toxicity"}
 
 
 class GenerationConfig(Section):

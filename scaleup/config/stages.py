@@ -79,6 +79,12 @@ class PPOConfig(TrainingConfig):
     adapter: AdapterConfig | None = Field(
         None, description="Train this instead of the whole model; the reference is the model without it."
     )
+    evaluation: EvaluationConfig = Field(
+        default_factory=EvaluationConfig, description="What `scaleup evaluate RUN` measures."
+    )
+    generation: GenerationConfig | None = Field(
+        None, description="How it answers then; by default greedily, with up to ppo.max_new_tokens tokens."
+    )
 
 
 class EvaluateConfig(RunConfig):

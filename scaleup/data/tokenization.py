@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.errors import ScaleupError
-from scaleup.records.examples import Chat, Example, PlainText, PromptCompletion, example_maker
+from scaleup.records.examples import Chat, Example, Opening, PlainText, PromptCompletion, example_maker
 
 IGNORE = -100
 """The label of a position without loss, as in Transformers."""
@@ -94,11 +94,9 @@ class Encoder:
             rows.append(self._cut(ids, labelled))
         return rows
 
-    def prompts(self, examples: Sequence[PromptCompletion | Chat]) -> list[list[int]]:
+    def prompts(self, examples: Sequence[PromptCompletion | Chat | Opening]) -> list[list[int]]:
         """The token ids that an answer to each example starts from, the last `max_length` of them."""
-        return self.prompt_ids(
-            [e.prompt if isinstance(e, PromptCompletion) else e.messages[: last_answer(e)] for e in examples]
-        )
+        return self.prompt_ids([e.messages[: last_answer(e)] if isinstance(e, Chat) else e.prompt for e in examples])
 
     def prompt_ids(self, prompts: Sequence[str | list[dict[str, str]]]) -> list[list[int]]:
         """As `prompts`, for texts and chats."""

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scaleup.distributed.deepspeed_ops import OPS, ensure_built
 from scaleup.distributed.portable import Source, put_into_torch, put_into_zero
+from scaleup.distributed.uncompiled import uncompiled
 from scaleup.plan.types import GroupPlan
 
 
@@ -136,8 +137,11 @@ class FSDP2Engine(ReplicatedEngine):
         return Accelerator(fsdp_plugin=plugin, kwargs_handlers=[backend], **common)
 
     def prepare(self, accelerator: Accelerator, *parts: Any) -> Any:
+        """Accelerate takes a model only with an optimizer: one that is not trained gets one that does nothing."""
         with _embeddings_left_to_the_root(parts[0]):
-            return accelerator.prepare(*parts)
+            if len(parts) > 1:
+                return accelerator.prepare(*parts)
+            return accelerator.prepare(*parts, torch.optim.SGD(parts[0].parameters(), lr=0.0))[0]
 
     def found(self, model: torch.nn.Module) -> tuple[str, int | None]:
         from torch.distributed.fsdp import FSDPModule
@@ -168,7 +172,8 @@ class DeepSpeedEngine:
         return accelerator
 
     def prepare(self, accelerator: Accelerator, *parts: Any) -> Any:
-        return accelerator.prepare(*parts)
+        with uncompiled():  # to ask whether the optimizer is its Muon, DeepSpeed imports it
+            return accelerator.prepare(*parts)
 
     def found(self, model: torch.nn.Module) -> tuple[str, int | None]:
         stage = getattr(model, "zero_optimization_stage", None)
@@ -236,11 +241,19 @@ def _let_accelerate_shard_on_cpus() -> None:
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
 
 
+def _embeddings_in_a_block(model: Any) -> bool:
+    """Whether the input embedding is part of something that Transformers says not to split, as BERT's is."""
+    names, embedding = set(model._no_split_modules or ()), model.get_input_embeddings()
+    blocks = (module for module in model.modules() if type(module).__name__ in names)
+    return any(part is embedding for block in blocks for part in block.modules())
+
+
 @contextmanager
 def _embeddings_left_to_the_root(model: Any) -> Iterator[None]:
     """Accelerate 1.15 shards the input embedding by itself. Encoder-decoder models share it between three modules, and
-    torch refuses one parameter in two groups; out of its sight, it stays in the root's."""
-    if not model.config.is_encoder_decoder:
+    torch refuses one parameter in two groups, and encoders have it in a block that is sharded before; out of its sight,
+    it stays in the root's, or in that block."""
+    if not model.config.is_encoder_decoder and not _embeddings_in_a_block(model):
         yield
         return
     model.get_input_embeddings = model.get_output_embeddings = lambda: None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,17 @@ from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.errors import ScaleupError
 from scaleup.evaluation.generation import generate_answers
 from scaleup.evaluation.metrics import perplexity, score_answers
+from scaleup.evaluation.toxicity import measure_toxicity
 from scaleup.models.adapted import each_adapter, load_finished
 from scaleup.models.load import load_tokenizer, pad_token_id
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import Plan
-from scaleup.records.examples import Chat, Example, PlainText
+from scaleup.records.examples import Chat, Example, Opening, PlainText
 from scaleup.train.head_loss import fuse_head
 from scaleup.train.losses import token_loss_sum
 from scaleup.train.step import evaluate_loss
+
+Row = Example | Opening
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,22 @@ class Evaluation:
 
 
 def evaluate_models(
-    config: EvaluateConfig, plan: Plan, runtime: Runtime, examples: Sequence[Example], parts: Path
+    config: EvaluateConfig, plan: Plan, runtime: Runtime, examples: Sequence[Row], parts: Path
 ) -> dict[str, Evaluation]:
     """Of each column of the results: the model, after its baseline; or the base and each of its adapters. Every rank
     must call it and gets the whole result."""
-    if config.adapters:
-        return _side_by_side(config, plan, runtime, examples, parts)
+    columns = _side_by_side if config.adapters else _before_and_after
+    results = columns(config, plan, runtime, examples, parts)
+    if "toxicity" not in config.evaluation.metrics:
+        return results
+    answers = {name: result.answers or [] for name, result in results.items()}
+    found = measure_toxicity(config, plan, runtime, answers)
+    return {name: replace(result, metrics=result.metrics | found[name]) for name, result in results.items()}
+
+
+def _before_and_after(
+    config: EvaluateConfig, plan: Plan, runtime: Runtime, examples: Sequence[Row], parts: Path
+) -> dict[str, Evaluation]:
     results: dict[str, Evaluation] = {}
     if config.baseline is not None and plan.baseline is not None:
         results["baseline"] = evaluate_model(
@@ -52,7 +65,7 @@ def evaluate_models(
 
 
 def _side_by_side(
-    config: EvaluateConfig, plan: Plan, runtime: Runtime, examples: Sequence[Example], parts: Path
+    config: EvaluateConfig, plan: Plan, runtime: Runtime, examples: Sequence[Row], parts: Path
 ) -> dict[str, Evaluation]:
     """The base is loaded once, and measured before anything is put on it."""
     model, facts = config.model, plan.model
@@ -70,7 +83,7 @@ def evaluate_model(
     runtime: Runtime,
     model_config: ModelConfig,
     facts: ModelFacts,
-    examples: Sequence[Example],
+    examples: Sequence[Row],
     parts: Path,
     name: str,
 ) -> Evaluation:
@@ -87,7 +100,7 @@ def measure(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     task: str,
-    examples: Sequence[Example],
+    examples: Sequence[Row],
     parts: Path,
     name: str,
 ) -> Evaluation:
@@ -96,8 +109,9 @@ def measure(
     seed_everything(runtime.rank)
     fuse_head(model)
     encoder = Encoder(tokenizer, task, config.data)
-    rows = [row for row in encoder(examples) if row is not None]
-    metrics: dict[str, Any] = {"rows": len(rows)}
+    whole = [example for example in examples if not isinstance(example, Opening)]
+    rows = [row for row in encoder(whole) if row is not None]
+    metrics: dict[str, Any] = {"rows": len(rows) + len(examples) - len(whole)}
     if "perplexity" in settings.metrics:
         if not rows:
             what = f"no row fits max_length {config.data.max_length} with a label left"
@@ -120,9 +134,9 @@ def measure(
     return Evaluation(metrics | score_answers(settings.metrics, answers, references, settings.labels), answers)
 
 
-def reference(example: Example) -> str:
-    """What the answer should be: the completion, or the assistant's last words."""
-    if isinstance(example, PlainText):
+def reference(example: Row) -> str:
+    """What the answer should be: the completion, or the assistant's last words; nothing where nothing says it."""
+    if isinstance(example, PlainText | Opening):
         return ""
     if isinstance(example, Chat):
         return example.messages[last_answer(example)]["content"].strip()

@@ -50,7 +50,7 @@ def finish_training(
             for name, values in (beside or {}).items():
                 write_json(aside / name, values)
             write_text(aside / "README.md", model_card(config, plan, metrics))
-        plot_losses(lines, run.path / "loss.png", config.name)
+        plot_losses(lines, run.path / "loss.png", config.name, "pair" if config.stage == "reward" else "labelled token")
         finish(run, config.stage, config.name, metrics, state.step)
     runtime.barrier()
 
@@ -99,7 +99,7 @@ def summary(lines: list[dict[str, Any]], state: TrainState, num_dropped: int) ->
     }
 
 
-def plot_losses(lines: list[dict[str, Any]], file: Path, title: str) -> None:
+def plot_losses(lines: list[dict[str, Any]], file: Path, title: str, unit: str = "labelled token") -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -110,7 +110,7 @@ def plot_losses(lines: list[dict[str, Any]], file: Path, title: str) -> None:
         points = [(line["step"], line[key]) for line in lines if key in line]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1)
-    axes.set(xlabel="optimizer step", ylabel="loss (nats a labelled token)", title=title)
+    axes.set(xlabel="optimizer step", ylabel=f"loss (nats a {unit})", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()

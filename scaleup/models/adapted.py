@@ -16,7 +16,7 @@ from scaleup.plan.model_path import adapter_folder, tokenizer_beside
 
 from .adapters import adapt, load_adapter, load_side_by_side, use_adapter
 from .load import load_model, load_tokenizer
-from .quantized import keep_as_loaded, loading_options
+from .quantized import keep_as_loaded, let_go_of_files, loading_options
 from .sources import materialize
 
 
@@ -31,6 +31,7 @@ def load_base(
     if quantization is None:
         return load_model(model, facts)
     loaded = load_model(model, facts, quantized=loading_options(quantization, mixed_precision, device, facts.task))
+    let_go_of_files(loaded)
     keep_as_loaded(loaded)
     return loaded
 

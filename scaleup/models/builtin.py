@@ -140,6 +140,15 @@ def _bert_classifier() -> PreTrainedConfig:
     return config
 
 
+def _hate_classifier() -> PreTrainedConfig:
+    """Weights large enough that texts are told apart, by no rule that anybody knows."""
+    config = _bert()
+    config.initializer_range = 0.2
+    config.id2label = {0: "nothate", 1: "hate"}
+    config.label2id = {"nothate": 0, "hate": 1}
+    return config
+
+
 BUILTIN: dict[str, Callable[[], PreTrainedConfig]] = {
     "tiny-llama": _llama,
     "tiny-qwen2": _qwen2,
@@ -148,6 +157,7 @@ BUILTIN: dict[str, Callable[[], PreTrainedConfig]] = {
     "tiny-bart": _bart,
     "tiny-bert": _bert,
     "tiny-bert-classifier": _bert_classifier,
+    "tiny-hate-classifier": _hate_classifier,
 }
 
 

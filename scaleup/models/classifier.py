@@ -41,7 +41,9 @@ def pool_by_mask(model: Any) -> None:
     """Let a decoder's head read its logits where `classify` says. Other models stay as they are."""
     if pooling_of(model) != "last":
         return
-    model.score.__class__ = PooledHead
+    for module in model.score.modules():  # PEFT keeps two of them, the base's and the one that is trained
+        if type(module) is nn.Linear:
+            module.__class__ = PooledHead
     if model.config.get_text_config().pad_token_id is None:
         model.config.get_text_config().pad_token_id = 0  # else Transformers refuses batches; what is taken is the same
 
@@ -52,9 +54,11 @@ def is_sequence_classifier(model: Any) -> bool:
 
 
 def pooling_of(model: Any) -> Pooling:
+    """Of a classifier, whose head PEFT may have wrapped."""
     if model.config.is_encoder_decoder:
         return "eos"
-    return "last" if isinstance(getattr(model, "score", None), nn.Linear) else "whole"
+    head = getattr(model, "score", None)
+    return "last" if isinstance(getattr(head, "original_module", head), nn.Linear) else "whole"
 
 
 def classify(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

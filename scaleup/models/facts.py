@@ -85,6 +85,7 @@ def model_facts(model: ModelConfig, where: str = "model", shell: Shell | None = 
     beside = tokenizer_beside(shell.adapter) if shell.adapter else None
     tokenizer = load_tokenizer(model, str(beside or shell.location), where)
     if shell.task == "sequence_classification":
+        _check_pooling(shell, model, where)
         _check_tokens(shell, tokenizer, where)
     return ModelFacts(
         location=shell.location,
@@ -130,6 +131,13 @@ def _positions(shell: Shell) -> int | None:
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             return limit if limit is None or module.padding_idx is None else limit - module.padding_idx - 1
     return limit
+
+
+def _check_pooling(shell: Shell, model: ModelConfig, where: str) -> None:
+    """Encoders pool for themselves; a decoder that does might take padding for the end of a row."""
+    if pooling_of(_base(shell.model)) == "whole" and not _is_encoder(shell.config):
+        what = f"{model.path!r} ({shell.config.model_type}) reads its scores in a way that is not known here"
+        raise ScaleupError.of(f"{where}.path", what, "name an encoder like bert, or a decoder like llama or gpt2")
 
 
 def _check_tokens(shell: Shell, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
@@ -211,8 +219,6 @@ def is_classifier(config: PreTrainedConfig) -> bool:
 
 
 def _task(model: ModelConfig, config: PreTrainedConfig, where: str, adapter: Path | None) -> Task:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
     is_scored = adapter is not None and saved_settings(adapter).get("task_type") == "SEQ_CLS"
     if model.task == "sequence_classification" or is_classifier(config) or is_scored:
         if model.task not in ("auto", "sequence_classification"):
@@ -223,11 +229,17 @@ def _task(model: ModelConfig, config: PreTrainedConfig, where: str, adapter: Pat
     if model.task not in ("auto", task):
         what = f"{model.path!r} ({config.model_type}) is a {task} model, not {model.task}"
         raise ScaleupError.of(f"{where}.task", what, f"set it to {task} or auto")
-    is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
-    if is_encoder and not config.is_encoder_decoder:
+    if _is_encoder(config):
         what = f"{model.path!r} ({config.model_type}) is an encoder: it cannot generate text"
         raise ScaleupError.of(f"{where}.path", what, "name a causal or an encoder-decoder model")
     return task
+
+
+def _is_encoder(config: PreTrainedConfig) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    is_masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return is_masked and not getattr(config, "is_decoder", False) and not config.is_encoder_decoder
 
 
 def _shell(model: ModelConfig, config: PreTrainedConfig, task: Task, where: str) -> PreTrainedModel:

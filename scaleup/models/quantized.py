@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from scaleup.config.adapters import Quantization
+from scaleup.distributed.uncompiled import uncompiled
 
 from .classifier import UNQUANTIZED, is_sequence_classifier
 
@@ -17,20 +18,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 COMPUTE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Mixed precision -> what products with 4-bit matrices are computed in."""
+"""Mixed precision -> what products are computed in: with 4-bit matrices, and of a scorer."""
 
 
 def import_bitsandbytes() -> None:
     """Before PEFT and Transformers do. It has `torch.compile` wrap its fallbacks: importing the compiler takes longer
     than all else of it, and a 4-bit matrix of odd width would wait for minutes for what is quick as it is."""
-    if "bitsandbytes" in sys.modules:
-        return
-    compile_it = torch.compile
-    try:
-        torch.compile = lambda model=None, **_: model or (lambda plain: plain)  # type: ignore[assignment]
-        importlib.import_module("bitsandbytes")
-    finally:
-        torch.compile = compile_it
+    if "bitsandbytes" not in sys.modules:
+        with uncompiled():
+            importlib.import_module("bitsandbytes")
 
 
 def loading_options(
@@ -70,6 +66,14 @@ def _keep_scales(module: Any, inputs: Any) -> None:
     rows: the next pass would fail."""
     if module.weight.CB is not None and module.weight.SCB is None:
         module.weight.SCB = module.state.SCB
+
+
+def let_go_of_files(model: torch.nn.Module) -> None:
+    """Copy what is not quantized. From float32 files it is loaded as a view of the mapped file, all of which was read
+    to quantize the rest, and stays resident for as long as one view is alive."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and type(tensor) in (torch.Tensor, torch.nn.Parameter):
+            tensor.data = tensor.data.clone()
 
 
 class QuantizedShell(torch.nn.Linear):

@@ -18,6 +18,7 @@ from scaleup.records.template import Template
 from .adapted import load_finished
 from .classifier import Pooling, classify
 from .load import load_tokenizer, pad_token_id
+from .quantized import COMPUTE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -98,6 +99,8 @@ class Scorer:
     """Softmax over the labels, of a single one its sigmoid."""
     mean: float = 0.0
     std: float = 1.0
+    compute: torch.dtype = torch.float32
+    """What products are computed in."""
 
     @torch.no_grad()
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
@@ -111,7 +114,8 @@ class Scorer:
         self.model.eval()
         for first in range(0, len(order), self.batch_size):
             places = order[first : first + self.batch_size]
-            logits = classify(self.model, self.reader.batch([rows[place] for place in places], self.device))
+            with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
+                logits = classify(self.model, self.reader.batch([rows[place] for place in places], self.device))
             for place, found in zip(places, self._chosen(logits).tolist(), strict=True):
                 scores[place] = (found - self.mean) / self.std
         return scores
@@ -139,10 +143,11 @@ def load_scorer(source: RewardSource, facts: ModelFacts, device: torch.device) -
         Reader(tokenizer, facts.pooling, template, longest),
         device,
         source.batch_size,
-        label=facts.labels.index(source.label) if source.label else 0,
+        label=facts.labels.index(source.label) if source.label and facts.labels else 0,
         as_probability=source.score == "probability",
         mean=saved.mean if normalizes else 0.0,
         std=saved.std if normalizes else 1.0,
+        compute=COMPUTE[source.mixed_precision],
     )
 
 

@@ -65,7 +65,7 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
 
 def _inference_keys(known: dict[str, Any]) -> dict[str, Any]:
     generation = known.get("generation", {})
-    if "ppo" in known:
+    if generation is None:
         generation = {"max_new_tokens": known["ppo"]["max_new_tokens"]}
     return {
         "generation": generation,

@@ -11,7 +11,6 @@ from scaleup.config.schema import ModelConfig, RunConfig, SourceConfig
 from scaleup.config.stages import (
     EvaluateConfig,
     ExportConfig,
-    GenerateConfig,
     PPOConfig,
     RewardConfig,
     SupervisedConfig,
@@ -29,9 +28,10 @@ from scaleup.plan.memory import inference_memory, serving_memory
 from scaleup.plan.peak import micro_batch_of, predicted_memory
 from scaleup.plan.resume import state_of
 from scaleup.plan.rollouts import policy_facts, policy_memory, rollout_plan
-from scaleup.plan.rules import REWARD_MODEL, config_problems, facts_problems, needed_splits
+from scaleup.plan.rules import REWARD_MODEL, config_problems, facts_problems, needed_splits, reads_prompts_only
 from scaleup.plan.saved_adapters import base_problems
 from scaleup.plan.strategy import available, share_of
+from scaleup.plan.toxicity import TOXICITY_MODEL, toxicity_source
 from scaleup.plan.types import BatchPlan, GroupPlan, MemoryPlan, Plan
 from scaleup.records.check import DataCheck, check_data
 from scaleup.records.examples import format_problems
@@ -105,6 +105,8 @@ def models_of(config: RunConfig) -> dict[str, ModelConfig]:
     if isinstance(config, PPOConfig) and config.reward.model is not None:
         scorer = config.reward.model.model_copy(update={"task": "sequence_classification"})
         asked[REWARD_MODEL] = AskedModel(**scorer.model_dump(), quantization=config.reward.quantization)
+    if (source := toxicity_source(config)) is not None and source.model is not None:
+        asked[TOXICITY_MODEL] = source.model.model_copy(update={"task": "sequence_classification"})
     return asked
 
 
@@ -127,6 +129,7 @@ def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts],
         model=facts["model"],
         baseline=facts.get("baseline"),
         reward=facts.get(REWARD_MODEL),
+        toxicity=facts.get(TOXICITY_MODEL),
         batch=batch,
         rollouts=rollout_plan(config, data) if isinstance(config, PPOConfig) else None,
         bridge=bridge_of(config, groups[0]),
@@ -198,7 +201,7 @@ def _reward_memory(config: RunConfig, groups: list[GroupPlan], facts: dict[str, 
 
 def _check_data(config: RunConfig) -> DataCheck:
     splits = [split for split in needed_splits(config) if getattr(config.data, split) is not None]
-    prompts_only = isinstance(config, GenerateConfig | PPOConfig)
+    prompts_only = reads_prompts_only(config)
     most = config.export.num_rows if isinstance(config, ExportConfig) else None
     check = check_data(config.data, splits, most, prompts_only)
     return DataCheck(format_problems(config.data, splits, prompts_only) + check.problems, check.sources)

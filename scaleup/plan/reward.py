@@ -81,7 +81,7 @@ def _evaluation_problems(config: EvaluateConfig, facts: ModelFacts, where: str) 
     forms = [row_format(config.data, source) for source in _sources(config, config.evaluation.split)]
     are_pairs = any(map(holds_preferences, forms))
     if facts.task != "sequence_classification":
-        if are_pairs:
+        if are_pairs and config.evaluation.needs_completions:
             what = f"({facts.architecture}) scores no texts, and the rows are preferences"
             yield Problem(f"{where}.path", what, "name a reward model, or rows with a prompt and a completion")
         return

@@ -56,6 +56,9 @@ def rollout_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     if ppo.response_length_min is not None and ppo.response_length_min > ppo.max_new_tokens:
         what = f"{ppo.response_length_min} is more than ppo.max_new_tokens {ppo.max_new_tokens}"
         yield Problem("ppo.response_length_min", what, f"use at most {ppo.max_new_tokens}")
+    if ppo.value_model == "separate" and config.quantization is not None:
+        what = f"a trunk of its own would be a second copy of the base in {config.quantization}, and none is made"
+        yield Problem("ppo.value_model", what, "use head, or leave quantization out")
     yield from _data_problems(config)
 
 

@@ -28,6 +28,7 @@ from scaleup.plan.reward import preference_problems, reward_model_problems, scor
 from scaleup.plan.reward_source import reward_source_problems
 from scaleup.plan.rollouts import num_steps, response_problems, rollout_problems
 from scaleup.plan.saved_adapters import export_problems, side_by_side_problems
+from scaleup.plan.toxicity import TOXICITY_MODEL, toxicity_model_problems, toxicity_problems
 from scaleup.records.examples import row_format
 
 Rule = Callable[[RunConfig, Machine], Iterator[Problem]]
@@ -50,6 +51,13 @@ def needed_splits(config: RunConfig) -> list[str]:
     return ["train", "validation"] if config.data.validation else ["train"]
 
 
+def reads_prompts_only(config: RunConfig) -> bool:
+    """Whether rows need no completion."""
+    if isinstance(config, EvaluateConfig):
+        return not config.evaluation.needs_completions
+    return isinstance(config, GenerateConfig | PPOConfig)
+
+
 REWARD_MODEL = "reward.model"
 """The config key, and what the facts of that model go by."""
 
@@ -58,6 +66,8 @@ def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Pro
     """What only the model's own files can tell."""
     if isinstance(config, PPOConfig) and where == REWARD_MODEL:
         return _scorer_problems(config, facts)
+    if where == TOXICITY_MODEL:
+        return toxicity_model_problems(config, facts)
     problems: list[Problem] = []
     if config.mixed_precision == "fp16" and facts.model_type in T5_FAMILY:
         problems.append(_t5_in_fp16())
@@ -213,7 +223,7 @@ def _evaluation(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     if "accuracy" in evaluation.metrics and not evaluation.labels:
         yield Problem("evaluation.labels", "is needed for accuracy", "list the labels, e.g. [positive, negative]")
     generated = [metric for metric in evaluation.metrics if metric != "perplexity"]
-    if generated and config.data.text:
+    if generated and config.data.text and not reads_prompts_only(config):
         yield Problem("evaluation.metrics", f"{generated[0]} needs answers, and data.text has none", "use perplexity")
     if (generation := getattr(config, "generation", None)) and generation.top_p < 1 and generation.temperature == 0:
         yield Problem("generation.top_p", "has no meaning for greedy decoding", "give a temperature above 0")
@@ -252,6 +262,7 @@ RULES: list[Rule] = [
     _train,
     _data,
     _evaluation,
+    toxicity_problems,
     _report_to,
     _runs_dir,
 ]

@@ -143,6 +143,8 @@ class Plan(_Frozen):
     baseline: ModelFacts | None = None
     reward: ModelFacts | None = None
     """The model that gives rewards, if a model does."""
+    toxicity: ModelFacts | None = None
+    """The classifier of an evaluation that measures toxicity."""
     batch: BatchPlan | None = None
     rollouts: RolloutPlan | None = None
     bridge: BridgePlan | None = None

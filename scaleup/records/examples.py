@@ -15,6 +15,7 @@ from scaleup.records.template import Template, column_problem
 __all__ = [
     "Chat",
     "Example",
+    "Opening",
     "PlainText",
     "PromptCompletion",
     "example_maker",
@@ -51,6 +52,13 @@ class PlainText:
     """Text for plain language modelling."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A prompt, text or messages, of which nothing says how it should be answered."""
+
+    prompt: str | list[Message]
 
 
 Example = PromptCompletion | Chat | PlainText

@@ -87,7 +87,7 @@ def gather_experience(
             )
         rewards.submit(texts.samples([prompts[index] for index in chosen], drawn[-1]))
     tokens, lengths, finished = (
-        torch.cat([getattr(part, name) for part in drawn]) for name in ("tokens", "lengths", "finished")
+        torch.cat([getattr(part, name) for part in drawn]).cpu() for name in ("tokens", "lengths", "finished")
     )
     with clock.of("forward"):
         thoughts = _thoughts(runtime, model, [prompts[i].ids for i in mine], tokens, lengths, sizes[1], sampling.pad_id)

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from scaleup.artifacts.files import write_json
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.stages import PPOConfig
+from scaleup.distributed.bridge import StopWhileWaiting
 from scaleup.distributed.runtime import Runtime
 from scaleup.rl.checks import check_equal_ranks, check_experience, check_steps, tolerance_of
 from scaleup.rl.experience import Experience, Judged, TextOf, gather_experience, judge
@@ -68,6 +69,18 @@ def run_ppo(job: PPO) -> PPOState:
     metrics = MetricsLog(runtime, job.run, job.config, state.step)
     tolerance = tolerance_of(runtime.group.mixed_precision, job.config.quantization)
     updater = Updater(runtime, job.model, job.optimizer, job.schedule, ppo, train, job.sampling.pad_id, tolerance)
+    try:
+        _roll_out(job, state, checkpointer, metrics, updater)
+    except StopWhileWaiting:  # nothing has been learned since the last rollout
+        stop_run(runtime, job.run, checkpointer, state, ppo.num_rollouts)
+    metrics.close()
+    return state
+
+
+def _roll_out(
+    job: PPO, state: PPOState, checkpointer: Checkpointer[Any], metrics: MetricsLog, updater: Updater
+) -> None:
+    ppo, train, runtime = job.config.ppo, job.config.train, job.runtime
     if state.step == 0:
         state.kl_coef = ppo.kl_coef
         _evaluate(job, metrics, state)
@@ -88,8 +101,6 @@ def run_ppo(job: PPO) -> PPOState:
             checkpointer.save(state)
         if runtime.any(runtime.stop.requested) and state.step < ppo.num_rollouts:
             stop_run(runtime, job.run, checkpointer, state, ppo.num_rollouts)
-    metrics.close()
-    return state
 
 
 def _rollout(

@@ -3,12 +3,12 @@ the reward model: scores for whoever asks."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from itertools import chain
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.stages import PPOConfig
 from scaleup.data.tokenization import Encoder
-from scaleup.distributed.bridge import StopWhileWaiting
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.evaluation.ppo_report import finish_ppo
@@ -20,7 +20,6 @@ from scaleup.rl.prompts import PromptOrder, read_prompts
 from scaleup.rl.rollout import sampling_of
 from scaleup.rl.serve import rewards_of, serve_rewards
 from scaleup.rl.update import num_optimizer_steps
-from scaleup.train.fit import stop_unsaved
 from scaleup.train.model import trainable_model
 from scaleup.train.optim import build_optimizer, build_schedule
 
@@ -44,23 +43,20 @@ def run(config: PPOConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> N
     schedule = build_schedule(base_optimizer(optimizer), config.train, num_optimizer_steps(config.ppo))
     seed_everything(config.train.seed)
 
-    rewards = rewards_of(config, plan, runtime, folder)
-    job = PPO(
-        config=config,
-        runtime=runtime,
-        run=folder,
-        model=wrapped,
-        optimizer=optimizer,
-        schedule=schedule,
-        prompts=PromptOrder(sources, weights, config.train.seed, config.data.shuffle),
-        held_out=held_out,
-        rewards=rewards,
-        sampling=sampling_of(config.ppo, model, tokenizer),
-        tokenizer=tokenizer,
-    )
-    try:
-        state = run_ppo(job)
-    except StopWhileWaiting:  # in the middle of a rollout
-        stop_unsaved(runtime, folder, config.ppo.num_rollouts)
-    rewards.close()
+    with closing(rewards_of(config, plan, runtime, folder)) as rewards:
+        state = run_ppo(
+            PPO(
+                config=config,
+                runtime=runtime,
+                run=folder,
+                model=wrapped,
+                optimizer=optimizer,
+                schedule=schedule,
+                prompts=PromptOrder(sources, weights, config.train.seed, config.data.shuffle),
+                held_out=held_out,
+                rewards=rewards,
+                sampling=sampling_of(config.ppo, model, tokenizer),
+                tokenizer=tokenizer,
+            )
+        )
     finish_ppo(config, plan, runtime, folder, wrapped, tokenizer, state)

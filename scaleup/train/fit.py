@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from scaleup.artifacts.checkpoints import latest_checkpoint
 from scaleup.artifacts.files import write_json
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.stages import SupervisedConfig
@@ -150,14 +149,3 @@ def stop_run(
         write_json(run.resumable_file, {"step": state.step, "num_steps": num_steps})
     runtime.barrier()
     raise Stopped(state.step)
-
-
-def stop_unsaved(runtime: Runtime, run: RunFolder, num_steps: int) -> NoReturn:
-    """As `stop_run` in the middle of a step: the run goes on from its newest checkpoint. Every rank must call it."""
-    latest = latest_checkpoint(run.checkpoints)
-    step = latest.step if latest else 0
-    runtime.barrier()
-    if runtime.is_main:
-        write_json(run.resumable_file, {"step": step, "num_steps": num_steps})
-    runtime.barrier()
-    raise Stopped(step)

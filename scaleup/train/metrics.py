@@ -28,7 +28,8 @@ class MetricsLog:
             init_kwargs={"tensorboard": {"purge_step": start_step + 1}} if goes_on else {},
         )
         if runtime.is_main:
-            write_text(self._file, "".join(line for line in self._lines() if json.loads(line)["step"] <= start_step))
+            kept = [line for line in self._lines() if goes_on and json.loads(line)["step"] <= start_step]
+            write_text(self._file, "".join(kept))
 
     def log(self, step: int, **values: Any) -> None:
         if self._runtime.is_main:

@@ -14,12 +14,12 @@ import json
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
-import deepspeed  # noqa: F401 -- before the ranks are forked: it takes seconds
 import numpy as np
 import torch
 
@@ -37,20 +37,18 @@ from scaleup.launcher.prepare import prepare_run
 from scaleup.models.adapted import load_finished
 from scaleup.models.adapters import is_adalora
 from scaleup.models.facts import model_facts
-from scaleup.plan import describe
 from scaleup.plan.compat import Cell
 from scaleup.plan.facts import AskedModel
 from scaleup.plan.resolve import resolve
 from scaleup.plan.types import Plan
 from scaleup.train.adalora import RankAllocation
-from scaleup.train.describe import answer
 from scaleup.train.losses import token_loss_sum
 from scaleup.train.model import model_to_train
 from scaleup.train.optim import build_optimizer
 from scaleup.train.preference import preference_loss
 from scaleup.train.step import Objective, evaluate_loss, train_step
-from tests.distributed.test_compatibility import trials
-from tests.forked import fork
+from tests.distributed.test_compatibility import trial_name, trials
+from tests.forked import be_ready_to_fork, fork, in_children
 
 NUM_STEPS = 6
 NUM_ROWS = 4
@@ -159,29 +157,29 @@ def frozen_parts(wrapped: Any) -> dict[str, torch.Tensor]:
 
 
 def train(cell: Cell, name: str, folder: Path) -> dict[str, Any]:
-    config, plan = resolve(load_mapping(config_of(cell, name, folder)))
-    run = RunFolder(Path(plan.run_folder))
-    prepare_run(run, config, plan)
-    ranks = fork(run, plan, rank_main)
+    row = {"cell": dataclasses.astuple(cell), "model": name}
+    try:
+        config, plan = resolve(load_mapping(config_of(cell, name, folder)))
+        run = RunFolder(Path(plan.run_folder))
+        prepare_run(run, config, plan)
+        ranks = fork(run, plan, rank_main)
+    except Exception as error:
+        return row | {"error": f"{type(error).__name__}: {error}"}
     changed = sorted(set().union(*(rank["changed"] for rank in ranks)))
     names = sorted(set().union(*(rank["all"] for rank in ranks)))
-    return {**ranks[0], "changed": changed, "all": names}
+    return row | ranks[0] | {"changed": changed, "all": names}
 
 
 def main() -> None:
     out, *named = sys.argv[1:]
     wanted = [_trial(*name.split(",")) for name in named]
-    describe._ask = in_this_process  # type: ignore[assignment]
-    torch.set_num_threads(1)
+    be_ready_to_fork()
     with tempfile.TemporaryDirectory() as place, Path(out).open("w", encoding="utf-8") as file:
         folder = Path(place)
         (folder / "rows.jsonl").write_text('{"text": "abc"}\n' * 8, encoding="utf-8")
-        for cell, name in wanted or trials():
-            try:
-                found = train(cell, name, folder)
-            except Exception as error:
-                found = {"error": f"{type(error).__name__}: {error}"}
-            file.write(json.dumps({"cell": dataclasses.astuple(cell), "model": name, **found}) + "\n")
+        tasks = {trial_name(trial): partial(train, *trial, folder) for trial in wanted or trials()}
+        for _, row in in_children(tasks):
+            file.write(json.dumps(row) + "\n")
             file.flush()
 
 
@@ -189,19 +187,6 @@ def _trial(
     strategy: str, quantization: str, adapter: str, precision: str, name: str, stage: str = "sft"
 ) -> tuple[Cell, str]:
     return Cell(strategy, None if quantization == "none" else quantization, adapter, precision, stage), name
-
-
-def in_this_process(models: Any) -> Any:
-    """The facts of models, from the function that the plan asks in a process of its own: which would import torch."""
-    from scaleup.plan.facts import ModelFacts
-
-    asked = [
-        {"where": where, "model": model.model_dump(), "micro_batch": micro and micro.model_dump()}
-        for where, (model, micro) in models.items()
-    ]
-    reply = answer(asked)
-    assert not reply["problems"], reply["problems"]
-    return {where: ModelFacts.model_validate(facts) for where, facts in zip(models, reply["facts"], strict=True)}
 
 
 if __name__ == "__main__":

@@ -11,29 +11,22 @@ import json
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
-import deepspeed  # noqa: F401 -- before the ranks are forked: they take seconds
-import matplotlib.pyplot  # noqa: F401
-import peft  # noqa: F401
 import torch
-import trl.kernels  # noqa: F401
 from safetensors.torch import load_file
 
-import scaleup.stages.ppo  # noqa: F401
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import load_mapping
 from scaleup.launcher.prepare import prepare_run
-from scaleup.models.facts import model_facts
-from scaleup.plan import describe
-from scaleup.plan.facts import AskedModel
 from scaleup.plan.resolve import resolve
 from scaleup.plan.types import Plan
 from tests.distributed.test_ppo import TRIALS, Trial
-from tests.forked import fork
+from tests.forked import be_ready_to_fork, fork, in_children
 
 WORDS = ["hello", "what a film", "a", "the story of it", "good", "bad but", "xyz", "there was"]
 REWARD = """
@@ -118,37 +111,26 @@ def _marks(part: torch.Tensor) -> list[float]:
     return [*flat[:: max(1, len(flat) // 20)].tolist(), float(flat.sum())]
 
 
+def trained(trial: Trial, folder: Path) -> dict[str, Any]:
+    try:
+        config, plan = resolve(load_mapping(config_of(trial, folder)), peaks=False)
+        run = RunFolder(Path(plan.run_folder))
+        prepare_run(run, config, plan)
+        fork(run, plan, rank_main)
+        return {"trial": trial.name, **found_in(run)}
+    except Exception as error:
+        return {"trial": trial.name, "error": f"{type(error).__name__}: {error}"}
+
+
 def main(out: Path) -> None:
-    torch.set_num_threads(1)
-    known: dict[str, Any] = {}
-
-    def ask(missing: Any) -> dict[str, Any]:
-        """In this process: it has everything imported."""
-        facts = {}
-        for where, (model, micro_batch) in missing.items():
-            assert micro_batch is None
-            asked = model if isinstance(model, AskedModel) else AskedModel(**model.model_dump())
-            key = asked.model_dump_json()
-            known[key] = known.get(key) or model_facts(asked, where)
-            facts[where] = known[key]
-        return facts
-
-    describe._ask = ask
+    be_ready_to_fork()
     with tempfile.TemporaryDirectory() as name, out.open("w") as lines:
         folder = Path(name)
         (folder / "rows.jsonl").write_text("".join(json.dumps({"text": word}) + "\n" for word in WORDS))
         (folder / "test.jsonl").write_text("".join(json.dumps({"text": f"so {word}"}) + "\n" for word in WORDS[:3]))
         (folder / "reward.py").write_text(REWARD)
-        for trial in TRIALS:
-            try:
-                config, plan = resolve(load_mapping(config_of(trial, folder)), peaks=False)
-                run = RunFolder(Path(plan.run_folder))
-                prepare_run(run, config, plan)
-                fork(run, plan, rank_main)
-                row = found_in(run)
-            except Exception as error:
-                row = {"error": f"{type(error).__name__}: {error}"}
-            lines.write(json.dumps({"trial": trial.name, **row}) + "\n")
+        for _, row in in_children({trial.name: partial(trained, trial, folder) for trial in TRIALS}):
+            lines.write(json.dumps(row) + "\n")
             lines.flush()
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scaleup.distributed.deepspeed_ops import ops_folder
-from tests.cli import differing, largest_loss_difference, largest_weight_difference, losses, metrics, run
+from tests.cli import differing, largest_loss_difference, largest_weight_difference, losses, metrics
 from tests.distributed.test_runtime import CONFIG, launch, prepare
+from tests.forked_runs import train
 
 NO_CLIPPING = {"train.max_grad_norm": 0}
 RUNS: dict[str, dict[str, Any]] = {
@@ -72,16 +72,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def started(pool: ThreadPoolExecutor, place: Path, runs: Mapping[str, dict[str, Any]]) -> dict[str, Future[Path]]:
-    return {
-        name: pool.submit(run, differing(CONFIG, {"name": name, **changes}), cwd=place)
-        for name, changes in runs.items()
-    }
+def runs_of(place: Path, changes: Mapping[str, dict[str, Any]]) -> dict[str, Path]:
+    return train({name: differing(CONFIG, {"name": name, **more}) for name, more in changes.items()}, place)
 
 
-def test_a_clipping_of_0_is_none_under_deepspeed(pool: ThreadPoolExecutor, place: Path) -> None:
+def test_a_clipping_of_0_is_none_under_deepspeed(place: Path) -> None:
     """Accelerate takes 0 for "not said", and clips at 1."""
-    runs = {name: future.result() for name, future in started(pool, place, RUNS).items()}
+    runs = runs_of(place, RUNS)
     unclipped = runs["zero2-unclipped"]
     difference = {
         name: (largest_loss_difference(unclipped, folder), largest_weight_difference(unclipped, folder))
@@ -96,9 +93,9 @@ def test_a_clipping_of_0_is_none_under_deepspeed(pool: ThreadPoolExecutor, place
 @pytest.mark.skipif(
     not (ops_folder() / "cpu_adam" / "built").exists(), reason="DeepSpeed's CPU Adam is not built (make setup)"
 )
-def test_the_optimizer_steps_on_the_cpu(pool: ThreadPoolExecutor, place: Path) -> None:
+def test_the_optimizer_steps_on_the_cpu(place: Path) -> None:
     """DeepSpeed's own Adam, which is torch's AdamW up to rounding."""
-    runs = {name: future.result() for name, future in started(pool, place, OFFLOADED).items()}
+    runs = runs_of(place, OFFLOADED)
     offloaded = runs["zero2-offloaded"]
     plan = json.loads((offloaded / "plan.json").read_text())["groups"][0]
     assert plan["deepspeed"]["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}

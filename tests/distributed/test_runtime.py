@@ -18,6 +18,7 @@ from scaleup.config.load import load_leniently
 from scaleup.launcher.prepare import prepare_run
 from scaleup.plan.resolve import resolve
 from tests.cli import (
+    TIMEOUT,
     Result,
     differing,
     largest_loss_difference,
@@ -75,7 +76,7 @@ def prepared(place: Path) -> RunFolder:
     return prepare(place, {"name": "by-hand"})
 
 
-def python(*arguments: str | Path, cwd: Path, timeout: float = 120) -> Result:
+def python(*arguments: str | Path, cwd: Path, timeout: float = TIMEOUT) -> Result:
     command = [sys.executable, *map(str, arguments)]
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
@@ -141,11 +142,11 @@ def test_two_nodes_train_as_one(launched: Path, place: Path) -> None:
         wait_until(lambda: first.poll() is not None or (folder / "launch" / "policy.yaml").is_file())
         with start("node", folder, "--node-rank", "1", cwd=place) as second:
             try:
-                ends = [process.communicate(timeout=120) for process in (second, first)]
+                ends = [process.communicate(timeout=TIMEOUT) for process in (second, first)]
             except subprocess.TimeoutExpired:
                 first.kill()
                 second.kill()
-                raise AssertionError(f"two nodes took longer than 120 s\n{logs(folder)}") from None
+                raise AssertionError(f"two nodes took longer than {TIMEOUT} s\n{logs(folder)}") from None
     assert (first.returncode, second.returncode) == (0, 0), f"{ends}\n{logs(folder)}"
     assert [file.stem for file in sorted(folder.glob("attempts/*/workers/*.json"))] == ["policy-rank0", "policy-rank1"]
     assert len(losses(folder)) == 6

@@ -37,11 +37,14 @@ class Gate:
 class World:
     """A group's ranks, each running `main(runtime)`."""
 
-    def __init__(self, folder: Path, name: str, size: int, main: Callable[[Runtime], Any]) -> None:
+    def __init__(
+        self, folder: Path, name: str, size: int, main: Callable[[Runtime], Any], group: GroupPlan | None = None
+    ) -> None:
+        """`group`: where it is more than `size` ranks that hold all."""
         self.name = name
         self._outs = [folder / f"{name}-{rank}.json" for rank in range(size)]
         self._codes: dict[int, int] = {}
-        group, port = group_plan(name, size), free_port()
+        group, port = group or group_plan(name, size), free_port()
         self.pids = [self._fork(group, rank, port, main) for rank in range(size)]
         self._handles = [os.pidfd_open(pid) for pid in self.pids]
 
@@ -55,6 +58,11 @@ class World:
                     raise AssertionError(f"{self.name}-{rank} has not ended within {seconds} s\n{self.log()}")
                 self._codes[rank] = os.waitstatus_to_exitcode(os.waitpid(self.pids[rank], 0)[1])
         return [self._codes[rank] for rank in range(len(self.pids))]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no rank has ended."""
+        return not any(select.select([handle], [], [], 0)[0] for handle in self._handles)
 
     def results(self, seconds: float = 40) -> list[Any]:
         """What `main` returned on each rank."""
@@ -104,6 +112,8 @@ class World:
                 traceback.print_exc()
                 said, code = f"{type(error).__name__}: {error}", 3
             out.write_text(json.dumps(said))
+        except SystemExit as ended:
+            code = int(ended.code or 0)
         except BaseException:
             traceback.print_exc()
         sys.stdout.flush()

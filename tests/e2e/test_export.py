@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BitsAndBytesConfig
 
-from tests.cli import differing, run, scaleup
-
-pytestmark = pytest.mark.timeout(600)  # the first test waits for its runs
+from tests.cli import differing, scaleup
+from tests.forked_runs import train
 
 LORA = {"type": "lora", "r": 4, "lora_alpha": 16, "target_modules": "all-linear"}
 CONFIG: dict[str, Any] = {
@@ -71,15 +69,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exports(place: Path, pool: ThreadPoolExecutor) -> Iterator[dict[str, Future[Exported]]]:
-    def export(kind: str) -> Exported:
-        config = {key: value for key, value in differing(CONFIG | {"name": kind}, KINDS[kind]).items() if value}
-        folder = run(config, cwd=place)
-        result = scaleup("export", folder, *OVERRIDES.get(kind, ()), cwd=place)
-        assert result.code == 0, result.stderr
-        return Exported(folder, result.stdout)
+def exports(place: Path, pool: ThreadPoolExecutor) -> dict[str, Future[Exported]]:
+    configs = {kind: differing(CONFIG | {"name": kind}, changes) for kind, changes in KINDS.items()}
+    folders = train({kind: {k: v for k, v in config.items() if v} for kind, config in configs.items()}, place)
 
-    yield {kind: pool.submit(export, kind) for kind in KINDS}
+    def export(kind: str) -> Exported:
+        result = scaleup("export", folders[kind], *OVERRIDES.get(kind, ()), cwd=place)
+        assert result.code == 0, result.stderr
+        return Exported(folders[kind], result.stdout)
+
+    return {kind: pool.submit(export, kind) for kind in KINDS}
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from tests.cli import (
     Result,
     alive,
     children,
+    command_line,
     differing,
     folder_of,
     interrupt,
@@ -141,7 +142,7 @@ def test_a_stop_while_workers_start_leaves_nothing(place: Path, processes: int) 
     def stop_at_once(process: subprocess.Popen[str], folder: Path) -> None:
         wait_until(lambda: bool(children(process.pid)), every=0.001)
         [launcher] = children(process.pid)
-        wait_until(lambda: bool(workers_of(launcher)), every=0.001)
+        wait_until(lambda: started.extend(workers_of(launcher)) or bool(started), every=0.001)
         process.terminate()
         started.extend(workers_of(launcher))
 
@@ -159,7 +160,7 @@ def launcher_log(folder: Path) -> Path:
 
 def workers_of(launcher: int) -> list[int]:
     """Not the other programs that a launcher asks about the machine."""
-    return [pid for pid in children(launcher) if b"scaleup.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in children(launcher) if "scaleup.worker" in command_line(pid)]
 
 
 def test_an_error_of_ours_shows_its_traceback_and_the_logs(place: Path) -> None:

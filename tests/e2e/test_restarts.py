@@ -28,12 +28,12 @@ from tests.cli import (
     logs,
     metrics,
     reached,
-    run,
     start,
     wait_until,
     worker_ids,
     write_config,
 )
+from tests.forked_runs import train
 
 NUM_STEPS = 48
 CONFIG: dict[str, Any] = {
@@ -56,7 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def straight(place: Path) -> Path:
-    return run(CONFIG | {"name": "straight"}, cwd=place)
+    return train({"straight": CONFIG | {"name": "straight"}}, place)["straight"]
 
 
 @pytest.fixture(scope="module")

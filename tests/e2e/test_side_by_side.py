@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli import differing, run, scaleup, write_config
-
-pytestmark = pytest.mark.timeout(600)  # the first test waits for its runs
+from scaleup.plan.derive import evaluation_config, generation_config
+from tests.cli import differing, scaleup, write_config
+from tests.forked_runs import train
 
 PROMPTS = ["abcab:", "x:"]
 CONFIG: dict[str, Any] = {
@@ -51,28 +49,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(place: Path, pool: ThreadPoolExecutor) -> Iterator[dict[str, Future[Path]]]:
+def runs(place: Path) -> dict[str, Path]:
     """Each adapter, trained, evaluated and asked alone."""
-
-    def chain(name: str) -> Path:
-        folder = run(differing(CONFIG | {"name": name}, ADAPTERS[name]), cwd=place)
-        results = [
-            scaleup("evaluate", folder, *SAMPLED, cwd=place),
-            scaleup("generate", folder, *(f"--prompt={prompt}" for prompt in PROMPTS), cwd=place),
-        ]
-        assert [result.code for result in results] == [0, 0], [result.stderr for result in results]
-        return folder
-
-    yield {name: pool.submit(chain, name) for name in ADAPTERS}
+    found = train({name: differing(CONFIG | {"name": name}, ADAPTERS[name]) for name in ADAPTERS}, place)
+    alone = {f"{name} evaluated": evaluation_config(folder, SAMPLED) for name, folder in found.items()}
+    alone |= {f"{name} asked": generation_config(folder, (), PROMPTS) for name, folder in found.items()}
+    train({what: loaded.config.model_dump(mode="json") for what, loaded in alone.items() if loaded.config}, place)
+    return found
 
 
-def together(stage: str, base: str, runs: dict[str, Future[Path]], place: Path) -> tuple[Path, str]:
+def together(stage: str, base: str, runs: dict[str, Path], place: Path) -> tuple[Path, str]:
     """The folder of one run with all adapters of a base, and what it printed."""
     config = {key: value for key, value in CONFIG.items() if key != "train"} | {
         "stage": stage,
         "name": f"{stage}-{base.rpartition('-')[2]}",
         "model": {"path": base},
-        "adapters": {name: str(runs[name].result().relative_to(place)) for name in BASES[base]},
+        "adapters": {name: str(runs[name].relative_to(place)) for name in BASES[base]},
     }
     if stage == "generate":
         config["generation"] = {"max_new_tokens": 6, "prompts": PROMPTS}
@@ -88,15 +80,13 @@ def read(file: Path) -> Any:
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_each_adapter_s_numbers_are_those_of_evaluating_it_alone(
-    base: str, runs: dict[str, Future[Path]], place: Path
-) -> None:
+def test_each_adapter_s_numbers_are_those_of_evaluating_it_alone(base: str, runs: dict[str, Path], place: Path) -> None:
     folder, shown = together("evaluate", base, runs, place)
     found, answers = read(folder / "metrics.json"), read(folder / "predictions.jsonl")
     assert list(found) == ["baseline", *BASES[base]], "a column each, the base's first"
     assert all(word in shown for word in ("before", *BASES[base], "perplexity", "rougeL"))
     for name in BASES[base]:
-        alone = runs[name].result() / "evaluations/1"
+        alone = runs[name] / "evaluations/1"
         expected = read(alone / "metrics.json")
         assert found[name] == pytest.approx(expected["model"], rel=1e-6)
         assert found["baseline"] == expected["baseline"]
@@ -107,21 +97,19 @@ def test_each_adapter_s_numbers_are_those_of_evaluating_it_alone(
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_each_adapter_answers_every_prompt_as_it_does_alone(
-    base: str, runs: dict[str, Future[Path]], place: Path
-) -> None:
+def test_each_adapter_answers_every_prompt_as_it_does_alone(base: str, runs: dict[str, Path], place: Path) -> None:
     folder, shown = together("generate", base, runs, place)
     answers = read(folder / "generations.json")
     assert [list(row) for row in answers] == [["prompt", *BASES[base]]] * len(PROMPTS)
     for name in BASES[base]:
-        alone = read(runs[name].result() / "generations/1/generations.json")
+        alone = read(runs[name] / "generations/1/generations.json")
         assert [row[name] for row in answers] == [row["completion"] for row in alone]
         assert all(f"  {name}: {row[name]}" in shown for row in answers)
 
 
-def test_an_adapter_of_another_base_is_refused(runs: dict[str, Future[Path]], place: Path) -> None:
+def test_an_adapter_of_another_base_is_refused(runs: dict[str, Path], place: Path) -> None:
     """By name, before anything is started: an evaluation, and a training that would go on from it."""
-    folder = runs["t5-a"].result()
+    folder = runs["t5-a"]
     evaluation = {**CONFIG, "stage": "evaluate", "name": "mixed", "adapters": {"a": str(folder)}}
     del evaluation["train"]
     training = {**CONFIG, "name": "onward", "adapter": {"type": "lora", "path": str(folder)}}

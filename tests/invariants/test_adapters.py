@@ -1,17 +1,12 @@
 """Adapters and quantized bases under every strategy that the compatibility table does not refuse are one training.
 
-Through the command line, from the config to what is saved, for some cells; tests/distributed/test_compatibility.py
-trains all of them. Sums of the same numbers in another order, as in test_strategies: SGD in float32, 12 steps."""
+From the config to what is saved, for some cells; tests/distributed/test_compatibility.py trains all of them. Sums of
+the same numbers in another order, as in test_strategies: SGD in float32, 12 steps."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,16 +14,8 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from tests.cli import (
-    differing,
-    interrupt,
-    largest_loss_difference,
-    largest_weight_difference,
-    losses,
-    reached,
-    run,
-    worker_ids,
-)
+from tests.cli import differing, folder_of, largest_loss_difference, largest_weight_difference, losses
+from tests.forked_runs import Leg, live, train
 
 TOLERANCE = 1e-5
 
@@ -82,7 +69,7 @@ def config_of(kind: str, strategy: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], Future[Path]]]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("adapters")
     chance = random.Random(0)
     rows = []
@@ -92,34 +79,27 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, s
         rows.append({"prompt": text[:-cut], "completion": text[-cut:]})
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     wanted = [(kind, "ddp") for kind in KINDS] + CELLS
-    with ThreadPoolExecutor(2) as pool:
-        yield {cell: pool.submit(run, config_of(*cell), cwd=place) for cell in wanted}
-        pool.shutdown(cancel_futures=True)
+    return train({f"{kind}-{strategy}": config_of(kind, strategy) for kind, strategy in wanted}, place)
 
 
 @pytest.fixture(scope="module")
-def on_reviews(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[dict[str | None, Future[Path]]]:
+def on_reviews(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> dict[str, Path]:
     rows = repository / "data" / "reviews" / "train.jsonl"
     if not rows.is_file():
         pytest.skip("data/reviews is not there: make setup prepares it")
     place = tmp_path_factory.mktemp("reviews")
     data = {"train": str(rows), "prompt": "Review: {text}\nSentiment:", "completion": " {label}", "max_length": 512}
-    train = {"max_steps": 50, "learning_rate": 1e-2, "lr_scheduler_type": "constant", "per_device_train_batch_size": 8}
-    config = BASE | {"data": data, "train": train, "parallel": {"num_processes": 1}}
-    with ThreadPoolExecutor(2) as pool:
-        wanted = (None, "8bit", "4bit")
-        yield {
-            bits: pool.submit(run, config | {"name": f"reviews-{bits}", "quantization": bits}, cwd=place)
-            for bits in wanted
-        }
-        pool.shutdown(cancel_futures=True)
+    steps = {"max_steps": 50, "learning_rate": 1e-2, "lr_scheduler_type": "constant", "per_device_train_batch_size": 8}
+    config = BASE | {"data": data, "train": steps, "parallel": {"num_processes": 1}}
+    wanted = {"none": None, "8bit": "8bit", "4bit": "4bit"}
+    return train(
+        {name: config | {"name": f"reviews-{name}", "quantization": bits} for name, bits in wanted.items()}, place
+    )
 
 
 @pytest.mark.parametrize(("kind", "strategy"), CELLS)
-def test_every_strategy_is_the_trajectory_of_ddp(
-    runs: dict[tuple[str, str], Future[Path]], kind: str, strategy: str
-) -> None:
-    ddp, other = runs[kind, "ddp"].result(), runs[kind, strategy].result()
+def test_every_strategy_is_the_trajectory_of_ddp(runs: dict[str, Path], kind: str, strategy: str) -> None:
+    ddp, other = runs[f"{kind}-ddp"], runs[f"{kind}-{strategy}"]
     assert losses(ddp)[12] < losses(ddp)[1] - 0.1, "a model that never learns would prove nothing"
     weight = largest_weight_difference(ddp, other)
     loss = largest_loss_difference(ddp, other)
@@ -129,13 +109,13 @@ def test_every_strategy_is_the_trajectory_of_ddp(
 
 
 @pytest.mark.parametrize("kind", ["lora", "8bit", "4bit"])
-def test_checkpoints_hold_what_is_trained_alone(runs: dict[tuple[str, str], Future[Path]], kind: str) -> None:
-    stored = load_file(runs[kind, "ddp"].result() / "checkpoints/step-00000012/model.safetensors")
+def test_checkpoints_hold_what_is_trained_alone(runs: dict[str, Path], kind: str) -> None:
+    stored = load_file(runs[f"{kind}-ddp"] / "checkpoints/step-00000012/model.safetensors")
     assert stored and all("lora_" in name for name in stored)
 
 
 def test_adalora_that_was_killed_ends_like_one_that_was_not(tmp_path: Path) -> None:
-    """To the last bit, on two processes: while ranks go down, a worker is killed between two checkpoints."""
+    """To the last bit, on two processes: while ranks go down, both are killed between two checkpoints."""
     chance = random.Random(1)
     rows = [
         {"prompt": "".join(chance.choices("abcde", k=20)), "completion": chance.choice("xyz") * 3} for _ in range(40)
@@ -150,15 +130,9 @@ def test_adalora_that_was_killed_ends_like_one_that_was_not(tmp_path: Path) -> N
         "train.save_steps": 5,
     }
     straight, killed = (differing(BASE | {"name": name}, changes) for name in ("straight", "killed"))
-    expected = run(straight, cwd=tmp_path)
-
-    def kill_a_worker(process: subprocess.Popen[str], folder: Path) -> None:
-        os.kill(chance.choice(worker_ids(folder, "1")), signal.SIGKILL)
-
-    result = interrupt(killed, cwd=tmp_path, when=reached(18), do=kill_a_worker)
-    assert result.code == 1
-    assert not (tmp_path / "runs/killed/model").exists()
-    found = run(killed, "--resume", cwd=tmp_path)
+    first_steps = live({"straight": [Leg(straight)], "killed": [Leg(killed, kill_after=17), Leg(killed)]}, tmp_path)
+    assert 1 < first_steps["killed"][1] < 40
+    expected, found = (folder_of(config, tmp_path) for config in (straight, killed))
     assert losses(found) == losses(expected)
     assert largest_weight_difference(found, expected) == 0
     settings = [json.loads((folder / "model/adapter_config.json").read_text()) for folder in (found, expected)]
@@ -168,9 +142,9 @@ def test_adalora_that_was_killed_ends_like_one_that_was_not(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
-def test_quantized_learns_as_much(on_reviews: dict[str | None, Future[Path]], bits: str) -> None:
+def test_quantized_learns_as_much(on_reviews: dict[str, Path], bits: str) -> None:
     """LoRA on real text for 50 steps: the loss of the last ten within 1 % of that without quantization."""
-    plain, low = (losses(on_reviews[key].result()) for key in (None, bits))
+    plain, low = (losses(on_reviews[key]) for key in ("none", bits))
     ends = [mean(found[step] for step in range(41, 51)) for found in (plain, low)]
     print(f"{bits}: {ends[1]:.4f}, without {ends[0]:.4f}")
     assert ends[0] < plain[1] - 1.0

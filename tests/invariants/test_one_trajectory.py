@@ -1,21 +1,21 @@
 """One global batch, split in any way over processes, accumulation and micro-batches, is one trajectory.
 
 SGD without momentum in float32: Adam would hide a wrong scale of the gradient. Rows differ a lot in length, so that a
-mean of means (over micro-batches or ranks) would show at once. Two runs at a time; each is started once and compared
-by several tests."""
+mean of means (over micro-batches or ranks) would show at once. Each run is started once and compared by several
+tests."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli import differing, largest_loss_difference, largest_weight_difference, losses, metrics, run
+from tests.cli import differing, largest_loss_difference, largest_weight_difference, losses, metrics
+from tests.forked_runs import train
 
 TOLERANCE = 1e-5
 """Over 12 steps, in nats a token and in a weight's own unit: float32 sums in another order differ by about 1e-6."""
@@ -25,7 +25,7 @@ BF16_TOLERANCE = 2**-8
 averages hundreds of them, which mostly cancel (seen: 3e-4). Float32 noise is below 1e-6, so that a run which never left
 float32 is noticed too."""
 
-Runs = Mapping[str, "Future[Path]"]
+Runs = Mapping[str, Path]
 
 BASE: dict[str, Any] = {
     "stage": "sft",
@@ -97,19 +97,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(pool: ThreadPoolExecutor, place: Path, model: str, name: str, changes: Mapping[str, Any]) -> Future[Path]:
-    config = differing(BASE | {"name": f"{model}-{name}", "model": {"path": f"builtin:{model}"}}, changes)
-    return pool.submit(run, config, cwd=place)
+def config_of(model: str, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    return differing(BASE | {"name": f"{model}-{name}", "model": {"path": f"builtin:{model}"}}, changes)
+
+
+def runs_of(model: str, place: Path) -> Runs:
+    return train({name: config_of(model, name, changes) for name, changes in MODELS[model].items()}, place)
 
 
 @pytest.fixture(scope="module")
-def llama(pool: ThreadPoolExecutor, place: Path) -> Runs:
-    return {name: start(pool, place, "tiny-llama", name, changes) for name, changes in MODELS["tiny-llama"].items()}
+def llama(place: Path) -> Runs:
+    return runs_of("tiny-llama", place)
 
 
 @pytest.fixture(scope="module")
-def t5(pool: ThreadPoolExecutor, place: Path) -> Runs:
-    return {name: start(pool, place, "tiny-t5", name, changes) for name, changes in MODELS["tiny-t5"].items()}
+def t5(place: Path) -> Runs:
+    return runs_of("tiny-t5", place)
 
 
 @pytest.fixture
@@ -129,20 +132,20 @@ def assert_same(one: Path, other: Path, what: str) -> None:
 @pytest.mark.parametrize("name", SPLITS)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_split_of_the_global_batch_is_one_trajectory(runs: Runs, model: str, name: str) -> None:
-    straight = runs["one-process"].result()
+    straight = runs["one-process"]
     assert list(losses(straight)) == list(range(1, 13))
-    assert_same(straight, runs[name].result(), f"{model} {name}")
+    assert_same(straight, runs[name], f"{model} {name}")
 
 
 def test_a_global_batch_size_means_the_accumulation_it_takes(llama: Runs) -> None:
-    folder = llama["global-batch-size"].result()
+    folder = llama["global-batch-size"]
     assert json.loads((folder / "plan.json").read_text())["batch"]["accumulation"] == 4
-    assert_same(llama["one-process"].result(), folder, "global-batch-size")
+    assert_same(llama["one-process"], folder, "global-batch-size")
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_bf16_differs_by_its_rounding_only(runs: Runs, model: str) -> None:
-    full, half = losses(runs["one-process"].result()), losses(runs["bf16"].result())
+    full, half = losses(runs["one-process"]), losses(runs["bf16"])
     relative = max(abs(half[step] - full[step]) / full[step] for step in full)
     print(f"{model} bf16: largest relative difference of a loss {relative:.1e}")
     assert TOLERANCE < relative <= BF16_TOLERANCE
@@ -151,37 +154,33 @@ def test_bf16_differs_by_its_rounding_only(runs: Runs, model: str) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_the_model_learns(runs: Runs, model: str) -> None:
     """Otherwise everything above would hold for weights that never move."""
-    trajectory = losses(runs["one-process"].result())
+    trajectory = losses(runs["one-process"])
     assert trajectory[12] < trajectory[1] - 1
 
 
 def test_another_seed_is_another_trajectory(llama: Runs) -> None:
     """Only the order of the rows differs, and the comparison sees it."""
-    straight, other = llama["one-process"].result(), llama["other-seed"].result()
+    straight, other = llama["one-process"], llama["other-seed"]
     assert largest_loss_difference(straight, other) > 100 * TOLERANCE
     assert largest_weight_difference(straight, other) > 100 * TOLERANCE
 
 
 def test_without_clipping_every_split_is_one_trajectory(llama: Runs) -> None:
-    straight = llama["unclipped"].result()
-    assert_same(straight, llama["unclipped-two-processes"].result(), "unclipped")
-    assert largest_loss_difference(straight, llama["one-process"].result()) > 100 * TOLERANCE
+    straight = llama["unclipped"]
+    assert_same(straight, llama["unclipped-two-processes"], "unclipped")
+    assert largest_loss_difference(straight, llama["one-process"]) > 100 * TOLERANCE
 
 
 @pytest.fixture(scope="module")
-def data_runs(pool: ThreadPoolExecutor, place: Path) -> dict[tuple[str, int], Future[Path]]:
-    return {
-        (name, processes): start(
-            pool, place, "tiny-llama", f"{name}-{processes}", changes | split(processes, 8 // processes, 1)
-        )
-        for name, changes in DATA.items()
-        for processes in (1, 2)
-    }
+def data_runs(place: Path) -> Runs:
+    splits = {processes: split(processes, 8 // processes, 1) for processes in (1, 2)}
+    changes = {f"{name}-{n}": more | splits[n] for name, more in DATA.items() for n in splits}
+    return train({name: config_of("tiny-llama", name, more) for name, more in changes.items()}, place)
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_every_way_to_draw_rows_is_one_trajectory(data_runs: dict[tuple[str, int], Future[Path]], name: str) -> None:
+def test_every_way_to_draw_rows_is_one_trajectory(data_runs: Runs, name: str) -> None:
     """Two epochs end within a step (122 rows are 15 steps of 8 and one of 2, of which the second process has none)."""
-    one, two = (data_runs[name, processes].result() for processes in (1, 2))
+    one, two = (data_runs[f"{name}-{processes}"] for processes in (1, 2))
     assert len(losses(one)) == {"mixture-in-epochs": 16, "streamed-mixture": 12}[name]
     assert_same(one, two, name)

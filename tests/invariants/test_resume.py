@@ -2,7 +2,8 @@
 
 One run folder lives through everything, an attempt each: a worker is killed outright at a random step; SIGTERM; the
 processes above the workers are killed (or all of them), and what they left on the disk is damaged; then the run ends.
-For one process, and for two with dropout, whose random state must come back on each rank."""
+For one process, and for two with dropout, whose random state must come back on each rank. The lives are those of runs
+from the command line; the runs that nobody touched are forked."""
 
 from __future__ import annotations
 
@@ -39,6 +40,7 @@ from tests.cli import (
     wait_until,
     worker_ids,
 )
+from tests.forked_runs import train
 
 NUM_STEPS = 48
 SAVE_STEPS = 3
@@ -80,7 +82,7 @@ class Interruption:
 @dataclass
 class Lives:
     seed: int
-    straight: Future[Path]
+    straight: Path
     folder: Path = field(default_factory=Path)
     killed: Interruption | None = None
     stopped: Interruption | None = None
@@ -100,7 +102,7 @@ def note(result: Result, folder: Path) -> Interruption:
     )
 
 
-def live(processes: int, place: Path, straight: Future[Path], seed: int) -> Lives:
+def live(processes: int, place: Path, straight: Path, seed: int) -> Lives:
     chance = random.Random(seed)
     config = differing(BASE | {"name": f"interrupted-{processes}"}, CASES[processes])
     lives = Lives(seed, straight)
@@ -160,13 +162,11 @@ def lives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Future
 
     seed = int(os.environ.get("SCALEUP_TEST_SEED", random.SystemRandom().randrange(10**6)))
     print(f"the kills of test_resume are drawn with SCALEUP_TEST_SEED={seed}")
+    configs = {name: differing(BASE | {"name": f"straight-{name}"}, changes) for name, changes in CASES.items()}
+    straights = train({str(processes): config for processes, config in configs.items()}, place)
     with ThreadPoolExecutor(2) as pool:
-        found = {}
-        for processes in (2, 1):  # the longest first
-            straight_config = differing(BASE | {"name": f"straight-{processes}"}, CASES[processes])
-            straight = pool.submit(run, straight_config, cwd=place)
-            found[processes] = pool.submit(live, processes, place, straight, seed)
-        yield found
+        longest_first = sorted(CASES, reverse=True)
+        yield {number: pool.submit(live, number, place, straights[str(number)], seed) for number in longest_first}
         pool.shutdown(cancel_futures=True)
 
 
@@ -190,7 +190,7 @@ def first_step_after(before: list[dict[str, Any]], after: list[dict[str, Any]]) 
 
 
 def test_the_end_is_that_of_a_run_nobody_touched(life: Lives) -> None:
-    straight = life.straight.result()
+    straight = life.straight
     loss = largest_loss_difference(straight, life.folder)
     weight = largest_weight_difference(straight, life.folder)
     print(f"largest difference of a loss {loss:.1e}, of a weight {weight:.1e}")

@@ -9,33 +9,15 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scaleup.artifacts.checkpoints import latest_checkpoint
 from scaleup.distributed.deepspeed_ops import ops_folder
-from tests.cli import (
-    alive,
-    children,
-    differing,
-    folder_of,
-    interrupt,
-    largest_weight_difference,
-    losses,
-    metrics,
-    reached,
-    run,
-    wait_until,
-    worker_ids,
-)
+from tests.cli import differing, folder_of, largest_weight_difference, losses, metrics
+from tests.forked_runs import Leg, live
 
 TOLERANCE = 1e-5
 """In nats a token and in a weight's own unit, as in test_strategies."""
@@ -119,60 +101,39 @@ def leg_config(leg: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Travelled:
-    seed: int
     folder: Path
     straight: Path
     first_steps: list[int]
     """The step that each leg went on with."""
 
 
-def travel(name: str, journey: Journey, place: Path, straight: Future[Path], seed: int) -> Travelled:
-    chance = random.Random(f"{seed} {name}")
+def legs_of(name: str, seed: int) -> list[Leg]:
+    chance, journey = random.Random(f"{seed} {name}"), JOURNEYS[name]
     config = differing(BASE | {"name": name}, journey.changes | {"train.max_steps": journey.num_steps})
-    folder = folder_of(config, place)
-    first_steps = [1]
-    for number, leg in enumerate(journey.legs, start=1):
-        there = differing(config, leg_config(leg))
-        resume = ["--resume"] if number > 1 else []
-        if number == len(journey.legs):
-            run(there, *resume, cwd=place)
-            break
-        when = reached(first_steps[-1] + chance.randint(LEG - 2, LEG))
-        interrupt(there, *resume, cwd=place, when=when, do=kill_all(number))
-        newest = latest_checkpoint(folder / "checkpoints")
-        assert newest is not None
-        first_steps.append(newest.step + 1)
-    return Travelled(seed, folder, straight.result(), first_steps)
+    *before, last = [differing(config, leg_config(leg)) for leg in journey.legs]
+    return [*(Leg(there, kill_after=chance.randint(LEG - 2, LEG)) for there in before), Leg(last)]
 
 
-def kill_all(attempt: int) -> Callable[[subprocess.Popen[str], Path], None]:
-    """The workers of an attempt and all that is above them, at once."""
-
-    def kill(process: subprocess.Popen[str], folder: Path) -> None:
-        pids = [process.pid, *children(process.pid), *worker_ids(folder, str(attempt))]
-        for pid in pids:
-            with suppress(ProcessLookupError):  # workers end by themselves once nobody is above them
-                os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not alive(pids[1:]), timeout=40)
-
-    return kill
+def straight_config(name: str) -> dict[str, Any]:
+    journey = JOURNEYS[name]
+    changes = journey.changes | {"train.max_steps": journey.num_steps, **leg_config(journey.straight)}
+    return differing(BASE | {"name": f"{name}-straight"}, changes)
 
 
 @pytest.fixture(scope="module")
-def travelled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Travelled]]]:
+def travelled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Travelled]:
     place = tmp_path_factory.mktemp("elsewhere")
     rows = [{"prompt": "x" * (3 + 11 * i % 60), "completion": f" {i} is what follows"[: 4 + i % 15]} for i in range(64)]
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     seed = int(os.environ.get("SCALEUP_TEST_SEED", "0"))
     print(f"the kills of test_resume_elsewhere are drawn with SCALEUP_TEST_SEED={seed}")
-    with ThreadPoolExecutor(2) as pool:
-        found = {}
-        for name, journey in JOURNEYS.items():
-            changes = journey.changes | {"train.max_steps": journey.num_steps, **leg_config(journey.straight)}
-            straight = pool.submit(run, differing(BASE | {"name": f"{name}-straight"}, changes), cwd=place)
-            found[name] = pool.submit(travel, name, journey, place, straight, seed)
-        yield found
-        pool.shutdown(cancel_futures=True)
+    journeys = {name: legs_of(name, seed) for name in JOURNEYS}
+    straights = {name: straight_config(name) for name in JOURNEYS}
+    first_steps = live(journeys | {f"{name}-straight": [Leg(config)] for name, config in straights.items()}, place)
+    return {
+        name: Travelled(folder_of({"name": name}, place), folder_of(straights[name], place), first_steps[name])
+        for name in JOURNEYS
+    }
 
 
 def move_name(name: str, number: int) -> str:
@@ -180,23 +141,22 @@ def move_name(name: str, number: int) -> str:
     return f"{name}: {before} -> {after}"
 
 
-@pytest.mark.timeout(900)  # the first to be judged waits for its whole journey
 @pytest.mark.parametrize(("name", "number"), MOVES, ids=[move_name(*move) for move in MOVES])
-def test_a_move_keeps_the_trajectory(travelled: dict[str, Future[Travelled]], name: str, number: int) -> None:
+def test_a_move_keeps_the_trajectory(travelled: dict[str, Travelled], name: str, number: int) -> None:
     """Of the losses from this move to the next."""
-    found = travelled[name].result()
+    found = travelled[name]
     there, straight = losses(found.folder), losses(found.straight)
     first_steps = [*found.first_steps, max(straight) + 1]
     steps = range(first_steps[number], first_steps[number + 1])
     difference = max(abs(there[step] - straight[step]) for step in steps)
-    print(f"SCALEUP_TEST_SEED={found.seed} {move_name(name, number)}: {steps}: a loss differs by {difference:.1e}")
+    print(f"{move_name(name, number)}: {steps}: a loss differs by {difference:.1e}")
     assert len(steps) >= 2
     assert difference <= JOURNEYS[name].tolerance
 
 
 @pytest.mark.parametrize("name", JOURNEYS)
-def test_the_end_of_a_journey(travelled: dict[str, Future[Travelled]], name: str) -> None:
-    found, journey = travelled[name].result(), JOURNEYS[name]
+def test_the_end_of_a_journey(travelled: dict[str, Travelled], name: str) -> None:
+    found, journey = travelled[name], JOURNEYS[name]
     steps = [[line for line in metrics(folder) if "loss" in line] for folder in (found.folder, found.straight)]
     assert [line["step"] for line in steps[0]] == list(range(1, journey.num_steps + 1))
     for key in ("learning_rate", "num_tokens"):

@@ -1,7 +1,7 @@
 """Every strategy is the same training: what DDP computes, ZeRO and FSDP2 compute too, in any split of the global batch.
 
 SGD without momentum in float32, for the reasons of test_one_trajectory; AdamW where a killed run has to find its
-optimizer's state again. Two runs at a time; each is started once and compared by several tests."""
+optimizer's state again. Each run is started once and compared by several tests."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from tests.cli import (
     run,
     worker_ids,
 )
+from tests.forked_runs import Leg, live, train
 
 TOLERANCE = 1e-5
 """Over 12 steps, in nats a token and in a weight's own unit: float32 sums in another order differ by about 1e-6."""
@@ -42,7 +43,7 @@ BF16_TOLERANCE = 2**-8
 """Relative, on the loss, to DDP in float32: one unit in bfloat16's last place (seen: 6e-4, also under ZeRO, whose
 working weights are rounded to it). A run that never left float32 is noticed too: it differs by less than TOLERANCE."""
 
-Runs = Mapping[str, "Future[Path]"]
+Runs = Mapping[str, Path]
 
 BASE: dict[str, Any] = {
     "stage": "sft",
@@ -99,7 +100,8 @@ LONG: dict[str, Any] = {
     "train.optimizer": "adamw",
     "train.weight_decay": 0.01,
 }
-RESUMED = ("fsdp2", "zero1", "zero2", "zero3")
+COMMANDED = ("fsdp2", "zero3")
+"""Started by the command line, where they are killed and resumed; the others by forking alone."""
 
 
 @pytest.fixture(scope="module")
@@ -121,23 +123,23 @@ def config_of(model: str, name: str, changes: Mapping[str, Any]) -> dict[str, An
     return differing(BASE | {"name": f"{model}-{name}", "model": {"path": f"builtin:{model}"}}, changes)
 
 
-def start(pool: ThreadPoolExecutor, place: Path, model: str, cells: Mapping[str, Mapping[str, Any]]) -> Runs:
-    return {name: pool.submit(run, config_of(model, name, changes), cwd=place) for name, changes in cells.items()}
+def runs_of(model: str, place: Path, cells: Mapping[str, Mapping[str, Any]]) -> Runs:
+    return train({name: config_of(model, name, changes) for name, changes in cells.items()}, place)
 
 
 @pytest.fixture(scope="module")
-def llama(pool: ThreadPoolExecutor, place: Path) -> Runs:
-    return start(pool, place, "tiny-llama", {"ddp": DDP["tiny-llama"], **CELLS["tiny-llama"]})
+def llama(place: Path) -> Runs:
+    return runs_of("tiny-llama", place, {"ddp": DDP["tiny-llama"], **CELLS["tiny-llama"]})
 
 
 @pytest.fixture(scope="module")
-def t5(pool: ThreadPoolExecutor, place: Path) -> Runs:
-    return start(pool, place, "tiny-t5", {"ddp": DDP["tiny-t5"], **CELLS["tiny-t5"]})
+def t5(place: Path) -> Runs:
+    return runs_of("tiny-t5", place, {"ddp": DDP["tiny-t5"], **CELLS["tiny-t5"]})
 
 
 @pytest.fixture(scope="module")
-def halves(pool: ThreadPoolExecutor, place: Path) -> Runs:
-    return start(pool, place, "tiny-llama", {f"{name}-bf16": changes for name, changes in HALF.items()})
+def halves(place: Path) -> Runs:
+    return runs_of("tiny-llama", place, {f"{name}-bf16": changes for name, changes in HALF.items()})
 
 
 @pytest.fixture
@@ -152,7 +154,7 @@ def weight_names(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(("model", "name"), COMPARED)
 def test_every_strategy_is_the_trajectory_of_ddp(runs: Runs, model: str, name: str) -> None:
-    ddp, other = runs["ddp"].result(), runs[name].result()
+    ddp, other = runs["ddp"], runs[name]
     assert list(losses(ddp)) == list(range(1, 13))
     assert losses(ddp)[12] < losses(ddp)[1] - 0.5, "a model that never learns would prove nothing"
     loss, weight = largest_loss_difference(ddp, other), largest_weight_difference(ddp, other)
@@ -167,7 +169,7 @@ def test_every_strategy_is_the_trajectory_of_ddp(runs: Runs, model: str, name: s
 
 @pytest.mark.parametrize(("model", "name"), COMPARED)
 def test_its_model_is_an_ordinary_one(runs: Runs, model: str, name: str) -> None:
-    ddp, other = runs["ddp"].result(), runs[name].result()
+    ddp, other = runs["ddp"], runs[name]
     names = weight_names(other)
     assert names == weight_names(ddp)
     shared = [weight for weight in names if "shared" in weight or "embed_tokens" in weight]
@@ -179,19 +181,19 @@ def test_its_model_is_an_ordinary_one(runs: Runs, model: str, name: str) -> None
 
 def test_the_clipping_matters(llama: Runs) -> None:
     """Otherwise a strategy that does not clip would pass."""
-    assert max(line["grad_norm"] for line in metrics(llama["ddp"].result())) > 1.1
+    assert max(line["grad_norm"] for line in metrics(llama["ddp"])) > 1.1
 
 
 @pytest.mark.parametrize("strategy", HALF)
 def test_bf16_follows_float32(halves: Runs, llama: Runs, strategy: str) -> None:
-    half, full = losses(halves[f"{strategy}-bf16"].result()), losses(llama["ddp"].result())
+    half, full = losses(halves[f"{strategy}-bf16"]), losses(llama["ddp"])
     relative = max(abs(half[step] - full[step]) / full[step] for step in full)
     print(f"{strategy} bf16: largest relative difference of a loss {relative:.1e}")
     assert TOLERANCE < relative <= BF16_TOLERANCE
     assert half[12] < half[1] - 0.5
 
 
-def live(strategy: str, place: Path) -> tuple[Path, Result, list[int]]:
+def kill_and_resume(strategy: str, place: Path) -> tuple[Path, Result, list[int]]:
     """A run of which a worker is killed, which is then resumed. Its folder, its first end, and what was whole then."""
     config = config_of("tiny-llama", f"{strategy}-killed", under(strategy, LONG))
     folder = folder_of(config, place)
@@ -208,27 +210,46 @@ def live(strategy: str, place: Path) -> tuple[Path, Result, list[int]]:
 
 
 @pytest.fixture(scope="module")
-def straights(pool: ThreadPoolExecutor, place: Path) -> Runs:
-    return start(pool, place, "tiny-llama", {f"{name}-straight": under(name, LONG) for name in RESUMED})
+def straights(place: Path) -> Runs:
+    return runs_of("tiny-llama", place, {f"{name}-straight": under(name, LONG) for name in SHARDED})
 
 
 @pytest.fixture(scope="module")
 def lives(pool: ThreadPoolExecutor, place: Path) -> dict[str, Future[tuple[Path, Result, list[int]]]]:
-    return {name: pool.submit(live, name, place) for name in RESUMED}
+    return {name: pool.submit(kill_and_resume, name, place) for name in COMMANDED}
 
 
-@pytest.mark.parametrize("strategy", RESUMED)
+@pytest.mark.parametrize("strategy", COMMANDED)
 def test_a_killed_run_ends_like_one_that_was_not(
     straights: Runs, lives: dict[str, Future[tuple[Path, Result, list[int]]]], strategy: str
 ) -> None:
-    """Bit by bit."""
-    straight = straights[f"{strategy}-straight"].result()
+    """Bit by bit; so the command line gives the same as the ranks that are forked in all other tests."""
+    straight = straights[f"{strategy}-straight"]
     folder, killed, whole = lives[strategy].result()
     assert killed.code == 1, killed.stderr
     assert whole and whole[-1] % SAVE_STEPS == 0
     assert f"the newest checkpoint is step {whole[-1]}; continue with --resume" in killed.stderr
+    assert_same_end(straight, folder)
+
+
+@pytest.fixture(scope="module")
+def killed(place: Path) -> Runs:
+    """As `lives`, with all ranks killed at once."""
+    names = [name for name in SHARDED if name not in COMMANDED]
+    configs = {name: config_of("tiny-llama", f"{name}-killed", under(name, LONG)) for name in names}
+    live({name: [Leg(config, kill_after=8), Leg(config)] for name, config in configs.items()}, place)
+    return {name: folder_of(config, place) for name, config in configs.items()}
+
+
+@pytest.mark.parametrize("strategy", [name for name in SHARDED if name not in COMMANDED])
+def test_killed_ranks_end_like_ones_that_were_not(straights: Runs, killed: Runs, strategy: str) -> None:
+    assert_same_end(straights[f"{strategy}-straight"], killed[strategy])
+
+
+def assert_same_end(straight: Path, folder: Path) -> None:
     loss, weight = largest_loss_difference(straight, folder), largest_weight_difference(straight, folder)
-    print(f"{strategy} resumed: largest difference of a loss {loss:.1e}, of a weight {weight:.1e}")
+    print(f"{folder.name}: largest difference of a loss {loss:.1e}, of a weight {weight:.1e}")
+    assert len(list((folder / "attempts").iterdir())) == 2
     assert list(losses(folder)) == list(range(1, NUM_STEPS + 1))
     assert (loss, weight) == (0, 0)
     assert [line["num_tokens"] for line in metrics(folder)] == [line["num_tokens"] for line in metrics(straight)]

@@ -68,6 +68,11 @@ CASES = [
         changes={"ppo.num_mini_batches": 3, "ppo.response_length_min": 9, "train.warmup_steps": 25},
     ),
     ppo(
+        "a quantized trunk of its own for the values",
+        "error: ppo.value_model: a trunk of its own would be a second copy of the base in 8bit, and none is made",
+        changes={"ppo.value_model": "separate", "quantization": "8bit", "adapter": {"type": "lora"}},
+    ),
+    ppo(
         "mini-batches over too many processes",
         "error: ppo.num_mini_batches: mini-batches of 2 rows do not divide over 4 processes -> "
         "use a ppo.rollout_batch_size that is a multiple of 16",
@@ -163,6 +168,65 @@ CASES = [
         "error: reward.model.path: there is no model folder ./m",
         name="a quantized reward model, sharded",
         reward={"model": {"path": "./m"}, "quantization": "8bit", "parallel": {"strategy": "fsdp2"}},
+    ),
+    ppo(
+        "toxicity of nothing",
+        "error: evaluation.toxicity_model: is needed for toxicity -> name a sequence classifier",
+        "error: evaluation.toxic_label: is needed for toxicity -> name the classifier's label for it, e.g. hate",
+        changes={"evaluation.metrics": ["toxicity"]},
+    ),
+    ppo(
+        "toxicity by a classifier that is not there",
+        "error: evaluation.toxicity_model.path: there is no model folder ./m",
+        "error: evaluation.toxic_label: is needed for toxicity",
+        changes={"evaluation": {"metrics": ["toxicity"], "toxicity_model": {"path": "./m"}}},
+    ),
+    ppo(
+        "a toxic label that there is not, beside a label that is rewarded",
+        "error: evaluation.toxic_label: 'negativ' is no label of evaluation.toxicity_model -> did you mean 'negative'?",
+        "error: reward.label: 'hate' is no label of reward.model -> did you mean 'negative'?",
+        changes={
+            "reward": {"model": {"path": "classifier"}, "label": "hate"},
+            "evaluation": {
+                "metrics": ["toxicity"],
+                "toxicity_model": {"path": "classifier"},
+                "toxic_label": "negativ",
+            },
+        },
+        prepare=classifier,
+        asks=True,
+    ),
+    bad(
+        "toxicity in an evaluation, by a language model",
+        "error: evaluation.toxicity_model.path: (LlamaForSequenceClassification) has no head that scores texts",
+        changes={
+            "stage": "evaluate",
+            "data.test": "rows.jsonl",
+            "data.completion": None,
+            "data.train": None,
+            "data.validation": None,
+            "train": None,
+            "evaluation": {
+                "metrics": ["toxicity"],
+                "toxicity_model": {"path": "builtin:tiny-llama"},
+                "toxic_label": "hate",
+            },
+        },
+        asks=True,
+    ),
+    bad(
+        "toxicity beside a metric that needs completions",
+        "error: data.prompt: is set without a completion",
+        "error: evaluation.toxic_label: is needed for toxicity",
+        changes={
+            "stage": "evaluate",
+            "data.test": "rows.jsonl",
+            "data.completion": None,
+            "data.train": None,
+            "data.validation": None,
+            "train": None,
+            "evaluation": {"metrics": ["toxicity", "rouge"], "toxicity_model": {"path": "builtin:tiny-bert"}},
+        },
     ),
     rewarded(
         "error: ppo.max_new_tokens: 500 and prompts of data.max_length 64 are more than model's 512 positions",

@@ -13,7 +13,7 @@ from scaleup.models.sources import materialize
 
 CAUSAL = ["tiny-llama", "tiny-qwen2", "tiny-gpt2"]
 ALL = [*CAUSAL, "tiny-t5", "tiny-bart"]
-ENCODERS = ["tiny-bert", "tiny-bert-classifier"]
+ENCODERS = ["tiny-bert", "tiny-bert-classifier", "tiny-hate-classifier"]
 
 
 def test_the_names_are_these() -> None:

@@ -50,6 +50,7 @@ def test_what_it_says() -> None:
         tokenizer_size=259,
         has_chat_template=True,
         attention_width=2 * 64,
+        hidden_size=64,
         num_lookup_parameters=0,
     )
     t5 = model_facts(ModelConfig(path="builtin:tiny-t5", task="seq2seq_lm"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +66,33 @@ def test_what_is_quantized_is_what_the_plan_counts(model: str, bits: str) -> Non
     assert said == sum(bytes_of(module) for module in modules)
     plain = model_facts(ModelConfig(path=f"builtin:{model}"))
     assert facts.num_parameters == plain.num_parameters
+
+
+def is_mapped(folder: str) -> bool:
+    gc.collect()
+    return any(f"{folder}/" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("model", MODELS)
+def test_nothing_keeps_the_files_in_memory(model: str, bits: Any, tmp_path: Path) -> None:
+    """A model in float32 is the mapped file itself. Of a quantized one a view of it would keep all that was read."""
+    builtin = model_facts(AskedModel(path=f"builtin:{model}", quantization=bits))
+    folder = str(shutil.copytree(builtin.location, tmp_path / model))
+    facts = builtin.model_copy(update={"location": folder})
+    plain = load_base(ModelConfig(path=folder), facts, None, "no", CPU)
+    assert is_mapped(folder)
+    before = {name: p.detach().clone() for name, p in plain.named_parameters()}
+    tied = plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
+    del plain
+    assert not is_mapped(folder)
+    base = load_base(ModelConfig(path=folder), facts, bits, "no", CPU)
+    assert not is_mapped(folder)
+    kept = [(name, p) for name, p in base.named_parameters() if type(p) is torch.nn.Parameter]
+    assert kept
+    for name, parameter in kept:
+        torch.testing.assert_close(parameter.detach(), before[name], rtol=0, atol=0, msg=name)
+    assert (base.get_output_embeddings().weight is base.get_input_embeddings().weight) == tied
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

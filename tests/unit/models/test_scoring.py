@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from scaleup.artifacts.reward_file import SavedReward
+from scaleup.config.adapters import LoraAdapter
 from scaleup.config.rl import RewardSource
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import ScaleupError
@@ -18,6 +19,7 @@ from scaleup.models.classifier import classify, head_names, plain_padding
 from scaleup.models.facts import model_facts
 from scaleup.models.load import load_model, load_tokenizer
 from scaleup.models.scoring import Reader, Scorer, load_scorer
+from scaleup.plan.facts import AskedModel
 
 CPU = torch.device("cpu")
 DECODERS = ("llama", "qwen2", "gpt2")
@@ -116,6 +118,15 @@ def test_the_last_tokens_are_kept(name: str, text: str, length: int) -> None:
 READERS: dict[str, Reader] = {}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_adapter_leaves_it_where_scores_are_read(name: str) -> None:
+    lora = LoraAdapter(type="lora", r=2, target_modules="all-linear")
+    asked = {"path": f"builtin:tiny-{name}", "task": "sequence_classification"}
+    plain, adapted = model_facts(AskedModel(**asked)), model_facts(AskedModel(**asked, adapter=lora))
+    assert plain.pooling == adapted.pooling == {"t5": "eos", "bart": "eos", "bert": "whole"}.get(name, "last")
+    assert adapted.num_trainable_parameters < plain.num_trainable_parameters
+
+
 def test_a_classifier_rewards_a_label() -> None:
     asked = ModelConfig(path="builtin:tiny-bert-classifier")
     facts = model_facts(asked)
@@ -181,6 +192,15 @@ def test_tokenizers_without_what_scoring_needs(tmp_path: Path) -> None:
         with pytest.raises(ScaleupError, match=told) as caught:
             model_facts(ModelConfig(**asked))
         assert caught.value.problems[0].where == "model.tokenizer"
+
+
+def test_a_decoder_that_pools_for_itself_is_refused(tmp_path: Path) -> None:
+    from transformers import CTRLConfig
+
+    CTRLConfig(vocab_size=300, n_embd=32, dff=32, n_layer=1, n_head=2).save_pretrained(tmp_path)
+    location = model_facts(ModelConfig(path="builtin:tiny-gpt2")).location
+    with pytest.raises(ScaleupError, match=r"model\.path: .* \(ctrl\) reads its scores in a way that is not known"):
+        model_facts(ModelConfig(path=str(tmp_path), tokenizer=location, task="sequence_classification"))
 
 
 def test_robertas_positions_begin_behind_its_padding(tmp_path: Path) -> None:

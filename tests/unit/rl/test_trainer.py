@@ -128,10 +128,13 @@ def test_what_is_saved_is_an_ordinary_model(train: Any, tmp_path: Path) -> None:
     assert all(torch.equal(part, own[name]) for name, part in loaded.named_parameters())
 
 
-@pytest.mark.parametrize(("scores", "what"), [([1.0], "8|1"), ([float("nan")] * 8, "nan|finite")])
-def test_bad_scores_end_the_run(train: Any, scores: list[float], what: str) -> None:
+@pytest.mark.parametrize(
+    ("score", "count", "what"), [(1.0, 1, "3 texts were to be scored"), (float("nan"), 3, "is nan")]
+)
+def test_bad_scores_end_the_run(train: Any, score: float, count: int, what: str) -> None:
+    """Already those of the three held-out responses."""
     with pytest.raises(ScaleupError, match=what):
-        train(folder=f"bad{len(scores)}", reward=lambda samples: scores)
+        train(folder=f"bad{count}", reward=lambda samples: [score] * count)
 
 
 def test_it_learns_to_say_what_is_rewarded(train: Any) -> None:

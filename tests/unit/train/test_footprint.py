@@ -22,13 +22,15 @@ from benchmarks.memory.storages import Peak
 from scaleup.config.adapters import AdapterConfig
 from scaleup.config.schema import ModelConfig
 from scaleup.data.collate import Batch
+from scaleup.models.adapted import make_trainable
 from scaleup.models.adapters import adapt
-from scaleup.models.load import enable_gradient_checkpointing
-from scaleup.plan.facts import Arithmetic, Footprint, MicroBatch
+from scaleup.models.load import enable_gradient_checkpointing, load_model
+from scaleup.plan.facts import Arithmetic, AskedModel, Footprint, MicroBatch
 from scaleup.train import describe
 from scaleup.train.footprint import Timeline, footprint, trace
 from scaleup.train.head_loss import fuse_head
 from scaleup.train.losses import token_loss_sum
+from scaleup.train.preference import preference_loss
 
 ROWS, LENGTH = 3, 40
 LLAMA = LlamaConfig(
@@ -169,3 +171,30 @@ def test_the_hull_is_exact_for_any_share_of_the_gradients() -> None:
 )
 def test_the_shape_of_a_micro_batch(tokens: int | None, is_seq2seq: bool, shape: tuple[int, int]) -> None:
     assert MicroBatch(rows=8, tokens=tokens, max_length=512).shape(is_seq2seq) == shape
+
+
+@pytest.mark.parametrize("is_adapted", [False, True], ids=["whole", "lora"])
+@pytest.mark.parametrize("name", ["llama", "bert", "t5"])
+def test_a_reward_model_is_traced_on_pairs(name: str, is_adapted: bool) -> None:
+    """An upper bound: T5's rows are taken to be eos tokens throughout."""
+    lora = {"type": "lora", "r": 2, "target_modules": "all-linear"} if is_adapted else None
+    given = {"path": f"builtin:tiny-{name}", "task": "sequence_classification", "adapter": lora}
+    asked = AskedModel.model_validate(given)
+    facts = describe.described(asked, MicroBatch(rows=ROWS, max_length=LENGTH))
+    assert facts.untraced is None
+    model = make_trainable(load_model(asked, facts), facts, asked.adapter).train()
+    ids = torch.full((2 * ROWS, LENGTH), 5)
+    ids[:, -2] = 1 if name == "t5" else 2
+    mask = torch.ones_like(ids)
+    mask[0, -1] = 0
+    batch = Batch({"input_ids": ids, "attention_mask": mask}, torch.zeros(ROWS), ROWS, ids.numel())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    start = [*model.parameters(), *model.buffers(), *(parameter.grad for parameter in trained)]
+    held = sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in start}.values())
+    with Peak([*start, ids, mask, batch.labels]) as peak:
+        preference_loss()(model, batch).backward()
+    most, [found] = peak.bytes - held, facts.footprints
+    assert 0.98 * most <= found.most(0.0) <= 1.1 * most
+    assert found.moments[-1][1] == sum(parameter.nbytes for parameter in trained)

@@ -1,0 +1,75 @@
+"""A reward group that is killed, stopped or restarted with another size, ten times over: the policy, never restarted,
+ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaleup.rl.serve import STOPPED
+from tests.cli import largest_weight_difference, metrics
+from tests.distributed.test_runtime import python
+
+pytestmark = pytest.mark.timeout(900)  # the first waits for all; on a free machine it takes half a minute
+TOLERANCE = 1e-6
+"""A sharded group scores in other batches: float32 sums in another order."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    folder = tmp_path_factory.mktemp("faults")
+    print(f"the faults are drawn with SCALEUP_TEST_SEED={os.environ.get('SCALEUP_TEST_SEED', '0')}")
+    result = python("-m", "tests.distributed.ppo_faults", folder, cwd=repository, timeout=840)
+    assert result.code == 0, f"{result.stdout}\n{result.stderr}"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(place: Path) -> dict[str, Any]:
+    return json.loads((place / "faults.json").read_text())
+
+
+def measured(folder: Path) -> list[dict[str, float]]:
+    """Of each rollout, without what depends on the machine."""
+    return [
+        {name: value for name, value in line.items() if not name.startswith(("time/", "memory"))}
+        for line in metrics(folder)
+    ]
+
+
+def test_the_trajectory_and_the_final_policy_are_those_of_a_run_nobody_touched(place: Path) -> None:
+    calm, faults = (measured(place / "runs" / name) for name in ("calm", "faults"))
+    assert len(calm) == len(faults)
+    for one, other in zip(calm, faults, strict=True):
+        assert one == pytest.approx(other, rel=TOLERANCE, abs=TOLERANCE)
+    for pattern in ("model/*model.safetensors", "values/*.safetensors"):
+        assert largest_weight_difference(place / "runs/calm", place / "runs/faults", pattern) <= TOLERANCE
+
+
+def test_every_fault_cost_the_policy_its_reward_group(found: dict[str, Any]) -> None:
+    """None came to a group that did not serve yet, or when all was over."""
+    assert len(found["faults"]) == 10
+    assert found["lost"] == found["groups"] - 1 >= 10
+
+
+def test_every_group_ended_by_itself_or_as_it_was_ended(found: dict[str, Any]) -> None:
+    for fault in found["faults"]:
+        codes, victims = fault["codes"], [fault["codes"][rank] for rank in fault["victims"]]
+        if fault["kind"] == "killed":
+            assert set(victims) == {-signal.SIGKILL}
+        elif fault["kind"] == "stopped":  # and continued, when another group had its place
+            assert set(codes) <= {1, 3}
+        else:
+            assert STOPPED in victims
+
+
+def test_the_rewards_tell_responses_apart_and_the_policy_moves(place: Path) -> None:
+    """Else everything would be equal to everything."""
+    lines = measured(place / "runs/calm")
+    assert all(line["objective/scores_std"] > 1e-2 for line in lines)
+    assert max(abs(line["objective/kl"]) for line in lines) > 1e-2

@@ -1,0 +1,105 @@
+"""Whole runs, from config to manifest, whose workers are forked from one process: two seconds each instead of twelve.
+
+As `scaleup run` does them: the checks, the plan, the run folder, and in each rank the worker's own main. What is left
+out is `accelerate launch` and the node agent above it, which tests/e2e and tests/distributed are about. That a run from
+the command line is the same to the last bit is seen in test_strategies, which kills and resumes such ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from scaleup.artifacts.checkpoints import latest_checkpoint
+from scaleup.artifacts.run_folder import Attempt, RunFolder
+from scaleup.config.load import load_mapping
+from scaleup.launcher.prepare import prepare_run
+from scaleup.plan.resolve import resolve
+from tests.cli import folder_of, logs, reached, wait_until
+from tests.forked import be_ready_to_fork, in_children, start_ranks, wait_for
+
+REPOSITORY = Path(__file__).parent.parent
+AT_ONCE = 2
+TIMEOUT = 280.0
+"""For all runs of a call, which the first test that looks at one waits for."""
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One start of a run, or of what an earlier start has left of it."""
+
+    config: Mapping[str, Any]
+    kill_after: int | None = None
+    """Every rank is killed (SIGKILL) once so many steps after the first are logged; None: the run goes to its end."""
+
+
+def train(configs: Mapping[str, Mapping[str, Any]], cwd: Path) -> dict[str, Path]:
+    """The folder of each run. Raises AssertionError, with its logs, when one fails."""
+    live({name: [Leg(config)] for name, config in configs.items()}, cwd)
+    return {name: folder_of(config, cwd) for name, config in configs.items()}
+
+
+def live(lives: Mapping[str, Sequence[Leg]], cwd: Path) -> dict[str, list[int]]:
+    """Take each run through its legs, two runs at a time. The step that each leg went on with."""
+    asked = {name: [vars(leg) for leg in legs] for name, legs in lives.items()}
+    command = [sys.executable, "-m", "tests.forked_runs", str(cwd)]
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=REPOSITORY, text=True, **streams) as process:
+        try:
+            stdout, stderr = process.communicate(json.dumps(asked), timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()  # the kernel tells what it forked
+            raise AssertionError(f"{list(lives)} took longer than {TIMEOUT} s\n{logs(cwd)}") from None
+    assert process.returncode == 0, f"{stdout}\n{stderr}"
+    found: dict[str, list[int]] = json.loads(stdout.splitlines()[-1])  # libraries say things above it
+    return found
+
+
+def main() -> None:
+    cwd, asked = Path(sys.argv[1]), json.load(sys.stdin)
+    be_ready_to_fork()
+    os.chdir(cwd)
+    print(json.dumps(dict(in_children({name: partial(go, legs) for name, legs in asked.items()}))))
+
+
+def go(legs: Sequence[Mapping[str, Any]]) -> list[int]:
+    return [go_on(Leg(**leg)) for leg in legs]
+
+
+def go_on(leg: Leg) -> int:
+    """The step that it went on with."""
+    config, plan = resolve(load_mapping(dict(leg.config)), resume=True, peaks=False)
+    run, group = RunFolder(Path(plan.run_folder)), plan.group("policy")
+    with run.locked():
+        newest = latest_checkpoint(run.checkpoints)
+        first_step = newest.step + 1 if newest else 1
+        prepare_run(run, config, plan)
+        attempt = run.new_attempt()
+        rank_logs = [attempt.logs / f"policy-rank{rank}.log" for rank in range(group.num_processes)]
+        ranks = start_ranks(group, rank_logs, lambda rank: be_worker(run, attempt))
+        if leg.kill_after is not None:
+            wait_until(lambda: reached(first_step + leg.kill_after)(run.path), every=0.002)
+            for rank in ranks:
+                os.kill(rank, signal.SIGKILL)
+        codes = wait_for(ranks)
+    expected = 0 if leg.kill_after is None else -signal.SIGKILL
+    assert codes == [expected] * len(ranks), f"exit codes {codes}\n{logs(run.path)}"
+    return first_step
+
+
+def be_worker(run: RunFolder, attempt: Attempt) -> None:
+    from scaleup import worker
+
+    sys.argv = ["scaleup.worker", str(run.path), "policy", "--attempt", str(attempt.number)]
+    worker.main()
+
+
+if __name__ == "__main__":
+    main()
