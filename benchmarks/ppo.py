@@ -1,0 +1,284 @@
+"""PPO on a small task: scaleup against TRL's PPOTrainer, rollout by rollout in turns.
+
+    .venv/bin/python benchmarks/ppo.py --peer-python PATH [--seeds 0 1 2] [--rollouts 20]
+
+PATH is the Python of an environment of its own with the last TRL that had PPO:
+
+    python3 -m venv peer && grep -v ^trl= constraints.txt > peer.txt && peer/bin/pip install -c peer.txt torch
+    peer/bin/pip install -c peer.txt trl==1.12.0
+
+The task is `ppo_task`: the same random policy, prompts, reward model, rollout and response sizes, passes, learning rate
+and KL coefficient. Three systems take part: TRL; scaleup with a value model of its own, which is what TRL has; and
+scaleup with its default, a value head on the policy. All are started at once, each in a process with one thread, and
+take turns: a rollout of one, the same rollout of the next, and so on, each waiting until the others are done. What else
+the machine does so hits all alike. Seconds run from the prompts to the end of the last optimizer step; the first two
+rollouts are not counted. CPU seconds are those of the process, which other work disturbs less.
+
+A rollout is one minibatch of one micro-batch: TRL's `num_mini_batches` does not change its number of optimizer steps,
+so this is where both take as many, one a pass."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+SYSTEMS = {"trl": "TRL", "separate": "scaleup, value model", "head": "scaleup, value head"}
+ROLLOUT = 64
+PASSES = 4
+LEARNING_RATE = 3e-3
+KL_COEF = 0.02
+ADAM_EPSILON = 1e-5
+NUM_PROMPTS = 512
+WARM_UP = 2
+SHOWN = 4
+"""Points of the reward curve in the table."""
+
+
+class Turns:
+    """In a system's process: wait for a line, do a rollout, say what it took and what it gave."""
+
+    def __init__(self, answers: Any) -> None:
+        self._answers = answers
+        self._began: tuple[float, float] | None = None
+        self.responses: list[str] = []
+        self.scores: list[float] = []
+
+    def next(self) -> None:
+        """The end of the rollout before, if there was one, and the beginning of another, if it is asked for."""
+        import ppo_task as task
+
+        if self._began is not None:
+            wall, cpu = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
+            gold = [task.gold(text) for text in self.responses]
+            found = {"seconds": wall, "cpu": cpu, "gold": statistics.mean(gold), "score": statistics.mean(self.scores)}
+            print(json.dumps(found), file=self._answers, flush=True)
+        if not sys.stdin.readline():
+            sys.exit()
+        self.responses, self.scores = [], []
+        self._began = time.perf_counter(), time.process_time()
+
+
+def play_ours(turns: Turns, seed: int, rollouts: int, value_model: Any, rewards: Any, folder: Path) -> None:
+    import ppo_task as task
+
+    from scaleup.rl import OptimizationConfig, PPOSettings, PPOTrainer, Sample
+
+    def reward(samples: Sequence[Sample]) -> list[float]:
+        turns.responses += [sample.response for sample in samples]
+        scores: list[float] = rewards.score([sample.response for sample in samples])
+        turns.scores += scores
+        return scores
+
+    trainer = PPOTrainer(
+        task.policy(seed),
+        task.tokenizer(),
+        task.prompts(NUM_PROMPTS, seed=1),
+        reward,
+        PPOSettings(
+            num_rollouts=rollouts + 1,
+            rollout_batch_size=ROLLOUT,
+            num_ppo_epochs=PASSES,
+            max_new_tokens=task.MAX_NEW_TOKENS,
+            kl_coef=KL_COEF,
+            value_model=value_model,
+        ),
+        OptimizationConfig(
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            adam_epsilon=ADAM_EPSILON,
+            max_grad_norm=0,  # TRL's does not clip
+            per_device_train_batch_size=ROLLOUT,
+            per_device_eval_batch_size=ROLLOUT,
+            seed=seed,
+        ),
+        output_dir=folder,
+    )
+    draw = trainer._job.prompts.rollout
+
+    def in_turns(number: int, size: int) -> Any:
+        turns.next()
+        return draw(number, size)
+
+    trainer._job.prompts.rollout = in_turns  # type: ignore[method-assign]
+    trainer.train()
+
+
+def play_theirs(turns: Turns, seed: int, rollouts: int, rewards: Any, folder: Path) -> None:
+    import ppo_task as task
+    import torch
+    from datasets import Dataset
+    from transformers import LlamaForSequenceClassification, TrainerCallback
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    tokenizer, policy, reference = task.tokenizer(), task.policy(seed), task.policy(seed)
+    value = LlamaForSequenceClassification(policy.config.__class__(**{**policy.config.to_dict(), "num_labels": 1}))
+    value.model.load_state_dict(policy.model.state_dict())
+    torch.nn.init.zeros_(value.score.weight)
+
+    class Reader(torch.nn.Module):
+        """Where TRL expects the trunk of a reward model that has the policy's tokens."""
+
+        def forward(self, input_ids: Any, **kwargs: Any) -> Any:
+            texts = tokenizer.batch_decode(input_ids[:, task.PROMPT_WORDS :], skip_special_tokens=True)
+            turns.responses += texts
+            scores = rewards.score(texts)
+            turns.scores += scores
+            states = torch.tensor(scores)[:, None, None].expand(*input_ids.shape, 1)
+            return argparse.Namespace(hidden_states=[states])
+
+    class Reward(torch.nn.Module):
+        base_model_prefix = "reader"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.reader, self.score = Reader(), torch.nn.Identity()
+
+    class InTurns(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            turns.next()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            turns.next()
+
+    settings = PPOConfig(
+        str(folder),
+        total_episodes=(rollouts + 1) * ROLLOUT,
+        per_device_train_batch_size=ROLLOUT,
+        local_rollout_forward_batch_size=ROLLOUT,
+        gradient_accumulation_steps=1,
+        num_mini_batches=1,
+        num_ppo_epochs=PASSES,
+        response_length=task.MAX_NEW_TOKENS,
+        stop_token="eos",
+        temperature=1.0,
+        kl_coef=KL_COEF,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        adam_epsilon=ADAM_EPSILON,
+        seed=seed,
+        bf16=False,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        num_sample_generations=0,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    rows = Dataset.from_list([tokenizer(text) for text in task.prompts(NUM_PROMPTS, seed=1)])
+    PPOTrainer(
+        settings, tokenizer, policy, reference, Reward(), rows, value, eval_dataset=rows, callbacks=[InTurns()]
+    ).train()
+
+
+def play(system: str, seed: int, rollouts: int, folder: Path) -> None:
+    """A system's process. What others print goes to stderr; answers alone to stdout."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    import ppo_task as task
+    import torch
+
+    torch.set_num_threads(1)
+    rewards = task.RewardModel(0).load(folder / "reward")
+    own = folder / f"{system}-{seed}"
+    if system == "trl":
+        play_theirs(Turns(answers), seed, rollouts, rewards, own)
+    else:
+        play_ours(Turns(answers), seed, rollouts, system, rewards, own)
+
+
+def compare(seed: int, rollouts: int, peer: str, folder: Path) -> dict[str, list[dict[str, float]]]:
+    """One seed: what each system said of each of its rollouts."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+    }
+    found: dict[str, list[dict[str, float]]] = {system: [] for system in SYSTEMS}
+    with ExitStack() as stack:
+        started = {}
+        for system in SYSTEMS:
+            log = stack.enter_context((folder / f"{system}-{seed}.log").open("w"))
+            python = peer if system == "trl" else sys.executable
+            asked = ["--play", system, "--seeds", str(seed), "--rollouts", str(rollouts), "--folder", str(folder)]
+            started[system] = stack.enter_context(
+                subprocess.Popen(
+                    [python, __file__, *asked],
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                )
+            )
+        for number in range(rollouts):
+            order = list(SYSTEMS)[number % len(SYSTEMS) :] + list(SYSTEMS)[: number % len(SYSTEMS)]
+            for system in order:
+                process = started[system]
+                assert process.stdin is not None and process.stdout is not None
+                try:
+                    process.stdin.write("\n")
+                    process.stdin.flush()
+                    found[system].append(json.loads(process.stdout.readline()))
+                except (BrokenPipeError, json.JSONDecodeError):
+                    log_text = (folder / f"{system}-{seed}.log").read_text()
+                    sys.exit(f"{SYSTEMS[system]} ended early:\n{log_text[-3000:]}")
+    return found
+
+
+def tell(results: dict[int, dict[str, list[dict[str, float]]]], rollouts: int) -> None:
+    print("| seed | system | seconds a rollout, median | CPU seconds, median | TRL's time to this one's | CPU time |")
+    print("|---|---|---|---|---|---|")
+    for seed, found in results.items():
+        counted = {system: lines[WARM_UP:] for system, lines in found.items()}
+        for system, name in SYSTEMS.items():
+            wall, cpu = ([line[what] for line in counted[system]] for what in ("seconds", "cpu"))
+            theirs = [[line[what] for line in counted["trl"]] for what in ("seconds", "cpu")]
+            ratios = [sum(t) / sum(o) for t, o in zip(theirs, (wall, cpu), strict=True)]
+            print(f"| {seed} | {name} | {statistics.median(wall):.3f} | {statistics.median(cpu):.3f} "
+                  f"| {ratios[0]:.2f} | {ratios[1]:.2f} |")  # fmt: skip
+    edges = sorted({round(i * (rollouts - 1) / SHOWN) for i in range(SHOWN + 1)})
+    print(f"\n| the rule's score in rollout | {' | '.join(str(edge + 1) for edge in edges)} |")
+    print(f"|---|{'---|' * len(edges)}")
+    for system, name in SYSTEMS.items():
+        columns = [[found[system][edge]["gold"] for found in results.values()] for edge in edges]
+        print(f"| {name} | {' | '.join(f'{statistics.mean(column):.2f}' for column in columns)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", help="the Python of an environment with TRL 1.12")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rollouts", type=int, default=20)
+    parser.add_argument("--play", choices=list(SYSTEMS), help="one system's process: for this script")
+    parser.add_argument("--folder", type=Path, help="likewise")
+    asked = parser.parse_args()
+    if asked.play:
+        play(asked.play, asked.seeds[0], asked.rollouts, asked.folder)
+        return
+    if asked.peer_python is None:
+        parser.error("--peer-python is missing: see --help for how to make that environment")
+    import ppo_task as task
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        rewards = task.RewardModel(0)
+        agreement = rewards.learn()
+        print(f"The reward model orders {agreement:.0%} of fresh pairs as the rule does.\n", flush=True)
+        rewards.save(folder / "reward")
+        results = {seed: compare(seed, asked.rollouts, asked.peer_python, folder) for seed in asked.seeds}
+    tell(results, asked.rollouts)
+
+
+if __name__ == "__main__":
+    main()
