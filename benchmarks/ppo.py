@@ -233,6 +233,7 @@ def compare(seed: int, rollouts: int, peer: str, folder: Path) -> dict[str, list
                 except (BrokenPipeError, json.JSONDecodeError):
                     log_text = (folder / f"{system}-{seed}.log").read_text()
                     sys.exit(f"{SYSTEMS[system]} ended early:\n{log_text[-3000:]}")
+                print(seed, number + 1, system, found[system][-1], file=sys.stderr, flush=True)
     return found
 
 
