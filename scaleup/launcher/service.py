@@ -87,4 +87,10 @@ class Service:
         return f"{what}; restart {self.restarts} of {planned.max_restarts} of group {self.name} alone"
 
     def _planned(self) -> GroupPlan:
-        return Plan.read(self.run.plan_file).group(self.name)
+        """A plan that cannot be read for a moment has not changed: a run does not end for that."""
+        try:
+            return Plan.read(self.run.plan_file).group(self.name)
+        except OSError:
+            if self._group is None:
+                raise
+            return self._group
