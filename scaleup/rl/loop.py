@@ -70,14 +70,14 @@ def run_ppo(job: PPO) -> PPOState:
     tolerance = tolerance_of(runtime.group.mixed_precision, job.config.quantization)
     updater = Updater(runtime, job.model, job.optimizer, job.schedule, ppo, train, job.sampling.pad_id, tolerance)
     try:
-        _roll_out(job, state, checkpointer, metrics, updater)
+        _rollouts(job, state, checkpointer, metrics, updater)
     except StopWhileWaiting:  # nothing has been learned since the last rollout
         stop_run(runtime, job.run, checkpointer, state, ppo.num_rollouts)
     metrics.close()
     return state
 
 
-def _roll_out(
+def _rollouts(
     job: PPO, state: PPOState, checkpointer: Checkpointer[Any], metrics: MetricsLog, updater: Updater
 ) -> None:
     ppo, train, runtime = job.config.ppo, job.config.train, job.runtime
