@@ -20,25 +20,21 @@ from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
-import deepspeed  # noqa: F401 -- before the ranks are forked: they take seconds
-import matplotlib.pyplot  # noqa: F401
 import torch
-import trl.kernels  # noqa: F401
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import load_mapping
 from scaleup.distributed.runtime import Runtime
 from scaleup.launcher.prepare import prepare_run
 from scaleup.models.scoring import Scorer
-from scaleup.plan import describe
 from scaleup.plan.groups import resized
 from scaleup.plan.resolve import resolve
 from scaleup.plan.types import Plan
 from scaleup.stages import ppo
 from tests.classifier import sharp_classifier
 from tests.cli import wait_until
-from tests.distributed.cells import in_this_process
 from tests.distributed.worlds import Gate, World
+from tests.forked import be_ready_to_fork
 
 NUM_ROLLOUTS = 16
 """More than the faults need: up to one passes before a fault, or two before one after a line."""
@@ -214,7 +210,7 @@ def main() -> None:
     rows = [{"prompt": "ab" * (1 + number % 7)} for number in range(20)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     sharp_classifier(folder / "classifier")
-    describe._ask = in_this_process  # type: ignore[assignment]
+    be_ready_to_fork()
     torch.set_num_threads(1)
     faults = drawn(int(os.environ.get("SCALEUP_TEST_SEED", "0")))
     for name, sufferings in (("calm", []), ("faults", faults)):

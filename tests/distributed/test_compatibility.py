@@ -75,7 +75,7 @@ def test_an_ok_cell_trains(found: dict[Trial, dict[str, Any]], trial: Trial) -> 
     counters = {name for name in row["all"] if "ranknum" in name}  # how many ranks adalora has left
     assert set(row["changed"]) - counters == should
     if cell.precision == "no":
-        alone = found[Cell("single", cell.quantization, cell.adapter, "no"), model]
+        alone = found[Cell("single", cell.quantization, cell.adapter, "no", cell.stage), model]
         assert row["losses"] == pytest.approx(alone["losses"], abs=1e-5)
 
 

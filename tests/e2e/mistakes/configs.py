@@ -45,7 +45,11 @@ KEYS = [
         "error: data.train.1.wieght: unknown key -> did you mean 'weight'?",
         changes={"data.train": ["rows.jsonl", {"path": "more.csv", "wieght": 2}]},
     ),
-    bad("no stage", "error: stage: is missing -> use one of sft, export, evaluate, generate", changes={"stage": None}),
+    bad(
+        "no stage",
+        "error: stage: is missing -> use one of sft, reward, ppo, export, evaluate, generate",
+        changes={"stage": None},
+    ),
     bad("an unknown stage", "error: stage: 'stf' is no stage -> did you mean 'sft'?", changes={"stage": "stf"}),
     bad("a list of stages", "error: stage: ['sft'] is no stage -> did you mean 'sft'?", changes={"stage": ["sft"]}),
     bad(
