@@ -19,21 +19,17 @@ from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
-import deepspeed  # noqa: F401 -- before the ranks are forked: it takes seconds
-import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import load_mapping
 from scaleup.distributed.runtime import Runtime
 from scaleup.launcher.prepare import prepare_run
-from scaleup.plan import describe
 from scaleup.plan.resolve import resolve
 from scaleup.plan.types import Plan
 from scaleup.stages import reward
 from tests.cli import differing
-from tests.distributed.cells import in_this_process
-from tests.forked import fork
+from tests.forked import be_ready_to_fork, fork
 
 KILLED_IN = 5
 CONFIG: dict[str, Any] = {
@@ -103,8 +99,7 @@ def main() -> None:
     os.chdir(folder)
     rows(folder / "rows.jsonl", 24)
     rows(folder / "held.jsonl", 7)
-    describe._ask = in_this_process  # type: ignore[assignment]
-    torch.set_num_threads(1)
+    be_ready_to_fork()
     for name, changes in RUNS.items():
         given = differing(CONFIG, changes)
         config, plan = resolve(load_mapping({**given, "name": name, "runs_dir": str(folder / "runs")}))

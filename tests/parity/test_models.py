@@ -19,7 +19,29 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("name", BUILTIN)
+CLASSIFIERS = [name for name in BUILTIN if name.endswith("-classifier")]
+LANGUAGE_MODELS = [name for name in BUILTIN if name not in (*CLASSIFIERS, "tiny-bert")]
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_scores_what_transformers_scores(name: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    torch.set_num_threads(1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    config = ModelConfig(path=f"builtin:{name}")
+    facts = model_facts(config)
+    ours = load_model(config, facts)
+    theirs = AutoModelForSequenceClassification.from_pretrained(facts.location)
+    batch = load_tokenizer(config, facts.location)(
+        ["one row", "a longer row of text"], return_tensors="pt", padding=True
+    )
+    with torch.no_grad():
+        assert torch.equal(ours(**batch).logits, theirs(**batch).logits)
+    assert list(facts.labels) == list(theirs.config.id2label.values())
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_loads_what_transformers_loads(name: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
