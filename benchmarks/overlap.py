@@ -7,7 +7,7 @@ Run it from the repository's root, after `make setup`; it needs no network and n
 SmolLM2-135M draws 48 responses of 20 tokens in batches, in one process with one thread, and a reward group of one
 process with one thread scores them over the bridge. `together` is what PPO does: batches are submitted as they are
 drawn and collected at the end. `in turn` waits for each batch's scores before it draws the next. Scores are the same.
-The forward passes of policy and reference, which also run while scores are made, are left out: this is generation alone.
+The forward passes of policy and reference also run while scores are made. They are left out: this is generation alone.
 """
 
 from __future__ import annotations

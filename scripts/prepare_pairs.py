@@ -6,9 +6,9 @@ Run it from anywhere, after scripts/prepare_reviews.py, with the project's Pytho
     .venv/bin/python scripts/prepare_pairs.py [--data DIR]
 
 Each sentence of a split comes in one pair at most, with a sentence of the same source whose rating is at least
-MIN_MARGIN away; `margin` is how far. Two in five pairs are of one label, so that a model learns how much better, and not
-only which label: else its scores have no room above "positive" (benchmarks/reward.md). The same bytes come out of every
-run.
+MIN_MARGIN away; `margin` is how far. Two in five pairs are of one label, so that a model learns how much better, and
+not only which label: else its scores have no room above "positive" (benchmarks/reward.md). The same bytes come out of
+every run.
 """
 
 import argparse

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from scaleup.config.adapters import AdapterConfig, Quantization
+from scaleup.config.card import CardSettings, Variants
 from scaleup.config.rl import PPOSettings, RewardModelSettings, RewardSource
 from scaleup.config.schema import (
     TRACKERS,
@@ -138,17 +139,33 @@ class ExportConfig(RunConfig):
     export: ExportSettings = Field(default_factory=ExportSettings)
 
 
+class CardConfig(RunConfig):
+    """A deployment card: quality, size, memory and speed of a model's variants beside the model itself, and whether
+    each is a real gain."""
+
+    stage: Literal["card"]
+    model: ModelConfig = Field(description="What the variants come from: they are compared with it.")
+    variants: Variants
+    card: CardSettings = Field(default_factory=CardSettings)
+    evaluation: EvaluationConfig = Field(
+        default_factory=EvaluationConfig, description="The task's metrics, beside perplexity."
+    )
+    generation: GenerationConfig = Field(default_factory=GenerationConfig)
+
+
 STAGES: dict[str, type[RunConfig]] = {
     "sft": SFTConfig,
     "reward": RewardConfig,
     "ppo": PPOConfig,
     "export": ExportConfig,
+    "card": CardConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
 }
 
 AnyConfig = Annotated[
-    SFTConfig | RewardConfig | PPOConfig | ExportConfig | EvaluateConfig | GenerateConfig, Field(discriminator="stage")
+    SFTConfig | RewardConfig | PPOConfig | ExportConfig | CardConfig | EvaluateConfig | GenerateConfig,
+    Field(discriminator="stage"),
 ]
 
 
