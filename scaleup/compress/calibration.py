@@ -1,5 +1,5 @@
-"""Statistics of a model's activations on some rows: each rank takes its share of the batches, sums are added up over all
-ranks. Padding is left out. So what is chosen by them does not depend on the number of ranks."""
+"""Statistics of a model's activations on some rows: each rank takes its share of the batches, sums are added up over
+all ranks. Padding is left out. So what is chosen by them does not depend on the number of ranks."""
 
 from __future__ import annotations
 
@@ -69,24 +69,25 @@ def calibrate(
     runtime: Runtime,
     model: Any,
     batches: Sequence[Batch],
-    spans: Mapping[str, int] | None = None,
-    matrices: Sequence[str] = (),
+    spans: Mapping[str, int],
+    matrices: Sequence[str],
 ) -> Statistics:
-    """Over all batches, of which each rank takes every world-th: distances over so many layers of the stacks in `spans`,
-    and input norms of the matrices. Every rank must call it and gets the same."""
+    """Over all batches, of which each rank takes every world-th: distances over so many layers of the stacks in
+    `spans`, and input norms of the matrices. Every rank must call it and gets the same."""
     found = architecture_of(model)
     masks = Masks(found)
-    layers = [_LayerSums(stack, spans[stack.name], masks) for stack in found.stacks if stack.name in (spans or {})]
+    layers = [_LayerSums(stack, spans[stack.name], masks) for stack in found.stacks if stack.name in spans]
     inputs = [_InputSums(name, model.get_submodule(name), masks) for name in matrices]
+    every: list[_LayerSums | _InputSums] = [*layers, *inputs]
     model.eval()
     with ExitStack() as hooks:
-        for each in (*layers, *inputs):
+        for each in every:
             hooks.enter_context(each.hooked())
         for batch in batches[runtime.rank :: runtime.world]:
             batch = batch.to(runtime.device)
             masks.read(batch)
             model(**batch.inputs, use_cache=False)
-    parts = [tensor for each in (*layers, *inputs) for tensor in each.sums()]
+    parts = [tensor for each in every for tensor in each.sums()]
     total = iter(runtime.sum_tensor(torch.cat(parts)).split([len(part) for part in parts]) if parts else ())
     distances = {each.stack.name: each.distances(*islice(total, 3)) for each in layers}
     return Statistics(distances, {each.name: next(total).sqrt() for each in inputs})
@@ -127,8 +128,8 @@ class _InputSums:
 
     def __init__(self, name: str, module: nn.Module, masks: Masks) -> None:
         self.name, self._module, self._masks = name, module, masks
-        width = module.nx if isinstance(module, Conv1D) else module.in_features
-        self._sums = torch.zeros(int(width), dtype=torch.float64)
+        width: Any = module.nx if isinstance(module, Conv1D) else module.in_features
+        self._sums = torch.zeros(width, dtype=torch.float64)
 
     @contextmanager
     def hooked(self) -> Iterator[None]:

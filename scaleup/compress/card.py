@@ -19,9 +19,9 @@ def export_card(config: ExportConfig, facts: ModelFacts, metrics: dict[str, Any]
     if facts.adapter:
         header["base_model"] = facts.location
         what += f" The adapter there is merged into its unquantized base, `{facts.location}`."
-    notes = """Differences of logits, as shares of the largest: what the `adapter` moves; what is moved once it is `merged`, once the
-weights are `rounded` to their type, once they are `reloaded`; how far the result is from what was `trained` on a
-quantized base."""
+    notes = """Differences of logits, as shares of the largest: what the `adapter` moves; what is moved once it is
+`merged`, once the weights are `rounded` to their type, once they are `reloaded`; how far the result is from what was
+`trained` on a quantized base."""
     return _card(header, Path(config.model.path).name, f"{what}\n\n{notes}", metrics)
 
 

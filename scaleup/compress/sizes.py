@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from scaleup.config.prune import PruneSettings
 
 from .card import DENSE
@@ -16,10 +14,10 @@ from .cut import share_of_zeros
 def sizes_of(model: Any, when: str) -> dict[str, int]:
     """Parameters, each shared tensor counted once; of the second number embeddings and what is tied to them are left
     out."""
-    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    total = sum(parameter.numel() for parameter in model.parameters())
-    inside = total - sum(table.numel() for table in tables)
-    return {f"num_parameters_{when}": total, f"num_non_embedding_parameters_{when}": inside}
+    return {
+        f"num_parameters_{when}": model.num_parameters(),
+        f"num_non_embedding_parameters_{when}": model.num_parameters(exclude_embeddings=True),
+    }
 
 
 def cut_metrics(model: Any, settings: PruneSettings, kept: Mapping[str, list[int]]) -> dict[str, Any]:

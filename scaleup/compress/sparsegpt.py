@@ -1,5 +1,5 @@
-"""SparseGPT (Frantar and Alistarh 2023) through nvidia-modelopt, an optional package. As of 0.47 it chooses which weights
-become zeros by second-order errors, and leaves the others as they are."""
+"""SparseGPT (Frantar and Alistarh 2023) through nvidia-modelopt, an optional package. As of 0.47 it chooses which
+weights become zeros by second-order errors, and leaves the others as they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scaleup.data.collate import Batch
 def sparsify(model: Any, rows: Sequence[Batch]) -> None:
     """Two zeros in every four weights of each linear module beside the head, in place. `rows` are batches of one row:
     modelopt knows no padding. The plan has seen to it that the package is there."""
-    from modelopt.torch import sparsity
+    from modelopt.torch import sparsity  # type: ignore[import-not-found]
 
     device = next(model.parameters()).device
 

@@ -47,8 +47,8 @@ class PruneSettings(Section):
     )
     sparsity_score: Literal["magnitude", "wanda", "sparsegpt"] = Field(
         "wanda",
-        description="Which weights become zeros: the smallest; the smallest times their input's norm (Sun et al. 2023); "
-        "or by SparseGPT through nvidia-modelopt, 2:4 only.",
+        description="Which weights become zeros: the smallest; the smallest times their input's norm (Sun et al. "
+        "2023); or by SparseGPT through nvidia-modelopt, 2:4 only.",
     )
     calibration_rows: Count = Field(128, description="Rows of data.train that scores are measured on.")
     batch_size: Count = Field(8, description="Rows at a time on each process.")

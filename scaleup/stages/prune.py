@@ -44,7 +44,7 @@ def run(config: PruneConfig, plan: Plan, runtime: Runtime, folder: RunFolder) ->
 
     def measured(when: str) -> dict[str, Any]:
         runtime.progress.report(f"measuring {when}")
-        found = sizes_of(model, when)
+        found: dict[str, Any] = {**sizes_of(model, when)}
         if held_out:
             loss = mean_loss(runtime, model, tokenizer, facts.task, held_out, settings.batch_size)
             found |= {f"loss_{when}": loss, f"perplexity_{when}": perplexity(loss)}

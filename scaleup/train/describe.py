@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from scaleup.errors import ScaleupError
 from scaleup.models.facts import Shell, model_facts, shell_of
-from scaleup.models.cut_shell import cut_shell
 from scaleup.models.load import enable_gradient_checkpointing, first_line, quiet_libraries
 from scaleup.plan.facts import Arithmetic, AskedModel, Footprint, MicroBatch, ModelFacts
 
@@ -36,6 +35,8 @@ def described(model: AskedModel, micro_batch: MicroBatch | None, where: str = "m
     shell = shell_of(model, where)
     facts = model_facts(model, where, shell)
     if model.prune is not None and facts.task != "sequence_classification":
+        from scaleup.models.cut_shell import cut_shell  # it needs torch, which is not imported before main() begins
+
         facts = facts.model_copy(update={"parts": cut_shell(shell, model.prune, f"{where}.path")})
     if micro_batch is None:
         return facts
