@@ -177,6 +177,7 @@ STAND_INS: Raw = {
     "ppo": {"num_rollouts": 1},
     "num_rollouts": 1,
     "reward": {},
+    "prune": {},
 }
 """For required keys: enough to look for mistakes elsewhere in the file. Never run, since what it replaces is one."""
 

@@ -8,6 +8,7 @@ from pydantic import Field, TypeAdapter
 
 from scaleup.config.adapters import AdapterConfig, Quantization
 from scaleup.config.card import CardSettings, Variants
+from scaleup.config.prune import PruneSettings
 from scaleup.config.rl import PPOSettings, RewardModelSettings, RewardSource
 from scaleup.config.schema import (
     TRACKERS,
@@ -153,10 +154,20 @@ class CardConfig(RunConfig):
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
 
 
+class PruneConfig(RunConfig):
+    """A smaller model made of a larger one in one shot: fewer layers, narrower MLPs, fewer heads, or zeros. Rows of
+    data.train calibrate what goes; with data.test perplexity is measured before and after."""
+
+    stage: Literal["prune"]
+    data: DataConfig = Field(default_factory=DataConfig)
+    prune: PruneSettings
+
+
 STAGES: dict[str, type[RunConfig]] = {
     "sft": SFTConfig,
     "reward": RewardConfig,
     "ppo": PPOConfig,
+    "prune": PruneConfig,
     "export": ExportConfig,
     "card": CardConfig,
     "evaluate": EvaluateConfig,
@@ -164,7 +175,7 @@ STAGES: dict[str, type[RunConfig]] = {
 }
 
 AnyConfig = Annotated[
-    SFTConfig | RewardConfig | PPOConfig | ExportConfig | CardConfig | EvaluateConfig | GenerateConfig,
+    SFTConfig | RewardConfig | PPOConfig | PruneConfig | ExportConfig | CardConfig | EvaluateConfig | GenerateConfig,
     Field(discriminator="stage"),
 ]
 
