@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from scaleup.config.adapters import AdapterConfig, Quantization
+from scaleup.config.distill import DistillSettings
 from scaleup.config.rl import PPOSettings, RewardModelSettings, RewardSource
 from scaleup.config.schema import (
     TRACKERS,
@@ -67,6 +68,16 @@ class RewardConfig(SupervisedConfig):
 
     stage: Literal["reward"]
     reward: RewardModelSettings = Field(default_factory=RewardModelSettings)
+
+
+class DistillConfig(SupervisedConfig):
+    """A student, which learns from rows as they are and from what its teacher makes of them; both causal, or both
+    encoder-decoder models, with one tokenizer. `model` is what the student starts as."""
+
+    stage: Literal["distill"]
+    teacher: ModelConfig = Field(description="Frozen; it may be an adapter.")
+    distill: DistillSettings = Field(default_factory=DistillSettings)
+    generation: GenerationConfig = Field(default_factory=GenerationConfig)
 
 
 class PPOConfig(TrainingConfig):
@@ -142,13 +153,15 @@ STAGES: dict[str, type[RunConfig]] = {
     "sft": SFTConfig,
     "reward": RewardConfig,
     "ppo": PPOConfig,
+    "distill": DistillConfig,
     "export": ExportConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
 }
 
 AnyConfig = Annotated[
-    SFTConfig | RewardConfig | PPOConfig | ExportConfig | EvaluateConfig | GenerateConfig, Field(discriminator="stage")
+    SFTConfig | RewardConfig | PPOConfig | DistillConfig | ExportConfig | EvaluateConfig | GenerateConfig,
+    Field(discriminator="stage"),
 ]
 
 

@@ -22,6 +22,7 @@ SHOW: dict[str, Callable[[Console, RunFolder], None]] = {
     "sft": show_training,
     "reward": show_training,
     "ppo": show_training,
+    "distill": show_training,
     "export": show_export,
     "evaluate": show_evaluation,
     "generate": show_generations,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from scaleup.config.schema import RunConfig
 from scaleup.config.stages import (
+    DistillConfig,
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
@@ -20,6 +21,7 @@ from scaleup.config.stages import (
 from scaleup.errors import Problem
 from scaleup.plan.adapters import adapter_problems
 from scaleup.plan.batches import batch_size_problems, batching_problems, packing_problems
+from scaleup.plan.distill import TEACHER, distill_problems
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.groups import device_of
 from scaleup.plan.machine import Machine
@@ -132,6 +134,8 @@ def _model(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     yield from model_path_problems(config.model, "model", not machine.is_described)
     if isinstance(config, EvaluateConfig) and config.baseline is not None:
         yield from model_path_problems(config.baseline, "baseline", not machine.is_described)
+    if isinstance(config, DistillConfig):
+        yield from model_path_problems(config.teacher, TEACHER, not machine.is_described)
 
 
 def _precision(config: RunConfig, machine: Machine) -> Iterator[Problem]:
@@ -253,6 +257,7 @@ RULES: list[Rule] = [
     adapter_problems,
     export_problems,
     side_by_side_problems,
+    distill_problems,
     preference_problems,
     batch_size_problems,
     batching_problems,
