@@ -23,7 +23,7 @@ from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import GroupPlan, Plan
 
 LIBRARIES = (
-    *(f"scaleup.stages.{name}" for name in ("sft", "ppo", "evaluate", "generate")),
+    *(f"scaleup.stages.{name}" for name in ("sft", "ppo", "distill", "evaluate", "generate")),
     "trl.kernels",
     "peft",
     "deepspeed.runtime.engine",

@@ -178,6 +178,7 @@ STAND_INS: Raw = {
     "num_rollouts": 1,
     "reward": {},
     "prune": {},
+    "teacher": {"path": "scaleup/stand-in"},
 }
 """For required keys: enough to look for mistakes elsewhere in the file. Never run, since what it replaces is one."""
 
@@ -217,8 +218,9 @@ def _with_absolute_paths(loaded: Loaded) -> Loaded:
         "data": config.data.model_copy(update={"root": str(Path(config.data.root).expanduser().absolute())}),
         "model": absolute_model(config.model),
     }
-    if (baseline := getattr(config, "baseline", None)) is not None:
-        update["baseline"] = absolute_model(baseline)
+    for key in ("baseline", "teacher"):
+        if (beside := getattr(config, key, None)) is not None:
+            update[key] = absolute_model(beside)
     if (evaluation := getattr(config, "evaluation", None)) is not None and evaluation.toxicity_model is not None:
         classifier = absolute_model(evaluation.toxicity_model)
         update["evaluation"] = evaluation.model_copy(update={"toxicity_model": classifier})

@@ -8,6 +8,7 @@ from pydantic import Field, TypeAdapter
 
 from scaleup.config.adapters import AdapterConfig, Quantization
 from scaleup.config.card import CardSettings, Variants
+from scaleup.config.distill import DistillSettings
 from scaleup.config.prune import PruneSettings
 from scaleup.config.rl import PPOSettings, RewardModelSettings, RewardSource
 from scaleup.config.schema import (
@@ -69,6 +70,16 @@ class RewardConfig(SupervisedConfig):
 
     stage: Literal["reward"]
     reward: RewardModelSettings = Field(default_factory=RewardModelSettings)
+
+
+class DistillConfig(SupervisedConfig):
+    """A student, which learns from rows as they are and from what its teacher makes of them; both causal, or both
+    encoder-decoder models, with one tokenizer. `model` is what the student starts as."""
+
+    stage: Literal["distill"]
+    teacher: ModelConfig = Field(description="Frozen; it may be an adapter.")
+    distill: DistillSettings = Field(default_factory=DistillSettings)
+    generation: GenerationConfig = Field(default_factory=GenerationConfig)
 
 
 class PPOConfig(TrainingConfig):
@@ -168,6 +179,7 @@ STAGES: dict[str, type[RunConfig]] = {
     "reward": RewardConfig,
     "ppo": PPOConfig,
     "prune": PruneConfig,
+    "distill": DistillConfig,
     "export": ExportConfig,
     "card": CardConfig,
     "evaluate": EvaluateConfig,
@@ -175,7 +187,15 @@ STAGES: dict[str, type[RunConfig]] = {
 }
 
 AnyConfig = Annotated[
-    SFTConfig | RewardConfig | PPOConfig | PruneConfig | ExportConfig | CardConfig | EvaluateConfig | GenerateConfig,
+    SFTConfig
+    | RewardConfig
+    | PPOConfig
+    | PruneConfig
+    | DistillConfig
+    | ExportConfig
+    | CardConfig
+    | EvaluateConfig
+    | GenerateConfig,
     Field(discriminator="stage"),
 ]
 

@@ -36,11 +36,12 @@ def finish_training(
     num_dropped: int,
     measured: Mapping[str, Any] | None = None,
     beside: Mapping[str, Any] | None = None,
+    part: str | None = None,
 ) -> None:
     """Write model, card, plot and manifest from rank 0; the other ranks wait for it. `measured` goes with the metrics,
-    `beside` (file name -> JSON) with the model."""
+    `beside` (file name -> JSON) with the model, of which `part` may be all that counts."""
     runtime.progress.report("writing the model")
-    write = result_writer(config, plan, runtime, model)
+    write = result_writer(config, plan, runtime, model, part)
     if runtime.is_main:
         lines = read_metrics(run.metrics_file)
         metrics = summary(lines, state, num_dropped) | dict(measured or {})
@@ -55,13 +56,18 @@ def finish_training(
     runtime.barrier()
 
 
-def result_writer(config: SupervisedConfig, plan: Plan, runtime: Runtime, model: Any) -> Callable[[Path], None]:
+def result_writer(
+    config: SupervisedConfig, plan: Plan, runtime: Runtime, model: Any, part: str | None = None
+) -> Callable[[Path], None]:
     """Gathers what was trained (every rank must call it), and gives what writes it into a folder, for rank 0:
-    an adapter, or a whole model."""
+    an adapter, or a whole model. `part` is the name of the module, within one that holds others, that is the result."""
     whole: Any = runtime.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    if not is_partly_frozen(whole):
+    if part is None and not is_partly_frozen(whole):
         return partial(whole.save_pretrained, state_dict=runtime.full_state(model))
     trained = runtime.trained_state(model)
+    if part is not None:
+        whole, start = whole.get_submodule(part), f"{part}."
+        trained = {name.removeprefix(start): weight for name, weight in trained.items() if name.startswith(start)}
     if is_adapted(whole):
         return lambda folder: save_adapter(whole, folder, trained)
     return lambda folder: save_over_base(load_model(config.model, plan.model), folder, trained)

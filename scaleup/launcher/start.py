@@ -30,6 +30,7 @@ SHOW: dict[str, Callable[[Console, RunFolder], None]] = {
     "reward": show_training,
     "ppo": show_training,
     "prune": show_prune,
+    "distill": show_training,
     "export": show_export,
     "card": show_card,
     "evaluate": show_evaluation,

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from scaleup.config.distill import EveryLayer
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import ScaleupError
 from scaleup.plan.facts import AskedModel, ModelFacts, Tensors
@@ -40,6 +43,8 @@ class Shell:
     quantized: Mapping[torch.nn.Parameter, tuple[int, ...]]
     largest_block: int
     num_lookup_parameters: int
+    layers: dict[str, tuple[int, ...]] | None
+    """Those that are kept of the files' own, by stack; None: all."""
 
 
 def shell_of(model: ModelConfig, where: str = "model", config: PreTrainedConfig | None = None) -> Shell:
@@ -57,10 +62,29 @@ def shell_of(model: ModelConfig, where: str = "model", config: PreTrainedConfig 
     shell = _shell(model, config, task, where)
     _untie(shell, location)
     asked = model if isinstance(model, AskedModel) else AskedModel(**model.model_dump())
+    layers = _cut(shell, asked.layers) if asked.layers is not None else None
     sizes = _largest_block(shell), _lookups(shell)
     quantized = quantize_shell(shell, asked.quantization) if asked.quantization else {}
     whole = _adapted(shell, asked, adapter, task) if adapter or asked.adapter else shell
-    return Shell(location, config, task, whole, type(shell).__name__, adapter, quantized, *sizes)
+    return Shell(location, shell.config, task, whole, type(shell).__name__, adapter, quantized, *sizes, layers)
+
+
+def _cut(shell: PreTrainedModel, asked: tuple[int, ...] | EveryLayer) -> dict[str, tuple[int, ...]]:
+    """Keep these layers of each stack. Raises ScaleupError at `distill.student_layers`."""
+    from .architecture import architecture_of
+    from .surgery import keep_layers
+
+    try:
+        depths = {stack.name: len(stack.blocks) for stack in architecture_of(shell).stacks}
+        if isinstance(asked, EveryLayer):
+            kept = {name: tuple(range(0, depth, asked.every)) for name, depth in depths.items()}
+        else:
+            kept = dict.fromkeys(depths, asked)
+        keep_layers(shell, kept)
+    except ValueError as error:
+        what = f"{shell.config.model_type}: {error}"
+        raise ScaleupError.of("distill.student_layers", what, "name layers that the model has") from error
+    return kept
 
 
 def _adapted(shell: PreTrainedModel, asked: AskedModel, adapter: Path | None, task: Task) -> Any:
@@ -98,18 +122,32 @@ def model_facts(model: ModelConfig, where: str = "model", shell: Shell | None = 
         largest_block=shell.largest_block,
         vocab_size=text.vocab_size,
         hidden_size=getattr(text, "hidden_size", 0),
+        num_layers=_num_layers(text),
+        layers=shell.layers,
         has_eos=tokenizer.eos_token_id is not None,
         max_positions=_positions(shell),
         labels=_labels(shell),
         pooling=pooling_of(_base(shell.model)) if shell.task == "sequence_classification" else None,
         num_virtual_tokens=num_virtual_tokens(shell.model),
         tokenizer_size=len(tokenizer),
+        vocabulary=_hash_of_ids(tokenizer),
         has_chat_template=bool(tokenizer.chat_template),
         adapter=str(shell.adapter) if shell.adapter else None,
         tokenizer_location=str(beside) if beside else None,
         attention_width=_attention_width(text),
         num_lookup_parameters=shell.num_lookup_parameters,
     )
+
+
+def _num_layers(text: PreTrainedConfig) -> int:
+    """Of the decoder, where there is one."""
+    names = ("num_decoder_layers", "decoder_layers", "num_hidden_layers") if text.is_encoder_decoder else ()
+    return next((found for name in (*names, "num_hidden_layers") if (found := getattr(text, name, None))), 0)
+
+
+def _hash_of_ids(tokenizer: PreTrainedTokenizerBase) -> str:
+    ids = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1]))
+    return hashlib.sha256(ids.encode()).hexdigest()[:16]
 
 
 def _base(model: Any) -> Any:

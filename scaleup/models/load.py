@@ -57,8 +57,8 @@ def load_model(
     quantized: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """The model at `facts.location` as `facts.task` has it, on the CPU in `dtype` (auto: that of its files); with the
-    options of `quantized.loading_options`, on their device. A sequence classifier's head may be missing where the facts
-    have no labels: it has one output, and is drawn.
+    options of `quantized.loading_options`, on their device. Of its layers those that the facts name. A sequence
+    classifier's head may be missing where the facts have no labels: it has one output, and is drawn.
 
     Raises ScaleupError at `model.path` if a weight is missing, has another shape or cannot be read."""
     from safetensors import SafetensorError
@@ -86,6 +86,10 @@ def load_model(
     _refuse(facts, "have another shape in its files", sorted(key for key, *_ in info["mismatched_keys"]))
     if facts.task == "sequence_classification":
         pool_by_mask(loaded)
+    if facts.layers is not None:
+        from .surgery import keep_layers
+
+        keep_layers(loaded, facts.layers)
     return loaded
 
 

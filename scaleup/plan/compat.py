@@ -180,6 +180,20 @@ REFUSALS = (
         adapters=frozenset({"selective"}),
         stages=frozenset({"ppo"}),
     ),
+    Refusal(
+        "mixed_precision",
+        "the gradient of a distillation's logits is made in the forward pass, before fp16's loss scale is known",
+        'use bf16, or "no"',
+        precisions=frozenset({"fp16"}),
+        stages=frozenset({"distill"}),
+    ),
+    Refusal(
+        "adapter.type",
+        "adalora weighs the ranks of one model, and a distillation is two in one",
+        "use lora",
+        adapters=frozenset({"adalora"}),
+        stages=frozenset({"distill"}),
+    ),
 )
 
 USES = ("evaluate", "generate", "export")
@@ -224,11 +238,27 @@ PPO_ALSO = frozenset(
 """(adapter, strategy, quantization, precision): what else a test trains."""
 
 
+DISTILL_ADAPTERS = frozenset({"full", "lora"})
+"""Those that a test trains a student with, under every strategy in float32."""
+DISTILL_ALSO = frozenset(
+    {
+        *(("full", strategy, None, "bf16") for strategy in ("ddp", "zero3", "fsdp2")),
+        ("lora", "ddp", "4bit", "no"),
+        ("lora", "single", "4bit", "no"),
+    }
+)
+"""(adapter, strategy, quantization, precision): what else a test trains."""
+
+
 def verdict(cell: Cell) -> Verdict:
     for refusal in REFUSALS:
         if refusal.covers(cell):
             return Verdict("refused", refusal.where, refusal.reason, refusal.remedy)
     return Verdict("ok" if _is_tested(cell) else "untested here")
+
+
+_ALONE = {"ppo": (PPO_ADAPTERS, PPO_ALSO), "distill": (DISTILL_ADAPTERS, DISTILL_ALSO)}
+"""Stages with tests of their own."""
 
 
 def _is_tested(cell: Cell) -> bool:
@@ -240,9 +270,10 @@ def _is_tested(cell: Cell) -> bool:
         and (cell.precision != "no" or cell.strategy not in REWARD_QUANTIZED)
     ):
         return False
-    if cell.stage == "ppo":
-        is_plain = cell.quantization is None and cell.precision == "no" and cell.adapter in PPO_ADAPTERS
-        return is_plain or (cell.adapter, cell.strategy, cell.quantization, cell.precision) in PPO_ALSO
+    if cell.stage in _ALONE:
+        adapters, also = _ALONE[cell.stage]
+        is_plain = cell.quantization is None and cell.precision == "no" and cell.adapter in adapters
+        return is_plain or (cell.adapter, cell.strategy, cell.quantization, cell.precision) in also
     return cell.precision != UNTESTED_PRECISION
 
 
@@ -280,7 +311,7 @@ def untested_notes(config: RunConfig, strategy: str) -> list[str]:
         return []
     parts = [strategy, *([cell.quantization] if cell.quantization else []), cell.adapter]
     together = " with ".join(parts)
-    kind = {"reward": "a reward model of ", "ppo": "PPO of "}.get(cell.stage, "")
+    kind = {"reward": "a reward model of ", "ppo": "PPO of ", "distill": "a distillation into "}.get(cell.stage, "")
     return [
         f"{kind}{together} in precision {cell.precision} is not covered by this project's tests: docs/compatibility.md"
     ]

@@ -27,11 +27,11 @@ class Rate:
 
 def flops_a_token(facts: ModelFacts, length: int, gradient_checkpointing: bool) -> int:
     """Of training, in floating-point operations."""
-    halves = 1 if facts.pooling in ("whole", "last") or facts.task == "causal_lm" else 2
+    halves = _halves(facts)
     used = (facts.num_parameters - facts.num_lookup_parameters) // halves
     frozen = (facts.num_parameters - facts.num_trainable_parameters) // halves
     attention = 4 * facts.attention_width * length
-    forward, backward = 2 * used + attention, 4 * used - 2 * min(frozen, used) + 2 * attention
+    forward, backward = flops_forward(facts, length), 4 * used - 2 * min(frozen, used) + 2 * attention
     return forward * (1 + gradient_checkpointing) + backward
 
 
@@ -48,8 +48,23 @@ def tokens_at_most(config: SupervisedConfig, batch: BatchPlan) -> int | None:
     return batch.num_steps * batch.global_batch * length
 
 
-def compute_plan(config: SupervisedConfig, facts: ModelFacts, batch: BatchPlan, rate: Rate) -> ComputePlan:
+def flops_forward(facts: ModelFacts, length: int) -> int:
+    """Of a forward pass, a token."""
+    used = (facts.num_parameters - facts.num_lookup_parameters) // _halves(facts)
+    return 2 * used + 4 * facts.attention_width * length
+
+
+def _halves(facts: ModelFacts) -> int:
+    """Of the model, of which a token goes through one."""
+    return 1 if facts.pooling in ("whole", "last") or facts.task == "causal_lm" else 2
+
+
+def compute_plan(
+    config: SupervisedConfig, facts: ModelFacts, batch: BatchPlan, rate: Rate, teacher: ModelFacts | None = None
+) -> ComputePlan:
+    """Of the run; a teacher costs its forward pass."""
     a_token = flops_a_token(facts, config.data.max_length, config.gradient_checkpointing)
+    a_token += flops_forward(teacher, config.data.max_length) if teacher else 0
     tokens = tokens_at_most(config, batch)
     total = None if tokens is None else tokens * a_token
     hours = None

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from scaleup.config.adapters import AdapterConfig, Quantization
+from scaleup.config.distill import EveryLayer
 from scaleup.config.prune import PruneSettings
 from scaleup.config.schema import ModelConfig
 
@@ -128,10 +129,16 @@ class ModelFacts(BaseModel):
     vocab_size: int
     hidden_size: int = 0
     """Of the trunk's last states; 0 where the architecture does not say."""
+    num_layers: int = 0
+    """Of the decoder, or of the only stack there is."""
+    layers: dict[str, tuple[int, ...]] | None = None
+    """Which of the layers at `location` it has, by the name of the stack; None: all."""
     has_eos: bool = True
     """Whether the tokenizer has a token that ends a text."""
     tokenizer_size: int
     """Ids the tokenizer can give; the model must have at least as many."""
+    vocabulary: str = ""
+    """A hash of which token has which id."""
     max_positions: int | None
     """The longest input the position embeddings allow; None where there is no limit (T5's relative positions)."""
     num_virtual_tokens: int = 0
@@ -167,3 +174,5 @@ class AskedModel(ModelConfig):
     adapter: AdapterConfig | None = None
     quantization: Quantization | None = None
     prune: PruneSettings | None = None
+    layers: tuple[int, ...] | EveryLayer | None = None
+    """Keep these alone, from 0."""

@@ -10,6 +10,7 @@ from scaleup.config.load import Loaded
 from scaleup.config.schema import ModelConfig, RunConfig, SourceConfig
 from scaleup.config.stages import (
     CardConfig,
+    DistillConfig,
     EvaluateConfig,
     ExportConfig,
     PPOConfig,
@@ -24,6 +25,7 @@ from scaleup.plan.card import VARIANTS, variant_of, variant_problems
 from scaleup.plan.compat import untested_notes
 from scaleup.plan.compute import Rate, compute_plan
 from scaleup.plan.describe import describe_models
+from scaleup.plan.distill import TEACHER, distillation_memory, distillation_models, distilled_facts, pair_problems
 from scaleup.plan.facts import AskedModel, ModelFacts
 from scaleup.plan.groups import bridge_of, groups_of
 from scaleup.plan.machine import Machine, this_machine
@@ -82,6 +84,8 @@ def resolve(
             where = f"{VARIANTS}.{name}"
             problems += variant_problems(config, facts[where], facts["model"], where)
     problems += base_problems(config, facts["model"]) + size_problems(config, facts["model"])
+    if isinstance(config, DistillConfig):
+        problems += pair_problems(config, facts["model"], facts[TEACHER])
     if problems:
         raise ScaleupError(problems)
     return config, make_plan(config, machine, facts, data_check, rate or Rate())
@@ -112,6 +116,8 @@ def models_of(config: RunConfig) -> dict[str, ModelConfig]:
     made = {"adapter": getattr(config, "adapter", None), "quantization": getattr(config, "quantization", None)}
     made["prune"] = config.prune if isinstance(config, PruneConfig) else None
     asked: dict[str, ModelConfig] = {where: AskedModel(**model.model_dump(), **made) for where, model in models.items()}
+    if isinstance(config, DistillConfig):
+        asked |= distillation_models(config, asked["model"])
     if isinstance(config, PPOConfig) and config.reward.model is not None:
         scorer = config.reward.model.model_copy(update={"task": "sequence_classification"})
         asked[REWARD_MODEL] = AskedModel(**scorer.model_dump(), quantization=config.reward.quantization)
@@ -126,10 +132,10 @@ def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts],
     batch, compute, notes = None, None, []
     if isinstance(config, SupervisedConfig):
         batch = batch_plan(config, data)
-        compute = compute_plan(config, facts["model"], batch, rate)
+        compute = compute_plan(config, facts["model"], batch, rate, facts.get(TEACHER))
         notes = _mixture_notes(config, batch, data) + _left_out_notes(data) + _footprint_notes(facts["model"])
-    memory = _memory(config, facts["model"])
-    trained = policy_facts(config, facts["model"]) if isinstance(config, PPOConfig) else facts["model"]
+    memory = _memory(config, facts)
+    trained = _trained(config, facts)
     groups = groups_of(config, machine, trained, _strategy_before(config, batch))
     notes += untested_notes(config, groups[0].strategy)
     share = share_of(config, machine, groups[0].device)
@@ -140,6 +146,7 @@ def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts],
         groups=groups,
         model=facts["model"],
         baseline=facts.get("baseline"),
+        teacher=facts.get(TEACHER),
         reward=facts.get(REWARD_MODEL),
         toxicity=facts.get(TOXICITY_MODEL),
         variants={name: facts[f"{VARIANTS}.{name}"] for name in getattr(config, "variants", None) or {}},
@@ -153,6 +160,15 @@ def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts],
         compute=compute,
         notes=notes,
     )
+
+
+def _trained(config: RunConfig, facts: dict[str, ModelFacts]) -> ModelFacts:
+    """Of what the first group's engine wraps."""
+    if isinstance(config, PPOConfig):
+        return policy_facts(config, facts["model"])
+    if isinstance(config, DistillConfig):
+        return distilled_facts(config, facts["model"], facts[TEACHER])
+    return facts["model"]
 
 
 def _strategy_before(config: RunConfig, batch: BatchPlan | None) -> str | None:
@@ -195,9 +211,11 @@ def _footprint_notes(facts: ModelFacts) -> list[str]:
     return [f"activations are not in the memory table: {facts.architecture} cannot be traced ({facts.untraced})"]
 
 
-def _memory(config: RunConfig, facts: ModelFacts) -> list[MemoryPlan]:
+def _memory(config: RunConfig, models: dict[str, ModelFacts]) -> list[MemoryPlan]:
     """Of every strategy that the run could use."""
-    names, count = available(config), config.parallel.num_processes
+    names, count, facts = available(config), config.parallel.num_processes, models["model"]
+    if isinstance(config, DistillConfig):
+        return [distillation_memory(config, facts, models[TEACHER], name) for name in names]
     if isinstance(config, SupervisedConfig):
         return [predicted_memory(facts, config, name, count) for name in names]
     if isinstance(config, PPOConfig):

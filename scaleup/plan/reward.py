@@ -9,7 +9,7 @@ from pathlib import Path
 from scaleup.artifacts.reward_file import REWARD_FILE, read_reward
 from scaleup.config.rl import RewardSource
 from scaleup.config.schema import RunConfig
-from scaleup.config.stages import EvaluateConfig, RewardConfig, SFTConfig
+from scaleup.config.stages import DistillConfig, EvaluateConfig, RewardConfig, SFTConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
@@ -30,9 +30,10 @@ def holds_labels(config: RunConfig, split: str) -> bool:
 def preference_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     """Rows of another kind than the stage learns from, and settings that say nothing of pairs."""
     forms = [row_format(config.data, source) for split in ("train", "validation") for source in _sources(config, split)]
-    if isinstance(config, SFTConfig) and any(map(holds_preferences, forms)):
+    if isinstance(config, SFTConfig | DistillConfig) and any(map(holds_preferences, forms)):
         key = next(key for key in PREFERENCE_KEYS if any(getattr(form, key) is not None for form in forms))
-        yield Problem(f"data.{key}", "is of preferences, which stage sft does not learn from", "use stage: reward")
+        what = f"is of preferences, which stage {config.stage} does not learn from"
+        yield Problem(f"data.{key}", what, "use stage: reward")
     if isinstance(config, SFTConfig | RewardConfig) and any(form.label is not None for form in forms):
         what = f"is of classifiers, which stage {config.stage} does not train"
         yield Problem("data.label", what, "use stage: distill, with a classifier as the teacher")

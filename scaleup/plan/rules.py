@@ -11,6 +11,7 @@ from pathlib import Path
 from scaleup.config.schema import RunConfig
 from scaleup.config.stages import (
     CardConfig,
+    DistillConfig,
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
@@ -23,6 +24,7 @@ from scaleup.errors import Problem
 from scaleup.plan.adapters import adapter_problems
 from scaleup.plan.batches import batch_size_problems, batching_problems, packing_problems
 from scaleup.plan.card import VARIANTS, card_problems
+from scaleup.plan.distill import TEACHER, distill_problems
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.groups import device_of
 from scaleup.plan.machine import Machine
@@ -142,6 +144,8 @@ def _model(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     yield from model_path_problems(config.model, "model", not machine.is_described)
     if isinstance(config, EvaluateConfig) and config.baseline is not None:
         yield from model_path_problems(config.baseline, "baseline", not machine.is_described)
+    if isinstance(config, DistillConfig):
+        yield from model_path_problems(config.teacher, TEACHER, not machine.is_described)
 
 
 def _precision(config: RunConfig, machine: Machine) -> Iterator[Problem]:
@@ -264,6 +268,7 @@ RULES: list[Rule] = [
     export_problems,
     side_by_side_problems,
     prune_problems,
+    distill_problems,
     preference_problems,
     batch_size_problems,
     batching_problems,

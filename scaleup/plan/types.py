@@ -141,6 +141,8 @@ class Plan(_Frozen):
     groups: list[GroupPlan]
     model: ModelFacts
     baseline: ModelFacts | None = None
+    teacher: ModelFacts | None = None
+    """What a student learns from."""
     reward: ModelFacts | None = None
     """The model that gives rewards, if a model does."""
     toxicity: ModelFacts | None = None

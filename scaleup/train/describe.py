@@ -81,7 +81,7 @@ def _shallow(model: AskedModel, shell: Shell, layers: int) -> list[Shell] | None
         if getattr(config, "layer_types", None):
             config.layer_types = kinds[:count]
         try:
-            made.append(shell_of(model, "model", config))
+            made.append(shell_of(model.model_copy(update={"layers": None}), "model", config))
         except ScaleupError:
             return None  # what an adapter names is in the other layers
     two, three, whole = (

@@ -8,7 +8,7 @@ docs/design/loss.md measures the three."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,59 +65,86 @@ def linear_loss_sum(
 ) -> torch.Tensor:
     """Cross-entropy of softmax(hidden W^T + b) summed over N positions, a float32 scalar.
 
-    hidden (N, H), weight (V, H), bias (V), labels (N). Products are in autocast's type where it is on; softmax, loss
-    and the sum of the weight's gradient over chunks are in float32. Not for training in float16: the gradient of the
-    logits is made before the loss scale is known, and most of it would be too small for that type."""
-    needs = [torch.is_grad_enabled() and part is not None and part.requires_grad for part in (hidden, weight, bias)]
-    return _LinearLoss.apply(hidden, weight, bias, labels, needs)
+    hidden (N, H), weight (V, H), bias (V), labels (N). As `linear_gradients` otherwise."""
+    parts = (hidden, weight, bias)
+    total, grads = linear_gradients(*parts, lambda logits, rows: cross_entropy_(logits, labels[rows]), needed(*parts))
+    return with_gradients(total, parts, grads)
 
 
-class _LinearLoss(torch.autograd.Function):
-    """Gradients are made in the forward, for a loss of weight 1; the backward only scales them."""
+IntoGradient = Callable[[torch.Tensor, slice], torch.Tensor]
+"""(a chunk's float32 logits (C, V), which of the N positions they are) -> their loss, a scalar; the logits become its
+gradient by them, in place."""
 
+Parts = Sequence[torch.Tensor | None]
+
+
+@torch.no_grad()
+def linear_gradients(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    into_gradient: IntoGradient,
+    needs: Sequence[bool],
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """A loss of the logits hidden W^T + b summed over N positions, a float32 scalar, and its gradient by each of hidden
+    (N, H), weight (V, H) and bias (V) that needs one.
+
+    Products are in autocast's type where it is on; softmax, loss and the sum of the weight's gradient over chunks are
+    in float32. Not for training in float16: the gradient of the logits is made before the loss scale is known, and most
+    of it would be too small for that type."""
+    dtype = product_dtype(hidden)
+    assert dtype != torch.float16 or not any(needs), "float16 needs the loss scale in the gradient of the logits"
+    total = torch.zeros((), device=hidden.device)
+    parts = (hidden, weight, bias)
+    grads = [
+        torch.zeros_like(part, dtype=torch.float32) if need and part is not None else None
+        for part, need in zip(parts, needs, strict=True)
+    ]
+    with torch.autocast(hidden.device.type, enabled=False):
+        low_weight = weight.to(dtype)
+        low_bias = None if bias is None else bias.to(dtype)
+        for first in range(0, len(hidden), CHUNK):
+            rows = slice(first, first + CHUNK)
+            low = hidden[rows].to(dtype)
+            logits = F.linear(low, low_weight, low_bias).float()
+            total += into_gradient(logits, rows)
+            _add_gradients(grads, rows, logits.to(dtype), low, low_weight)
+    return total, [
+        None if grad is None or part is None else grad.to(part.dtype) for part, grad in zip(parts, grads, strict=True)
+    ]
+
+
+def needed(*parts: torch.Tensor | None) -> list[bool]:
+    """Which of them want a gradient, here and now."""
+    return [torch.is_grad_enabled() and part is not None and part.requires_grad for part in parts]
+
+
+def product_dtype(hidden: torch.Tensor) -> torch.dtype:
+    """What a product of these is computed in."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def with_gradients(total: torch.Tensor, parts: Parts, grads: Parts) -> torch.Tensor:
+    """A loss whose gradients by `parts` are known already, of weight 1: the backward only scales them, in place."""
+    result: torch.Tensor = _Known.apply(total, list(grads), *parts)
+    return result
+
+
+class _Known(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        labels: torch.Tensor,
-        needs: list[bool],
-    ) -> torch.Tensor:
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        assert dtype != torch.float16 or not any(needs), "float16 needs the loss scale in the gradient of the logits"
-        total = torch.zeros((), device=hidden.device)
-        grads = [
-            torch.zeros_like(part, dtype=torch.float32) if needed and part is not None else None
-            for part, needed in zip((hidden, weight, bias), needs, strict=True)
-        ]
-        with torch.autocast(device, enabled=False):
-            low_weight = weight.to(dtype)
-            low_bias = None if bias is None else bias.to(dtype)
-            for first in range(0, len(hidden), CHUNK):
-                rows = slice(first, first + CHUNK)
-                low = hidden[rows].to(dtype)
-                logits = F.linear(low, low_weight, low_bias).float()
-                total += _softmax_gradient(logits, labels[rows])
-                _add_gradients(grads, rows, logits.to(dtype), low, low_weight)
-        kept = [
-            None if grad is None else grad.to(part.dtype)
-            for part, grad in zip((hidden, weight, bias), grads, strict=True)
-            if part is not None
-        ]
-        ctx.save_for_backward(*kept, *([None] if bias is None else []))
-        return total
+    def forward(ctx: Any, total: torch.Tensor, grads: list[torch.Tensor | None], *parts: torch.Tensor | None) -> Any:
+        ctx.save_for_backward(*grads)
+        return total.clone()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
         (scale,) = grad_outputs
-        grads = [None if grad is None else grad.mul_(scale) for grad in ctx.saved_tensors]
-        return *grads, None, None
+        return None, None, *(None if grad is None else grad.mul_(scale) for grad in ctx.saved_tensors)
 
 
-def _softmax_gradient(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The chunk's loss; its logits (C, V) become the gradient by them, softmax - one-hot, in place."""
+def cross_entropy_(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Summed over labels (C); the logits (C, V) become the gradient by them, softmax - one-hot, in place."""
     target = labels.unsqueeze(1)
     log_sum = logits.logsumexp(dim=1, keepdim=True)
     loss = (log_sum - logits.gather(1, target)).sum()

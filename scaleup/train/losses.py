@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,13 +29,22 @@ def token_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
     if head := loss_head(whole):
         with head.labelled(labels):
             return model(**inputs, use_cache=False).logits
+    logits, labels = labelled_logits(model, labels, inputs)
+    return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+
+def labelled_logits(
+    model: Any, labels: torch.Tensor, inputs: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, V) and labels (N) of the labelled positions of (B, S), row by row."""
+    whole = getattr(model, "module", model)
     if _chooses_logits(type(whole.get_base_model() if hasattr(whole, "get_base_model") else whole)):
         columns = (labels != IGNORE).any(dim=0).nonzero().squeeze(1)
         columns = columns if len(columns) else columns.new_zeros(1)
         labels, inputs = labels[:, columns], {**inputs, "logits_to_keep": columns}
     logits = model(**inputs, use_cache=False).logits
     labelled = labels != IGNORE
-    return F.cross_entropy(logits[labelled].float(), labels[labelled], reduction="sum")
+    return logits[labelled], labels[labelled]
 
 
 def _chooses_logits(architecture: type[torch.nn.Module]) -> bool:

@@ -41,14 +41,16 @@ def train_supervised(
     data: TrainingData,
     collator: Callable[[Any], Collator],
     objective: Objective,
+    load: Callable[[], Any] | None = None,
 ) -> Trained:
-    """Load the config's model, prepare it and fit it. `collator` makes one for the model.
+    """Load the config's model, prepare it and fit it. `collator` makes one for the model; `load` takes the place of
+    loading what the config says alone.
 
     Raises ScaleupError as loading and fitting do, and Stopped after a signal."""
     assert plan.batch is not None
     train = config.train
     runtime.progress.report("loading the model")
-    model = model_to_train(config, plan.model, runtime.device)
+    model = load() if load else model_to_train(config, plan.model, runtime.device)
     collate = collator(model)
     split = Split(plan.batch.micro_batch, plan.batch.accumulation, runtime.rank, runtime.world)
     loader, num_steps = train_loader(config, data, collate, split)

@@ -1,0 +1,58 @@
+"""What the layers of two models give, and how far apart it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from scaleup.config.distill import HiddenSettings
+
+
+def layer_pairs(settings: HiddenSettings, num_student: int, num_teacher: int) -> list[tuple[int, int]]:
+    """(student's layer, teacher's layer), from 0: those of the config, or each of the student's with the one that
+    stands at the same share of the teacher's depth."""
+    if settings.layers is not None:
+        return settings.layers
+    return [(layer, (layer + 1) * num_teacher // num_student - 1) for layer in range(num_student)]
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The layers of a causal model, or of an encoder-decoder's decoder."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    stack = base.get_decoder()
+    lists = [child for child in stack.children() if isinstance(child, nn.ModuleList)]
+    assert lists, f"{type(stack).__name__} has no list of layers"
+    return max(lists, key=len)
+
+
+@contextmanager
+def outputs_of(model: Any, numbers: Iterable[int]) -> Iterator[dict[int, torch.Tensor]]:
+    """What each of these decoder layers gave in the forward pass inside, (B, S, H). A model's own `hidden_states[-1]`
+    is behind the final norm, and so not its last layer's."""
+    found: dict[int, torch.Tensor] = {}
+
+    def keep(number: int, module: nn.Module, inputs: Any, output: Any) -> None:
+        found[number] = output[0] if isinstance(output, tuple) else output
+
+    wanted = sorted(set(numbers))
+    hooks = [decoder_layers(model)[number].register_forward_hook(partial(keep, number)) for number in wanted]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def distance_sum(student: torch.Tensor, teacher: torch.Tensor, kind: str) -> torch.Tensor:
+    """Summed over N positions, a float32 scalar; both (N, H). mse: the mean over the width of the squared difference;
+    cosine: 1 - cos."""
+    one, other = student.float(), teacher.float()
+    if kind == "cosine":
+        return (1 - F.cosine_similarity(one, other, dim=-1)).sum()
+    return F.mse_loss(one, other, reduction="sum") / one.shape[-1]

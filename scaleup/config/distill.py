@@ -1,0 +1,63 @@
+"""Distillation: what a student learns from its teacher, and what the student is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from scaleup.config.schema import Float, Int, Section
+
+Layer = Annotated[Int, Field(ge=0)]
+
+
+class EveryLayer(Section):
+    """The first layer and every so many after it."""
+
+    every: Annotated[Int, Field(ge=2)]
+
+
+class HiddenSettings(Section):
+    """The student's layers learn what the teacher's give (Romero et al. 2015), of a decoder alone; both are taken
+    before the final norm. Summed over labelled positions, the mean over the pairs of layers."""
+
+    weight: Annotated[Float, Field(gt=0)] = Field(1.0, description="Of this part in the loss.")
+    loss: Literal["mse", "cosine"] = Field(
+        "mse", description="The mean over the width of the squared difference, or 1 - cos."
+    )
+    layers: list[tuple[Layer, Layer]] | None = Field(
+        None,
+        min_length=1,
+        description="Pairs [student, teacher], from 0; by default layer l of L_s goes with floor((l + 1) L_t / L_s) "
+        "- 1 of L_t.",
+    )
+    projection: bool = Field(
+        False,
+        description="Put the student's states through a learned matrix for each pair; mse does wherever the widths "
+        "differ.",
+    )
+
+
+class DistillSettings(Section):
+    """alpha T^2 D(teacher, student) + (1 - alpha) cross-entropy a labelled token (Hinton et al. 2015), and what hidden
+    states add."""
+
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    beta: Annotated[Float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Of jsd: the teacher's share of the mixture (Agarwal et al. 2024); by default 0.5."
+    )
+    temperature: Annotated[Float, Field(gt=0)] = 1.0
+    alpha: Annotated[Float, Field(ge=0, le=1)] = Field(
+        0.5, description="Share of the teacher; 0 is plain fine-tuning, the control."
+    )
+    hidden: HiddenSettings | None = None
+    student_layers: Annotated[list[Layer], Field(min_length=1)] | EveryLayer | None = Field(
+        None, description="The student starts as these layers of model.path, from 0; of encoder and decoder alike."
+    )
+
+    @property
+    def jsd_beta(self) -> float:
+        """Forward and reverse KL are the generalised divergence's ends, 0 and 1."""
+        if self.divergence == "jsd":
+            return 0.5 if self.beta is None else self.beta
+        return float(self.divergence == "reverse_kl")

@@ -1,0 +1,130 @@
+"""Distillation: what cannot be taught, and what a teacher costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from scaleup.config.adapters import SelectiveAdapter
+from scaleup.config.schema import ModelConfig, RunConfig
+from scaleup.config.stages import DistillConfig
+from scaleup.errors import Problem
+from scaleup.plan.facts import AskedModel, Footprint, ModelFacts, Tensors
+from scaleup.plan.machine import Machine
+from scaleup.plan.memory import FLOAT32
+from scaleup.plan.model_path import adapter_folder
+from scaleup.plan.peak import micro_batch_of, predicted_memory
+from scaleup.plan.types import MemoryPlan
+
+TEACHER = "teacher"
+"""The config key, and what the facts of that model go by."""
+
+
+def distillation_models(config: DistillConfig, student: ModelConfig) -> dict[str, ModelConfig]:
+    """What to ask about: the student with the layers it keeps, and its teacher."""
+    layers = config.distill.student_layers
+    kept = tuple(layers) if isinstance(layers, list) else layers
+    return {"model": student.model_copy(update={"layers": kept}), TEACHER: AskedModel(**config.teacher.model_dump())}
+
+
+def distill_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    if not isinstance(config, DistillConfig):
+        return
+    distill = config.distill
+    if distill.beta is not None and distill.divergence != "jsd":
+        yield Problem(
+            "distill.beta", f"has no meaning for {distill.divergence}", "use divergence: jsd, or leave it out"
+        )
+    layers = distill.student_layers
+    if layers is None:
+        return
+    if adapter_folder(config.model.path) is not None:
+        what = f"{config.model.path} is an adapter, which fits all layers of its base"
+        yield Problem("distill.student_layers", what, "export it first, and name the result in model.path")
+    elif config.adapter is not None and not isinstance(config.adapter, SelectiveAdapter):
+        what = "an adapter names its base, and no folder holds the one with some of the layers"
+        yield Problem("distill.student_layers", what, "leave adapter out, or prune first and name the result")
+    if config.quantization is not None:
+        yield Problem("quantization", "layers are cut from weights as they are", "leave it out, or keep all layers")
+    if isinstance(layers, list) and sorted(set(layers)) != layers:
+        yield Problem("distill.student_layers", "must rise from one number to the next", "name each layer once")
+
+
+def pair_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> Iterator[Problem]:
+    """What the files of both models say against teaching the one by the other."""
+    if student.task != teacher.task:
+        what = f"is a {teacher.task} model ({teacher.architecture}), and model is a {student.task} model"
+        yield Problem("teacher.path", what, "name a teacher of the student's kind")
+        return
+    remedy = "name a teacher of the student's family"
+    if student.vocab_size != teacher.vocab_size:
+        what = f"has a vocabulary of {teacher.vocab_size} tokens, and model one of {student.vocab_size}"
+        yield Problem("teacher.path", what, remedy)
+    elif student.vocabulary != teacher.vocabulary:
+        what = "its tokenizer has other ids for the same tokens than model's"
+        yield Problem("teacher.path", what, f"{remedy}, or the tokenizer of both (model.tokenizer, teacher.tokenizer)")
+    yield from _hidden_problems(config, student, teacher)
+
+
+def _hidden_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> Iterator[Problem]:
+    hidden = config.distill.hidden
+    if hidden is None:
+        return
+    for place, pair in enumerate(hidden.layers or []):
+        for name, layer, facts in zip(("model", TEACHER), pair, (student, teacher), strict=True):
+            if layer >= facts.num_layers:
+                what = f"{name} has no layer {layer}"
+                yield Problem(f"distill.hidden.layers.{place}", what, f"its layers are 0 to {facts.num_layers - 1}")
+    if hidden.layers is None and student.num_layers > teacher.num_layers:
+        what = f"are needed: {student.num_layers} layers of the student have no {teacher.num_layers} teachers each"
+        yield Problem("distill.hidden.layers", what, "name the pairs")
+    if hidden.loss == "cosine" and not hidden.projection and student.hidden_size != teacher.hidden_size:
+        what = f"cosine compares states of {student.hidden_size} numbers with states of {teacher.hidden_size}"
+        yield Problem("distill.hidden.loss", what, "set distill.hidden.projection: true, or use mse")
+
+
+def distilled_facts(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> ModelFacts:
+    """Of what is trained as one module: the student with its teacher, frozen, and with what the teacher leaves for the
+    loss of a micro-batch, which is a state a position for its head, one for each pair of layers, and three chunks of
+    logits. What lives within the teacher's forward pass is less than the student's activations, which come after."""
+    rows, length = micro_batch_of(config).shape(student.task != "causal_lm")
+    hidden = config.distill.hidden
+    pairs = 0 if hidden is None else len(hidden.layers or ()) or student.num_layers
+    states = FLOAT32 * rows * length * teacher.hidden_size * (1 + pairs)
+    chunks = 3 * FLOAT32 * min(CHUNK, rows * length) * student.vocab_size
+    frozen = [tensors.model_copy(update={"trainable": False}) for tensors in teacher.tensors]
+    frozen += _projections(config, student, teacher, pairs)
+    trained = sum(tensors.elements * tensors.count for tensors in frozen if tensors.trainable)
+    return student.model_copy(
+        update={
+            "tensors": (*student.tensors, *frozen),
+            "num_parameters": student.num_parameters + teacher.num_parameters + trained,
+            "num_trainable_parameters": student.num_trainable_parameters + trained,
+            "largest_block": max(student.largest_block, teacher.largest_block),
+            "footprints": tuple(_grown(found, states, chunks) for found in student.footprints),
+        }
+    )
+
+
+def distillation_memory(config: DistillConfig, student: ModelFacts, teacher: ModelFacts, strategy: str) -> MemoryPlan:
+    """What a rank holds under a strategy, the teacher's weights as `reference`."""
+    count = config.parallel.num_processes
+    whole = predicted_memory(distilled_facts(config, student, teacher), config, strategy, count)
+    alone = predicted_memory(student, config, strategy, count)
+    return whole.model_copy(update={"weights": alone.weights, "reference": whole.weights - alone.weights})
+
+
+def _projections(config: DistillConfig, student: ModelFacts, teacher: ModelFacts, pairs: int) -> list[Tensors]:
+    hidden, widths = config.distill.hidden, (teacher.hidden_size, student.hidden_size)
+    if hidden is None or not (hidden.projection or widths[0] != widths[1]):
+        return []
+    return [Tensors(shape=widths, count=pairs)]
+
+
+def _grown(found: Footprint, states: int, chunks: int) -> Footprint:
+    moments = tuple((most + states + chunks, gradients) for most, gradients in found.moments)
+    update = {"forward": found.forward + states, "logits": found.logits + chunks, "moments": moments}
+    return found.model_copy(update=update)
+
+
+CHUNK = 256
+"""Positions whose logits exist at a time (train/head_loss.py)."""
