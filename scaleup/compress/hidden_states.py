@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from scaleup.config.distill import HiddenSettings
+from scaleup.models.architecture import architecture_of
+from scaleup.models.classifier import is_sequence_classifier
 
 
 def layer_pairs(settings: HiddenSettings, num_student: int, num_teacher: int) -> list[tuple[int, int]]:
@@ -22,9 +24,12 @@ def layer_pairs(settings: HiddenSettings, num_student: int, num_teacher: int) ->
     return [(layer, (layer + 1) * num_teacher // num_student - 1) for layer in range(num_student)]
 
 
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """The layers of a causal model, or of an encoder-decoder's decoder."""
+def layers_of(model: Any) -> nn.ModuleList:
+    """The layers of a causal model, of an encoder-decoder's decoder, or of a classifier. Raises ScaleupError for a
+    classifier whose architecture is not known."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if is_sequence_classifier(base):
+        return architecture_of(base).stacks[-1].blocks
     stack = base.get_decoder()
     lists = [child for child in stack.children() if isinstance(child, nn.ModuleList)]
     assert lists, f"{type(stack).__name__} has no list of layers"
@@ -33,7 +38,7 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 @contextmanager
 def outputs_of(model: Any, numbers: Iterable[int]) -> Iterator[dict[int, torch.Tensor]]:
-    """What each of these decoder layers gave in the forward pass inside, (B, S, H). A model's own `hidden_states[-1]`
+    """What each of these layers gave in the forward pass inside, (B, S, H). A model's own `hidden_states[-1]`
     is behind the final norm, and so not its last layer's."""
     found: dict[int, torch.Tensor] = {}
 
@@ -41,7 +46,7 @@ def outputs_of(model: Any, numbers: Iterable[int]) -> Iterator[dict[int, torch.T
         found[number] = output[0] if isinstance(output, tuple) else output
 
     wanted = sorted(set(numbers))
-    hooks = [decoder_layers(model)[number].register_forward_hook(partial(keep, number)) for number in wanted]
+    hooks = [layers_of(model)[number].register_forward_hook(partial(keep, number)) for number in wanted]
     try:
         yield found
     finally:
@@ -49,10 +54,11 @@ def outputs_of(model: Any, numbers: Iterable[int]) -> Iterator[dict[int, torch.T
             hook.remove()
 
 
-def distance_sum(student: torch.Tensor, teacher: torch.Tensor, kind: str) -> torch.Tensor:
-    """Summed over N positions, a float32 scalar; both (N, H). mse: the mean over the width of the squared difference;
-    cosine: 1 - cos."""
+def distance_sum(
+    student: torch.Tensor, teacher: torch.Tensor, kind: str, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Summed over N positions, each by its weight (N) if there are any, a float32 scalar; both (N, H). mse: the mean
+    over the width of the squared difference; cosine: 1 - cos."""
     one, other = student.float(), teacher.float()
-    if kind == "cosine":
-        return (1 - F.cosine_similarity(one, other, dim=-1)).sum()
-    return F.mse_loss(one, other, reduction="sum") / one.shape[-1]
+    each = 1 - F.cosine_similarity(one, other, dim=-1) if kind == "cosine" else (one - other).square().mean(dim=-1)
+    return (each if weights is None else each * weights).sum()

@@ -58,7 +58,7 @@ def load_model(
 ) -> PreTrainedModel:
     """The model at `facts.location` as `facts.task` has it, on the CPU in `dtype` (auto: that of its files); with the
     options of `quantized.loading_options`, on their device. Of its layers those that the facts name. A sequence
-    classifier's head may be missing where the facts have no labels: it has one output, and is drawn.
+    classifier's head may be missing where the facts have no labels: it is drawn, with their new labels or one output.
 
     Raises ScaleupError at `model.path` if a weight is missing, has another shape or cannot be read."""
     from safetensors import SafetensorError
@@ -74,7 +74,7 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, beside the missing ones
             **(quantized or {}),
-            **({"num_labels": 1} if is_new else {}),
+            **(_new_head(facts) if is_new else {}),
         )
     except (OSError, SafetensorError) as error:
         what = f"cannot read the weights of {facts.location}: {first_line(error)}"
@@ -91,6 +91,14 @@ def load_model(
 
         keep_layers(loaded, facts.layers)
     return loaded
+
+
+def _new_head(facts: ModelFacts) -> dict[str, Any]:
+    """As options of loading: one score, or the labels that the facts name."""
+    if not facts.new_labels:
+        return {"num_labels": 1}
+    names = dict(enumerate(facts.new_labels))
+    return {"id2label": names, "label2id": {name: number for number, name in names.items()}}
 
 
 def auto_class(task: str) -> Any:

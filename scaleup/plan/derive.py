@@ -18,7 +18,7 @@ from scaleup.records.examples import format_problems
 
 
 def evaluation_config(target: Path, overrides: Sequence[str]) -> Loaded:
-    """Of a finished run: its model beside the one it started from. Or of a config file with stage evaluate."""
+    """Of a finished run: its model beside the one it started from, or the teacher it had. Or of a config file with stage evaluate."""
     return _derived(target, "evaluate", "evaluations", overrides)
 
 
@@ -59,7 +59,7 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
         **(_export_keys(known) if stage == "export" else _inference_keys(known)),
     }
     if stage == "evaluate" and run.config.stage not in ("evaluate", "reward"):
-        raw["baseline"] = known["model"]
+        raw["baseline"] = known.get("teacher") or known["model"]
     return load_mapping(raw, overrides)
 
 

@@ -13,6 +13,7 @@ from scaleup.plan.machine import Machine
 from scaleup.plan.memory import FLOAT32
 from scaleup.plan.model_path import adapter_folder
 from scaleup.plan.peak import micro_batch_of, predicted_memory
+from scaleup.plan.reward import holds_labels
 from scaleup.plan.types import MemoryPlan
 
 TEACHER = "teacher"
@@ -23,7 +24,14 @@ def distillation_models(config: DistillConfig, student: ModelConfig) -> dict[str
     """What to ask about: the student with the layers it keeps, and its teacher."""
     layers = config.distill.student_layers
     kept = tuple(layers) if isinstance(layers, list) else layers
+    if learns_classes(config):
+        student = student.model_copy(update={"task": "sequence_classification"})
     return {"model": student.model_copy(update={"layers": kept}), TEACHER: AskedModel(**config.teacher.model_dump())}
+
+
+def learns_classes(config: DistillConfig) -> bool:
+    """Whether its rows are texts with a class."""
+    return holds_labels(config, "train")
 
 
 def distill_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
@@ -55,6 +63,8 @@ def pair_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFact
         what = f"is a {teacher.task} model ({teacher.architecture}), and model is a {student.task} model"
         yield Problem("teacher.path", what, "name a teacher of the student's kind")
         return
+    if student.task == "sequence_classification":
+        yield from _class_problems(config, student, teacher)
     remedy = "name a teacher of the student's family"
     if student.vocab_size != teacher.vocab_size:
         what = f"has a vocabulary of {teacher.vocab_size} tokens, and model one of {student.vocab_size}"
@@ -63,6 +73,20 @@ def pair_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFact
         what = "its tokenizer has other ids for the same tokens than model's"
         yield Problem("teacher.path", what, f"{remedy}, or the tokenizer of both (model.tokenizer, teacher.tokenizer)")
     yield from _hidden_problems(config, student, teacher)
+
+
+def _class_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> Iterator[Problem]:
+    if not learns_classes(config):
+        what = "says nothing of a text's class, and model is a classifier"
+        yield Problem("data", what, "give data.text and data.label")
+    if len(teacher.labels) < 2:
+        what = f"has {len(teacher.labels) or 'no'} label, and a classifier's probabilities are taught"
+        yield Problem("teacher.path", what, "name a classifier of two labels or more")
+    elif student.labels and student.labels != teacher.labels:
+        what = f"its labels are {', '.join(teacher.labels)}, and model's {', '.join(student.labels)}"
+        yield Problem("teacher.path", what, "name a teacher of the same labels, or a student without a head")
+    if config.data.packing:
+        yield Problem("data.packing", "is of language models: each text has a class of its own", "leave it out")
 
 
 def _hidden_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> Iterator[Problem]:

@@ -145,6 +145,8 @@ class ModelFacts(BaseModel):
     """Of an adapter that is a prompt or a prefix: they take positions beside those of a row."""
     labels: tuple[str, ...] = ()
     """Of a sequence classifier, in the order of its logits; none where the head is new."""
+    new_labels: tuple[str, ...] = ()
+    """Those that a new head is to have; none where it has one score."""
     pooling: Literal["whole", "last", "eos"] | None = None
     """What a sequence classifier reads its scores from: models/classifier.py."""
     has_chat_template: bool

@@ -130,6 +130,8 @@ def models_of(config: RunConfig) -> dict[str, ModelConfig]:
 
 def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts], data: DataCheck, rate: Rate) -> Plan:
     batch, compute, notes = None, None, []
+    if isinstance(config, DistillConfig) and not facts["model"].labels:
+        facts = facts | {"model": facts["model"].model_copy(update={"new_labels": facts[TEACHER].labels})}
     if isinstance(config, SupervisedConfig):
         batch = batch_plan(config, data)
         compute = compute_plan(config, facts["model"], batch, rate, facts.get(TEACHER))

@@ -81,7 +81,7 @@ def scored_problems(config: RunConfig, facts: ModelFacts, where: str) -> Iterato
             yield Problem(f"{where}.path", what, remedy)
     elif isinstance(config, EvaluateConfig):
         yield from _evaluation_problems(config, facts, where)
-    elif is_scored and where == "model":
+    elif is_scored and where == "model" and not isinstance(config, DistillConfig):
         what = f"is a sequence classifier ({facts.architecture}): it scores texts and writes none"
         yield Problem(f"{where}.path", what, f"stage {config.stage} needs a language model; evaluate takes this one")
 

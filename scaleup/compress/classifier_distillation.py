@@ -1,0 +1,40 @@
+"""A classifier that learns from a larger one: its class probabilities, the labels, and its hidden states."""
+
+from __future__ import annotations
+
+import torch
+
+from scaleup.compress.distill_head import logits_loss
+from scaleup.compress.hidden_states import distance_sum, outputs_of
+from scaleup.compress.taught import Taught
+from scaleup.data.tokenization import IGNORE
+from scaleup.models.classifier import classify
+
+
+class ClassifierDistillation(Taught):
+    """Two sequence classifiers of the same labels. The recipe of DistilBERT (Sanh et al. 2019), on a task: softened
+    cross-entropy, the task's own, and the cosine of hidden states."""
+
+    def forward(self, labels: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """The loss summed over the rows with a label of (B,), a float32 scalar. Fillers count as nothing."""
+        real = labels != IGNORE
+        with torch.no_grad(), outputs_of(self.teacher, (layer for _, layer in self.pairs)) as states:
+            taught = classify(self.teacher, inputs)[real]
+        with outputs_of(self.student, (layer for layer, _ in self.pairs)) as own_states:
+            logits = classify(self.student, inputs)
+        loss = logits_loss(logits[real], taught if self.loss.alpha > 0 else None, labels[real], self.loss)
+        if self.hidden is None:
+            return loss
+        return loss + self.hidden.weight * self._distance(own_states, states, inputs["attention_mask"].bool(), real)
+
+    def _distance(
+        self, own: dict[int, torch.Tensor], states: dict[int, torch.Tensor], mask: torch.Tensor, real: torch.Tensor
+    ) -> torch.Tensor:
+        """A row's is the mean over its tokens, so that long texts weigh no more than short ones."""
+        kept = mask & real[:, None]
+        share = (1 / mask.sum(dim=1, keepdim=True)).expand(mask.shape)[kept]
+        pairs = zip(self.projected([own[layer][kept] for layer, _ in self.pairs]), self.pairs, strict=True)
+        assert self.hidden is not None
+        return torch.stack(
+            [distance_sum(one, states[layer][kept], self.hidden.loss, share) for one, (_, layer) in pairs]
+        ).mean()
