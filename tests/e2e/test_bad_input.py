@@ -22,6 +22,7 @@ from tests.e2e.mistakes.adapters import ADAPTERS
 from tests.e2e.mistakes.case import FACTS, GOOD, GOOD_ROW, Case, M, bad
 from tests.e2e.mistakes.configs import FILES, KEYS, OVERRIDES, TOGETHER, VALUES
 from tests.e2e.mistakes.data import DATA
+from tests.e2e.mistakes.distill import CASES as DISTILL
 from tests.e2e.mistakes.folders import COMMANDS, FOLDERS
 from tests.e2e.mistakes.models import MODELS
 from tests.e2e.mistakes.ppo import CASES as PPO
@@ -39,6 +40,7 @@ GROUPS = {
     "together": TOGETHER,
     "model": MODELS,
     "data": DATA,
+    "distill": DISTILL,
     "ppo": PPO,
     "reward": REWARDS,
     "folder": FOLDERS,
