@@ -25,6 +25,7 @@ from tests.e2e.mistakes.data import DATA
 from tests.e2e.mistakes.folders import COMMANDS, FOLDERS
 from tests.e2e.mistakes.models import MODELS
 from tests.e2e.mistakes.ppo import CASES as PPO
+from tests.e2e.mistakes.prune import CASES as PRUNE
 from tests.e2e.mistakes.rewards import REWARDS
 from tests.e2e.mistakes.saved_adapters import EXPORTS, MANY
 
@@ -40,6 +41,7 @@ GROUPS = {
     "model": MODELS,
     "data": DATA,
     "ppo": PPO,
+    "prune": PRUNE,
     "reward": REWARDS,
     "folder": FOLDERS,
     "command": COMMANDS,
