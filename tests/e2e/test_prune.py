@@ -37,9 +37,10 @@ def pruned(place: Path) -> Path:
 def test_what_it_says(pruned: Path) -> None:
     metrics = json.loads((pruned / "manifest.json").read_text())["metrics"]
     assert metrics["num_parameters_after"] < metrics["num_parameters_before"]
-    assert metrics["num_parameters_after"] == json.loads((pruned / "plan.json").read_text())["model"]["parts"][
-        "num_parameters"
-    ], "the plan knew"
+    assert (
+        metrics["num_parameters_after"]
+        == json.loads((pruned / "plan.json").read_text())["model"]["parts"]["num_parameters"]
+    ), "the plan knew"
     assert metrics["zeros"] == 0.5 and "save no bytes" in metrics["note"]
     assert metrics["encoder_layers"] in ("0", "1") and metrics["decoder_layers"] in ("0", "1")
     assert metrics["reloaded"] <= 1e-4
