@@ -36,16 +36,19 @@ class Check:
     probes: Sequence[Probe]
     tolerance: float
     device: torch.device
+    where: str = "export.tolerance"
+    """The config key that bounds it."""
+    done: str = "exported"
 
     def logits(self, model: Any) -> list[torch.Tensor]:
         return logits_on(model, self.probes, self.device)
 
     def equal(self, model: Any, true: Sequence[torch.Tensor], what: str, remedy: str) -> float:
-        """How far a model's logits are from the true ones. Raises ScaleupError at export.tolerance if too far."""
+        """How far a model's logits are from the true ones. Raises ScaleupError at `where` if too far."""
         found = difference(self.logits(model), true)
         if not found <= self.tolerance:  # nor where it is not a number
-            what = f"{what} by {found:.1e} of the largest logit, more than {self.tolerance:g}: nothing was exported"
-            raise ScaleupError.of("export.tolerance", what, remedy)
+            what = f"{what} by {found:.1e} of the largest logit, more than {self.tolerance:g}: nothing was {self.done}"
+            raise ScaleupError.of(self.where, what, remedy)
         return found
 
 
@@ -114,13 +117,11 @@ def read_back(
     return {"reloaded": check.equal(model, true, "reading the written folder again moves logits", remedy)}
 
 
-def stored_dtype(config: ExportConfig, facts: ModelFacts) -> str:
-    """The type to write: of the files that the weights come from, where the config says auto."""
+def stored_dtype(model: ModelConfig, facts: ModelFacts) -> str:
+    """That of the files that the weights come from."""
     from transformers import AutoConfig
 
-    if config.export.dtype != "auto":
-        return config.export.dtype
-    found = AutoConfig.from_pretrained(facts.location, trust_remote_code=config.model.trust_remote_code).dtype
+    found = AutoConfig.from_pretrained(facts.location, trust_remote_code=model.trust_remote_code).dtype
     return next((name for name, dtype in DTYPES.items() if found in (dtype, name)), "float32")
 
 

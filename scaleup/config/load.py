@@ -178,6 +178,7 @@ STAND_INS: Raw = {
     "num_rollouts": 1,
     "reward": {},
     "teacher": {"path": "scaleup/stand-in"},
+    "prune": {},
 }
 """For required keys: enough to look for mistakes elsewhere in the file. Never run, since what it replaces is one."""
 

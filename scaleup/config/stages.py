@@ -8,6 +8,7 @@ from pydantic import Field, TypeAdapter
 
 from scaleup.config.adapters import AdapterConfig, Quantization
 from scaleup.config.distill import DistillSettings
+from scaleup.config.prune import PruneSettings
 from scaleup.config.rl import PPOSettings, RewardModelSettings, RewardSource
 from scaleup.config.schema import (
     TRACKERS,
@@ -149,18 +150,28 @@ class ExportConfig(RunConfig):
     export: ExportSettings = Field(default_factory=ExportSettings)
 
 
+class PruneConfig(RunConfig):
+    """A smaller model made of a larger one in one shot: fewer layers, narrower MLPs, fewer heads, or zeros. Rows of
+    data.train calibrate what goes; with data.test perplexity is measured before and after."""
+
+    stage: Literal["prune"]
+    data: DataConfig = Field(default_factory=DataConfig)
+    prune: PruneSettings
+
+
 STAGES: dict[str, type[RunConfig]] = {
     "sft": SFTConfig,
     "reward": RewardConfig,
     "ppo": PPOConfig,
     "distill": DistillConfig,
+    "prune": PruneConfig,
     "export": ExportConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
 }
 
 AnyConfig = Annotated[
-    SFTConfig | RewardConfig | PPOConfig | DistillConfig | ExportConfig | EvaluateConfig | GenerateConfig,
+    SFTConfig | RewardConfig | PPOConfig | DistillConfig | PruneConfig | ExportConfig | EvaluateConfig | GenerateConfig,
     Field(discriminator="stage"),
 ]
 

@@ -87,6 +87,15 @@ class Runtime:
         dist.all_reduce(total)
         return total.tolist()
 
+    def sum_tensor(self, mine: torch.Tensor) -> torch.Tensor:
+        """Each element summed over all ranks, on the CPU in float64. Every rank must call it, with tensors of one
+        shape."""
+        total = mine.to(self.device, torch.float64)
+        if self.world > 1:
+            total = total.clone()
+            dist.all_reduce(total)
+        return total.cpu()
+
     def gather(self, mine: torch.Tensor) -> torch.Tensor:
         """Rows of all ranks on the CPU, dealt back: row i is row i // world of rank i % world. Every rank must call it,
         with tensors of one shape and type."""

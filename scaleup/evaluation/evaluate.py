@@ -13,7 +13,7 @@ from scaleup.config.schema import ModelConfig
 from scaleup.config.stages import EvaluateConfig
 from scaleup.data.dataset import collator_for
 from scaleup.data.loader import eval_batches
-from scaleup.data.tokenization import Encoder, last_answer
+from scaleup.data.tokenization import Encoder, Tokens, last_answer
 from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.errors import ScaleupError
 from scaleup.evaluation.generation import generate_answers
@@ -117,11 +117,7 @@ def measure(
             what = f"no row fits max_length {config.data.max_length} with a label left"
             raise ScaleupError.of(f"data.{settings.split}", what, "raise data.max_length")
         runtime.progress.report(f"perplexity of {name}")
-        shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-        collate = collator_for(task, pad_token_id(tokenizer), shift_right)
-        batches = eval_batches(rows, collate, settings.batch_size, runtime.rank, runtime.world)
-        with runtime.accelerator.autocast():
-            loss = evaluate_loss(runtime, model, batches, token_loss_sum)
+        loss = mean_loss(runtime, model, tokenizer, task, rows, settings.batch_size)
         metrics |= {"loss": loss, "perplexity": perplexity(loss)}
     if set(settings.metrics) == {"perplexity"}:
         return Evaluation(metrics, None)
@@ -132,6 +128,17 @@ def measure(
         runtime, model, tokenizer, prompts, config.generation, settings.batch_size, parts, f"answers of {name}"
     )
     return Evaluation(metrics | score_answers(settings.metrics, answers, references, settings.labels), answers)
+
+
+def mean_loss(
+    runtime: Runtime, model: Any, tokenizer: PreTrainedTokenizerBase, task: str, rows: Sequence[Tokens], batch_size: int
+) -> float:
+    """Nats a labelled token over all rows. Every rank must call it and gets the same."""
+    shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    collate = collator_for(task, pad_token_id(tokenizer), shift_right)
+    batches = eval_batches(rows, collate, batch_size, runtime.rank, runtime.world)
+    with runtime.accelerator.autocast():
+        return evaluate_loss(runtime, model, batches, token_loss_sum)
 
 
 def reference(example: Row) -> str:

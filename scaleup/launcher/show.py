@@ -19,6 +19,9 @@ def show_plan(console: Console, plan: Plan) -> None:
     facts.add_row("model", f"{plan.model.architecture} ({plan.model.model_type}, {plan.model.task})")
     facts.add_row("from", plan.model.location)
     facts.add_row("parameters", f"{plan.model.num_parameters:,} ({plan.model.num_trainable_parameters:,} trainable)")
+    if plan.model.parts is not None and plan.model.parts.num_parameters is not None:
+        after = plan.model.parts.num_parameters
+        facts.add_row("after the cut", f"{after:,} ({after / plan.model.num_parameters:.0%})")
     for group in plan.groups:
         where = f"{group.num_processes} x {group.device} on {group.num_nodes} node(s), {group.backend}"
         facts.add_row(
@@ -125,6 +128,27 @@ def show_export(console: Console, run: RunFolder) -> None:
     table.add_row("written", f"{found['num_parameters']:,} parameters as {found['format']}, {found['dtype']}")
     table.add_row("model", str(run.model))
     console.print(table)
+
+
+def show_prune(console: Console, run: RunFolder) -> None:
+    """Before and after."""
+    manifest = run.manifest()
+    assert manifest is not None
+    found = dict(manifest.metrics)
+    table = Table(title=f"pruned in {run.path}", title_justify="left")
+    for column in ("", "before", "after"):
+        table.add_column(column, justify="right" if column else "left")
+    for key in ("num_parameters", "num_non_embedding_parameters", "loss", "perplexity"):
+        before, after = (found.pop(f"{key}_{when}", None) for when in ("before", "after"))
+        if before is not None:
+            table.add_row(key, _number(before), _number(after))
+    console.print(table)
+    others = _pairs("")
+    for key, value in found.items():
+        if value is not None:
+            others.add_row(key, _number(value))
+    others.add_row("model", str(run.model))
+    console.print(others)
 
 
 def _pairs(title: str) -> Table:

@@ -117,8 +117,7 @@ def _keep_in_stack(stack: Stack, chosen: list[int]) -> None:
     stack.blocks.extend(blocks)
     for place, block in enumerate(blocks):
         for module in block.modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = place
+            _set_attributes(module, {"layer_idx": place})
     for key in PER_LAYER:
         entries = getattr(stack.config, key, None)
         if isinstance(entries, list) and len(entries) == old:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from scaleup.config.adapters import AdapterConfig, Quantization
 from scaleup.config.distill import EveryLayer
+from scaleup.config.prune import PruneSettings
 from scaleup.config.schema import ModelConfig
 
 
@@ -86,6 +87,28 @@ class Footprint(BaseModel):
         return max((int(activations + held * gradients) for activations, gradients in later), default=0)
 
 
+class Parts(BaseModel):
+    """What of a model can be cut, and what it becomes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    depths: tuple[int, ...]
+    """Layers of each stack."""
+    intermediate_size: int
+    num_key_value_heads: int
+    head_dim: int
+    fixed: dict[str, str]
+    """Setting -> why it cannot be changed."""
+    quantization: str | None = None
+    """What its files say that their weights are quantized with."""
+    widths: tuple[int, ...] = ()
+    """Inputs of the matrices of the layers that are left, each width once."""
+    num_parameters: int | None = None
+    """After the cut; None where it cannot be made."""
+    refused: str | None = None
+    """What Transformers has against the config of the cut model."""
+
+
 class ModelFacts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -134,6 +157,8 @@ class ModelFacts(BaseModel):
     """Heads times their size, added up over the layers."""
     num_lookup_parameters: int = 0
     """Of embeddings that are only looked up in: no product uses them."""
+    parts: Parts | None = None
+    """Of a model that is to be pruned."""
     footprints: tuple[Footprint, ...] = ()
     """Of the run's micro-batch, where it trains."""
     untraced: str | None = None
@@ -150,3 +175,4 @@ class AskedModel(ModelConfig):
     quantization: Quantization | None = None
     layers: tuple[int, ...] | EveryLayer | None = None
     """Keep these alone, from 0."""
+    prune: PruneSettings | None = None

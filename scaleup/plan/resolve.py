@@ -13,6 +13,7 @@ from scaleup.config.stages import (
     EvaluateConfig,
     ExportConfig,
     PPOConfig,
+    PruneConfig,
     RewardConfig,
     SupervisedConfig,
 )
@@ -28,6 +29,7 @@ from scaleup.plan.groups import bridge_of, groups_of
 from scaleup.plan.machine import Machine, this_machine
 from scaleup.plan.memory import inference_memory, serving_memory
 from scaleup.plan.peak import micro_batch_of, predicted_memory
+from scaleup.plan.prune import calibration_problems, size_problems
 from scaleup.plan.resume import state_of
 from scaleup.plan.rollouts import policy_facts, policy_memory, rollout_plan
 from scaleup.plan.rules import REWARD_MODEL, config_problems, facts_problems, needed_splits, reads_prompts_only
@@ -60,6 +62,7 @@ def resolve(
     known = {problem.where for problem in problems}
     data_check = _check_data(config)
     found = config_problems(config, machine) + data_check.problems + _hold_out_problems(config, data_check)
+    found += calibration_problems(config, data_check)
     problems += [problem for problem in found if not _is_within(problem.where, known)]
     if check_run_folder and not known & {"name", "runs_dir"}:
         batch = batch_plan(config, data_check) if isinstance(config, SupervisedConfig) and not problems else None
@@ -74,7 +77,7 @@ def resolve(
     micro = micro_batch_of(config) if traces and isinstance(config, SupervisedConfig) else None
     facts = describe_models(models_of(config), micro)
     problems = [problem for where, found in facts.items() for problem in facts_problems(config, found, where)]
-    problems += base_problems(config, facts["model"])
+    problems += base_problems(config, facts["model"]) + size_problems(config, facts["model"])
     if isinstance(config, DistillConfig):
         problems += pair_problems(config, facts["model"], facts[TEACHER])
     if problems:
@@ -105,6 +108,7 @@ def models_of(config: RunConfig) -> dict[str, ModelConfig]:
     if isinstance(config, EvaluateConfig) and config.baseline is not None:
         models["baseline"] = config.baseline
     made = {"adapter": getattr(config, "adapter", None), "quantization": getattr(config, "quantization", None)}
+    made["prune"] = config.prune if isinstance(config, PruneConfig) else None
     asked: dict[str, ModelConfig] = {where: AskedModel(**model.model_dump(), **made) for where, model in models.items()}
     if isinstance(config, DistillConfig):
         asked |= distillation_models(config, asked["model"])

@@ -15,6 +15,7 @@ from scaleup.config.stages import (
     ExportConfig,
     GenerateConfig,
     PPOConfig,
+    PruneConfig,
     SupervisedConfig,
     TrainingConfig,
 )
@@ -26,6 +27,7 @@ from scaleup.plan.facts import ModelFacts
 from scaleup.plan.groups import device_of
 from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import model_path_problems, peek_model_type
+from scaleup.plan.prune import prune_problems
 from scaleup.plan.reward import preference_problems, reward_model_problems, scored_problems
 from scaleup.plan.reward_source import reward_source_problems
 from scaleup.plan.rollouts import num_steps, response_problems, rollout_problems
@@ -48,6 +50,8 @@ def needed_splits(config: RunConfig) -> list[str]:
         return [] if config.generation.prompts else ["test"]
     if isinstance(config, ExportConfig):
         return ["test"] if config.data.test and config.export.num_rows else []
+    if isinstance(config, PruneConfig):
+        return ["train"] * config.prune.needs_calibration + ["test"] * bool(config.data.test)
     if isinstance(config, PPOConfig):
         return ["train", "test"] if config.data.test else ["train"]
     return ["train", "validation"] if config.data.validation else ["train"]
@@ -78,7 +82,7 @@ def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Pro
     if isinstance(config, ExportConfig):  # which takes of a row what there are positions for
         if config.export.dtype == "float16" and facts.model_type in T5_FAMILY:
             problems.append(_t5_in_fp16("export.dtype"))
-    else:
+    elif needed_splits(config) or not isinstance(config, PruneConfig):
         problems += _position_problems(config, facts, where)
     if facts.tokenizer_size > facts.vocab_size:
         what = f"the tokenizer has {facts.tokenizer_size} ids, and {where} only {facts.vocab_size} embeddings"
@@ -258,6 +262,7 @@ RULES: list[Rule] = [
     export_problems,
     side_by_side_problems,
     distill_problems,
+    prune_problems,
     preference_problems,
     batch_size_problems,
     batching_problems,

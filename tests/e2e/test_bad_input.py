@@ -26,6 +26,7 @@ from tests.e2e.mistakes.distill import CASES as DISTILL
 from tests.e2e.mistakes.folders import COMMANDS, FOLDERS
 from tests.e2e.mistakes.models import MODELS
 from tests.e2e.mistakes.ppo import CASES as PPO
+from tests.e2e.mistakes.prune import CASES as PRUNE
 from tests.e2e.mistakes.rewards import REWARDS
 from tests.e2e.mistakes.saved_adapters import EXPORTS, MANY
 
@@ -42,6 +43,7 @@ GROUPS = {
     "data": DATA,
     "distill": DISTILL,
     "ppo": PPO,
+    "prune": PRUNE,
     "reward": REWARDS,
     "folder": FOLDERS,
     "command": COMMANDS,

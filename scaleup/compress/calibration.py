@@ -1,0 +1,201 @@
+"""Statistics of a model's activations on some rows: each rank takes its share of the batches, sums are added up over
+all ranks. Padding is left out. So what is chosen by them does not depend on the number of ranks."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from scaleup.config.schema import DataConfig
+from scaleup.data.collate import Batch
+from scaleup.data.sources import read_source
+from scaleup.data.tokenization import IGNORE, Encoder, Tokens
+from scaleup.distributed.runtime import Runtime
+from scaleup.errors import ScaleupError
+from scaleup.models.architecture import Architecture, Stack, architecture_of
+from scaleup.records.examples import example_maker, row_problem
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Of hidden states x_l before layer l and x_(l+n) before layer l + n, in the mean over positions; for each l from 0
+    to L - n, x_L being what the last layer gives, before the final norm."""
+
+    influence: torch.Tensor
+    """1 - cos(x_l, x_(l+n)): block influence where n is 1 (Men et al. 2024)."""
+    angular: torch.Tensor
+    """arccos(cos(x_l, x_(l+n))) / pi (Gromov et al. 2024)."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    distances: dict[str, Distances]
+    """Of each stack that was asked for."""
+    input_norms: dict[str, torch.Tensor]
+    """||X||_2 of each input feature over all positions, by the name of the matrix in the model."""
+
+
+def calibration_rows(data: DataConfig, encoder: Encoder, count: int) -> list[Tokens]:
+    """The first rows of data.train that fit. Raises ScaleupError for a row that cannot be used, or too few."""
+    rows = list(islice(_encoded(data, encoder), count))
+    if len(rows) < count:
+        what = f"{count} are asked for, and data.train has {len(rows)} that fit data.max_length {data.max_length}"
+        raise ScaleupError.of("prune.calibration_rows", what, "ask for fewer, or name more rows")
+    return rows
+
+
+def _encoded(data: DataConfig, encoder: Encoder) -> Iterator[Tokens]:
+    for source in data.train or []:
+        make = example_maker(data, source)
+        for index, (where, values) in enumerate(read_source(data, source, "train", data.streaming)):
+            try:
+                encoded = encoder([make(values, index)])
+            except ScaleupError as error:
+                raise ScaleupError(row_problem(where, error)) from None
+            yield from (row for row in encoded if row is not None)
+
+
+@torch.no_grad()
+def calibrate(
+    runtime: Runtime,
+    model: Any,
+    batches: Sequence[Batch],
+    spans: Mapping[str, int],
+    matrices: Sequence[str],
+) -> Statistics:
+    """Over all batches, of which each rank takes every world-th: distances over so many layers of the stacks in
+    `spans`, and input norms of the matrices. Every rank must call it and gets the same."""
+    found = architecture_of(model)
+    masks = Masks(found)
+    layers = [_LayerSums(stack, spans[stack.name], masks) for stack in found.stacks if stack.name in spans]
+    inputs = [_InputSums(name, model.get_submodule(name), masks) for name in matrices]
+    every: list[_LayerSums | _InputSums] = [*layers, *inputs]
+    model.eval()
+    with ExitStack() as hooks:
+        for each in every:
+            hooks.enter_context(each.hooked())
+        for batch in batches[runtime.rank :: runtime.world]:
+            batch = batch.to(runtime.device)
+            masks.read(batch)
+            model(**batch.inputs, use_cache=False)
+    parts = [tensor for each in every for tensor in each.sums()]
+    total = iter(runtime.sum_tensor(torch.cat(parts)).split([len(part) for part in parts]) if parts else ())
+    distances = {each.stack.name: each.distances(*islice(total, 3)) for each in layers}
+    return Statistics(distances, {each.name: next(total).sqrt() for each in inputs})
+
+
+def matrices_of(model: Any) -> dict[str, nn.Module]:
+    """Linear and Conv1D modules of all layers by their names in the model: never embeddings or heads."""
+    inside = {id(module) for layer in architecture_of(model).layers for module in layer.module.modules()}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if id(module) in inside and isinstance(module, nn.Linear | Conv1D)
+    }
+
+
+class Masks:
+    """Which positions of the batch at hand are real: (B, S) booleans, of the encoder and of the decoder."""
+
+    def __init__(self, found: Architecture) -> None:
+        self._stacks = {module: stack.name for stack in found.stacks for module in stack.blocks.modules()}
+        # keys and values over an encoder's states are made of its positions, not the decoder's
+        cross = [module for each in found.attentions if each.is_cross for module in (each.key, each.value)]
+        self._stacks |= dict.fromkeys(cross, "encoder")
+        self._masks: dict[str, torch.Tensor] = {}
+
+    def read(self, batch: Batch) -> None:
+        source = batch.inputs["attention_mask"].bool()
+        is_double = "decoder_input_ids" in batch.inputs
+        self._masks = {"encoder": source, "decoder": batch.labels != IGNORE if is_double else source}
+
+    def real(self, module: nn.Module, states: torch.Tensor) -> torch.Tensor:
+        """(B, S, H) -> the (N, H) at real positions, float64."""
+        return states[self._masks[self._stacks[module]]].double()
+
+
+class _InputSums:
+    """Sums of squares of a matrix's input features."""
+
+    def __init__(self, name: str, module: nn.Module, masks: Masks) -> None:
+        self.name, self._module, self._masks = name, module, masks
+        width: Any = module.nx if isinstance(module, Conv1D) else module.in_features
+        self._sums = torch.zeros(width, dtype=torch.float64)
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        handle = self._module.register_forward_pre_hook(self._add)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _add(self, module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        self._sums += self._masks.real(module, given[0]).square().sum(0).to(self._sums.device)
+
+    def sums(self) -> list[torch.Tensor]:
+        return [self._sums]
+
+
+class _LayerSums:
+    """Cosines between hidden states that are `span` layers apart. No more states are held than that."""
+
+    def __init__(self, stack: Stack, span: int, masks: Masks) -> None:
+        self.stack, self._span, self._masks = stack, span, masks
+        self._cosine, self._angle = torch.zeros(2, len(stack.blocks) - span + 1, dtype=torch.float64)
+        self._count = torch.zeros(1, dtype=torch.float64)
+        self._window: deque[torch.Tensor] = deque(maxlen=span + 1)
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        blocks = list(self.stack.blocks)
+        handles = [
+            block.register_forward_pre_hook(partial(self._before, place), with_kwargs=True)
+            for place, block in enumerate(blocks)
+        ]
+        handles.append(blocks[-1].register_forward_hook(self._after))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _before(self, place: int, block: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if place == 0:
+            self._window.clear()
+        self._add(block, place, given[0] if given else named["hidden_states"])
+
+    def _after(self, block: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        states = output[0] if isinstance(output, tuple) else output
+        self._add(block, len(self.stack.blocks), states)
+        self._count += len(self._window[-1])
+
+    def _add(self, block: nn.Module, place: int, states: torch.Tensor) -> None:
+        self._window.append(self._masks.real(block, states))
+        if place >= self._span:
+            cosine = torch.cosine_similarity(self._window[0], self._window[-1], dim=-1).clamp(-1, 1)
+            self._cosine[place - self._span] += float(cosine.sum())
+            self._angle[place - self._span] += float(cosine.arccos().sum())
+
+    def sums(self) -> list[torch.Tensor]:
+        return [self._cosine, self._angle, self._count]
+
+    def distances(self, cosine: torch.Tensor, angle: torch.Tensor, count: torch.Tensor) -> Distances:
+        return Distances(1 - cosine / count, angle / count / torch.pi)
+
+
+Collate = Callable[[Sequence[Tokens]], Batch]
+
+
+def in_batches(rows: Sequence[Tokens], collate: Collate, size: int) -> list[Batch]:
+    """The same batches whatever the number of ranks."""
+    return [collate(rows[first : first + size]) for first in range(0, len(rows), size)]

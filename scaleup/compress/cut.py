@@ -1,0 +1,144 @@
+"""One shot of pruning: measure, choose, cut. Whole parts go first, by what the whole model does; zeros are chosen by
+what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from scaleup.config.prune import PruneSettings
+from scaleup.data.collate import Batch
+from scaleup.distributed.runtime import Runtime
+from scaleup.models.architecture import Architecture, architecture_of
+from scaleup.models.surgery import HeadDims, keep_head_dim, keep_intermediate, keep_kv_groups, keep_layers
+
+from .calibration import Distances, calibrate, matrices_of
+from .pruning import (
+    dims_out,
+    evenly,
+    feature_scores,
+    head_scores,
+    lowest_out,
+    smallest_out,
+    span_out,
+    two_of_four,
+    weight_scores,
+)
+
+
+def cut_parts(runtime: Runtime, model: Any, settings: PruneSettings, batches: Sequence[Batch]) -> dict[str, list[int]]:
+    """Cut layers, MLP columns and heads in place. The numbers of the layers that were kept, by stack. Every rank must
+    call it and cuts the same."""
+    found = architecture_of(model)
+    depths = {stack.name: len(stack.blocks) for stack in found.stacks}
+    spans = _spans(settings, depths)
+    matrices = _chosen_by(found, settings)
+    names = {id(module): name for name, module in model.named_modules()}
+    measured = calibrate(runtime, model, batches, spans, [names[id(matrix)] for matrix in matrices])
+    kept = {name: _layers(settings, depth, measured.distances.get(name)) for name, depth in depths.items()}
+    scores = {
+        id(matrix): feature_scores(measured.input_norms[names[id(matrix)]], _outwards(matrix)) for matrix in matrices
+    }
+    if settings.num_key_value_heads is not None or settings.head_dim is not None:
+        _cut_heads(model, found, settings, scores)
+    if settings.intermediate_size is not None:
+        size = settings.intermediate_size
+        keep_intermediate(model, [torch.tensor(lowest_out(scores[id(layer.mlp.out)], size)) for layer in found.layers])
+    keep_layers(model, kept)
+    return kept
+
+
+def make_zeros(runtime: Runtime, model: Any, settings: PruneSettings, batches: Sequence[Batch]) -> None:
+    """Set the share `settings.sparsity` of each matrix of each layer to zero. Every rank must call it and does the
+    same."""
+    assert settings.sparsity is not None
+    matrices = matrices_of(model)
+    is_wanda = settings.sparsity_score == "wanda"
+    norms = calibrate(runtime, model, batches, {}, list(matrices)).input_norms if is_wanda else {}
+    for name, matrix in matrices.items():
+        scores = weight_scores(_outwards(matrix), norms.get(name))
+        if settings.pattern == "2:4":
+            mask = two_of_four(scores)
+        elif is_wanda:
+            mask = smallest_out(scores, settings.sparsity)
+        else:  # of the whole matrix
+            mask = smallest_out(scores.reshape(1, -1), settings.sparsity).reshape(scores.shape)
+        with torch.no_grad():
+            _outwards(matrix).mul_(mask)
+
+
+def share_of_zeros(model: Any) -> float:
+    """Among the weights of the layers' matrices."""
+    weights = [_outwards(matrix) for matrix in matrices_of(model).values()]
+    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+
+
+def _spans(settings: PruneSettings, depths: Mapping[str, int]) -> dict[str, int]:
+    if not settings.measures_layers:
+        return {}
+    assert isinstance(settings.layers, int)
+    is_span = settings.layer_score == "angular"
+    return {name: depth - settings.layers if is_span else 1 for name, depth in depths.items()}
+
+
+def _layers(settings: PruneSettings, depth: int, distances: Distances | None) -> list[int]:
+    if settings.layers is None:
+        return list(range(depth))
+    if isinstance(settings.layers, list):
+        return sorted(settings.layers)
+    if distances is None:
+        return evenly(depth, settings.layers)
+    if settings.layer_score == "angular":
+        return span_out(distances.angular, depth, settings.layers)
+    return lowest_out(distances.influence, settings.layers)
+
+
+def _chosen_by(found: Architecture, settings: PruneSettings) -> list[torch.nn.Module]:
+    """Matrices by whose inputs columns and heads are chosen: those that lead out of each MLP and attention."""
+    matrices = [layer.mlp.out for layer in found.layers] if settings.intermediate_size is not None else []
+    if settings.num_key_value_heads is not None or settings.head_dim is not None:
+        matrices += [attention.out for attention in found.attentions]
+    return matrices
+
+
+def _cut_heads(model: Any, found: Architecture, settings: PruneSettings, scores: Mapping[int, torch.Tensor]) -> None:
+    """A group of heads counts by what it gives to the output; a feature of T5's queries and keys by the norms of its
+    weights in both."""
+    all_heads = torch.arange(found.num_key_value_heads)
+    groups = [all_heads] * len(found.attentions)
+    if (count := settings.num_key_value_heads) is not None:
+        of_groups = [head_scores(scores[id(each.out)], found.num_key_value_heads) for each in found.attentions]
+        groups = [torch.tensor(lowest_out(each, count)) for each in _shared(found, of_groups)]
+    dims = []
+    if (width := settings.head_dim) is not None:
+        for attention, kept in zip(found.attentions, groups, strict=True):
+            together = [_outwards(part).double().norm(dim=1).cpu() for part in (attention.query, attention.key)]
+            query_key = dims_out(together[0] * together[1], found.num_heads, width)
+            value = dims_out(scores[id(attention.out)], found.num_heads, width)
+            dims.append(HeadDims(query_key[kept], value[kept]))
+    if count is not None:
+        keep_kv_groups(model, groups)
+    if dims:
+        keep_head_dim(model, dims)
+
+
+def _shared(found: Architecture, scores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Self-attentions of a stack that share T5's relative bias keep the same heads: they have one score together."""
+    together = list(scores)
+    for stack in found.stacks:
+        if not any(attention.relative_bias is not None for layer in stack.layers for attention in layer.attentions):
+            continue
+        own = {id(each.module) for layer in stack.layers for each in layer.attentions if not each.is_cross}
+        places = [place for place, each in enumerate(found.attentions) if id(each.module) in own]
+        total = torch.stack([scores[place].square() for place in places]).sum(0).sqrt()
+        for place in places:
+            together[place] = total
+    return together
+
+
+def _outwards(matrix: Any) -> torch.Tensor:
+    """The weight as (out, in): a view where a Conv1D has it the other way."""
+    return matrix.weight.detach().T if isinstance(matrix, Conv1D) else matrix.weight.detach()
