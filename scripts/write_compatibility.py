@@ -26,9 +26,10 @@ PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
 HEAD = """# What trains together
 
 Written by `scripts/write_compatibility.py` from `scaleup/plan/compat.py`, which the planner refuses by; do not edit.
-Of stage `sft`, and after that of `reward` and `ppo`. **ok**: `tests/distributed/test_compatibility.py` trains it on a
-CPU: its loss falls, what should change does and nothing else, and in float32 all strategies are one trajectory (of PPO,
-`tests/distributed/test_ppo.py`: the same trajectory, and in low precision that the self-checks hold). **refused**:
+Of stage `sft`, and after that of `reward`, `ppo` and `distill`. **ok**: `tests/distributed/test_compatibility.py`
+trains it on a CPU: its loss falls, what should change does and nothing else, and in float32 all strategies are one
+trajectory (of PPO, `tests/distributed/test_ppo.py`: the same trajectory, and in low precision that the self-checks
+hold; of a distillation, `tests/distributed/test_distillation.py`: the same trajectory and student). **refused**:
 before a model is loaded, with the number of the reason below. *untested*: it may run, and the plan says that no test
 covers it.
 """
@@ -36,7 +37,7 @@ covers it.
 
 def page() -> str:
     parts = [HEAD]
-    for stage in (*STAGES, "ppo"):
+    for stage in (*STAGES, "ppo", "distill"):
         for quantization in QUANTIZATIONS:
             for precision in PRECISIONS:
                 parts.append(_section(stage, quantization, precision))

@@ -58,6 +58,8 @@ def _kind(value: dict[str, Any]) -> str:
         return " \\| ".join(f"`{choice}`" for choice in value["enum"])
     if choices := value.get("anyOf", value.get("oneOf")):
         return " or ".join(_kind(choice) for choice in choices)
+    if "prefixItems" in value:
+        return f"[{', '.join(map(_kind, value['prefixItems']))}]"
     if value.get("type") == "array":
         return f"list of {_kind(value['items'])}"
     return {"object": "mapping", "null": "null"}.get(value.get("type", ""), str(value.get("type", "any")))

@@ -18,7 +18,8 @@ from scaleup.records.examples import format_problems
 
 
 def evaluation_config(target: Path, overrides: Sequence[str]) -> Loaded:
-    """Of a finished run: its model beside the one it started from, or the teacher it had. Or of a config file with stage evaluate."""
+    """Of a finished run: its model beside the one it started from, or its teacher. Or of a config file with stage
+    evaluate."""
     return _derived(target, "evaluate", "evaluations", overrides)
 
 

@@ -63,12 +63,8 @@ def calibration_problems(config: RunConfig, data: DataCheck) -> Iterator[Problem
 
 def size_problems(config: RunConfig, facts: ModelFacts) -> list[Problem]:
     """What only the model's own sizes can tell."""
-    if not isinstance(config, PruneConfig):
+    if not isinstance(config, PruneConfig) or facts.parts is None:  # a classifier, which only some stages take
         return []
-    if facts.task == "sequence_classification":
-        what = f"{facts.architecture} is a classifier, and the prune stage takes language models"
-        return [Problem("model.path", what, "cut it in Python: scaleup.models.surgery")]
-    assert facts.parts is not None, "it was asked for"
     return list(_size_problems(config.prune, facts.parts))
 
 

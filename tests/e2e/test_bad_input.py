@@ -23,9 +23,11 @@ from tests.e2e.mistakes.cards import CARDS
 from tests.e2e.mistakes.case import FACTS, GOOD, GOOD_ROW, Case, M, bad
 from tests.e2e.mistakes.configs import FILES, KEYS, OVERRIDES, TOGETHER, VALUES
 from tests.e2e.mistakes.data import DATA
+from tests.e2e.mistakes.distill import CASES as DISTILL
 from tests.e2e.mistakes.folders import COMMANDS, FOLDERS
 from tests.e2e.mistakes.models import MODELS
 from tests.e2e.mistakes.ppo import CASES as PPO
+from tests.e2e.mistakes.prune import CASES as PRUNE
 from tests.e2e.mistakes.rewards import REWARDS
 from tests.e2e.mistakes.saved_adapters import EXPORTS, MANY
 
@@ -40,7 +42,9 @@ GROUPS = {
     "together": TOGETHER,
     "model": MODELS,
     "data": DATA,
+    "distill": DISTILL,
     "ppo": PPO,
+    "prune": PRUNE,
     "reward": REWARDS,
     "card": CARDS,
     "folder": FOLDERS,

@@ -148,6 +148,8 @@ def test_the_teacher_gets_no_gradient_and_frozen_parts_get_none() -> None:
     assert len(pair.fused(SoftAndHard(0.0, 1.0, 0.5))) == 2
     assert pair.teacher.weight.grad is None
     with torch.no_grad():
-        asked = Asked(pair.chosen, pair.labels[pair.chosen], pair.teacher, pair.taught[pair.chosen], SoftAndHard(0, 1, 1))
+        asked = Asked(
+            pair.chosen, pair.labels[pair.chosen], pair.teacher, pair.taught[pair.chosen], SoftAndHard(0, 1, 1)
+        )
         with pair.student.asked_for(asked):
             assert not pair.student(pair.hidden).requires_grad

@@ -1,0 +1,139 @@
+"""Mistakes in distillations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.mistakes.case import Case, Prepare, bad
+
+BASE: dict[str, Any] = {"stage": "distill", "teacher": {"path": "builtin:tiny-qwen2"}}
+
+
+def taught(
+    *lines: str,
+    name: str,
+    distill: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    prepare: Prepare = lambda folder: None,
+    asks: bool = False,
+) -> Case:
+    given = {**BASE, **({"distill": dict(distill)} if distill else {}), **(changes or {})}
+    return bad(name, *lines, changes=given, prepare=prepare, asks=asks)
+
+
+def other_ids(folder: Path) -> None:
+    """The tiny Qwen's tokenizer with two of its tokens' ids swapped, in `swapped`."""
+    from scaleup.models.sources import materialize
+
+    source = Path(materialize("builtin:tiny-qwen2", "teacher.path"))
+    target = folder / "swapped"
+    target.mkdir()
+    for file in source.glob("*token*"):
+        text = file.read_text(encoding="utf-8")
+        if file.name == "tokenizer.json":
+            text = text.replace('"a":', '"?":').replace('"b":', '"a":').replace('"?":', '"b":')
+        (target / file.name).write_text(text, encoding="utf-8")
+
+
+def adapter_model(folder: Path) -> None:
+    (folder / "lora").mkdir()
+    (folder / "lora/adapter_config.json").write_text(
+        '{"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "some/base"}'
+    )
+    (folder / "lora/adapter_model.safetensors").write_text("weights")
+
+
+CASES = [
+    bad("no teacher", "error: teacher: is missing", changes={"stage": "distill"}),
+    taught(
+        "error: teacher.path: there is no model folder no/such/model",
+        "error: distill.beta: has no meaning for forward_kl -> use divergence: jsd, or leave it out",
+        "error: distill.student_layers: must rise from one number to the next",
+        "error: mixed_precision: the gradient of a distillation's logits is made in the forward pass",
+        "error: mixed_precision: fp16 needs a GPU",
+        name="everything at once",
+        distill={"beta": 0.3, "student_layers": [1, 0]},
+        changes={"teacher": {"path": "no/such/model"}, "mixed_precision": "fp16"},
+    ),
+    taught(
+        "error: distill.temperature: 0 should be greater than 0",
+        "error: distill.alpha: 1.5 should be less than or equal to 1",
+        "error: distill.beta: 1 should be less than 1",
+        "error: distill.divergence: 'kl' is not valid",
+        "error: distill.hidden.loss: 'l1' is not valid",
+        "error: distill.hidden.wieght: unknown key -> did you mean 'weight'?",
+        name="values",
+        distill={
+            "temperature": 0,
+            "alpha": 1.5,
+            "beta": 1,
+            "divergence": "kl",
+            "hidden": {"loss": "l1", "wieght": 1},
+        },
+    ),
+    taught(
+        "error: quantization: quantized weights cannot be trained",
+        name="a quantized student without an adapter",
+        changes={"quantization": "8bit"},
+    ),
+    taught(
+        "error: adapter.type: adalora weighs the ranks of one model",
+        name="adalora",
+        changes={"adapter": {"type": "adalora", "tfinal": 1}},
+    ),
+    taught(
+        "error: distill.student_layers: an adapter names its base",
+        "error: quantization: layers are cut from weights as they are",
+        name="layers of a student with an adapter",
+        distill={"student_layers": {"every": 2}},
+        changes={"adapter": {"type": "lora"}, "quantization": "4bit"},
+    ),
+    taught(
+        "error: distill.student_layers: lora is an adapter, which fits all layers of its base",
+        name="layers of a student that is an adapter",
+        distill={"student_layers": [0]},
+        changes={"model": {"path": "lora"}},
+        prepare=adapter_model,
+    ),
+    taught(
+        "error: data.chosen: is of preferences, which stage distill does not learn from -> use stage: reward",
+        name="preferences",
+        changes={"data.prompt": "{text}", "data.completion": None, "data.chosen": "{text}", "data.rejected": "{label}"},
+    ),
+    taught(
+        "error: teacher.path: is a seq2seq_lm model (T5ForConditionalGeneration), and model is a causal_lm model",
+        name="a teacher of another kind",
+        changes={"teacher": {"path": "builtin:tiny-t5"}},
+        asks=True,
+    ),
+    taught(
+        "error: teacher.path: is a sequence_classification model (BertForSequenceClassification)",
+        name="a teacher that scores",
+        changes={"teacher": {"path": "builtin:tiny-bert-classifier"}},
+        asks=True,
+    ),
+    taught(
+        "error: teacher.path: has a vocabulary of 258 tokens, and model one of 259",
+        name="vocabularies of two sizes",
+        changes={"model": {"path": "builtin:tiny-bart"}, "teacher": {"path": "builtin:tiny-t5"}},
+        asks=True,
+    ),
+    taught(
+        "error: teacher.path: its tokenizer has other ids for the same tokens than model's",
+        "error: distill.hidden.layers.0: model has no layer 2 -> its layers are 0 to 1",
+        "error: distill.hidden.layers.1: teacher has no layer 7 -> its layers are 0 to 1",
+        name="a tokenizer with other ids, layers that there are not",
+        distill={"hidden": {"layers": [[2, 0], [0, 7]]}},
+        changes={"teacher": {"path": "builtin:tiny-qwen2", "tokenizer": "swapped"}},
+        prepare=other_ids,
+        asks=True,
+    ),
+    taught(
+        "error: distill.student_layers: llama: ",
+        name="layers that the student has not",
+        distill={"student_layers": [0, 5]},
+        asks=True,
+    ),
+]

@@ -1,0 +1,143 @@
+"""Mistakes about pruning."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from typing import Any
+
+from tests.e2e.mistakes.case import Case, bad, model
+from tests.e2e.mistakes.saved_adapters import adapters
+
+PRUNE: dict[str, Any] = {"stage": "prune", "train": None, "data.validation": None}
+
+
+def cut(path: str = "builtin:tiny-llama", **prune: Any) -> dict[str, Any]:
+    """The good config as one that prunes this model; of calibration rows it has two."""
+    return {**PRUNE, "model.path": path, "prune": {"calibration_rows": 2, **prune}}
+
+
+SMALL = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+"""The config.json of a model whose weights nobody looks at."""
+
+
+def made(**config: Any) -> dict[str, Any]:
+    """A case about a model of this config.json, with a tokenizer from elsewhere."""
+    return {"prepare": model(json.dumps(SMALL | config), "model.safetensors"), "asks": True}
+
+
+TOKENIZER = {"model.tokenizer": "builtin:tiny-llama"}
+
+NO_MODELOPT = (
+    ["error: prune.sparsity_score: sparsegpt needs nvidia-modelopt -> pip install nvidia-modelopt"]
+    if importlib.util.find_spec("modelopt") is None
+    else []
+)
+
+CASES: list[Case] = [
+    bad(
+        "keys and values",
+        "error: prune.layers.1: -1 should be greater than or equal to 0",
+        "error: prune.layer_score: 'influence' is not valid -> did you mean 'block_influence'?",
+        "error: prune.num_heads: unknown key -> did you mean",
+        "error: prune.sparsity: 1.0 should be less than 1",
+        "error: prune.pattern: '4:8' is not valid",
+        "error: prune.calibration_rows: True should be a number",
+        changes=cut(
+            layers=[0, -1],
+            layer_score="influence",
+            intermediate_size=64,
+            num_heads=2,
+            sparsity=1.0,
+            pattern="4:8",
+            calibration_rows=True,
+        ),
+    ),
+    bad("no section", "error: prune: is missing -> add it", changes=PRUNE),
+    bad(
+        "nothing to cut, under a strategy that has no whole model, in bf16",
+        "error: prune: names nothing to cut -> give layers",
+        "error: parallel.strategy: zero3 holds a part of the model on each rank, and pruning needs all of it",
+        "error: mixed_precision: pruning measures and checks in float32",
+        changes={**cut(), "parallel.strategy": "zero3", "mixed_precision": "bf16"},
+    ),
+    bad(
+        "rows and numbers that are not there",
+        "error: data.train: is needed by the prune stage",
+        "error: prune.sparsity: two zeros in four are a sparsity of 0.5, not 0.3 -> set it to 0.5",
+        "error: prune.layers: names layer 0 twice -> name each once",
+        changes={**cut(layers=[0, 0], sparsity=0.3, pattern="2:4"), "data.train": None},
+    ),
+    bad(
+        "a pattern without sparsity, and too few rows to calibrate on",
+        "error: prune.sparsity: two zeros in four are a sparsity of 0.5, not nothing -> set it to 0.5",
+        "error: prune.calibration_rows: 128 are more than the 2 of data.train -> use at most 2",
+        changes=cut(layers=1, pattern="2:4", calibration_rows=128),
+    ),
+    bad(
+        "sparsegpt unstructured in two processes",
+        'error: prune.pattern: nvidia-modelopt\'s SparseGPT makes two zeros in four -> set it to "2:4"',
+        "error: parallel.num_processes: SparseGPT measures in one process",
+        *NO_MODELOPT,
+        changes={**cut(sparsity=0.5, sparsity_score="sparsegpt"), "parallel.num_processes": 2},
+    ),
+    bad(
+        "an adapter",
+        "is an adapter, and what is cut is a whole model -> export it first: scaleup export",
+        changes=cut("./one", layers=1),
+        prepare=adapters(one={}),
+    ),
+    bad(
+        "sizes that are not smaller",
+        "error: prune.layers: 2 is not below the model's 2 -> use at most 1",
+        "error: prune.intermediate_size: 128 is not below the model's 128 -> use at most 127",
+        "error: prune.num_key_value_heads: 3 is not below the model's 2 -> use at most 1",
+        "error: prune.head_dim: cannot be changed: rotary frequencies depend on the width of a head",
+        changes=cut(layers=2, intermediate_size=128, num_key_value_heads=3, head_dim=8),
+        asks=True,
+    ),
+    bad(
+        "heads that are no setting of their own",
+        "error: prune.num_key_value_heads: cannot be changed: GPT-2 has no width of heads of its own",
+        "error: prune.head_dim: cannot be changed: GPT-2 has no width of heads of its own",
+        "error: prune.layers: there is no layer 4: the model has 2 -> use numbers from 0 to 1",
+        changes=cut("builtin:tiny-gpt2", layers=[0, 4], num_key_value_heads=2, head_dim=8),
+        asks=True,
+    ),
+    bad(
+        "all layers kept",
+        "error: prune.layers: keeps all 2 layers -> name fewer",
+        changes=cut(layers=[1, 0]),
+        asks=True,
+    ),
+    bad(
+        "2:4 in odd widths",
+        "error: prune.pattern: 2:4 needs rows of four, and some matrices have 126 inputs -> use unstructured",
+        changes=cut(intermediate_size=126, sparsity=0.5, pattern="2:4"),
+        asks=True,
+    ),
+    bad(
+        "an architecture that is not known",
+        "error: model.path: it is not known how BartForConditionalGeneration (bart) is built -> use one of decoders",
+        changes=cut("builtin:tiny-bart", layers=1),
+        asks=True,
+    ),
+    bad(
+        "a classifier",
+        "error: model.path: is a sequence classifier (BertForSequenceClassification)",
+        changes=cut("builtin:tiny-bert-classifier", layers=1),
+        asks=True,
+    ),
+    bad(
+        "a quantized model",
+        "error: model.path: its weights are quantized (bitsandbytes), and cuts are made in whole weights",
+        changes={**cut("./m", layers=1), **TOKENIZER},
+        **made(num_attention_heads=4, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
+    ),
+    bad(
+        "heads that do not divide the hidden width",
+        "error: prune: Transformers refuses a model of these sizes: ",
+        changes={**cut("./m", num_key_value_heads=3), **TOKENIZER},
+        **made(num_attention_heads=4),
+    ),
+]
