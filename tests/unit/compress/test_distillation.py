@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scaleup.compress.distillation import Distillation, distillation_loss
-from scaleup.compress.hidden_states import decoder_layers, distance_sum, layer_pairs
+from scaleup.compress.distillation import Distillation
+from scaleup.compress.hidden_states import distance_sum, layer_pairs, layers_of
+from scaleup.compress.teaching import distillation_loss
 from scaleup.config.distill import DistillSettings, HiddenSettings
 from scaleup.data.tokenization import FILLER, IGNORE
 from scaleup.models.load import enable_gradient_checkpointing
@@ -49,7 +50,7 @@ def naively(student: Any, teacher: Any, batch: Any) -> torch.Tensor:
         seen: list[torch.Tensor] = []
         hooks = [
             layer.register_forward_hook(lambda m, i, out, s=seen: s.append(out[0] if isinstance(out, tuple) else out))
-            for layer in decoder_layers(model)
+            for layer in layers_of(model)
         ]
         logits = model(**batch.inputs, use_cache=False).logits[chosen]
         states.append((logits.double(), [each[chosen] for each in seen]))
