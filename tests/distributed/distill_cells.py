@@ -29,6 +29,8 @@ from tests.distributed.test_distillation import TRIALS, Trial
 from tests.forked import be_ready_to_fork, fork, in_children
 
 TEXTS = ["hello", "what a film it was", "a", "the story of it", "good", "bad but long enough", "xyz", "there was one"]
+TEACHERS = {"llama": "qwen2", "bert": "bert-classifier"}
+LANGUAGE = {"prompt": "Say {text}", "completion": "{text}"}
 ADAPTERS: dict[str, Any] = {
     "full": None,
     "lora": {"type": "lora", "r": 4, "lora_alpha": 16, "target_modules": "all-linear"},
@@ -43,7 +45,7 @@ def config_of(trial: Trial, folder: Path) -> dict[str, Any]:
         "name": trial.name,
         "runs_dir": str(folder / "runs"),
         "model": {"path": f"builtin:tiny-{trial.model}"},
-        "teacher": {"path": f"builtin:tiny-{'qwen2' if trial.model == 'llama' else trial.model}"},
+        "teacher": {"path": f"builtin:tiny-{TEACHERS.get(trial.model, trial.model)}"},
         "distill": {
             "divergence": trial.divergence,
             "temperature": 2.0,
@@ -54,9 +56,8 @@ def config_of(trial: Trial, folder: Path) -> dict[str, Any]:
             "root": str(folder),
             "train": "rows.jsonl",
             "validation": "held.jsonl",
-            "prompt": "Say {text}",
-            "completion": "{text}",
             "max_length": 32,
+            **({"text": "{text}", "label": "kind"} if trial.model == "bert" else LANGUAGE),
         },
         "adapter": ADAPTERS[trial.adapter],
         "quantization": trial.quantization,
@@ -112,7 +113,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, Path(out).open("w", encoding="utf-8") as file:
         folder = Path(place)
         for name, texts in (("rows", TEXTS), ("held", [text.upper() for text in TEXTS[:5]])):
-            rows = [json.dumps({"text": text}) + "\n" for text in texts]
+            rows = [json.dumps({"text": text, "kind": len(text) % 2}) + "\n" for text in texts]
             (folder / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
         wanted = [trial for trial in TRIALS if trial.name in names or not names]
         for _, row in in_children({trial.name: partial(trained, trial, folder) for trial in wanted}):

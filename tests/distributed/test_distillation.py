@@ -41,11 +41,12 @@ EQUAL = [
     *(Trial("t5", strategy, divergence="jsd") for strategy in ("ddp", "zero2", "zero3", "fsdp2")),
     *(Trial("llama", strategy, "lora") for strategy in SHARED),
     *(Trial("bart", strategy) for strategy in ("ddp", "zero3")),
+    *(Trial("bert", strategy) for strategy in ("ddp", "zero2", "zero3", "fsdp2")),
     Trial("llama", "zero3", gradient_checkpointing=True),
     Trial("t5", "ddp", divergence="jsd", gradient_checkpointing=True),
     Trial("llama", "ddp", "lora", quantization="4bit"),
 ]
-"""BART's head is not plain: its loss comes from logits."""
+"""BART's head is not plain: its loss comes from logits. BERT is a classifier, its student has a new head."""
 LOW = [Trial("llama", strategy, precision="bf16") for strategy in ("ddp", "zero3", "fsdp2")]
 TRIALS = list(dict.fromkeys([*(trial.alone for trial in EQUAL), *EQUAL, *LOW]))
 
