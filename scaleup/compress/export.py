@@ -83,11 +83,11 @@ def write_folder(
     in float32, so that only weights are compared, not arithmetic."""
     true, found = check.logits(model), {}
     if dtype != torch.float32:
-        _cast(model, dtype)
-        _cast(model, torch.float32)
+        cast(model, dtype)
+        cast(model, torch.float32)
         exact, true = true, check.logits(model)
         found = {"rounded": difference(true, exact)}
-        _cast(model, dtype)
+        cast(model, dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if model.config.model_type in T5_LIKE and model.lm_head.weight is not model.shared.weight:
@@ -95,7 +95,7 @@ def write_folder(
     return found, true
 
 
-def _cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
+def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """The weights alone: `to` would round what a model computes for itself as well, its rotary frequencies say."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

@@ -13,7 +13,13 @@ from scaleup.errors import ScaleupError
 from scaleup.launcher.prepare import prepare_run
 from scaleup.launcher.processes import end_leftovers
 from scaleup.launcher.restarts import run_node
-from scaleup.launcher.show import show_evaluation, show_export, show_generations, show_training
+from scaleup.launcher.show import (
+    show_evaluation,
+    show_export,
+    show_generations,
+    show_quantization,
+    show_training,
+)
 from scaleup.plan.resolve import resolve
 from scaleup.plan.resume import state_of
 from scaleup.plan.types import Plan
@@ -22,6 +28,7 @@ SHOW: dict[str, Callable[[Console, RunFolder], None]] = {
     "sft": show_training,
     "reward": show_training,
     "ppo": show_training,
+    "quantize": show_quantization,
     "export": show_export,
     "evaluate": show_evaluation,
     "generate": show_generations,

@@ -72,6 +72,7 @@ def test_the_json_schema_is_printed_whole(tmp_path: Path) -> None:
         "sft",
         "reward",
         "ppo",
+        "quantize",
         "export",
         "evaluate",
         "generate",
