@@ -60,10 +60,10 @@ class Served:
         return [token["id"] for token in answer["choices"][0]["logprobs"]["content"]]
 
 
-def write_gguf(merged: Path, settings: ExportSettings, folder: Path) -> None:
-    """Convert the Hugging Face folder `merged`. Raises ScaleupError with the converter's own reason."""
+def write_gguf(merged: Path, settings: ExportSettings, folder: Path, name: str) -> None:
+    """Convert the Hugging Face folder `merged`; `name` is what the file calls its model. Raises ScaleupError with the converter's own reason."""
     script = converter_folder(settings) / CONVERTER_FILE
-    command = [sys.executable, str(script), str(merged), "--outtype", settings.gguf_type]
+    command = [sys.executable, str(script), str(merged), "--outtype", settings.gguf_type, "--model-name", name]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [*command, "--outfile", str(folder / FILE)], capture_output=True, text=True, check=False, env=offline

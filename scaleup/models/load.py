@@ -114,11 +114,13 @@ def enable_gradient_checkpointing(model: PreTrainedModel, **options: bool) -> No
 
 def quiet_libraries() -> None:
     """Progress bars, which a log has no use for and of which a terminal has ours; and what users cannot act on: that
-    bitsandbytes lacks a kernel it would download, that PEFT asks Transformers by an old name."""
+    bitsandbytes lacks a kernel it would download, that torchao, which Transformers imports wherever it is installed,
+    has kernels for GPUs that are not here, that PEFT asks Transformers by an old name."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 

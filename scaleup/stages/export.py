@@ -79,7 +79,7 @@ def _gguf(
     settings = config.export
     with TemporaryDirectory(dir=aside.parent, prefix=".merged-") as merged:
         _, true = write_folder(model, tokenizer, Path(merged), DTYPES["float32"], check)
-        write_gguf(Path(merged), settings, aside)
+        write_gguf(Path(merged), settings, aside, config.name)
     runtime.progress.report("reading it again")
     found = read_gguf(model, tokenizer, rows, settings, aside)
     return {"dtype": settings.gguf_type, **found, **from_trained(config, plan.model, check, true)}

@@ -49,7 +49,7 @@ def merged(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[An
 def test_greedy_text_is_transformers_own(merged: tuple[Any, Path], tokenizer: Any, kind: Any, tmp_path: Path) -> None:
     model, folder = merged
     settings = ExportSettings(format="gguf", gguf_type=kind, max_new_tokens=12)
-    write_gguf(folder, settings, tmp_path)
+    write_gguf(folder, settings, tmp_path, "tiny")
     found = read_gguf(model, tokenizer, [], settings, tmp_path)
     print(kind, found)
     assert found["tokens"] >= 36, "enough text to say something"
@@ -63,7 +63,7 @@ def test_greedy_text_is_transformers_own(merged: tuple[Any, Path], tokenizer: An
 def test_another_models_text_is_told(merged: tuple[Any, Path], tokenizer: Any, tmp_path: Path) -> None:
     model, folder = merged
     settings = ExportSettings(format="gguf", max_new_tokens=8)
-    write_gguf(folder, settings, tmp_path)
+    write_gguf(folder, settings, tmp_path, "tiny")
     torch.manual_seed(1)
     other = LlamaForCausalLM(model.config).eval()
     with pytest.raises(ScaleupError, match=r"llama\.cpp chooses other tokens by more than rounding"):
@@ -72,4 +72,4 @@ def test_another_models_text_is_told(merged: tuple[Any, Path], tokenizer: Any, t
 
 def test_a_tokenizer_that_the_converter_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(ScaleupError, match="BPE pre-tokenizer was not recognized"):
-        write_gguf(Path(materialize("builtin:tiny-llama")), ExportSettings(format="gguf"), tmp_path)
+        write_gguf(Path(materialize("builtin:tiny-llama")), ExportSettings(format="gguf"), tmp_path, "tiny")
