@@ -30,7 +30,7 @@ PROMPTS = (
     "1,000,000 ≈ 10⁶.",
 )
 """Digits, contractions, spaces, line ends and letters beyond ASCII: what tokenizers cut text by."""
-F16_MARGIN = 5e-3
+F16_MARGIN = 2e-3
 """How far below the best logit, as a share of the largest, llama.cpp's choice may lie: its products of 16-bit weights
 round their input to 16 bits as well. docs/design/export.md says what was measured."""
 SECONDS = 60.0
@@ -61,7 +61,9 @@ class Served:
 
 
 def write_gguf(merged: Path, settings: ExportSettings, folder: Path, name: str) -> None:
-    """Convert the Hugging Face folder `merged`; `name` is what the file calls its model. Raises ScaleupError with the converter's own reason."""
+    """Convert the Hugging Face folder `merged`; `name` is what the file calls its model.
+
+    Raises ScaleupError with the converter's own reason."""
     script = converter_folder(settings) / CONVERTER_FILE
     command = [sys.executable, str(script), str(merged), "--outtype", settings.gguf_type, "--model-name", name]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}

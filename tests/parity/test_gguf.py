@@ -54,7 +54,7 @@ def test_greedy_text_is_transformers_own(merged: tuple[Any, Path], tokenizer: An
     print(kind, found)
     assert found["tokens"] >= 36, "enough text to say something"
     assert found["agreement"] >= (0.95 if kind == "f16" else 0.7)
-    assert found["largest_gap"] <= (F16_MARGIN if kind == "f16" else 0.1)
+    assert found["largest_gap"] <= (F16_MARGIN if kind == "f16" else 0.02)
     with served(tmp_path / "model.gguf", 256, 1) as llama:
         text = "<|im_start|>user\nIt's  1999,\n\n naïve 🙂<|im_end|>"
         assert llama.tokens(text) == tokenizer(text)["input_ids"]
