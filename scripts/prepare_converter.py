@@ -3,8 +3,8 @@
     .venv/bin/python scripts/prepare_converter.py [--out DIR]
 
 It downloads the source archive of llama-cpp-python (MIT) with pip, which checks its SHA-256, and takes the converter
-out of it with what it imports, some 2 MB: nothing is built or installed. `export.format: gguf` looks for it in the cache,
-where it is put, or in the folder that `export.converter` names.
+out of it with what it imports, some 2 MB: nothing is built or installed. `export.format: gguf` looks for it in the
+cache, where it is put, or in the folder that `export.converter` names.
 """
 
 import argparse
