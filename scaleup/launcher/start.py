@@ -14,6 +14,7 @@ from scaleup.launcher.prepare import prepare_run
 from scaleup.launcher.processes import end_leftovers
 from scaleup.launcher.restarts import run_node
 from scaleup.launcher.show import (
+    show_card,
     show_evaluation,
     show_export,
     show_generations,
@@ -30,6 +31,7 @@ SHOW: dict[str, Callable[[Console, RunFolder], None]] = {
     "ppo": show_training,
     "quantize": show_quantization,
     "export": show_export,
+    "card": show_card,
     "evaluate": show_evaluation,
     "generate": show_generations,
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from scaleup.artifacts.files import cache_folder
 from scaleup.config.compression import ExportSettings
 from scaleup.config.schema import RunConfig
-from scaleup.config.stages import EvaluateConfig, ExportConfig, GenerateConfig, QuantizeConfig
+from scaleup.config.stages import CardConfig, EvaluateConfig, ExportConfig, GenerateConfig, QuantizeConfig
 from scaleup.errors import Problem
 from scaleup.plan.compat import use_verdict
 from scaleup.plan.facts import ModelFacts
@@ -97,9 +97,11 @@ def quantize_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
 
 
 def quantized_model_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
-    """A quantized folder is evaluated and generated from. Nothing else takes it."""
+    """A quantized folder is evaluated, generated from and put on a card. Nothing else takes it."""
     found = quantization_of(config.model.path)
     if found is None:
+        return
+    if isinstance(config, CardConfig):
         return
     if isinstance(config, EvaluateConfig | GenerateConfig):
         if config.quantization is not None:

@@ -74,6 +74,7 @@ def test_the_json_schema_is_printed_whole(tmp_path: Path) -> None:
         "ppo",
         "quantize",
         "export",
+        "card",
         "evaluate",
         "generate",
     }
