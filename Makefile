@@ -13,12 +13,14 @@ REVIEWS := configs/sft/reviews.yaml
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup run test check lint format clean
+.PHONY: help setup converter run test check lint format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
-setup: $(VENV)/.installed $(VENV)/.ops $(DATA) $(PAIRS) $(VENV)/.model  ## install pinned dependencies into .venv, compile DeepSpeed's operations, prepare the data and the small model
+setup: $(VENV)/.installed $(VENV)/.ops $(DATA) $(PAIRS) $(VENV)/.model $(VENV)/.converter  ## install pinned dependencies into .venv, compile DeepSpeed's operations, prepare the data, the small model and llama.cpp's converter
+
+converter: $(VENV)/.converter  ## fetch llama.cpp's converter, for export.format=gguf (77 MB, of which 2 are kept)
 
 run: setup  ## fine-tune the small model on the reviews, then evaluate it (ARGS="train.max_steps=5" is passed on)
 	@echo "== scaleup run $(REVIEWS)"
@@ -71,6 +73,12 @@ $(VENV)/.ops: $(VENV)/.installed
 	@echo "== compiling DeepSpeed's CPU operations (some minutes the first time)"
 	@if $(BIN)/python -m scaleup.distributed.deepspeed_ops; then touch $@; else \
 		[ $$? = 2 ] && echo "== without them parallel.strategy zero1, zero2 and zero3 do not run on CPUs; everything else does"; fi
+
+# Put into the user's cache, where export.format=gguf looks for it.
+$(VENV)/.converter: scripts/prepare_converter.py | $(VENV)/.installed
+	@echo "== fetching llama.cpp's converter"
+	@$(BIN)/python scripts/prepare_converter.py
+	@touch $@
 
 $(DATA): scripts/prepare_reviews.py | $(VENV)/.installed
 	@echo "== preparing data/reviews"

@@ -11,6 +11,12 @@ from pathlib import Path
 from typing import Any
 
 
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/scaleup`, or `~/.cache/scaleup`."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "scaleup"
+
+
 def write_text(path: Path, text: str, is_secret: bool = False) -> None:
     """Replace a file in one step; a secret may be read by this user only. The parent folder must exist."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -86,11 +86,11 @@ def write_folder(
     in float32, so that only weights are compared, not arithmetic."""
     true, found = check.logits(model), {}
     if dtype != torch.float32:
-        _cast(model, dtype)
-        _cast(model, torch.float32)
+        cast(model, dtype)
+        cast(model, torch.float32)
         exact, true = true, check.logits(model)
         found = {"rounded": difference(true, exact)}
-        _cast(model, dtype)
+        cast(model, dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if model.config.model_type in T5_LIKE and model.lm_head.weight is not model.shared.weight:
@@ -98,7 +98,7 @@ def write_folder(
     return found, true
 
 
-def _cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
+def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """The weights alone: `to` would round what a model computes for itself as well, its rotary frequencies say."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -117,10 +117,12 @@ def read_back(
     return {"reloaded": check.equal(model, true, "reading the written folder again moves logits", remedy)}
 
 
-def stored_dtype(model: ModelConfig, facts: ModelFacts) -> str:
-    """That of the files that the weights come from."""
+def stored_dtype(model: ModelConfig, facts: ModelFacts, wanted: str = "auto") -> str:
+    """The type to write: of the files that the weights come from, where auto is wanted."""
     from transformers import AutoConfig
 
+    if wanted != "auto":
+        return wanted
     found = AutoConfig.from_pretrained(facts.location, trust_remote_code=model.trust_remote_code).dtype
     return next((name for name, dtype in DTYPES.items() if found in (dtype, name)), "float32")
 

@@ -13,6 +13,7 @@ from scaleup.config.schema import DataConfig
 from scaleup.data.sources import read_source
 from scaleup.data.tokenization import Encoder, Tokens
 from scaleup.errors import ScaleupError
+from scaleup.models.classifier import classify, is_sequence_classifier
 from scaleup.plan.facts import ModelFacts
 from scaleup.records.examples import example_maker, row_problem
 
@@ -67,8 +68,15 @@ def logits_on(model: Any, probes: Sequence[Probe], device: torch.device) -> list
     found = []
     for probe in probes:
         inputs = {name: ids.to(device) for name, ids in probe.items()}
-        found.append(model(**inputs, use_cache=False).logits.float().cpu())
+        found.append(_logits(model, inputs).float().cpu())
     return found
+
+
+def _logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if is_sequence_classifier(whole):
+        return classify(model, inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])})
+    return model(**inputs, use_cache=False).logits
 
 
 def difference(logits: Sequence[torch.Tensor], true: Sequence[torch.Tensor]) -> float:

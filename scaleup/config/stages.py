@@ -8,6 +8,7 @@ from pydantic import Field, TypeAdapter
 
 from scaleup.config.adapters import AdapterConfig, Quantization
 from scaleup.config.card import CardSettings, Variants
+from scaleup.config.compression import ExportSettings, QuantizeSettings
 from scaleup.config.distill import DistillSettings
 from scaleup.config.prune import PruneSettings
 from scaleup.config.rl import PPOSettings, RewardModelSettings, RewardSource
@@ -15,15 +16,12 @@ from scaleup.config.schema import (
     TRACKERS,
     DataConfig,
     EvaluationConfig,
-    Float,
     GenerationConfig,
-    Int,
     ModelConfig,
     Name,
     OptimizationConfig,
     PathText,
     RunConfig,
-    Section,
     TrainConfig,
 )
 
@@ -124,31 +122,21 @@ class GenerateConfig(RunConfig):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
 
-class ExportSettings(Section):
-    """What is written, and how it is checked: logits in float32, on drawn token ids and on rows of data.test."""
-
-    format: Literal["safetensors"] = "safetensors"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Of the weights that are written; auto: that of the files they come from."
-    )
-    tolerance: Annotated[Float, Field(gt=0)] = Field(
-        5e-4,
-        description="How far merging, or writing and reading again, may move a logit; a share of the largest logit.",
-    )
-    num_rows: Annotated[Int, Field(ge=0)] = Field(4, description="Rows of data.test to check on.")
-    trained_in: Quantization | None = Field(
-        None,
-        description="How the base was held when the adapter was trained. It is merged into unquantized weights all the "
-        "same; the result says how far that is from what was trained.",
-    )
-
-
 class ExportConfig(RunConfig):
-    """A model as plain Transformers loads it: as it is, or with its adapter merged into the unquantized base."""
+    """A model for others, as it is or with its adapter merged into the unquantized base: as plain Transformers,
+    llama.cpp or ONNX Runtime loads it."""
 
     stage: Literal["export"]
     data: DataConfig = Field(default_factory=DataConfig)
     export: ExportSettings = Field(default_factory=ExportSettings)
+
+
+class QuantizeConfig(RunConfig):
+    """A model whose weights take fewer bits, as a folder that plain Transformers loads."""
+
+    stage: Literal["quantize"]
+    data: DataConfig = Field(default_factory=DataConfig)
+    quantize: QuantizeSettings
 
 
 class CardConfig(RunConfig):
@@ -178,8 +166,9 @@ STAGES: dict[str, type[RunConfig]] = {
     "sft": SFTConfig,
     "reward": RewardConfig,
     "ppo": PPOConfig,
-    "prune": PruneConfig,
     "distill": DistillConfig,
+    "prune": PruneConfig,
+    "quantize": QuantizeConfig,
     "export": ExportConfig,
     "card": CardConfig,
     "evaluate": EvaluateConfig,
@@ -190,8 +179,9 @@ AnyConfig = Annotated[
     SFTConfig
     | RewardConfig
     | PPOConfig
-    | PruneConfig
     | DistillConfig
+    | PruneConfig
+    | QuantizeConfig
     | ExportConfig
     | CardConfig
     | EvaluateConfig

@@ -124,8 +124,39 @@ def show_export(console: Console, run: RunFolder) -> None:
         if key in found:
             bound = f", at most {found['tolerance']:g}" if key in ("merged", "reloaded") else ""
             table.add_row(title, f"{found[key]:.1e} of the largest logit{bound}")
-    table.add_row("checked on", f"{found['sequences']} sequences, {found['rows']} of them rows")
+    for key, value in _read_again(found):
+        table.add_row(key, value)
     table.add_row("written", f"{found['num_parameters']:,} parameters as {found['format']}, {found['dtype']}")
+    table.add_row("bytes", f"{found['bytes']:,}")
+    table.add_row("model", str(run.model))
+    console.print(table)
+
+
+def _read_again(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a format was checked on."""
+    if found["format"] == "gguf":
+        yield "checked on", f"{found['tokens']} tokens that llama.cpp continued {found['prompts']} prompts with"
+        yield "the same choice", f"{found['agreement']:.1%}, others at most {found['largest_gap']:.1e} below the best"
+        if found["first_difference"]:
+            yield "first difference", found["first_difference"]
+    elif found["format"] == "onnx":
+        yield "checked on", f"{found['batches']} batches of several sizes, by ONNX Runtime"
+    else:
+        yield "checked on", f"{found['sequences']} sequences, {found['rows']} of them rows"
+
+
+def show_quantization(console: Console, run: RunFolder) -> None:
+    """Size and quality, before and after."""
+    manifest = run.manifest()
+    assert manifest is not None
+    found = manifest.metrics
+    table = _pairs(f"quantization in {run.path}")
+    table.add_row("method", found["method"])
+    table.add_row("bytes of weights", " -> ".join(_number(found[key]) for key in ("bytes_before", "bytes")))
+    table.add_row("bits a parameter", " -> ".join(f"{found[key]:.2f}" for key in ("bits_before", "bits")))
+    table.add_row("moved", f"{found['moved']:.1e} of the largest logit")
+    if "perplexity" in found:
+        table.add_row("perplexity", f"{found['perplexity_before']:,.4f} -> {found['perplexity']:,.4f}")
     table.add_row("model", str(run.model))
     console.print(table)
 

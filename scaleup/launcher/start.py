@@ -19,6 +19,7 @@ from scaleup.launcher.show import (
     show_export,
     show_generations,
     show_prune,
+    show_quantization,
     show_training,
 )
 from scaleup.plan.resolve import resolve
@@ -31,6 +32,7 @@ SHOW: dict[str, Callable[[Console, RunFolder], None]] = {
     "ppo": show_training,
     "prune": show_prune,
     "distill": show_training,
+    "quantize": show_quantization,
     "export": show_export,
     "card": show_card,
     "evaluate": show_evaluation,

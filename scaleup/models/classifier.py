@@ -32,7 +32,7 @@ class PooledHead(nn.Linear):
         """Hidden states (B, S, H) -> logits (B, S, L)."""
         if self.last is None:
             return super().forward(hidden)
-        rows = torch.arange(len(hidden), device=hidden.device)
+        rows = torch.arange(hidden.shape[0], device=hidden.device)  # len would fix the size of an exported graph
         logits = super().forward(hidden[rows, self.last])
         return logits.unsqueeze(1).expand(-1, hidden.shape[1], -1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import sys
 import uuid
@@ -13,6 +12,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+from scaleup.artifacts.files import cache_folder
 from scaleup.errors import ScaleupError
 from scaleup.plan.model_path import ADAPTER_FILE
 
@@ -20,12 +20,6 @@ from . import builtin
 
 CONVERSION = 1
 """Part of a converted package's folder name: count up when a conversion would come out different."""
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/scaleup`, or `~/.cache/scaleup`."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "scaleup"
 
 
 def materialize(path: str, where: str = "model.path") -> str:

@@ -47,10 +47,6 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
     if run.config.stage == "reward" and stage == "generate":
         what = "is the run of a reward model, which scores texts and writes none"
         raise ScaleupError.of(str(target), what, "measure it: scaleup evaluate")
-    if run.config.stage == "reward" and stage == "export":
-        what = "is the run of a reward model, which export does not take: its checks are those of language models"
-        remedy = "take its model/ as it is: Transformers loads it, or PEFT where it is an adapter"
-        raise ScaleupError.of(str(target), what, remedy)
     raw = {
         "stage": stage,
         "name": _next_number(run, folder),
@@ -79,11 +75,11 @@ def _inference_keys(known: dict[str, Any]) -> dict[str, Any]:
 
 def _export_keys(known: dict[str, Any]) -> dict[str, Any]:
     """In one process, checked on held-out rows of the run, or else on those it was trained on; of rows that are prompts
-    only nothing is checked."""
+    or preferences nothing is checked."""
     data = {**known["data"], "train": None, "validation": None, "test": None, "validation_fraction": None}
     split = next((split for split in ("test", "validation", "train") if known["data"][split]), "test")
     rows = [{**source, "split": source["split"] or split} for source in known["data"][split] or []]
-    if format_problems(DataConfig.model_validate(known["data"]), [split]):
+    if known["stage"] == "reward" or format_problems(DataConfig.model_validate(known["data"]), [split]):
         rows = []
     return {
         "data": {**data, "test": rows or None},

@@ -17,6 +17,7 @@ from scaleup.config.stages import (
     GenerateConfig,
     PPOConfig,
     PruneConfig,
+    QuantizeConfig,
     SupervisedConfig,
     TrainingConfig,
 )
@@ -24,6 +25,12 @@ from scaleup.errors import Problem
 from scaleup.plan.adapters import adapter_problems
 from scaleup.plan.batches import batch_size_problems, batching_problems, packing_problems
 from scaleup.plan.card import VARIANTS, card_problems
+from scaleup.plan.compression import (
+    compression_facts_problems,
+    export_problems,
+    quantize_problems,
+    quantized_model_problems,
+)
 from scaleup.plan.distill import TEACHER, distill_problems
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.groups import device_of
@@ -33,7 +40,7 @@ from scaleup.plan.prune import prune_problems
 from scaleup.plan.reward import preference_problems, reward_model_problems, scored_problems
 from scaleup.plan.reward_source import reward_source_problems
 from scaleup.plan.rollouts import num_steps, response_problems, rollout_problems
-from scaleup.plan.saved_adapters import export_problems, side_by_side_problems
+from scaleup.plan.saved_adapters import side_by_side_problems
 from scaleup.plan.toxicity import TOXICITY_MODEL, toxicity_model_problems, toxicity_problems
 from scaleup.records.examples import row_format
 
@@ -53,9 +60,12 @@ def needed_splits(config: RunConfig) -> list[str]:
     if isinstance(config, GenerateConfig):
         return [] if config.generation.prompts else ["test"]
     if isinstance(config, ExportConfig):
-        return ["test"] if config.data.test and config.export.num_rows else []
+        needs = config.export.num_rows and config.export.format != "onnx"
+        return ["test"] if config.data.test and needs else []
     if isinstance(config, PruneConfig):
         return ["train"] * config.prune.needs_calibration + ["test"] * bool(config.data.test)
+    if isinstance(config, QuantizeConfig):
+        return ["test"] if config.data.test else []
     if isinstance(config, PPOConfig):
         return ["train", "test"] if config.data.test else ["train"]
     return ["train", "validation"] if config.data.validation else ["train"]
@@ -104,6 +114,7 @@ def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Pro
         problems.append(
             Problem("data.messages", what, "use prompt and completion, or a tokenizer with a chat template")
         )
+    problems += compression_facts_problems(config, facts)
     return [*problems, *packing_problems(config, facts), *scored_problems(config, facts, where)]
 
 
@@ -266,6 +277,8 @@ RULES: list[Rule] = [
     _parallel,
     adapter_problems,
     export_problems,
+    quantize_problems,
+    quantized_model_problems,
     side_by_side_problems,
     prune_problems,
     distill_problems,

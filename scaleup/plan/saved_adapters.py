@@ -11,12 +11,11 @@ from typing import Any
 
 from scaleup.config.adapters import SelectiveAdapter
 from scaleup.config.schema import RunConfig
-from scaleup.config.stages import EvaluateConfig, ExportConfig, TrainingConfig
+from scaleup.config.stages import EvaluateConfig, TrainingConfig
 from scaleup.errors import Problem
-from scaleup.plan.compat import use_verdict
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
-from scaleup.plan.model_path import adapter_base, adapter_folder, adapter_path_problems, saved_settings, saved_type
+from scaleup.plan.model_path import adapter_base, adapter_folder, adapter_path_problems, saved_settings
 
 TAKEN = frozenset({"metric", "before", "baseline", "prompt", "reference", "completion"})
 """What columns and keys of results are called already."""
@@ -36,26 +35,6 @@ def named_adapters(config: RunConfig) -> dict[str, str]:
             return {}
         return {"adapter.path": adapter.path}
     return {f"adapters.{name}": path for name, path in (getattr(config, "adapters", None) or {}).items()}
-
-
-def export_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
-    if not isinstance(config, ExportConfig):
-        return
-    if config.parallel.num_processes > 1:
-        yield Problem("parallel.num_processes", "an export is one process", "leave it out")
-    if config.mixed_precision != "no":
-        what = "an export is checked in float32"
-        yield Problem("mixed_precision", what, "leave it out; export.dtype is what is written")
-    folder = adapter_folder(config.model.path)
-    if folder is None:
-        if config.export.trained_in is not None and Path(config.model.path).expanduser().is_dir():
-            what = f"{config.model.path} is no adapter: nothing of it was trained on a quantized base"
-            yield Problem("export.trained_in", what, "leave it out")
-        return
-    kind = saved_type(folder)
-    found = use_verdict("export", kind)
-    if found.status == "refused":
-        yield Problem(found.where, f"{folder} is a {kind}: {found.reason}", found.remedy)
 
 
 def side_by_side_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:

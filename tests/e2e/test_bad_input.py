@@ -21,6 +21,7 @@ from tests.cli import differing, scaleup
 from tests.e2e.mistakes.adapters import ADAPTERS
 from tests.e2e.mistakes.cards import CARDS
 from tests.e2e.mistakes.case import FACTS, GOOD, GOOD_ROW, Case, M, bad
+from tests.e2e.mistakes.compression import FORMATS, QUANTIZE
 from tests.e2e.mistakes.configs import FILES, KEYS, OVERRIDES, TOGETHER, VALUES
 from tests.e2e.mistakes.data import DATA
 from tests.e2e.mistakes.distill import CASES as DISTILL
@@ -34,6 +35,8 @@ from tests.e2e.mistakes.saved_adapters import EXPORTS, MANY
 GROUPS = {
     "adapter": ADAPTERS,
     "export": EXPORTS,
+    "format": FORMATS,
+    "quantize": QUANTIZE,
     "several adapters": MANY,
     "file": FILES,
     "keys": KEYS,

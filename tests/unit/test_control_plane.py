@@ -72,8 +72,11 @@ def test_the_json_schema_is_printed_whole(tmp_path: Path) -> None:
         "sft",
         "reward",
         "ppo",
+        "distill",
         "prune",
+        "quantize",
         "export",
+        "card",
         "evaluate",
         "generate",
     }

@@ -35,13 +35,13 @@ def adapters(**settings: Mapping[str, Any]) -> Prepare:
 EXPORTS = [
     bad(
         "keys of an export",
-        "error: export.format: 'gguf' is not valid -> use one of 'safetensors'",
+        "error: export.format: 'pickle' is not valid -> use one of 'safetensors', 'gguf', 'onnx'",
         "error: export.dtype: 'bf16' is not valid -> did you mean 'bfloat16'?",
         "error: export.tolerance: 0 should be greater than 0",
         "error: export.trained_on: unknown key -> did you mean 'trained_in'?",
         changes={
             **EXPORT,
-            "export": {"format": "gguf", "dtype": "bf16", "tolerance": 0, "trained_on": "8bit"},
+            "export": {"format": "pickle", "dtype": "bf16", "tolerance": 0, "trained_on": "8bit"},
         },
         command=("export", "config.yaml"),
     ),

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from scaleup.artifacts.files import cache_folder
 from scaleup.errors import Problem, ScaleupError
 from scaleup.models import builtin, from_gguf, sources
-from scaleup.models.sources import cache_folder, materialize
+from scaleup.models.sources import materialize
 
 
 def problem(path: str) -> Problem:

@@ -1,0 +1,160 @@
+"""A causal model as one file for llama.cpp, written by its own converter and read again by its own server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from scaleup.config.compression import ExportSettings
+from scaleup.errors import ScaleupError
+from scaleup.plan.compression import CONVERTER_FILE, converter_folder
+
+from .probes import Probe
+
+FILE = "model.gguf"
+PROMPTS = (
+    "The year 2024 had 366 days, and",
+    "It's\n\n  a   café — isn't it?\n\tYes,",
+    "def add(a, b):\n    return",
+    "1,000,000 ≈ 10⁶.",
+)
+"""Digits, contractions, spaces, line ends and letters beyond ASCII: what tokenizers cut text by."""
+F16_MARGIN = 2e-3
+"""How far below the best logit, as a share of the largest, llama.cpp's choice may lie: its products of 16-bit weights
+round their input to 16 bits as well. docs/design/export.md says what was measured."""
+SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """A file in llama.cpp's server, on an address of this machine."""
+
+    server: Any
+
+    def tokens(self, text: str) -> list[int]:
+        """With the special tokens that begin a text, and those that it names."""
+        asked = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
+        request = urllib.request.Request(
+            f"{self.server.listening_address}/tokenize", asked, {"Content-Type": "application/json"}
+        )
+        plain = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names
+        with plain.open(request, timeout=SECONDS) as answer:
+            return list(json.load(answer)["tokens"])
+
+    def continued(self, ids: Sequence[int], num_tokens: int) -> list[int]:
+        """The greedy continuation, an end token included."""
+        asked = {"prompt": list(ids), "n_predict": num_tokens, "temperature": 0, "n_probs": 1, "cache_prompt": False}
+        answer = self.server.handle_completions(asked)
+        answer = json.loads(answer) if isinstance(answer, str | bytes) else answer
+        return [token["id"] for token in answer["choices"][0]["logprobs"]["content"]]
+
+
+def write_gguf(merged: Path, settings: ExportSettings, folder: Path, name: str) -> None:
+    """Convert the Hugging Face folder `merged`; `name` is what the file calls its model.
+
+    Raises ScaleupError with the converter's own reason."""
+    script = converter_folder(settings) / CONVERTER_FILE
+    command = [sys.executable, str(script), str(merged), "--outtype", settings.gguf_type, "--model-name", name]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [*command, "--outfile", str(folder / FILE)], capture_output=True, text=True, check=False, env=offline
+    )
+    if done.returncode or not (folder / FILE).is_file():
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it says nothing"]
+        what = f"llama.cpp's converter does not take this model: {lines[-1].strip()}"
+        raise ScaleupError.of("export.format", what, "use safetensors")
+
+
+@contextmanager
+def served(file: Path, num_context: int, num_threads: int) -> Iterator[Served]:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(file)
+    params.n_ctx, params.n_parallel, params.n_gpu_layers = num_context, 1, 0
+    params.warmup, params.verbosity, params.fit_params = False, 0, False
+    params.cpuparams.n_threads = num_threads
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError as error:
+        raise ScaleupError.of(
+            "export.format", f"llama.cpp cannot read what was written: {error}", "report this"
+        ) from error
+    yield Served(server)
+    del server  # it ends with its last name
+
+
+def prompts_of(rows: Sequence[Probe], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts of our own, and the first halves of rows."""
+    halves = [row["input_ids"][0][: row["input_ids"].shape[1] // 2 + 1] for row in rows]
+    return [*PROMPTS, *(str(tokenizer.decode(half)) for half in halves)]
+
+
+def read_gguf(
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Probe], settings: ExportSettings, folder: Path
+) -> dict[str, Any]:
+    """Token by token along llama.cpp's greedy text: is its choice the model's own, and if not, how far below the best
+    logit of the same text it is, as a share of the largest. A near tie falls either way by rounding, and changes what
+    comes after it: both are asked after the same text each time, so one such place says nothing of the next.
+
+    Raises ScaleupError where texts become other tokens, and of f16 where rounding cannot make a choice."""
+    prompts = prompts_of(rows, tokenizer)
+    ids = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    longest = max(map(len, ids)) + settings.max_new_tokens
+    total, same, worst, first = 0, 0, 0.0, None
+    with served(folder / FILE, max(256, longest), torch.get_num_threads()) as llama:
+        for prompt, own in zip(prompts, ids, strict=True):
+            _same_tokens(prompt, own, llama.tokens(prompt))
+            chosen = llama.continued(own, settings.max_new_tokens)
+            for place, (token, best, gap) in enumerate(_gaps(model, own, chosen)):
+                total, same, worst = total + 1, same + (token == best), max(worst, gap)
+                if token != best and first is None:
+                    words = [repr(tokenizer.decode([each])) for each in (token, best)]
+                    first = f"{prompt!r}, token {place + 1}: {words[0]}, not {words[1]}, {gap:.1e} below it"
+    if not total:
+        raise ScaleupError.of("export.format", "llama.cpp continued none of the texts it was given", "report this")
+    if settings.gguf_type == "f16" and not worst <= F16_MARGIN:
+        what = f"llama.cpp chooses other tokens by more than rounding ({F16_MARGIN:g}): after {first}"
+        raise ScaleupError.of("export.format", what, "use safetensors, and report this")
+    return {
+        "prompts": len(prompts),
+        "tokens": total,
+        "agreement": same / total,
+        "largest_gap": worst,
+        "first_difference": first,
+    }
+
+
+def _same_tokens(prompt: str, own: list[int], found: list[int]) -> None:
+    if own == found:
+        return
+    place = next(
+        (i for i, pair in enumerate(zip(own, found, strict=False)) if pair[0] != pair[1]), min(len(own), len(found))
+    )
+    what = f"llama.cpp reads {prompt!r} as other tokens, from the {place + 1}. on: {found[place : place + 3]}"
+    what += f", not {own[place : place + 3]}"
+    raise ScaleupError.of("export.format", what, "use safetensors: the converter mistakes this tokenizer for another")
+
+
+@torch.no_grad()
+def _gaps(model: Any, prompt: list[int], chosen: list[int]) -> Iterator[tuple[int, int, float]]:
+    """Of each chosen token: itself, the model's own choice after the same text, and how far below that its logit is."""
+    if not chosen:
+        return
+    whole = torch.tensor([prompt + chosen[:-1]], device=model.device)
+    logits = model.eval()(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 :].float()
+    largest = logits.abs().max()
+    for row, token in zip(logits, chosen, strict=True):
+        best = int(row.argmax())
+        yield token, best, float((row[best] - row[token]) / largest)

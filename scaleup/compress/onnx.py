@@ -1,0 +1,93 @@
+"""A sequence classifier as one ONNX graph of free batch and sequence, checked by ONNX Runtime's logits."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scaleup.errors import ScaleupError
+from scaleup.models.classifier import classify
+from scaleup.models.load import first_line
+from scaleup.plan.facts import ModelFacts
+
+from .probes import SEED, difference
+
+FILE = "model.onnx"
+INPUTS = ("input_ids", "attention_mask")
+SHAPES = ((1, 1), (1, 9), (3, 16), (5, 33))
+"""Rows and tokens of the batches that are compared; rows are shorter one by one, and padded on the right."""
+MOST_INLINE = 2**30
+"""Bytes of weights within the graph's own file, which protobuf bounds at 2 GiB; more are written beside it."""
+
+
+class Scores(torch.nn.Module):
+    """What the graph computes: input_ids and attention_mask (B, S) -> logits (B, L), as `classify` reads them."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return classify(self.model, {"input_ids": input_ids, "attention_mask": attention_mask})
+
+
+def write_graph(model: Any, facts: ModelFacts, folder: Path) -> None:
+    """Raises ScaleupError for an architecture that cannot be traced."""
+    ids, mask = padded(facts, 2, 8)
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                Scores(model.eval()),
+                (ids, mask),
+                folder / FILE,
+                dynamo=True,
+                input_names=INPUTS,
+                output_names=("logits",),
+                dynamic_shapes=(free, free),
+                external_data=size > MOST_INLINE,
+                verbose=False,
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        what = f"{facts.architecture} cannot be written as ONNX: {first_line(error)}"
+        raise ScaleupError.of("export.format", what, "use its folder as it is: Transformers loads it") from error
+
+
+@torch.no_grad()
+def read_graph(model: Any, facts: ModelFacts, folder: Path, tolerance: float) -> dict[str, Any]:
+    """How far ONNX Runtime's logits are from the model's, over batches of several sizes.
+
+    Raises ScaleupError where that is more than export.tolerance, or where a shape is not taken."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
+    found, true = [], []
+    for rows, length in SHAPES:
+        ids, mask = padded(facts, rows, min(length, facts.max_positions or length))
+        true.append(Scores(model)(ids, mask))
+        try:
+            (logits,) = session.run(None, dict(zip(INPUTS, (ids.numpy(), mask.numpy()), strict=True)))
+        except Exception as error:  # onnxruntime's own errors share no base class
+            what = f"ONNX Runtime does not take {rows} rows of {length} tokens: {first_line(error)}"
+            raise ScaleupError.of("export.format", what, "report this: the graph is not free in its shape") from error
+        found.append(torch.from_numpy(logits))
+    off = difference(found, true)
+    if not off <= tolerance:
+        what = f"ONNX Runtime moves logits by {off:.1e} of the largest, more than {tolerance:g}: nothing was exported"
+        raise ScaleupError.of("export.tolerance", what, "raise it if that is near enough")
+    return {"reloaded": off, "batches": len(SHAPES)}
+
+
+def padded(facts: ModelFacts, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Drawn ids and their mask (rows, length), the same each time: each row a token shorter than the one before it."""
+    chance = torch.Generator().manual_seed(SEED)
+    ids = torch.randint(facts.vocab_size, (rows, length), generator=chance)
+    lengths = (length - torch.arange(rows)).clamp(min=1)
+    return ids, (torch.arange(length) < lengths[:, None]).long()

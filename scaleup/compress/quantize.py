@@ -1,0 +1,150 @@
+"""A model whose weights take fewer bits, in a folder that plain Transformers loads.
+
+torchao's 8-bit tensors are written by Transformers as what they consist of, plain tensors in safetensors with the rest
+in the file's header; nothing is pickled (docs/design/quantization.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scaleup.config.compression import QuantizeSettings
+from scaleup.config.schema import ModelConfig
+from scaleup.config.stages import QuantizeConfig
+from scaleup.errors import ScaleupError
+from scaleup.models.facts import shell_of
+from scaleup.models.load import load_model
+from scaleup.plan.compression import LOW_PRECISION
+from scaleup.plan.facts import ModelFacts
+
+from .export import DTYPES, cast
+from .probes import Probe, difference, logits_on
+
+INT4_GROUP = 128
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Names of a model's matrices."""
+
+    quantized: list[str]
+    left: list[str]
+
+
+def chosen_matrices(model: ModelConfig, settings: QuantizeSettings) -> Choice:
+    """Which matrices are quantized, told on the model without storage.
+
+    Raises ScaleupError for a pattern that matches nothing, and where nothing is left to quantize, or not in groups."""
+    shell = shell_of(model).model
+    matrices = {name: module for name, module in shell.named_modules() if type(module) is torch.nn.Linear}
+    left = _left(shell, matrices, settings)
+    chosen = [name for name in matrices if name not in left]
+    if not chosen:
+        what = f"leaves nothing: {type(shell).__name__} has {len(matrices)} matrices of the kind that torchao quantizes"
+        raise ScaleupError.of("quantize.skip" if matrices else "quantize.method", what, "use bfloat16, or skip less")
+    size = group_size(settings)
+    unequal = [name for name in chosen if size and matrices[name].in_features % size]
+    if unequal:
+        what = f"{size} does not divide the {matrices[unequal[0]].in_features} inputs of {unequal[0]}"
+        raise ScaleupError.of("quantize.group_size", what, "use a divisor of it, or skip that module")
+    return Choice(chosen, sorted(left))
+
+
+def group_size(settings: QuantizeSettings) -> int | None:
+    return settings.group_size or (INT4_GROUP if settings.method == "int4_weight_only" else None)
+
+
+def _left(shell: Any, matrices: dict[str, torch.nn.Linear], settings: QuantizeSettings) -> set[str]:
+    """The head, or what the patterns say. In any case a head that shares weights, and what Transformers keeps in
+    float32 (T5's `wo`)."""
+    head, embeddings = shell.get_output_embeddings(), shell.get_input_embeddings()
+    heads = {name for name, module in matrices.items() if module is head}
+    is_tied = head is not None and head.weight is embeddings.weight
+    kept = {name for name in matrices if set(name.split(".")) & set(shell._keep_in_fp32_modules or ())}
+    if settings.skip is None:
+        return heads | kept
+    names = [name for name, _ in shell.named_modules() if name]
+    for pattern in settings.skip:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            what = f"{pattern!r} matches no module of {type(shell).__name__}"
+            raise ScaleupError.of("quantize.skip", what, f"write a pattern of names like {next(iter(matrices), '')!r}")
+    found = {name for name in matrices if any(_is_within(name, pattern) for pattern in settings.skip)}
+    return found | kept | (heads if is_tied else set())
+
+
+def _is_within(name: str, pattern: str) -> bool:
+    """Whether a pattern matches a module or one that it is in."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:count]), pattern) for count in range(1, len(parts) + 1))
+
+
+def load_quantized(config: QuantizeConfig, facts: ModelFacts, choice: Choice | None, device: torch.device) -> Any:
+    """From the unquantized files; in 16 bits, rounded to them and held in float32."""
+    method = config.quantize.method
+    if method in LOW_PRECISION:
+        model = load_model(config.model, facts)
+        cast(model, DTYPES[method])
+        cast(model, torch.float32)
+        return model.to(device).eval()
+    assert choice is not None
+    options = {"quantization_config": _torchao(config.quantize, choice), "device_map": {"": str(device)}}
+    model = load_model(config.model, facts, quantized=options)
+    found = {name for name, module in model.named_modules() if _is_quantized(module)}
+    assert found == set(choice.quantized), sorted(found ^ set(choice.quantized))
+    return model.eval()
+
+
+def _torchao(settings: QuantizeSettings, choice: Choice) -> Any:
+    from torchao import quantization as ao
+    from transformers import TorchAoConfig
+
+    size = group_size(settings)
+    if settings.method == "int8_dynamic":
+        how: Any = ao.Int8DynamicActivationInt8WeightConfig()
+    elif settings.method == "int4_weight_only":
+        how = ao.Int4WeightOnlyConfig(group_size=size)
+    else:
+        how = ao.Int8WeightOnlyConfig(granularity=ao.PerGroup(size) if size else ao.PerRow())
+    return TorchAoConfig(how, modules_to_not_convert=choice.left)
+
+
+def _is_quantized(module: Any) -> bool:
+    from torchao.utils import TorchAOBaseTensor
+
+    return isinstance(getattr(module, "weight", None), TorchAOBaseTensor)
+
+
+def write_quantized(model: Any, tokenizer: Any, settings: QuantizeSettings, folder: Path) -> None:
+    if settings.method in LOW_PRECISION:
+        cast(model, DTYPES[settings.method])
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def read_quantized(
+    config: QuantizeConfig,
+    facts: ModelFacts,
+    folder: Path,
+    probes: Sequence[Probe],
+    written: Sequence[torch.Tensor],
+    device: torch.device,
+) -> tuple[Any, float]:
+    """The model of the written folder, and how far its logits are from those that were `written`: by nothing but the
+    order of sums.
+
+    Raises ScaleupError where it is another model."""
+    model = load_model(config.model, facts.model_copy(update={"location": str(folder)})).to(device).eval()
+    off = difference(logits_on(model, probes, device), written)
+    if not off <= SAME:
+        what = f"reading the written folder again moves logits by {off:.1e} of the largest: nothing was written"
+        raise ScaleupError.of("quantize.method", what, "report this: the architecture is not written as it is held")
+    return model, off
+
+
+SAME = 1e-5
+"""Of the largest logit."""

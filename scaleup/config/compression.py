@@ -1,0 +1,58 @@
+"""Sections of the stages that make a model smaller, or write it for others."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from scaleup.config.adapters import Quantization
+from scaleup.config.schema import Count, Float, Int, PathText, Section, Text
+
+
+class ExportSettings(Section):
+    """What is written, and how it is checked. Of safetensors by logits in float32, on drawn token ids and on rows of
+    data.test; of gguf by greedy text through llama.cpp; of onnx by logits through ONNX Runtime."""
+
+    format: Literal["safetensors", "gguf", "onnx"] = Field(
+        "safetensors",
+        description="gguf: causal models, for llama.cpp; onnx: sequence classifiers and reward models, in float32.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Of safetensors that are written; auto: that of the files they come from."
+    )
+    gguf_type: Literal["f16", "q8_0"] = Field("f16", description="Of a gguf's matrices: 16 bits, or blocks of 8.")
+    converter: PathText | None = Field(
+        None, description="llama.cpp's converter, for gguf; by default where `make converter` puts it, in the cache."
+    )
+    max_new_tokens: Count = Field(16, description="Tokens that a gguf answers each prompt with when it is checked.")
+    tolerance: Annotated[Float, Field(gt=0)] = Field(
+        5e-4,
+        description="How far merging, or writing and reading again, may move a logit; a share of the largest logit.",
+    )
+    num_rows: Annotated[Int, Field(ge=0)] = Field(4, description="Rows of data.test to check on.")
+    trained_in: Quantization | None = Field(
+        None,
+        description="How the base was held when the adapter was trained. It is merged into unquantized weights all the "
+        "same; the result says how far that is from what was trained.",
+    )
+
+
+class QuantizeSettings(Section):
+    """How weights are stored. No method needs calibration."""
+
+    method: Literal["int8_weight_only", "int8_dynamic", "int4_weight_only", "bfloat16", "float16"] = Field(
+        description="int8 and int4 through torchao; int8_dynamic computes in 8 bits too, with activations rounded as "
+        "they come; int4_weight_only needs a GPU."
+    )
+    group_size: Count | None = Field(
+        None,
+        description="Weights that share a scale: by default a row for int8_weight_only, 128 for int4_weight_only.",
+    )
+    skip: list[Text] | None = Field(
+        None,
+        description="Shell patterns of modules to leave, e.g. '*.down_proj'; by default the head. A head that shares "
+        "the embeddings' weights is left in any case.",
+    )
+    num_rows: Annotated[Int, Field(ge=0)] = Field(4, description="Rows of data.test to compare logits on.")
+    batch_size: Count = Field(8, description="Rows at a time when perplexity is measured, on all of data.test.")

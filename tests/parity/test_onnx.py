@@ -1,0 +1,39 @@
+"""An ONNX graph gives torch's logits, for batches that its trace never saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from scaleup.compress.onnx import FILE, read_graph, write_graph
+from scaleup.config.schema import ModelConfig
+from scaleup.models.classifier import classify
+from scaleup.models.facts import model_facts
+from scaleup.models.load import load_model
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+SHAPES = ((1, 2), (4, 21), (2, 100))
+
+
+@pytest.mark.parametrize("name", ["tiny-bert-classifier", "tiny-llama"])
+def test_logits_are_torchs(name: str, tmp_path: Path) -> None:
+    """With a row that has no padding beside ones that have much: a decoder's score is at the last token of the row."""
+    asked = ModelConfig(path=f"builtin:{name}", task="sequence_classification")
+    facts = model_facts(asked)
+    model = load_model(asked, facts).eval()
+    write_graph(model, facts, tmp_path)
+    assert read_graph(model, facts, tmp_path, 1e-5)["reloaded"] <= 1e-5
+    session = onnxruntime.InferenceSession(tmp_path / FILE)
+    for rows, length in SHAPES:
+        ids = torch.randint(3, facts.vocab_size, (rows, length), generator=torch.Generator().manual_seed(length))
+        mask = torch.ones_like(ids)
+        mask[1:, length // 2 :] = 0
+        with torch.no_grad():
+            true = classify(model, {"input_ids": ids, "attention_mask": mask})
+        (found,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        assert torch.allclose(torch.from_numpy(found), true, atol=1e-5)
+        ids[1:, length // 2 :] = 7
+        (again,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        assert torch.allclose(torch.from_numpy(again), true, atol=1e-5), "what stands in the padding counts for nothing"
