@@ -46,7 +46,9 @@ def chosen_matrices(model: ModelConfig, settings: QuantizeSettings) -> Choice:
     chosen = [name for name in matrices if name not in left]
     if not chosen:
         what = f"leaves nothing: {type(shell).__name__} has {len(matrices)} matrices of the kind that torchao quantizes"
-        raise ScaleupError.of("quantize.skip" if matrices else "quantize.method", what, "use bfloat16, or skip less")
+        raise ScaleupError.of(
+            "quantize.skip" if settings.skip else "quantize.method", what, "use bfloat16, or skip less"
+        )
     size = group_size(settings)
     unequal = [name for name in chosen if size and matrices[name].in_features % size]
     if unequal:

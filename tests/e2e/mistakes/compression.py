@@ -7,7 +7,7 @@ from typing import Any
 from tests.e2e.mistakes.case import Case, bad, model
 from tests.e2e.mistakes.saved_adapters import EXPORT, adapters
 
-NO_DATA = {"stage": "quantize", "train": None, "data": None, "quantize": {"method": "int8_weight_only"}}
+NO_DATA = {"stage": "quantize", "train": None, "data": None, "quantize.method": "int8_weight_only"}
 QUANTIZED = '{"model_type": "llama", "quantization_config": {"quant_method": "torchao"}}'
 
 
@@ -72,7 +72,7 @@ FORMATS = [
 QUANTIZE = [
     bad(
         "no method",
-        "error: quantize.method: is required",
+        "error: quantize.method: is missing -> add it",
         changes={**NO_DATA, "quantize": {}},
     ),
     bad(

@@ -35,7 +35,7 @@ def adapters(**settings: Mapping[str, Any]) -> Prepare:
 EXPORTS = [
     bad(
         "keys of an export",
-        "error: export.format: 'pickle' is not valid -> use one of 'safetensors', 'gguf', 'onnx'",
+        "error: export.format: 'pickle' is not valid -> use one of 'safetensors', 'gguf' or 'onnx'",
         "error: export.dtype: 'bf16' is not valid -> did you mean 'bfloat16'?",
         "error: export.tolerance: 0 should be greater than 0",
         "error: export.trained_on: unknown key -> did you mean 'trained_in'?",
