@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from scaleup.config.compression import ExportSettings
 from scaleup.errors import ScaleupError
+from scaleup.models.llama_cpp import served
 from scaleup.plan.compression import CONVERTER_FILE, converter_folder
+from scaleup.plan.model_path import GGUF_FILE as FILE
 
 from .probes import Probe
 
-FILE = "model.gguf"
 PROMPTS = (
     "The year 2024 had 366 days, and",
     "It's\n\n  a   café — isn't it?\n\tYes,",
@@ -33,31 +30,6 @@ PROMPTS = (
 F16_MARGIN = 2e-3
 """How far below the best logit, as a share of the largest, llama.cpp's choice may lie: its products of 16-bit weights
 round their input to 16 bits as well. docs/design/export.md says what was measured."""
-SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Served:
-    """A file in llama.cpp's server, on an address of this machine."""
-
-    server: Any
-
-    def tokens(self, text: str) -> list[int]:
-        """With the special tokens that begin a text, and those that it names."""
-        asked = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
-        request = urllib.request.Request(
-            f"{self.server.listening_address}/tokenize", asked, {"Content-Type": "application/json"}
-        )
-        plain = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names
-        with plain.open(request, timeout=SECONDS) as answer:
-            return list(json.load(answer)["tokens"])
-
-    def continued(self, ids: Sequence[int], num_tokens: int) -> list[int]:
-        """The greedy continuation, an end token included."""
-        asked = {"prompt": list(ids), "n_predict": num_tokens, "temperature": 0, "n_probs": 1, "cache_prompt": False}
-        answer = self.server.handle_completions(asked)
-        answer = json.loads(answer) if isinstance(answer, str | bytes) else answer
-        return [token["id"] for token in answer["choices"][0]["logprobs"]["content"]]
 
 
 def write_gguf(merged: Path, settings: ExportSettings, folder: Path, name: str) -> None:
@@ -74,25 +46,6 @@ def write_gguf(merged: Path, settings: ExportSettings, folder: Path, name: str) 
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it says nothing"]
         what = f"llama.cpp's converter does not take this model: {lines[-1].strip()}"
         raise ScaleupError.of("export.format", what, "use safetensors")
-
-
-@contextmanager
-def served(file: Path, num_context: int, num_threads: int) -> Iterator[Served]:
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = str(file)
-    params.n_ctx, params.n_parallel, params.n_gpu_layers = num_context, 1, 0
-    params.warmup, params.verbosity, params.fit_params = False, 0, False
-    params.cpuparams.n_threads = num_threads
-    try:
-        server = xllamacpp.Server(params)
-    except RuntimeError as error:
-        raise ScaleupError.of(
-            "export.format", f"llama.cpp cannot read what was written: {error}", "report this"
-        ) from error
-    yield Served(server)
-    del server  # it ends with its last name
 
 
 def prompts_of(rows: Sequence[Probe], tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -26,7 +26,7 @@ from scaleup.errors import ScaleupError
 from scaleup.evaluation.evaluate import evaluate_model
 from scaleup.evaluation.quality import RowQuality, row_quality, summarize
 from scaleup.evaluation.speed import Request, measure_apart
-from scaleup.models.load import load_model, load_tokenizer, pad_token_id
+from scaleup.models.load import auto_class, load_model, load_tokenizer, pad_token_id
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import Plan
 from scaleup.records.examples import Example
@@ -107,7 +107,14 @@ def measure_variant(
 
 
 def _as_stored(model: ModelConfig, facts: ModelFacts, device: torch.device) -> Any:
-    """In the type of its files, as a user of the folder has it."""
+    """In the type of its files, as a user of the folder has it. Of a GGUF file the weights that it stands for."""
+    file = Path(facts.location)
+    if file.suffix == ".gguf":
+        from transformers import GgufConfig
+
+        options = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True)}
+        loaded = auto_class(facts.task).from_pretrained(file.parent, dtype=torch.float32, **options)
+        return loaded.to(device).eval()
     return load_model(model, facts, dtype="auto").to(device).eval()
 
 
@@ -124,6 +131,8 @@ def _task(
     asked = [metric for metric in config.evaluation.metrics if metric != "perplexity"]
     if not asked:
         return {}
+    if facts.location.endswith(".gguf"):
+        return {}  # llama.cpp's own answers were compared when it was exported
     evaluation = config.evaluation.model_copy(update={"metrics": asked})
     settings = EvaluateConfig(
         stage="evaluate",

@@ -56,7 +56,7 @@ def verdict(found: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _no_gain(found: Mapping[str, Any]) -> str:
-    if found["zeros"] <= MANY_ZEROS:
+    if (found["zeros"] or 0) <= MANY_ZEROS:
         return "none"
     return f"none: {found['zeros']:.0%} of the weights are zero, and are stored and multiplied like any other number"
 
@@ -105,7 +105,7 @@ def _cells(name: str, found: Mapping[str, Any], is_base: bool) -> list[str]:
         f"{found['num_parameters']:,} ({found['num_non_embedding_parameters']:,})",
         f"{found['bytes'] / 1e6:.1f}",
         f"{found['bits_per_parameter']:.1f}",
-        f"{found['zeros']:.1%}",
+        "–" if found["zeros"] is None else f"{found['zeros']:.1%}",
         f"{quality['perplexity']:.2f} ({low:.2f} to {high:.2f})",
         task,
         "–" if is_base else f"{quality['divergence']:.4f}",

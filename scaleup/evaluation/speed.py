@@ -3,7 +3,7 @@
     echo '{"folder": "runs/student/model", ...}' | python -m scaleup.evaluation.speed
 
 reads a Request as JSON and prints the measurement as JSON, on the last line of stdout. The folder is loaded by plain
-Transformers, in the type of its files: what a user of the folder gets."""
+Transformers, in the type of its files: what a user of the folder gets. A .gguf file is run by llama.cpp."""
 
 from __future__ import annotations
 
@@ -57,6 +57,8 @@ def measure(request: Request) -> dict[str, Any]:
 
     torch.set_num_threads(request.threads)
     bare = _peak_mib()
+    if request.folder.endswith(".gguf"):
+        return _measure_gguf(request, bare)
     began = time.perf_counter()
     model = _load(request)
     seconds = time.perf_counter() - began
@@ -82,6 +84,42 @@ def _load(request: Request) -> Any:
         request.folder, dtype="auto", trust_remote_code=request.trust_remote_code, use_safetensors=True
     )
     return model.eval().to(request.device)
+
+
+def _measure_gguf(request: Request, bare: float) -> dict[str, Any]:
+    """As `measure`, of a file in llama.cpp, by its own clock."""
+    from gguf import GGUFReader
+
+    from scaleup.models.llama_cpp import served
+
+    file = Path(request.folder)
+    counts = {tensor.name: int(tensor.n_elements) for tensor in GGUFReader(file).tensors}
+    tables = sum(counts.get(name, 0) for name in ("token_embd.weight", "output.weight"))
+    total, size = sum(counts.values()), file.stat().st_size
+    began = time.perf_counter()
+    with served(file, request.prompt_tokens + request.new_tokens + 8, request.threads) as llama:
+        seconds = time.perf_counter() - began
+        ids = list(range(10, 10 + request.prompt_tokens))
+        llama.timed(ids, request.new_tokens)
+        rounds = [llama.timed(ids, request.new_tokens) for _ in range(request.repeats)]
+        peak = _peak_mib() - bare
+    prefill, token = (
+        statistics.median(each[key] for each in rounds) for key in ("prompt_ms", "predicted_per_token_ms")
+    )
+    return {
+        "num_parameters": total,
+        "num_non_embedding_parameters": total - tables,
+        "bytes": size,
+        "bits_per_parameter": 8 * size / total,
+        "zeros": None,
+        "load_seconds": seconds,
+        "peak_memory_mib": peak,
+        "eager": {
+            "prefill_ms": prefill,
+            "prefill_tokens_per_second": 1000 * request.prompt_tokens / prefill,
+            "decode_tokens_per_second": 1000 / token,
+        },
+    }
 
 
 def sizes(model: Any, folder: Path) -> dict[str, Any]:

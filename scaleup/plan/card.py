@@ -9,7 +9,7 @@ from scaleup.config.stages import CardConfig
 from scaleup.errors import Problem
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
-from scaleup.plan.model_path import adapter_folder, model_path_problems
+from scaleup.plan.model_path import adapter_folder, gguf_file, model_path_problems
 
 VARIANTS = "variants"
 """The config key; the facts of each go by `variants.NAME`."""
@@ -18,6 +18,27 @@ VARIANTS = "variants"
 def variant_of(config: CardConfig, name: str) -> ModelConfig:
     """A variant as a model of its own, loaded as the card's model is."""
     return ModelConfig(path=config.variants[name], trust_remote_code=config.model.trust_remote_code)
+
+
+def asked_variants(config: CardConfig) -> dict[str, ModelConfig]:
+    """Those that Transformers has a config of, by the keys of their facts."""
+    names = (name for name, path in config.variants.items() if not gguf_file(path))
+    return {f"{VARIANTS}.{name}": variant_of(config, name) for name in names}
+
+
+def facts_of_variants(config: CardConfig, facts: dict[str, ModelFacts]) -> dict[str, ModelFacts]:
+    """A GGUF file is taken for the model in another form: its tokens and task are the model's."""
+    found = {}
+    for name, path in config.variants.items():
+        file = gguf_file(path)
+        found[name] = (
+            facts[f"{VARIANTS}.{name}"]
+            if file is None
+            else facts["model"].model_copy(
+                update={"location": str(file), "tokenizer_location": facts["model"].location}
+            )
+        )
+    return found
 
 
 def card_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
@@ -35,7 +56,7 @@ def card_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
         ("model", config.model.path),
         *((f"{VARIANTS}.{n}", path) for n, path in config.variants.items()),
     ):
-        if key != "model":
+        if key != "model" and not gguf_file(path):
             found = model_path_problems(ModelConfig(path=path), key, not machine.is_described)
             yield from (Problem(key, problem.what, problem.remedy) for problem in found)
         if adapter_folder(path):

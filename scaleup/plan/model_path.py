@@ -12,6 +12,8 @@ from scaleup.config.schema import ModelConfig
 from scaleup.errors import Problem
 
 ADAPTER_FILE = "adapter_config.json"
+GGUF_FILE = "model.gguf"
+"""What an export for llama.cpp is called in its folder."""
 HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
@@ -55,6 +57,12 @@ def model_path_problems(model: ModelConfig, where: str, needs_weights: bool = Tr
     except (OSError, ValueError) as error:
         return [Problem(key, f"{folder}/config.json cannot be read: {error}", "mend or replace the folder")]
     return []
+
+
+def gguf_file(path: str) -> Path | None:
+    """Of a folder, or of a finished run; None where there is none."""
+    folder = model_folder(path)
+    return folder / GGUF_FILE if folder and (folder / GGUF_FILE).is_file() else None
 
 
 def adapter_folder(path: str) -> Path | None:

@@ -21,7 +21,7 @@ from scaleup.config.stages import (
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.adapters import rank_schedule_problems
 from scaleup.plan.batches import batch_plan
-from scaleup.plan.card import VARIANTS, variant_of, variant_problems
+from scaleup.plan.card import asked_variants, facts_of_variants, variant_problems
 from scaleup.plan.compat import untested_notes
 from scaleup.plan.compute import Rate, compute_plan
 from scaleup.plan.describe import describe_models
@@ -80,8 +80,7 @@ def resolve(
     facts = describe_models(models_of(config), micro)
     problems = [problem for where, found in facts.items() for problem in facts_problems(config, found, where)]
     if isinstance(config, CardConfig):
-        for name in config.variants:
-            where = f"{VARIANTS}.{name}"
+        for where in asked_variants(config):
             problems += variant_problems(config, facts[where], facts["model"], where)
     problems += base_problems(config, facts["model"]) + size_problems(config, facts["model"])
     if isinstance(config, DistillConfig):
@@ -124,7 +123,7 @@ def models_of(config: RunConfig) -> dict[str, ModelConfig]:
     if (source := toxicity_source(config)) is not None and source.model is not None:
         asked[TOXICITY_MODEL] = source.model.model_copy(update={"task": "sequence_classification"})
     if isinstance(config, CardConfig):
-        asked |= {f"{VARIANTS}.{name}": variant_of(config, name) for name in config.variants}
+        asked |= asked_variants(config)
     return asked
 
 
@@ -151,7 +150,7 @@ def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts],
         teacher=facts.get(TEACHER),
         reward=facts.get(REWARD_MODEL),
         toxicity=facts.get(TOXICITY_MODEL),
-        variants={name: facts[f"{VARIANTS}.{name}"] for name in getattr(config, "variants", None) or {}},
+        variants=facts_of_variants(config, facts) if isinstance(config, CardConfig) else {},
         batch=batch,
         rollouts=rollout_plan(config, data) if isinstance(config, PPOConfig) else None,
         bridge=bridge_of(config, groups[0]),

@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from scaleup.compress.gguf import F16_MARGIN, read_gguf, served, write_gguf
+from scaleup.compress.gguf import F16_MARGIN, read_gguf, write_gguf
 from scaleup.config.compression import ExportSettings
 from scaleup.errors import ScaleupError
+from scaleup.models.llama_cpp import served
 from scaleup.models.sources import materialize
 from scaleup.plan.compression import CONVERTER_FILE, converter_folder
 
