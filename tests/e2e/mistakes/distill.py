@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,17 +27,14 @@ def taught(
 
 
 def other_ids(folder: Path) -> None:
-    """The tiny Qwen's tokenizer with two of its tokens' ids swapped, in `swapped`."""
-    from scaleup.models.sources import materialize
-
-    source = Path(materialize("builtin:tiny-qwen2", "teacher.path"))
-    target = folder / "swapped"
-    target.mkdir()
-    for file in source.glob("*token*"):
-        text = file.read_text(encoding="utf-8")
-        if file.name == "tokenizer.json":
-            text = text.replace('"a":', '"?":').replace('"b":', '"a":').replace('"?":', '"b":')
-        (target / file.name).write_text(text, encoding="utf-8")
+    """The tiny Qwen's tokenizer with two tokens' ids exchanged, in `swapped`."""
+    command = "from pathlib import Path; from scaleup.models.builtin import build; build('tiny-qwen2', Path('swapped'))"
+    subprocess.run([sys.executable, "-c", command], cwd=folder, capture_output=True, check=True)
+    file = folder / "swapped/tokenizer.json"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    ids = found["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    file.write_text(json.dumps(found), encoding="utf-8")
 
 
 def adapter_model(folder: Path) -> None:
@@ -91,7 +91,7 @@ CASES = [
         changes={"adapter": {"type": "lora"}, "quantization": "4bit"},
     ),
     taught(
-        "error: distill.student_layers: lora is an adapter, which fits all layers of its base",
+        "is an adapter, which fits all layers of its base",
         name="layers of a student that is an adapter",
         distill={"student_layers": [0]},
         changes={"model": {"path": "lora"}},
