@@ -9,6 +9,7 @@ from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import Loaded
 from scaleup.config.schema import ModelConfig, RunConfig, SourceConfig
 from scaleup.config.stages import (
+    CardConfig,
     EvaluateConfig,
     ExportConfig,
     PPOConfig,
@@ -19,6 +20,7 @@ from scaleup.config.stages import (
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.adapters import rank_schedule_problems
 from scaleup.plan.batches import batch_plan
+from scaleup.plan.card import VARIANTS, variant_of, variant_problems
 from scaleup.plan.compat import untested_notes
 from scaleup.plan.compute import Rate, compute_plan
 from scaleup.plan.describe import describe_models
@@ -76,6 +78,10 @@ def resolve(
     facts = describe_models(models_of(config), micro)
     problems = [problem for where, found in facts.items() for problem in facts_problems(config, found, where)]
     problems += base_problems(config, facts["model"]) + size_problems(config, facts["model"])
+    if isinstance(config, CardConfig):
+        for name in config.variants:
+            where = f"{VARIANTS}.{name}"
+            problems += variant_problems(config, facts[where], facts["model"], where)
     if problems:
         raise ScaleupError(problems)
     return config, make_plan(config, machine, facts, data_check, rate or Rate())
@@ -111,6 +117,8 @@ def models_of(config: RunConfig) -> dict[str, ModelConfig]:
         asked[REWARD_MODEL] = AskedModel(**scorer.model_dump(), quantization=config.reward.quantization)
     if (source := toxicity_source(config)) is not None and source.model is not None:
         asked[TOXICITY_MODEL] = source.model.model_copy(update={"task": "sequence_classification"})
+    if isinstance(config, CardConfig):
+        asked |= {f"{VARIANTS}.{name}": variant_of(config, name) for name in config.variants}
     return asked
 
 
@@ -134,6 +142,7 @@ def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts],
         baseline=facts.get("baseline"),
         reward=facts.get(REWARD_MODEL),
         toxicity=facts.get(TOXICITY_MODEL),
+        variants={name: facts[f"{VARIANTS}.{name}"] for name in getattr(config, "variants", None) or {}},
         batch=batch,
         rollouts=rollout_plan(config, data) if isinstance(config, PPOConfig) else None,
         bridge=bridge_of(config, groups[0]),
