@@ -65,7 +65,11 @@ def size_problems(config: RunConfig, facts: ModelFacts) -> list[Problem]:
     """What only the model's own sizes can tell."""
     if not isinstance(config, PruneConfig) or facts.parts is None:  # a classifier, which only some stages take
         return []
-    return list(_size_problems(config.prune, facts.parts))
+    problems = list(_size_problems(config.prune, facts.parts))
+    if config.prune.sparsity is not None and config.prune.sparsity_score == "sparsegpt" and facts.model_type == "gpt2":
+        what = "nvidia-modelopt prunes nn.Linear, and GPT-2's matrices are Conv1D"
+        problems.append(Problem("prune.sparsity_score", what, "use wanda"))
+    return problems
 
 
 def _size_problems(settings: PruneSettings, parts: Parts) -> Iterator[Problem]:

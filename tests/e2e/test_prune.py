@@ -20,12 +20,13 @@ CONFIG = Path(__file__).parent.parent.parent / "configs/prune/tiny.yaml"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prune")
     rows = [{"text": f"film {n} was {'good' * (n % 4)}", "label": ["negative", "positive"][n % 2]} for n in range(40)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for name in ("rows", "held"):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
 
 
 def config(**changes: Any) -> dict[str, Any]:
-    data = {"data.root": ".", "data.train": "rows.jsonl", "data.test": "rows.jsonl"}
+    data = {"data.root": ".", "data.train": "rows.jsonl", "data.test": "held.jsonl"}
     return differing(yaml.safe_load(CONFIG.read_text(encoding="utf-8")), {**data, **changes})
 
 

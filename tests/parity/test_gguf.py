@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from scaleup.compress.gguf import F16_MARGIN, read_gguf, write_gguf
 from scaleup.config.compression import ExportSettings
 from scaleup.errors import ScaleupError
+from scaleup.evaluation.speed import Request, measure_apart
 from scaleup.models.llama_cpp import served
 from scaleup.models.sources import materialize
 from scaleup.plan.compression import CONVERTER_FILE, converter_folder
@@ -74,3 +75,17 @@ def test_another_models_text_is_told(merged: tuple[Any, Path], tokenizer: Any, t
 def test_a_tokenizer_that_the_converter_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(ScaleupError, match="BPE pre-tokenizer was not recognized"):
         write_gguf(Path(materialize("builtin:tiny-llama")), ExportSettings(format="gguf"), tmp_path, "tiny")
+
+
+def test_what_a_card_says_of_it(merged: tuple[Any, Path], tmp_path: Path) -> None:
+    model, folder = merged
+    write_gguf(folder, ExportSettings(format="gguf", gguf_type="q8_0"), tmp_path, "tiny")
+    shape: dict[str, Any] = {"prompt_tokens": 16, "new_tokens": 4, "repeats": 2, "compile": False}
+    file = str(tmp_path / "model.gguf")
+    found = measure_apart(Request(folder=file, task="causal_lm", threads=1, device="cpu", **shape))
+    assert found["num_parameters"] == model.num_parameters()
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    assert found["num_non_embedding_parameters"] == model.num_parameters() - sum(part.weight.numel() for part in tables)
+    assert 8 < found["bits_per_parameter"] < 16
+    assert found["eager"]["decode_tokens_per_second"] > 0
+    assert 0 < found["peak_memory_mib"] < 300
