@@ -43,9 +43,9 @@ def test_plans(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for model in (loaded.config.model, getattr(loaded.config, "baseline", None)):
         if model is not None and not _is_here(model.path):
             pytest.skip(f"{model.path} is not installed: make setup does it")
-    reward_run = REPOSITORY / "runs/reward-reviews/manifest.json"
-    if file.match("ppo/reviews.yaml") and not reward_run.is_file():
-        pytest.skip("its reward model has not been trained: scaleup run configs/reward/reviews.yaml")
+    for run in _runs_named(file):
+        if not (REPOSITORY / run / "manifest.json").is_file():
+            pytest.skip(f"{run} has not been made: the file says by which config")
     if loaded.config.stage == "reward" and not (REPOSITORY / "data/reviews/pairs/train.jsonl").is_file():
         pytest.skip("data/reviews/pairs is not there: make setup prepares it")
     config, plan = resolve(loaded, check_run_folder=False)
@@ -56,6 +56,11 @@ def test_plans(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan.group("policy").num_processes == config.parallel.num_processes
     if plan.batch is not None:
         assert plan.batch.num_steps is not None, "an offered config says how long it takes"
+
+
+def _runs_named(file: Path) -> list[str]:
+    """Models that are runs of other configs."""
+    return re.findall(r"runs/[\w.-]+", "\n".join(line.partition("#")[0] for line in file.read_text().splitlines()))
 
 
 def _path_at(file: Path, dotted: str) -> str | None:
