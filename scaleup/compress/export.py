@@ -117,8 +117,13 @@ def read_back(
     return {"reloaded": check.equal(model, true, "reading the written folder again moves logits", remedy)}
 
 
-def stored_dtype(model: ModelConfig, facts: ModelFacts) -> str:
-    """That of the files that the weights come from."""
+def stored_dtype(config: ExportConfig, facts: ModelFacts) -> str:
+    """The type to write: of the files that the weights come from, where the config says auto."""
+    return dtype_of_files(config.model, facts) if config.export.dtype == "auto" else config.export.dtype
+
+
+def dtype_of_files(model: ModelConfig, facts: ModelFacts) -> str:
+    """What the weights are stored in at `facts.location`."""
     from transformers import AutoConfig
 
     found = AutoConfig.from_pretrained(facts.location, trust_remote_code=model.trust_remote_code).dtype

@@ -22,7 +22,7 @@ def run(config: ExportConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -
     tokenizer = load_tokenizer(config.model, facts.tokenizer_location or facts.location)
     rows = row_probes(config.data, settings.num_rows, tokenizer, facts)
     check = Check([*drawn_probes(facts), *rows], settings.tolerance, runtime.device)
-    dtype = stored_dtype(config.model, facts) if settings.dtype == "auto" else settings.dtype
+    dtype = stored_dtype(config, facts)
     metrics: dict[str, Any] = {"format": settings.format, "dtype": dtype, "tolerance": settings.tolerance}
     metrics |= {"trained_in": settings.trained_in, "sequences": len(check.probes), "rows": len(rows)}
 

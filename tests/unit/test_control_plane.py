@@ -73,6 +73,7 @@ def test_the_json_schema_is_printed_whole(tmp_path: Path) -> None:
         "reward",
         "ppo",
         "prune",
+        "card",
         "export",
         "evaluate",
         "generate",
