@@ -117,12 +117,15 @@ def read_back(
     return {"reloaded": check.equal(model, true, "reading the written folder again moves logits", remedy)}
 
 
-def stored_dtype(model: ModelConfig, facts: ModelFacts, wanted: str = "auto") -> str:
-    """The type to write: of the files that the weights come from, where auto is wanted."""
+def stored_dtype(config: ExportConfig, facts: ModelFacts) -> str:
+    """The type to write: of the files that the weights come from, where the config says auto."""
+    return dtype_of_files(config.model, facts) if config.export.dtype == "auto" else config.export.dtype
+
+
+def dtype_of_files(model: ModelConfig, facts: ModelFacts) -> str:
+    """What the weights are stored in at `facts.location`."""
     from transformers import AutoConfig
 
-    if wanted != "auto":
-        return wanted
     found = AutoConfig.from_pretrained(facts.location, trust_remote_code=model.trust_remote_code).dtype
     return next((name for name, dtype in DTYPES.items() if found in (dtype, name)), "float32")
 

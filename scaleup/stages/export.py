@@ -57,7 +57,7 @@ def _safetensors(
     aside: Path,
     check: Check,
 ) -> dict[str, Any]:
-    dtype = stored_dtype(config.model, plan.model, config.export.dtype)
+    dtype = stored_dtype(config, plan.model)
     found, true = write_folder(model, tokenizer, aside, DTYPES[dtype], check)
     model.to("meta")  # its memory, before the next one is loaded
     gc.collect()

@@ -10,7 +10,7 @@ from scaleup.artifacts.run_folder import RunFolder
 from scaleup.compress.calibration import calibration_rows, in_batches
 from scaleup.compress.card import prune_card
 from scaleup.compress.cut import cut_parts, make_zeros
-from scaleup.compress.export import DTYPES, Check, read_back, stored_dtype, write_folder
+from scaleup.compress.export import DTYPES, Check, dtype_of_files, read_back, write_folder
 from scaleup.compress.probes import drawn_probes
 from scaleup.compress.sizes import cut_metrics, sizes_of
 from scaleup.config.stages import PruneConfig
@@ -61,7 +61,7 @@ def run(config: PruneConfig, plan: Plan, runtime: Runtime, folder: RunFolder) ->
         make_zeros(runtime, model, settings, batches)
     metrics |= measured("after") | cut_metrics(model, settings, kept)
     if runtime.is_main:
-        dtype = stored_dtype(config.model, facts)
+        dtype = dtype_of_files(config.model, facts)
         check = Check(drawn_probes(facts), TOLERANCE, runtime.device, "model.path", "written")
         with folder_aside(folder.model) as aside:
             runtime.progress.report("writing the model")

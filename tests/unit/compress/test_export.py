@@ -69,7 +69,7 @@ def written(config: ExportConfig, facts: ModelFacts, folder: Path) -> dict[str, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model, found = whole_model(config, facts, check)
-    dtype = getattr(torch, stored_dtype(config.model, facts, config.export.dtype))
+    dtype = getattr(torch, stored_dtype(config, facts))
     rounded, true = write_folder(model, load_tokenizer(config.model, facts.location), folder, dtype, check)
     return found | rounded | read_back(config.model, facts, folder, check, true)
 
@@ -128,7 +128,7 @@ def test_weights_are_written_in_the_type_asked_for(model: str, dtype: str, store
     assert found["reloaded"] == 0 and 0 < found.get("rounded", 0.01) < 0.05
     assert (
         str(AutoModelForCausalLM.from_pretrained(tmp_path).dtype)
-        == f"torch.{stored_dtype(config_of(facts).model, facts, dtype)}"
+        == f"torch.{stored_dtype(config_of(facts, dtype=dtype), facts)}"
     )
 
 
