@@ -1,12 +1,14 @@
-"""Build data/reviews/pairs/{train,validation,test}.jsonl: a positive sentence preferred to a negative one. And
-data/reviews/prompts/ beside it: the first four words of each film sentence, to be continued.
+"""Build data/reviews/pairs/{train,validation,test}.jsonl: of two sentences the one that people rated higher is
+preferred. And data/reviews/prompts/ beside it: the first four words of each film sentence, to be continued.
 
 Run it from anywhere, after scripts/prepare_reviews.py, with the project's Python (`make setup` does both):
 
     .venv/bin/python scripts/prepare_pairs.py [--data DIR]
 
-Each sentence of a split comes in one pair, with a sentence of the same source; `margin` is how far the human ratings of
-the two are apart. The same bytes come out of every run.
+Each sentence of a split comes in one pair at most, with a sentence of the same source whose rating is at least
+MIN_MARGIN away; `margin` is how far. Two in five pairs are of one label, so that a model learns how much better, and
+not only which label: else its scores have no room above "positive" (benchmarks/reward.md). The same bytes come out of
+every run.
 """
 
 import argparse
@@ -17,22 +19,24 @@ from typing import Any
 
 DEFAULT_DATA = Path(__file__).resolve().parents[1] / "data" / "reviews"
 PROMPT_WORDS = 4
+MIN_MARGIN = 0.5  # nearer ratings are one rating: each is a mean over some twenty people who differ by about 1
 SPLITS = ("test", "validation", "train")  # train last, since make takes it as the sign that all are there
 
 
 def pairs_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Positive and negative sentences of each source in turn, as they stand; the sources mixed as they stand, too."""
-    waiting: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    """Each sentence with the first one of its source that still waits for a partner and is rated otherwise."""
+    waiting: dict[str, list[Mapping[str, Any]]] = {}
     pairs = []
     for row in rows:
-        other = "negative" if row["label"] == "positive" else "positive"
-        if partners := waiting.get((row["source"], other)):
-            partner = partners.pop(0)
-            chosen, rejected = (row, partner) if other == "negative" else (partner, row)
-            margin = round(chosen["rating"] - rejected["rating"], 4)
-            pairs.append({"chosen": chosen["text"], "rejected": rejected["text"], "margin": margin})
-        else:
-            waiting.setdefault((row["source"], row["label"]), []).append(row)
+        others = waiting.setdefault(row["source"], [])
+        partner = next((other for other in others if abs(other["rating"] - row["rating"]) >= MIN_MARGIN), None)
+        if partner is None:
+            others.append(row)
+            continue
+        others.remove(partner)
+        rejected, chosen = sorted((row, partner), key=lambda each: each["rating"])
+        margin = round(chosen["rating"] - rejected["rating"], 4)
+        pairs.append({"chosen": chosen["text"], "rejected": rejected["text"], "margin": margin})
     return pairs
 
 

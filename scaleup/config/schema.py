@@ -66,7 +66,8 @@ class ModelConfig(Section):
 
 class RowFormat(Section):
     """How a row becomes an example. Exactly one of: `prompt` + `completion`, `template`, `messages`, `text`; for reward
-    models `chosen` + `rejected`, or `completions` + `ranks` or `ratings`, each after a `prompt` or without one."""
+    models `chosen` + `rejected`, or `completions` + `ranks` or `ratings`, each after a `prompt` or without one; for
+    classifiers `text` + `label`."""
 
     prompt: Text | None = Field(None, description="A template over columns, e.g. 'Review: {text}\\nSentiment:'.")
     completion: Text | None = Field(None, description="A template over columns; the loss is on this part.")
@@ -74,6 +75,9 @@ class RowFormat(Section):
     columns: dict[str, str] = Field(default_factory=dict, description="A template's field -> the data's column.")
     messages: Text | None = Field(None, description="The column with chat messages [{role, content}, ...].")
     text: Text | None = Field(None, description="A template over columns for plain language modelling, e.g. '{text}'.")
+    label: Text | None = Field(
+        None, description="The column with a text's class: one of the classifier's labels, or its number."
+    )
     chosen: Text | None = Field(None, description="A template over columns: the preferred of two responses.")
     rejected: Text | None = Field(None, description="A template over columns: the other response.")
     completions: Text | None = Field(None, description="The column with a list of responses, of which pairs are made.")

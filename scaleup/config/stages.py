@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from scaleup.config.adapters import AdapterConfig, Quantization
+from scaleup.config.card import CardSettings, Variants
 from scaleup.config.distill import DistillSettings
 from scaleup.config.prune import PruneSettings
 from scaleup.config.rl import PPOSettings, RewardModelSettings, RewardSource
@@ -159,6 +160,20 @@ class PruneConfig(RunConfig):
     prune: PruneSettings
 
 
+class CardConfig(RunConfig):
+    """A deployment card: quality, size, memory and speed of a model's variants beside the model itself, and whether
+    each is a real gain."""
+
+    stage: Literal["card"]
+    model: ModelConfig = Field(description="What the variants come from: they are compared with it.")
+    variants: Variants
+    card: CardSettings = Field(default_factory=CardSettings)
+    evaluation: EvaluationConfig = Field(
+        default_factory=EvaluationConfig, description="The task's metrics, beside perplexity."
+    )
+    generation: GenerationConfig = Field(default_factory=GenerationConfig)
+
+
 STAGES: dict[str, type[RunConfig]] = {
     "sft": SFTConfig,
     "reward": RewardConfig,
@@ -166,12 +181,21 @@ STAGES: dict[str, type[RunConfig]] = {
     "distill": DistillConfig,
     "prune": PruneConfig,
     "export": ExportConfig,
+    "card": CardConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
 }
 
 AnyConfig = Annotated[
-    SFTConfig | RewardConfig | PPOConfig | DistillConfig | PruneConfig | ExportConfig | EvaluateConfig | GenerateConfig,
+    SFTConfig
+    | RewardConfig
+    | PPOConfig
+    | DistillConfig
+    | PruneConfig
+    | ExportConfig
+    | CardConfig
+    | EvaluateConfig
+    | GenerateConfig,
     Field(discriminator="stage"),
 ]
 

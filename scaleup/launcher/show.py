@@ -151,6 +151,27 @@ def show_prune(console: Console, run: RunFolder) -> None:
     console.print(others)
 
 
+def show_card(console: Console, run: RunFolder) -> None:
+    """A row a model: what it costs, how good it is, and whether that is a gain."""
+    found: dict[str, dict[str, Any]] = read_json(run.path / "card.json")["models"]
+    table = Table(title=f"deployment card in {run.path}", title_justify="left")
+    for column in ("model", "parameters", "MB", "perplexity", "decode tokens/s"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    table.add_column("real gain?", overflow="fold")
+    for name, each in found.items():
+        decode = each["eager"].get("decode_tokens_per_second")
+        numbers = (
+            f"{each['bytes'] / 1e6:.1f}",
+            f"{each['quality']['perplexity']:.2f}",
+            f"{decode:.1f}" if decode else "",
+        )
+        said = each.get("verdict", {"gain": False, "words": ""})
+        words = f"{'yes: ' if said['gain'] else ''}{said['words']}"
+        table.add_row(name, f"{each['num_parameters']:,}", *numbers, words)
+    console.print(table)
+    console.print(f"card: {run.path / 'card.md'}", highlight=False, soft_wrap=True)
+
+
 def _pairs(title: str) -> Table:
     table = Table(show_header=False, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")

@@ -13,7 +13,14 @@ from scaleup.errors import ScaleupError
 from scaleup.launcher.prepare import prepare_run
 from scaleup.launcher.processes import end_leftovers
 from scaleup.launcher.restarts import run_node
-from scaleup.launcher.show import show_evaluation, show_export, show_generations, show_prune, show_training
+from scaleup.launcher.show import (
+    show_card,
+    show_evaluation,
+    show_export,
+    show_generations,
+    show_prune,
+    show_training,
+)
 from scaleup.plan.resolve import resolve
 from scaleup.plan.resume import state_of
 from scaleup.plan.types import Plan
@@ -25,6 +32,7 @@ SHOW: dict[str, Callable[[Console, RunFolder], None]] = {
     "distill": show_training,
     "prune": show_prune,
     "export": show_export,
+    "card": show_card,
     "evaluate": show_evaluation,
     "generate": show_generations,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -53,12 +53,12 @@ def load_tokenizer(model: ModelConfig, location: str, where: str = "model") -> P
 def load_model(
     model: ModelConfig,
     facts: ModelFacts,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
     quantized: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """The model at `facts.location` as `facts.task` has it, on the CPU in `dtype`; with the options of
-    `quantized.loading_options`, on their device. Of its layers those that the facts
-    name. A sequence classifier's head may be missing where the facts have no labels: it has one output, and is drawn.
+    """The model at `facts.location` as `facts.task` has it, on the CPU in `dtype` (auto: that of its files); with the
+    options of `quantized.loading_options`, on their device. Of its layers those that the facts name. A sequence
+    classifier's head may be missing where the facts have no labels: it has one output, and is drawn.
 
     Raises ScaleupError at `model.path` if a weight is missing, has another shape or cannot be read."""
     from safetensors import SafetensorError
@@ -118,7 +118,10 @@ def enable_gradient_checkpointing(model: PreTrainedModel, **options: bool) -> No
 
 def quiet_libraries() -> None:
     """Progress bars, which a log has no use for and of which a terminal has ours; and what users cannot act on: that
-    bitsandbytes lacks a kernel it would download, that PEFT asks Transformers by an old name."""
+    bitsandbytes lacks a kernel it would download, that torchao lacks those of GPUs that are not there, that PEFT asks
+    Transformers by an old name."""
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

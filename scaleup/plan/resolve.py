@@ -9,6 +9,7 @@ from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import Loaded
 from scaleup.config.schema import ModelConfig, RunConfig, SourceConfig
 from scaleup.config.stages import (
+    CardConfig,
     DistillConfig,
     EvaluateConfig,
     ExportConfig,
@@ -20,6 +21,7 @@ from scaleup.config.stages import (
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.adapters import rank_schedule_problems
 from scaleup.plan.batches import batch_plan
+from scaleup.plan.card import VARIANTS, variant_of, variant_problems
 from scaleup.plan.compat import untested_notes
 from scaleup.plan.compute import Rate, compute_plan
 from scaleup.plan.describe import describe_models
@@ -80,6 +82,10 @@ def resolve(
     problems += base_problems(config, facts["model"]) + size_problems(config, facts["model"])
     if isinstance(config, DistillConfig):
         problems += pair_problems(config, facts["model"], facts[TEACHER])
+    if isinstance(config, CardConfig):
+        for name in config.variants:
+            where = f"{VARIANTS}.{name}"
+            problems += variant_problems(config, facts[where], facts["model"], where)
     if problems:
         raise ScaleupError(problems)
     return config, make_plan(config, machine, facts, data_check, rate or Rate())
@@ -117,6 +123,8 @@ def models_of(config: RunConfig) -> dict[str, ModelConfig]:
         asked[REWARD_MODEL] = AskedModel(**scorer.model_dump(), quantization=config.reward.quantization)
     if (source := toxicity_source(config)) is not None and source.model is not None:
         asked[TOXICITY_MODEL] = source.model.model_copy(update={"task": "sequence_classification"})
+    if isinstance(config, CardConfig):
+        asked |= {f"{VARIANTS}.{name}": variant_of(config, name) for name in config.variants}
     return asked
 
 
@@ -141,6 +149,7 @@ def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts],
         teacher=facts.get(TEACHER),
         reward=facts.get(REWARD_MODEL),
         toxicity=facts.get(TOXICITY_MODEL),
+        variants={name: facts[f"{VARIANTS}.{name}"] for name in getattr(config, "variants", None) or {}},
         batch=batch,
         rollouts=rollout_plan(config, data) if isinstance(config, PPOConfig) else None,
         bridge=bridge_of(config, groups[0]),

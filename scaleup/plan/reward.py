@@ -22,6 +22,11 @@ FIELDS = ("prompt", "response")
 PROMPT_LEARNING = frozenset({"PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"})
 
 
+def holds_labels(config: RunConfig, split: str) -> bool:
+    """Whether a split's rows are texts with a class."""
+    return any(row_format(config.data, source).label is not None for source in _sources(config, split))
+
+
 def preference_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     """Rows of another kind than the stage learns from, and settings that say nothing of pairs."""
     forms = [row_format(config.data, source) for split in ("train", "validation") for source in _sources(config, split)]
@@ -29,6 +34,12 @@ def preference_problems(config: RunConfig, machine: Machine) -> Iterator[Problem
         key = next(key for key in PREFERENCE_KEYS if any(getattr(form, key) is not None for form in forms))
         what = f"is of preferences, which stage {config.stage} does not learn from"
         yield Problem(f"data.{key}", what, "use stage: reward")
+    if isinstance(config, DistillConfig) and any(form.label is not None for form in forms):
+        what = "is of classifiers, and only language models are taught here"
+        yield Problem("data.label", what, "give data.prompt and data.completion, or data.text")
+    if isinstance(config, SFTConfig | RewardConfig) and any(form.label is not None for form in forms):
+        what = f"is of classifiers, which stage {config.stage} does not train"
+        yield Problem("data.label", what, "use stage: distill, with a classifier as the teacher")
     if not isinstance(config, RewardConfig):
         return
     for key in ("completion", "template", "messages", "text"):
@@ -81,20 +92,26 @@ def scored_problems(config: RunConfig, facts: ModelFacts, where: str) -> Iterato
 def _evaluation_problems(config: EvaluateConfig, facts: ModelFacts, where: str) -> Iterator[Problem]:
     forms = [row_format(config.data, source) for source in _sources(config, config.evaluation.split)]
     are_pairs = any(map(holds_preferences, forms))
+    are_classes = holds_labels(config, config.evaluation.split)
     if facts.task != "sequence_classification":
+        if are_classes:
+            what = f"({facts.architecture}) is no classifier, and the rows are texts with a class"
+            yield Problem(f"{where}.path", what, "name a classifier, or rows with a prompt and a completion")
         if are_pairs and config.evaluation.needs_completions:
             what = f"({facts.architecture}) scores no texts, and the rows are preferences"
             yield Problem(f"{where}.path", what, "name a reward model, or rows with a prompt and a completion")
         return
-    if not are_pairs:
+    if are_classes and len(facts.labels) < 2:
+        yield Problem("data.label", f"{where} has one score and no classes", "give data.chosen and data.rejected")
+    elif not are_pairs and not are_classes:
         what = f"{where} is a reward model, which is measured on preferences"
-        yield Problem("data", what, "give data.chosen and data.rejected, or data.completions with ranks")
+        yield Problem("data", what, "give data.chosen and data.rejected, or data.text and data.label for a classifier")
     if config.adapters:
-        yield Problem("adapters", "of reward models are not put side by side", "evaluate each by its own path")
+        yield Problem("adapters", "of classifiers are not put side by side", "evaluate each by its own path")
     if config.evaluation.metrics != ["perplexity"]:
-        what = f"{where} is a reward model: accuracy, calibration and length bias are all there is"
+        what = f"{where} is a classifier, whose metrics follow from the rows: accuracy and the like"
         yield Problem("evaluation.metrics", what, "leave it out")
-    if len(facts.labels) > 1 or not (facts.labels or facts.adapter):
+    if (are_pairs and len(facts.labels) > 1) or not (facts.labels or facts.adapter):
         found = f"{len(facts.labels)} labels" if facts.labels else "no head"
         yield Problem(f"{where}.path", f"has {found}, and one score is compared", "name a reward run")
 

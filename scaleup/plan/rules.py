@@ -10,6 +10,7 @@ from pathlib import Path
 
 from scaleup.config.schema import RunConfig
 from scaleup.config.stages import (
+    CardConfig,
     DistillConfig,
     EvaluateConfig,
     ExportConfig,
@@ -22,6 +23,7 @@ from scaleup.config.stages import (
 from scaleup.errors import Problem
 from scaleup.plan.adapters import adapter_problems
 from scaleup.plan.batches import batch_size_problems, batching_problems, packing_problems
+from scaleup.plan.card import VARIANTS, card_problems
 from scaleup.plan.distill import TEACHER, distill_problems
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.groups import device_of
@@ -46,6 +48,8 @@ def needed_splits(config: RunConfig) -> list[str]:
     """The data splits that the stage reads."""
     if isinstance(config, EvaluateConfig):
         return [config.evaluation.split]
+    if isinstance(config, CardConfig):
+        return ["test"]
     if isinstance(config, GenerateConfig):
         return [] if config.generation.prompts else ["test"]
     if isinstance(config, ExportConfig):
@@ -72,6 +76,8 @@ def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Pro
     """What only the model's own files can tell."""
     if isinstance(config, PPOConfig) and where == REWARD_MODEL:
         return _scorer_problems(config, facts)
+    if isinstance(config, CardConfig) and where.startswith(f"{VARIANTS}."):
+        return list(_position_problems(config, facts, where))
     if where == TOXICITY_MODEL:
         return toxicity_model_problems(config, facts)
     problems: list[Problem] = []
@@ -273,6 +279,7 @@ RULES: list[Rule] = [
     _data,
     _evaluation,
     toxicity_problems,
+    card_problems,
     _report_to,
     _runs_dir,
 ]

@@ -147,6 +147,8 @@ class Plan(_Frozen):
     """The model that gives rewards, if a model does."""
     toxicity: ModelFacts | None = None
     """The classifier of an evaluation that measures toxicity."""
+    variants: dict[str, ModelFacts] = {}
+    """What a deployment card compares with the model."""
     batch: BatchPlan | None = None
     rollouts: RolloutPlan | None = None
     bridge: BridgePlan | None = None

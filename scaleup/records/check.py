@@ -11,7 +11,7 @@ from typing import Any
 
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.errors import Problem, ScaleupError
-from scaleup.records.examples import example_maker, prompt_maker, row_problem
+from scaleup.records.examples import example_maker, labelled_maker, prompt_maker, row_problem
 from scaleup.records.format_rules import holds_preferences, row_format
 from scaleup.records.formats import data_files, local_path, read_rows
 from scaleup.records.preferences import Preferences, preference_maker, reasons
@@ -68,8 +68,10 @@ def _maker(data: DataConfig, source: SourceConfig, prompts_only: bool) -> Maker 
     try:
         if prompts_only:
             return prompt_maker(data, source)
-        is_preference = holds_preferences(row_format(data, source))
-        return preference_maker(data, source) if is_preference else example_maker(data, source)
+        form = row_format(data, source)
+        if form.label is not None:
+            return labelled_maker(data, source)
+        return preference_maker(data, source) if holds_preferences(form) else example_maker(data, source)
     except ScaleupError:
         return None
 

@@ -15,11 +15,13 @@ from scaleup.records.template import Template, column_problem
 __all__ = [
     "Chat",
     "Example",
+    "Labelled",
     "Opening",
     "PlainText",
     "PromptCompletion",
     "example_maker",
     "format_problems",
+    "labelled_maker",
     "prompt_maker",
     "rendered",
     "row_format",
@@ -55,6 +57,14 @@ class PlainText:
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """A text and its class, by name or by number."""
+
+    text: str
+    label: str | int
+
+
+@dataclass(frozen=True)
 class Opening:
     """A prompt, text or messages, of which nothing says how it should be answered."""
 
@@ -80,6 +90,14 @@ def example_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, i
         for prompt, completion in _phrasings(form)
     ]
     return lambda values, index: PromptCompletion(**rendered(_chosen(pairs, index), values))
+
+
+def labelled_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, int], Labelled]:
+    """As `example_maker`, of rows of `text` and `label`."""
+    form = valid_format(data, source)
+    assert form.text is not None and form.label is not None, "the format has been looked at"
+    text, column = {"text": Template(form.text, form.columns)}, form.label
+    return lambda values, index: Labelled(**rendered(text, values), label=_label(column, values))
 
 
 def prompt_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, int], str | list[Message]]:
@@ -140,6 +158,13 @@ def _text_problems(name: str, text: str) -> list[Problem]:
     except UnicodeEncodeError:  # JSON can spell these; tokenizers then fail in the middle of the training
         return [Problem(name, "holds half of a surrogate pair", "mend or drop the row")]
     return []
+
+
+def _label(column: str, values: Values) -> str | int:
+    label = values.get(column)
+    if isinstance(label, bool) or not isinstance(label, (str, int)) or label == "":
+        raise ScaleupError(column_problem(column, values, wanted="a label or its number"))
+    return label
 
 
 def _messages(column: str, values: Values) -> list[Message]:

@@ -12,7 +12,7 @@ from scaleup.records.template import Template
 
 TEMPLATE_KEYS = ("prompt", "completion", "text", "chosen", "rejected")
 PREFERENCE_KEYS = ("chosen", "rejected", "completions", "ranks", "ratings", "margin")
-FORMAT_KEYS = ("prompt", "completion", "template", "messages", "text", *PREFERENCE_KEYS)
+FORMAT_KEYS = ("prompt", "completion", "template", "messages", "text", "label", *PREFERENCE_KEYS)
 SPLITS = ("train", "validation", "test")
 
 
@@ -99,7 +99,7 @@ def _incompatible_keys(form: RowFormat, where: str, prompts_only: bool) -> list[
     first_keys = {"prompt or completion": form.prompt or form.completion}
     first_keys |= {key: getattr(form, key) for key in ("template", "messages", "text")}
     stated = [name for name, value in first_keys.items() if value is not None]
-    if not stated:
+    if not stated and form.label is None:
         remedy = "set prompt and completion, or template, messages or text; for a reward model chosen and rejected"
         return [Problem(where, "nothing says how a row becomes an example", remedy)]
     if len(stated) > 1:
@@ -110,6 +110,8 @@ def _incompatible_keys(form: RowFormat, where: str, prompts_only: bool) -> list[
         return [Problem(f"{where}.completion", "is set without a prompt", f"set {where}.prompt beside it")]
     if form.prompt is not None and form.completion is None and not prompts_only:
         return [Problem(f"{where}.prompt", "is set without a completion", f"set {where}.completion beside it")]
+    if form.label is not None and form.text is None:
+        return [Problem(f"{where}.label", "is set without a text", f"set {where}.text beside it, and nothing else")]
     if form.text is not None and prompts_only:
         return [Problem(f"{where}.text", "gives no prompts to generate from", f"set {where}.prompt instead")]
     return []

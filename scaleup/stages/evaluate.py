@@ -9,14 +9,19 @@ from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.stages import EvaluateConfig
 from scaleup.data.sources import read_examples, read_prompts
 from scaleup.distributed.runtime import Runtime
+from scaleup.evaluation.classification import evaluate_classifiers
 from scaleup.evaluation.evaluate import Row, evaluate_models, reference
 from scaleup.evaluation.preference import evaluate_preferences
 from scaleup.evaluation.report import finish
+from scaleup.plan.reward import holds_labels
 from scaleup.plan.types import Plan
 from scaleup.records.examples import Opening
 
 
 def run(config: EvaluateConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
+    if plan.model.task == "sequence_classification" and holds_labels(config, config.evaluation.split):
+        _run_classes(config, plan, runtime, folder)
+        return
     if plan.model.task == "sequence_classification":
         _run_preferences(config, plan, runtime, folder)
         return
@@ -34,6 +39,15 @@ def run(config: EvaluateConfig, plan: Plan, runtime: Runtime, folder: RunFolder)
                 for index, example in enumerate(examples)
             ]
             write_text(folder.path / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        finish(folder, config.stage, config.name, metrics, None)
+    runtime.barrier()
+
+
+def _run_classes(config: EvaluateConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
+    """Of classifiers, on texts with a class."""
+    metrics = evaluate_classifiers(config, plan, runtime)
+    if runtime.is_main:
+        write_json(folder.path / "metrics.json", metrics)
         finish(folder, config.stage, config.name, metrics, None)
     runtime.barrier()
 

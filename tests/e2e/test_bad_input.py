@@ -19,6 +19,7 @@ import yaml
 from scaleup import cli
 from tests.cli import differing, scaleup
 from tests.e2e.mistakes.adapters import ADAPTERS
+from tests.e2e.mistakes.cards import CARDS
 from tests.e2e.mistakes.case import FACTS, GOOD, GOOD_ROW, Case, M, bad
 from tests.e2e.mistakes.configs import FILES, KEYS, OVERRIDES, TOGETHER, VALUES
 from tests.e2e.mistakes.data import DATA
@@ -45,6 +46,7 @@ GROUPS = {
     "ppo": PPO,
     "prune": PRUNE,
     "reward": REWARDS,
+    "card": CARDS,
     "folder": FOLDERS,
     "command": COMMANDS,
 }

@@ -11,13 +11,11 @@ def test_pairs() -> None:
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    ratings = {"a": 2.0, "b": -1.0, "c": -2.5, "d": 3.0, "e": 1.0}
-    sources = {"a": "movie", "b": "product", "c": "movie", "d": "product", "e": "movie"}
-    rows = [
-        {"text": text, "rating": rating, "label": "positive" if rating > 0 else "negative", "source": sources[text]}
-        for text, rating in ratings.items()
-    ]
+    ratings = {"a": 2.0, "b": -1.0, "c": 1.7, "d": 3.0, "e": 1.0, "f": -2.0}
+    sources = {"a": "movie", "b": "product", "c": "movie", "d": "product", "e": "movie", "f": "movie"}
+    rows = [{"text": text, "rating": rating, "source": sources[text]} for text, rating in ratings.items()]
     assert script.pairs_of(rows) == [
-        {"chosen": "a", "rejected": "c", "margin": 4.5},
         {"chosen": "d", "rejected": "b", "margin": 4.0},
+        {"chosen": "a", "rejected": "e", "margin": 1.0},  # c is too near a, and waits on
+        {"chosen": "c", "rejected": "f", "margin": 3.7},
     ]

@@ -1,0 +1,80 @@
+"""Texts with a class -> token lists -> batches for a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.data.collate import Batch, Collator, pad
+from scaleup.data.tokenization import FILLER, IGNORE, Tokens
+from scaleup.errors import ScaleupError
+from scaleup.records.examples import labelled_maker
+
+
+class Read(Protocol):
+    """How a classifier reads texts (models/scoring.py: Reader)."""
+
+    def ids(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """(before, text) -> token ids, whole."""
+
+    def cut(self, ids: list[int]) -> list[int]:
+        """To the most that the model reads."""
+
+
+@dataclass(frozen=True)
+class LabelledEncoder:
+    """Tokenizes texts as the classifier reads them, under `data`'s rules; a row's label is its class's number."""
+
+    reader: Read
+    names: Sequence[str]
+    """Of the classes, in the order of the logits."""
+    data: DataConfig
+    task: str = "sequence_classification"
+
+    def maker(self, source: SourceConfig) -> Callable[[Mapping[str, Any], int], list[Any]]:
+        """Raises ScaleupError for a label that the classifier does not have."""
+        make = labelled_maker(self.data, source)
+
+        def labelled(values: Mapping[str, Any], index: int) -> list[Any]:
+            example = make(values, index)
+            return [(example.text, self._number(example.label))]
+
+        return labelled
+
+    def __call__(self, examples: Sequence[tuple[str, int]]) -> list[Tokens | None]:
+        """None for a text that is too long where such rows are dropped."""
+        ids = self.reader.ids([("", text) for text, _ in examples]) if examples else []
+        return [self._row(row, number) for row, (_, number) in zip(ids, examples, strict=True)]
+
+    def _row(self, ids: list[int], number: int) -> Tokens | None:
+        if self.data.overlong == "drop" and len(ids) > self.data.max_length:
+            return None
+        return Tokens(np.asarray(self.reader.cut(ids), np.int32), np.asarray([number], np.int32))
+
+    def _number(self, label: str | int) -> int:
+        if isinstance(label, int) and 0 <= label < len(self.names):
+            return label
+        if isinstance(label, str) and label in self.names:
+            return list(self.names).index(label)
+        remedy = f"use one of {', '.join(self.names)}, or its number"
+        raise ScaleupError.of("label", f"{label!r} is no class of the model", remedy)
+
+
+def labelled_collator(pad_id: int, filler_id: int) -> Collator:
+    """B texts padded on the right; `labels` (B) are their classes, IGNORE for a filler, which is the one token
+    `filler_id`."""
+    nothing = np.full(1, filler_id, np.int32)
+
+    def collate(rows: Sequence[Tokens]) -> Batch:
+        real = [row for row in rows if row is not FILLER]
+        ids, mask = pad([nothing if row is FILLER else row.input_ids for row in rows], pad_id)
+        classes = torch.tensor([IGNORE if row is FILLER else int(row.labels[0]) for row in rows])
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        return Batch(inputs, classes, len(real), sum(len(row.input_ids) for row in real))
+
+    return collate

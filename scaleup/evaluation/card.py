@@ -1,0 +1,156 @@
+"""The measurements of a deployment card, one model after another."""
+
+from __future__ import annotations
+
+import gc
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import scaleup
+from scaleup.config.schema import ModelConfig
+from scaleup.config.stages import CardConfig, EvaluateConfig
+from scaleup.data.collate import Batch
+from scaleup.data.dataset import collator_for
+from scaleup.data.loader import eval_batches
+from scaleup.data.sources import read_examples
+from scaleup.data.tokenization import Encoder
+from scaleup.distributed.runtime import Runtime
+from scaleup.errors import ScaleupError
+from scaleup.evaluation.evaluate import evaluate_model
+from scaleup.evaluation.quality import RowQuality, row_quality, summarize
+from scaleup.evaluation.speed import Request, measure_apart
+from scaleup.models.load import load_model, load_tokenizer, pad_token_id
+from scaleup.plan.facts import ModelFacts
+from scaleup.plan.types import Plan
+from scaleup.records.examples import Example
+
+
+@dataclass(frozen=True)
+class CardRows:
+    """Held-out rows, as the base's tokenizer has them: variants are shown the same tokens."""
+
+    examples: Sequence[Example]
+    batches: Sequence[Batch]
+
+
+@dataclass(frozen=True)
+class Measured:
+    costs: dict[str, Any]
+    """As `speed.measure` gives it."""
+    rows: RowQuality
+    task: dict[str, Any]
+    """Scores of answers, where the config asks for any."""
+
+    def beside(self, base: Measured, num_samples: int) -> dict[str, Any]:
+        return self.costs | {"quality": summarize(self.rows, base.rows, num_samples), "task": self.task}
+
+
+def card_rows(config: CardConfig, plan: Plan) -> CardRows:
+    """Raises ScaleupError at data.test where no row is left."""
+    tokenizer = load_tokenizer(config.model, plan.model.tokenizer_location or plan.model.location)
+    examples = [one for source in config.data.test or [] for one in read_examples(config.data, source, "test")]
+    examples = examples[: config.card.max_rows]
+    rows = [row for row in Encoder(tokenizer, plan.model.task, config.data)(examples) if row is not None]
+    if not rows:
+        what = f"no row fits max_length {config.data.max_length} with a label left"
+        raise ScaleupError.of("data.test", what, "raise data.max_length")
+    shift_right = _shift_right(config, plan)
+    collate = collator_for(plan.model.task, pad_token_id(tokenizer), shift_right)
+    return CardRows(examples, list(eval_batches(rows, collate, config.evaluation.batch_size, 0, 1)))
+
+
+def _shift_right(config: CardConfig, plan: Plan) -> Any:
+    if plan.model.task != "seq2seq_lm":
+        return None
+    return load_model(config.model, plan.model).prepare_decoder_input_ids_from_labels
+
+
+def measure_variant(
+    config: CardConfig,
+    plan: Plan,
+    runtime: Runtime,
+    name: str,
+    model: ModelConfig,
+    facts: ModelFacts,
+    rows: CardRows,
+    parts: Path,
+) -> Measured:
+    """Costs in a process of its own, then quality here, beside the card's model."""
+    runtime.progress.report(f"speed of {name}")
+    costs = measure_apart(
+        Request(
+            folder=facts.location,
+            task=facts.task,
+            prompt_tokens=config.card.prompt_tokens,
+            new_tokens=config.card.new_tokens,
+            repeats=config.card.repeats,
+            compile=config.card.compile,
+            threads=plan.groups[0].threads_per_process,
+            device=runtime.device.type,
+            trust_remote_code=model.trust_remote_code,
+        )
+    )
+    runtime.progress.report(f"quality of {name}")
+    teacher = _as_stored(config.model, plan.model, runtime.device)
+    variant = teacher if model is config.model else _as_stored(model, facts, runtime.device)
+    quality = row_quality(variant, teacher, rows.batches, runtime.device)
+    del teacher, variant
+    gc.collect()
+    return Measured(costs, quality, _task(config, runtime, name, model, facts, rows, parts))
+
+
+def _as_stored(model: ModelConfig, facts: ModelFacts, device: torch.device) -> Any:
+    """In the type of its files, as a user of the folder has it."""
+    return load_model(model, facts, dtype="auto").to(device).eval()
+
+
+def _task(
+    config: CardConfig,
+    runtime: Runtime,
+    name: str,
+    model: ModelConfig,
+    facts: ModelFacts,
+    rows: CardRows,
+    parts: Path,
+) -> dict[str, Any]:
+    """The metrics that compare answers."""
+    asked = [metric for metric in config.evaluation.metrics if metric != "perplexity"]
+    if not asked:
+        return {}
+    evaluation = config.evaluation.model_copy(update={"metrics": asked})
+    settings = EvaluateConfig(
+        stage="evaluate",
+        name=config.name,
+        model=model,
+        data=config.data,
+        evaluation=evaluation,
+        generation=config.generation,
+    )
+    found = evaluate_model(settings, runtime, model, facts, rows.examples, parts, name).metrics
+    return {key: value for key, value in found.items() if key != "rows"}
+
+
+def this_machine() -> dict[str, str]:
+    """What the figures hold for."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    libraries = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "torchao"))
+    return {
+        "machine": f"{device}, {torch.get_num_threads()} threads, {platform.system()}",
+        "versions": f"scaleup {scaleup.__version__}, {libraries}, Python {platform.python_version()}",
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _processor() -> str:
+    """Linux says it in a file; elsewhere `platform` knows the architecture alone."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
