@@ -125,7 +125,7 @@ def measure(variant: str, beta: float, repeats: int, sizes: tuple[int, int, int]
     by_hidden = given["hidden"].grad
     assert by_weight is not None and by_hidden is not None
     marks = [float(part) for part in (*by_hidden[::97, ::53].flatten(), *by_weight[::4999, ::53].flatten())]
-    return {"seconds": min(seconds), "mib": (_peak() - before) / 2**10, "loss": float(total), "gradients": marks}
+    return {"seconds": min(seconds), "mib": (_peak() - before) / 2**10, "loss": total.item(), "gradients": marks}
 
 
 def _peak() -> int:
