@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from scaleup.config.schema import Count, Float, Int, Section
+from scaleup.config.distill import DistillSettings
+from scaleup.config.schema import Count, Float, Int, Section, TrainConfig
 
 LayerNumbers = Annotated[list[Annotated[Int, Field(ge=0)]], Field(min_length=1)]
 
@@ -50,6 +51,9 @@ class PruneSettings(Section):
         description="Which weights become zeros: the smallest; the smallest times their input's norm (Sun et al. "
         "2023); or by SparseGPT through nvidia-modelopt, 2:4 only.",
     )
+    rounds: Count = Field(
+        1, description="Cut in so many equal steps, with `recovery` after each: a little at a time costs less quality."
+    )
     calibration_rows: Count = Field(128, description="Rows of data.train that scores are measured on.")
     batch_size: Count = Field(8, description="Rows at a time on each process.")
 
@@ -74,3 +78,16 @@ class PruneSettings(Section):
     @property
     def is_empty(self) -> bool:
         return self.layers is None and self.sparsity is None and not self.measures_features
+
+
+class RecoverySettings(Section):
+    """Training after each round of cuts, whose teacher is the model as it was before the first."""
+
+    train: TrainConfig
+    distill: DistillSettings = Field(default_factory=DistillSettings)
+    gradient_checkpointing: bool = False
+    control: bool = Field(
+        True,
+        description="The same rounds and steps once more without the teacher: plain fine-tuning, which tells whether "
+        "distillation helps.",
+    )

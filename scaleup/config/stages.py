@@ -10,7 +10,7 @@ from scaleup.config.adapters import AdapterConfig, Quantization
 from scaleup.config.card import CardSettings, Variants
 from scaleup.config.compression import ExportSettings, QuantizeSettings
 from scaleup.config.distill import DistillSettings
-from scaleup.config.prune import PruneSettings
+from scaleup.config.prune import PruneSettings, RecoverySettings
 from scaleup.config.rl import PPOSettings, RewardModelSettings, RewardSource
 from scaleup.config.schema import (
     TRACKERS,
@@ -154,12 +154,14 @@ class CardConfig(RunConfig):
 
 
 class PruneConfig(RunConfig):
-    """A smaller model made of a larger one in one shot: fewer layers, narrower MLPs, fewer heads, or zeros. Rows of
-    data.train calibrate what goes; with data.test perplexity is measured before and after."""
+    """A smaller model made of a larger one: fewer layers, narrower MLPs, fewer heads, or zeros. Rows of data.train
+    calibrate what goes, and train what is left where `recovery` says so; with data.test perplexity is measured before
+    and after."""
 
     stage: Literal["prune"]
     data: DataConfig = Field(default_factory=DataConfig)
     prune: PruneSettings
+    recovery: RecoverySettings | None = Field(None, description="What is cut is trained again, by distillation.")
 
 
 STAGES: dict[str, type[RunConfig]] = {

@@ -26,7 +26,7 @@ def prune_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     if adapter_folder(config.model.path) is not None:
         what = f"{config.model.path} is an adapter, and what is cut is a whole model"
         yield Problem("model.path", what, "export it first: scaleup export")
-    if parallel.strategy not in ("auto", "single", "ddp"):
+    if config.recovery is None and parallel.strategy not in ("auto", "single", "ddp"):
         what = f"{parallel.strategy} holds a part of the model on each rank, and pruning needs all of it"
         yield Problem("parallel.strategy", what, "use ddp, or single")
     if config.mixed_precision != "no":

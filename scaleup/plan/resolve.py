@@ -32,6 +32,7 @@ from scaleup.plan.machine import Machine, this_machine
 from scaleup.plan.memory import inference_memory, serving_memory
 from scaleup.plan.peak import micro_batch_of, predicted_memory
 from scaleup.plan.prune import calibration_problems, size_problems
+from scaleup.plan.recovery import learner_of, recovery_problems
 from scaleup.plan.resume import state_of
 from scaleup.plan.rollouts import policy_facts, policy_memory, rollout_plan
 from scaleup.plan.rules import REWARD_MODEL, config_problems, facts_problems, needed_splits, reads_prompts_only
@@ -63,11 +64,14 @@ def resolve(
     config = loaded.config
     known = {problem.where for problem in problems}
     data_check = _check_data(config)
+    learner = learner_of(config)
     found = config_problems(config, machine) + data_check.problems + _hold_out_problems(config, data_check)
     found += calibration_problems(config, data_check)
+    found += recovery_problems(config, [] if learner is config else config_problems(learner, machine))
+    found = list(dict.fromkeys(found))
     problems += [problem for problem in found if not _is_within(problem.where, known)]
     if check_run_folder and not known & {"name", "runs_dir"}:
-        batch = batch_plan(config, data_check) if isinstance(config, SupervisedConfig) and not problems else None
+        batch = batch_plan(learner, data_check) if isinstance(learner, SupervisedConfig) and not problems else None
         problems += _run_folder_problems(config, batch, resume)
     if problems:
         raise ScaleupError(problems)
@@ -76,7 +80,7 @@ def resolve(
     if problems:
         raise ScaleupError(problems)
     traces = peaks or config.parallel.strategy == "auto"
-    micro = micro_batch_of(config) if traces and isinstance(config, SupervisedConfig) else None
+    micro = micro_batch_of(learner) if traces and isinstance(learner, SupervisedConfig) else None
     facts = describe_models(models_of(config), micro)
     problems = [problem for where, found in facts.items() for problem in facts_problems(config, found, where)]
     if isinstance(config, CardConfig):
@@ -85,9 +89,13 @@ def resolve(
     problems += base_problems(config, facts["model"]) + size_problems(config, facts["model"])
     if isinstance(config, DistillConfig):
         problems += pair_problems(config, facts["model"], facts[TEACHER])
+    if isinstance(config, PruneConfig) and isinstance(learner, DistillConfig):
+        facts |= {TEACHER: facts["model"]}
+        problems += recovery_problems(config, list(pair_problems(learner, facts["model"], facts["model"])))
     if problems:
         raise ScaleupError(problems)
-    return config, make_plan(config, machine, facts, data_check, rate or Rate())
+    plan = make_plan(learner, machine, facts, data_check, rate or Rate())
+    return config, plan if learner is config else plan.model_copy(update={"stage": config.stage})
 
 
 def _hold_out_problems(config: RunConfig, data: DataCheck) -> list[Problem]:

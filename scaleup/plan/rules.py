@@ -63,7 +63,9 @@ def needed_splits(config: RunConfig) -> list[str]:
         needs = config.export.num_rows and config.export.format != "onnx"
         return ["test"] if config.data.test and needs else []
     if isinstance(config, PruneConfig):
-        return ["train"] * config.prune.needs_calibration + ["test"] * bool(config.data.test)
+        learns = config.prune.needs_calibration or config.recovery is not None
+        held_out = ["validation"] * (config.recovery is not None and bool(config.data.validation))
+        return ["train"] * learns + held_out + ["test"] * bool(config.data.test)
     if isinstance(config, QuantizeConfig):
         return ["test"] if config.data.test else []
     if isinstance(config, PPOConfig):

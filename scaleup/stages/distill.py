@@ -2,58 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
-
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.compress.taught import STUDENT, Taught
-from scaleup.compress.teaching import distillation_loss, load_distillation
+from scaleup.compress.student import train_student
+from scaleup.compress.taught import STUDENT
 from scaleup.config.stages import DistillConfig
-from scaleup.data.collate import Collator
-from scaleup.data.dataset import collator_for, load_training_data
-from scaleup.data.labelled import LabelledEncoder, labelled_collator
-from scaleup.data.tokenization import Encoder, RowEncoder
 from scaleup.distributed.runtime import Runtime
 from scaleup.evaluation.report import finish_training
-from scaleup.models.classifier import plain_padding
-from scaleup.models.load import load_tokenizer, pad_token_id
-from scaleup.models.scoring import Reader
 from scaleup.plan.types import Plan
-from scaleup.train.supervised import train_supervised
 
 
 def run(config: DistillConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
-    assert plan.teacher is not None
-    teacher = plan.teacher
-    runtime.progress.report("reading data")
-    tokenizer = load_tokenizer(config.model, plan.model.tokenizer_location or plan.model.location)
-    encoder, collator = _reading(config, plan, tokenizer)
-    data = load_training_data(config, encoder)
-
-    def load() -> Taught:
-        return load_distillation(config, plan.model, teacher, runtime.device)
-
-    done = train_supervised(config, plan, runtime, folder, data, collator, distillation_loss, load)
-    if plan.model.task == "sequence_classification":
-        plain_padding(done.model.student, tokenizer)
-    finish_training(config, plan, runtime, folder, done.wrapped, tokenizer, done.state, data.num_dropped, part=STUDENT)
-
-
-def _reading(
-    config: DistillConfig, plan: Plan, tokenizer: PreTrainedTokenizerBase
-) -> tuple[RowEncoder, Callable[[Taught], Collator]]:
-    """How rows become tokens, and tokens a batch for a model."""
-    if plan.model.task != "sequence_classification":
-
-        def collator(model: Taught) -> Collator:
-            shift_right = getattr(model.student, "prepare_decoder_input_ids_from_labels", None)
-            return collator_for(plan.model.task, pad_token_id(tokenizer), shift_right, config.data.packing)
-
-        return Encoder(tokenizer, plan.model.task, config.data), collator
-    assert plan.model.pooling is not None
-    labels: Any = plan.model.labels or plan.model.new_labels
-    reader = Reader(tokenizer, plan.model.pooling, max_length=config.data.max_length)
-    collate = labelled_collator(reader.pad_id, reader.filler_id)
-    return LabelledEncoder(reader, labels, config.data), lambda model: collate
+    done = train_student(config, plan, runtime, folder)
+    finish_training(
+        config, plan, runtime, folder, done.wrapped, done.tokenizer, done.state, done.num_dropped, part=STUDENT
+    )

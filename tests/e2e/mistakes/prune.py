@@ -36,6 +36,22 @@ NO_MODELOPT = (
 
 CASES: list[Case] = [
     bad(
+        "rounds without training",
+        "error: prune.rounds: without training in between are one cut -> give recovery, or leave it out",
+        changes=cut(layers=1, rounds=2),
+    ),
+    bad(
+        "a recovery of unknown length, of zeros, and of a list of layers in rounds",
+        "error: recovery.train.max_steps: is needed -> give max_steps or num_train_epochs",
+        "error: recovery.distill.beta: has no meaning for forward_kl",
+        "error: prune.sparsity: zeros do not outlive training",
+        "error: prune.layers: in several rounds is a count, not a list",
+        changes={
+            **cut(layers=[0], sparsity=0.5, rounds=2),
+            "recovery": {"train": {}, "distill": {"beta": 0.5}},
+        },
+    ),
+    bad(
         "keys and values",
         "error: prune.layers.1: -1 should be greater than or equal to 0",
         "error: prune.layer_score: 'influence' is not valid -> did you mean 'block_influence'?",
