@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from scaleup.config.schema import Float, Int, Section
+from scaleup.config.schema import Float, GenerationConfig, Int, Section
 
 Layer = Annotated[Int, Field(ge=0)]
 
@@ -42,6 +42,14 @@ class DistillSettings(Section):
     """alpha T^2 D(teacher, student) + (1 - alpha) cross-entropy a labelled token (Hinton et al. 2015), and what hidden
     states add."""
 
+    mode: Literal["offline", "sequence"] = Field(
+        "offline",
+        description="offline: the rows as they are. sequence: before training the teacher writes what follows each "
+        "training prompt, and the student learns that instead of the row's own completion (Kim and Rush 2016).",
+    )
+    generation: GenerationConfig = Field(
+        default_factory=GenerationConfig, description="For sequence: how the teacher writes."
+    )
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
     beta: Annotated[Float, Field(gt=0, lt=1)] | None = Field(
         None, description="Of jsd: the teacher's share of the mixture (Agarwal et al. 2024); by default 0.5."

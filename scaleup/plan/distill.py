@@ -15,6 +15,7 @@ from scaleup.plan.model_path import adapter_folder
 from scaleup.plan.peak import micro_batch_of, predicted_memory
 from scaleup.plan.reward import holds_labels
 from scaleup.plan.types import MemoryPlan
+from scaleup.records.examples import row_format
 
 TEACHER = "teacher"
 """The config key, and what the facts of that model go by."""
@@ -42,6 +43,7 @@ def distill_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
         yield Problem(
             "distill.beta", f"has no meaning for {distill.divergence}", "use divergence: jsd, or leave it out"
         )
+    yield from _sequence_problems(config)
     layers = distill.student_layers
     if layers is None:
         return
@@ -55,6 +57,26 @@ def distill_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
         yield Problem("quantization", "layers are cut from weights as they are", "leave it out, or keep all layers")
     if isinstance(layers, list) and sorted(set(layers)) != layers:
         yield Problem("distill.student_layers", "must rise from one number to the next", "name each layer once")
+
+
+def _sequence_problems(config: DistillConfig) -> Iterator[Problem]:
+    distill, generation = config.distill, config.distill.generation
+    if distill.mode == "offline":
+        if "generation" in distill.model_fields_set:
+            yield Problem("distill.generation", "has no meaning for rows as they are", "use mode: sequence")
+        return
+    if generation.prompts is not None:
+        yield Problem("distill.generation.prompts", "are those of data.train", "leave it out")
+    if generation.top_p < 1 and generation.temperature == 0:
+        yield Problem("distill.generation.top_p", "has no meaning for greedy decoding", "give a temperature above 0")
+    if config.data.streaming:
+        yield Problem("data.streaming", "the teacher answers all prompts before training", "leave it out")
+    forms = [row_format(config.data, source) for source in config.data.train or []]
+    for key in ("text", "messages"):
+        if any(getattr(form, key) is not None for form in forms):
+            yield Problem(
+                f"data.{key}", "gives the teacher no prompts to answer", "give data.prompt and data.completion"
+            )
 
 
 def pair_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> Iterator[Problem]:

@@ -1,4 +1,5 @@
-"""Distillation: rows -> tokens -> what student and teacher make of them -> the one loop -> the student's folder."""
+"""Distillation: rows -> tokens -> what student and teacher make of them -> the one loop -> the student's folder. Rows
+may be of the teacher's own writing."""
 
 from __future__ import annotations
 
@@ -8,10 +9,14 @@ from scaleup.compress.taught import STUDENT
 from scaleup.config.stages import DistillConfig
 from scaleup.distributed.runtime import Runtime
 from scaleup.evaluation.report import finish_training
+from scaleup.evaluation.written import with_written_rows
 from scaleup.plan.types import Plan
 
 
 def run(config: DistillConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
+    assert plan.teacher is not None
+    if config.distill.mode == "sequence":
+        config = with_written_rows(config, plan.teacher, runtime, folder)
     done = train_student(config, plan, runtime, folder)
     finish_training(
         config, plan, runtime, folder, done.wrapped, done.tokenizer, done.state, done.num_dropped, part=STUDENT

@@ -33,3 +33,46 @@ def test_the_tiny_config_leaves_a_student(tmp_path: Path) -> None:
     assert student.config.model_type == "llama" and len(student.model.layers) == 1
     names = {path.name for path in (folder / "model").iterdir()}
     assert "README.md" in names and "tokenizer.json" in names
+
+
+def test_a_student_learns_what_its_teacher_writes(tmp_path: Path) -> None:
+    """Greedy answers of plain Transformers, of two sources, in the place of the rows' own completions."""
+    for name, count in (("one", 6), ("two", 4), ("held", 3)):
+        rows = [{"ask": f"{name} film {number}", "say": "nothing"} for number in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = {
+        "stage": "distill",
+        "name": "written",
+        "model": {"path": "builtin:tiny-llama"},
+        "teacher": {"path": "builtin:tiny-qwen2"},
+        "distill": {"mode": "sequence", "alpha": 0.5, "generation": {"max_new_tokens": 6}},
+        "data": {
+            "train": [{"path": "one.jsonl", "weight": 2}, "two.jsonl"],
+            "validation": "held.jsonl",
+            "prompt": "{question}:",
+            "completion": " {say}",
+            "columns": {"question": "ask"},
+            "max_length": 48,
+        },
+        "train": {"max_steps": 3, "learning_rate": 1e-3, "per_device_train_batch_size": 2},
+        "parallel": {"strategy": "ddp", "num_processes": 2},
+    }
+    folder = run(config, cwd=tmp_path)
+    assert len(losses(folder)) == 3
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from scaleup.models.sources import materialize
+
+    place = materialize("builtin:tiny-qwen2")
+    teacher, tokenizer = AutoModelForCausalLM.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+    for number, (name, count) in enumerate((("one", 6), ("two", 4))):
+        lines = (folder / f"teacher/{number}.jsonl").read_text(encoding="utf-8").splitlines()
+        written = {row["prompt"]: row["completion"] for row in map(json.loads, lines)}
+        assert written, "the teacher says something"
+        for row in range(count):
+            prompt = f"{name} film {row}:"
+            ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+            answer = teacher.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+            said = tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True)
+            assert written.get(prompt, "") == (said if said.strip() else "")

@@ -46,6 +46,19 @@ def adapter_model(folder: Path) -> None:
 
 
 CASES = [
+    taught(
+        "error: distill.generation.prompts: are those of data.train",
+        "error: distill.generation.top_p: has no meaning for greedy decoding",
+        "error: data.text: gives the teacher no prompts to answer",
+        name="a teacher that has nothing to answer",
+        distill={"mode": "sequence", "generation": {"prompts": ["a"], "top_p": 0.5}},
+        changes={"data.prompt": None, "data.completion": None, "data.text": "{text}"},
+    ),
+    taught(
+        "error: distill.generation: has no meaning for rows as they are -> use mode: sequence",
+        name="a way to write, and nothing to be written",
+        distill={"generation": {"max_new_tokens": 3}},
+    ),
     bad("no teacher", "error: teacher: is missing", changes={"stage": "distill"}),
     taught(
         "error: teacher.path: there is no model folder no/such/model",
