@@ -5,8 +5,8 @@ Run it from the repository's root, after `make setup`; it needs no network and n
     .venv/bin/python benchmarks/prune.py [--threads 1]
 
 SmolLM2-135M three times: as it is; with 20 of its 30 layers (evenly spaced: which ones does not matter for bytes and
-speed); and with all layers, and as many weights of their matrices set to zero by magnitude as the other one has lost, by
-`torch.nn.utils.prune.l1_unstructured`. Each is written with save_pretrained and measured in a process of its own:
+speed); and with all layers, and as many weights of their matrices set to zero by magnitude as the other one has lost,
+by `torch.nn.utils.prune.l1_unstructured`. Each is written with save_pretrained and measured in a process of its own:
 parameters, bytes of the files, prefill of 128 tokens and decode of 32, one sequence, medians of 5."""
 
 from __future__ import annotations
