@@ -28,7 +28,7 @@ def with_written_rows(config: DistillConfig, teacher: ModelFacts, runtime: Runti
         prompts = [read_prompts(config.data, source, "train") for source in sources]
         answers = iter(_answers(config, teacher, runtime, folder, [prompt for part in prompts for prompt in part]))
         for file, part in zip(files, prompts, strict=True):
-            rows = [{"prompt": prompt, "completion": next(answers)} for prompt in part]
+            rows: list[dict[str, Any]] = [{"prompt": prompt, "completion": next(answers)} for prompt in part]
             if runtime.is_main:
                 place.mkdir(exist_ok=True)
                 lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["completion"].strip()]
