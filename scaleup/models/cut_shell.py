@@ -22,14 +22,12 @@ def cut_shell(shell: Shell, settings: PruneSettings, where: str = "model.path") 
     Raises ScaleupError at `where` for an architecture that is not known."""
     model = shell.model
     found = architecture_of(model, where)
-    quantized = getattr(shell.config, "quantization_config", None)
     parts = Parts(
         depths=tuple(len(stack.blocks) for stack in found.stacks),
         intermediate_size=found.intermediate_size,
         num_key_value_heads=found.num_key_value_heads,
         head_dim=found.head_dim,
         fixed=found.fixed,
-        quantization=None if quantized is None else _method(quantized),
     )
     try:
         _cut(model, settings)
@@ -58,11 +56,6 @@ def _cut(model: Any, settings: PruneSettings) -> None:
         keep_intermediate(model, [torch.arange(settings.intermediate_size)] * len(found.layers))
     if settings.layers is not None:
         keep_layers(model, range(settings.layers) if isinstance(settings.layers, int) else settings.layers)
-
-
-def _method(quantized: Any) -> str:
-    values = quantized if isinstance(quantized, dict) else quantized.to_dict()
-    return str(values.get("quant_method", "unknown"))
 
 
 def _width(module: Any) -> int:

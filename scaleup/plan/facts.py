@@ -99,8 +99,6 @@ class Parts(BaseModel):
     head_dim: int
     fixed: dict[str, str]
     """Setting -> why it cannot be changed."""
-    quantization: str | None = None
-    """What its files say that their weights are quantized with."""
     widths: tuple[int, ...] = ()
     """Inputs of the matrices of the layers that are left, each width once."""
     num_parameters: int | None = None

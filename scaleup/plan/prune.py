@@ -73,9 +73,6 @@ def size_problems(config: RunConfig, facts: ModelFacts) -> list[Problem]:
 
 
 def _size_problems(settings: PruneSettings, parts: Parts) -> Iterator[Problem]:
-    if parts.quantization is not None:
-        what = f"its weights are quantized ({parts.quantization}), and cuts are made in whole weights"
-        yield Problem("model.path", what, "name the model that it was made of")
     yield from _layer_problems(settings, parts)
     sizes = ("intermediate_size", "num_key_value_heads", "head_dim")
     for key in sizes:

@@ -146,7 +146,7 @@ CASES: list[Case] = [
     ),
     bad(
         "a quantized model",
-        "error: model.path: its weights are quantized (bitsandbytes), and cuts are made in whole weights",
+        "m is quantized already (bitsandbytes): stage prune needs the weights it was made of",
         changes={**cut("./m", layers=1), **TOKENIZER},
         **made(num_attention_heads=4, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
     ),
