@@ -112,7 +112,7 @@ def test_evaluated_and_trained_further(judge: Path, place: Path, pool: ThreadPoo
     ("command", "told"),
     [
         (("generate", "--prompt", "a"), "is the run of a reward model, which scores texts and writes none"),
-        (("export",), "is a sequence classifier (LlamaForSequenceClassification), and safetensors are checked"),
+        (("export",), "is a sequence classifier (BertForSequenceClassification), and safetensors are checked"),
     ],
 )
 def test_what_it_cannot_do(judge: Path, place: Path, command: tuple[str, ...], told: str) -> None:
