@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scaleup.models.llama_cpp import peak_mib, served
+
 WEIGHTS = "*.safetensors"
 
 
@@ -56,16 +58,16 @@ def measure(request: Request) -> dict[str, Any]:
     import transformers  # noqa: F401  before the memory is looked at
 
     torch.set_num_threads(request.threads)
-    bare = _peak_mib()
     if request.folder.endswith(".gguf"):
-        return _measure_gguf(request, bare)
+        return _measure_gguf(request)
+    bare = peak_mib()
     began = time.perf_counter()
     model = _load(request)
     seconds = time.perf_counter() - began
     ids = torch.randint(3, model.config.get_text_config().vocab_size, (1, request.prompt_tokens), device=request.device)
     found = sizes(model, Path(request.folder)) | {"load_seconds": seconds}
     found["eager"] = timed(_Runner(model, ids, request.new_tokens), request.repeats)
-    peak = torch.cuda.max_memory_allocated() / 2**20 if request.device == "cuda" else _peak_mib() - bare
+    peak = torch.cuda.max_memory_allocated() / 2**20 if request.device == "cuda" else peak_mib() - bare
     found["peak_memory_mib"] = peak
     if request.compile:
         found["compiled"] = _compiled(model, ids, request)
@@ -86,11 +88,9 @@ def _load(request: Request) -> Any:
     return model.eval().to(request.device)
 
 
-def _measure_gguf(request: Request, bare: float) -> dict[str, Any]:
+def _measure_gguf(request: Request) -> dict[str, Any]:
     """As `measure`, of a file in llama.cpp, by its own clock."""
     from gguf import GGUFReader
-
-    from scaleup.models.llama_cpp import served
 
     file = Path(request.folder)
     counts = {tensor.name: int(tensor.n_elements) for tensor in GGUFReader(file).tensors}
@@ -102,7 +102,7 @@ def _measure_gguf(request: Request, bare: float) -> dict[str, Any]:
         ids = list(range(10, 10 + request.prompt_tokens))
         llama.timed(ids, request.new_tokens)
         rounds = [llama.timed(ids, request.new_tokens) for _ in range(request.repeats)]
-        peak = _peak_mib() - bare
+        peak = llama.peak_mib()
     prefill, token = (
         statistics.median(each[key] for each in rounds) for key in ("prompt_ms", "predicted_per_token_ms")
     )
@@ -238,14 +238,6 @@ def _compiled(model: Any, ids: Any, request: Request) -> dict[str, Any]:
         return {"compile_seconds": time.perf_counter() - began} | timed(runner, request.repeats)
     except Exception as error:  # compilers raise anything
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-
-
-def _peak_mib() -> float:
-    """Linux's own account: getrusage counts what the parent had when it forked."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("/proc/self/status has no VmHWM")
 
 
 def main() -> None:

@@ -1,8 +1,17 @@
-"""A GGUF file in llama.cpp, on the CPU."""
+"""A GGUF file in llama.cpp, on the CPU, in a process of its own:
+
+    python -m scaleup.models.llama_cpp FILE CONTEXT THREADS
+
+answers a JSON request a line on stdin by a line on stdout. It ends without taking its server down, which may wait for
+itself forever: xllamacpp joins a thread whose loop began after it had been told to stop."""
 
 from __future__ import annotations
 
 import json
+import os
+import select
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,56 +21,114 @@ from typing import Any
 
 from scaleup.errors import ScaleupError
 
-SECONDS = 60.0
+SECONDS = 300.0
+"""For an answer, the first of which comes when the file is read."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """A file in llama.cpp's server, on an address of this machine."""
+    """A file in a llama.cpp that runs."""
 
-    server: Any
+    process: subprocess.Popen[str]
+    file: Path
 
     def tokens(self, text: str) -> list[int]:
         """With the special tokens that begin a text, and those that it names."""
-        asked = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
-        request = urllib.request.Request(
-            f"{self.server.listening_address}/tokenize", asked, {"Content-Type": "application/json"}
-        )
-        plain = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names
-        with plain.open(request, timeout=SECONDS) as answer:
-            return list(json.load(answer)["tokens"])
+        found: list[int] = self._ask("tokens", text)
+        return found
 
     def continued(self, ids: Sequence[int], num_tokens: int) -> list[int]:
         """The greedy continuation, an end token included."""
-        answer = self._asked(ids, num_tokens, n_probs=1)
+        answer = self._ask("completion", {"prompt": list(ids), "n_predict": num_tokens, "n_probs": 1})
         return [token["id"] for token in answer["choices"][0]["logprobs"]["content"]]
 
     def timed(self, ids: Sequence[int], num_tokens: int) -> dict[str, float]:
         """llama.cpp's own times of prompt and continuation, which no end token cuts short: `prompt_ms`,
         `predicted_per_token_ms` and others."""
-        times: dict[str, float] = self._asked(ids, num_tokens, ignore_eos=True)["timings"]
+        answer = self._ask("completion", {"prompt": list(ids), "n_predict": num_tokens, "ignore_eos": True})
+        times: dict[str, float] = answer["timings"]
         return times
 
-    def _asked(self, ids: Sequence[int], num_tokens: int, **more: Any) -> dict[str, Any]:
-        asked = {"prompt": list(ids), "n_predict": num_tokens, "temperature": 0, "cache_prompt": False, **more}
-        answer = self.server.handle_completions(asked)
-        found: dict[str, Any] = json.loads(answer) if isinstance(answer, str | bytes) else answer
+    def peak_mib(self) -> float:
+        """The most memory it has had above what it had before it read the file."""
+        found: float = self._ask("peak", None)
         return found
+
+    def _ask(self, what: str, about: Any) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([what, about]) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> Any:
+        """The next line. Raises ScaleupError when there is none."""
+        stdout = self.process.stdout
+        assert stdout is not None
+        ready, _, _ = select.select([stdout], [], [], SECONDS)
+        line = stdout.readline() if ready else ""
+        if not line:
+            what = f"llama.cpp gives no answer within {SECONDS:g} s" if not ready else "llama.cpp cannot read it"
+            raise ScaleupError.of(str(self.file), what, "export it anew")
+        return json.loads(line)
 
 
 @contextmanager
 def served(file: Path, num_context: int, num_threads: int) -> Iterator[Served]:
     """Raises ScaleupError for a file that llama.cpp does not read."""
+    command = [sys.executable, "-m", "scaleup.models.llama_cpp", str(file), str(num_context), str(num_threads)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        try:
+            llama = Served(process, file)
+            llama.answer()  # that it is ready
+            yield llama
+        finally:
+            process.kill()
+
+
+def peak_mib() -> float:
+    """Of this process so far, by Linux's own account: getrusage counts what the parent had when it forked."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("/proc/self/status has no VmHWM")
+
+
+def main() -> None:
+    """Answer until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever llama.cpp prints goes to stderr
     import xllamacpp
 
+    file, num_context, num_threads = sys.argv[1:]
+    bare = peak_mib()
     params = xllamacpp.CommonParams()
-    params.model.path = str(file)
-    params.n_ctx, params.n_parallel, params.n_gpu_layers = num_context, 1, 0
+    params.model.path = file
+    params.n_ctx, params.n_parallel, params.n_gpu_layers = int(num_context), 1, 0
     params.warmup, params.verbosity, params.fit_params = False, 0, False
-    params.cpuparams.n_threads = num_threads
-    try:
-        server = xllamacpp.Server(params)
-    except RuntimeError as error:
-        raise ScaleupError.of(str(file), f"llama.cpp cannot read it: {error}", "export it anew") from error
-    yield Served(server)
-    del server  # it ends with its last name
+    params.cpuparams.n_threads = int(num_threads)
+    server = xllamacpp.Server(params)
+    answers.write("true\n")
+    for line in sys.stdin:
+        what, about = json.loads(line)
+        if what == "tokens":
+            answer: Any = _tokens(server.listening_address, about)
+        elif what == "peak":
+            answer = peak_mib() - bare
+        else:
+            answer = server.handle_completions({"temperature": 0, "cache_prompt": False, **about})
+            answer = json.loads(answer) if isinstance(answer, str | bytes) else answer
+        answers.write(json.dumps(answer) + "\n")
+    os._exit(0)
+
+
+def _tokens(address: str, text: str) -> list[int]:
+    asked = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
+    request = urllib.request.Request(f"{address}/tokenize", asked, {"Content-Type": "application/json"})
+    plain = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names
+    with plain.open(request, timeout=SECONDS) as answer:
+        return list(json.load(answer)["tokens"])
+
+
+if __name__ == "__main__":
+    main()
