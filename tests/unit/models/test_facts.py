@@ -52,7 +52,10 @@ def test_what_it_says() -> None:
         attention_width=2 * 64,
         hidden_size=64,
         num_lookup_parameters=0,
+        num_layers=2,
+        vocabulary=facts.vocabulary,
     )
+    assert facts.vocabulary == model_facts(ModelConfig(path="builtin:tiny-llama")).vocabulary != ""
     t5 = model_facts(ModelConfig(path="builtin:tiny-t5", task="seq2seq_lm"))
     assert (t5.task, t5.max_positions, t5.has_chat_template) == ("seq2seq_lm", None, False)
 
