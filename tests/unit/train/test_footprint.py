@@ -20,7 +20,6 @@ from transformers import (
 
 from benchmarks.memory.storages import Peak
 from scaleup.config.adapters import AdapterConfig
-from scaleup.config.schema import ModelConfig
 from scaleup.data.collate import Batch
 from scaleup.models.adapted import make_trainable
 from scaleup.models.adapters import adapt
@@ -138,7 +137,7 @@ class TestFewLayersStandForMany:
         batch = MicroBatch(
             rows=ROWS, max_length=LENGTH, gradient_checkpointing=checkpointing, arithmetics=(arithmetic,)
         )
-        model = ModelConfig(path=str(tmp_path), tokenizer="builtin:tiny-llama")
+        model = AskedModel(path=str(tmp_path), tokenizer="builtin:tiny-llama")
         few = describe.described(model, batch).footprint(arithmetic)
         monkeypatch.setattr(describe, "FEW_LAYERS", 9)
         whole = describe.described(model, batch).footprint(arithmetic)
@@ -153,7 +152,7 @@ def test_an_architecture_that_needs_values_is_said_to(monkeypatch: pytest.Monkey
         raise RuntimeError("no values here")
 
     monkeypatch.setattr(describe, "footprint_of", breaks)
-    facts = describe.described(ModelConfig(path="builtin:tiny-llama"), MicroBatch(rows=1, max_length=8))
+    facts = describe.described(AskedModel(path="builtin:tiny-llama"), MicroBatch(rows=1, max_length=8))
     assert (facts.footprints, facts.untraced) == ((), "RuntimeError: no values here")
 
 
