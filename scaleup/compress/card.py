@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 import scaleup
-from scaleup.config.stages import ExportConfig, PruneConfig, QuantizeConfig
+from scaleup.config.prune import PruneSettings
+from scaleup.config.stages import ExportConfig, QuantizeConfig
 from scaleup.plan.facts import ModelFacts
 
 MEANING = {
@@ -43,16 +44,14 @@ def export_card(config: ExportConfig, facts: ModelFacts, metrics: dict[str, Any]
 DENSE = "Zeros are stored like any other weights: they save no bytes and, in ordinary kernels, no time."
 
 
-def prune_card(config: PruneConfig, facts: ModelFacts, metrics: dict[str, Any]) -> str:
-    """As `export_card`, with the settings."""
-    header: dict[str, Any] = {"library_name": "transformers", "tags": ["scaleup", config.stage]}
-    what = (
-        f"{facts.architecture}, pruned by scaleup {scaleup.__version__} from `{config.model.path}`, not trained since."
-    )
-    if config.prune.sparsity is not None:
+def prune_card(name: str, settings: PruneSettings, source: str, facts: ModelFacts, metrics: dict[str, Any]) -> str:
+    """As `export_card`, of what one cut left of the model at the path `source`, with its settings."""
+    header: dict[str, Any] = {"library_name": "transformers", "tags": ["scaleup", "prune"]}
+    what = f"{facts.architecture}, pruned by scaleup {scaleup.__version__} from `{source}`, not trained since."
+    if settings.sparsity is not None:
         what += f" {DENSE}"
-    settings = yaml.safe_dump(config.prune.model_dump(mode="json", exclude_none=True), sort_keys=False).strip()
-    return _card(header, config.name, f"{what}\n\n```yaml\n{settings}\n```", metrics)
+    said = yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True), sort_keys=False).strip()
+    return _card(header, name, f"{what}\n\n```yaml\n{said}\n```", metrics)
 
 
 def quantize_card(config: QuantizeConfig, facts: ModelFacts, metrics: dict[str, Any]) -> str:

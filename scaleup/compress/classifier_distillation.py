@@ -18,14 +18,22 @@ class ClassifierDistillation(Taught):
     def forward(self, labels: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """The loss summed over the rows with a label of (B,), a float32 scalar. Fillers count as nothing."""
         real = labels != IGNORE
-        with torch.no_grad(), outputs_of(self.teacher, (layer for _, layer in self.pairs)) as states:
-            taught = classify(self.teacher, inputs)[real]
+        taught, states = self._taught(inputs)
         with outputs_of(self.student, (layer for layer, _ in self.pairs)) as own_states:
             logits = classify(self.student, inputs)
-        loss = logits_loss(logits[real], taught if self.loss.alpha > 0 else None, labels[real], self.loss)
+        loss = logits_loss(logits[real], None if taught is None else taught[real], labels[real], self.loss)
         if self.hidden is None:
             return loss
         return loss + self.hidden.weight * self._distance(own_states, states, inputs["attention_mask"].bool(), real)
+
+    @torch.no_grad()
+    def _taught(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor | None, dict[int, torch.Tensor]]:
+        """The teacher's logits (B, L), and the states (B, S, H) of the pairs' layers. Nothing that is not asked for."""
+        if self.loss.alpha == 0 and not self.pairs:
+            return None, {}
+        with outputs_of(self.teacher, (layer for _, layer in self.pairs)) as states:
+            logits = classify(self.teacher, inputs)
+        return (logits if self.loss.alpha > 0 else None), states
 
     def _distance(
         self, own: dict[int, torch.Tensor], states: dict[int, torch.Tensor], mask: torch.Tensor, real: torch.Tensor

@@ -18,8 +18,9 @@ class EveryLayer(Section):
 
 
 class HiddenSettings(Section):
-    """The student's layers learn what the teacher's give (Romero et al. 2015), of a decoder alone; both are taken
-    before the final norm. Summed over labelled positions, the mean over the pairs of layers."""
+    """The student's layers learn what the teacher's give (Romero et al. 2015), of an encoder-decoder model those of the
+    decoder; both are taken before the final norm. Summed over labelled positions, of a classifier's row the mean over
+    its tokens; the mean over the pairs of layers."""
 
     weight: Annotated[Float, Field(gt=0)] = Field(1.0, description="Of this part in the loss.")
     loss: Literal["mse", "cosine"] = Field(

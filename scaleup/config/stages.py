@@ -71,8 +71,8 @@ class RewardConfig(SupervisedConfig):
 
 
 class DistillConfig(SupervisedConfig):
-    """A student, which learns from rows as they are and from what its teacher makes of them; both causal, or both
-    encoder-decoder models, with one tokenizer. `model` is what the student starts as."""
+    """A student, which learns from rows and from what its teacher makes of them; both causal models, both
+    encoder-decoder models or both classifiers, with one tokenizer. `model` is what the student starts as."""
 
     stage: Literal["distill"]
     teacher: ModelConfig = Field(description="Frozen; it may be an adapter.")

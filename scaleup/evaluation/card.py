@@ -26,6 +26,7 @@ from scaleup.errors import ScaleupError
 from scaleup.evaluation.evaluate import evaluate_model
 from scaleup.evaluation.quality import RowQuality, row_quality, summarize
 from scaleup.evaluation.speed import Request, measure_apart
+from scaleup.models.facts import shell_of
 from scaleup.models.load import auto_class, load_model, load_tokenizer, pad_token_id
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import Plan
@@ -61,15 +62,10 @@ def card_rows(config: CardConfig, plan: Plan) -> CardRows:
     if not rows:
         what = f"no row fits max_length {config.data.max_length} with a label left"
         raise ScaleupError.of("data.test", what, "raise data.max_length")
-    shift_right = _shift_right(config, plan)
+    shell = shell_of(config.model).model  # which needs no weights to shift labels
+    shift_right = getattr(shell, "prepare_decoder_input_ids_from_labels", None)
     collate = collator_for(plan.model.task, pad_token_id(tokenizer), shift_right)
     return CardRows(examples, list(eval_batches(rows, collate, config.evaluation.batch_size, 0, 1)))
-
-
-def _shift_right(config: CardConfig, plan: Plan) -> Any:
-    if plan.model.task != "seq2seq_lm":
-        return None
-    return load_model(config.model, plan.model).prepare_decoder_input_ids_from_labels
 
 
 def measure_variant(
@@ -80,9 +76,10 @@ def measure_variant(
     model: ModelConfig,
     facts: ModelFacts,
     rows: CardRows,
+    base: Any,
     parts: Path,
 ) -> Measured:
-    """Costs in a process of its own, then quality here, beside the card's model."""
+    """Costs in a process of its own, then quality here, beside `base`, the card's model."""
     runtime.progress.report(f"speed of {name}")
     costs = measure_apart(
         Request(
@@ -98,15 +95,14 @@ def measure_variant(
         )
     )
     runtime.progress.report(f"quality of {name}")
-    teacher = _as_stored(config.model, plan.model, runtime.device)
-    variant = teacher if model is config.model else _as_stored(model, facts, runtime.device)
-    quality = row_quality(variant, teacher, rows.batches, runtime.device)
-    del teacher, variant
-    gc.collect()
+    variant = base if model is config.model else as_stored(model, facts, runtime.device)
+    quality = row_quality(variant, base, rows.batches, runtime.device)
+    del variant
+    gc.collect()  # before the next one is loaded
     return Measured(costs, quality, _task(config, runtime, name, model, facts, rows, parts))
 
 
-def _as_stored(model: ModelConfig, facts: ModelFacts, device: torch.device) -> Any:
+def as_stored(model: ModelConfig, facts: ModelFacts, device: torch.device) -> Any:
     """In the type of its files, as a user of the folder has it. Of a GGUF file the weights that it stands for."""
     file = Path(facts.location)
     if file.suffix == ".gguf":

@@ -158,7 +158,7 @@ def _cut(
             gc.collect()  # before the next one is loaded
             runtime.progress.report("reading it again")
             metrics |= {"dtype": dtype, **found, **read_back(source, facts, aside, check, true)}
-            write_text(aside / "README.md", prune_card(config, facts, metrics))
+            write_text(aside / "README.md", prune_card(config.name, settings, source.path, facts, metrics))
     runtime.barrier()
     return metrics
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from torchao.quantization import Int8WeightOnlyConfig
+from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from scaleup.evaluation.speed import Request, measure, measure_apart, sizes
 from scaleup.models.sources import materialize
@@ -65,3 +66,16 @@ def test_in_a_process_of_its_own(halved: Path) -> None:
     assert found["eager"]["decode_tokens_per_second"] > 0
     with pytest.raises(RuntimeError, match="nowhere failed with exit code"):
         measure_apart(request("nowhere"))
+
+
+def test_weights_in_8_bits_are_counted_as_weights(tmp_path: Path) -> None:
+    """A matrix that torchao holds has as many weights as before, and zeros where they round to zero."""
+    plain = AutoModelForCausalLM.from_pretrained(materialize("builtin:tiny-llama"))
+    how = TorchAoConfig(Int8WeightOnlyConfig(version=2))
+    low = AutoModelForCausalLM.from_pretrained(materialize("builtin:tiny-llama"), quantization_config=how)
+    low.save_pretrained(tmp_path)
+    found = measure(request(str(tmp_path)))
+    assert found["num_parameters"] == plain.num_parameters()
+    assert found["bits_per_parameter"] < 24
+    rounded = sum(int((weight.dequantize() == 0).sum()) for weight in low.model.layers.parameters() if weight.ndim == 2)
+    assert found["zeros"] >= rounded / found["num_parameters"] > 0
