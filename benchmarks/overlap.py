@@ -30,6 +30,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_TH
 import torch  # noqa: E402
 
 from scaleup.config.schema import ModelConfig  # noqa: E402
+from scaleup.data.prompts import Prompt  # noqa: E402
 from scaleup.distributed.bridge import BridgeClient  # noqa: E402
 from scaleup.distributed.bridge_store import BridgePlace  # noqa: E402
 from scaleup.distributed.runtime import Runtime  # noqa: E402
@@ -39,7 +40,6 @@ from scaleup.models.scoring import Reader, Scorer  # noqa: E402
 from scaleup.rl.experience import TextOf  # noqa: E402
 from scaleup.rl.placements import GroupRewards  # noqa: E402
 from scaleup.rl.policy import Policy  # noqa: E402
-from scaleup.rl.prompts import Prompt  # noqa: E402
 from scaleup.rl.reward_server import serve  # noqa: E402
 from scaleup.rl.rollout import Sampling, respond  # noqa: E402
 from tests.distributed.worlds import World  # noqa: E402

@@ -43,13 +43,17 @@ class DistillSettings(Section):
     """alpha T^2 D(teacher, student) + (1 - alpha) cross-entropy a labelled token (Hinton et al. 2015), and what hidden
     states add."""
 
-    mode: Literal["offline", "sequence"] = Field(
+    mode: Literal["offline", "sequence", "on_policy"] = Field(
         "offline",
         description="offline: the rows as they are. sequence: before training the teacher writes what follows each "
-        "training prompt, and the student learns that instead of the row's own completion (Kim and Rush 2016).",
+        "training prompt, and the student learns that instead of the row's own completion (Kim and Rush 2016). "
+        "on_policy: at every step the student answers prompts, and learns from the teacher alone what its own answers "
+        "should have been (Agarwal et al. 2024), through TRL's trainer.",
     )
     generation: GenerationConfig = Field(
-        default_factory=GenerationConfig, description="For sequence: how the teacher writes."
+        default_factory=GenerationConfig,
+        description="How the teacher writes for sequence, and the student for on_policy, which draws: there a "
+        "temperature above 0 is needed.",
     )
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
     beta: Annotated[Float, Field(gt=0, lt=1)] | None = Field(

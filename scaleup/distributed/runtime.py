@@ -63,6 +63,11 @@ class Runtime:
         runtime._check_world()
         return runtime
 
+    def around(self, accelerator: Accelerator) -> Runtime:
+        """The same place, for what a library's own loop prepared with an Accelerator of its own."""
+        accelerator.register_save_state_pre_hook(_only_trained)
+        return Runtime(accelerator, self.group, self.progress, self.stop)
+
     @property
     def rank(self) -> int:
         return self.accelerator.process_index

@@ -12,6 +12,7 @@ from scaleup.plan.facts import AskedModel, Footprint, ModelFacts, Tensors
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import FLOAT32
 from scaleup.plan.model_path import adapter_folder
+from scaleup.plan.on_policy import on_policy_model_problems
 from scaleup.plan.peak import micro_batch_of, predicted_memory
 from scaleup.plan.reward import holds_labels
 from scaleup.plan.types import MemoryPlan
@@ -43,7 +44,7 @@ def distill_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
         yield Problem(
             "distill.beta", f"has no meaning for {distill.divergence}", "use divergence: jsd, or leave it out"
         )
-    yield from _sequence_problems(config)
+    yield from _writing_problems(config)
     layers = distill.student_layers
     if layers is None:
         return
@@ -59,18 +60,24 @@ def distill_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
         yield Problem("distill.student_layers", "must rise from one number to the next", "name each layer once")
 
 
-def _sequence_problems(config: DistillConfig) -> Iterator[Problem]:
+def _writing_problems(config: DistillConfig) -> Iterator[Problem]:
     distill, generation = config.distill, config.distill.generation
     if distill.mode == "offline":
         if "generation" in distill.model_fields_set:
-            yield Problem("distill.generation", "has no meaning for rows as they are", "use mode: sequence")
+            what = "has no meaning for rows as they are"
+            yield Problem("distill.generation", what, "use mode: sequence or on_policy")
         return
     if generation.prompts is not None:
         yield Problem("distill.generation.prompts", "are those of data.train", "leave it out")
     if generation.top_p < 1 and generation.temperature == 0:
         yield Problem("distill.generation.top_p", "has no meaning for greedy decoding", "give a temperature above 0")
     if config.data.streaming:
-        yield Problem("data.streaming", "the teacher answers all prompts before training", "leave it out")
+        what = "prompts are drawn from all rows"
+        if distill.mode == "sequence":
+            what = "the teacher answers all prompts before training"
+        yield Problem("data.streaming", what, "leave it out")
+    if distill.mode == "on_policy":
+        return
     forms = [row_format(config.data, source) for source in config.data.train or []]
     for key in ("text", "messages"):
         if any(getattr(form, key) is not None for form in forms):
@@ -95,6 +102,7 @@ def pair_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFact
         what = "its tokenizer has other ids for the same tokens than model's"
         yield Problem("teacher.path", what, f"{remedy}, or the tokenizer of both (model.tokenizer, teacher.tokenizer)")
     yield from _hidden_problems(config, student, teacher)
+    yield from on_policy_model_problems(config, student, teacher)
 
 
 def _class_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> Iterator[Problem]:

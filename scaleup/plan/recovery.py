@@ -51,6 +51,9 @@ def recovery_problems(config: RunConfig, found: Sequence[Problem]) -> Iterator[P
     for problem in found:
         is_own = problem.where.split(".")[0] in OWN_KEYS
         yield Problem(f"recovery.{problem.where}" if is_own else problem.where, problem.what, problem.remedy)
+    if config.recovery.distill.mode != "offline":
+        what = "what is cut learns from the rows as they are"
+        yield Problem("recovery.distill.mode", what, "leave it out, or distill in a run of its own")
     if config.recovery.distill.student_layers is not None:
         what = "the student is what is left after the cut"
         yield Problem("recovery.distill.student_layers", what, "leave it out: prune.layers says it")

@@ -36,6 +36,7 @@ from scaleup.plan.facts import ModelFacts
 from scaleup.plan.groups import device_of
 from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import model_path_problems, peek_model_type
+from scaleup.plan.on_policy import on_policy_problems
 from scaleup.plan.prune import prune_problems
 from scaleup.plan.reward import preference_problems, reward_model_problems, scored_problems
 from scaleup.plan.reward_source import reward_source_problems
@@ -77,6 +78,8 @@ def reads_prompts_only(config: RunConfig) -> bool:
     """Whether rows need no completion."""
     if isinstance(config, EvaluateConfig):
         return not config.evaluation.needs_completions
+    if isinstance(config, DistillConfig):
+        return config.distill.mode == "on_policy"
     return isinstance(config, GenerateConfig | PPOConfig)
 
 
@@ -284,6 +287,7 @@ RULES: list[Rule] = [
     side_by_side_problems,
     prune_problems,
     distill_problems,
+    on_policy_problems,
     preference_problems,
     batch_size_problems,
     batching_problems,

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from scaleup.config.rl import PPOSettings
+from scaleup.data.prompts import Prompt
 from scaleup.distributed.runtime import Runtime
 from scaleup.rl.advantages import gae, kl_estimate, response_mask, token_rewards, whiten
-from scaleup.rl.prompts import Prompt
 from scaleup.rl.rewards import Rewards, Sample
 from scaleup.rl.rollout import Responses, Sampling, pad_prompts, respond
 

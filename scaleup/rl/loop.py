@@ -14,12 +14,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from scaleup.artifacts.files import write_json
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.stages import PPOConfig
+from scaleup.data.prompts import Prompt, PromptOrder
 from scaleup.distributed.bridge import StopWhileWaiting
 from scaleup.distributed.runtime import Runtime
 from scaleup.rl.checks import check_equal_ranks, check_experience, check_steps, tolerance_of
 from scaleup.rl.experience import Experience, Judged, TextOf, gather_experience, judge
 from scaleup.rl.kl_control import adapted_kl_coef
-from scaleup.rl.prompts import Prompt, PromptOrder
 from scaleup.rl.rewards import Rewards
 from scaleup.rl.rollout import Sampling
 from scaleup.rl.update import Updater, micro_batch_size, response_seeds

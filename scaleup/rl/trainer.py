@@ -20,6 +20,7 @@ from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.rl import PPOSettings, RewardSource
 from scaleup.config.schema import DataConfig, ModelConfig, OptimizationConfig
 from scaleup.config.stages import PPOConfig
+from scaleup.data.prompts import Prompt, PromptOrder
 from scaleup.data.tokenization import Encoder
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import Runtime, seed_everything
@@ -28,7 +29,6 @@ from scaleup.plan.types import GroupPlan
 from scaleup.rl.loop import PPO, PPOState, run_ppo
 from scaleup.rl.placements import ColocatedRewards, Score
 from scaleup.rl.policy import Policy
-from scaleup.rl.prompts import Prompt, PromptOrder
 from scaleup.rl.rewards import Rewards
 from scaleup.rl.rollout import sampling_of
 from scaleup.rl.update import num_optimizer_steps

@@ -1,5 +1,5 @@
 """Distillation: rows -> tokens -> what student and teacher make of them -> the one loop -> the student's folder. Rows
-may be of the teacher's own writing."""
+may be of the teacher's own writing, or of the student's, step by step."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ from scaleup.plan.types import Plan
 
 def run(config: DistillConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
     assert plan.teacher is not None
+    if config.distill.mode == "on_policy":
+        from scaleup.compress.on_policy import train_on_policy  # TRL's trainer takes seconds to import
+
+        done = train_on_policy(config, plan, runtime, folder)
+        finish_training(config, plan, runtime, folder, done.wrapped, done.tokenizer, done.state, done.num_dropped)
+        return
     if config.distill.mode == "sequence":
         config = with_written_rows(config, plan.teacher, runtime, folder)
     done = train_student(config, plan, runtime, folder)

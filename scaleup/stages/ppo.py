@@ -8,6 +8,7 @@ from itertools import chain
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.stages import PPOConfig
+from scaleup.data.prompts import PromptOrder, read_prompts
 from scaleup.data.tokenization import Encoder
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import Runtime, seed_everything
@@ -16,7 +17,6 @@ from scaleup.models.load import load_tokenizer
 from scaleup.plan.types import Plan
 from scaleup.rl.loop import PPO, run_ppo
 from scaleup.rl.policy import Policy
-from scaleup.rl.prompts import PromptOrder, read_prompts
 from scaleup.rl.rollout import sampling_of
 from scaleup.rl.serve import rewards_of, serve_rewards
 from scaleup.rl.update import num_optimizer_steps

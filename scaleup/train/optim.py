@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from scaleup.config.schema import OptimizationConfig
 
@@ -28,7 +28,7 @@ def build_optimizer(model: torch.nn.Module, train: OptimizationConfig) -> torch.
     return torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, eps=train.adam_epsilon, fused=True)
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, train: OptimizationConfig, num_steps: int) -> LRScheduler:
+def build_schedule(optimizer: torch.optim.Optimizer, train: OptimizationConfig, num_steps: int) -> LambdaLR:
     """Transformers' schedules, one tick an optimizer step. Not through its `get_scheduler`: importing that takes PEFT,
     bitsandbytes and torch's compiler with it, three seconds of each process."""
     warmup = (

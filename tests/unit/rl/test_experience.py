@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from scaleup.config.rl import PPOSettings
+from scaleup.data.prompts import Prompt
 from scaleup.errors import ScaleupError
 from scaleup.rl.checks import check_experience, check_first_ratio, check_steps, tolerance_of
 from scaleup.rl.experience import Experience, Judged, TextOf, by_length, judge
-from scaleup.rl.prompts import Prompt
 from scaleup.rl.rollout import Responses
 
 LENGTHS = torch.tensor([2, 3])
