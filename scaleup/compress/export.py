@@ -53,13 +53,14 @@ class Check:
 
 
 def whole_model(config: ExportConfig, facts: ModelFacts, check: Check) -> tuple[Any, dict[str, float]]:
-    """The model to write, in float32, with the adapter that `model.path` names merged into it. How far the adapter
-    moves its base, and how far merging moves the two.
+    """The model to write, in float32, with the adapter that `model.path` names merged into it; of an encoder that is
+    no classifier, the encoder. How far the adapter moves its base, and how far merging moves the two.
 
     Raises ScaleupError if that is not the same model, or cannot be done."""
     base = load_base(config.model, facts, None, "no", check.device).to(check.device)
     if facts.adapter is None:
-        return base, {}
+        is_encoder = facts.task == "sequence_classification" and not facts.labels
+        return (base.base_model if is_encoder else base), {}
     plain = check.logits(base)
     adapted = load_adapter(base, Path(facts.adapter), trainable=False)
     true = check.logits(adapted)

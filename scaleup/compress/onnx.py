@@ -1,4 +1,4 @@
-"""A sequence classifier as one ONNX graph of free batch and sequence, checked by ONNX Runtime's logits."""
+"""A sequence classifier or an encoder as one ONNX graph of free batch and sequence, compared with what it was made of."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from scaleup.errors import ScaleupError
-from scaleup.models.classifier import classify
+from scaleup.models.classifier import classify, is_sequence_classifier
 from scaleup.models.load import first_line
 from scaleup.plan.facts import ModelFacts
 
@@ -36,21 +36,39 @@ class Scores(torch.nn.Module):
         return classify(self.model, {"input_ids": input_ids, "attention_mask": attention_mask})
 
 
+class States(torch.nn.Module):
+    """Of an encoder: input_ids and attention_mask (B, S) -> its last hidden states (B, S, H), float32."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        states: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return states.float()
+
+
+def graph_of(model: Any) -> tuple[torch.nn.Module, str]:
+    """What is traced, and the name of what it gives."""
+    return (Scores(model), "logits") if is_sequence_classifier(model) else (States(model), "last_hidden_state")
+
+
 def write_graph(model: Any, facts: ModelFacts, folder: Path) -> None:
     """Raises ScaleupError for an architecture that cannot be traced."""
     ids, mask = padded(facts, 2, 8)
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    graph, output = graph_of(model.eval())
     size = sum(parameter.nbytes for parameter in model.parameters())
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                Scores(model.eval()),
+                graph,
                 (ids, mask),
                 folder / FILE,
                 dynamo=True,
                 input_names=INPUTS,
-                output_names=("logits",),
+                output_names=(output,),
                 dynamic_shapes=(free, free),
                 external_data=size > MOST_INLINE,
                 verbose=False,
@@ -62,25 +80,26 @@ def write_graph(model: Any, facts: ModelFacts, folder: Path) -> None:
 
 @torch.no_grad()
 def read_graph(model: Any, facts: ModelFacts, folder: Path, tolerance: float) -> dict[str, Any]:
-    """How far ONNX Runtime's logits are from the model's, over batches of several sizes.
+    """How far ONNX Runtime's logits or states are from the model's, over batches of several sizes.
 
     Raises ScaleupError where that is more than export.tolerance, or where a shape is not taken."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
+    graph, output = graph_of(model)
     found, true = [], []
     for rows, length in SHAPES:
         ids, mask = padded(facts, rows, min(length, facts.max_positions or length))
-        true.append(Scores(model)(ids, mask))
+        true.append(graph(ids, mask))
         try:
-            (logits,) = session.run(None, dict(zip(INPUTS, (ids.numpy(), mask.numpy()), strict=True)))
+            (given,) = session.run(None, dict(zip(INPUTS, (ids.numpy(), mask.numpy()), strict=True)))
         except Exception as error:  # onnxruntime's own errors share no base class
             what = f"ONNX Runtime does not take {rows} rows of {length} tokens: {first_line(error)}"
             raise ScaleupError.of("export.format", what, "report this: the graph is not free in its shape") from error
-        found.append(torch.from_numpy(logits))
+        found.append(torch.from_numpy(given))
     off = difference(found, true)
     if not off <= tolerance:
-        what = f"ONNX Runtime moves logits by {off:.1e} of the largest, more than {tolerance:g}: nothing was exported"
+        what = f"ONNX Runtime moves {output} by {off:.1e} of the largest, more than {tolerance:g}: nothing was exported"
         raise ScaleupError.of("export.tolerance", what, "raise it if that is near enough")
     return {"reloaded": off, "batches": len(SHAPES)}
 

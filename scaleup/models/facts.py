@@ -268,6 +268,8 @@ def _task(model: ModelConfig, config: PreTrainedConfig, where: str, adapter: Pat
         what = f"{model.path!r} ({config.model_type}) is a {task} model, not {model.task}"
         raise ScaleupError.of(f"{where}.task", what, f"set it to {task} or auto")
     if _is_encoder(config):
+        if isinstance(model, AskedModel) and model.takes_encoders:
+            return "sequence_classification"
         what = f"{model.path!r} ({config.model_type}) is an encoder: it cannot generate text"
         raise ScaleupError.of(f"{where}.path", what, "name a causal or an encoder-decoder model")
     return task

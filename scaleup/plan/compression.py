@@ -131,12 +131,14 @@ def compression_facts_problems(config: RunConfig, facts: ModelFacts) -> Iterator
     elif kind == "gguf" and is_scored:
         yield Problem("export.format", f"{facts.architecture} scores texts, and a gguf is for writing them", "use onnx")
     elif kind == "onnx" and not is_scored:
-        what = f"{facts.architecture} is a {facts.task} model, and onnx is for sequence classifiers: it would have no"
+        what = (
+            f"{facts.architecture} is a {facts.task} model, and onnx is for encoders and classifiers: it would have no"
+        )
         yield Problem("export.format", f"{what} cache to generate with", "use safetensors or gguf")
     elif kind == "onnx" and facts.pooling == "eos":
         what = f"{facts.architecture} looks for its eos token in each row, which no graph with free shapes can hold"
         yield Problem("export.format", what, "use a reward model of an encoder or a decoder")
-    elif kind == "onnx" and not (facts.labels or facts.adapter):
+    elif kind == "onnx" and facts.pooling == "last" and not (facts.labels or facts.adapter):
         yield Problem("model.path", f"({facts.architecture}) has no head that scores texts", "name a classifier")
 
 

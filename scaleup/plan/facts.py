@@ -176,3 +176,5 @@ class AskedModel(ModelConfig):
     prune: PruneSettings | None = None
     layers: tuple[int, ...] | EveryLayer | None = None
     """Keep these alone, from 0."""
+    takes_encoders: bool = False
+    """An encoder without a head is taken too, as a classifier without labels."""

@@ -122,6 +122,7 @@ def models_of(config: RunConfig) -> dict[str, ModelConfig]:
         models["baseline"] = config.baseline
     made = {"adapter": getattr(config, "adapter", None), "quantization": getattr(config, "quantization", None)}
     made["prune"] = config.prune if isinstance(config, PruneConfig) else None
+    made["takes_encoders"] = isinstance(config, ExportConfig) and config.export.format == "onnx"
     asked: dict[str, ModelConfig] = {where: AskedModel(**model.model_dump(), **made) for where, model in models.items()}
     if isinstance(config, DistillConfig):
         asked |= distillation_models(config, asked["model"])

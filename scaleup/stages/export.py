@@ -35,6 +35,7 @@ def run(config: ExportConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -
     runtime.progress.report("merging" if facts.adapter else "loading the model")
     model, found = whole_model(config, facts, check)
     metrics |= {"num_parameters": model.num_parameters(), **found}
+    facts = facts.model_copy(update={"architecture": type(model).__name__})  # of an encoder, without the head
     with folder_aside(folder.model) as aside:
         runtime.progress.report("writing the model")
         if settings.format == "safetensors":

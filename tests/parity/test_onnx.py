@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
 
 from scaleup.compress.onnx import FILE, read_graph, write_graph
 from scaleup.config.schema import ModelConfig
 from scaleup.models.classifier import classify
 from scaleup.models.facts import model_facts
 from scaleup.models.load import load_model
+from scaleup.models.sources import materialize
+from tests.cli import run
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 SHAPES = ((1, 2), (4, 21), (2, 100))
@@ -37,3 +40,25 @@ def test_logits_are_torchs(name: str, tmp_path: Path) -> None:
         ids[1:, length // 2 :] = 7
         (again,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
         assert torch.allclose(torch.from_numpy(again), true, atol=1e-5), "what stands in the padding counts for nothing"
+
+
+def test_an_encoder_gives_its_states(tmp_path: Path) -> None:
+    """From the command line, in a folder that says what the model is."""
+    config = {
+        "stage": "export",
+        "name": "encoder",
+        "model": {"path": "builtin:tiny-bert"},
+        "export": {"format": "onnx"},
+    }
+    folder = run(config, cwd=tmp_path) / "model"
+    true = AutoModel.from_pretrained(materialize("builtin:tiny-bert")).eval()
+    session = onnxruntime.InferenceSession(folder / FILE)
+    assert [output.name for output in session.get_outputs()] == ["last_hidden_state"]
+    ids = torch.randint(3, true.config.vocab_size, (3, 17), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1:, 9:] = 0
+    with torch.no_grad():
+        states = true(input_ids=ids, attention_mask=mask).last_hidden_state
+    (found,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+    assert torch.allclose(torch.from_numpy(found), states, atol=1e-5)
+    assert AutoConfig.from_pretrained(folder).architectures == ["BertModel"]

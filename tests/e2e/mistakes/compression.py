@@ -42,7 +42,7 @@ FORMATS = [
     ),
     export(
         "a language model as onnx",
-        "error: export.format: LlamaForCausalLM is a causal_lm model, and onnx is for sequence classifiers",
+        "error: export.format: LlamaForCausalLM is a causal_lm model, and onnx is for encoders and classifiers",
         changes={"export.format": "onnx"},
         asks=True,
     ),
