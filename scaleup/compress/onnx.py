@@ -1,4 +1,4 @@
-"""A sequence classifier or an encoder as one ONNX graph of free batch and sequence, compared with what it was made of."""
+"""A sequence classifier or an encoder as one ONNX graph of free batch and sequence, compared with the model itself."""
 
 from __future__ import annotations
 
