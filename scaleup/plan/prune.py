@@ -47,7 +47,11 @@ def _sparsity_problems(settings: PruneSettings, num_processes: int) -> Iterator[
     if is_sparsegpt and num_processes > 1:
         yield Problem("parallel.num_processes", "SparseGPT measures in one process", "leave it out, or use wanda")
     if is_sparsegpt and importlib.util.find_spec("modelopt") is None:
-        yield Problem("prune.sparsity_score", "sparsegpt needs nvidia-modelopt", "pip install nvidia-modelopt")
+        yield Problem(
+            "prune.sparsity_score",
+            "sparsegpt needs nvidia-modelopt",
+            "pip install -c constraints.txt 'scaleup[sparsegpt]'",
+        )
 
 
 def calibration_problems(config: RunConfig, data: DataCheck) -> Iterator[Problem]:

@@ -29,7 +29,7 @@ def made(**config: Any) -> dict[str, Any]:
 TOKENIZER = {"model.tokenizer": "builtin:tiny-llama"}
 
 NO_MODELOPT = (
-    ["error: prune.sparsity_score: sparsegpt needs nvidia-modelopt -> pip install nvidia-modelopt"]
+    ["error: prune.sparsity_score: sparsegpt needs nvidia-modelopt -> pip install -c constraints.txt"]
     if importlib.util.find_spec("modelopt") is None
     else []
 )
