@@ -11,6 +11,7 @@ from scaleup.artifacts.run_folder import RunFolder
 from scaleup.compress.taught import Taught
 from scaleup.compress.teaching import distillation_loss, load_distillation
 from scaleup.config.stages import DistillConfig
+from scaleup.data.collate import Collator
 from scaleup.data.dataset import load_training_data
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.classifier import plain_padding
@@ -39,10 +40,13 @@ def train_student(config: DistillConfig, plan: Plan, runtime: Runtime, folder: R
     reading = reading_of(plan.model, tokenizer, config.data, config.data.packing)
     data = load_training_data(config, reading.encoder)
 
+    def collator(model: Taught) -> Collator:
+        return reading.collator(model.student)
+
     def load() -> Taught:
         return load_distillation(config, plan.model, teacher, runtime.device)
 
-    done = train_supervised(config, plan, runtime, folder, data, reading.collator, distillation_loss, load)
+    done = train_supervised(config, plan, runtime, folder, data, collator, distillation_loss, load)
     if plan.model.task == "sequence_classification":
         plain_padding(done.model.student, tokenizer)
     return Student(done.wrapped, tokenizer, done.state, data.num_dropped)
