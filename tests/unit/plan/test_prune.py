@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from scaleup.config.schema import DataConfig, RowFormat
@@ -12,7 +14,7 @@ from scaleup.plan.prune import row_kind_problems, size_problems
 LABELLED, PLAIN = RowFormat(text="{text}", label="kind"), RowFormat(text="{text}")
 
 
-def config(packing: bool = False, **prune: object) -> PruneConfig:
+def config(packing: bool = False, **prune: Any) -> PruneConfig:
     raw = {"stage": "prune", "name": "x", "model": {"path": "a"}, "data": DataConfig(packing=packing).model_dump()}
     return PruneConfig.model_validate({**raw, "prune": {"layers": 1, **prune}})
 
@@ -57,7 +59,7 @@ def test_packing_joins_texts_of_several_classes(classifier: ModelFacts) -> None:
 def test_sparsegpt_would_reach_the_head(classifier: ModelFacts) -> None:
     parts = Parts(depths=(2,), intermediate_size=128, num_key_value_heads=4, head_dim=16, fixed={})
     facts = classifier.model_copy(update={"parts": parts})
-    sparse = {"sparsity": 0.5, "pattern": "2:4"}
+    sparse: dict[str, Any] = {"sparsity": 0.5, "pattern": "2:4"}
     assert size_problems(config(**sparse), facts) == []
     [found] = size_problems(config(**sparse, sparsity_score="sparsegpt"), facts)
     assert str(found).startswith("prune.sparsity_score: nvidia-modelopt would make zeros in a classifier's head")
