@@ -20,5 +20,8 @@ for cut in depth24 depth20 mlp1280; do
     make_run "$cut-recovered" distill/recover.yaml "model.path=runs/$cut"
     make_run "$cut-control" distill/recover.yaml "model.path=runs/$cut" distill.alpha=0
 done
+recovered=model.path=runs/depth24-recovered
+make_run depth24-recovered-bf16 export/smollm2-bf16.yaml "$recovered"
+make_run depth24-recovered-q8_0 export/gguf.yaml "$recovered" export.gguf_type=q8_0
 make_run card-smollm2 card/smollm2.yaml
 cat runs/card-smollm2/card.md

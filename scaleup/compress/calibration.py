@@ -18,11 +18,11 @@ from transformers.pytorch_utils import Conv1D
 from scaleup.config.schema import DataConfig
 from scaleup.data.collate import Batch
 from scaleup.data.sources import read_source
-from scaleup.data.tokenization import IGNORE, Encoder, Tokens
+from scaleup.data.tokenization import IGNORE, RowEncoder, Tokens
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
 from scaleup.models.architecture import Architecture, Stack, architecture_of
-from scaleup.records.examples import example_maker, row_problem
+from scaleup.records.examples import row_problem
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Statistics:
     """||X||_2 of each input feature over all positions, by the name of the matrix in the model."""
 
 
-def calibration_rows(data: DataConfig, encoder: Encoder, count: int) -> list[Tokens]:
+def calibration_rows(data: DataConfig, encoder: RowEncoder, count: int) -> list[Tokens]:
     """The first rows of data.train that fit. Raises ScaleupError for a row that cannot be used, or too few."""
     rows = list(islice(_encoded(data, encoder), count))
     if len(rows) < count:
@@ -53,12 +53,12 @@ def calibration_rows(data: DataConfig, encoder: Encoder, count: int) -> list[Tok
     return rows
 
 
-def _encoded(data: DataConfig, encoder: Encoder) -> Iterator[Tokens]:
+def _encoded(data: DataConfig, encoder: RowEncoder) -> Iterator[Tokens]:
     for source in data.train or []:
-        make = example_maker(data, source)
+        make = encoder.maker(source)
         for index, (where, values) in enumerate(read_source(data, source, "train", data.streaming)):
             try:
-                encoded = encoder([make(values, index)])
+                encoded = encoder(make(values, index))
             except ScaleupError as error:
                 raise ScaleupError(row_problem(where, error)) from None
             yield from (row for row in encoded if row is not None)

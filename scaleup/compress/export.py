@@ -19,7 +19,7 @@ from scaleup.errors import ScaleupError
 from scaleup.models.adapted import load_base, load_finished
 from scaleup.models.adapters import load_adapter
 from scaleup.models.builtin import say_untied
-from scaleup.models.load import first_line
+from scaleup.models.load import auto_class, first_line
 from scaleup.plan.facts import ModelFacts
 
 from .probes import Probe, difference, logits_on
@@ -94,7 +94,8 @@ def write_folder(
         cast(model, dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    if model.config.model_type in T5_LIKE and model.lm_head.weight is not model.shared.weight:
+    head = model.get_output_embeddings()
+    if model.config.model_type in T5_LIKE and head is not None and head.weight is not model.shared.weight:
         say_untied(folder / "config.json")  # this version of transformers sees it in the weights, others read it here
     return found, true
 
@@ -109,11 +110,8 @@ def read_back(
     config: ModelConfig, facts: ModelFacts, folder: Path, check: Check, true: Sequence[torch.Tensor]
 ) -> dict[str, float]:
     """Load what was written with plain Transformers. Raises ScaleupError if it is another model."""
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    auto = AutoModelForSeq2SeqLM if facts.task == "seq2seq_lm" else AutoModelForCausalLM
-    model = auto.from_pretrained(folder, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
-    model = model.to(check.device)
+    options = {"dtype": torch.float32, "trust_remote_code": config.trust_remote_code}
+    model = auto_class(facts.task).from_pretrained(folder, **options).to(check.device)
     remedy = "report this: the architecture is not written as it is held"
     return {"reloaded": check.equal(model, true, "reading the written folder again moves logits", remedy)}
 

@@ -14,6 +14,7 @@ from scaleup.data.sources import read_source
 from scaleup.data.tokenization import Encoder, Tokens
 from scaleup.errors import ScaleupError
 from scaleup.models.classifier import classify, is_sequence_classifier
+from scaleup.models.scoring import Reader
 from scaleup.plan.facts import ModelFacts
 from scaleup.records.examples import example_maker, row_problem
 
@@ -27,11 +28,15 @@ ROW_LENGTH = 64
 SEED = 0
 
 
-def drawn_probes(facts: ModelFacts) -> list[Probe]:
-    """Token ids from all of the model's vocabulary, the same each time."""
+def drawn_probes(facts: ModelFacts, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Probe]:
+    """Token ids from all of the model's vocabulary, the same each time. With a classifier's tokenizer they end as each
+    row that it reads."""
     chance = torch.Generator().manual_seed(SEED)
     shape = (NUM_DRAWN, 2, min(DRAWN_LENGTH, facts.max_positions or DRAWN_LENGTH))
     ids = torch.randint(facts.vocab_size, shape, generator=chance)
+    if tokenizer is not None and facts.pooling is not None:
+        end = Reader(tokenizer, facts.pooling).ended
+        return [{"input_ids": torch.tensor([end(source.tolist())[-len(source) :]])} for source, _ in ids]
     return [_probe(facts, source, target) for source, target in ids]
 
 

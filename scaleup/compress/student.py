@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +12,12 @@ from scaleup.compress.taught import Taught
 from scaleup.compress.teaching import distillation_loss, load_distillation
 from scaleup.config.stages import DistillConfig
 from scaleup.data.collate import Collator
-from scaleup.data.dataset import collator_for, load_training_data
-from scaleup.data.labelled import LabelledEncoder, labelled_collator
-from scaleup.data.tokenization import Encoder, RowEncoder
+from scaleup.data.dataset import load_training_data
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.classifier import plain_padding
-from scaleup.models.load import load_tokenizer, pad_token_id
-from scaleup.models.scoring import Reader
+from scaleup.models.load import load_tokenizer
 from scaleup.plan.types import Plan
+from scaleup.train.reading import reading_of
 from scaleup.train.state import TrainState
 from scaleup.train.supervised import train_supervised
 
@@ -40,8 +37,11 @@ def train_student(config: DistillConfig, plan: Plan, runtime: Runtime, folder: R
     teacher = plan.teacher
     runtime.progress.report("reading data")
     tokenizer = load_tokenizer(config.model, plan.model.tokenizer_location or plan.model.location)
-    encoder, collator = _reading(config, plan, tokenizer)
-    data = load_training_data(config, encoder)
+    reading = reading_of(plan.model, tokenizer, config.data, config.data.packing)
+    data = load_training_data(config, reading.encoder)
+
+    def collator(model: Taught) -> Collator:
+        return reading.collator(model.student)
 
     def load() -> Taught:
         return load_distillation(config, plan.model, teacher, runtime.device)
@@ -50,21 +50,3 @@ def train_student(config: DistillConfig, plan: Plan, runtime: Runtime, folder: R
     if plan.model.task == "sequence_classification":
         plain_padding(done.model.student, tokenizer)
     return Student(done.wrapped, tokenizer, done.state, data.num_dropped)
-
-
-def _reading(
-    config: DistillConfig, plan: Plan, tokenizer: PreTrainedTokenizerBase
-) -> tuple[RowEncoder, Callable[[Taught], Collator]]:
-    """How rows become tokens, and tokens a batch for a model."""
-    if plan.model.task != "sequence_classification":
-
-        def collator(model: Taught) -> Collator:
-            shift_right = getattr(model.student, "prepare_decoder_input_ids_from_labels", None)
-            return collator_for(plan.model.task, pad_token_id(tokenizer), shift_right, config.data.packing)
-
-        return Encoder(tokenizer, plan.model.task, config.data), collator
-    assert plan.model.pooling is not None
-    labels = plan.model.labels or plan.model.new_labels
-    reader = Reader(tokenizer, plan.model.pooling, max_length=config.data.max_length)
-    collate = labelled_collator(reader.pad_id, reader.filler_id)
-    return LabelledEncoder(reader, labels, config.data), lambda model: collate

@@ -156,7 +156,7 @@ class CardConfig(RunConfig):
 class PruneConfig(RunConfig):
     """A smaller model made of a larger one: fewer layers, narrower MLPs, fewer heads, or zeros. Rows of data.train
     calibrate what goes, and train what is left where `recovery` says so; with data.test perplexity is measured before
-    and after."""
+    and after. A sequence classifier's rows are texts with a class (data.text, data.label), and accuracy is measured."""
 
     stage: Literal["prune"]
     data: DataConfig = Field(default_factory=DataConfig)

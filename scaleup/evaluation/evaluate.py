@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from scaleup.config.schema import ModelConfig
 from scaleup.config.stages import EvaluateConfig
-from scaleup.data.dataset import collator_for
+from scaleup.data.collate import Collator
 from scaleup.data.loader import eval_batches
 from scaleup.data.tokenization import Encoder, Tokens, last_answer
 from scaleup.distributed.runtime import Runtime, seed_everything
@@ -20,12 +20,13 @@ from scaleup.evaluation.generation import generate_answers
 from scaleup.evaluation.metrics import perplexity, score_answers
 from scaleup.evaluation.toxicity import measure_toxicity
 from scaleup.models.adapted import each_adapter, load_finished
-from scaleup.models.load import load_tokenizer, pad_token_id
+from scaleup.models.load import load_tokenizer
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import Plan
 from scaleup.records.examples import Chat, Example, Opening, PlainText
 from scaleup.train.head_loss import fuse_head
 from scaleup.train.losses import token_loss_sum
+from scaleup.train.reading import language_collator
 from scaleup.train.step import evaluate_loss
 
 Row = Example | Opening
@@ -117,7 +118,7 @@ def measure(
             what = f"no row fits max_length {config.data.max_length} with a label left"
             raise ScaleupError.of(f"data.{settings.split}", what, "raise data.max_length")
         runtime.progress.report(f"perplexity of {name}")
-        loss = mean_loss(runtime, model, tokenizer, task, rows, settings.batch_size)
+        loss = mean_loss(runtime, model, language_collator(model, tokenizer, task), rows, settings.batch_size)
         metrics |= {"loss": loss, "perplexity": perplexity(loss)}
     if set(settings.metrics) == {"perplexity"}:
         return Evaluation(metrics, None)
@@ -130,12 +131,8 @@ def measure(
     return Evaluation(metrics | score_answers(settings.metrics, answers, references, settings.labels), answers)
 
 
-def mean_loss(
-    runtime: Runtime, model: Any, tokenizer: PreTrainedTokenizerBase, task: str, rows: Sequence[Tokens], batch_size: int
-) -> float:
+def mean_loss(runtime: Runtime, model: Any, collate: Collator, rows: Sequence[Tokens], batch_size: int) -> float:
     """Nats a labelled token over all rows. Every rank must call it and gets the same."""
-    shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    collate = collator_for(task, pad_token_id(tokenizer), shift_right)
     batches = eval_batches(rows, collate, batch_size, runtime.rank, runtime.world)
     with runtime.accelerator.autocast():
         return evaluate_loss(runtime, model, batches, token_loss_sum)

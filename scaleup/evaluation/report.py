@@ -70,7 +70,14 @@ def result_writer(
         trained = {name.removeprefix(start): weight for name, weight in trained.items() if name.startswith(start)}
     if is_adapted(whole):
         return lambda folder: save_adapter(whole, folder, trained)
-    return lambda folder: save_over_base(load_model(config.model, plan.model), folder, trained)
+
+    def write(folder: Path) -> None:
+        base: Any = load_model(config.model, plan.model)
+        # loading a decoder's classifier gives it a pad id: what is saved is what plain_padding left
+        base.config.get_text_config().pad_token_id = whole.config.get_text_config().pad_token_id
+        save_over_base(base, folder, trained)
+
+    return write
 
 
 def finish(run: RunFolder, stage: str, name: str, metrics: dict[str, Any], num_steps: int | None) -> None:

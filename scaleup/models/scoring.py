@@ -52,7 +52,7 @@ class Reader:
         the score at a row's end have one eos there; in an encoder-decoder's there is no other."""
         template = Template(self.template)
         texts = [template.render({"prompt": prompt, "response": response}) for prompt, response in pairs]
-        return [self._ended(ids) for ids in self.tokenizer(texts)["input_ids"]]
+        return [self.ended(ids) for ids in self.tokenizer(texts)["input_ids"]]
 
     def cut(self, ids: list[int]) -> list[int]:
         """The last `max_length` tokens, after those that every row begins with."""
@@ -71,7 +71,8 @@ class Reader:
             mask[place, : len(row)] = 1
         return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
-    def _ended(self, ids: list[int]) -> list[int]:
+    def ended(self, ids: list[int]) -> list[int]:
+        """As every row ends: with one eos token, where the score is read from it."""
         eos = self.tokenizer.eos_token_id
         if self.pooling == "eos":
             return [*(token for token in ids if token != eos), eos]

@@ -101,7 +101,7 @@ def pair_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFact
     elif student.vocabulary != teacher.vocabulary:
         what = "its tokenizer has other ids for the same tokens than model's"
         yield Problem("teacher.path", what, f"{remedy}, or the tokenizer of both (model.tokenizer, teacher.tokenizer)")
-    yield from _hidden_problems(config, student, teacher)
+    yield from hidden_problems(config, student, teacher)
     yield from on_policy_model_problems(config, student, teacher)
 
 
@@ -119,7 +119,8 @@ def _class_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFa
         yield Problem("data.packing", "is of language models: each text has a class of its own", "leave it out")
 
 
-def _hidden_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> Iterator[Problem]:
+def hidden_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> Iterator[Problem]:
+    """Hidden states that one of two models does not have, or that cannot be compared."""
     hidden = config.distill.hidden
     if hidden is None:
         return

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from scaleup.config.prune import PruneSettings
-from scaleup.config.schema import RunConfig
+from scaleup.config.schema import RowFormat, RunConfig
 from scaleup.config.stages import PruneConfig
 from scaleup.errors import Problem
 from scaleup.plan.facts import ModelFacts, Parts
@@ -67,13 +67,36 @@ def calibration_problems(config: RunConfig, data: DataCheck) -> Iterator[Problem
 
 def size_problems(config: RunConfig, facts: ModelFacts) -> list[Problem]:
     """What only the model's own sizes can tell."""
-    if not isinstance(config, PruneConfig) or facts.parts is None:  # a classifier, which only some stages take
+    if not isinstance(config, PruneConfig) or facts.parts is None:
         return []
     problems = list(_size_problems(config.prune, facts.parts))
-    if config.prune.sparsity is not None and config.prune.sparsity_score == "sparsegpt" and facts.model_type == "gpt2":
-        what = "nvidia-modelopt prunes nn.Linear, and GPT-2's matrices are Conv1D"
-        problems.append(Problem("prune.sparsity_score", what, "use wanda"))
+    if config.prune.sparsity is not None and config.prune.sparsity_score == "sparsegpt":
+        if facts.model_type == "gpt2":
+            what = "nvidia-modelopt prunes nn.Linear, and GPT-2's matrices are Conv1D"
+            problems.append(Problem("prune.sparsity_score", what, "use wanda"))
+        elif facts.task == "sequence_classification":
+            what = "nvidia-modelopt would make zeros in a classifier's head as well"
+            problems.append(Problem("prune.sparsity_score", what, "use wanda"))
     return problems
+
+
+def row_kind_problems(config: RunConfig, facts: ModelFacts, forms: Sequence[RowFormat]) -> Iterator[Problem]:
+    """Rows of another kind than the model reads, and a classifier without classes; `forms` are those of all rows."""
+    if not isinstance(config, PruneConfig):
+        return
+    if facts.task != "sequence_classification":
+        if any(form.label is not None for form in forms):
+            what = f"({facts.architecture}) is no classifier, and the rows are texts with a class"
+            yield Problem("model.path", what, "name a classifier, or leave data.label out")
+        return
+    if len(facts.labels) < 2:
+        what = f"({facts.architecture}) has {'one score' if facts.labels else 'no head'} and no classes"
+        yield Problem("model.path", what, "name a classifier of two labels or more, or a language model")
+    if any(form.label is None for form in forms):
+        what = "says nothing of a text's class, and model is a classifier"
+        yield Problem("data", what, "give data.text and data.label")
+    if config.data.packing:
+        yield Problem("data.packing", "is of language models: each text has a class of its own", "leave it out")
 
 
 def _size_problems(settings: PruneSettings, parts: Parts) -> Iterator[Problem]:

@@ -25,7 +25,14 @@ from scaleup.plan.card import asked_variants, facts_of_variants, variant_problem
 from scaleup.plan.compat import untested_notes
 from scaleup.plan.compute import Rate, compute_plan
 from scaleup.plan.describe import describe_models
-from scaleup.plan.distill import TEACHER, distillation_memory, distillation_models, distilled_facts, pair_problems
+from scaleup.plan.distill import (
+    TEACHER,
+    distillation_memory,
+    distillation_models,
+    distilled_facts,
+    hidden_problems,
+    pair_problems,
+)
 from scaleup.plan.facts import AskedModel, ModelFacts
 from scaleup.plan.groups import bridge_of, groups_of
 from scaleup.plan.machine import Machine, this_machine
@@ -91,7 +98,8 @@ def resolve(
         problems += pair_problems(config, facts["model"], facts[TEACHER])
     if isinstance(config, PruneConfig) and isinstance(learner, DistillConfig):
         facts |= {TEACHER: facts["model"]}
-        problems += recovery_problems(config, list(pair_problems(learner, facts["model"], facts["model"])))
+        found = list(hidden_problems(learner, facts["model"], facts["model"]))  # in all else it is its own equal
+        problems += recovery_problems(config, found)
     if problems:
         raise ScaleupError(problems)
     plan = make_plan(learner, machine, facts, data_check, rate or Rate())

@@ -9,7 +9,7 @@ from pathlib import Path
 from scaleup.artifacts.reward_file import REWARD_FILE, read_reward
 from scaleup.config.rl import RewardSource
 from scaleup.config.schema import RunConfig
-from scaleup.config.stages import DistillConfig, EvaluateConfig, ExportConfig, RewardConfig, SFTConfig
+from scaleup.config.stages import DistillConfig, EvaluateConfig, ExportConfig, PruneConfig, RewardConfig, SFTConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
@@ -82,7 +82,7 @@ def scored_problems(config: RunConfig, facts: ModelFacts, where: str) -> Iterato
     elif isinstance(config, EvaluateConfig):
         yield from _evaluation_problems(config, facts, where)
     elif (
-        is_scored and where == "model" and not isinstance(config, DistillConfig | ExportConfig)
+        is_scored and where == "model" and not isinstance(config, DistillConfig | ExportConfig | PruneConfig)
     ):  # which have own rules
         what = f"is a sequence classifier ({facts.architecture}): it scores texts and writes none"
         yield Problem(f"{where}.path", what, f"stage {config.stage} needs a language model; evaluate takes this one")

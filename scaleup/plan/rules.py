@@ -37,7 +37,7 @@ from scaleup.plan.groups import device_of
 from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import model_path_problems, peek_model_type
 from scaleup.plan.on_policy import on_policy_problems
-from scaleup.plan.prune import prune_problems
+from scaleup.plan.prune import prune_problems, row_kind_problems
 from scaleup.plan.reward import preference_problems, reward_model_problems, scored_problems
 from scaleup.plan.reward_source import reward_source_problems
 from scaleup.plan.rollouts import num_steps, response_problems, rollout_problems
@@ -120,6 +120,7 @@ def facts_problems(config: RunConfig, facts: ModelFacts, where: str) -> list[Pro
             Problem("data.messages", what, "use prompt and completion, or a tokenizer with a chat template")
         )
     problems += compression_facts_problems(config, facts)
+    problems += row_kind_problems(config, facts, formats)
     return [*problems, *packing_problems(config, facts), *scored_problems(config, facts, where)]
 
 

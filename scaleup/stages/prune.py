@@ -20,20 +20,18 @@ from scaleup.compress.taught import STUDENT
 from scaleup.config.prune import PruneSettings
 from scaleup.config.schema import ModelConfig
 from scaleup.config.stages import DistillConfig, PruneConfig
-from scaleup.data.dataset import collator_for
-from scaleup.data.sources import encode_source
-from scaleup.data.tokenization import Encoder, Tokens
 from scaleup.distributed.runtime import Runtime
-from scaleup.evaluation.evaluate import mean_loss
-from scaleup.evaluation.metrics import perplexity
+from scaleup.evaluation.held_out import held_out_metrics, held_out_rows
 from scaleup.evaluation.report import finish, finish_training
 from scaleup.models.adapted import load_finished
+from scaleup.models.classifier import plain_padding
 from scaleup.models.facts import model_facts
-from scaleup.models.load import load_tokenizer, pad_token_id
+from scaleup.models.load import load_tokenizer
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.recovery import recovery_of, rounds_of
 from scaleup.plan.types import Plan
 from scaleup.train.fit import Stopped
+from scaleup.train.reading import reading_of
 
 TOLERANCE = 1e-4
 """How far writing and reading may move a logit, as a share of the largest."""
@@ -104,15 +102,12 @@ def _recover(config: DistillConfig, plan: Plan, runtime: Runtime, folder: RunFol
 def _recovered(
     config: PruneConfig, model: ModelConfig, facts: ModelFacts, runtime: Runtime, name: str
 ) -> dict[str, float]:
-    """Perplexity on data.test, if there is any."""
-    tokenizer = load_tokenizer(model, facts.location)
-    held_out = _held_out(config, Encoder(tokenizer, facts.task, config.data))
-    if not held_out:
+    """What it is on data.test, if there is any."""
+    reading = reading_of(facts, load_tokenizer(model, facts.location), config.data)
+    if not (held_out := held_out_rows(config.data, reading.encoder)):
         return {}
-    runtime.progress.report(f"measuring {name}")
     loaded = load_finished(model, facts, None, "no", runtime.device)
-    loss = mean_loss(runtime, loaded, tokenizer, facts.task, held_out, config.prune.batch_size)
-    return {f"loss_{name}": loss, f"perplexity_{name}": perplexity(loss)}
+    return held_out_metrics(runtime, loaded, reading, held_out, config.prune.batch_size, name)
 
 
 def _cut(
@@ -122,21 +117,15 @@ def _cut(
     runtime.progress.report("loading the model")
     tokenizer = load_tokenizer(source, facts.location)
     model = load_finished(source, facts, None, "no", runtime.device)
-    encoder = Encoder(tokenizer, facts.task, config.data)
-    collate = collator_for(
-        facts.task, pad_token_id(tokenizer), getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    )
+    reading = reading_of(facts, tokenizer, config.data)
+    encoder, collate = reading.encoder, reading.collator(model)
     rows = calibration_rows(config.data, encoder, settings.calibration_rows) if settings.needs_calibration else []
     batches = in_batches(rows, collate, settings.batch_size)
-    held_out = _held_out(config, encoder)
+    held_out = held_out_rows(config.data, encoder)
 
     def measured(when: str) -> dict[str, Any]:
-        runtime.progress.report(f"measuring {when}")
-        found: dict[str, Any] = {**sizes_of(model, when)}
-        if held_out:
-            loss = mean_loss(runtime, model, tokenizer, facts.task, held_out, settings.batch_size)
-            found |= {f"loss_{when}": loss, f"perplexity_{when}": perplexity(loss)}
-        return found
+        found = held_out_metrics(runtime, model, reading, held_out, settings.batch_size, when)
+        return {**sizes_of(model, when), **found}
 
     metrics = measured("before")
     runtime.progress.report("choosing what to cut")
@@ -150,9 +139,11 @@ def _cut(
     metrics |= measured("after") | cut_metrics(model, settings, kept)
     if runtime.is_main:
         dtype = dtype_of_files(source, facts)
-        check = Check(drawn_probes(facts), TOLERANCE, runtime.device, "model.path", "written")
+        check = Check(drawn_probes(facts, tokenizer), TOLERANCE, runtime.device, "model.path", "written")
         with folder_aside(folder) as aside:
             runtime.progress.report("writing the model")
+            if facts.task == "sequence_classification":
+                plain_padding(model, tokenizer)
             found, true = write_folder(model, tokenizer, aside, DTYPES[dtype], check)
             del model
             gc.collect()  # before the next one is loaded
@@ -161,7 +152,3 @@ def _cut(
             write_text(aside / "README.md", prune_card(config.name, settings, source.path, facts, metrics))
     runtime.barrier()
     return metrics
-
-
-def _held_out(config: PruneConfig, encoder: Encoder) -> list[Tokens]:
-    return [row for source in config.data.test or [] for row in encode_source(config.data, source, "test", encoder)[0]]

@@ -34,7 +34,7 @@ def described(model: AskedModel, micro_batch: MicroBatch | None, where: str = "m
     Where the architecture cannot be traced the facts say why. Raises ScaleupError as `model_facts` does."""
     shell = shell_of(model, where)
     facts = model_facts(model, where, shell)
-    if model.prune is not None and facts.task != "sequence_classification":
+    if model.prune is not None:
         from scaleup.models.cut_shell import cut_shell  # it needs torch, which is not imported before main() begins
 
         facts = facts.model_copy(update={"parts": cut_shell(shell, model.prune, f"{where}.path")})

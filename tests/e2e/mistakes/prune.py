@@ -27,6 +27,7 @@ def made(**config: Any) -> dict[str, Any]:
 
 
 TOKENIZER = {"model.tokenizer": "builtin:tiny-llama"}
+LABELLED = {"data.prompt": None, "data.completion": None, "data.text": "{text}", "data.label": "label"}
 
 NO_MODELOPT = (
     ["error: prune.sparsity_score: sparsegpt needs nvidia-modelopt -> pip install -c constraints.txt"]
@@ -139,9 +140,46 @@ CASES: list[Case] = [
         asks=True,
     ),
     bad(
-        "a classifier",
-        "error: model.path: is a sequence classifier (BertForSequenceClassification)",
-        changes=cut("builtin:tiny-bert-classifier", layers=1),
+        "a classifier of rows without a class, and sizes that are not smaller",
+        "error: data: says nothing of a text's class, and model is a classifier -> give data.text and data.label",
+        "error: prune.layers: 2 is not below the model's 2 -> use at most 1",
+        "error: prune.head_dim: cannot be changed: BERT has no width of heads of its own",
+        changes=cut("builtin:tiny-bert-classifier", layers=2, head_dim=8),
+        asks=True,
+    ),
+    bad(
+        "a language model of rows with a class",
+        "error: model.path: (LlamaForCausalLM) is no classifier, and the rows are texts with a class -> name a class",
+        changes={**cut(layers=1), **LABELLED},
+        asks=True,
+    ),
+    bad(
+        "a reward model",
+        "error: model.path: (LlamaForSequenceClassification) has one score and no classes -> name a classifier of two",
+        changes={**cut("./m", layers=1), **TOKENIZER, **LABELLED},
+        **made(num_attention_heads=4, architectures=["LlamaForSequenceClassification"], num_labels=1),
+    ),
+    bad(
+        "an encoder without a head",
+        "error: model.path: 'builtin:tiny-bert' (bert) is an encoder: it cannot generate text",
+        changes={**cut("builtin:tiny-bert", layers=1), **LABELLED},
+        asks=True,
+    ),
+    bad(
+        "a classifier that is not known",
+        "error: model.path: it is not known how DistilBertForSequenceClassification (distilbert) is built -> use one",
+        changes={**cut("./m", layers=1), **TOKENIZER, **LABELLED},
+        **made(model_type="distilbert", n_heads=4, architectures=["DistilBertForSequenceClassification"]),
+    ),
+    bad(
+        "a classifier recovered without a class, by states that it does not have",
+        "error: data: says nothing of a text's class, and model is a classifier -> give data.text and data.label",
+        "error: recovery.distill.hidden.layers.0: model has no layer 7",
+        "error: recovery.distill.hidden.layers.0: teacher has no layer 9",
+        changes={
+            **cut("builtin:tiny-bert-classifier", layers=1),
+            "recovery": {"train": {"max_steps": 2}, "distill": {"hidden": {"layers": [[7, 9]]}}},
+        },
         asks=True,
     ),
     bad(

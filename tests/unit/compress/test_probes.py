@@ -29,6 +29,21 @@ def test_drawn_ids_are_the_vocabulary_s_and_the_same_each_time(name: str) -> Non
     assert [probe["input_ids"].shape[1] for probe in (drawn[0], short[0])] == [DRAWN_LENGTH, 5]
 
 
+@pytest.mark.parametrize(("name", "pooling"), [("llama", "last"), ("t5", "eos"), ("bert-classifier", "whole")])
+def test_a_classifier_s_ids_end_as_its_rows(name: str, pooling: str) -> None:
+    """So that plain Transformers reads the score at the same place."""
+    facts, tokenizer = tiny.facts(name), tiny.tokenizer(name)
+    scored = facts.model_copy(update={"task": "sequence_classification", "pooling": pooling})
+    probes = drawn_probes(scored, tokenizer)
+    assert [list(probe) for probe in probes] == [["input_ids"]] * len(probes)
+    rows = [probe["input_ids"][0].tolist() for probe in probes]
+    assert all(0 < len(row) <= DRAWN_LENGTH for row in rows)
+    if pooling != "whole":
+        assert {row[-1] for row in rows} == {tokenizer.eos_token_id}
+    if pooling == "eos":
+        assert {row.count(tokenizer.eos_token_id) for row in rows} == {1}
+
+
 @pytest.mark.parametrize("name", ["llama", "t5"])
 def test_rows_are_those_of_the_data(name: str, tmp_path: Path) -> None:
     rows = [{"p": f"{number}:", "c": " " + "x" * number} for number in range(1, 99, 20)]

@@ -6,7 +6,15 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config, LlamaConfig, T5Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    T5Config,
+)
 
 from scaleup.compress.calibration import Statistics, calibrate, in_batches, matrices_of
 from scaleup.compress.cut import cut_parts, make_zeros, share_of_zeros
@@ -23,8 +31,11 @@ from scaleup.compress.pruning import (
 )
 from scaleup.config.prune import PruneSettings
 from scaleup.data.collate import Batch, causal_collator, seq2seq_collator
+from scaleup.data.labelled import labelled_collator
 from scaleup.data.tokenization import Tokens
 from scaleup.distributed.runtime import Runtime
+from scaleup.models.architecture import architecture_of
+from scaleup.models.classifier import pool_by_mask
 
 ALONE = cast(
     Runtime,
@@ -83,6 +94,33 @@ def test_padding_is_left_out() -> None:
         strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+CLASSIFIERS: dict[str, Any] = {
+    "bert": BertConfig(vocab_size=97, hidden_size=48, num_hidden_layers=3, num_attention_heads=6, intermediate_size=40),
+    "gpt2": GPT2Config(vocab_size=97, n_embd=48, n_layer=3, n_head=6, n_positions=64),
+    "t5": T5Config(vocab_size=97, d_model=48, d_kv=12, d_ff=40, num_layers=3, num_heads=4, decoder_start_token_id=0),
+}
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_padding_is_left_out_of_a_classifier_s_rows_in_each_stack(name: str) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(CLASSIFIERS[name]).eval()
+    pool_by_mask(model)
+    spans = {stack.name: 1 for stack in architecture_of(model).stacks}
+    texts = [Tokens(np.append(row.input_ids, 1).astype(np.int32), np.zeros(1, np.int32)) for row in rows()]  # 1: eos
+    apart, together = (
+        calibrate(ALONE, model, in_batches(texts, labelled_collator(50, 1), size), spans, list(matrices_of(model)))
+        for size in (1, 4)
+    )
+    assert apart.distances.keys() == spans.keys() and len(apart.input_norms) == len(matrices_of(model))
+    for stack in spans:
+        one, other = apart.distances[stack].influence, together.distances[stack].influence
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    for matrix, norm in apart.input_norms.items():
+        torch.testing.assert_close(norm, together.input_norms[matrix], rtol=1e-4, atol=1e-6)
+    assert not any("classif" in matrix or "score" in matrix or "pooler" in matrix for matrix in apart.input_norms)
 
 
 @torch.no_grad()

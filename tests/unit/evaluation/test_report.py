@@ -7,11 +7,23 @@ import yaml
 from PIL import Image
 
 from scaleup.artifacts.files import read_json
+from scaleup.config.schema import ModelConfig
 from scaleup.config.stages import SFTConfig
-from scaleup.evaluation.report import finish, finish_training, model_card, plot_losses, read_metrics, summary
+from scaleup.evaluation.report import (
+    finish,
+    finish_training,
+    model_card,
+    plot_losses,
+    read_metrics,
+    result_writer,
+    summary,
+)
+from scaleup.models.classifier import plain_padding
+from scaleup.models.facts import model_facts
 from scaleup.models.load import load_model, load_tokenizer
 from scaleup.plan.types import Plan
 from scaleup.train.state import TrainState
+from tests.classifier import sharp_classifier_like
 from tests.unit.data import tiny
 
 LINES = [
@@ -124,3 +136,17 @@ def test_finishing_a_training(runtime, run, plan):
     assert all((weights[key] == weight).all() for key, weight in load_model(CONFIG.model, facts).state_dict().items())
     again = load_tokenizer(CONFIG.model, str(run.model))
     assert again("a b")["input_ids"] == tokenizer("a b")["input_ids"] and again.chat_template
+
+
+def test_a_decoder_that_classifies_is_saved_with_its_tokenizer_s_padding(runtime, plan, tmp_path):
+    """Of which loading made one up: plain Transformers must refuse batches where pad is eos."""
+    asked = ModelConfig(path=str(sharp_classifier_like("tiny-gpt2", tmp_path / "whole")))
+    facts = model_facts(asked)
+    model, tokenizer = load_model(asked, facts), load_tokenizer(asked, facts.location)
+    tokenizer.pad_token = tokenizer.eos_token
+    plain_padding(model, tokenizer)
+    model.transformer.requires_grad_(False)  # so that the rest is read from the base again
+    config, about = CONFIG.model_copy(update={"model": asked}), plan.model_copy(update={"model": facts})
+    assert load_model(asked, facts).config.pad_token_id is not None
+    result_writer(config, about, runtime, model)(tmp_path / "result")
+    assert read_json(tmp_path / "result/config.json").get("pad_token_id") is None

@@ -1,0 +1,44 @@
+"""How rows become a model's tokens, and tokens its batches: texts of a language model, or with a classifier's class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from scaleup.config.schema import DataConfig
+from scaleup.data.collate import Collator
+from scaleup.data.dataset import collator_for
+from scaleup.data.labelled import LabelledEncoder, labelled_collator
+from scaleup.data.tokenization import Encoder, RowEncoder
+from scaleup.models.load import pad_token_id
+from scaleup.models.scoring import Reader
+from scaleup.plan.facts import ModelFacts
+
+
+@dataclass(frozen=True)
+class Reading:
+    encoder: RowEncoder
+    collator: Callable[[Any], Collator]
+    """Makes one for a model: encoder-decoders shift labels each in their own way."""
+
+
+def reading_of(
+    facts: ModelFacts, tokenizer: PreTrainedTokenizerBase, data: DataConfig, packing: bool = False
+) -> Reading:
+    """For a model's task; a classifier's labels are its own, or those that its new head is to have."""
+    if facts.task != "sequence_classification":
+        encoder = Encoder(tokenizer, facts.task, data)
+        return Reading(encoder, lambda model: language_collator(model, tokenizer, facts.task, packing))
+    assert facts.pooling is not None
+    reader = Reader(tokenizer, facts.pooling, max_length=data.max_length)
+    collate = labelled_collator(reader.pad_id, reader.filler_id)
+    return Reading(LabelledEncoder(reader, facts.labels or facts.new_labels, data), lambda model: collate)
+
+
+def language_collator(model: Any, tokenizer: PreTrainedTokenizerBase, task: str, packing: bool = False) -> Collator:
+    """Of a language model's rows."""
+    shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    return collator_for(task, pad_token_id(tokenizer), shift_right, packing)
