@@ -9,10 +9,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from scaleup.artifacts.run_folder import RunFolder
+from scaleup.compress.cached_teacher import with_cached_teacher
 from scaleup.compress.taught import Taught
 from scaleup.compress.teaching import distillation_loss, load_distillation
 from scaleup.config.stages import DistillConfig
-from scaleup.data.collate import Collator
+from scaleup.data.collate import Collator, taught_collator
 from scaleup.data.dataset import collator_for, load_training_data
 from scaleup.data.labelled import LabelledEncoder, labelled_collator
 from scaleup.data.tokenization import Encoder, RowEncoder
@@ -40,11 +41,17 @@ def train_student(config: DistillConfig, plan: Plan, runtime: Runtime, folder: R
     teacher = plan.teacher
     runtime.progress.report("reading data")
     tokenizer = load_tokenizer(config.model, plan.model.tokenizer_location or plan.model.location)
-    encoder, collator = _reading(config, plan, tokenizer)
-    data = load_training_data(config, encoder)
+    encoder, collator_of = _reading(config, plan, tokenizer)
+    data, cache = load_training_data(config, encoder), config.distill.cache
+    if cache is not None:
+        data = with_cached_teacher(config, cache, data, collator_of, teacher, runtime, folder)
 
     def load() -> Taught:
         return load_distillation(config, plan.model, teacher, runtime.device)
+
+    def collator(model: Taught) -> Collator:
+        collate = collator_of(model.student)
+        return collate if cache is None else taught_collator(collate, cache.top_k)
 
     done = train_supervised(config, plan, runtime, folder, data, collator, distillation_loss, load)
     if plan.model.task == "sequence_classification":
@@ -54,12 +61,12 @@ def train_student(config: DistillConfig, plan: Plan, runtime: Runtime, folder: R
 
 def _reading(
     config: DistillConfig, plan: Plan, tokenizer: PreTrainedTokenizerBase
-) -> tuple[RowEncoder, Callable[[Taught], Collator]]:
-    """How rows become tokens, and tokens a batch for a model."""
+) -> tuple[RowEncoder, Callable[[Any], Collator]]:
+    """How rows become tokens, and tokens a batch for a model: the student, or its teacher."""
     if plan.model.task != "sequence_classification":
 
-        def collator(model: Taught) -> Collator:
-            shift_right = getattr(model.student, "prepare_decoder_input_ids_from_labels", None)
+        def collator(model: Any) -> Collator:
+            shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)
             return collator_for(plan.model.task, pad_token_id(tokenizer), shift_right, config.data.packing)
 
         return Encoder(tokenizer, plan.model.task, config.data), collator
