@@ -94,7 +94,7 @@ def with_cached_teacher(
     counts = [row.num_positions(data.task) for row in rows]
     cache = Cache(folder.path / "teacher" / "top_k", settings.top_k, _fingerprint(rows))
     if not cache.is_written():
-        folder.path.joinpath("teacher").mkdir(exist_ok=True)
+        cache.folder.parent.mkdir(parents=True, exist_ok=True)
         _check_disk(cache, sum(counts))
         runtime.progress.report("loading the teacher")
         model = load_finished(config.teacher, teacher, None, config.mixed_precision, runtime.device)

@@ -79,6 +79,7 @@ class CachedDistillation(Taught):
 
     def forward(self, labels: torch.Tensor, taught: TopK, **inputs: torch.Tensor) -> torch.Tensor:
         """The loss summed over the N labelled positions of a batch (B, S), a float32 scalar."""
+        assert taught.log_probs.dtype == torch.float32, "an engine has rounded what the teacher said"
         own_labels = F.pad(labels, (num_prepended(self.student), 0), value=IGNORE)
         if not self.is_fused:
             logits, targets = labelled_logits(self.student, own_labels, inputs)

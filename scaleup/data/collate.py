@@ -11,16 +11,16 @@ import torch
 from scaleup.data.tokenization import FILLER, IGNORE, Tokens
 
 
-@dataclass(frozen=True)
 class TopK:
     """A teacher's opinion of N labelled positions, row by row: its k likeliest tokens, and all others as one event.
 
-    Engines round the tensors that a model is called with to the run's precision, but do not look into this."""
+    No dataclass: engines look for tensors in these, and round what a model is called with to the run's precision."""
 
-    ids: torch.Tensor
-    """(N, k)"""
-    log_probs: torch.Tensor
-    """(N, k + 1) in float32, the last that of all others together: -inf where there are none."""
+    def __init__(self, ids: torch.Tensor, log_probs: torch.Tensor) -> None:
+        self.ids = ids
+        """(N, k)"""
+        self.log_probs = log_probs
+        """(N, k + 1) in float32, the last that of all others together: -inf where there are none."""
 
     def __getitem__(self, rows: slice) -> TopK:
         return TopK(self.ids[rows], self.log_probs[rows])
