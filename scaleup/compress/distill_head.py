@@ -47,11 +47,11 @@ class Asked:
     """(B, S): which positions these are."""
     labels: torch.Tensor
     """(N)"""
-    loss: SoftAndHard
-    teacher: TeacherHead | None = None
+    teacher: TeacherHead | None
     """None: the labels are all there is to learn from, or its opinion is known."""
-    hidden: torch.Tensor | None = None
+    hidden: torch.Tensor | None
     """(N, H_t): the teacher's last states there."""
+    loss: SoftAndHard
     taught: TopK | None = None
     """Its opinion, where it is known."""
 

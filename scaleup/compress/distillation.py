@@ -34,7 +34,7 @@ class Distillation(Taught):
             if self.is_fused:
                 head: StudentHead = self.student.get_output_embeddings()
                 teacher: TeacherHead | None = None if last is None else self.teacher.get_output_embeddings()
-                with head.asked_for(Asked(own_chosen, labels[chosen], self.loss, teacher, last)):
+                with head.asked_for(Asked(own_chosen, labels[chosen], teacher, last, self.loss)):
                     loss = self.student(**inputs, use_cache=False).logits
             else:
                 logits, targets = labelled_logits(self.student, own_labels, inputs)
@@ -85,6 +85,6 @@ class CachedDistillation(Taught):
             logits, targets = labelled_logits(self.student, own_labels, inputs)
             return logits_loss(logits, taught, targets, self.loss)
         head: StudentHead = self.student.get_output_embeddings()
-        with head.asked_for(Asked(own_labels != IGNORE, labels[labels != IGNORE], self.loss, taught=taught)):
+        with head.asked_for(Asked(own_labels != IGNORE, labels[labels != IGNORE], None, None, self.loss, taught)):
             loss: torch.Tensor = self.student(**inputs, use_cache=False).logits
         return loss

@@ -110,7 +110,7 @@ def test_fused_is_naive_whatever_the_chunks(alpha: float, chunk: int, monkeypatc
     from_logits = logits_loss(head(hidden)[chosen], taught, labels[chosen], loss)
     head.__class__ = StudentHead
     assert isinstance(head, StudentHead)
-    with head.asked_for(Asked(chosen, labels[chosen], loss, taught=taught)):
+    with head.asked_for(Asked(chosen, labels[chosen], None, None, loss, taught)):
         fused = head(hidden)
     for found in (fused, from_logits):
         assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
