@@ -45,7 +45,7 @@ class CacheSettings(Section):
 
     top_k: Annotated[Int, Field(ge=1)] = Field(
         64,
-        description="Tokens kept for each position: 8 bytes each; of the whole vocabulary it is the plain divergence.",
+        description="Tokens kept for each position, 8 bytes each. A temperature above 1 leaves more in the tail, and needs more.",
     )
 
 

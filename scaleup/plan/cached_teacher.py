@@ -48,7 +48,7 @@ def top_k_problems(config: DistillConfig, student: ModelFacts) -> Iterator[Probl
     cache = config.distill.cache
     if cache is not None and cache.top_k > student.vocab_size:
         what = f"{cache.top_k} is more than the vocabulary's {student.vocab_size} tokens"
-        yield Problem("distill.cache.top_k", what, f"use at most {student.vocab_size}; a few dozen hold nearly all")
+        yield Problem("distill.cache.top_k", what, f"use at most {student.vocab_size}")
 
 
 def has_cached_teacher(config: RunConfig) -> bool:
