@@ -45,7 +45,8 @@ class CacheSettings(Section):
 
     top_k: Annotated[Int, Field(ge=1)] = Field(
         64,
-        description="Tokens kept for each position, 8 bytes each. A temperature above 1 leaves more in the tail, and needs more.",
+        description="Tokens kept for each position, 8 bytes each. A temperature above 1 leaves more in the tail: it "
+        "needs more.",
     )
 
 
