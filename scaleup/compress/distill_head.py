@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from scaleup.compress.divergence import SoftAndHard
+from scaleup.data.collate import TopK
 from scaleup.train.head_loss import linear_gradients, needed, product_dtype, returned_as_is, with_gradients
 
 Gradients = tuple[torch.Tensor, list[torch.Tensor | None]]
@@ -47,10 +48,12 @@ class Asked:
     labels: torch.Tensor
     """(N)"""
     teacher: TeacherHead | None
-    """None: the labels are all there is to learn from."""
+    """None: the labels are all there is to learn from, or its opinion is known."""
     hidden: torch.Tensor | None
     """(N, H_t): the teacher's last states there."""
     loss: SoftAndHard
+    taught: TopK | None = None
+    """Its opinion, where it is known."""
 
 
 class StudentHead(nn.Linear):
@@ -82,8 +85,10 @@ class StudentHead(nn.Linear):
             bias = None if head is None or head.bias is None else head.bias.to(dtype)
 
             def into_gradient(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-                teacher = logits  # which is not looked at where there is none
-                if weight is not None:
+                teacher: torch.Tensor | TopK = logits  # which is not looked at where there is none
+                if asked.taught is not None:
+                    teacher = asked.taught[rows]
+                elif weight is not None:
                     teacher = F.linear(teacher_hidden[rows].to(dtype), weight, bias).float()
                 return asked.loss(logits, teacher, asked.labels[rows])
 
@@ -100,18 +105,25 @@ class StudentHead(nn.Linear):
 def fuse_heads(student: Any, teacher: Any) -> bool:
     """Let both heads give the loss, where both are plain and their outputs are what the models return. Whether they
     are."""
-    pair = [(model, model.get_output_embeddings()) for model in (student, teacher)]
-    if not all(type(head) is nn.Linear and returned_as_is(model, head) for model, head in pair):
+    if not (has_plain_head(student) and has_plain_head(teacher)):
         return False
-    for (_, head), kind in zip(pair, (StudentHead, TeacherHead), strict=True):
-        head.__class__ = kind
+    student.get_output_embeddings().__class__ = StudentHead
+    teacher.get_output_embeddings().__class__ = TeacherHead
     return True
 
 
+def has_plain_head(model: Any) -> bool:
+    """Whether its logits are a linear layer's output, and nothing is done to them."""
+    head = model.get_output_embeddings()
+    return type(head) is nn.Linear and returned_as_is(model, head)
+
+
 def logits_loss(
-    logits: torch.Tensor, teacher: torch.Tensor | None, labels: torch.Tensor, loss: SoftAndHard
+    logits: torch.Tensor, teacher: torch.Tensor | TopK | None, labels: torch.Tensor, loss: SoftAndHard
 ) -> torch.Tensor:
     """Of heads that are not plain: the same from logits (N, V), a float32 scalar."""
     own = logits.detach().to(torch.float32, copy=True)
-    total = loss(own, own if teacher is None else teacher.to(torch.float32, copy=True), labels)
+    if isinstance(teacher, torch.Tensor):
+        teacher = teacher.to(torch.float32, copy=True)
+    total = loss(own, own if teacher is None else teacher, labels)
     return with_gradients(total, (logits,), (own.to(logits.dtype),))

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from scaleup.compress.distill_head import Asked, StudentHead, TeacherHead, fuse_heads, logits_loss
+from scaleup.compress.distill_head import Asked, StudentHead, TeacherHead, fuse_heads, has_plain_head, logits_loss
 from scaleup.compress.hidden_states import distance_sum, outputs_of
 from scaleup.compress.taught import Taught
 from scaleup.config.distill import DistillSettings
+from scaleup.data.collate import TopK
 from scaleup.data.tokenization import IGNORE
 from scaleup.models.soft_prompts import num_prepended
 from scaleup.train.losses import labelled_logits
@@ -64,3 +65,26 @@ class Distillation(Taught):
         own = self.projected([own_states[layer][chosen] for layer, _ in self.pairs])
         kind = self.hidden.loss
         return torch.stack([distance_sum(*pair, kind) for pair in zip(own, states, strict=True)]).mean()
+
+
+class CachedDistillation(Taught):
+    """A student whose teacher has spoken: its opinion comes with the labels, in their order, whatever stands before the
+    tokens of a row (a soft prompt moves positions, and leaves no label out)."""
+
+    def __init__(self, student: Any, settings: DistillSettings) -> None:
+        super().__init__(student, None, settings)
+        self.is_fused = has_plain_head(student)
+        if self.is_fused:
+            student.get_output_embeddings().__class__ = StudentHead
+
+    def forward(self, labels: torch.Tensor, taught: TopK, **inputs: torch.Tensor) -> torch.Tensor:
+        """The loss summed over the N labelled positions of a batch (B, S), a float32 scalar."""
+        assert taught.log_probs.dtype == torch.float32, "an engine has rounded what the teacher said"
+        own_labels = F.pad(labels, (num_prepended(self.student), 0), value=IGNORE)
+        if not self.is_fused:
+            logits, targets = labelled_logits(self.student, own_labels, inputs)
+            return logits_loss(logits, taught, targets, self.loss)
+        head: StudentHead = self.student.get_output_embeddings()
+        with head.asked_for(Asked(own_labels != IGNORE, labels[labels != IGNORE], None, None, self.loss, taught)):
+            loss: torch.Tensor = self.student(**inputs, use_cache=False).logits
+        return loss

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from scaleup.compress.top_k import top_k_divergence_
+from scaleup.data.collate import TopK
 from scaleup.train.head_loss import cross_entropy_
 
 
@@ -25,14 +27,17 @@ class SoftAndHard:
     temperature: float
     alpha: float
 
-    def __call__(self, logits: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def __call__(self, logits: torch.Tensor, teacher: torch.Tensor | TopK, labels: torch.Tensor) -> torch.Tensor:
         """Summed over labels (C), a scalar; logits (C, V) become the gradient by them, and the teacher's are used up.
         With alpha 0 it is the cross-entropy to the last bit."""
         if self.alpha == 0:
             return cross_entropy_(logits, labels)
         weight = self.alpha * self.temperature**2
         soft = logits if self.alpha == 1 else logits.clone()
-        loss = weight * divergence_(soft, teacher, self.beta, self.temperature)
+        if isinstance(teacher, TopK):
+            loss = weight * top_k_divergence_(soft, teacher, self.temperature)
+        else:
+            loss = weight * divergence_(soft, teacher, self.beta, self.temperature)
         if self.alpha == 1:
             logits.mul_(weight)
             return loss

@@ -8,10 +8,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from scaleup.artifacts.run_folder import RunFolder
+from scaleup.compress.cached_teacher import with_cached_teacher
 from scaleup.compress.taught import Taught
 from scaleup.compress.teaching import distillation_loss, load_distillation
 from scaleup.config.stages import DistillConfig
-from scaleup.data.collate import Collator
+from scaleup.data.collate import Collator, taught_collator
 from scaleup.data.dataset import load_training_data
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.classifier import plain_padding
@@ -37,14 +38,17 @@ def train_student(config: DistillConfig, plan: Plan, runtime: Runtime, folder: R
     teacher = plan.teacher
     runtime.progress.report("reading data")
     tokenizer = load_tokenizer(config.model, plan.model.tokenizer_location or plan.model.location)
-    reading = reading_of(plan.model, tokenizer, config.data, config.data.packing)
+    reading, cache = reading_of(plan.model, tokenizer, config.data, config.data.packing), config.distill.cache
     data = load_training_data(config, reading.encoder)
-
-    def collator(model: Taught) -> Collator:
-        return reading.collator(model.student)
+    if cache is not None:
+        data = with_cached_teacher(config, cache, data, reading.collator, teacher, runtime, folder)
 
     def load() -> Taught:
         return load_distillation(config, plan.model, teacher, runtime.device)
+
+    def collator(model: Taught) -> Collator:
+        collate = reading.collator(model.student)
+        return collate if cache is None else taught_collator(collate, cache.top_k)
 
     done = train_supervised(config, plan, runtime, folder, data, collator, distillation_loss, load)
     if plan.model.task == "sequence_classification":

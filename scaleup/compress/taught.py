@@ -17,18 +17,20 @@ STUDENT = "student"
 
 
 class Taught(nn.Module):
-    """A student beside its teacher, which has no gradients and no dropout."""
+    """A student beside its teacher, which has no gradients and no dropout; or alone, where what the teacher says is
+    known already."""
 
-    def __init__(self, student: Any, teacher: Any, settings: DistillSettings) -> None:
+    def __init__(self, student: Any, teacher: Any | None, settings: DistillSettings) -> None:
         super().__init__()
         self.student = student
-        self.teacher = teacher.requires_grad_(False).eval()
+        self.teacher: Any = None if teacher is None else teacher.requires_grad_(False).eval()
         self.config = student.config
         self.loss = SoftAndHard(settings.jsd_beta, settings.temperature, settings.alpha)
         self.hidden = settings.hidden
         self.pairs: list[tuple[int, int]] = []
         self.projections = nn.ModuleList()
         if settings.hidden is not None:
+            assert teacher is not None, "the plan refuses hidden states of one that is not there"
             depths = [len(layers_of(model)) for model in (student, teacher)]
             self.pairs = layer_pairs(settings.hidden, *depths)
             widths = [model.config.get_text_config().hidden_size for model in (student, teacher)]
@@ -38,7 +40,8 @@ class Taught(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """The teacher stays in evaluation mode."""
         super().train(mode)
-        self.teacher.eval()
+        if self.teacher is not None:
+            self.teacher.eval()
         return self
 
     def projected(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -52,7 +55,9 @@ class Taught(nn.Module):
 
     @property
     def _no_split_modules(self) -> set[str]:
-        return {name for model in (self.student, self.teacher) for name in model._no_split_modules or ()}
+        return {
+            name for model in (self.student, self.teacher) for name in getattr(model, "_no_split_modules", None) or ()
+        }
 
     def get_input_embeddings(self) -> Any:
         return self.student.get_input_embeddings()

@@ -39,6 +39,17 @@ class HiddenSettings(Section):
     )
 
 
+class CacheSettings(Section):
+    """What the teacher says of each labelled token is written to the run's folder before training, which then needs no
+    teacher: its likeliest tokens, and all others as one (the tail), without which the divergence would be biased."""
+
+    top_k: Annotated[Int, Field(ge=1)] = Field(
+        64,
+        description="Tokens kept for each position, 8 bytes each. A temperature above 1 leaves more in the tail: it "
+        "needs more.",
+    )
+
+
 class DistillSettings(Section):
     """alpha T^2 D(teacher, student) + (1 - alpha) cross-entropy a labelled token (Hinton et al. 2015), and what hidden
     states add."""
@@ -64,6 +75,10 @@ class DistillSettings(Section):
         0.5, description="Share of the teacher; 0 is plain fine-tuning, the control."
     )
     hidden: HiddenSettings | None = None
+    cache: CacheSettings | None = Field(
+        None,
+        description="Let the teacher go over the rows once, before training; by default it runs beside the student.",
+    )
     student_layers: Annotated[list[Layer], Field(min_length=1)] | EveryLayer | None = Field(
         None, description="The student starts as these layers of model.path, from 0; of encoder and decoder alike."
     )

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from scaleup.data.tokenization import FILLER, IGNORE, Tokens
+
+
+class TopK:
+    """A teacher's opinion of N labelled positions, row by row: its k likeliest tokens, and all others as one event.
+
+    No dataclass: engines look for tensors in these, and round what a model is called with to the run's precision."""
+
+    def __init__(self, ids: torch.Tensor, log_probs: torch.Tensor) -> None:
+        self.ids = ids
+        """(N, k)"""
+        self.log_probs = log_probs
+        """(N, k + 1) in float32, the last that of all others together: -inf where there are none."""
+
+    def __getitem__(self, rows: slice) -> TopK:
+        return TopK(self.ids[rows], self.log_probs[rows])
+
+    def to(self, device: torch.device) -> TopK:
+        return TopK(self.ids.to(device, non_blocking=True), self.log_probs.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -23,10 +41,13 @@ class Batch:
     num_labels: int
     num_tokens: int
     """Real tokens, without padding and fillers."""
+    taught: TopK | None = None
+    """Of the labelled positions, where a teacher's opinion of them is cached."""
 
     def to(self, device: torch.device) -> Batch:
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        return Batch(moved, self.labels.to(device, non_blocking=True), self.num_labels, self.num_tokens)
+        taught = None if self.taught is None else self.taught.to(device)
+        return Batch(moved, self.labels.to(device, non_blocking=True), self.num_labels, self.num_tokens, taught)
 
 
 Collator = Callable[[Sequence[Tokens]], Batch]
@@ -68,6 +89,18 @@ def seq2seq_collator(pad_id: int, shift_right: Callable[[torch.Tensor], torch.Te
         return _batch(inputs, labels, rows)
 
     return collate
+
+
+def taught_collator(collate: Collator, top_k: int) -> Collator:
+    """With what the rows have of a teacher's opinion; fillers have no labelled position, and nothing of it."""
+    nothing = (np.empty((0, top_k), np.int32), np.empty((0, top_k + 1), np.float32))
+
+    def collate_taught(rows: Sequence[Tokens]) -> Batch:
+        ids, log_probs = zip(*(row.taught or nothing for row in rows), strict=True)
+        taught = TopK(torch.from_numpy(np.concatenate(ids)), torch.from_numpy(np.concatenate(log_probs)))
+        return replace(collate(rows), taught=taught)
+
+    return collate_taught
 
 
 def _shifted(labels: np.ndarray) -> np.ndarray:

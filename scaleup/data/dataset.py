@@ -26,6 +26,12 @@ class TrainingData:
     num_dropped: int
     task: str
 
+    def whole_sources(self) -> list[MapSource]:
+        """The sources of a run that does not stream."""
+        sources = [source for source in self.sources if isinstance(source, MapSource)]
+        assert len(sources) == len(self.sources), "the plan refuses streaming"
+        return sources
+
 
 def load_training_data(config: SupervisedConfig, encoder: RowEncoder) -> TrainingData:
     """Read and tokenize the train and validation splits. Raises ScaleupError for rows that cannot be used."""

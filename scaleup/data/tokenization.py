@@ -29,10 +29,18 @@ class Tokens:
     """Only in a packed sequence: where each token stands in its own row."""
     margin: float = 0.0
     """Only of a pair."""
+    taught: tuple[np.ndarray, np.ndarray] | None = None
+    """Only where a teacher's opinion is cached: of the n labelled positions, the ids (n, k) of its likeliest tokens,
+    and the log-probabilities (n, k + 1) of these and of all others together."""
 
     @property
     def num_labels(self) -> int:
         return int((self.labels != IGNORE).sum())
+
+    def num_positions(self, task: str) -> int:
+        """Positions with a loss. Nothing predicts a causal model's first token."""
+        labels = self.labels if task == "seq2seq_lm" else self.labels[1:]
+        return int((labels != IGNORE).sum())
 
 
 FILLER = Tokens(np.zeros(1, np.int32), np.full(1, IGNORE, np.int32))

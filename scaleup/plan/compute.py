@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scaleup.config.stages import RewardConfig, SupervisedConfig
+from scaleup.plan.cached_teacher import has_cached_teacher
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import BatchPlan, ComputePlan
 
@@ -62,11 +63,15 @@ def _halves(facts: ModelFacts) -> int:
 def compute_plan(
     config: SupervisedConfig, facts: ModelFacts, batch: BatchPlan, rate: Rate, teacher: ModelFacts | None = None
 ) -> ComputePlan:
-    """Of the run; a teacher costs its forward pass."""
+    """Of the run; a teacher costs its forward pass, one that is cached a single one over the rows."""
     a_token = flops_a_token(facts, config.data.max_length, config.gradient_checkpointing)
-    a_token += flops_forward(teacher, config.data.max_length) if teacher else 0
+    once, asked = 0, flops_forward(teacher, config.data.max_length) if teacher else 0
+    if has_cached_teacher(config):
+        once = (batch.num_train_rows or 0) * config.data.max_length * asked
+    else:
+        a_token += asked
     tokens = tokens_at_most(config, batch)
-    total = None if tokens is None else tokens * a_token
+    total = None if tokens is None else tokens * a_token + once
     hours = None
     if total is not None and rate.teraflops is not None:
         hours = total / (config.parallel.num_processes * rate.teraflops * 1e12 * rate.utilisation) / 3600

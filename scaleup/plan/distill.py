@@ -8,12 +8,13 @@ from scaleup.config.adapters import SelectiveAdapter
 from scaleup.config.schema import ModelConfig, RunConfig
 from scaleup.config.stages import DistillConfig
 from scaleup.errors import Problem
-from scaleup.plan.facts import AskedModel, Footprint, ModelFacts, Tensors
+from scaleup.plan.cached_teacher import cache_problems, top_k_problems, trained_alone, writing_memory
+from scaleup.plan.facts import AskedModel, ModelFacts, Tensors
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import FLOAT32
 from scaleup.plan.model_path import adapter_folder
 from scaleup.plan.on_policy import on_policy_model_problems
-from scaleup.plan.peak import micro_batch_of, predicted_memory
+from scaleup.plan.peak import CHUNK, micro_batch_of, predicted_memory
 from scaleup.plan.reward import holds_labels
 from scaleup.plan.types import MemoryPlan
 from scaleup.records.examples import row_format
@@ -45,6 +46,7 @@ def distill_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
             "distill.beta", f"has no meaning for {distill.divergence}", "use divergence: jsd, or leave it out"
         )
     yield from _writing_problems(config)
+    yield from cache_problems(config)
     layers = distill.student_layers
     if layers is None:
         return
@@ -102,6 +104,7 @@ def pair_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFact
         what = "its tokenizer has other ids for the same tokens than model's"
         yield Problem("teacher.path", what, f"{remedy}, or the tokenizer of both (model.tokenizer, teacher.tokenizer)")
     yield from hidden_problems(config, student, teacher)
+    yield from top_k_problems(config, student)
     yield from on_policy_model_problems(config, student, teacher)
 
 
@@ -141,6 +144,8 @@ def distilled_facts(config: DistillConfig, student: ModelFacts, teacher: ModelFa
     """Of what is trained as one module: the student with its teacher, frozen, and with what the teacher leaves for the
     loss of a micro-batch, which is a state a position for its head, one for each pair of layers, and three chunks of
     logits. What lives within the teacher's forward pass is less than the student's activations, which come after."""
+    if config.distill.cache is not None:
+        return trained_alone(config, config.distill.cache, student)
     rows, length = micro_batch_of(config).shape(student.task != "causal_lm")
     hidden = config.distill.hidden
     pairs = 0 if hidden is None else len(hidden.layers or ()) or student.num_layers
@@ -155,14 +160,19 @@ def distilled_facts(config: DistillConfig, student: ModelFacts, teacher: ModelFa
             "num_parameters": student.num_parameters + teacher.num_parameters + trained,
             "num_trainable_parameters": student.num_trainable_parameters + trained,
             "largest_block": max(student.largest_block, teacher.largest_block),
-            "footprints": tuple(_grown(found, states, chunks) for found in student.footprints),
+            "footprints": tuple(found.grown(states, chunks) for found in student.footprints),
         }
     )
 
 
 def distillation_memory(config: DistillConfig, student: ModelFacts, teacher: ModelFacts, strategy: str) -> MemoryPlan:
-    """What a rank holds under a strategy, the teacher's weights as `reference`."""
+    """What a rank holds under a strategy, the teacher's weights as `reference`, if it is there."""
     count = config.parallel.num_processes
+    if config.distill.cache is not None:
+        found = predicted_memory(distilled_facts(config, student, teacher), config, strategy, count)
+        return writing_memory(found, teacher)
+    if config.distill.mode == "on_policy":  # what lives within TRL's steps was never measured
+        student = student.model_copy(update={"footprints": ()})
     whole = predicted_memory(distilled_facts(config, student, teacher), config, strategy, count)
     alone = predicted_memory(student, config, strategy, count)
     return whole.model_copy(update={"weights": alone.weights, "reference": whole.weights - alone.weights})
@@ -173,13 +183,3 @@ def _projections(config: DistillConfig, student: ModelFacts, teacher: ModelFacts
     if hidden is None or not (hidden.projection or widths[0] != widths[1]):
         return []
     return [Tensors(shape=widths, count=pairs)]
-
-
-def _grown(found: Footprint, states: int, chunks: int) -> Footprint:
-    moments = tuple((most + states + chunks, gradients) for most, gradients in found.moments)
-    update = {"forward": found.forward + states, "logits": found.logits + chunks, "moments": moments}
-    return found.model_copy(update=update)
-
-
-CHUNK = 256
-"""Positions whose logits exist at a time (train/head_loss.py)."""

@@ -86,6 +86,12 @@ class Footprint(BaseModel):
                 later.append((most + (least - most) * (settled - before) // (behind - before), settled))
         return max((int(activations + held * gradients) for activations, gradients in later), default=0)
 
+    def grown(self, states: int, chunks: int) -> Footprint:
+        """With so many bytes more throughout the forward and backward pass, and while the loss is made."""
+        moments = tuple((most + states + chunks, gradients) for most, gradients in self.moments)
+        update = {"forward": self.forward + states, "logits": self.logits + chunks, "moments": moments}
+        return self.model_copy(update=update)
+
 
 class Parts(BaseModel):
     """What of a model can be cut, and what it becomes."""

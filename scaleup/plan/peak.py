@@ -15,6 +15,9 @@ from scaleup.plan.facts import Arithmetic, Footprint, MicroBatch, ModelFacts
 from scaleup.plan.memory import FLOAT32, moments, training_memory, width_of
 from scaleup.plan.types import MemoryPlan
 
+CHUNK = 256
+"""Positions whose logits exist at a time (train/head_loss.py)."""
+
 
 def arithmetics_of(precision: str) -> tuple[Arithmetic, ...]:
     """Those of all strategies at a precision."""

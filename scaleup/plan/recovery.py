@@ -24,7 +24,7 @@ def recovery_of(config: PruneConfig, model: str | None = None, has_teacher: bool
     labels alone."""
     assert config.recovery is not None
     recovery = config.recovery
-    alone = {"alpha": 0.0, "hidden": None}
+    alone = {"alpha": 0.0, "hidden": None, "cache": None}
     return DistillConfig(
         stage="distill",
         name=config.name,

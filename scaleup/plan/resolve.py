@@ -151,7 +151,7 @@ def make_plan(config: RunConfig, machine: Machine, facts: dict[str, ModelFacts],
     if isinstance(config, SupervisedConfig):
         batch = batch_plan(config, data)
         compute = compute_plan(config, facts["model"], batch, rate, facts.get(TEACHER))
-        notes = _mixture_notes(config, batch, data) + _left_out_notes(data) + _footprint_notes(facts["model"])
+        notes = _mixture_notes(config, batch, data) + _left_out_notes(data) + _footprint_notes(config, facts["model"])
     memory = _memory(config, facts)
     trained = _trained(config, facts)
     groups = groups_of(config, machine, trained, _strategy_before(config, batch))
@@ -223,7 +223,9 @@ def _left_out_notes(data: DataCheck) -> list[str]:
     return [f"{path}: pairs left out: {', '.join(why)}" for path, why in found if why]
 
 
-def _footprint_notes(facts: ModelFacts) -> list[str]:
+def _footprint_notes(config: RunConfig, facts: ModelFacts) -> list[str]:
+    if isinstance(config, DistillConfig) and config.distill.mode == "on_policy":
+        return ["activations are not in the memory table: those of answers and of TRL's loss are not predicted"]
     if facts.untraced is None:
         return []
     return [f"activations are not in the memory table: {facts.architecture} cannot be traced ({facts.untraced})"]

@@ -40,6 +40,7 @@ ADAPTERS: dict[str, Any] = {
 def config_of(trial: Trial, folder: Path) -> dict[str, Any]:
     """Batches of 4 rows: on one process at once, on two of them 2 each."""
     processes = 1 if trial.strategy == "single" else 2
+    hidden = {"weight": 0.5, "projection": trial.projection, "layers": [[0, 1], [1, 1]]}
     return {
         "stage": "distill",
         "name": trial.name,
@@ -50,7 +51,7 @@ def config_of(trial: Trial, folder: Path) -> dict[str, Any]:
             "divergence": trial.divergence,
             "temperature": 2.0,
             "alpha": 0.7,
-            "hidden": {"weight": 0.5, "projection": trial.projection, "layers": [[0, 1], [1, 1]]},
+            **({"cache": {"top_k": trial.cache}} if trial.cache else {"hidden": hidden}),
         },
         "data": {
             "root": str(folder),

@@ -25,6 +25,8 @@ class Trial:
     divergence: str = "forward_kl"
     projection: bool = True
     gradient_checkpointing: bool = False
+    cache: int | None = None
+    """Of so many tokens."""
 
     @property
     def name(self) -> str:
@@ -33,7 +35,8 @@ class Trial:
     @property
     def alone(self) -> Trial:
         """The trial it must equal."""
-        return Trial(self.model, "single", self.adapter, self.quantization, self.precision, self.divergence)
+        same = (self.adapter, self.quantization, self.precision, self.divergence)
+        return Trial(self.model, "single", *same, cache=self.cache)
 
 
 EQUAL = [
@@ -45,6 +48,10 @@ EQUAL = [
     Trial("llama", "zero3", gradient_checkpointing=True),
     Trial("t5", "ddp", divergence="jsd", gradient_checkpointing=True),
     Trial("llama", "ddp", "lora", quantization="4bit"),
+    *(Trial("llama", strategy, cache=20) for strategy in SHARED),
+    Trial("llama", "zero3", "lora", cache=20),
+    Trial("t5", "zero3", cache=20),
+    Trial("bart", "zero3", cache=20),
 ]
 """BART's head is not plain: its loss comes from logits. BERT is a classifier, its student has a new head."""
 LOW = [Trial("llama", strategy, precision="bf16") for strategy in ("ddp", "zero3", "fsdp2")]

@@ -95,6 +95,43 @@ CASES = [
         distill={"mode": "on_policy", "alpha": 1, "generation": {"temperature": 1, "max_new_tokens": 5000}},
         asks=True,
     ),
+    taught(
+        "error: distill.divergence: reverse_kl asks for the teacher's probability of every token, and distill.cache",
+        "error: distill.hidden: compares with the teacher's states, and distill.cache holds its tokens alone",
+        "error: distill.cache: with distill.alpha 0 the teacher has no say -> leave it out",
+        "error: data.packing: is not for rows with a cached teacher -> use train.tokens_per_device",
+        name="what a cache cannot hold",
+        distill={"cache": {"top_k": 8}, "divergence": "reverse_kl", "hidden": {"weight": 1.0}, "alpha": 0},
+        changes={"data.packing": True},
+    ),
+    taught(
+        "error: data.streaming: the teacher goes over all rows before training (distill.cache) -> leave either out",
+        name="rows that are not known beforehand",
+        distill={"cache": {}},
+        changes={"data.streaming": True},
+    ),
+    taught(
+        "error: distill.cache: is of tokens, and these rows have a class each -> leave it out",
+        name="a cache of classes",
+        distill={"cache": {}},
+        changes={
+            "model": {"path": "builtin:tiny-bert"},
+            "teacher": {"path": "builtin:tiny-bert-classifier"},
+            **{"data.prompt": None, "data.completion": None, "data.text": "{text}", "data.label": "label"},
+        },
+    ),
+    taught(
+        "error: distill.cache.top_k: 0 should be greater than or equal to 1",
+        "error: distill.cache.k: unknown key",
+        name="no token of a cache",
+        distill={"cache": {"top_k": 0, "k": 3}},
+    ),
+    taught(
+        "error: distill.cache.top_k: 300 is more than the vocabulary's 259 tokens -> use at most 259",
+        name="more tokens than there are",
+        distill={"cache": {"top_k": 300}},
+        asks=True,
+    ),
     bad("no teacher", "error: teacher: is missing", changes={"stage": "distill"}),
     taught(
         "error: teacher.path: there is no model folder no/such/model",
