@@ -23,8 +23,9 @@ quantized base.""",
 logit the others are, as a share of the largest. `merged` is what merging the adapter moved.""",
     "onnx": """\
 `model.onnx` takes `input_ids` and `attention_mask` (batch, sequence), padded on the right, and gives `logits`
-(batch, labels). Beside it are the tokenizer, and config.json with the labels. `reloaded` is how far ONNX Runtime's
-logits are from torch's, as a share of the largest, over `batches` of several sizes.""",
+(batch, labels), of an encoder `last_hidden_state` (batch, sequence, width). Beside it are the tokenizer, and
+config.json with the labels. `reloaded` is how far ONNX Runtime's numbers are from torch's, as a share of the largest,
+over `batches` of several sizes.""",
 }
 LIBRARY = {"safetensors": "transformers", "gguf": "llama.cpp", "onnx": "onnx"}
 """As model hubs call what loads a format."""
@@ -44,10 +45,18 @@ def export_card(config: ExportConfig, facts: ModelFacts, metrics: dict[str, Any]
 DENSE = "Zeros are stored like any other weights: they save no bytes and, in ordinary kernels, no time."
 
 
-def prune_card(name: str, settings: PruneSettings, source: str, facts: ModelFacts, metrics: dict[str, Any]) -> str:
-    """As `export_card`, of what one cut left of the model at the path `source`, with its settings."""
+def prune_card(
+    name: str,
+    settings: PruneSettings,
+    source: str,
+    facts: ModelFacts,
+    metrics: dict[str, Any],
+    since: str = "not trained since",
+) -> str:
+    """As `export_card`, of what is left of the model at the path `source`, with the settings; `since` says what was
+    done about it."""
     header: dict[str, Any] = {"library_name": "transformers", "tags": ["scaleup", "prune"]}
-    what = f"{facts.architecture}, pruned by scaleup {scaleup.__version__} from `{source}`, not trained since."
+    what = f"{facts.architecture}, pruned by scaleup {scaleup.__version__} from `{source}`, {since}."
     if settings.sparsity is not None:
         what += f" {DENSE}"
     said = yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True), sort_keys=False).strip()

@@ -74,11 +74,15 @@ def _in_rounds(config: PruneConfig, plan: Plan, runtime: Runtime, folder: RunFol
             facts = model_facts(model)
             metrics |= _recovered(config, model, facts, runtime, f"{branch}_{number}")
         ends[branch] = trained.model
+    first = read_json(folder.path / "distilled/1/pruned.json")
+    metrics = {**last, **{key: first[key] for key in first if key.endswith("_before")}, **metrics}
     if runtime.is_main:
+        since = f"and taught by it in {config.prune.rounds} round{'s' * (config.prune.rounds > 1)}"
+        card = prune_card(config.name, config.prune, config.model.path, plan.model, metrics, since)
         with folder_aside(folder.model) as aside:
             shutil.copytree(ends["distilled"], aside, dirs_exist_ok=True)
-    first = read_json(folder.path / "distilled/1/pruned.json")
-    return {**last, **{key: first[key] for key in first if key.endswith("_before")}, **metrics}
+            write_text(aside / "README.md", card)
+    return metrics
 
 
 def _recover(config: DistillConfig, plan: Plan, runtime: Runtime, folder: RunFolder, whole: RunFolder) -> None:

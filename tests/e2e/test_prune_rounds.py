@@ -56,6 +56,8 @@ def test_what_comes_of_it(straight: Path) -> None:
     assert all(weight.equal(last[name]) for name, weight in model.items())
     assert any(not weight.equal(last[name]) for name, weight in control.items())
     assert not (straight / "control/1/pruned").exists(), "the first cut is the same"
+    card = (straight / "model/README.md").read_text()
+    assert "taught by it in 2 rounds" in card and f"| {metrics['perplexity_distilled_2']} |" in card
 
 
 def test_stopped_and_resumed_elsewhere_it_is_the_same_model(straight: Path, place: Path) -> None:
