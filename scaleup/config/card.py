@@ -23,4 +23,9 @@ class CardSettings(Section):
     prompt_tokens: Annotated[Int, Field(ge=2)] = Field(128, description="Of the prompt that speed is measured on.")
     new_tokens: Annotated[Int, Field(ge=2)] = Field(32, description="Tokens generated after it.")
     repeats: Count = Field(5, description="Times that both are measured; the card has the medians.")
+    rounds: Count = Field(
+        1,
+        description="Times that this is done for all models in turn; the card has each one's best, for whatever else "
+        "a machine does makes it slower.",
+    )
     compile: bool = Field(False, description="Measure torch.compile'd inference too: minutes a model on a CPU.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -25,7 +25,7 @@ from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
 from scaleup.evaluation.evaluate import evaluate_model
 from scaleup.evaluation.quality import RowQuality, row_quality, summarize
-from scaleup.evaluation.speed import Request, measure_apart
+from scaleup.evaluation.speed import Request, faster, measure_apart
 from scaleup.models.facts import shell_of
 from scaleup.models.load import auto_class, load_model, load_tokenizer, pad_token_id
 from scaleup.plan.facts import ModelFacts
@@ -68,9 +68,32 @@ def card_rows(config: CardConfig, plan: Plan) -> CardRows:
     return CardRows(examples, list(eval_batches(rows, collate, config.evaluation.batch_size, 0, 1)))
 
 
+def measure_costs(
+    config: CardConfig, plan: Plan, runtime: Runtime, asked: Mapping[str, tuple[ModelConfig, ModelFacts]]
+) -> dict[str, dict[str, Any]]:
+    """Of each model, in processes of their own, before anything is loaded here: round after round, the best of each."""
+    found: dict[str, dict[str, Any]] = {}
+    for number in range(config.card.rounds):
+        for name, (model, facts) in asked.items():
+            runtime.progress.report(f"speed of {name}", number + 1, config.card.rounds)
+            request = Request(
+                folder=facts.location,
+                task=facts.task,
+                prompt_tokens=config.card.prompt_tokens,
+                new_tokens=config.card.new_tokens,
+                repeats=config.card.repeats,
+                compile=config.card.compile,
+                threads=plan.groups[0].threads_per_process,
+                device=runtime.device.type,
+                trust_remote_code=model.trust_remote_code,
+            )
+            costs = measure_apart(request)
+            found[name] = faster(found[name], costs) if name in found else costs
+    return found
+
+
 def measure_variant(
     config: CardConfig,
-    plan: Plan,
     runtime: Runtime,
     name: str,
     model: ModelConfig,
@@ -78,28 +101,14 @@ def measure_variant(
     rows: CardRows,
     base: Any,
     parts: Path,
-) -> Measured:
-    """Costs in a process of its own, then quality here, beside `base`, the card's model."""
-    runtime.progress.report(f"speed of {name}")
-    costs = measure_apart(
-        Request(
-            folder=facts.location,
-            task=facts.task,
-            prompt_tokens=config.card.prompt_tokens,
-            new_tokens=config.card.new_tokens,
-            repeats=config.card.repeats,
-            compile=config.card.compile,
-            threads=plan.groups[0].threads_per_process,
-            device=runtime.device.type,
-            trust_remote_code=model.trust_remote_code,
-        )
-    )
+) -> tuple[RowQuality, dict[str, Any]]:
+    """Quality beside `base`, the card's model, and scores of answers."""
     runtime.progress.report(f"quality of {name}")
     variant = base if model is config.model else as_stored(model, facts, runtime.device)
     quality = row_quality(variant, base, rows.batches, runtime.device)
     del variant
     gc.collect()  # before the next one is loaded
-    return Measured(costs, quality, _task(config, runtime, name, model, facts, rows, parts))
+    return quality, _task(config, runtime, name, model, facts, rows, parts)
 
 
 def as_stored(model: ModelConfig, facts: ModelFacts, device: torch.device) -> Any:

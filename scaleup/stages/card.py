@@ -8,7 +8,7 @@ from scaleup.artifacts.files import write_json, write_text
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.stages import CardConfig
 from scaleup.distributed.runtime import Runtime
-from scaleup.evaluation.card import Measured, as_stored, card_rows, measure_variant, this_machine
+from scaleup.evaluation.card import Measured, as_stored, card_rows, measure_costs, measure_variant, this_machine
 from scaleup.evaluation.deployment import markdown, plot, verdict
 from scaleup.evaluation.report import finish
 from scaleup.plan.card import variant_of
@@ -21,11 +21,14 @@ BASE = "model"
 def run(config: CardConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
     runtime.progress.report("reading data")
     rows = card_rows(config, plan)
-    base = as_stored(config.model, plan.model, runtime.device)
     asked = {BASE: (config.model, plan.model)}
     asked |= {name: (variant_of(config, name), plan.variants[name]) for name in config.variants}
+    costs = measure_costs(config, plan, runtime, asked)
+    base = as_stored(config.model, plan.model, runtime.device)
     found: dict[str, Measured] = {
-        name: measure_variant(config, plan, runtime, name, model, facts, rows, base, folder.path / ".parts")
+        name: Measured(
+            costs[name], *measure_variant(config, runtime, name, model, facts, rows, base, folder.path / ".parts")
+        )
         for name, (model, facts) in asked.items()
     }
     models: dict[str, dict[str, Any]] = {

@@ -19,7 +19,7 @@ CONFIG: dict[str, Any] = {
     "model": {"path": "builtin:tiny-llama"},
     "variants": {"bfloat16": "low", "same": "same"},
     "data": {"test": "rows.jsonl", "prompt": "{word}:", "completion": " {answer}", "max_length": 64},
-    "card": {"prompt_tokens": 16, "new_tokens": 4, "repeats": 2, "max_rows": 6},
+    "card": {"prompt_tokens": 16, "new_tokens": 4, "repeats": 2, "rounds": 2, "max_rows": 6},
     "evaluation": {"metrics": ["perplexity", "exact_match"]},
     "generation": {"max_new_tokens": 4},
     "parallel": {"strategy": "single"},

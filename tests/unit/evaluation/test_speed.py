@@ -10,7 +10,7 @@ import torch
 from torchao.quantization import Int8WeightOnlyConfig
 from transformers import AutoModelForCausalLM, TorchAoConfig
 
-from scaleup.evaluation.speed import Request, measure, measure_apart, sizes
+from scaleup.evaluation.speed import Request, faster, measure, measure_apart, sizes
 from scaleup.models.sources import materialize
 
 
@@ -79,3 +79,11 @@ def test_weights_in_8_bits_are_counted_as_weights(tmp_path: Path) -> None:
     assert found["bits_per_parameter"] < 24
     rounded = sum(int((weight.dequantize() == 0).sum()) for weight in low.model.layers.parameters() if weight.ndim == 2)
     assert found["zeros"] >= rounded / found["num_parameters"] > 0
+
+
+def test_the_better_of_two_rounds() -> None:
+    """Each speed by itself: a disturbed moment of one round is not the other's."""
+    first = {"peak_memory_mib": 5.0, "bytes": 8, "eager": {"prefill_ms": 9.0, "decode_tokens_per_second": 20.0}}
+    second = {"peak_memory_mib": 6.0, "bytes": 8, "eager": {"prefill_ms": 7.0, "decode_tokens_per_second": 10.0}}
+    best = {"peak_memory_mib": 6.0, "bytes": 8, "eager": {"prefill_ms": 7.0, "decode_tokens_per_second": 20.0}}
+    assert faster(first, second) == faster(second, first) == best
