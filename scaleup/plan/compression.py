@@ -10,7 +10,15 @@ from pathlib import Path
 from scaleup.artifacts.files import cache_folder
 from scaleup.config.compression import ExportSettings
 from scaleup.config.schema import RunConfig
-from scaleup.config.stages import CardConfig, EvaluateConfig, ExportConfig, GenerateConfig, QuantizeConfig
+from scaleup.config.stages import (
+    CardConfig,
+    DistillConfig,
+    EvaluateConfig,
+    ExportConfig,
+    GenerateConfig,
+    PPOConfig,
+    QuantizeConfig,
+)
 from scaleup.errors import Problem
 from scaleup.plan.compat import use_verdict
 from scaleup.plan.facts import ModelFacts
@@ -98,6 +106,13 @@ def quantize_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
 
 def quantized_model_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     """A quantized folder is evaluated, generated from and put on a card. Nothing else takes it."""
+    beside = {"teacher": config.teacher} if isinstance(config, DistillConfig) else {}
+    if isinstance(config, PPOConfig) and config.reward.model is not None:
+        beside["reward.model"] = config.reward.model
+    for key, model in beside.items():
+        if (found := quantization_of(model.path)) is not None:
+            what = f"{model.path} is quantized already ({found}), and strategies shard plain weights"
+            yield Problem(f"{key}.path", what, "name the unquantized model")
     found = quantization_of(config.model.path)
     if found is None:
         return

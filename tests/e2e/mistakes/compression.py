@@ -112,6 +112,12 @@ QUANTIZE = [
         prepare=model(QUANTIZED, "model.safetensors"),
     ),
     bad(
+        "a quantized teacher",
+        "/m is quantized already (torchao), and strategies shard plain weights -> name the unquantized model",
+        changes={"stage": "distill", "teacher": {"path": "./m"}},
+        prepare=model(QUANTIZED, "model.safetensors"),
+    ),
+    bad(
         "quantizing what is evaluated once more",
         "/m is quantized already (torchao) -> leave it out",
         changes={
