@@ -80,12 +80,8 @@ def _writing_problems(config: DistillConfig) -> Iterator[Problem]:
         yield Problem("data.streaming", what, "leave it out")
     if distill.mode == "on_policy":
         return
-    forms = [row_format(config.data, source) for source in config.data.train or []]
-    for key in ("text", "messages"):
-        if any(getattr(form, key) is not None for form in forms):
-            yield Problem(
-                f"data.{key}", "gives the teacher no prompts to answer", "give data.prompt and data.completion"
-            )
+    if any(row_format(config.data, source).messages is not None for source in config.data.train or []):
+        yield Problem("data.messages", "the teacher's answers are written as rows of text", "give data.prompt")
 
 
 def pair_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> Iterator[Problem]:

@@ -42,7 +42,7 @@ from scaleup.plan.prune import calibration_problems, size_problems
 from scaleup.plan.recovery import learner_of, recovery_problems
 from scaleup.plan.resume import state_of
 from scaleup.plan.rollouts import policy_facts, policy_memory, rollout_plan
-from scaleup.plan.rules import REWARD_MODEL, config_problems, facts_problems, needed_splits, reads_prompts_only
+from scaleup.plan.rules import REWARD_MODEL, config_problems, facts_problems, needed_splits, prompt_splits
 from scaleup.plan.saved_adapters import base_problems
 from scaleup.plan.strategy import available, share_of
 from scaleup.plan.toxicity import TOXICITY_MODEL, toxicity_source
@@ -252,7 +252,7 @@ def _reward_memory(config: RunConfig, groups: list[GroupPlan], facts: dict[str, 
 
 def _check_data(config: RunConfig) -> DataCheck:
     splits = [split for split in needed_splits(config) if getattr(config.data, split) is not None]
-    prompts_only = reads_prompts_only(config)
+    prompts_only = prompt_splits(config)
     most = config.export.num_rows if isinstance(config, ExportConfig) else None
     check = check_data(config.data, splits, most, prompts_only)
     return DataCheck(format_problems(config.data, splits, prompts_only) + check.problems, check.sources)

@@ -83,6 +83,13 @@ def reads_prompts_only(config: RunConfig) -> bool:
     return isinstance(config, GenerateConfig | PPOConfig)
 
 
+def prompt_splits(config: RunConfig) -> list[str]:
+    """The splits whose rows need no completion."""
+    if isinstance(config, DistillConfig) and config.distill.mode == "sequence":
+        return ["train"]
+    return needed_splits(config) if reads_prompts_only(config) else []
+
+
 REWARD_MODEL = "reward.model"
 """The config key, and what the facts of that model go by."""
 

@@ -42,17 +42,17 @@ class DataCheck:
 
 
 def check_data(
-    data: DataConfig, splits: Sequence[str], max_rows: int | None = None, prompts_only: bool = False
+    data: DataConfig, splits: Sequence[str], max_rows: int | None = None, prompts_only: Container[str] = ()
 ) -> DataCheck:
     """Reads the splits' local sources once, up to `max_rows` rows each (10,000 when streaming), and reports whatever
-    would fail later. `prompts_only`: the rows are for generation and need no completion."""
+    would fail later. `prompts_only`: splits whose rows are answered and need no completion."""
     limit = max_rows or (NUM_STREAMED_ROWS if data.streaming else None)
     problems: list[Problem] = []
     sources: dict[str, list[SourceSummary]] = {}
     for split in splits:
         sources[split] = []
         for key, source in _sources(data, split):
-            found, summary = _check_source(data, source, key, limit, _maker(data, source, prompts_only))
+            found, summary = _check_source(data, source, key, limit, _maker(data, source, split in prompts_only))
             problems += found
             sources[split].append(summary)
     return DataCheck(problems + _leaks(data, splits), sources)

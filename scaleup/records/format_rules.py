@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from scaleup.config.schema import DataConfig, RowFormat, SourceConfig
 from scaleup.errors import Problem, ScaleupError
@@ -28,15 +28,15 @@ def states_format(section: RowFormat) -> bool:
     return any(getattr(section, key) is not None for key in FORMAT_KEYS)
 
 
-def format_problems(data: DataConfig, splits: Sequence[str], prompts_only: bool = False) -> list[Problem]:
-    """The mistakes in the row formats of the splits' sources, each once. With `prompts_only` (for generation) a prompt
-    needs no completion, and plain text, which has no prompt, will not do."""
+def format_problems(data: DataConfig, splits: Sequence[str], prompts_only: Container[str] = ()) -> list[Problem]:
+    """The mistakes in the row formats of the splits' sources, each once. In the splits of `prompts_only` (for
+    generation) a prompt needs no completion, and plain text, which has no prompt, will not do."""
     problems: list[Problem] = []
     for split in splits:
         for place, source in enumerate(getattr(data, split) or []):
             key = f"data.{split}.{place}"
             form = row_format(data, source)
-            problems += format_mistakes(form, key if states_format(source) else "data", prompts_only)
+            problems += format_mistakes(form, key if states_format(source) else "data", split in prompts_only)
             problems += _unknown_fields(source.columns, _fields(form), f"{key}.columns")
     if any(getattr(data, split) for split in splits):
         problems += _unknown_fields(data.columns, _all_fields(data), "data.columns")

@@ -49,7 +49,7 @@ CASES = [
     taught(
         "error: distill.generation.prompts: are those of data.train",
         "error: distill.generation.top_p: has no meaning for greedy decoding",
-        "error: data.text: gives the teacher no prompts to answer",
+        "error: data.text: gives no prompts to generate from -> set data.prompt instead",
         name="a teacher that has nothing to answer",
         distill={"mode": "sequence", "generation": {"prompts": ["a"], "top_p": 0.5}},
         changes={"data.prompt": None, "data.completion": None, "data.text": "{text}"},

@@ -17,7 +17,7 @@ ALL = ["train", "validation", "test"]
 
 @pytest.fixture
 def check(tmp_path):
-    def run(rows=None, splits=ALL, max_rows=None, prompts_only=False, **keys):
+    def run(rows=None, splits=ALL, max_rows=None, prompts_only=(), **keys):
         if rows is not None:
             lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
             (tmp_path / "rows.jsonl").write_text("\n".join(lines))
@@ -150,7 +150,7 @@ def test_training_data_that_is_measured_with_is_reported(check, tmp_path, train,
 def test_generation_needs_no_completion(check):
     rows = [{"text": "x"}]
     assert check(rows).problems != []
-    assert check(rows, prompts_only=True).problems == []
+    assert check(rows, prompts_only=ALL).problems == []
 
 
 def test_a_mistaken_format_leaves_the_lines_to_check(check):

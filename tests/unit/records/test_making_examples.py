@@ -169,8 +169,8 @@ def test_only_the_splits_asked_for_are_checked():
 
 
 def test_generation_needs_prompts_and_no_completions():
-    assert format_problems(config(prompt="{a}"), ["train"], prompts_only=True) == []
-    (problem,) = format_problems(config(text="{a}"), ["train"], prompts_only=True)
+    assert format_problems(config(prompt="{a}"), ["train"], prompts_only=["train"]) == []
+    (problem,) = format_problems(config(text="{a}"), ["train"], prompts_only=["train"])
     assert problem.where == "data.text"
 
 

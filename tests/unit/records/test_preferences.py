@@ -109,6 +109,6 @@ def test_formats_that_cannot_be(keys, line):
 
 
 def test_prompts_are_all_that_generation_needs():
-    assert format_problems(config(**PAIR), ["train"], prompts_only=True) == []
-    (problem,) = format_problems(config(**RATED), ["train"], prompts_only=True)
+    assert format_problems(config(**PAIR), ["train"], prompts_only=["train"]) == []
+    (problem,) = format_problems(config(**RATED), ["train"], prompts_only=["train"])
     assert problem.what == "gives no prompts to generate from"
