@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def train_on_policy(config: DistillConfig, plan: Plan, runtime: Runtime, folder:
             args=_arguments(config, plan.batch, runtime, num_steps - done, unused),
             train_dataset=_dataset(order[position] for position in range(done * rows, num_steps * rows)),
             eval_dataset=_dataset(prompt for prompts in held_out for prompt in prompts) if held_out else None,
-            processing_class=tokenizer,
+            processing_class=deepcopy(tokenizer),  # which TRL gives a pad token where there is none
             optimizers=(optimizer, schedule),
         )
         steps = Steps(config, runtime, folder, trainer, num_steps)
