@@ -72,5 +72,11 @@ def test_the_teacher_passes_once(plan: Callable[..., Plan]) -> None:
 def test_rows_that_are_known_can_be_cached(mode: str) -> None:
     config = load_mapping(differing({**RAW, **DISTILL}, {"distill.mode": mode})).config
     assert config is not None
-    found = [each.where for each in distill_problems(config, Machine(num_cores=1, num_gpus=0))]
-    assert found == (["data.text"] if mode == "sequence" else []), "the teacher answers prompts"
+    assert list(distill_problems(config, Machine(num_cores=1, num_gpus=0))) == []
+
+
+def test_answers_of_the_student_cannot() -> None:
+    config = load_mapping(differing({**RAW, **DISTILL}, {"distill.mode": "on_policy"})).config
+    assert config is not None
+    (found,) = distill_problems(config, Machine(num_cores=1, num_gpus=0))
+    assert found.where == "distill.cache" and "unlike those of on_policy" in found.what

@@ -42,6 +42,11 @@ def test_a_recovery_is_a_distillation_by_the_model_as_it_was() -> None:
     assert (control.alpha, control.hidden) == (0.0, None)
 
 
+def test_what_is_cut_learns_from_rows_as_they_are() -> None:
+    (found,) = recovery_problems(config({**TRAIN, "distill": {"mode": "sequence"}}, layers=20), [])
+    assert found.where == "recovery.distill.mode"
+
+
 def test_without_one_a_run_trains_nothing() -> None:
     plain = config(layers=20)
     assert learner_of(plain) is plain
