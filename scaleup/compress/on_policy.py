@@ -71,7 +71,7 @@ def train_on_policy(config: DistillConfig, plan: Plan, runtime: Runtime, folder:
     if steps.state.step < num_steps:
         stop_run(runtime, folder, steps.checkpointer, steps.state, num_steps)
     steps.metrics.close()
-    return Student(trainer.model_wrapped, tokenizer, steps.state, num_dropped=0)
+    return Student(trainer.model_wrapped, tokenizer, steps.state, num_dropped=0, part=None)
 
 
 class OnPolicyTrainer(DistillationTrainer):

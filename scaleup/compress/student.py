@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.compress.cached_teacher import with_cached_teacher
-from scaleup.compress.taught import Taught
+from scaleup.compress.taught import STUDENT, Taught
 from scaleup.compress.teaching import distillation_loss, load_distillation
 from scaleup.config.stages import DistillConfig
 from scaleup.data.collate import Collator, taught_collator
@@ -26,10 +26,12 @@ from scaleup.train.supervised import train_supervised
 @dataclass(frozen=True)
 class Student:
     wrapped: Any
-    """With its teacher, under the run's strategy; what counts is its part STUDENT."""
+    """Under the run's strategy."""
     tokenizer: PreTrainedTokenizerBase
     state: TrainState
     num_dropped: int
+    part: str | None = STUDENT
+    """The module within it that is the result: it stands beside its teacher, or, None, by itself."""
 
 
 def train_student(config: DistillConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> Student:

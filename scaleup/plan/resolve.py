@@ -21,6 +21,7 @@ from scaleup.config.stages import (
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.adapters import rank_schedule_problems
 from scaleup.plan.batches import batch_plan
+from scaleup.plan.cached_teacher import top_k_problems
 from scaleup.plan.card import asked_variants, facts_of_variants, variant_problems
 from scaleup.plan.compat import untested_notes
 from scaleup.plan.compute import Rate, compute_plan
@@ -98,7 +99,8 @@ def resolve(
         problems += pair_problems(config, facts["model"], facts[TEACHER])
     if isinstance(config, PruneConfig) and isinstance(learner, DistillConfig):
         facts |= {TEACHER: facts["model"]}
-        found = list(hidden_problems(learner, facts["model"], facts["model"]))  # in all else it is its own equal
+        found = [*hidden_problems(learner, facts["model"], facts["model"])]  # in all else it is its own equal
+        found += top_k_problems(learner, facts["model"])
         problems += recovery_problems(config, found)
     if problems:
         raise ScaleupError(problems)

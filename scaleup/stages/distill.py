@@ -4,8 +4,7 @@ may be of the teacher's own writing, or of the student's, step by step."""
 from __future__ import annotations
 
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.compress.student import train_student
-from scaleup.compress.taught import STUDENT
+from scaleup.compress.student import Student, train_student
 from scaleup.config.stages import DistillConfig
 from scaleup.distributed.runtime import Runtime
 from scaleup.evaluation.report import finish_training
@@ -14,16 +13,18 @@ from scaleup.plan.types import Plan
 
 
 def run(config: DistillConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
-    assert plan.teacher is not None
+    done = _train(config, plan, runtime, folder)
+    finish_training(
+        config, plan, runtime, folder, done.wrapped, done.tokenizer, done.state, done.num_dropped, part=done.part
+    )
+
+
+def _train(config: DistillConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> Student:
     if config.distill.mode == "on_policy":
         from scaleup.compress.on_policy import train_on_policy  # TRL's trainer takes seconds to import
 
-        done = train_on_policy(config, plan, runtime, folder)
-        finish_training(config, plan, runtime, folder, done.wrapped, done.tokenizer, done.state, done.num_dropped)
-        return
+        return train_on_policy(config, plan, runtime, folder)
     if config.distill.mode == "sequence":
+        assert plan.teacher is not None
         config = with_written_rows(config, plan.teacher, runtime, folder)
-    done = train_student(config, plan, runtime, folder)
-    finish_training(
-        config, plan, runtime, folder, done.wrapped, done.tokenizer, done.state, done.num_dropped, part=STUDENT
-    )
+    return train_student(config, plan, runtime, folder)

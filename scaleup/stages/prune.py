@@ -16,7 +16,6 @@ from scaleup.compress.export import DTYPES, Check, dtype_of_files, read_back, wr
 from scaleup.compress.probes import drawn_probes
 from scaleup.compress.sizes import cut_metrics, sizes_of
 from scaleup.compress.student import train_student
-from scaleup.compress.taught import STUDENT
 from scaleup.config.prune import PruneSettings
 from scaleup.config.schema import ModelConfig
 from scaleup.config.stages import DistillConfig, PruneConfig
@@ -97,7 +96,7 @@ def _recover(config: DistillConfig, plan: Plan, runtime: Runtime, folder: RunFol
             write_json(whole.resumable_file, read_json(folder.resumable_file))
         raise
     finish_training(
-        config, plan, runtime, folder, done.wrapped, done.tokenizer, done.state, done.num_dropped, part=STUDENT
+        config, plan, runtime, folder, done.wrapped, done.tokenizer, done.state, done.num_dropped, part=done.part
     )
     del done
     runtime.accelerator.free_memory()  # the next round has models of its own

@@ -183,6 +183,15 @@ CASES: list[Case] = [
         asks=True,
     ),
     bad(
+        "a recovery whose cache has more tokens than there are",
+        "error: recovery.distill.cache.top_k: 300 is more than the vocabulary's 259 tokens -> use at most 259",
+        changes={
+            **cut("builtin:tiny-llama", layers=1),
+            "recovery": {"train": {"max_steps": 2}, "distill": {"cache": {"top_k": 300}}},
+        },
+        asks=True,
+    ),
+    bad(
         "a quantized model",
         "m is quantized already (bitsandbytes): stage prune needs the weights it was made of",
         changes={**cut("./m", layers=1), **TOKENIZER},
