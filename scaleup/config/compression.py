@@ -16,7 +16,7 @@ class ExportSettings(Section):
 
     format: Literal["safetensors", "gguf", "onnx"] = Field(
         "safetensors",
-        description="gguf: causal models, for llama.cpp; onnx: sequence classifiers, reward models and encoders, in float32.",
+        description="gguf: causal models, for llama.cpp; onnx: classifiers, reward models and encoders, in float32.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Of safetensors that are written; auto: that of the files they come from."
