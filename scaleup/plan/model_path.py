@@ -33,7 +33,8 @@ def model_path_problems(model: ModelConfig, where: str, needs_weights: bool = Tr
         return _package_problems(model.path.removeprefix("package:"), key)
     folder = model_folder(model.path)
     if folder is None:
-        if HUB_NAME.match(model.path) and not Path(model.path).expanduser().exists():
+        is_run = model.path.startswith("runs/")  # looks like a hub's name, and is a run that was not made yet
+        if HUB_NAME.match(model.path) and not is_run and not Path(model.path).expanduser().exists():
             return []
         return [
             Problem(

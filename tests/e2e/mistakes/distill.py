@@ -132,6 +132,11 @@ CASES = [
         distill={"cache": {"top_k": 300}},
         asks=True,
     ),
+    taught(
+        "error: teacher.path: there is no model folder runs/larger -> name a Hugging Face folder",
+        name="a run that was not made yet, which no hub is asked for",
+        changes={"teacher": {"path": "runs/larger"}},
+    ),
     bad("no teacher", "error: teacher: is missing", changes={"stage": "distill"}),
     taught(
         "error: teacher.path: there is no model folder no/such/model",
