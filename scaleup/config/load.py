@@ -218,6 +218,9 @@ def _with_absolute_paths(loaded: Loaded) -> Loaded:
         "data": config.data.model_copy(update={"root": str(Path(config.data.root).expanduser().absolute())}),
         "model": absolute_model(config.model),
     }
+    if config.cluster is not None:
+        workdir = str(Path(config.cluster.workdir).expanduser().absolute())
+        update["cluster"] = config.cluster.model_copy(update={"workdir": workdir})
     for key in ("baseline", "teacher"):
         if (beside := getattr(config, key, None)) is not None:
             update[key] = absolute_model(beside)

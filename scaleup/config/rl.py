@@ -107,6 +107,9 @@ class RewardSource(Section):
     function: Text | None = Field(
         None, description="For function: FILE.py:NAME or MODULE:NAME, called as f(prompts, completions, **columns)."
     )
+    own_nodes: bool = Field(
+        False, description="The reward group has a node of its own, after the policy's; else it is on the first one."
+    )
     timeout_seconds: Positive = Field(120.0, description="A request that takes longer counts as lost.")
     reconnect_seconds: Positive = Field(
         600.0, description="How long the policy waits for a reward group, or service, that is gone."

@@ -3,16 +3,12 @@ or machines: cross-section rules live in `scaleup.plan.rules`, so that every mis
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("should be a number, not true or false")
-    return value
+from scaleup.config.cluster import ClusterConfig
+from scaleup.config.fields import Count, Float, Int, Name, PathText, Port, Section, Text
 
 
 def _no_is_no(value: Any) -> Any:
@@ -24,30 +20,6 @@ def _as_sources(value: Any) -> Any:
     """`train: rows.jsonl`, `train: [a.jsonl, {path: b.jsonl}]` and `{path: a.jsonl}` all become lists of sources."""
     items = value if isinstance(value, list) else [value]
     return [{"path": item} if isinstance(item, str) else item for item in items]
-
-
-def _usable_path(value: str) -> str:
-    """Refuses what cannot even be asked after, so that whoever looks at the path later need not expect it."""
-    try:
-        Path(value).expanduser().is_dir()
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"is no usable path: {getattr(error, 'strerror', None) or error}") from None
-    if "\0" in value:
-        raise ValueError("is no usable path: it holds a null character")
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
-Count = Annotated[Int, Field(ge=1)]
-Port = Annotated[Int, Field(ge=1, le=65535)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-Text = Annotated[str, Field(min_length=1)]
-PathText = Annotated[Text, AfterValidator(_usable_path)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class ModelConfig(Section):
@@ -155,6 +127,9 @@ class OptimizationConfig(Section):
     max_grad_norm: Annotated[Float, Field(ge=0)] = Field(1.0, description="0 means no clipping.")
     eval_steps: Count | None = Field(None, description="Evaluate every so many steps; null means only at the end.")
     save_steps: Count | None = Field(None, description="Checkpoint every so many steps; null means only at the end.")
+    save_minutes: Annotated[Float, Field(gt=0)] | None = Field(
+        None, description="Checkpoint every so many minutes, beside save_steps: after the step that is under way."
+    )
     save_total_limit: Count = Field(2, description="Checkpoints kept, the best one beside them.")
     logging_steps: Count = 1
     seed: Annotated[Int, Field(ge=0)] = 0
@@ -221,9 +196,22 @@ class ParallelConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     offload_optimizer: bool = Field(False, description="ZeRO: keep the optimizer state in CPU memory and step there.")
     offload_parameters: bool = Field(False, description="ZeRO-3: keep parameters in CPU memory between uses.")
-    main_address: Text | None = Field(None, description="Host of the first node; needed with more than one node.")
-    main_port: Port | None = Field(None, description="Free port on the first node; needed with more than one node.")
+    main_address: Text | None = Field(
+        None, description="Where the nodes meet: a name or address of the first one; by default what it finds itself."
+    )
+    main_port: Port | None = Field(None, description="Free port on the first node; by default another at each start.")
+    interface: Text | None = Field(
+        None, description="Network interface between nodes, e.g. eth0; by default the one that the system chooses."
+    )
     timeout_seconds: Count = Field(1800, description="A collective that waits longer ends the run.")
+    heartbeat_timeout_seconds: Annotated[Int, Field(ge=10)] = Field(
+        120, description="A worker whose process shows no sign of life for so long hangs: the run ends, and names it."
+    )
+    progress_timeout_seconds: Count | None = Field(
+        None,
+        description="A group of which no rank gets any further within its steps for so long hangs: the run ends, and "
+        "names the rank that the others wait for; by default nine tenths of timeout_seconds.",
+    )
     max_restarts: Annotated[Int, Field(ge=0)] = Field(
         0, description="How often a run whose worker died is started again, from the newest checkpoint."
     )
@@ -243,3 +231,6 @@ class RunConfig(Section):
     data: DataConfig
     mixed_precision: MixedPrecision = "no"
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    cluster: ClusterConfig | None = Field(
+        None, description="What `scaleup render` and `scaleup submit` ask a scheduler for; ignored by `scaleup run`."
+    )

@@ -36,6 +36,4 @@ def described_machine(
         num_cores=CORES_A_GPU * a_node, num_gpus=a_node, gpu_memory=int(gpu_memory * 2**30), is_described=True
     )
     used = ["parallel.device=cuda", f"parallel.num_processes={gpus}", f"parallel.num_nodes={nodes}"]
-    if nodes > 1:  # nothing is started: any address does
-        used += ["parallel.main_address=node0", "parallel.main_port=29500"]
     return machine, [*overrides, *used]

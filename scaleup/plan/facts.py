@@ -137,8 +137,9 @@ class ModelFacts(BaseModel):
     """Of the decoder, or of the only stack there is."""
     layers: dict[str, tuple[int, ...]] | None = None
     """Which of the layers at `location` it has, by the name of the stack; None: all."""
-    has_eos: bool = True
-    """Whether the tokenizer has a token that ends a text."""
+    pad_token: str | None
+    eos_token: str | None
+    """As the tokenizer has them, before anything is filled in."""
     tokenizer_size: int
     """Ids the tokenizer can give; the model must have at least as many."""
     vocabulary: str = ""

@@ -9,6 +9,7 @@ from scaleup.config.stages import PPOConfig
 from scaleup.plan.deepspeed import inference_settings
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
+from scaleup.plan.patience import progress_timeout
 from scaleup.plan.strategy import group_settings, settle, share_of
 from scaleup.plan.types import BridgePlan, GroupPlan
 
@@ -38,8 +39,8 @@ def groups_of(config: RunConfig, machine: Machine, facts: ModelFacts, before: st
 def bridge_of(config: RunConfig, policy: GroupPlan) -> BridgePlan | None:
     if not isinstance(config, PPOConfig) or not has_reward_group(config):
         return None
-    address = policy.main_address if policy.num_nodes > 1 else None
-    return BridgePlan(address=address or "127.0.0.1", port=config.reward.bridge_port)
+    is_on_one_node = policy.num_nodes == 1 and not config.reward.own_nodes
+    return BridgePlan(address="127.0.0.1" if is_on_one_node else policy.main_address, port=config.reward.bridge_port)
 
 
 def resized(group: GroupPlan, num_processes: int) -> GroupPlan:
@@ -56,48 +57,56 @@ def _policy_group(config: RunConfig, machine: Machine, facts: ModelFacts, before
     return GroupPlan(
         name="policy",
         timeout_seconds=parallel.timeout_seconds,
+        heartbeat_timeout_seconds=parallel.heartbeat_timeout_seconds,
+        progress_timeout_seconds=progress_timeout(config),
         num_processes=parallel.num_processes,
         num_nodes=parallel.num_nodes,
         device=device,
         backend="gloo" if device == "cpu" else "nccl",
         mixed_precision=config.mixed_precision,
-        threads_per_process=_threads(config, machine),
+        threads_per_process=_threads(config, machine, "policy"),
         main_address=parallel.main_address,
         main_port=parallel.main_port,
+        interface=parallel.interface,
         **group_settings(config, strategy, why, device),
     )
 
 
 def _reward_group(config: PPOConfig, machine: Machine, policy: GroupPlan) -> GroupPlan:
-    """On the first node, beside the policy's processes there."""
+    """On the first node, beside the policy's processes there, or on one after the policy's."""
     reward, parallel = config.reward, config.reward.parallel
     device = device_of(parallel, machine)
+    comes_after = device == policy.device == "cuda" and not reward.own_nodes
     settings = inference_settings(parallel, reward.mixed_precision)
     return GroupPlan(
         name=REWARD,
         serves=True,
         max_restarts=reward.max_restarts,
         timeout_seconds=parallel.timeout_seconds,
-        first_device=policy.num_processes // policy.num_nodes if device == policy.device == "cuda" else 0,
+        heartbeat_timeout_seconds=parallel.heartbeat_timeout_seconds,
+        first_device=policy.num_processes // policy.num_nodes if comes_after else 0,
         num_processes=parallel.num_processes,
         num_nodes=1,
+        first_node=policy.num_nodes if reward.own_nodes else 0,
         device=device,
         backend="gloo" if device == "cpu" else "nccl",
         mixed_precision=reward.mixed_precision,
-        threads_per_process=_threads(config, machine),
+        threads_per_process=_threads(config, machine, REWARD),
         main_address=None,
         main_port=parallel.main_port,
+        interface=parallel.interface or policy.interface,
         **_serving_settings(parallel.strategy, parallel.num_processes, device, settings),
     )
 
 
-def _threads(config: RunConfig, machine: Machine) -> int:
-    """Of each process: the cores of a node divided by the processes of all groups there."""
-    parallel = config.parallel
-    on_a_node = parallel.num_processes // parallel.num_nodes
+def _threads(config: RunConfig, machine: Machine, group: str) -> int:
+    """Of each of a group's processes: the cores of a node divided by the processes of all groups there."""
+    counts = {"policy": config.parallel.num_processes // config.parallel.num_nodes}
     if isinstance(config, PPOConfig) and has_reward_group(config):
-        on_a_node += config.reward.parallel.num_processes
-    return max(1, machine.num_cores // max(1, on_a_node))
+        counts[REWARD] = config.reward.parallel.num_processes
+        if config.reward.own_nodes:
+            counts = {group: counts[group]}
+    return max(1, machine.num_cores // max(1, sum(counts.values())))
 
 
 def _serving_settings(strategy: str, count: int, device: str, deepspeed: dict[str, Any] | None) -> dict[str, Any]:

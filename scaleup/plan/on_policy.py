@@ -66,7 +66,7 @@ def on_policy_model_problems(config: DistillConfig, student: ModelFacts, teacher
         if facts.num_virtual_tokens:
             what = f"TRL's loss goes past the {facts.num_virtual_tokens} virtual tokens of {where}"
             yield Problem(f"{where}.path", what, "name a model without them, or one with a lora adapter")
-    if not student.has_eos:
+    if student.eos_token is None:
         what = f"the tokenizer of {config.model.path} has no eos token: no answer would end by itself"
         yield Problem("model.tokenizer", what, "use a tokenizer that has one")
     new, prompt = config.distill.generation.max_new_tokens, config.data.max_length

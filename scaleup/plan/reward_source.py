@@ -18,7 +18,7 @@ from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import model_path_problems
 
 OF_A_MODEL = ("label", "score", "template", "max_length", "normalize", "batch_size", "quantization", "mixed_precision")
-OF_A_GROUP = ("parallel", "max_restarts", "bridge_port")
+OF_A_GROUP = ("parallel", "own_nodes", "max_restarts", "bridge_port")
 OF_OTHERS = ("timeout_seconds", "reconnect_seconds")
 """Of what is asked over a connection."""
 
@@ -76,12 +76,12 @@ def _group_problems(config: PPOConfig, machine: Machine) -> Iterator[Problem]:
     if parallel.offload_parameters and parallel.strategy != "zero3":
         yield Problem(f"{where}.offload_parameters", f"{parallel.strategy} cannot", "use zero3")
     if parallel.num_nodes > 1:
-        yield Problem(f"{where}.num_nodes", "a reward group is on the first node, beside the policy", "use 1")
+        yield Problem(f"{where}.num_nodes", "a reward group is on one node", "use 1")
     if parallel.max_restarts:
         yield Problem(f"{where}.max_restarts", "a reward group is started again by itself", "use reward.max_restarts")
     if device_of(parallel, machine) == "cuda" and not machine.is_described:
-        own = device_of(config.parallel, machine) == "cuda"
-        beside = config.parallel.num_processes // config.parallel.num_nodes if own else 0
+        has_others = device_of(config.parallel, machine) == "cuda" and not reward.own_nodes
+        beside = config.parallel.num_processes // config.parallel.num_nodes if has_others else 0
         if beside + count > machine.num_gpus:
             shown = f"{beside} of the policy and {count} of the reward group" if beside else f"{count} processes"
             what = f"{shown} need {beside + count} GPUs, and this machine has {machine.num_gpus}"

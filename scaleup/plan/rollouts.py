@@ -77,7 +77,7 @@ def _data_problems(config: PPOConfig) -> Iterator[Problem]:
 
 def response_problems(config: PPOConfig, facts: ModelFacts) -> Iterator[Problem]:
     """What the policy's own files say against its prompts and responses."""
-    if not facts.has_eos:
+    if facts.eos_token is None:
         what = f"the tokenizer of {config.model.path} has no eos token: no response would end by itself"
         yield Problem("model.tokenizer", what, "use a tokenizer that has one")
     if facts.max_positions is None:

@@ -37,6 +37,7 @@ from scaleup.plan.groups import device_of
 from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import model_path_problems, peek_model_type
 from scaleup.plan.on_policy import on_policy_problems
+from scaleup.plan.patience import patience_problems
 from scaleup.plan.prune import prune_problems, row_kind_problems
 from scaleup.plan.reward import preference_problems, reward_model_problems, scored_problems
 from scaleup.plan.reward_source import reward_source_problems
@@ -197,10 +198,6 @@ def _parallel(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     if parallel.num_processes % parallel.num_nodes:
         what = f"{parallel.num_processes} processes do not divide over {parallel.num_nodes} nodes"
         yield Problem("parallel.num_processes", what, f"use a multiple of {parallel.num_nodes}")
-    if parallel.num_nodes > 1:
-        for key in ("main_address", "main_port"):
-            if getattr(parallel, key) is None:
-                yield Problem(f"parallel.{key}", f"is needed with {parallel.num_nodes} nodes", "name the first node's")
     if device_of(config.parallel, machine) == "cuda":
         per_node = parallel.num_processes // parallel.num_nodes
         if parallel.num_nodes == 1 and per_node > machine.num_gpus:
@@ -288,6 +285,7 @@ RULES: list[Rule] = [
     _model,
     _precision,
     _parallel,
+    patience_problems,
     adapter_problems,
     export_problems,
     quantize_problems,

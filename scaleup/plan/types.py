@@ -54,7 +54,8 @@ class RolloutPlan(_Frozen):
 class BridgePlan(_Frozen):
     """Where the policy listens for the group that gives rewards."""
 
-    address: str
+    address: str | None
+    """None: the first node's, as it is found at each start."""
     port: int | None
     """None: a free one at each start. What holds, with the run's secret, is in the run folder's bridge.json."""
 
@@ -64,15 +65,21 @@ class GroupPlan(_Frozen):
 
     name: str
     serves: bool = False
-    """Whether it works for the first group, whose end is the run's. It has one node, the first."""
+    """Whether it works for the first group, whose end is the run's. It has one node."""
     max_restarts: int = 0
     """How often a group that serves is started again by itself, while the first one waits."""
     timeout_seconds: int = 1800
     """A collective that waits longer ends the group."""
+    heartbeat_timeout_seconds: float = 120
+    """A worker without a sign of life for so long hangs."""
+    progress_timeout_seconds: float = 1620
+    """A group none of whose ranks gets further for so long hangs; of a group that serves nobody asks."""
     first_device: int = 0
     """Its first GPU on a node: groups have GPUs of their own, one after another."""
     num_processes: int
     num_nodes: int
+    first_node: int = 0
+    """Of the run's nodes, which are counted through all groups."""
     device: Literal["cpu", "cuda"]
     backend: Literal["gloo", "nccl"]
     strategy: Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
@@ -89,7 +96,14 @@ class GroupPlan(_Frozen):
     mixed_precision: Literal["no", "bf16", "fp16"]
     threads_per_process: int
     main_address: str | None
+    """Of its first node; None: what that node finds for itself at each start."""
     main_port: int | None
+    """None: a free one at each start."""
+    interface: str | None = None
+    """The network interface that its processes use between nodes."""
+
+    def is_on(self, node_rank: int) -> bool:
+        return self.first_node <= node_rank < self.first_node + self.num_nodes
 
 
 class MemoryPlan(_Frozen):
@@ -163,6 +177,10 @@ class Plan(_Frozen):
     compute: ComputePlan | None = None
     notes: list[str]
     """What the user should know although it is no mistake, e.g. how often a mixture repeats a small source."""
+
+    @property
+    def num_nodes(self) -> int:
+        return max(group.first_node + group.num_nodes for group in self.groups)
 
     def group(self, name: str) -> GroupPlan:
         return next(group for group in self.groups if group.name == name)

@@ -30,6 +30,8 @@ FACTS = ModelFacts(
     vocab_size=259,
     tokenizer_size=259,
     max_positions=512,
+    pad_token="<pad>",
+    eos_token="</s>",
     has_chat_template=True,
 )
 RAW: dict[str, Any] = {

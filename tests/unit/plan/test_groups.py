@@ -72,6 +72,17 @@ class TestGroups:
         assert plan.bridge is not None and (plan.bridge.address, plan.bridge.port) == ("n0", 4000)
         assert [(group.num_nodes, group.main_address) for group in plan.groups] == [(2, "n0"), (1, None)]
 
+    def test_a_reward_group_with_a_node_of_its_own(self, ppo: MakePlan) -> None:
+        changes = {"parallel": {"num_processes": 4, "num_nodes": 2, "interface": "ib0"}, "reward.own_nodes": True}
+        plan = ppo({**changes, "reward.parallel.num_processes": 2}, num_gpus=2)
+        policy, reward = plan.groups
+        assert (plan.num_nodes, policy.first_node, reward.first_node, reward.first_device) == (3, 0, 2, 0)
+        assert [policy.is_on(rank) for rank in range(4)] == [True, True, False, False]
+        assert [reward.is_on(rank) for rank in range(4)] == [False, False, True, False]
+        assert policy.interface == reward.interface == "ib0"
+        assert policy.threads_per_process == reward.threads_per_process, "each has its nodes' cores for itself"
+        assert plan.bridge is not None and plan.bridge.address is None, "found at each start"
+
     @pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
     def test_a_sharded_reward_model_has_no_optimizer(self, ppo: MakePlan, strategy: str) -> None:
         plan = ppo({"reward.parallel": {"strategy": strategy, "num_processes": 2}, "reward.mixed_precision": "bf16"})
@@ -181,4 +192,4 @@ class TestResume:
 
 def test_the_tokenizer_must_end_texts(ppo: MakePlan) -> None:
     with pytest.raises(ScaleupError, match=r"model.tokenizer: .* has no eos token"):
-        ppo(facts=POLICY.model_copy(update={"has_eos": False}))
+        ppo(facts=POLICY.model_copy(update={"eos_token": None}))

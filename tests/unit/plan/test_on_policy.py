@@ -20,7 +20,7 @@ DISTILL = {
     "teacher": {"path": "builtin:tiny-llama"},
     "distill": {"mode": "on_policy", "alpha": 1, "generation": GENERATION},
 }
-WHOLE = FACTS.model_copy(update={"has_eos": True})
+WHOLE = FACTS
 
 
 def config(**changes: Any) -> DistillConfig:
@@ -35,7 +35,7 @@ def config(**changes: Any) -> DistillConfig:
         ({}, {}, []),
         ({}, {"num_virtual_tokens": 4}, ["teacher.path"]),
         ({"num_virtual_tokens": 4}, {}, ["model.path"]),
-        ({"has_eos": False}, {}, ["model.tokenizer"]),
+        ({"eos_token": None}, {}, ["model.tokenizer"]),
         ({"task": "seq2seq_lm"}, {}, ["distill.mode"]),
         ({}, {"max_positions": 511}, ["distill.generation.max_new_tokens"]),
     ],

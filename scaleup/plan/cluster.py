@@ -1,0 +1,174 @@
+"""The job of a run: what it is granted on each node, the machine that this makes to plan for, and what cannot work."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.config.cluster import ClusterConfig, NodeResources
+from scaleup.config.schema import ParallelConfig, RunConfig
+from scaleup.config.stages import PPOConfig, TrainingConfig
+from scaleup.errors import Problem
+from scaleup.plan.described import CORES_A_GPU
+from scaleup.plan.groups import has_reward_group
+from scaleup.plan.machine import Machine
+
+BYTES = {"M": 2**20, "G": 2**30, "T": 2**40}
+ENOUGH_LINES = 20
+"""Of metrics, from the end: how long steps take now."""
+
+
+@dataclass(frozen=True)
+class Granted:
+    """What a job asks for on a node."""
+
+    gpus: int
+    cpus: int | None
+    memory: str | None
+
+
+def nodes_of(config: RunConfig) -> int:
+    """How many a run needs, a reward group's own included."""
+    return config.parallel.num_nodes + has_reward_node(config)
+
+
+def granted(config: RunConfig, cluster: ClusterConfig) -> Granted:
+    """On each of the policy's nodes, and on all where they are alike."""
+    return _granted(cluster, sum(_used_gpus(config, cluster).values()))
+
+
+def granted_to_reward(config: RunConfig, cluster: ClusterConfig) -> Granted | None:
+    """On the reward group's own node, where that is of another kind."""
+    if cluster.reward is None or not isinstance(config, PPOConfig):
+        return None
+    return _granted(cluster.reward, _gpus(config.reward.parallel, cluster.reward.gpus_per_node))
+
+
+def cluster_machine(config: RunConfig, cluster: ClusterConfig) -> Machine:
+    """One node of the job, to plan for wherever the job is made."""
+    node = granted(config, cluster)
+    used = sum(_used_gpus(config, cluster).values())
+    return Machine(
+        num_cores=node.cpus or CORES_A_GPU * max(1, node.gpus),
+        num_gpus=max(node.gpus, used),  # where they differ, a rule of ours says so
+        memory=None if node.memory is None else _bytes(node.memory),
+        gpu_memory=None if cluster.gpu_memory is None else _bytes(cluster.gpu_memory),
+        is_described=True,
+    )
+
+
+def cluster_problems(config: RunConfig, cluster: ClusterConfig) -> list[Problem]:
+    return [*_nodes(config, cluster), *_gpu_counts(config, cluster), *_time(config, cluster)]
+
+
+def _granted(asked: NodeResources, used: int) -> Granted:
+    gpus = used if asked.gpus_per_node is None else asked.gpus_per_node
+    return Granted(gpus, asked.cpus_per_node, asked.memory)
+
+
+def has_reward_node(config: RunConfig) -> bool:
+    return isinstance(config, PPOConfig) and has_reward_group(config) and config.reward.own_nodes
+
+
+def _gpus(parallel: ParallelConfig, on_a_node: int | None) -> int:
+    """That a group's processes use on a node which has so many; `device: auto` uses them where there are some."""
+    uses = parallel.device == "cuda" or (parallel.device == "auto" and bool(on_a_node))
+    return parallel.num_processes // parallel.num_nodes if uses else 0
+
+
+def _used_gpus(config: RunConfig, cluster: ClusterConfig) -> dict[str, int]:
+    """Group -> GPUs of the node that has most: the first, where the reward group may be too."""
+    used = {"policy": _gpus(config.parallel, cluster.gpus_per_node)}
+    if isinstance(config, PPOConfig) and has_reward_group(config) and not config.reward.own_nodes:
+        used["reward"] = _gpus(config.reward.parallel, cluster.gpus_per_node)
+    return used
+
+
+def _nodes(config: RunConfig, cluster: ClusterConfig) -> Iterator[Problem]:
+    needed = nodes_of(config)
+    if cluster.nodes is not None and cluster.nodes != needed:
+        of_reward = ", and one for the reward group" if has_reward_node(config) else ""
+        what = f"{cluster.nodes} granted, and the run needs {needed} (parallel.num_nodes{of_reward})"
+        yield Problem("cluster.nodes", what, f"use {needed}, or another parallel.num_nodes")
+    if cluster.reward is not None and not has_reward_node(config):
+        what = "the reward group has no node of its own" if isinstance(config, PPOConfig) else "is of PPO runs alone"
+        yield Problem("cluster.reward", what, "set reward.own_nodes: true, or leave it out")
+
+
+def _gpu_counts(config: RunConfig, cluster: ClusterConfig) -> Iterator[Problem]:
+    node, used = granted(config, cluster), _used_gpus(config, cluster)
+    if node.gpus != sum(used.values()):
+        groups = ", ".join(f"{group} {count}" for group, count in used.items())
+        what = f"{node.gpus} GPUs do not divide into the processes of a node, which use {sum(used.values())} ({groups})"
+        remedy = f"use {sum(used.values())}, or other numbers of processes"
+        yield Problem("cluster.gpus_per_node", what, remedy)
+    if not has_reward_node(config):
+        return
+    assert isinstance(config, PPOConfig)
+    own, parallel = granted_to_reward(config, cluster), config.reward.parallel
+    if own is None and (count := _gpus(parallel, cluster.gpus_per_node)) > node.gpus:
+        what = f"the reward group's node has {node.gpus} GPUs, and it uses {count}"
+        yield Problem("reward.parallel.num_processes", what, "use fewer, or give cluster.reward")
+    if own is not None and own.gpus != (count := _gpus(parallel, own.gpus)):
+        what = f"{own.gpus} GPUs do not divide into the reward group's processes, which use {count}"
+        yield Problem("cluster.reward.gpus_per_node", what, f"use {count}, or other numbers of processes")
+
+
+def _time(config: RunConfig, cluster: ClusterConfig) -> Iterator[Problem]:
+    limit = cluster.time_seconds
+    if limit is None:
+        return
+    if limit <= cluster.signal_seconds:
+        what = f"{_words(limit)} is over before cluster.signal_seconds, {_words(cluster.signal_seconds)}, begin"
+        yield Problem("cluster.time", what, "allow more time, or less to save in")
+        return
+    for key, interval in _save_intervals(config):
+        if limit <= interval + cluster.signal_seconds:
+            what = (
+                f"{_words(limit)} leaves no time for a checkpoint: {key}, and {_words(cluster.signal_seconds)} to end"
+            )
+            yield Problem("cluster.time", what, "allow more time, or save more often")
+
+
+def _save_intervals(config: RunConfig) -> Iterator[tuple[str, float]]:
+    """What says how often a run saves, and the seconds between."""
+    if not isinstance(config, TrainingConfig):
+        return
+    if (minutes := config.train.save_minutes) is not None:
+        yield f"train.save_minutes is {minutes:g}", 60 * minutes
+    if config.train.save_steps is not None:
+        run = RunFolder(Path(config.runs_dir) / config.name)
+        if (seconds := seconds_a_step(run.metrics_file)) is not None:
+            steps = config.train.save_steps
+            yield f"train.save_steps is {steps}, at {seconds:.3g} s a step so far", steps * seconds
+
+
+def seconds_a_step(metrics: Path) -> float | None:
+    """How long a step of an earlier attempt took (of PPO, a rollout), by its newest lines of metrics; None where they
+    do not say."""
+    rows = []
+    with suppress(OSError, ValueError):
+        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        rows = [json.loads(line) for line in lines[-ENOUGH_LINES:] if line.endswith("\n")]
+    if rollouts := [row["time/rollout"] for row in rows if "time/rollout" in row]:
+        return sum(rollouts) / len(rollouts)
+    rows = [row for row in rows if row.get("tokens_per_second") and "num_tokens" in row]
+    steps = [(row["step"], row["num_tokens"], row["tokens_per_second"]) for row in rows]
+    pairs = [(one, other) for one, other in itertools.pairwise(steps) if other[0] > one[0]]
+    if not pairs:
+        return None
+    seconds = sum((other[1] - one[1]) / other[2] for one, other in pairs)
+    return seconds / sum(other[0] - one[0] for one, other in pairs)
+
+
+def _bytes(memory: str) -> int:
+    return int(memory[:-1]) * BYTES[memory[-1]]
+
+
+def _words(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.3g} min"

@@ -1,0 +1,52 @@
+"""What a run's job cannot be on Slurm or on Kubernetes, whatever its nodes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from scaleup.config.cluster import ClusterConfig
+from scaleup.config.schema import RunConfig
+from scaleup.errors import Problem
+
+KUBERNETES_NAME = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
+LONGEST_NAME = 40
+"""Of 63 characters of a pod's host name, Kubernetes adds the group, an index and what makes it unique."""
+
+
+def slurm_problems(config: RunConfig, cluster: ClusterConfig, is_sweep: bool) -> Iterator[Problem]:
+    if is_sweep and cluster.reward is not None:
+        what = "a job with two kinds of nodes cannot be an array"
+        yield Problem(
+            "cluster.reward", what, "leave it out, so that all nodes are alike, or submit the points one by one"
+        )
+    if cluster.slurm is not None and cluster.slurm.gres and cluster.gpus_per_node is None:
+        yield Problem("cluster.gpus_per_node", "is needed beside cluster.slurm.gres", "say how many GPUs these are")
+    if cluster.container is not None:
+        for where, folder in (("cluster.workdir", cluster.workdir), ("runs_dir", config.runs_dir)):
+            if re.search("[,:]", folder):
+                yield Problem(where, f"{folder!r} cannot be mounted in a container", "use a folder without , and :")
+
+
+def kubernetes_problems(config: RunConfig, cluster: ClusterConfig, is_sweep: bool) -> Iterator[Problem]:
+    kubernetes = cluster.kubernetes
+    if kubernetes is None:
+        yield Problem("cluster.kubernetes", "is missing", "give at least its volume_claim")
+        return
+    if cluster.container is None:
+        yield Problem("cluster.container", "is missing", "name the image that the pods run")
+    elif cluster.container.mounts:
+        yield Problem("cluster.container.mounts", "are Slurm's; pods have one volume", "leave them out")
+    if not KUBERNETES_NAME.fullmatch(config.name) or len(config.name) > LONGEST_NAME:
+        what = f"{config.name!r} cannot be the name of a Kubernetes job"
+        yield Problem("name", what, f"use up to {LONGEST_NAME} lower-case letters, digits and hyphens")
+    mounted = kubernetes.mount_path or cluster.workdir
+    if not Path(mounted).is_absolute():
+        yield Problem("cluster.kubernetes.mount_path", "is no absolute path", "say where the pods have the volume")
+    elif not Path(config.runs_dir).is_relative_to(mounted):
+        what = f"{config.runs_dir} is not on the volume, which is mounted at {mounted}"
+        yield Problem("runs_dir", what, "use a folder in it: the nodes of a run share its run folder")
+    if cluster.reward is not None and kubernetes.kind != "jobset":
+        what = f"a {kubernetes.kind} has nodes of one kind"
+        yield Problem("cluster.reward", what, "use cluster.kubernetes.kind: jobset, or leave it out")

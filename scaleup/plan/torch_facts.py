@@ -1,0 +1,51 @@
+"""What torch says of this machine. The data plane asks it in a process of its own
+(`python -m scaleup.distributed.devices`), and hands it back as JSON."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from pydantic import BaseModel, ConfigDict
+
+
+class DeviceFacts(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    memory: int
+    """Bytes in all."""
+    capability: str
+    """CUDA's compute capability, e.g. 9.0."""
+    bf16: bool
+    """Whether it has arithmetic for it, and does not only imitate it."""
+
+
+class TorchFacts(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: str
+    cuda: str | None
+    """What it was built for; None: for CPUs."""
+    nccl: str | None
+    backends: tuple[str, ...]
+    """Of torch.distributed."""
+    devices: tuple[DeviceFacts, ...]
+    cuda_error: str | None
+    """Why a torch that was built for CUDA finds no GPU."""
+    cpu_bf16: float | None
+    """How many times as long as in float32 a product of matrices takes on this CPU; None where it fails."""
+    ops_folder: str | None
+    """Where DeepSpeed's operations for CPUs are compiled; None where a package is missing."""
+    ops_built: tuple[str, ...]
+    """Those that are."""
+
+
+def ask_torch() -> TorchFacts:
+    """Takes as long as importing torch. Raises RuntimeError when torch cannot even be imported."""
+    command = [sys.executable, "-m", "scaleup.distributed.devices"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    if answer.returncode != 0 or not answer.stdout.strip():
+        said = answer.stderr.strip().splitlines()[-1:] or ["no word"]
+        raise RuntimeError(f"{' '.join(command[1:])} ended with exit code {answer.returncode}: {said[0]}")
+    return TorchFacts.model_validate_json(answer.stdout.strip().splitlines()[-1])
