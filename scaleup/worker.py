@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.artifacts.run_folder import Attempt, RunFolder
+from scaleup.distributed.sign import SignOfLife
 from scaleup.distributed.signals import StopFlag, stop_with_parent
 from scaleup.errors import ScaleupError
 from scaleup.plan.types import GroupPlan, Plan
@@ -29,13 +30,14 @@ def main() -> None:
     run = RunFolder(Path(arguments.run).absolute())
     attempt = run.attempt(arguments.attempt) if arguments.attempt else None
     rank_name = f"{arguments.group}-rank{os.environ.get('RANK', '0')}"
-    stop = StopFlag().install()
+    stop, sign = StopFlag().install(), SignOfLife()
     if attempt:
         stop_with_parent()
         _redirect_output(attempt.logs / f"{rank_name}.log")
         _register(attempt, rank_name, arguments.node)
+        sign = SignOfLife(attempt.sign_file(rank_name), arguments.node).start()
     try:
-        _work(run, arguments.group, attempt, stop)
+        _work(run, arguments.group, attempt, stop, sign)
     except Exception as error:
         _report(error, attempt, rank_name)
         code = 2 if isinstance(error, ScaleupError) else 1
@@ -44,7 +46,7 @@ def main() -> None:
         os._exit(code)  # not sys.exit: a process group whose peers are gone may never let the interpreter end
 
 
-def _work(run: RunFolder, group: str, attempt: Attempt | None, stop: StopFlag) -> None:
+def _work(run: RunFolder, group: str, attempt: Attempt | None, stop: StopFlag, sign: SignOfLife) -> None:
     from scaleup.distributed.runtime import Runtime  # after the signal handlers: torch takes seconds to import
     from scaleup.models.load import quiet_libraries
     from scaleup.train.fit import Stopped
@@ -52,6 +54,8 @@ def _work(run: RunFolder, group: str, attempt: Attempt | None, stop: StopFlag) -
     quiet_libraries()
     config, plan = run.config, Plan.read(run.plan_file)
     _leave_devices_to_others(plan.group(group))
+    if attempt and plan.group(group).serves:
+        stop.leave_to_the_agent()
     runtime = Runtime.start(
         plan.group(group),
         timeout_seconds=plan.group(group).timeout_seconds,
@@ -59,6 +63,7 @@ def _work(run: RunFolder, group: str, attempt: Attempt | None, stop: StopFlag) -
         report_to=getattr(config, "report_to", []),
         progress_file=attempt.progress_file(group) if attempt else None,
         stop=stop,
+        sign=sign,
     )
     stage: Any = importlib.import_module(f"scaleup.stages.{config.stage}")
     try:

@@ -40,10 +40,11 @@ def new_bridge(address: str, port: int | None) -> BridgeFile:
     """With a secret that no run had before, and a port of this machine that is free if none is given.
 
     Raises ScaleupError where there is none."""
-    return BridgeFile(address, port or _free_port(), secrets.token_hex(32))
+    return BridgeFile(address, port or free_port("reward.bridge_port"), secrets.token_hex(32))
 
 
-def _free_port() -> int:
+def free_port(key: str) -> int:
+    """On all interfaces of this host. Raises ScaleupError, with the config key that could name one, where none is."""
     for port in random.SystemRandom().sample(PORTS, TRIES):
         with socket.socket() as listener:
             try:
@@ -52,4 +53,4 @@ def _free_port() -> int:
                 continue
             return port
     what = f"no free port from {PORTS.start} to {PORTS.stop - 1} was found"
-    raise ScaleupError.of("reward.bridge_port", what, "give one")
+    raise ScaleupError.of(key, what, "give one")

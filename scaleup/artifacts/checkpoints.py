@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +16,9 @@ from scaleup.errors import ScaleupError
 
 LISTING = "checkpoint.json"
 LAYOUT = "layout.json"
+DAMAGED = ".damaged"
+"""Behind the name of a folder that was a checkpoint."""
+READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -60,21 +67,82 @@ def checkpoint_folder(checkpoints: Path, step: int) -> Path:
 
 
 def write_listing(aside: Path, step: int) -> None:
-    """The last file of a checkpoint: what it consists of. Without it, or when a size differs, it is not whole."""
-    write_json(aside / LISTING, {"step": step, "files": file_sizes(aside, ".")})
+    """The last file of a checkpoint: what it consists of. Without it, or when a size differs, it is not whole; when a
+    checksum does, it is damaged."""
+    files = file_sizes(aside, ".")
+    write_json(aside / LISTING, {"step": step, "files": files, "crc32": _checksums(aside, files)})
 
 
 def whole_checkpoints(checkpoints: Path) -> list[CheckpointFolder]:
-    """Oldest first. Half-written, truncated or foreign folders are not among them."""
-    found = []
-    for folder in sorted(checkpoints.glob("step-*")):
-        try:
-            listing = read_json(folder / LISTING)
-            sizes_match = all((folder / name).stat().st_size == size for name, size in listing["files"].items())
-            if sizes_match and folder == checkpoint_folder(checkpoints, listing["step"]):
-                found.append(CheckpointFolder(folder, listing["step"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # not whole, so not a checkpoint: nothing may be resumed from it
+    """Oldest first. Half-written, truncated or foreign folders are not among them: nothing may be resumed from one."""
+    found = [_look_at(folder) for folder in sorted(checkpoints.glob("step-*"))]
+    return [checkpoint for checkpoint in found if isinstance(checkpoint, CheckpointFolder)]
+
+
+def _look_at(folder: Path) -> CheckpointFolder | str:
+    """A whole checkpoint, or why it is none."""
+    try:
+        listing = read_json(folder / LISTING)
+        for name, size in listing["files"].items():
+            found = (folder / name).stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes, and {size} were written"
+        if folder == checkpoint_folder(folder.parent, listing["step"]):
+            return CheckpointFolder(folder, listing["step"])
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{LISTING} cannot be read"
+    return f"its {LISTING} is of step {listing['step']}"
+
+
+def damage_of(checkpoint: CheckpointFolder) -> str:
+    """What no longer is as it was written, although no size differs: reads all files. Empty for a sound one, and for
+    those that were written without checksums."""
+    try:
+        listing = read_json(checkpoint.path / LISTING)
+        sums = listing.get("crc32", {})
+        found = _checksums(checkpoint.path, sums)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"it cannot be read ({error})"
+    wrong = [name for name in sums if found[name] != sums[name]]
+    return f"{wrong[0]} does not match its checksum" if wrong else ""
+
+
+def newest_sound_checkpoint(checkpoints: Path) -> tuple[CheckpointFolder | None, list[str]]:
+    """The one to go on from, and a line for each newer one that is not: which, and why. A damaged one is set aside
+    under another name, so that nobody takes it for a checkpoint again."""
+    lines: list[str] = []
+    named = [folder for folder in checkpoints.glob("step-*") if folder.name.removeprefix("step-").isdecimal()]
+    for folder in sorted(named, reverse=True):
+        found = _look_at(folder)
+        if isinstance(found, CheckpointFolder):
+            if not (damage := damage_of(found)):
+                return found, lines
+            _set_aside(folder)
+            found = f"{damage}; it is {folder.name}{DAMAGED} now"
+        lines.append(f"checkpoint {folder.name} is not used: {found}")
+    return None, lines
+
+
+def _set_aside(folder: Path) -> None:
+    aside = folder.with_name(folder.name + DAMAGED)
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+
+
+def _checksums(folder: Path, names: Iterable[str]) -> dict[str, int]:
+    """Of files; zlib lets other threads run meanwhile."""
+    names = list(names)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return dict(zip(names, pool.map(lambda name: _checksum(folder / name), names), strict=True))
+
+
+def _checksum(file: Path) -> int:
+    found = 0
+    with file.open("rb", buffering=0) as opened:
+        while part := opened.read(READ_BYTES):
+            found = zlib.crc32(part, found)
     return found
 
 

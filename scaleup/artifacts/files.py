@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+PROBE_BYTES = 1 << 16
 
 
 def cache_folder() -> Path:
@@ -37,6 +39,19 @@ def write_json(path: Path, value: Any, is_secret: bool = False) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_problem(folder: Path) -> str:
+    """Why nothing can be written to a folder, e.g. `No space left on device`; empty where it can."""
+    probe = folder / f".probe.{os.getpid()}.tmp"
+    try:
+        probe.write_bytes(bytes(PROBE_BYTES))
+        return ""
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        with suppress(OSError):
+            probe.unlink()
 
 
 def aside_of(folder: Path) -> Path:

@@ -20,20 +20,26 @@ from scaleup.errors import Problem, ScaleupError
 
 MAY_CHANGE_ON_RESUME = frozenset(
     {
+        "cluster",
         "report_to",
         "train.save_steps",
+        "train.save_minutes",
         "train.save_total_limit",
         "train.logging_steps",
         "parallel.timeout_seconds",
+        "parallel.heartbeat_timeout_seconds",
+        "parallel.progress_timeout_seconds",
         "parallel.max_restarts",
         "parallel.main_address",
         "parallel.main_port",
+        "parallel.interface",
         "evaluation",
         "generation",
         "ppo.self_checks",
         "reward.placement",
         "reward.url",
         "reward.parallel",
+        "reward.own_nodes",
         "reward.batch_size",
         "reward.timeout_seconds",
         "reward.reconnect_seconds",
@@ -114,7 +120,7 @@ class RunFolder:
         """The folder of one more start, which all nodes share. Only the first node makes one."""
         newest = self.newest_attempt()
         attempt = self.attempt(newest.number + 1 if newest else 1)
-        for folder in (attempt.logs, attempt.errors, attempt.workers, attempt.nodes):
+        for folder in (attempt.logs, attempt.errors, attempt.workers, attempt.signs, attempt.nodes):
             folder.mkdir(parents=True)
         return attempt
 
@@ -184,16 +190,28 @@ class Attempt:
         return self.path / "workers"
 
     @property
+    def signs(self) -> Path:
+        """Of life, one of each worker."""
+        return self.path / "signs"
+
+    @property
     def nodes(self) -> Path:
         return self.path / "nodes"
 
     def progress_file(self, group: str) -> Path:
         return self.path / f"progress-{group}.json"
 
+    def notes_file(self, group: str) -> Path:
+        """Lines that a group's rank 0 has for the user."""
+        return self.progress_file(group).with_suffix(".txt")
+
     def launcher_log(self, group: str, node_rank: int, restart: int = 0) -> Path:
         """Each start of a group's launcher has one of its own."""
         again = f"-restart{restart}" if restart else ""
         return self.logs / f"{group}-node{node_rank}{again}.log"
+
+    def sign_file(self, rank_name: str) -> Path:
+        return self.signs / f"{rank_name}.json"
 
     def node_file(self, node_rank: int) -> Path:
         return self.nodes / f"{node_rank}.json"
@@ -203,7 +221,7 @@ class Attempt:
 
     def forget_workers(self, group: str) -> None:
         """Of a group that is started again within the attempt: those there were are no longer of the run."""
-        for file in self.workers.glob(f"{group}-rank*.json"):
+        for file in [*self.workers.glob(f"{group}-rank*.json"), *self.signs.glob(f"{group}-rank*.json")]:
             file.unlink()
         self.forget_errors(group)
 

@@ -19,7 +19,6 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DistillationConfig as TRLConfig
 from trl import DistillationTrainer
 
-from scaleup.artifacts.checkpoints import latest_checkpoint
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.compress.student import Student
 from scaleup.config.stages import DistillConfig
@@ -31,7 +30,7 @@ from scaleup.models.adapted import load_finished
 from scaleup.models.load import load_tokenizer
 from scaleup.plan.arithmetic import epochs_to_rows, rows_to_steps
 from scaleup.plan.types import BatchPlan, Plan
-from scaleup.train.checkpoint import Checkpointer
+from scaleup.train.checkpoint import Checkpointer, sound_checkpoint
 from scaleup.train.fit import is_due, stop_run
 from scaleup.train.metrics import MetricsLog, peak_memory_mib
 from scaleup.train.model import trainable_model
@@ -47,8 +46,8 @@ def train_on_policy(config: DistillConfig, plan: Plan, runtime: Runtime, folder:
     encoder = Encoder(tokenizer, plan.model.task, config.data)
     train, held_out = (read_prompts(config.data, split, encoder) for split in ("train", "validation"))
     num_steps = _num_steps(config, plan.batch, sum(len(prompts) for prompts in train))
-    latest = latest_checkpoint(folder.checkpoints)
-    done, rows = latest.step if latest else 0, plan.batch.global_batch
+    newest = sound_checkpoint(runtime, folder)
+    done, rows = newest.step if newest else 0, plan.batch.global_batch
     order = PromptOrder(train, [s.weight for s in config.data.train or []], config.train.seed, config.data.shuffle)
 
     runtime.progress.report("loading the model and its teacher")
@@ -70,6 +69,7 @@ def train_on_policy(config: DistillConfig, plan: Plan, runtime: Runtime, folder:
         trainer.train()
     if steps.state.step < num_steps:
         stop_run(runtime, folder, steps.checkpointer, steps.state, num_steps)
+    runtime.progress.sign.end_steps()
     steps.metrics.close()
     return Student(trainer.model_wrapped, tokenizer, steps.state, num_dropped=0, part=None)
 
@@ -114,12 +114,15 @@ class Steps(TrainerCallback):
             trainer.optimizer,
             trainer.lr_scheduler,
             self.config.train.save_total_limit,
+            minutes=self.config.train.save_minutes,
         )
         self.state = self.checkpointer.restore()
         self.tokens_before = self.state.num_tokens
         self.metrics = MetricsLog(self.runtime, self.folder, self.config, self.state.step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **found: Any) -> None:
+        self.runtime.progress.sign.begin_step(self.state.step + 1)
+        self.runtime.progress.at("answering and learning")
         place = (self.config.train.seed, self.state.step, self.runtime.rank)
         seed_everything(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
@@ -130,8 +133,9 @@ class Steps(TrainerCallback):
         step = self.state.step
         control.should_log = is_due(train.logging_steps, step, last)
         control.should_evaluate = self.trainer.eval_dataset is not None and is_due(train.eval_steps, step, last)
-        control.should_save = step < last and is_due(train.save_steps, step, last)  # the result follows the last one
-        control.should_training_stop = step == last or self.runtime.any(self.runtime.stop.requested)
+        stop, save = self.runtime.sum(self.runtime.stop.requested, self.checkpointer.is_time())
+        control.should_save = step < last and (save > 0 or is_due(train.save_steps, step, last))  # the result follows
+        control.should_training_stop = step == last or stop > 0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **found: Any) -> None:
         if "train_runtime" in logs:  # TRL's summary of an attempt

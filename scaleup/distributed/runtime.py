@@ -25,6 +25,7 @@ from accelerate.utils import ProjectConfiguration
 from scaleup.distributed.engines import engine_for
 from scaleup.distributed.portable import Source
 from scaleup.distributed.progress import Progress
+from scaleup.distributed.sign import SignOfLife
 from scaleup.distributed.signals import StopFlag
 from scaleup.errors import ScaleupError
 from scaleup.plan.types import GroupPlan
@@ -47,6 +48,7 @@ class Runtime:
         report_to: Sequence[str] = (),
         progress_file: Path | None = None,
         stop: StopFlag | None = None,
+        sign: SignOfLife | None = None,
     ) -> Runtime:
         """Join the group's process group. Raises ScaleupError when it is not the planned one."""
         _check_environment(group)
@@ -59,7 +61,8 @@ class Runtime:
             project_config=ProjectConfiguration(str(run_folder), logging_dir=str(run_folder / "tensorboard")),
         )
         accelerator.register_save_state_pre_hook(_only_trained)
-        runtime = cls(accelerator, group, Progress(progress_file, accelerator.is_main_process), stop or StopFlag())
+        progress = Progress(progress_file, accelerator.is_main_process, sign)
+        runtime = cls(accelerator, group, progress, stop or StopFlag())
         runtime._check_world()
         return runtime
 
@@ -86,6 +89,7 @@ class Runtime:
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over all ranks, in float64. Every rank must call it."""
+        self.progress.sign.meet()
         if self.world == 1:
             return [float(value) for value in values]
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -98,6 +102,7 @@ class Runtime:
         total = mine.to(self.device, torch.float64)
         if self.world > 1:
             total = total.clone()
+            self.progress.sign.meet()
             dist.all_reduce(total)
         return total.cpu()
 
@@ -109,6 +114,7 @@ class Runtime:
         sent = mine.to(self.device).contiguous()
         sent = sent.to(torch.uint8) if sent.dtype == torch.bool else sent
         parts = [torch.empty_like(sent) for _ in range(self.world)]
+        self.progress.sign.meet()
         dist.all_gather(parts, sent)
         return torch.stack(parts, dim=1).flatten(0, 1).to("cpu", mine.dtype)
 
@@ -122,6 +128,7 @@ class Runtime:
         return self.sum(float(flag))[0] > 0
 
     def barrier(self) -> None:
+        self.progress.sign.meet()
         self.accelerator.wait_for_everyone()
 
     def prepare(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -139,29 +146,35 @@ class Runtime:
 
     def backward(self, model: Any, loss: torch.Tensor) -> None:
         """Add a micro-batch's gradients to the step's."""
+        self.progress.sign.meet()
         self._engine.backward(self.accelerator, model, loss)
 
     def update(self, model: Any, optimizer: Any, max_grad_norm: float) -> tuple[float, bool]:
         """Clip (0: not at all), step, clear. The gradient's norm, and whether fp16 skipped the step.
 
         Raises NonFiniteError."""
+        self.progress.sign.meet()
         return self._engine.update(self.accelerator, model, optimizer, max_grad_norm or math.inf)
 
     def full_state(self, model: Any) -> dict[str, torch.Tensor]:
         """The whole model's weights, on rank 0. Every rank must call it."""
+        self.progress.sign.meet()
         return self._engine.full_state(self.accelerator, model)
 
     def trained_state(self, model: Any) -> dict[str, torch.Tensor]:
         """The trained parameters alone, on rank 0. Every rank must call it."""
+        self.progress.sign.meet()
         return self._engine.trained_state(self.accelerator, model)
 
     def save(self, model: torch.nn.Module, folder: Path) -> None:
         """What Accelerate saves; of a model that is partly frozen, without the frozen weights where the engine can."""
+        self.progress.sign.meet()
         options = self._engine.save_options() if is_partly_frozen(model) else {}
         self.accelerator.save_state(str(folder), safe_serialization=True, **options)
 
     def load(self, model: torch.nn.Module, folder: Path) -> None:
         """What `save` wrote."""
+        self.progress.sign.meet()
         options = self._engine.load_options() if is_partly_frozen(model) else {}
         self.accelerator.load_state(str(folder), **options)
 

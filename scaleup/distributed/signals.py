@@ -10,7 +10,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopFlag:
-    """Set by SIGTERM or SIGUSR1. A second signal changes nothing: schedulers may send several."""
+    """Set by SIGUSR1, which the node's agent sends, or SIGTERM, which others do. A second signal changes nothing:
+    schedulers may send several."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -20,11 +21,17 @@ class StopFlag:
             signal.signal(number, self._on_signal)
         return self
 
+    def leave_to_the_agent(self) -> None:
+        """No longer set by SIGTERM: a scheduler sends it to all processes of a job, and those that save then need the
+        ones that serve them."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.requested = False
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
 
 
 def stop_with_parent() -> None:
-    """If the launcher is killed outright, the kernel sends us SIGTERM: no worker trains on that nobody watches (Linux:
+    """If the launcher is killed outright, the kernel sends us SIGUSR1: no worker trains on that nobody watches (Linux:
     prctl PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(1, signal.SIGUSR1)

@@ -80,17 +80,20 @@ def gather_experience(
     drawn: list[Responses] = []
     for start in range(0, len(mine), sizes[0]):
         chosen = mine[start : start + sizes[0]]
+        runtime.progress.at("generating")
         with clock.of("generation"):
             given = [prompts[index].ids for index in chosen]
             drawn.append(
                 respond(model, given, [seeds[i] for i in chosen], sampling, runtime.device, runtime.gathers_weights)
             )
+        runtime.progress.at("asking for scores")
         rewards.submit(texts.samples([prompts[index] for index in chosen], drawn[-1]))
     tokens, lengths, finished = (
         torch.cat([getattr(part, name) for part in drawn]).cpu() for name in ("tokens", "lengths", "finished")
     )
     with clock.of("forward"):
         thoughts = _thoughts(runtime, model, [prompts[i].ids for i in mine], tokens, lengths, sizes[1], sampling.pad_id)
+    runtime.progress.at("waiting for scores")
     with clock.of("waiting for scores"):
         scores = torch.tensor(rewards.collect(), dtype=torch.float64)
     whole = {"tokens": tokens, "lengths": lengths, "finished": finished, "scores": scores, **thoughts}
@@ -126,6 +129,7 @@ def _thoughts(
     policy = getattr(model, "module", model)
     found = {name: torch.zeros(tokens.shape, dtype=torch.float64) for name in NAMES}
     for rows in by_length(prompts, lengths, batch_size):
+        runtime.progress.at("forward passes over responses")
         inputs = inputs_of([prompts[row] for row in rows], tokens[rows], lengths[rows], pad_id, policy.is_seq2seq)
         inputs = {name: part.to(runtime.device) for name, part in inputs.items()}
         width = inputs["response_ids"].shape[1]

@@ -67,6 +67,7 @@ class HttpRewards(PlacedRewards):
                     what = f"{self._url} gave no answer for {self._reconnect:g} s; the last try: {_said(error)}"
                     remedy = "start the service, or raise reward.reconnect_seconds or reward.timeout_seconds"
                     raise ScaleupError.of(self.where, what, remedy) from error
+            self._runtime.progress.at("waiting for the reward service")
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         return checked_scores(self._read(answer), len(samples), self.where)

@@ -63,7 +63,14 @@ def run_ppo(job: PPO) -> PPOState:
     """Rollout after rollout, from wherever the newest checkpoint stands. Raises Stopped after a signal."""
     ppo, train, runtime = job.config.ppo, job.config.train, job.runtime
     checkpointer = Checkpointer(
-        runtime, job.run, job.model, job.optimizer, job.schedule, train.save_total_limit, new_state=PPOState
+        runtime,
+        job.run,
+        job.model,
+        job.optimizer,
+        job.schedule,
+        train.save_total_limit,
+        new_state=PPOState,
+        minutes=train.save_minutes,
     )
     state = checkpointer.restore()
     metrics = MetricsLog(runtime, job.run, job.config, state.step)
@@ -73,6 +80,7 @@ def run_ppo(job: PPO) -> PPOState:
         _rollouts(job, state, checkpointer, metrics, updater)
     except StopWhileWaiting:  # nothing has been learned since the last rollout
         stop_run(runtime, job.run, checkpointer, state, ppo.num_rollouts)
+    runtime.progress.sign.end_steps()
     metrics.close()
     return state
 
@@ -85,6 +93,7 @@ def _rollouts(
         state.kl_coef = ppo.kl_coef
         _evaluate(job, metrics, state)
     while state.step < ppo.num_rollouts:
+        runtime.progress.sign.begin_step(state.step + 1)
         started = time.perf_counter()
         experience, judged, learned = _rollout(job, updater, state, checkpointer)
         found = _metrics(experience, judged, state) | learned
@@ -97,9 +106,10 @@ def _rollouts(
         runtime.progress.report("rollouts", state.step, ppo.num_rollouts, **shown)
         if is_due(train.eval_steps, state.step, ppo.num_rollouts):
             _evaluate(job, metrics, state)
-        if is_due(train.save_steps, state.step, ppo.num_rollouts):
+        stop, save = runtime.sum(runtime.stop.requested, checkpointer.is_time())
+        if save or is_due(train.save_steps, state.step, ppo.num_rollouts):
             checkpointer.save(state)
-        if runtime.any(runtime.stop.requested) and state.step < ppo.num_rollouts:
+        if stop and state.step < ppo.num_rollouts:
             stop_run(runtime, job.run, checkpointer, state, ppo.num_rollouts)
 
 

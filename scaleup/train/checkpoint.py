@@ -6,7 +6,9 @@ our own files: of the one Accelerate only logs a failure to restore, the other i
 
 from __future__ import annotations
 
+import math
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,7 +22,8 @@ from scaleup.artifacts.checkpoints import (
     CheckpointFolder,
     Layout,
     checkpoint_folder,
-    latest_checkpoint,
+    damage_of,
+    newest_sound_checkpoint,
     prune_checkpoints,
     write_listing,
 )
@@ -51,7 +54,9 @@ class Checkpointer(Generic[State]):
         keep: int,
         ranks: RankAllocation | None = None,
         new_state: type[State] = TrainState,  # type: ignore[assignment]
+        minutes: float | None = None,
     ) -> None:
+        """`keep`: so many stay, and the best one. `minutes`: after which one is due, whatever the step."""
         self._runtime = runtime
         self._run = run
         self._model = model
@@ -60,28 +65,38 @@ class Checkpointer(Generic[State]):
         self._keep = keep
         self._ranks = ranks
         self._new_state = new_state
+        self._seconds = math.inf if minutes is None else 60 * minutes
+        self._saved_at = time.monotonic()
         self._layout = _layout(runtime, model, optimizer)
-        latest = latest_checkpoint(run.checkpoints)
-        self.last_step: int | None = latest.step if latest else None
+        self.last_step: int | None = None
+
+    def is_time(self) -> bool:
+        """Whether `minutes` have passed since the last one (or the start), by rank 0's clock. False on all others,
+        which must hear of it."""
+        return self._runtime.is_main and time.monotonic() - self._saved_at >= self._seconds
 
     def save(self, state: State) -> None:
         """Raises ScaleupError when it cannot be written; earlier checkpoints stay as they are."""
         if state.step == self.last_step:
             return
+        self._runtime.progress.at("saving")
         folder = checkpoint_folder(self._run.checkpoints, state.step)
         self._on_main(lambda: _fresh(aside_of(folder)), folder)
         self._on_all(lambda: self._write(aside_of(folder), state), folder)
         self._on_main(lambda: self._finish(folder, state), folder)
         self.last_step = state.step
+        self._saved_at = time.monotonic()
 
     def restore(self) -> State:
-        """The state of the newest whole checkpoint, loaded into everything; a new state when there is none."""
-        latest = latest_checkpoint(self._run.checkpoints)
-        if latest is None:
+        """The state of the newest sound checkpoint, loaded into everything; a new state when there is none."""
+        newest = sound_checkpoint(self._runtime, self._run)
+        if newest is None:
             return self._new_state()
-        return self.load(latest)
+        self.last_step = newest.step
+        return self.load(newest)
 
     def load(self, checkpoint: CheckpointFolder) -> State:
+        self._runtime.progress.at("restoring a checkpoint")
         is_direct = self._load_tensors(checkpoint.path)
         if len(list(checkpoint.path.glob("random_state_*"))) == self._runtime.world:  # else ranks draw dropout anew
             _set_random_state(load_file(_random_file(checkpoint.path, self._runtime.rank)))
@@ -96,13 +111,19 @@ class Checkpointer(Generic[State]):
         return state
 
     def load_best_weights(self, state: State) -> None:
-        """Put the weights of the best evaluation back. Raises ScaleupError when that checkpoint is gone."""
+        """Put the weights of the best evaluation back. Raises ScaleupError when that checkpoint is gone, or
+        damaged."""
         assert state.best_step is not None
         folder = checkpoint_folder(self._run.checkpoints, state.best_step)
         if not folder.is_dir():
             raise ScaleupError.of(
                 str(folder), "the best checkpoint is gone", "keep it, or turn load_best_model_at_end off"
             )
+        best = CheckpointFolder(folder, state.best_step)
+        damage = damage_of(best) if self._runtime.is_main else ""
+        if self._runtime.any(bool(damage)):
+            what = f"the best checkpoint is damaged: {damage or 'rank 0 says which file'}"
+            raise ScaleupError.of(str(folder), what, "turn load_best_model_at_end off, or train again")
         self._load_tensors(folder)
 
     def _load_tensors(self, folder: Path) -> bool:
@@ -157,6 +178,29 @@ class Checkpointer(Generic[State]):
         raise ScaleupError.of(
             f"checkpoint {folder}", what, "make room on the disk, then continue with --resume"
         ) from failure
+
+
+def sound_checkpoint(runtime: Runtime, run: RunFolder) -> CheckpointFolder | None:
+    """The newest one that is as it was written, as rank 0 finds it; says why newer ones are not used. Every rank must
+    call it. Raises ScaleupError when a damaged one cannot be set aside."""
+    runtime.progress.at("looking at checkpoints")
+    lines: list[str] = []
+    found, problem = None, None
+    if runtime.is_main:
+        try:
+            found, lines = newest_sound_checkpoint(run.checkpoints)
+        except OSError as error:
+            problem = error
+    after, wrong = runtime.sum(found.step + 1 if found else 0, problem is not None)
+    if wrong:
+        what = f"a damaged one cannot be set aside ({problem or 'rank 0 says why'})"
+        raise ScaleupError.of(f"checkpoints {run.checkpoints}", what, "remove it, then continue with --resume")
+    for line in lines:
+        runtime.progress.say(line)
+    if lines:
+        runtime.progress.say(f"the run goes on from {f'step {found.step}' if found else 'the start'}")
+    step = int(after) - 1
+    return CheckpointFolder(checkpoint_folder(run.checkpoints, step), step) if after else None
 
 
 def _layout(runtime: Runtime, model: Any, optimizer: Any) -> Layout:

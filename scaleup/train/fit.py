@@ -56,13 +56,21 @@ def fit(job: Fit) -> TrainState:
     """Train to the last step from wherever the newest checkpoint stands. Raises Stopped after a signal."""
     train = job.config.train
     checkpointer: Checkpointer[TrainState] = Checkpointer(
-        job.runtime, job.run, job.model, job.optimizer, job.schedule, train.save_total_limit, job.ranks
+        job.runtime,
+        job.run,
+        job.model,
+        job.optimizer,
+        job.schedule,
+        train.save_total_limit,
+        job.ranks,
+        minutes=train.save_minutes,
     )
     state = checkpointer.restore()
     metrics = MetricsLog(job.runtime, job.run, job.config, state.step)
     job.model.train()
     seconds, tokens = 0.0, 0  # of the steps since the last line of the log: evaluation and saving do not count
     while state.step < job.num_steps and not _is_over(job, state):
+        job.runtime.progress.sign.begin_step(state.step + 1)
         started = time.perf_counter()
         result = _step(job, state, checkpointer)
         seconds += time.perf_counter() - started
@@ -76,21 +84,25 @@ def fit(job: Fit) -> TrainState:
         evaluates = job.validation is not None and is_due(train.eval_steps, state.step, job.num_steps)
         improved = evaluates and _evaluate(job, metrics, state, checkpointer)
         save_best = improved and train.load_best_model_at_end
-        if save_best or _is_over(job, state) or is_due(train.save_steps, state.step, job.num_steps):
+        asked = result.save_asked or save_best
+        if asked or _is_over(job, state) or is_due(train.save_steps, state.step, job.num_steps):
             checkpointer.save(state)
         if result.stop_requested and state.step < job.num_steps:
             stop_run(job.runtime, job.run, checkpointer, state, job.num_steps)
     if train.load_best_model_at_end:
         checkpointer.load_best_weights(state)
+    job.runtime.progress.sign.end_steps()
     metrics.close()
     return state
 
 
 def _step(job: Fit, state: TrainState, checkpointer: Checkpointer[Any]) -> StepResult:
+    job.runtime.progress.at("reading rows")
     batches = job.loader.batches(state.step)
     limit, penalty = job.config.train.max_grad_norm, job.ranks.penalty if job.ranks else None
     with finite(state.step + 1, checkpointer):
-        result = train_step(job.runtime, job.model, job.optimizer, batches, job.objective, limit, penalty)
+        asks = checkpointer.is_time
+        result = train_step(job.runtime, job.model, job.optimizer, batches, job.objective, limit, penalty, asks)
     if not result.skipped:
         job.schedule.step()
     return result

@@ -27,6 +27,8 @@ class StepResult:
     """Real tokens of the global batch."""
     stop_requested: bool
     """Some rank got a signal."""
+    save_asked: bool
+    """Some rank asked for a checkpoint."""
     skipped: bool
     """fp16 only: the gradient overflowed, and the loss scale went down instead of the weights moving."""
 
@@ -39,9 +41,11 @@ def train_step(
     objective: Objective,
     max_grad_norm: float,
     penalty: Callable[[], torch.Tensor] | None = None,
+    asks_to_save: Callable[[], bool] = lambda: False,
 ) -> StepResult:
     """One optimizer step on the global batch whose share of this rank is `batches`. `penalty` depends on the weights
-    alone and is added to the step's loss, once.
+    alone and is added to the step's loss, once. What `asks_to_save` says
+    at its end, on any rank, is told to all.
 
     The loss is the sum over all tokens of all ranks and micro-batches, divided by their number. Every engine averages
     gradients over ranks, so each rank's part is scaled by the number of ranks. Raises NonFiniteError."""
@@ -50,6 +54,7 @@ def train_step(
     loss_sum, added = torch.zeros((), device=runtime.device), 0.0
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
+        runtime.progress.at("forward and backward")
         with runtime.micro_batch(model, last=last):
             loss = objective(model, batch.to(runtime.device))
             scaled = loss * scale
@@ -58,13 +63,14 @@ def train_step(
                 scaled, added = scaled + extra, extra.item()
             runtime.backward(model, scaled)
         loss_sum += loss.detach()
-    total, stop = runtime.sum(loss_sum.item(), float(runtime.stop.requested))
+    total, stop, save = runtime.sum(loss_sum.item(), runtime.stop.requested, asks_to_save())
     loss_value = total / max(num_labels, 1.0) + added
     if not math.isfinite(loss_value):
         raise NonFiniteError(f"the loss is {loss_value}")
+    runtime.progress.at("update")
     learning_rate = base_optimizer(optimizer).param_groups[0]["lr"]
     grad_norm, skipped = runtime.update(model, optimizer, max_grad_norm)
-    return StepResult(loss_value, learning_rate, grad_norm, int(num_tokens), stop > 0, skipped)
+    return StepResult(loss_value, learning_rate, grad_norm, int(num_tokens), stop > 0, save > 0, skipped)
 
 
 @torch.no_grad()
@@ -73,6 +79,7 @@ def evaluate_loss(runtime: Runtime, model: torch.nn.Module, batches: Iterable[Ba
     model.eval()
     loss_sum, num_labels = 0.0, 0
     for batch in batches:
+        runtime.progress.at("evaluating")
         loss_sum += float(objective(model, batch.to(runtime.device)))
         num_labels += batch.num_labels
     model.train()

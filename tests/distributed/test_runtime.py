@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -28,7 +27,6 @@ from tests.cli import (
     run,
     scaleup,
     start,
-    wait_until,
     write_config,
 )
 
@@ -132,21 +130,17 @@ def test_a_prepared_run_can_be_started_by_hand(prepared: RunFolder, launched: Pa
 
 
 def test_two_nodes_train_as_one(launched: Path, place: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    parallel = {"num_processes": 2, "num_nodes": 2, "main_address": "127.0.0.1", "main_port": port}
+    """The second one first; the first finds an address and a port."""
+    parallel = {"num_processes": 2, "num_nodes": 2}
     file = write_config(differing(CONFIG, {"name": "two-nodes", "parallel": parallel}), place)
     folder = place / "runs" / "two-nodes"
-    with start("run", file, cwd=place) as first:
-        wait_until(lambda: first.poll() is not None or (folder / "launch" / "policy.yaml").is_file())
-        with start("node", folder, "--node-rank", "1", cwd=place) as second:
-            try:
-                ends = [process.communicate(timeout=TIMEOUT) for process in (second, first)]
-            except subprocess.TimeoutExpired:
-                first.kill()
-                second.kill()
-                raise AssertionError(f"two nodes took longer than {TIMEOUT} s\n{logs(folder)}") from None
+    with start("run", file, "--node-rank", "1", cwd=place) as second, start("run", file, cwd=place) as first:
+        try:
+            ends = [process.communicate(timeout=TIMEOUT) for process in (second, first)]
+        except subprocess.TimeoutExpired:
+            first.kill()
+            second.kill()
+            raise AssertionError(f"two nodes took longer than {TIMEOUT} s\n{logs(folder)}") from None
     assert (first.returncode, second.returncode) == (0, 0), f"{ends}\n{logs(folder)}"
     assert [file.stem for file in sorted(folder.glob("attempts/*/workers/*.json"))] == ["policy-rank0", "policy-rank1"]
     assert len(losses(folder)) == 6

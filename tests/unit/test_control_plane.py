@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 HEAVY = ["torch", "transformers", "accelerate", "datasets", "numpy", "pyarrow", "pandas", "matplotlib", "tokenizers"]
-PACKAGES = ["errors", "config", "records", "artifacts", "plan", "launcher", "cli"]
+PACKAGES = ["errors", "config", "records", "artifacts", "plan", "launcher", "doctor", "cli"]
 
 IMPORT_ALL = """
 import importlib, json, pkgutil, sys
@@ -49,6 +49,7 @@ COMMANDS = {
     "schema": (["schema"], 0),
     "refusal": (["run", "config.yaml"], 2),
     "plan refused": (["plan", "config.yaml", "--json"], 2),
+    "render refused": (["render", "config.yaml"], 2),
 }
 
 

@@ -10,9 +10,12 @@ import pytest
 from scaleup.artifacts.checkpoints import (
     LAYOUT,
     LISTING,
+    READ_BYTES,
     Layout,
     checkpoint_folder,
+    damage_of,
     latest_checkpoint,
+    newest_sound_checkpoint,
     prune_checkpoints,
     whole_checkpoints,
     write_listing,
@@ -172,3 +175,81 @@ def test_a_checkpoint_that_does_not_say_what_wrote_it(content: str | None, tmp_p
         (tmp_path / LAYOUT).write_text(content)
     with pytest.raises(ScaleupError, match="does not say which strategy wrote it"):
         Layout.read(tmp_path)
+
+
+def flip_a_bit(file: Path, place: int = 3) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+class TestDamage:
+    """What no size tells."""
+
+    def test_a_sound_one(self, tmp_path: Path) -> None:
+        save(tmp_path, 3, 7)
+        newest, lines = newest_sound_checkpoint(tmp_path)
+        assert newest == latest_checkpoint(tmp_path) and newest is not None
+        assert (lines, damage_of(newest)) == ([], "")
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "rng/rank0.pt"])
+    def test_a_flipped_bit_sets_it_aside(self, tmp_path: Path, name: str) -> None:
+        save(tmp_path, 3, 7)
+        flip_a_bit(tmp_path / "step-00000007" / name)
+        assert steps(tmp_path) == [3, 7], "its sizes are right"
+        newest, lines = newest_sound_checkpoint(tmp_path)
+        assert newest is not None and newest.step == 3
+        why = f"{name} does not match its checksum; it is step-00000007.damaged now"
+        assert lines == [f"checkpoint step-00000007 is not used: {why}"]
+        assert steps(tmp_path) == [3], "nobody takes it for one again"
+        assert (tmp_path / "step-00000007.damaged" / name).is_file()
+        assert newest_sound_checkpoint(tmp_path) == (newest, [])
+
+    def test_one_that_is_not_whole_stays_where_it_is(self, tmp_path: Path) -> None:
+        save(tmp_path, 3, 7, 9)
+        (tmp_path / "step-00000009/model.safetensors").write_bytes(b"weig")
+        (tmp_path / "step-00000007/rng/rank0.pt").unlink()
+        newest, lines = newest_sound_checkpoint(tmp_path)
+        assert newest is not None and newest.step == 3
+        assert lines == [
+            "checkpoint step-00000009 is not used: model.safetensors has 4 bytes, and 63 were written",
+            "checkpoint step-00000007 is not used: rank0.pt is missing",
+        ]
+        assert (tmp_path / "step-00000009").is_dir()
+
+    def test_none_is_left(self, tmp_path: Path) -> None:
+        save(tmp_path, 7)
+        flip_a_bit(tmp_path / "step-00000007/model.safetensors")
+        newest, lines = newest_sound_checkpoint(tmp_path)
+        assert (newest, len(lines)) == (None, 1)
+        assert newest_sound_checkpoint(tmp_path / "nowhere") == (None, [])
+
+    def test_older_ones_are_not_read(self, tmp_path: Path) -> None:
+        save(tmp_path, 3, 7)
+        flip_a_bit(tmp_path / "step-00000003/model.safetensors")
+        assert newest_sound_checkpoint(tmp_path)[1] == []
+        assert steps(tmp_path) == [3, 7]
+
+    def test_a_step_is_damaged_twice(self, tmp_path: Path) -> None:
+        for _ in range(2):
+            save(tmp_path, 7)
+            flip_a_bit(tmp_path / "step-00000007/model.safetensors")
+            assert newest_sound_checkpoint(tmp_path)[0] is None
+
+    def test_one_from_before_there_were_checksums(self, tmp_path: Path) -> None:
+        save(tmp_path, 7)
+        content = json.loads((tmp_path / "step-00000007" / LISTING).read_text())
+        del content["crc32"]
+        (tmp_path / "step-00000007" / LISTING).write_text(json.dumps(content))
+        flip_a_bit(tmp_path / "step-00000007/model.safetensors")
+        newest, lines = newest_sound_checkpoint(tmp_path)
+        assert newest is not None and lines == []
+
+    def test_a_large_file_is_read_in_parts(self, tmp_path: Path) -> None:
+        with folder_aside(checkpoint_folder(tmp_path, 1)) as aside:
+            (aside / "large").write_bytes(bytes(range(256)) * (3 * READ_BYTES // 256) + b"end")
+            write_listing(aside, 1)
+        newest, _ = newest_sound_checkpoint(tmp_path)
+        assert newest is not None and damage_of(newest) == ""
+        flip_a_bit(newest.path / "large", 2 * READ_BYTES + 5)
+        assert damage_of(newest) == "large does not match its checksum"

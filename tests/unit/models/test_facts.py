@@ -48,6 +48,8 @@ def test_what_it_says() -> None:
         vocab_size=259,
         max_positions=512,
         tokenizer_size=259,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
         has_chat_template=True,
         attention_width=2 * 64,
         hidden_size=64,

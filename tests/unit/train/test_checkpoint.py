@@ -168,3 +168,41 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_earlier_one(run, monkeypat
     assert [folder.name for folder in run.checkpoints.iterdir()] == ["step-00000001"]
     training.checkpointer.save(training.state)
     assert latest_checkpoint(run.checkpoints).step == 2
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_its_steps_are_taken_again(run, capsys):
+    """One flipped bit of a weight: no size tells, and the run would go on wrong."""
+    straight = Training(run, keep=9)
+    straight.go(1)
+    straight.checkpointer.save(straight.state)
+    straight.go(2)
+    straight.checkpointer.save(straight.state)
+    expected = straight.go(3)
+    weights = run.checkpoints / "step-00000002/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1 << 6
+    weights.write_bytes(content)
+
+    resumed = Training(run, keep=9)
+    resumed.state = resumed.checkpointer.restore()
+    assert (resumed.state.step, resumed.checkpointer.last_step) == (1, 1)
+    assert capsys.readouterr().out.splitlines() == [
+        "checkpoint step-00000002 is not used: model.safetensors does not match its checksum; "
+        "it is step-00000002.damaged now",
+        "the run goes on from step 1",
+    ]
+    resumed.go(2)
+    resumed.checkpointer.save(resumed.state)
+    assert resumed.go(3) == expected
+    assert latest_checkpoint(run.checkpoints).step == 2
+
+
+def test_a_damaged_best_checkpoint_is_not_put_back(run):
+    training = Training(run)
+    training.go(1)
+    training.state.note_evaluation(1.0, 0.0)
+    training.checkpointer.save(training.state)
+    weights = run.checkpoints / "step-00000001/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(ScaleupError, match="the best checkpoint is damaged: model"):
+        training.checkpointer.load_best_weights(training.state)

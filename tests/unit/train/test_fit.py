@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,6 +93,16 @@ def test_evaluations_and_checkpoints_come_when_due_and_at_the_end(runtime, run):
     assert fit(work).best_step == 6
     assert logged(run, "eval_loss").keys() == {2, 4, 6, 7}
     assert saved(run) == [3, 6, 7]
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(1, [3, 5, 7]), (0.5, [2, 4, 5, 7]), (60, [5, 7])])
+def test_checkpoints_by_the_clock(runtime, run, monkeypatch, minutes, expected):
+    """A step takes half a minute, of which the clock hears after it. What save_steps asks for, at 5, counts too."""
+    work = job(runtime, run, num_steps=7, save_minutes=minutes, save_steps=5, save_total_limit=9)
+    clock = SimpleNamespace(monotonic=lambda: 1000.0 + 30 * work.model.steps)
+    monkeypatch.setattr("scaleup.train.checkpoint.time", clock)
+    fit(work)
+    assert saved(run) == expected
 
 
 PATIENCE = {"eval_steps": 2, "early_stopping_patience": 2, "save_total_limit": 9}
