@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Literal
 
 from scaleup.artifacts.checkpoints import latest_checkpoint
-from scaleup.artifacts.files import read_json
+from scaleup.artifacts.files import read_json, write_problem
 from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.errors import Problem, ScaleupError
 
@@ -65,6 +65,8 @@ def ending_of(run: RunFolder, attempt: Attempt, parts: Sequence[Part]) -> Ending
     if signalled and not error:
         return Ending("stopped")  # before there was anything to save
     killed = [part.killed for part in parts if part.killed]  # what the survivors felt comes after
+    if not killed and (why := write_problem(run.path)):  # then no worker could say what it ended with
+        return Ending("failed", f"nothing can be written to {run.path}: {why}", final=True)
     return Ending("failed", killed[0] if killed else _sentence(error) if error else failed[0], final=signalled)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import socket
 import subprocess
@@ -15,8 +16,10 @@ from functools import partial
 from scaleup.artifacts.files import read_json
 from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.launcher.ending import Part, killed_worker
+from scaleup.launcher.hung import HungWorkers
+from scaleup.launcher.meeting import Meeting, meeting_arguments, network_environment
 from scaleup.launcher.nodes import Nodes
-from scaleup.launcher.processes import RunProcess, kill, processes_of, signal_all
+from scaleup.launcher.processes import STOP, RunProcess, kill, processes_of, signal_all
 from scaleup.launcher.service import END_SECONDS, Service
 from scaleup.launcher.signals import StopSignals
 from scaleup.launcher.watch import Watch
@@ -26,7 +29,10 @@ GRACE_SECONDS = 20.0
 CLOSING_SECONDS = 10.0
 """How long groups that serve may take to end by themselves."""
 POLL_SECONDS = 0.1
-LIBC = ctypes.CDLL(None)  # loaded here, so that a forked child makes one system call and nothing else
+LIBC = ctypes.CDLL(None)  # loaded here, so that a forked child makes two system calls and nothing else
+SIG_IGN = 1
+LAUNCHER_ENVIRONMENT = {"PET_SIGNALS_TO_HANDLE": "SIGQUIT"}
+"""torchrun would take SIGTERM otherwise, give its workers 30 s, and kill them while they save."""
 
 
 @dataclass
@@ -37,8 +43,12 @@ class NodeAgent:
     nodes: Nodes
     signals: StopSignals
     node_rank: int = 0
+    meeting: Meeting | None = None
     _launchers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _services: dict[str, Service] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._hung = HungWorkers(self.attempt, self.plan, self.node_rank, self._processes)
 
     def run_groups(self, watch: Watch) -> Part:
         """Start everything and stay until it has ended; nothing of it runs on afterwards."""
@@ -46,6 +56,9 @@ class NodeAgent:
             try:
                 self._start_all()
                 while self._is_running() and not self._must_end():
+                    self._heed_others()
+                    if (line := self._hung.look()) and self.signals.count:  # else it is the cause that is shown
+                        watch.say(line)
                     self._tend_services(watch)
                     watch.refresh()
                     time.sleep(POLL_SECONDS)
@@ -57,14 +70,14 @@ class NodeAgent:
                 self._end_all()
         given_up = [service for service in self._services.values() if service.failed]
         killed = [killed_worker(self.attempt, group.name, self.node_rank) for group in self._leading()]
-        killed += [service.killed for service in given_up]
+        killed = [self._hung.found, *killed, *(service.killed for service in given_up)]
         if not given_up:  # what a group felt when the one it serves was gone is not how that came to be
             for name in self._services:
                 self.attempt.forget_errors(name)
         return Part(failed, next(filter(None, killed), ""), signalled)
 
     def _here(self) -> list[GroupPlan]:
-        return [group for group in self.plan.groups if self.node_rank < group.num_nodes]
+        return [group for group in self.plan.groups if group.is_on(self.node_rank)]
 
     def _leading(self) -> list[GroupPlan]:
         """The groups whose end is the run's."""
@@ -91,9 +104,9 @@ class NodeAgent:
         for service in self._services.values():
             launcher = self._launchers[service.name]
             if launcher.poll() is None:
-                if service.must_end():
+                if service.must_end(self._hung.frozen_in(service.name)):
                     service.tell()  # also one that hangs
-                    signal_all(self._processes(service.name), signal.SIGTERM)
+                    signal_all([worker for worker in self._workers() if worker.group == service.name], STOP)
                 elif service.told_at is not None and time.monotonic() - service.told_at > END_SECONDS:
                     kill(partial(self._processes, service.name))
                 continue
@@ -118,46 +131,62 @@ class NodeAgent:
             "--config_file",
             str(self.run.launch_file(group.name)),
         ]
-        if group.num_nodes > 1:
-            command += ["--machine_rank", str(self.node_rank)]
+        command += meeting_arguments(group, self.meeting, self.node_rank)
         command += ["-m", "scaleup.worker", str(self.run.path), group.name]
         command += ["--attempt", str(self.attempt.number), "--node", str(self.node_rank)]
+        environment = os.environ | network_environment(group, self.meeting) | LAUNCHER_ENVIRONMENT
         with self.attempt.launcher_log(group.name, self.node_rank, restart).open("ab") as file:
             return subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_end_with_parent
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=_leave_signals_to_the_agent,
             )
 
     def _is_running(self) -> bool:
-        return any(
-            self._launchers[group.name].poll() is None for group in self._leading() if group.name in self._launchers
-        )
+        """As long as a group that leads; where there is none, as long as those of other nodes."""
+        leading = [group.name for group in self._leading()]
+        if not leading:
+            return not self.nodes.have_ended(range(self.plan.groups[0].num_nodes))
+        return any(self._launchers[name].poll() is None for name in leading if name in self._launchers)
+
+    def _heed_others(self) -> None:
+        if not self.signals.count and self.nodes.another_stops():
+            self.signals.request()
 
     def _must_end(self) -> bool:
         """When a group has failed, here or on another node, the others would only wait for it. After a signal ours
-        end one by one."""
-        return self.nodes.another_failed() or (not self.signals.count and bool(self._failed()))
+        end one by one, unless one hangs."""
+        return (
+            self.nodes.another_failed() or bool(self._hung.found) or (not self.signals.count and bool(self._failed()))
+        )
 
     def _failed(self) -> str:
         """Which group has gone wrong by itself. What a launcher makes of a run that was stopped does not count."""
         if self.run.resumable_file.is_file():
             return ""
         codes = {name: launcher.poll() for name, launcher in self._launchers.items() if name not in self._services}
-        failed = [f"group {name} ended with exit code {code}" for name, code in codes.items() if code]
+        failed = [self._hung.found] if self._hung.found else []
+        failed += [f"group {name} ended with exit code {code}" for name, code in codes.items() if code]
         failed += [service.failed for service in self._services.values() if service.failed]
         missing = [f"group {group.name} was not started" for group in self._leading() if group.name not in codes]
         return next(iter(failed + missing), "")
 
     def _on_signal(self) -> None:
         """The first signal lets the workers save and stop; a second Ctrl-C ends them at once. A group that serves is
-        needed until the one it serves has stopped."""
+        needed until the one it serves has stopped, here or on other nodes."""
         if self.signals.at_once:
             self._kill_all()
             return
+        self.nodes.tell_to_stop()
+        if not self._leading():
+            return
         workers = [process for process in self._workers() if process.group not in self._services]
-        signal_all(workers, signal.SIGTERM)
+        signal_all(workers, STOP)
         if not workers:  # not up yet, so there is nothing to save
-            for launcher in self._launchers.values():
-                launcher.terminate()
+            self._kill_all()
 
     def _processes(self, group: str | None = None) -> list[RunProcess]:
         """This node's, of this attempt, and of one group: launchers, and workers also before they register."""
@@ -172,9 +201,12 @@ class NodeAgent:
         return [process for process in self._processes() if process.pid in registered]
 
     def _end_all(self) -> None:
-        for launcher in self._launchers.values():
-            if launcher.poll() is None:
-                launcher.terminate()
+        if self._hung.found:  # no rank can save without the others, and a frozen one hears of nothing else
+            self._kill_all()
+        workers = self._workers()
+        told = {worker.group for worker in workers}
+        signal_all(workers, STOP)
+        kill(lambda: [process for process in self._processes() if process.group not in told])
         deadline = time.monotonic() + GRACE_SECONDS
         for launcher in self._launchers.values():
             with suppress(subprocess.TimeoutExpired):
@@ -187,6 +219,8 @@ class NodeAgent:
         kill(self._processes)
 
 
-def _end_with_parent() -> None:
-    """If this agent is killed outright, the kernel tells its launchers (Linux: prctl PR_SET_PDEATHSIG)."""
-    LIBC.prctl(1, signal.SIGTERM)
+def _leave_signals_to_the_agent() -> None:
+    """Slurm signals all processes of a job, and a launcher that took SIGTERM would end workers that still save. If this
+    agent is killed outright, the kernel kills its launchers and tells their workers (Linux: prctl PR_SET_PDEATHSIG)."""
+    LIBC.prctl(1, signal.SIGKILL)
+    LIBC.signal(signal.SIGTERM, SIG_IGN)

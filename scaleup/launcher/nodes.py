@@ -2,11 +2,13 @@
 
 Each keeps one small file in the attempt's folder (`attempts/2/nodes/1.json`), which only it writes, and reads the
 others'. `state` is `running`, `ended` (nothing of the node's part is alive any more) or, in node 0's last word, `over`.
-`beat` counts on while the agent lives. Node 0 leads: it alone makes attempts and decides whether there is another."""
+`beat` counts on while the agent lives; `stops` once it was told to stop. Node 0 leads: it alone makes attempts, says
+where their processes meet, and decides whether there is another."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 from scaleup.artifacts.files import read_json, write_json
 from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.launcher.ending import Ending, Part
+from scaleup.launcher.meeting import Meeting
 
 BEAT_SECONDS = 1.0
 GONE_BEATS = 60
@@ -23,8 +26,9 @@ GONE_BEATS = 60
 class NodeGone(Exception):
     """The agent of another node has given no sign of life."""
 
-    def __init__(self, node_rank: int) -> None:
-        super().__init__(f"node {node_rank}: its agent gave no sign of life for {GONE_BEATS * BEAT_SECONDS:.0f} s")
+    def __init__(self, node_rank: int, seconds: float | None = None) -> None:
+        seconds = GONE_BEATS * BEAT_SECONDS if seconds is None else seconds
+        super().__init__(f"node {node_rank}: its agent gave no sign of life for {seconds:.0f} s")
 
 
 class Nodes:
@@ -41,12 +45,33 @@ class Nodes:
         self._all_expected = False
         self._next_beat = 0.0
 
-    def enter(self, attempt: Attempt) -> None:
-        """From now on this is the attempt. Nobody is missed in the first one: its nodes may be started one by one."""
+    def enter(self, attempt: Attempt, meeting: Meeting | None = None) -> None:
+        """From now on this is the attempt. Nobody is missed in the first one: its nodes may be started one by one.
+        Node 0 says where its processes meet."""
         self._all_expected = self._attempt is not None
         self._attempt = attempt
         self._heard, self._silent = {}, dict.fromkeys(self._others, 0)
-        self._say(state="running")
+        self._say(state="running", **({"meeting": asdict(meeting)} if meeting else {}))
+
+    def absent(self) -> list[int]:
+        """The nodes that have not come to the attempt yet. Raises NodeGone."""
+        self._beat()
+        return [rank for rank in self._others if rank not in self._heard]
+
+    def tell_to_stop(self) -> None:
+        """A signal has come to this node: it is one to all."""
+        if not self._own.get("stops"):
+            self._say(**{**self._own, "stops": True})
+
+    def another_stops(self) -> bool:
+        """Whether a signal has come to another node. Raises NodeGone."""
+        self._beat()
+        return any(said.get("stops") for said in self._heard.values())
+
+    def have_ended(self, ranks: Sequence[int]) -> bool:
+        """Whether the parts of these others are over. Raises NodeGone."""
+        self._beat()
+        return self._is_over() or all("part" in self._heard.get(rank, {}) for rank in ranks)
 
     def end(self, part: Part) -> None:
         """Nothing of this node's part is alive any more. May be said again when a signal has come since."""
@@ -83,7 +108,7 @@ class Nodes:
         return newest if newest.node_file(0).is_file() else None
 
     def _say(self, **news: Any) -> None:
-        self._own = {"beat": self._own.get("beat", 0), **news}
+        self._own = {**news, "beat": self._own.get("beat", 0)}
         self._next_beat = 0.0
         if self._others and self._attempt:
             write_json(self._attempt.node_file(self._rank), self._own)
@@ -119,6 +144,12 @@ def heard(attempt: Attempt, node_rank: int) -> dict[str, Any] | None:
     return None
 
 
+def meeting_in(attempt: Attempt) -> Meeting | None:
+    """Where node 0 has said that the attempt's processes meet."""
+    said = (heard(attempt, 0) or {}).get("meeting")
+    return Meeting(**said) if said else None
+
+
 def _part(said: dict[str, Any]) -> Part | None:
     return Part(**said["part"]) if "part" in said else None
 
@@ -127,10 +158,11 @@ class Newcomer:
     """Finds the attempt that node 0 is at, for an agent that has just been started. What node 0 wrote before it was
     killed does not count: only what changes while we look."""
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, patience_seconds: float) -> None:
         self._run = run
         self._first = self._look()
-        self._deadline = time.monotonic() + GONE_BEATS * BEAT_SECONDS
+        self._patience = patience_seconds
+        self._deadline = time.monotonic() + patience_seconds
 
     def attempt(self) -> Attempt | None:
         """Raises NodeGone."""
@@ -138,7 +170,7 @@ class Newcomer:
         if said and found != self._first:
             return attempt
         if time.monotonic() > self._deadline:
-            raise NodeGone(0)
+            raise NodeGone(0, self._patience)
         return None
 
     def _look(self) -> tuple[Attempt | None, dict[str, Any] | None]:

@@ -16,6 +16,9 @@ from scaleup.errors import ScaleupError
 
 LEFTOVER_SECONDS = 30.0
 """How long workers that an earlier start left behind may go on: they were told to stop, and may be saving."""
+STOP = signal.SIGUSR1
+"""What tells a worker to save and end. Not SIGTERM, which schedulers send to all processes of a job: those that serve
+do not take it, because the ones that save need them until they have."""
 KILL_SECONDS = 10.0
 POLL_SECONDS = 0.1
 
@@ -80,7 +83,7 @@ def end_leftovers(run: Path, before: int | None, console: Console) -> None:
         return
     shown = ", ".join(str(process.pid) for process in found)
     console.print(f"waiting for processes that an earlier start of this run left behind: {shown}", highlight=False)
-    signal_all([process for process in found if not process.is_launcher], signal.SIGTERM)
+    signal_all([process for process in found if not process.is_launcher], STOP)
     deadline = time.monotonic() + LEFTOVER_SECONDS
     while leftovers() and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)

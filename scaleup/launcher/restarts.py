@@ -5,6 +5,7 @@ own: torchrun's `--max_restarts` keeps its store, and new workers met what old o
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,25 +25,76 @@ from scaleup.launcher.ending import (
     restart_line,
     verdict,
 )
+from scaleup.launcher.meeting import new_meeting
 from scaleup.launcher.node import POLL_SECONDS, NodeAgent
-from scaleup.launcher.nodes import Newcomer, NodeGone, Nodes
-from scaleup.launcher.prepare import renew_bridge
+from scaleup.launcher.nodes import Newcomer, NodeGone, Nodes, meeting_in
+from scaleup.launcher.prepare import renew_bridge, written
 from scaleup.launcher.processes import end_leftovers
 from scaleup.launcher.signals import StopSignals
 from scaleup.launcher.watch import Watch
 from scaleup.plan.types import Plan
 
 Found = TypeVar("Found")
+NOTICE_SECONDS = 5.0
 
 
-def run_node(run: RunFolder, plan: Plan, console: Console, max_restarts: int = 0, node_rank: int = 0) -> int:
-    """This node's part of a prepared run, again and again if need be, until the run has ended. The exit code."""
+def lead_run(run: RunFolder, plan: Plan, console: Console, max_restarts: int = 0) -> int:
+    """The first node's part of a prepared run, again and again if need be, until the run has ended. The exit code."""
     with StopSignals() as signals:
-        attempts = Attempts(run, plan, console, signals, Nodes(run, node_rank, plan.groups[0].num_nodes), node_rank)
-        code = attempts.follow() if node_rank else attempts.lead(max_restarts)
+        attempts = Attempts(run, plan, console, signals, Nodes(run, 0, plan.num_nodes), 0)
+        return _told(run, attempts.lead(max_restarts), console)
+
+
+def join_run(run: RunFolder, console: Console, node_rank: int, patience_seconds: float) -> int:
+    """A further node's part, from the attempt that the first node begins or is at. The exit code.
+
+    Raises ScaleupError when none comes in so long, or the run has fewer nodes."""
+    with StopSignals() as signals:
+        newcomer, notice = Newcomer(run, patience_seconds), Notice(console)
+
+        def first_attempt() -> Attempt | None:
+            notice(f"waiting for node 0 to begin in {run.path}")
+            return newcomer.attempt()
+
+        try:
+            attempt = wait_for(first_attempt, signals, or_signal=True)
+        except NodeGone as gone:
+            remedy = "start the same command on the first node, and name a runs_dir that all nodes share"
+            raise ScaleupError.of(f"run {run.path}", str(gone), remedy) from None
+        if attempt is None:
+            return _told(run, RESUMABLE, console)
+        plan = Plan.read(run.plan_file)
+        if node_rank >= plan.num_nodes:
+            remedy = f"use 0 to {plan.num_nodes - 1}" if plan.num_nodes > 1 else "set parallel.num_nodes"
+            raise ScaleupError.of("--node-rank", f"the run has no node {node_rank}, but {plan.num_nodes}", remedy)
+        attempts = Attempts(run, plan, console, signals, Nodes(run, node_rank, plan.num_nodes), node_rank)
+        return _told(run, attempts.follow(attempt), console)
+
+
+def _told(run: RunFolder, code: int, console: Console) -> int:
     if code == RESUMABLE:
         console.print(f"{run.path} was stopped and can go on: run the same command with --resume", highlight=False)
     return code
+
+
+class Notice:
+    """Says once whom this node waits for, after a while: nodes that are started together need not hear of it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._at = time.monotonic() + NOTICE_SECONDS
+
+    def __call__(self, line: str) -> None:
+        if time.monotonic() > self._at:
+            self._at = math.inf
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def wait_for(find: Callable[[], Found | None], signals: StopSignals, or_signal: bool = False) -> Found | None:
+    """What is found, or None after a second Ctrl-C, or after any signal."""
+    while (found := find()) is None and not signals.at_once and not (or_signal and signals.count):
+        time.sleep(POLL_SECONDS)
+    return found
 
 
 @dataclass
@@ -58,10 +110,12 @@ class Attempts:
         """Begin attempts until one is the last, and tell the other nodes."""
         restarts = 0
         while True:
-            attempt = self.run.new_attempt()
-            renew_bridge(self.run, self.plan)
-            self.nodes.enter(attempt)
-            ending = self._whole(attempt, self._part(attempt))
+            meeting = new_meeting(self.plan)
+            with written(self.run):
+                attempt = self.run.new_attempt()
+                renew_bridge(self.run, self.plan, meeting)
+                self.nodes.enter(attempt, meeting)
+            ending = self._missing() or self._whole(attempt, self._part(attempt))
             if not may_restart(ending, restarts, max_restarts):
                 break
             if not self.signals.count:
@@ -75,16 +129,10 @@ class Attempts:
         self.nodes.close(ending, restarts)
         return verdict(self.run, attempt, ending, restarts)
 
-    def follow(self) -> int:
+    def follow(self, first: Attempt) -> int:
         """Take part in every attempt that the first node begins, until it says that the run is over."""
-        newcomer = Newcomer(self.run)
-        try:
-            attempt = self._wait_for(newcomer.attempt, or_signal=True)
-        except NodeGone as gone:
-            raise ScaleupError.of(f"run {self.run.path}", str(gone), "start `scaleup run` on the first node") from None
-        if attempt is None:
-            return RESUMABLE
-        self.plan = Plan.read(self.run.plan_file)  # the first node may have made another since
+        attempt: Attempt | None = first
+        last = first
         while attempt:
             end_leftovers(self.run.path, attempt.number, self.console)
             self.nodes.enter(attempt)
@@ -98,20 +146,38 @@ class Attempts:
 
     def _part(self, attempt: Attempt) -> Part:
         """Our part of an attempt, from the first process to the end of the last one."""
-        console = Console(quiet=True) if self.node_rank else self.console  # one node shows the progress
-        agent = NodeAgent(self.run, self.plan, attempt, self.nodes, self.signals, self.node_rank)
+        shown = [] if self.node_rank else [group.name for group in self.plan.groups]  # one node shows the progress
+        meeting = meeting_in(attempt)
+        agent = NodeAgent(self.run, self.plan, attempt, self.nodes, self.signals, self.node_rank, meeting)
         try:
-            with Watch(attempt, console, [group.name for group in self.plan.groups]) as watch:
+            with Watch(attempt, self.console, shown) as watch:
                 part = agent.run_groups(watch)
         except NodeGone as gone:
             part = Part(failed=str(gone), signalled=self.signals.count > 0)
         self.nodes.end(part)
         return part
 
+    def _missing(self) -> Ending | None:
+        """Wait until all nodes are there, before anything starts that would wait for them in its own way. How the run
+        ends if somebody does not come."""
+        patience = self.plan.groups[0].timeout_seconds
+        deadline, notice = time.monotonic() + patience, Notice(self.console)
+        try:
+            while (absent := self.nodes.absent()) and not self.signals.count:
+                names = ", ".join(map(str, absent))
+                notice(f"waiting for node {names} of {self.plan.num_nodes}: the same command, with --node-rank")
+                if time.monotonic() > deadline:
+                    what = f"node {names} of {self.plan.num_nodes} did not come to {self.run.path} within {patience} s"
+                    return Ending("failed", f"{what}: was it started, and does it see this folder?", final=True)
+                time.sleep(POLL_SECONDS)
+        except NodeGone as gone:
+            return Ending("failed", str(gone), final=True)
+        return None
+
     def _whole(self, attempt: Attempt, own: Part) -> Ending:
         """How the attempt ended on all nodes; known once all have ended their part."""
         try:
-            others = self._wait_for(self.nodes.parts)
+            others = wait_for(self.nodes.parts, self.signals)
         except NodeGone as gone:
             ending = ending_of(self.run, attempt, [own])
             return Ending("failed", str(gone), final=True) if ending.kind == "failed" else ending
@@ -139,8 +205,3 @@ class Attempts:
                 self.nodes.end(part)
             time.sleep(POLL_SECONDS)
         return None
-
-    def _wait_for(self, find: Callable[[], Found | None], or_signal: bool = False) -> Found | None:
-        while (found := find()) is None and not self.signals.at_once and not (or_signal and self.signals.count):
-            time.sleep(POLL_SECONDS)
-        return found

@@ -33,6 +33,8 @@ class Service:
     killed: str = ""
     ended: bool = False
     """As it should: the group that leads needs it no more."""
+    hung: str = ""
+    """Which of its workers gave no sign of life, when it was told to end."""
     told_at: float | None = None
     """When it was told to end, to be started again: it hangs, or is to have another size."""
     _group: GroupPlan | None = None
@@ -47,16 +49,18 @@ class Service:
         write_text(self.run.launch_file(self.name), accelerate_yaml(self._group))
         self.starts += 1
         self.told_at = self._start_at = None
+        self.hung = ""
         return self._group
 
-    def must_end(self) -> bool:
-        """Whether the policy gets no answers from it, or the plan has another size for it than when it was started.
-        Looks now and then."""
+    def must_end(self, hung: str = "") -> bool:
+        """Whether a worker of it hangs (the sentence), the policy gets no answers from it, or the plan has another size
+        for it than when it was started. Looks now and then."""
         if self.told_at is not None or time.monotonic() < self._next_look:
             return False
         self._next_look = time.monotonic() + LOOK_SECONDS
         self._looks_lost = self._looks_lost + 1 if self.run.lost_file.exists() else 0
-        return self._looks_lost > PATIENT_LOOKS or self._planned() != self._group
+        self.hung = hung
+        return bool(hung) or self._looks_lost > PATIENT_LOOKS or self._planned() != self._group
 
     def tell(self) -> None:
         self.told_at = time.monotonic()
@@ -75,7 +79,7 @@ class Service:
         if code == 0 and self.told_at is None:
             self.ended = True
             return ""
-        self.killed = killed_worker(self.attempt, self.name, node_rank, self.starts - 1)
+        self.killed = self.hung or killed_worker(self.attempt, self.name, node_rank, self.starts - 1)
         hung = self.told_at is not None
         what = self.killed or f"group {self.name} " + ("gave no answers" if hung else f"ended with exit code {code}")
         if self.attempt.has_mistake(self.name) or self.restarts >= planned.max_restarts:

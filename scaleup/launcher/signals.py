@@ -29,6 +29,10 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def request(self) -> None:
+        """As if one had come: another node was told to stop."""
+        self._note(at_once=False)
+
     @contextmanager
     def passed_to(self, act: Callable[[], None]) -> Iterator[None]:
         self._act = act
@@ -38,6 +42,9 @@ class StopSignals:
             self._act = lambda: None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._note(at_once=self.count > 0 and number == signal.SIGINT)
+
+    def _note(self, at_once: bool) -> None:
         self.count += 1
-        self.at_once = self.at_once or (self.count > 1 and number == signal.SIGINT)
+        self.at_once = self.at_once or at_once
         self._act()

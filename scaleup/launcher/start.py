@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from rich.console import Console
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import Loaded
 from scaleup.errors import ScaleupError
-from scaleup.launcher.prepare import prepare_run
+from scaleup.launcher.granted import granted_problems
+from scaleup.launcher.meeting import port_problems
+from scaleup.launcher.prepare import prepare_run, written
 from scaleup.launcher.processes import end_leftovers
-from scaleup.launcher.restarts import run_node
+from scaleup.launcher.restarts import join_run, lead_run
 from scaleup.launcher.show import (
     show_card,
     show_evaluation,
@@ -24,7 +27,6 @@ from scaleup.launcher.show import (
 )
 from scaleup.plan.resolve import resolve
 from scaleup.plan.resume import state_of
-from scaleup.plan.types import Plan
 
 SHOW: dict[str, Callable[[Console, RunFolder], None]] = {
     "sft": show_training,
@@ -43,6 +45,8 @@ SHOW: dict[str, Callable[[Console, RunFolder], None]] = {
 def start(loaded: Loaded, console: Console, resume: bool = False) -> int:
     """Check, plan, prepare and run, on the first node. The exit code. Raises ScaleupError for the user's mistakes."""
     config, plan = resolve(loaded, resume=resume, peaks=False)
+    if problems := [*granted_problems(plan, os.environ), *port_problems(config)]:
+        raise ScaleupError(problems)
     run = RunFolder(Path(plan.run_folder))
     with run.locked():
         end_leftovers(run.path, None, console)
@@ -51,24 +55,25 @@ def start(loaded: Loaded, console: Console, resume: bool = False) -> int:
         else:
             for note in plan.remarks:
                 console.print(f"note: {note}", highlight=False)
-            prepare_run(run, config, plan)
-            code = run_node(run, plan, console, config.parallel.max_restarts)
+            with written(run):
+                prepare_run(run, config, plan)
+            code = lead_run(run, plan, console, config.parallel.max_restarts)
             if code:
                 return code
     SHOW[config.stage](console, run)
     return 0
 
 
-def join(path: Path, console: Console, node_rank: int) -> int:
-    """Start a further node's part of a run that the first node has prepared."""
-    run = RunFolder(path.absolute())
-    try:
-        plan = Plan.read(run.plan_file)
-    except (OSError, ValueError):
-        raise ScaleupError.of(str(path), "is no prepared run folder", "start `scaleup run` on the first node") from None
-    last = plan.groups[0].num_nodes - 1
-    if node_rank > last:
-        what = f"the run has no node {node_rank}" if last else "the run has one node, and `scaleup run` is it"
-        raise ScaleupError.of("--node-rank", what, f"use 1 to {last}" if last else "set parallel.num_nodes")
+def join(loaded: Loaded, console: Console, node_rank: int) -> int:
+    """A further node's part of the same command, which the first node checks, plans and prepares. The exit code.
+
+    Raises ScaleupError for a config that is none, and when the first node does not come."""
+    config = loaded.config
+    if loaded.problems or config is None:
+        raise ScaleupError(loaded.problems)
+    run = RunFolder(Path(config.runs_dir) / config.name)
     with run.locked(node_rank):
-        return run_node(run, plan, console, node_rank=node_rank)
+        if run.manifest_file.is_file():
+            console.print(f"{run.path} has finished already; nothing to do", highlight=False)
+            return 0
+        return join_run(run, console, node_rank, config.parallel.timeout_seconds)

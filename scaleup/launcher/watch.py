@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -34,7 +33,7 @@ class Watch:
             disable=not console.is_terminal,
         )
         self._tracks = [
-            _Track(attempt.progress_file(group), console, self._bar, f"{group}: " if number else "")
+            _Track(attempt, group, console, self._bar, f"{group}: " if number else "")
             for number, group in enumerate(groups)
         ]
 
@@ -59,8 +58,10 @@ class Watch:
 class _Track:
     """One group's progress. `name` stands before its phases; the first group's need none."""
 
-    def __init__(self, file: Path, console: Console, bar: Progress, name: str) -> None:
-        self._file = file
+    def __init__(self, attempt: Attempt, group: str, console: Console, bar: Progress, name: str) -> None:
+        self._file = attempt.progress_file(group)
+        self._notes = attempt.notes_file(group)
+        self._said = 0
         self._console = console
         self._bar = bar
         self._name = name
@@ -69,6 +70,7 @@ class _Track:
         self._next_line = 0.0
 
     def refresh(self) -> None:
+        self._say_notes()
         position: dict[str, Any] = {}
         with suppress(OSError, ValueError):
             position = read_json(self._file)
@@ -82,6 +84,15 @@ class _Track:
         self._bar.update(self._task, completed=position["done"], shown=shown)
         self._line(position, shown)
         self._last = position
+
+    def _say_notes(self) -> None:
+        """Whole lines that are new, each on a line of its own."""
+        with suppress(OSError):
+            if self._notes.stat().st_size > self._said:
+                new, end, _ = self._notes.read_bytes()[self._said :].rpartition(b"\n")
+                self._said += len(new + end)
+                for line in new.decode(errors="replace").splitlines():
+                    self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _line(self, position: dict[str, Any], shown: str) -> None:
         new_phase = position["phase"] != self._last["phase"]

@@ -41,6 +41,8 @@ def plan_of(run: RunFolder, *groups: GroupPlan) -> Plan:
         vocab_size=259,
         tokenizer_size=259,
         max_positions=512,
+        pad_token="<pad>",
+        eos_token="</s>",
         has_chat_template=True,
     )
     batch = BatchPlan(micro_batch=8, accumulation=1, global_batch=8, num_steps=4, num_train_rows=10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Any
 
 import pytest
@@ -50,6 +51,19 @@ class TestEnding:
 
     def test_a_death_without_a_word(self, run: RunFolder) -> None:
         assert ending_of(run, run.new_attempt(), [WELL, FAILED]) == Ending("failed", FAILED.failed)
+
+    def test_a_disk_that_takes_nothing_is_named(self, run: RunFolder) -> None:
+        """The worker could not leave its error there either. To start again would not help."""
+        record(attempt := run.new_attempt(), "connection closed by peer")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            ending = ending_of(run, attempt, [FAILED])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert ending == Ending("failed", f"nothing can be written to {run.path}: File too large", final=True)
+        assert ending_of(run, attempt, [FAILED]).what == "policy-rank0 failed: connection closed by peer"
+        assert not list(run.path.glob(".probe*"))
 
     def test_a_users_mistake_on_any_node(self, run: RunFolder) -> None:
         record(attempt := run.new_attempt(), "", "is odd")

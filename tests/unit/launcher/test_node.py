@@ -24,6 +24,7 @@ from scaleup.artifacts.run_folder import RunFolder
 from scaleup.errors import Problem, ScaleupError
 from scaleup.launcher import node
 from scaleup.launcher.ending import RESUMABLE, Part, ending_of, verdict
+from scaleup.launcher.meeting import Meeting
 from scaleup.launcher.node import NodeAgent
 from scaleup.launcher.nodes import Nodes
 from scaleup.launcher.signals import StopSignals
@@ -32,20 +33,20 @@ from scaleup.plan.types import GroupPlan
 from tests.cli import alive, wait_until
 from tests.unit.launcher.plans import group, plan_of
 
-# A worker of the kind the agent meets: it registers itself, and on SIGTERM saves, says so and ends well.
-SAVES_ON_SIGTERM = """
+# A worker of the kind the agent meets: it registers itself, and when told saves, says so and ends well.
+SAVES_WHEN_TOLD = """
 import json, os, pathlib, signal, socket, sys, time
 run, attempt = pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[-1])
 def save(*_):
     (run / "resumable.json").write_text("{}")
     sys.exit(0)
-signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGUSR1, save)
 place = {"pid": os.getpid(), "host": socket.gethostname(), "node": 0}
 (attempt / "workers/.aside").write_text(json.dumps(place))
 (attempt / "workers/.aside").rename(attempt / "workers/policy-rank0.json")
 time.sleep(60)
 """
-IGNORES_SIGTERM = SAVES_ON_SIGTERM.replace("signal.signal(signal.SIGTERM, save)", "signal.signal(15, signal.SIG_IGN)")
+IGNORES_IT = SAVES_WHEN_TOLD.replace("signal.signal(signal.SIGUSR1, save)", "signal.signal(10, signal.SIG_IGN)")
 
 
 class Agent(NodeAgent):
@@ -55,7 +56,8 @@ class Agent(NodeAgent):
 
     def _start(self, group: GroupPlan, restart: int = 0) -> subprocess.Popen[bytes]:
         code = self.code if isinstance(self.code, str) else self.code[group.name]
-        worker = ["scaleup.worker", str(self.run.path), group.name, "--attempt", self.attempt.path.name, "--node", "0"]
+        worker = ["scaleup.worker", str(self.run.path), group.name, "--attempt", self.attempt.path.name]
+        worker += ["--node", str(self.node_rank)]
         return subprocess.Popen([sys.executable, "-c", code, *worker, str(self.attempt.path)], start_new_session=True)
 
 
@@ -147,7 +149,7 @@ class TestVerdict:
         groups = [group(name="policy"), group(name="reward")]
         failing = "import pathlib, sys, time\nfile = pathlib.Path(sys.argv[-1], 'workers/policy-rank0.json')\n"
         failing += "while not file.exists(): time.sleep(0.01)\nsys.exit(3)"
-        running = agent(run, {"policy": SAVES_ON_SIGTERM, "reward": failing}, *groups)
+        running = agent(run, {"policy": SAVES_WHEN_TOLD, "reward": failing}, *groups)
         part = run_part(running)
         assert part == Part("group reward ended with exit code 3")
         assert run.resumable_file.is_file()
@@ -158,7 +160,7 @@ class TestVerdict:
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_workers_save_and_end(self, run: RunFolder, number: signal.Signals) -> None:
-        running = agent(run, SAVES_ON_SIGTERM)
+        running = agent(run, SAVES_WHEN_TOLD)
         send(number, when=lambda: bool(running._workers()))
         assert run_groups(running) == RESUMABLE
         assert alive(pids(running)) == []
@@ -170,7 +172,7 @@ class TestSignals:
         assert capsys.readouterr().err == "", "a stop that was asked for is no error"
 
     def test_a_second_ctrl_c_ends_it_at_once(self, run: RunFolder) -> None:
-        running = agent(run, IGNORES_SIGTERM)
+        running = agent(run, IGNORES_IT)
         send(signal.SIGINT, signal.SIGINT, when=lambda: bool(running._workers()))
         started = time.monotonic()
         assert run_groups(running) == RESUMABLE
@@ -191,7 +193,7 @@ class TestNothingOutlivesTheAgent:
 
     def test_when_a_launcher_does_not_listen(self, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(node, "GRACE_SECONDS", 0.3)
-        running = agent(run, IGNORES_SIGTERM)
+        running = agent(run, IGNORES_IT)
         running._launchers["policy"] = running._start(running.plan.groups[0])
         wait_until(lambda: bool(running._workers()))
         running._end_all()
@@ -237,12 +239,79 @@ class TestWhatIsStarted:
             assert log == f"-m accelerate.commands.launch {file} {worker}\nwrong\n"
 
     def test_each_node_says_which_it_is(self, run: RunFolder, accelerate: Path) -> None:
-        nodes = plan_of(run, group(num_processes=2, num_nodes=2, main_address="n0", main_port=1))
+        nodes = plan_of(run, group(num_processes=2, num_nodes=2))
         for rank in (0, 1):
-            made = NodeAgent(run, nodes, run.new_attempt(), Nodes(run, 0, 1), StopSignals(), rank)
+            made = NodeAgent(
+                run, nodes, run.new_attempt(), Nodes(run, 0, 1), StopSignals(), rank, Meeting("127.0.0.1", 7)
+            )
             assert run_groups(made) == 0
             log = (made.attempt.logs / f"policy-node{rank}.log").read_text()
-            assert f" --machine_rank {rank} " in log and log.endswith(f" --node {rank}\nwrong\n")
+            assert f" --machine_rank {rank} --main_process_ip 127.0.0.1 --main_process_port 7 -m " in log
+            assert log.endswith(f" --node {rank}\nwrong\n")
+
+
+class TestANodeThatOnlyServes:
+    """Node 1 of two: the group that leads is on node 0."""
+
+    SERVES = group(name="reward", serves=True, first_node=1)
+
+    def on_node_1(self, run: RunFolder, code: str) -> tuple[Agent, Nodes]:
+        attempt, leader = run.new_attempt(), Nodes(run, 0, 2)
+        leader.enter(attempt)
+        made = Agent(run, plan_of(run, group(), self.SERVES), attempt, Nodes(run, 1, 2), StopSignals(), 1)
+        made.code = code
+        made.plan.save(run.plan_file)
+        (run.path / "launch").mkdir()
+        made.nodes.enter(attempt)
+        return made, leader
+
+    def test_stays_until_the_others_have_ended(self, run: RunFolder) -> None:
+        made, leader = self.on_node_1(run, "import time; time.sleep(60)")
+        threading.Timer(1.5, lambda: leader.end(Part())).start()
+        began = time.monotonic()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(node, "CLOSING_SECONDS", 0.1)
+            assert run_part(made) == Part()
+        assert time.monotonic() - began >= 1.5
+        assert list(made._launchers) == ["reward"] and alive(pids(made)) == []
+
+    def test_tells_the_others_of_a_signal_and_serves_on(self, run: RunFolder) -> None:
+        made, leader = self.on_node_1(run, "import time; time.sleep(60)")
+        seen: list[tuple[bool, bool]] = []
+
+        def signal_then_end() -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            deadline = time.monotonic() + 20
+            while not leader.another_stops() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            seen.append((leader.another_stops(), bool(alive(pids(made)))))
+            leader.end(Part())
+
+        threading.Timer(1.0, signal_then_end).start()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(node, "CLOSING_SECONDS", 0.1)
+            assert run_part(made) == Part(signalled=True)
+        assert seen == [(True, True)]
+
+    def test_fails_when_it_cannot_serve(self, run: RunFolder) -> None:
+        made, _ = self.on_node_1(run, "raise SystemExit(1)")
+        assert run_part(made).failed == "group reward ended with exit code 1"
+
+
+def test_a_signal_to_another_node_is_one_to_this(run: RunFolder) -> None:
+    attempt, other = run.new_attempt(), Nodes(run, 1, 2)
+    other.enter(attempt)
+    made = Agent(run, plan_of(run, group(num_processes=2, num_nodes=2)), attempt, Nodes(run, 0, 2), StopSignals())
+    made.code = SAVES_WHEN_TOLD
+    made.nodes.enter(attempt)
+
+    def when_registered() -> None:
+        wait_until(lambda: (attempt.workers / "policy-rank0.json").is_file(), 30)
+        other.tell_to_stop()
+
+    threading.Thread(target=when_registered).start()
+    assert run_part(made).signalled
+    assert run.resumable_file.is_file()
 
 
 def record(agent: NodeAgent, rank: str, time: float, **error: Any) -> None:

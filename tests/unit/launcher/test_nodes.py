@@ -9,7 +9,8 @@ import pytest
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.launcher import nodes
 from scaleup.launcher.ending import Ending, Part
-from scaleup.launcher.nodes import GONE_BEATS, Newcomer, NodeGone, Nodes
+from scaleup.launcher.meeting import Meeting
+from scaleup.launcher.nodes import BEAT_SECONDS, GONE_BEATS, Newcomer, NodeGone, Nodes, meeting_in
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ class TestNewcomer:
     def test_waits_for_a_sign_of_life(self, run: RunFolder, tick: Callable[[], None]) -> None:
         first = Nodes(run, 0, 2)
         first.enter(attempt := run.new_attempt())
-        newcomer = Newcomer(run)
+        newcomer = Newcomer(run, GONE_BEATS * BEAT_SECONDS)
         assert newcomer.attempt() is None
         tick()
         first.another_failed()  # beats
@@ -141,7 +142,7 @@ class TestNewcomer:
 
     def test_or_for_a_new_attempt(self, run: RunFolder) -> None:
         Nodes(run, 0, 2).enter(run.new_attempt())
-        newcomer = Newcomer(run)
+        newcomer = Newcomer(run, GONE_BEATS * BEAT_SECONDS)
         attempt = run.new_attempt()
         assert newcomer.attempt() is None
         Nodes(run, 0, 2).enter(attempt)
@@ -149,8 +150,42 @@ class TestNewcomer:
 
     def test_not_for_ever(self, run: RunFolder, tick: Callable[[], None]) -> None:
         Nodes(run, 0, 2).enter(run.new_attempt())
-        newcomer = Newcomer(run)
+        newcomer = Newcomer(run, GONE_BEATS * BEAT_SECONDS)
         with pytest.raises(NodeGone, match="node 0"):
             for _ in range(GONE_BEATS + 5):
                 tick()
                 newcomer.attempt()
+
+
+class TestWhatTheyTell:
+    def test_where_to_meet(self, run: RunFolder) -> None:
+        attempt = run.new_attempt()
+        Nodes(run, 1, 2).enter(attempt)
+        assert meeting_in(attempt) is None
+        Nodes(run, 0, 2).enter(attempt, Meeting("10.0.0.1", 7))
+        assert meeting_in(attempt) == Meeting("10.0.0.1", 7)
+
+    def test_a_signal_to_one(self, run: RunFolder, tick: Callable[[], None]) -> None:
+        """And it is still said after the next beat."""
+        first, second = Nodes(run, 0, 2), Nodes(run, 1, 2)
+        for each in (first, second):
+            each.enter(run.newest_attempt() or run.new_attempt())
+        assert not first.another_stops()
+        second.tell_to_stop()
+        for _ in range(2):
+            tick()
+            second.another_stops()
+            assert first.another_stops()
+        assert not second.another_stops()
+
+    def test_who_is_there_and_who_has_ended(self, run: RunFolder, tick: Callable[[], None]) -> None:
+        first, second = Nodes(run, 0, 3), Nodes(run, 1, 3)
+        first.enter(attempt := run.new_attempt())
+        assert first.absent() == [1, 2]
+        second.enter(attempt)
+        tick()
+        assert first.absent() == [2]
+        assert not first.have_ended([1])
+        second.end(Part())
+        tick()
+        assert first.have_ended([1]) and not first.have_ended([1, 2])

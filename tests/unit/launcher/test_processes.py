@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from scaleup.launcher.processes import RunProcess, end_leftovers, processes_of
 from tests.cli import alive, wait_until
 
 SLEEPS = "import pathlib, sys, time; pathlib.Path(sys.argv[-1]).touch(); time.sleep(60)"
-IGNORES = "import signal; signal.signal(15, signal.SIG_IGN); " + SLEEPS
+IGNORES = "import signal; signal.signal(10, signal.SIG_IGN); " + SLEEPS
 Worker = subprocess.Popen[bytes]
 
 
@@ -67,7 +68,7 @@ class TestLeftovers:
         left = workers.start(run.path, "--attempt", "1", "--node", "0")
         printed = io.StringIO()
         end_leftovers(run.path, None, Console(file=printed, width=200))
-        assert left.wait() == -15
+        assert left.wait() == -signal.SIGUSR1
         expected = f"waiting for processes that an earlier start of this run left behind: {left.pid}\n"
         assert printed.getvalue() == expected
 

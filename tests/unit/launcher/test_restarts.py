@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from rich.console import Console
 
-from scaleup.artifacts.run_folder import RunFolder
+from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.launcher import ending, nodes, restarts
 from scaleup.launcher.ending import RESUMABLE, Part
 from scaleup.launcher.node import NodeAgent
 from scaleup.launcher.nodes import Nodes
-from scaleup.launcher.restarts import Attempts, run_node
+from scaleup.launcher.restarts import Attempts, lead_run
 from scaleup.launcher.signals import StopSignals
 from scaleup.launcher.watch import Watch
 from tests.unit.launcher.plans import group, plan_of
@@ -40,7 +40,7 @@ class Ends:
 def started(run: RunFolder, ends: Ends, monkeypatch: pytest.MonkeyPatch, max_restarts: int) -> tuple[int, list[str]]:
     monkeypatch.setattr(NodeAgent, "run_groups", lambda agent, watch: ends.run_groups(agent, watch))
     printed = io.StringIO()
-    code = run_node(run, plan_of(run), Console(file=printed, width=300), max_restarts)
+    code = lead_run(run, plan_of(run), Console(file=printed, width=300), max_restarts)
     return code, printed.getvalue().splitlines()
 
 
@@ -90,8 +90,15 @@ class TestTwoNodes:
         first, second = (
             Attempts(run, plan, Console(quiet=True), StopSignals(), Nodes(run, rank, 2), rank) for rank in (0, 1)
         )
+        newcomer = nodes.Newcomer(run, 30)
+
+        def follow() -> int:
+            attempt = restarts.wait_for(newcomer.attempt, second.signals)
+            assert attempt is not None
+            return second.follow(attempt)
+
         with ThreadPoolExecutor(2) as pool:
-            followed = pool.submit(second.follow)
+            followed = pool.submit(follow)
             return pool.submit(first.lead, 3).result(30), followed.result(30)
 
     def test_restart_together(self, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +121,27 @@ class TestTwoNodes:
         monkeypatch.setattr(nodes, "GONE_BEATS", 5)
         monkeypatch.setattr(NodeAgent, "run_groups", lambda agent, watch: KILLED)
         plan = plan_of(run, group(num_processes=2, num_nodes=2, main_address="n0", main_port=1))
+        other = Nodes(run, 1, 2)
+        monkeypatch.setattr(RunFolder, "new_attempt", lambda run: entered(other, new_attempt(run)))
         alone = Attempts(run, plan, Console(quiet=True), StopSignals(), Nodes(run, 0, 2), 0)
         assert alone.lead(3) == 1
         assert "error: node 1: its agent gave no sign of life" in capsys.readouterr().err
+
+    def test_a_node_that_does_not_come(
+        self, run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(NodeAgent, "run_groups", lambda agent, watch: pytest.fail("started without it"))
+        monkeypatch.setattr(restarts, "NOTICE_SECONDS", -1.0)
+        plan = plan_of(run, group(num_processes=3, num_nodes=3, timeout_seconds=0))
+        printed = io.StringIO()
+        Attempts(run, plan, Console(file=printed, width=200), StopSignals(), Nodes(run, 0, 3), 0).lead(3)
+        assert printed.getvalue() == "waiting for node 1, 2 of 3: the same command, with --node-rank\n"
+        assert f"error: node 1, 2 of 3 did not come to {run.path} within 0 s: was it" in capsys.readouterr().err
+
+
+new_attempt = RunFolder.new_attempt
+
+
+def entered(nodes: Nodes, attempt: Attempt) -> Attempt:
+    nodes.enter(attempt)
+    return attempt

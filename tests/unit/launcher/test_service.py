@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from scaleup.launcher.watch import Watch
 from scaleup.plan.types import Plan
 from tests.cli import alive, wait_until
 from tests.unit.launcher.plans import group, plan_of
-from tests.unit.launcher.test_node import SAVES_ON_SIGTERM, Agent, agent
+from tests.unit.launcher.test_node import SAVES_WHEN_TOLD, Agent, agent
 
 # Waits for a file in the run folder, which a test or the other group writes, and ends well.
 UNTIL = """
@@ -41,6 +42,18 @@ CLOSES = POLICY + "(run / 'closed').touch()\n"
 IS_FIRST = "len((run / 'reward.started').read_text().split()) == 1"
 DIES_ONCE = REWARD.replace("while", f"if {IS_FIRST}: os.kill(os.getpid(), 9)\nwhile")
 
+# Gives one sign of life and no more, the first time; and hears of nothing, as a frozen process does.
+FREEZES_ONCE = REWARD.replace(
+    "while",
+    f"""if {IS_FIRST}:
+    import json, socket
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    said = {{"pid": os.getpid(), "host": socket.gethostname(), "node": 0, "beat": 1, "phase": "scoring", "step": None}}
+    (attempt / "signs/reward-rank0.json").write_text(json.dumps({{**said, "steps": 0, "position": [1, 2]}}))
+    time.sleep(60)
+while""",
+)
+
 
 @pytest.fixture
 def serving(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Agent]:
@@ -48,8 +61,8 @@ def serving(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ag
     monkeypatch.setattr("scaleup.launcher.service.restart_delay", lambda restart: 0.0)
     monkeypatch.setattr("scaleup.launcher.service.LOOK_SECONDS", 0.0)
 
-    def make(policy: str, reward: str, max_restarts: int = 3) -> Agent:
-        groups = group(), group(name="reward", serves=True, max_restarts=max_restarts)
+    def make(policy: str, reward: str, max_restarts: int = 3, **rest: Any) -> Agent:
+        groups = group(), group(name="reward", serves=True, max_restarts=max_restarts, **rest)
         plan_of(run, *groups).save(run.plan_file)
         (run.path / "launch").mkdir()
         return agent(run, {"policy": policy, "reward": reward}, *groups)
@@ -93,6 +106,22 @@ def test_one_that_died_is_started_again_alone(run: RunFolder, serving: Callable[
     assert part == Part()
     assert seen == "group reward ended with exit code -9; restart 1 of 3 of group reward alone\n"
     assert len(started(run, "policy")) == 1
+
+
+def test_one_that_freezes_is_named_and_started_again_alone(
+    run: RunFolder, serving: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the policy misses its answers."""
+    monkeypatch.setattr("scaleup.launcher.hung.LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(node, "END_SECONDS", 0.3)
+    running = serving(CLOSES, FREEZES_ONCE, heartbeat_timeout_seconds=2)
+    when(lambda: len(started(run, "reward")) == 2, (run.path / "go").touch)
+    part, seen = run_part(running)
+    assert part == Part()
+    sentence = f"reward-rank0 on host {socket.gethostname()} hangs: no sign of life for 2 s, last seen in phase scoring"
+    assert seen == f"{sentence}; restart 1 of 3 of group reward alone\n"
+    assert len(started(run, "policy")) == 1
+    assert alive(started(run, "reward")) == []
 
 
 def test_one_that_dies_again_and_again_ends_the_run(run: RunFolder, serving: Callable[..., Agent]) -> None:
@@ -142,11 +171,11 @@ def test_a_stop_is_for_the_policy(
 ) -> None:
     """Which needs its rewards until it has saved."""
     monkeypatch.setattr(node, "CLOSING_SECONDS", 0.1)
-    reward = SAVES_ON_SIGTERM.replace("policy-rank0", "reward-rank0").replace(
+    reward = SAVES_WHEN_TOLD.replace("policy-rank0", "reward-rank0").replace(
         'write_text("{}")', 'with_name("reward-told").touch()'
     )
     waits = "[time.sleep(0.01) for _ in iter((run / 'go').exists, True)]; sys.exit(0)"
-    running = serving(SAVES_ON_SIGTERM.replace("sys.exit(0)", waits), reward)
+    running = serving(SAVES_WHEN_TOLD.replace("sys.exit(0)", waits), reward)
     told = run.path / "reward-told"
     seen: list[bool] = []
 

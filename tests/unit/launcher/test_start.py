@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -183,31 +184,60 @@ class TestNode:
             leader.close(Ending("finished"), 0)
             return 0
 
-        found = nodes.Newcomer(prepared).attempt
-        monkeypatch.setattr(restarts, "Newcomer", lambda run: SimpleNamespace(attempt=begin_and_end))
-        assert scaleup("node", str(prepared.path), "--node-rank=1", ends=run_part) == 0
+        found = nodes.Newcomer(prepared, 60).attempt
+        monkeypatch.setattr(restarts, "Newcomer", lambda run, seconds: SimpleNamespace(attempt=begin_and_end))
+        assert scaleup("run", "config.yaml", "--node-rank=1", ends=run_part) == 0
         assert started == [(1, 2)]
 
     def test_without_node_0(
-        self,
-        scaleup: Scaleup,
-        prepared: RunFolder,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
+        self, scaleup: Scaleup, prepared: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr(nodes, "GONE_BEATS", 0)
+        """What it wrote before it was killed is no sign of life."""
+        monkeypatch.setattr(restarts, "NOTICE_SECONDS", 0.2)
         Nodes(prepared, 0, 2).enter(prepared.new_attempt())
-        assert scaleup("node", str(prepared.path), "--node-rank=1") == 2
-        assert "node 0: its agent gave no sign of life" in capsys.readouterr().err
+        assert scaleup("run", "config.yaml", "parallel.timeout_seconds=1", "--node-rank=1") == 2
+        said, error = capsys.readouterr()
+        assert said == f"waiting for node 0 to begin in {prepared.path}\n"
+        assert "node 0: its agent gave no sign of life for 1 s -> start the same command on the first node" in error
 
     def test_that_the_run_does_not_have(
-        self, scaleup: Scaleup, prepared: RunFolder, capsys: pytest.CaptureFixture[str]
+        self, scaleup: Scaleup, prepared: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert scaleup("node", str(prepared.path), "--node-rank=2") == 2
-        assert "error: --node-rank: the run has no node 2 -> use 1 to 1" in capsys.readouterr().err
+        attempt = prepared.new_attempt()
+        monkeypatch.setattr(restarts, "Newcomer", lambda run, seconds: SimpleNamespace(attempt=lambda: attempt))
+        assert scaleup("run", "config.yaml", "--node-rank=2") == 2
+        assert "error: --node-rank: the run has no node 2, but 2 -> use 0 to 1" in capsys.readouterr().err
+        plan_of(prepared).save(prepared.plan_file)
+        assert scaleup("run", "config.yaml", "--node-rank=1") == 2
+        assert "the run has no node 1, but 1 -> set parallel.num_nodes" in capsys.readouterr().err
 
-    def test_of_a_run_of_one_node(self, scaleup: Scaleup, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-        """It would be a second run in the same folder."""
-        plan_of(run).save(run.plan_file)
-        assert scaleup("node", str(run.path), "--node-rank=1") == 2
-        assert "the run has one node, and `scaleup run` is it" in capsys.readouterr().err
+    def test_of_a_finished_run(self, scaleup: Scaleup, prepared: RunFolder) -> None:
+        finish(SimpleNamespace(run=prepared))  # type: ignore[arg-type]
+        assert scaleup("run", "config.yaml", "--node-rank=1") == 0
+
+    def test_of_a_bad_config(self, scaleup: Scaleup, capsys: pytest.CaptureFixture[str]) -> None:
+        assert scaleup("run", "config.yaml", "train.sede=1", "--node-rank=1") == 2
+        assert "error: train.sede: unknown key" in capsys.readouterr().err
+
+
+class TestRefusedOnTheFirstNode:
+    NODES = ("parallel.num_nodes=2", "parallel.num_processes=2")
+
+    def test_more_nodes_than_granted(
+        self, scaleup: Scaleup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
+        assert scaleup("run", "config.yaml", *self.NODES) == 2
+        assert capsys.readouterr().err == (
+            "error: parallel.num_nodes: the run needs 2 nodes, and job 7 was granted 1 -> ask for --nodes=2, or use "
+            "fewer\n"
+        )
+
+    def test_a_port_in_use(self, scaleup: Scaleup, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            assert scaleup("run", "config.yaml", *self.NODES, f"parallel.main_port={port}") == 2
+        error = capsys.readouterr().err
+        assert f"error: parallel.main_port: port {port} of {socket.gethostname()} cannot be used: Address al" in error
+        assert not (folder / "runs").exists()

@@ -90,3 +90,14 @@ def test_a_log_has_no_bar(seen: Seen, tmp_path: Path) -> None:
     with seen.watch:
         seen.report("training", 15, 60)
     assert seen.printed.getvalue() == "training 15/60\n"
+
+
+def test_what_a_group_has_to_say(seen: Seen) -> None:
+    """Whole lines, once each, in their own words."""
+    notes = seen.attempt.notes_file("policy")
+    notes.write_text("checkpoint [7] is not used: 5 %\nthe run")
+    assert seen.refresh() == ["checkpoint [7] is not used: 5 %"]
+    assert seen.refresh() == []
+    with notes.open("a") as file:
+        file.write(" goes on from step 3\n")
+    assert seen.report("training", 1, 60) == ["the run goes on from step 3", "training 1/60"]
