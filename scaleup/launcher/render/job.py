@@ -1,0 +1,57 @@
+"""What every target is rendered from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scaleup.config.cluster import ClusterConfig
+from scaleup.config.load import dump
+from scaleup.config.schema import RunConfig
+from scaleup.plan.cluster import Granted, granted, granted_to_reward, nodes_of
+
+Files = dict[str, str]
+"""Name within the job's folder -> text."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, or the points of a sweep, which differ in nothing that a scheduler sees."""
+
+    name: str
+    folder: Path
+    """Absolute; where the rendered files lie when the job begins."""
+    configs: tuple[RunConfig, ...]
+    """Complete, a run each."""
+    is_sweep: bool = False
+    max_parallel: int | None = None
+    """Of a sweep's runs, at a time."""
+
+    @property
+    def config(self) -> RunConfig:
+        return self.configs[0]
+
+    @property
+    def cluster(self) -> ClusterConfig:
+        return self.config.cluster or ClusterConfig()
+
+    @property
+    def num_nodes(self) -> int:
+        return nodes_of(self.config)
+
+    @property
+    def node(self) -> Granted:
+        return granted(self.config, self.cluster)
+
+    @property
+    def reward_node(self) -> Granted | None:
+        """Where the reward group's node is of another kind."""
+        return granted_to_reward(self.config, self.cluster)
+
+    def config_name(self, number: int) -> str:
+        return f"config-{number}.yaml" if self.is_sweep else "config.yaml"
+
+    @property
+    def config_files(self) -> Files:
+        """What is run, as it was when the job was made: nobody edits these."""
+        return {self.config_name(number): dump(config) for number, config in enumerate(self.configs)}
