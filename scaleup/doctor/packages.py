@@ -1,0 +1,91 @@
+"""Are the packages there that scaleup declares, in the versions that they ask of one another and that were pinned?"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+import scaleup
+from scaleup.doctor.finding import Finding, fail, ok, warn
+
+SHOWN = ("torch", "accelerate", "deepspeed", "transformers", "peft", "bitsandbytes", "trl")
+CONSTRAINTS = Path(scaleup.__file__).parent.parent / "constraints.txt"
+"""Beside the package in a checkout; a wheel has none."""
+PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)==(\S+)$", re.M)
+
+
+def package_findings(distribution: str = "scaleup", constraints: Path = CONSTRAINTS) -> Iterator[Finding]:
+    """Of what an installed distribution declares, and of what that declares in turn."""
+    try:
+        package = metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        what = "is not installed here, so there is no telling what it needs"
+        yield fail(distribution, what, "pip install -c constraints.txt -e .")
+        return
+    yield _python(package)
+    needed = requirements(package)
+    installed = {each.name: version for each in needed if (version := version_of(each.name))}
+    for each in needed:
+        if each.name not in installed:
+            yield fail(each.name, "is not installed", f"pip install -c constraints.txt {each.name}")
+    yield from _conflicts([package, *(metadata.distribution(name) for name in installed)])
+    yield from _differing(constraints)
+    shown = [f"{name} {installed[name]}" for name in SHOWN if name in installed]
+    yield ok("packages", f"scaleup {scaleup.__version__}; {len(installed)} packages, among them {', '.join(shown)}")
+
+
+def requirements(package: metadata.Distribution) -> list[Requirement]:
+    """What a distribution needs on this machine, without extras."""
+    found = []
+    for line in package.requires or []:
+        try:
+            needed = Requirement(line)
+        except InvalidRequirement:
+            continue  # an old package's own way of writing: pip let it in
+        if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+            found.append(needed)
+    return found
+
+
+def version_of(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _python(package: metadata.Distribution) -> Finding:
+    version, asked = platform.python_version(), package.metadata["Requires-Python"] or ">=3.11"
+    if SpecifierSet(asked).contains(version, prereleases=True):
+        return ok("python", f"{platform.python_implementation()} {version}")
+    return fail("python", f"{version} is not {asked}", "make the virtual environment with another Python")
+
+
+def _conflicts(packages: list[metadata.Distribution]) -> Iterator[Finding]:
+    for package in packages:
+        for needed in requirements(package):
+            version = version_of(needed.name)
+            if version and not needed.specifier.contains(Version(version), prereleases=True):
+                what = f"{version} is installed, and {package.name} {package.version} needs {needed.specifier}"
+                yield fail(needed.name, what, f"pip install -c constraints.txt {needed.name}")
+
+
+def _differing(constraints: Path) -> Iterator[Finding]:
+    """A build's local part (`+cpu`) is no difference."""
+    if not constraints.is_file():
+        return
+    different = []
+    for name, pinned in PIN.findall(constraints.read_text(encoding="utf-8")):
+        version = version_of(name)
+        if version and Version(version).public != Version(pinned).public:
+            different.append(f"{name} {version} (pinned: {pinned})")
+    if different:
+        shown = ", ".join(different[:6]) + (f" and {len(different) - 6} more" if len(different) > 6 else "")
+        yield warn("packages", f"not the versions that were tested: {shown}", "pip install -c constraints.txt -e .")
