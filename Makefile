@@ -1,11 +1,13 @@
 # Everything the project needs, from a clean clone. `make help` lists the targets.
 
 PYTHON ?= python3
+WORKERS ?= 2  # test files at a time
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
+PACKAGES := slurm-wlm slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins shellcheck iproute2
 DATA := data/reviews/train.jsonl
 PAIRS := data/reviews/pairs/train.jsonl
 REVIEWS := configs/sft/reviews.yaml
@@ -13,10 +15,10 @@ REVIEWS := configs/sft/reviews.yaml
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup converter run test check lint format clean
+.PHONY: help setup converter run test test-slurm slurm check lint format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.installed $(VENV)/.ops $(DATA) $(PAIRS) $(VENV)/.model $(VENV)/.converter  ## install pinned dependencies into .venv, compile DeepSpeed's operations, prepare the data, the small model and llama.cpp's converter
 
@@ -30,7 +32,19 @@ run: setup  ## fine-tune the small model on the reviews, then evaluate it (ARGS=
 
 test: setup  ## run the tests (ARGS="tests/unit -k plan" is passed to pytest)
 	@echo "== tests"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile $(ARGS)
+
+test-slurm: setup slurm  ## run the tests against a real Slurm, which they start themselves
+	@echo "== tests on Slurm"
+	@$(BIN)/python -m pytest tests/e2e/test_slurm.py $(ARGS)
+
+# Without them, or as another user than root, the tests that need them are skipped.
+slurm:  ## install Slurm, shellcheck and ip, for the tests that need them (Debian, as root)
+	@if [ -x /usr/sbin/slurmctld ] && [ -x /usr/sbin/slurmd ] && command -v shellcheck ip >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then echo "== installing Slurm"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(PACKAGES) >/dev/null || \
+		echo "== it could not be installed: the tests that need it are skipped"; \
+	else echo "== the tests on Slurm are skipped: they need root, and Debian's packages $(PACKAGES)"; fi
 
 check: lint test  ## everything CI checks: format, lint, types, import layers, tests
 

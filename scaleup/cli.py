@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -27,6 +27,16 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted keys, e.g. train.max_steps=10.")
 ]
 
+ClusterKind = Annotated[
+    Literal["slurm", "kubernetes", "torchrun"] | None,
+    typer.Option("--target", help="By default what the config's cluster section is for."),
+]
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=[V1,V2,...]", help="A run for each value; given several times, for each combination."),
+]
+MaxParallel = Annotated[int | None, typer.Option(min=1, help="Of a sweep, so many runs at a time (Slurm).")]
+
 
 @app.command()
 def run(
@@ -35,11 +45,15 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint, if there is one.")
     ] = False,
+    node_rank: Annotated[
+        int, typer.Option(min=0, help="This node's place among the run's, each of which runs this same command.")
+    ] = 0,
 ) -> None:
-    """Check, plan and run a config on this machine."""
-    from scaleup.launcher.start import start
+    """Check, plan and run a config on this machine, or on several."""
+    from scaleup.launcher.start import join, start
 
-    raise typer.Exit(start(load_leniently(config, overrides or ()), Console(), resume))
+    loaded = load_leniently(config, overrides or ())
+    raise typer.Exit(join(loaded, Console(), node_rank) if node_rank else start(loaded, Console(), resume))
 
 
 @app.command()
@@ -66,6 +80,38 @@ def plan(
         print(json.dumps(resolved.model_dump(mode="json"), indent=2))
     else:
         show_plan(Console(), resolved)
+
+
+@app.command()
+def render(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    target: ClusterKind = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="An empty folder; else it is printed.")] = None,
+    sweep: Sweep = None,
+    max_parallel: MaxParallel = None,
+) -> None:
+    """Write the job that runs a config on a cluster: a script for Slurm, manifests for Kubernetes."""
+    from scaleup.launcher.jobs import Request
+    from scaleup.launcher.jobs import render as render_job
+
+    render_job(Request(config, overrides or (), target, sweep or (), max_parallel), output)
+
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    target: ClusterKind = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be submitted.")] = False,
+    sweep: Sweep = None,
+    max_parallel: MaxParallel = None,
+) -> None:
+    """Submit a config to a cluster's scheduler, and print the job's id."""
+    from scaleup.launcher.jobs import Request
+    from scaleup.launcher.jobs import submit as submit_job
+
+    submit_job(Request(config, overrides or (), target, sweep or (), max_parallel), dry_run)
 
 
 @app.command()
@@ -106,17 +152,6 @@ def export(target: Target, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def node(
-    run_folder: Annotated[Path, typer.Argument(help="A run folder that the first node has prepared.")],
-    node_rank: Annotated[int, typer.Option(min=1, help="This node's place, from 1: node 0 is `scaleup run`.")],
-) -> None:
-    """Start a further node's processes of a run."""
-    from scaleup.launcher.start import join
-
-    raise typer.Exit(join(run_folder, Console(), node_rank))
-
-
-@app.command()
 def resize(
     run_folder: Annotated[Path, typer.Argument(help="A run folder, also of a run that is going on.")],
     group: Annotated[str, typer.Argument(help="A group that serves another, e.g. reward.")],
@@ -126,6 +161,24 @@ def resize(
     from scaleup.launcher.resize import resize_group
 
     resize_group(run_folder, group, num_processes, Console())
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="A run's YAML file: what it needs is checked too.")] = None,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes that run this at the same time.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="This node's place among them, from 0.")] = 0,
+    interface: Annotated[str | None, typer.Option(help="Instead of parallel.interface.")] = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds that the other nodes may take to come.")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of findings as JSON.")] = False,
+) -> None:
+    """Examine this machine, also together with others, and what a run needs of it."""
+    from scaleup.doctor.examine import doctor
+    from scaleup.doctor.nodes import Place
+
+    place = Place(node_rank, nodes, interface, wait=wait)
+    raise typer.Exit(doctor(config, overrides or (), place, Console(), as_json))
 
 
 def main() -> None:
