@@ -21,6 +21,7 @@ from tests.cli import differing, scaleup
 from tests.e2e.mistakes.adapters import ADAPTERS
 from tests.e2e.mistakes.cards import CARDS
 from tests.e2e.mistakes.case import FACTS, GOOD, GOOD_ROW, Case, M, bad
+from tests.e2e.mistakes.clusters import CLUSTERS
 from tests.e2e.mistakes.compression import FORMATS, QUANTIZE
 from tests.e2e.mistakes.configs import FILES, KEYS, OVERRIDES, TOGETHER, VALUES
 from tests.e2e.mistakes.data import DATA
@@ -50,6 +51,7 @@ GROUPS = {
     "prune": PRUNE,
     "reward": REWARDS,
     "card": CARDS,
+    "cluster": CLUSTERS,
     "folder": FOLDERS,
     "command": COMMANDS,
 }

@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -36,21 +35,15 @@ from tests.cli import (
     worker_ids,
     write_config,
 )
+from tests.small_runs import SFT, write_rows
 
-CONFIG: dict[str, Any] = {
-    "stage": "sft",
-    "model": {"path": "builtin:tiny-llama"},
-    "data": {"train": "rows.jsonl", "prompt": "{prompt}", "completion": "{completion}", "max_length": 64},
-    "train": {"max_steps": 60, "learning_rate": 1e-3, "per_device_train_batch_size": 2, "save_steps": 2},
-    "parallel": {"num_processes": 2},
-}
+CONFIG = differing(SFT, {"train.max_steps": 60, "train.save_steps": 2, "parallel": {"num_processes": 2}})
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("failures")
-    rows = [{"prompt": "ab" * (1 + number % 7), "completion": "c" * (1 + number % 5)} for number in range(20)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_rows(folder)
     return folder
 
 
@@ -117,6 +110,44 @@ def test_a_full_disk_loses_no_earlier_checkpoint(place: Path) -> None:
     assert steps_saved(folder) == [140, 160]
     assert list(losses(folder)) == list(range(1, 161))
     assert {step: losses(folder)[step] for step in before} == before
+
+
+def test_a_disk_that_is_full_before_anything_starts(place: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("a small disk of our own needs root, and leave to mount")
+    try:
+        (small / "fill").write_bytes(bytes(65_536))
+        config = CONFIG | {"name": "x", "runs_dir": str(small)}
+        result = scaleup("run", write_config(config, place), cwd=place)
+    finally:
+        subprocess.run(["umount", small], check=True)
+    assert result.code == 2, result.stderr
+    remedy = "make room there, or name another folder"
+    assert result.stderr == f"error: runs_dir: {small}/x cannot be written: No space left on device -> {remedy}\n"
+
+
+def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(place: Path) -> None:
+    """In the newest checkpoint of a run that was stopped: no size tells. The user is told; both ranks go on alike."""
+    config = differing(CONFIG, {"name": "flipped", "train.max_steps": 400, "train.save_steps": 50})
+    interrupt(config, cwd=place, when=reached(120), do=lambda process, folder: process.send_signal(signal.SIGTERM))
+    folder = folder_of(config, place)
+    before, newest = whole_checkpoints(folder / "checkpoints")[-2:]
+    weights = newest.path / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1 << 4
+    weights.write_bytes(content)
+
+    lost = losses(folder)
+    result = scaleup("run", write_config(config, place), "--resume", cwd=place)
+    assert result.code == 0, f"{result.stdout}\n{result.stderr}\n{logs(folder)}"
+    name = newest.path.name
+    why = f"model.safetensors does not match its checksum; it is {name}.damaged now"
+    assert f"checkpoint {name} is not used: {why}\nthe run goes on from step {before.step}\n" in result.stdout
+    assert list(losses(folder)) == list(range(1, 401))
+    assert {step: losses(folder)[step] for step in lost} == lost
 
 
 def test_ctrl_c_saves_and_can_go_on(place: Path) -> None:

@@ -22,8 +22,11 @@ RECURSIVE = {"make test"}
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository by links, so that runs/ is not the developer's own."""
-    if not (REPOSITORY / ".venv" / ".installed").is_file():
+    installed = REPOSITORY / ".venv" / ".installed"
+    if not installed.is_file():
         pytest.skip("the README's commands need what `make setup` installs in .venv")
+    for name in ("constraints.txt", "pyproject.toml"):  # else `make run` would install from a folder that goes away
+        assert (REPOSITORY / name).stat().st_mtime <= installed.stat().st_mtime, f"{name} is newer: run make setup"
     folder = tmp_path_factory.mktemp("readme")
     for name in (".venv", "configs", "data", "scripts", "scaleup", "Makefile", "constraints.txt", "pyproject.toml"):
         (folder / name).symlink_to(REPOSITORY / name)

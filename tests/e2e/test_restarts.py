@@ -8,7 +8,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from tests.cli import (
     Result,
     alive,
     children,
+    command_line,
     differing,
     folder_of,
     interrupt,
@@ -34,23 +34,24 @@ from tests.cli import (
     write_config,
 )
 from tests.forked_runs import train
+from tests.small_runs import SFT, write_rows
 
 NUM_STEPS = 48
-CONFIG: dict[str, Any] = {
-    "stage": "sft",
-    "model": {"path": "builtin:tiny-llama"},
-    "data": {"train": "rows.jsonl", "prompt": "{prompt}", "completion": "{completion}", "max_length": 64},
-    "train": {"max_steps": NUM_STEPS, "learning_rate": 1e-3, "per_device_train_batch_size": 2, "save_steps": 3},
-    "parallel": {"num_processes": 2, "max_restarts": 3},
-}
+CONFIG = differing(
+    SFT,
+    {
+        "train.max_steps": NUM_STEPS,
+        "train.save_steps": 3,
+        "parallel": {"num_processes": 2, "max_restarts": 3},
+    },
+)
 ALONE = {"parallel.num_processes": 1, "train.max_steps": 1000}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("restarts")
-    rows = [{"prompt": "ab" * (1 + number % 7), "completion": "c" * (1 + number % 5)} for number in range(20)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_rows(folder)
     return folder
 
 
@@ -110,6 +111,24 @@ def test_kills_do_not_move_the_trajectory(place: Path, chance: random.Random, st
         assert f"policy-rank{rank} was killed by signal 9; restart {number} of 3 from step " in result.stdout
         assert (folder / "attempts" / str(number) / "logs" / f"policy-rank{rank}.log").is_file()
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_launchers_leave_signals_to_the_agent(place: Path, num_processes: int) -> None:
+    """Slurm signals every process of a job. torchrun would give its workers 30 s, and kill them while they save."""
+    config = differing(CONFIG, {"name": f"launchers-{num_processes}", "parallel.num_processes": num_processes})
+
+    def signal_launchers(process: subprocess.Popen[str], folder: Path) -> None:
+        launchers = [pid for pid in children(process.pid) if "accelerate.commands.launch" in command_line(pid)]
+        assert launchers
+        for launcher in launchers:
+            os.kill(launcher, signal.SIGTERM)
+
+    result = interrupt(config, cwd=place, when=reached(3), do=signal_launchers)
+    folder = folder_of(config, place)
+    assert result.code == 0, f"{result.stdout}\n{result.stderr}\n{logs(folder)}"
+    assert attempts(folder) == ["1"]
+    assert len(metrics(folder)) == NUM_STEPS
 
 
 def test_more_deaths_than_restarts(place: Path) -> None:
@@ -179,23 +198,19 @@ def test_a_worker_that_outlived_its_launcher_ends_before_the_run_goes_on(place: 
 def test_two_nodes_restart_together(place: Path, straight: Path, chance: random.Random) -> None:
     """A kill on either node; the other one hears of it, and both begin the next attempt. Under ZeRO-2, which Accelerate
     would start over ssh if the launch file did not say otherwise."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    nodes = {"num_processes": 2, "num_nodes": 2, "main_address": "127.0.0.1", "main_port": port, "max_restarts": 2}
+    nodes = {"num_processes": 2, "num_nodes": 2, "max_restarts": 2}
     config = differing(CONFIG, {"name": "two-nodes", "parallel": nodes | {"strategy": "zero2"}})
     folder = folder_of(config, place)
     steps, ranks = [chance.randint(5, 11), chance.randint(25, 31)], chance.sample((0, 1), 2)
-    with start("run", write_config(config, place), cwd=place) as first:
-        wait_until(lambda: first.poll() is not None or (folder / "launch" / "policy.yaml").is_file())
-        with start("node", folder, "--node-rank", "1", cwd=place) as second:
-            try:
-                kill_in_turn(first, folder, steps, ranks)
-                ends = [process.communicate(timeout=120) for process in (second, first)]
-            except (AssertionError, subprocess.TimeoutExpired) as error:
-                first.kill()
-                second.kill()
-                raise AssertionError(f"{error}\n{logs(folder)}") from None
+    file = write_config(config, place)
+    with start("run", file, cwd=place) as first, start("run", file, "--node-rank", "1", cwd=place) as second:
+        try:
+            kill_in_turn(first, folder, steps, ranks)
+            ends = [process.communicate(timeout=120) for process in (second, first)]
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            first.kill()
+            second.kill()
+            raise AssertionError(f"{error}\n{logs(folder)}") from None
     assert (first.returncode, second.returncode) == (0, 0), f"{ends}\n{logs(folder)}"
     for number, rank in enumerate(ranks, start=1):
         assert f"policy-rank{rank} was killed by signal 9; restart {number} of 2 from step " in ends[1][0]

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,36 +18,25 @@ from tests.cli import (
     differing,
     folder_of,
     interrupt,
-    largest_weight_difference,
     logs,
-    metrics,
     reached,
     run,
     scaleup,
     wait_until,
 )
-
-CONFIG: dict[str, Any] = {
-    "stage": "ppo",
-    "model": {"path": "builtin:tiny-llama"},
-    "data": {"train": "rows.jsonl", "prompt": "{prompt}", "max_length": 32},
-    "ppo": {"num_rollouts": 8, "rollout_batch_size": 4, "num_ppo_epochs": 1, "max_new_tokens": 6},
-    "reward": {"model": {"path": "builtin:tiny-bert-classifier"}, "label": "positive"},
-    "train": {"learning_rate": 1e-3, "save_steps": 2},
-}
+from tests.small_runs import PPO, same_rollouts, write_rows
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("groups")
-    rows = [{"prompt": "ab" * (1 + number % 7)} for number in range(20)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_rows(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def colocated(place: Path, pool: ThreadPoolExecutor) -> Future[Path]:
-    config = differing(CONFIG, {"name": "colocated", "reward.placement": "colocated"})
+    config = differing(PPO, {"name": "colocated", "reward.placement": "colocated"})
     return pool.submit(run, config, cwd=place)
 
 
@@ -58,17 +46,8 @@ def pid_of(folder: Path, rank_name: str) -> int:
     return json.loads(file.read_text())["pid"] if file.is_file() else 0
 
 
-def same_scores(one: Path, other: Path) -> None:
-    left, right = (
-        [line["objective/scores"] for line in metrics(folder) if "objective/scores" in line] for folder in (one, other)
-    )
-    assert len(left) == 8
-    assert left == pytest.approx(right, abs=1e-5)
-    assert largest_weight_difference(one, other) < 1e-5
-
-
 def test_the_reward_group_is_killed_and_then_grows(place: Path, colocated: Future[Path]) -> None:
-    config = CONFIG | {"name": "killed"}
+    config = PPO | {"name": "killed"}
     pids: list[int] = []
 
     def kill_and_resize(process: subprocess.Popen[str], folder: Path) -> None:
@@ -86,11 +65,11 @@ def test_the_reward_group_is_killed_and_then_grows(place: Path, colocated: Futur
     assert "group reward starts again with 2 process(es)" in result.stdout
     assert [attempt.name for attempt in (folder / "attempts").iterdir()] == ["1"]
     assert pid_of(folder, "policy-rank0") == pids[0]
-    same_scores(folder, colocated.result())
+    same_rollouts(folder, colocated.result(), 8)
 
 
 def test_the_policy_is_killed_and_the_run_goes_on_by_hand(place: Path, colocated: Future[Path]) -> None:
-    config = CONFIG | {"name": "by-hand"}
+    config = PPO | {"name": "by-hand"}
     pids: list[int] = []
 
     def kill(process: subprocess.Popen[str], folder: Path) -> None:
@@ -111,7 +90,7 @@ def test_the_policy_is_killed_and_the_run_goes_on_by_hand(place: Path, colocated
     launched = [by_hand(folder, group) for group in ("reward", "policy")]
     outputs = [process.communicate(timeout=120)[0] for process in launched]
     assert [process.returncode for process in launched] == [0, 0], "\n".join(outputs)
-    same_scores(folder, colocated.result())
+    same_rollouts(folder, colocated.result(), 8)
 
 
 def by_hand(folder: Path, group: str) -> subprocess.Popen[str]:

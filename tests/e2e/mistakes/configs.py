@@ -234,9 +234,18 @@ TOGETHER = [
         "a parallel section that fits nothing",
         "error: parallel.strategy: 'single' is one process, and num_processes is 3",
         "error: parallel.num_processes: 3 processes do not divide over 2 nodes",
-        "error: parallel.main_address: is needed with 2 nodes",
-        "error: parallel.main_port: is needed with 2 nodes",
         changes={"parallel": {"strategy": "single", "num_processes": 3, "num_nodes": 2}},
+    ),
+    bad(
+        "a hang that a collective would end first",
+        "error: parallel.progress_timeout_seconds: 600 is not less than timeout_seconds 600: a collective would end "
+        "first, and name no rank -> use at most 540, or raise timeout_seconds",
+        changes={"parallel": {"progress_timeout_seconds": 600, "timeout_seconds": 600}},
+    ),
+    bad(
+        "less than a beat takes",
+        "error: parallel.heartbeat_timeout_seconds: 5 should be greater than or equal to 10",
+        changes={"parallel.heartbeat_timeout_seconds": 5},
     ),
     bad(
         "GPUs on a machine without",

@@ -66,12 +66,11 @@ COMMANDS = [
         command=("generate", "config.yaml"),
     ),
     bad("generate of nothing", "error: runs: is no run folder", command=("generate", "runs", "--prompt", "a")),
-    bad("a node of no run", "error: runs: is no prepared run", command=("node", "runs", "--node-rank", "1")),
     bad(
-        "a node of a broken run",
-        "error: runs/reviews: is no prepared run folder -> start `scaleup run` on the first node",
-        prepare=earlier(),
-        command=("node", "runs/reviews", "--node-rank", "1"),
+        "a further node with a bad config",
+        "error: train.sede: unknown key -> did you mean 'seed'?",
+        changes={"train.sede": 1},
+        command=("run", "config.yaml", "--node-rank", "1"),
     ),
     bad("plan, too", "error: train.sede: unknown key", changes={"train.sede": 1}, command=("plan", "config.yaml")),
 ]

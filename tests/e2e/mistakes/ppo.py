@@ -126,6 +126,14 @@ CASES = [
         name="a service that is no function",
         reward={"placement": "function", "url": "http://localhost", "label": "a"},
     ),
+    rewarded(
+        "error: parallel.progress_timeout_seconds: 60 is not more than reward.timeout_seconds 90, which the policy may",
+        "error: reward.parallel.progress_timeout_seconds: a reward group that gives no answers is started again after",
+        name="a hang sooner than an answer",
+        reward={"model": {"path": "builtin:tiny-bert-classifier"}, "label": "positive", "timeout_seconds": 90}
+        | {"parallel": {"progress_timeout_seconds": 50}},
+        changes={"parallel.progress_timeout_seconds": 60},
+    ),
     rewarded("error: reward.url: is needed", name="no address", reward={"placement": "http"}),
     *(
         rewarded(f"error: reward.url: '{url}' is no address", name=f"{url}", reward={"placement": "http", "url": url})
@@ -146,7 +154,7 @@ CASES = [
         "error: reward.parallel.strategy: zero2 is for training",
         "error: reward.parallel.offload_optimizer: a reward group has no optimizer",
         "error: reward.parallel.offload_parameters: zero2 cannot",
-        "error: reward.parallel.num_nodes: a reward group is on the first node",
+        "error: reward.parallel.num_nodes: a reward group is on one node",
         "error: reward.parallel.max_restarts: a reward group is started again by itself -> use reward.max_restarts",
         "error: reward.mixed_precision: fp16 needs a GPU",
         name="everything wrong with the group",
