@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from scaleup.config.fields import Written
 from scaleup.config.schema import Count, Float, Int, PathText, Section, Text
 
 Patterns = Annotated[list[Text], Field(min_length=1)]
@@ -94,7 +95,7 @@ class PromptTuningAdapter(_Adapter):
         "RANDOM",
         description="What they start as: noise, the embeddings of prompt_tuning_init_text, or those of random tokens.",
     )
-    prompt_tuning_init_text: Annotated[Text, Field(pattern=r"\S")] | None = Field(
+    prompt_tuning_init_text: Annotated[Text, Written(r"[\s\S]*\S[\s\S]*", "text with more than blanks")] | None = Field(
         None, description="Repeated or cut to as many tokens as there are vectors."
     )
 

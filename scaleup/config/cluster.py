@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from scaleup.config.fields import Count, Int, PathText, Section, Text
+from scaleup.config.fields import Count, Int, PathText, Section, Text, Written
 
 UNITS = (86_400, 3_600, 60, 1)
 """Seconds of a day, an hour, a minute, a second."""
@@ -91,16 +91,26 @@ def _sbatch_option(value: str) -> str:
     return value
 
 
-Word = Annotated[str, Field(pattern=r"^[^\s\"'\\#]+$")]
+Word = Annotated[str, Written(r"[^\s\"'\\#]+", "one word without quotes, backslashes and '#'")]
 """One word of an #SBATCH line."""
 Time = Annotated[str, BeforeValidator(_quoted_time), AfterValidator(_valid_time)]
-Memory = Annotated[str, Field(pattern=r"^[1-9][0-9]*[MGT]$")]
-VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Memory = Annotated[str, Written(r"[1-9][0-9]*[MGT]", "a whole number with M, G or T behind it, e.g. 64G")]
+VariableName = Annotated[
+    str, Written(r"[A-Za-z_][A-Za-z0-9_]*", "a variable's name: letters, digits and '_', no digit first")
+]
 Value = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_no_null)]
 Line = Annotated[Text, AfterValidator(_one_line)]
 Option = Annotated[str, AfterValidator(_sbatch_option)]
-Mount = Annotated[Line, Field(pattern=r"^/[^,:]*(:/[^,:]*)?(:[a-z+]+)?$")]
-Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=63)]
+Mount = Annotated[
+    Line, Written(r"/[^,:]*(:/[^,:]*)?(:[a-z+]+)?", "an absolute path of the host, or /host/path:/container/path")
+]
+Label = Annotated[
+    str,
+    Field(max_length=63),
+    Written(
+        r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", "lower-case letters, digits, '-' and '.', a letter or digit at each end"
+    ),
+]
 Options = Annotated[
     list[Option], Field(description="Further options of sbatch, one an entry, e.g. --mail-type=END; given last.")
 ]

@@ -7,14 +7,13 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from scaleup.artifacts.files import cache_folder
 from scaleup.errors import ScaleupError
-from scaleup.plan.model_path import ADAPTER_FILE
+from scaleup.plan.model_path import ADAPTER_FILE, builtin_problems
 
 from . import builtin
 
@@ -62,10 +61,8 @@ def publish(target: Path, build: Callable[[Path], None], where: str) -> Path:
 
 
 def _builtin(name: str, where: str) -> Path:
-    if name not in builtin.BUILTIN:
-        near = get_close_matches(name, builtin.BUILTIN, n=1)
-        remedy = f"did you mean builtin:{near[0]}?" if near else f"one of {', '.join(builtin.BUILTIN)}"
-        raise ScaleupError.of(where, f"there is no built-in model {name!r}", remedy)
+    if problems := builtin_problems(name, where):
+        raise ScaleupError(problems)
     # Another builder or another transformers may write other bytes.
     recipe = Path(builtin.__file__).read_bytes() + metadata.version("transformers").encode()
     tag = hashlib.sha256(recipe).hexdigest()[:12]

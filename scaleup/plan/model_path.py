@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,17 @@ from scaleup.errors import Problem
 ADAPTER_FILE = "adapter_config.json"
 GGUF_FILE = "model.gguf"
 """What an export for llama.cpp is called in its folder."""
+BUILTIN = (
+    "tiny-llama",
+    "tiny-qwen2",
+    "tiny-gpt2",
+    "tiny-t5",
+    "tiny-bart",
+    "tiny-bert",
+    "tiny-bert-classifier",
+    "tiny-hate-classifier",
+)
+"""What scaleup.models.builtin can build: `builtin:NAME`."""
 HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
@@ -28,7 +40,7 @@ def model_folder(path: str) -> Path | None:
 def model_path_problems(model: ModelConfig, where: str, needs_weights: bool = True) -> list[Problem]:
     key = f"{where}.path"
     if model.path.startswith("builtin:"):
-        return []  # the names are the builder's own; `python -m scaleup.train.describe` refuses unknown ones
+        return builtin_problems(model.path.removeprefix("builtin:"), key)
     if model.path.startswith("package:"):
         return _package_problems(model.path.removeprefix("package:"), key)
     folder = model_folder(model.path)
@@ -122,6 +134,14 @@ def _adapter_problems(folder: Path, key: str) -> list[Problem]:
     if not HUB_NAME.match(base) and not Path(base).is_dir():
         return [Problem(key, f"the base model of {folder} is gone: {base}", "bring it back, or name it in that file")]
     return []
+
+
+def builtin_problems(name: str, key: str) -> list[Problem]:
+    if name in BUILTIN:
+        return []
+    near = get_close_matches(name, BUILTIN, n=1)
+    remedy = f"did you mean builtin:{near[0]}?" if near else f"one of {', '.join(BUILTIN)}"
+    return [Problem(key, f"there is no built-in model {name!r}", remedy)]
 
 
 def _package_problems(name: str, key: str) -> list[Problem]:

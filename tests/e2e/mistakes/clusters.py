@@ -41,7 +41,7 @@ CLUSTERS = [
     job(
         "words that are no option",
         "error: cluster.slurm.sbatch.0: '#SBATCH --exclusive' is no option of sbatch",
-        "error: cluster.slurm.partition: 'a b' string should match pattern",
+        "error: cluster.slurm.partition: 'a b' should be one word without quotes",
         "error: cluster.environment.A-B",
         changes={
             "cluster": {"slurm": {"sbatch": ["#SBATCH --exclusive"], "partition": "a b"}, "environment": {"A-B": 1}}

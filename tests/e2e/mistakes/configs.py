@@ -144,13 +144,13 @@ VALUES = [
     ),
     bad(
         "a name with a slash, and mistakes elsewhere",
-        "error: name: 'a/b' string should match pattern",
+        "error: name: 'a/b' should be letters, digits, '.', '_' and '-' only",
         "error: train.momentum: has no meaning for adamw",
         "no/such.jsonl' does not exist",
         changes={"name": "a/b", "train.momentum": 0.9, "data.validation": "no/such.jsonl"},
     ),
-    bad("a name that climbs", "error: name: '..' string should match pattern", changes={"name": ".."}),
-    bad("an empty name", "error: name: '' string should match pattern", changes={"name": ""}),
+    bad("a name that climbs", "error: name: '..' should be letters, digits", changes={"name": ".."}),
+    bad("an empty name", "error: name: '' should be letters, digits, '.', '_' and '-' only", changes={"name": ""}),
     bad("an overlong name", "error: name: 'nn", changes={"name": "n" * 101}),
     bad(
         "paths nobody can open",

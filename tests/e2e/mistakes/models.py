@@ -33,10 +33,16 @@ MODELS = [
         changes={"model.path": "package:no-such-model"},
     ),
     bad(
-        "an unknown built-in model, and a task that is not the model's",
+        "an unknown built-in model, and a key that is not there",
         "error: model.path: there is no built-in model 'tiny-lama' -> did you mean builtin:tiny-llama?",
+        "error: baseline.tusk: unknown key -> did you mean 'task'?",
+        text=comparing("tiny-lama", "seq2seq_lm", prompt="{text}", completion=" {label}").replace('"task"', '"tusk"'),
+        command=("evaluate", "config.yaml"),
+    ),
+    bad(
+        "a task that is not the model's",
         "error: baseline.task: 'builtin:tiny-t5' (t5) is a seq2seq_lm model, not causal_lm",
-        text=comparing("tiny-lama", "causal_lm", prompt="{text}", completion=" {label}"),
+        text=comparing(task="causal_lm", prompt="{text}", completion=" {label}"),
         command=("evaluate", "config.yaml"),
         asks=True,
     ),

@@ -93,7 +93,7 @@ EXPORTS = [
 MANY = [
     bad(
         "names and paths of adapters",
-        "error: adapters.a b: 'a b' string should match pattern",
+        "error: adapters.a b: 'a b' should be letters, digits, '.', '_' and '-' only",
         "error: adapters.none: nowhere holds no adapter_config.json -> name the folder of an adapter",
         "error: adapters.baseline: the results have a 'baseline' already -> choose another name",
         "error: adapters.baseline: is the adapter that adapters.again names -> leave one out",

@@ -10,6 +10,7 @@ from scaleup.config.schema import ModelConfig
 from scaleup.models.builtin import BUILTIN, build
 from scaleup.models.load import load_tokenizer
 from scaleup.models.sources import materialize
+from scaleup.plan.model_path import BUILTIN as NAMES
 
 CAUSAL = ["tiny-llama", "tiny-qwen2", "tiny-gpt2"]
 ALL = [*CAUSAL, "tiny-t5", "tiny-bart"]
@@ -17,7 +18,7 @@ ENCODERS = ["tiny-bert", "tiny-bert-classifier", "tiny-hate-classifier"]
 
 
 def test_the_names_are_these() -> None:
-    assert list(BUILTIN) == [*ALL, *ENCODERS]
+    assert list(BUILTIN) == [*ALL, *ENCODERS] == list(NAMES)
 
 
 @pytest.mark.parametrize("name", ALL)
