@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +70,13 @@ def config_file_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str
     return differing(RAW, {"model": model, **changes})
 
 
-def test_70_billion_parameters_from_a_config_file_alone(config_file_alone: dict[str, Any], folder: Path) -> None:
+def test_70_billion_parameters_from_a_config_file_alone(
+    config_file_alone: dict[str, Any], folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     file = write_config(config_file_alone, folder)
     machine, changes = described_machine(64, 80, 8, ["parallel.strategy=auto"])
-    began = time.process_time(), time.time()
     _, plan = resolve(load_leniently(file, changes), machine, check_run_folder=False, rate=Rate(990.0))
-    assert time.process_time() - began[0] < 1.0  # here; the data plane's process is the rest
+    assert capfd.readouterr() == ("", ""), "a library says something when a model is made for the first time"
     assert plan.model.num_parameters == 70_553_706_496
     assert plan.model.untraced is None
     memory = {row.strategy: row for row in plan.memory}
