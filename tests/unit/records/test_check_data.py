@@ -1,9 +1,10 @@
 """The look at the data before launch."""
 
+import cProfile
 import json
+import pstats
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -159,12 +160,13 @@ def test_a_mistaken_format_leaves_the_lines_to_check(check):
 
 
 @pytest.mark.parametrize("row", [GOOD, {"text": "x", "lable": "y"}, "{"], ids=["good", "misnamed", "broken"])
-def test_ten_thousand_rows_take_no_time(check, row):
-    rows = [{**row, "more": "word " * 40} if isinstance(row, dict) else row] * 10_000
+def test_many_rows_take_little_work(check, row):
+    """Counted, since a clock tells how busy the machine is: a hundred calls cost some ten microseconds."""
+    rows = [{**row, "more": "word " * 40} if isinstance(row, dict) else row] * 2_000
     check(rows[:1])
-    started = time.process_time()
-    check(rows, template="sentiment")
-    assert time.process_time() - started < 0.5  # about 0.1 s when the machine does nothing else
+    with cProfile.Profile() as profile:
+        check(rows, template="sentiment")
+    assert pstats.Stats(profile).total_calls < 100 * len(rows)  # 83 at most
 
 
 def test_the_control_plane_imports_nothing_heavy():
