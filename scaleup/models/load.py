@@ -127,7 +127,7 @@ def enable_gradient_checkpointing(model: PreTrainedModel, **options: bool) -> No
 def quiet_libraries() -> None:
     """Progress bars, which a log has no use for and of which a terminal has ours; and what users cannot act on: that
     bitsandbytes lacks a kernel it would download, that torchao lacks those of GPUs that are not there, that PEFT asks
-    Transformers by an old name, that DeepSpeed, which saving a model imports, takes the CPU where it is all there is."""
+    Transformers by an old name, that DeepSpeed, which saving imports, takes the CPU where it is all there is."""
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # DeepSpeed sets its logger's level when it is imported, but leaves filters alone.

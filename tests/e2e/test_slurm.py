@@ -125,7 +125,7 @@ def test_ppo_in_one_allocation(cluster: Slurm, place: Path, colocated: Future[Pa
 def test_preempted_queued_again_and_resumed_is_straight(cluster: Slurm, place: Path, alone: Future[Path]) -> None:
     config = SFT | {"name": "preempted"}
     job = submit(config, cluster, place)
-    folder = when(reached(20), config, job, cluster, place)
+    folder = when(reached(5), config, job, cluster, place)
     urgent = ["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1"]
     other = cluster.command("sbatch", "--parsable", *urgent, cwd=place)
     assert cluster.wait(other)["JobState"] == "COMPLETED"
