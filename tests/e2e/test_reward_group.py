@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import small_runs
 from tests.cli import (
     alive,
     differing,
@@ -24,7 +25,11 @@ from tests.cli import (
     scaleup,
     wait_until,
 )
-from tests.small_runs import PPO, same_rollouts, write_rows
+from tests.small_runs import same_rollouts, write_rows
+
+ROLLOUTS = 30
+"""Enough that none is over before what befalls it."""
+PPO = differing(small_runs.PPO, {"ppo.num_rollouts": ROLLOUTS, "train.learning_rate": 1e-4})
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +70,7 @@ def test_the_reward_group_is_killed_and_then_grows(place: Path, colocated: Futur
     assert "group reward starts again with 2 process(es)" in result.stdout
     assert [attempt.name for attempt in (folder / "attempts").iterdir()] == ["1"]
     assert pid_of(folder, "policy-rank0") == pids[0]
-    same_rollouts(folder, colocated.result(), 8)
+    same_rollouts(folder, colocated.result(), ROLLOUTS)
 
 
 def test_the_policy_is_killed_and_the_run_goes_on_by_hand(place: Path, colocated: Future[Path]) -> None:
@@ -90,7 +95,7 @@ def test_the_policy_is_killed_and_the_run_goes_on_by_hand(place: Path, colocated
     launched = [by_hand(folder, group) for group in ("reward", "policy")]
     outputs = [process.communicate(timeout=120)[0] for process in launched]
     assert [process.returncode for process in launched] == [0, 0], "\n".join(outputs)
-    same_rollouts(folder, colocated.result(), 8)
+    same_rollouts(folder, colocated.result(), ROLLOUTS)
 
 
 def by_hand(folder: Path, group: str) -> subprocess.Popen[str]:
