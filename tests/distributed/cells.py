@@ -159,7 +159,7 @@ def frozen_parts(wrapped: Any) -> dict[str, torch.Tensor]:
 def train(cell: Cell, name: str, folder: Path) -> dict[str, Any]:
     row = {"cell": dataclasses.astuple(cell), "model": name}
     try:
-        config, plan = resolve(load_mapping(config_of(cell, name, folder)))
+        config, plan = resolve(load_mapping(config_of(cell, name, folder)), peaks=False)
         run = RunFolder(Path(plan.run_folder))
         prepare_run(run, config, plan)
         ranks = fork(run, plan, rank_main)

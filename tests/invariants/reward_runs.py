@@ -102,7 +102,7 @@ def main() -> None:
     be_ready_to_fork()
     for name, changes in RUNS.items():
         given = differing(CONFIG, changes)
-        config, plan = resolve(load_mapping({**given, "name": name, "runs_dir": str(folder / "runs")}))
+        config, plan = resolve(load_mapping({**given, "name": name, "runs_dir": str(folder / "runs")}), peaks=False)
         run = RunFolder(Path(plan.run_folder))
         prepare_run(run, config, plan)
         if name.endswith("killed"):
