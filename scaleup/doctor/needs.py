@@ -17,7 +17,8 @@ from scaleup.plan.strategy import MARGIN
 from scaleup.plan.torch_facts import TorchFacts
 from scaleup.plan.types import GroupPlan, Plan
 
-IN_SRUN = 'srun scaleup doctor CONFIG --nodes {n} --node-rank "$SLURM_PROCID"'
+IN_SRUN = "srun bash -c 'scaleup doctor CONFIG --nodes {n} --node-rank $SLURM_PROCID'"
+"""The rank is expanded on the node: where srun is started it is 0, or nothing."""
 
 
 def plan_findings(plan: Plan, node_rank: int, num_nodes: int, machine: Machine) -> Iterator[Finding]:

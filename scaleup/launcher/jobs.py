@@ -19,8 +19,8 @@ from scaleup.launcher.render.shell import words
 from scaleup.launcher.render.slurm import SCRIPT, slurm_files
 from scaleup.launcher.render.sweep import sweep_points
 from scaleup.launcher.render.torchrun import torchrun_files
-from scaleup.plan.cluster import cluster_machine, cluster_problems
-from scaleup.plan.cluster_targets import kubernetes_problems, slurm_problems
+from scaleup.plan.cluster import cluster_machine, cluster_problems, with_reward_device
+from scaleup.plan.cluster_targets import kubernetes_problems, slurm_problems, torchrun_problems
 from scaleup.plan.resolve import resolve
 
 Rule = Callable[[RunConfig, ClusterConfig, bool], Iterator[Problem]]
@@ -31,7 +31,11 @@ RENDER: dict[str, Callable[[Job], Files]] = {
     "kubernetes": kubernetes_files,
     "torchrun": torchrun_files,
 }
-RULES: dict[str, Rule] = {"slurm": slurm_problems, "kubernetes": kubernetes_problems}
+RULES: dict[str, Rule] = {
+    "slurm": slurm_problems,
+    "kubernetes": kubernetes_problems,
+    "torchrun": torchrun_problems,
+}
 SUBMIT = {"slurm": ["sbatch", "--parsable"], "kubernetes": ["kubectl", "apply", "--output=name", "--filename"]}
 """A scheduler's own command, to which the file is added. It prints what the job is called."""
 
@@ -89,16 +93,19 @@ def submit(request: Request, dry_run: bool) -> None:
 def plan_job(request: Request, folder: Path | None) -> tuple[Job, str]:
     """The job, planned for the cluster's nodes, every point of a sweep by itself; and its target.
 
-    Raises ScaleupError with every mistake of every point."""
-    points = sweep_points(request.sweeps)
+    Raises ScaleupError with every mistake of the request, the config and every point."""
+    problems: list[Problem] = []
+    points = sweep_points(request.sweeps, problems)
     base = load_leniently(request.config, request.overrides)
     if base.config is None:
-        raise ScaleupError(base.problems)
+        raise ScaleupError([*problems, *base.problems])
     target = request.target or _target_of(base.config)
-    if points and target == "torchrun":
-        raise ScaleupError.of("--sweep", "needs a scheduler", "use --target slurm or kubernetes")
-    if request.max_parallel and not (points and target == "slurm"):
-        raise ScaleupError.of("--max-parallel", "is for a sweep on Slurm", "leave it out")
+    if request.sweeps and target == "torchrun":
+        problems.append(Problem("--sweep", "needs a scheduler", "use --target slurm or kubernetes"))
+    if request.max_parallel and not (request.sweeps and target == "slurm"):
+        problems.append(Problem("--max-parallel", "is for a sweep on Slurm", "leave it out"))
+    if problems:
+        points, base.problems = [], [*problems, *base.problems]
     name = base.config.name
     loaded = {"": base}
     if points:
@@ -150,16 +157,14 @@ def _resolve(loaded: Loaded, target: str, is_sweep: bool) -> RunConfig:
     config = loaded.config
     if config is None:
         raise ScaleupError(loaded.problems)
-    cluster = config.cluster
-    if cluster is None and target != "torchrun":
+    cluster, known = config.cluster, {problem.where for problem in loaded.problems}
+    if cluster is None and target != "torchrun" and "cluster" not in known:
         missing = Problem("cluster", "is missing", "say what to ask the scheduler for: docs/config.md, ClusterConfig")
         loaded = Loaded(config, [*loaded.problems, missing])
     if cluster is None:
         return resolve(loaded, resume=True, peaks=False)[0]
-    problems = cluster_problems(config, cluster)
-    if target in RULES:
-        problems += RULES[target](config, cluster, is_sweep)
-    known = {problem.where for problem in loaded.problems}
+    config = with_reward_device(config, cluster)
+    problems = [*cluster_problems(config, cluster), *RULES[target](config, cluster, is_sweep)]
     problems = [problem for problem in problems if problem.where not in known]
     checked = Loaded(config, [*loaded.problems, *problems])
     return resolve(checked, cluster_machine(config, cluster), resume=True, peaks=False)[0]

@@ -49,6 +49,16 @@ def granted_to_reward(config: RunConfig, cluster: ClusterConfig) -> Granted | No
     return _granted(cluster.reward, _gpus(config.reward.parallel, cluster.reward.gpus_per_node))
 
 
+def with_reward_device(config: RunConfig, cluster: ClusterConfig) -> RunConfig:
+    """`device: auto` of a reward group whose node is of another kind becomes what that node has: the run is planned on
+    the first node, which cannot see it."""
+    node = granted_to_reward(config, cluster)
+    if node is None or not isinstance(config, PPOConfig) or config.reward.parallel.device != "auto":
+        return config
+    parallel = config.reward.parallel.model_copy(update={"device": "cuda" if node.gpus else "cpu"})
+    return config.model_copy(update={"reward": config.reward.model_copy(update={"parallel": parallel})})
+
+
 def cluster_machine(config: RunConfig, cluster: ClusterConfig) -> Machine:
     """One node of the job, to plan for wherever the job is made."""
     node = granted(config, cluster)

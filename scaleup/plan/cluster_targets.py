@@ -6,10 +6,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from scaleup.config.cluster import ClusterConfig
+from scaleup.config.cluster import ClusterConfig, NodeResources
 from scaleup.config.schema import RunConfig
 from scaleup.errors import Problem
 
+GPU_GRES = re.compile(r"gpu(?::[^:,=]+)??(?::(\d+))?")
+"""One kind of GPUs, of a type or not; other requests are not looked into."""
+LONGEST_SIGNAL = 65535
+"""sbatch's documentation of --signal."""
 KUBERNETES_NAME = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 LONGEST_NAME = 40
 """Of 63 characters of a pod's host name, Kubernetes adds the group, an index and what makes it unique."""
@@ -21,12 +25,32 @@ def slurm_problems(config: RunConfig, cluster: ClusterConfig, is_sweep: bool) ->
         yield Problem(
             "cluster.reward", what, "leave it out, so that all nodes are alike, or submit the points one by one"
         )
-    if cluster.slurm is not None and cluster.slurm.gres and cluster.gpus_per_node is None:
-        yield Problem("cluster.gpus_per_node", "is needed beside cluster.slurm.gres", "say how many GPUs these are")
+    if cluster.slurm is not None and cluster.slurm.gres:
+        yield from _gres_problems("cluster", cluster, "cluster.slurm.gres", cluster.slurm.gres)
+    if cluster.reward is not None and cluster.reward.gres:
+        yield from _gres_problems("cluster.reward", cluster.reward, "cluster.reward.gres", cluster.reward.gres)
+    if cluster.signal_seconds > LONGEST_SIGNAL:
+        yield Problem("cluster.signal_seconds", f"Slurm tells a job {LONGEST_SIGNAL} s ahead at most", "use fewer")
     if cluster.container is not None:
         for where, folder in (("cluster.workdir", cluster.workdir), ("runs_dir", config.runs_dir)):
             if re.search("[,:]", folder):
                 yield Problem(where, f"{folder!r} cannot be mounted in a container", "use a folder without , and :")
+
+
+def _gres_problems(key: str, node: NodeResources, where: str, gres: str) -> Iterator[Problem]:
+    """What a job asks for by another name is what the run uses."""
+    gpus, found = node.gpus_per_node, GPU_GRES.fullmatch(gres)
+    if gpus is None:
+        yield Problem(f"{key}.gpus_per_node", f"is needed beside {where}", "say how many GPUs these are")
+    elif found and int(found[1] or 1) != gpus:
+        what = f"{gres} is {found[1] or 1} GPU(s) a node, and {key}.gpus_per_node {gpus}"
+        yield Problem(where, what, "use the same number")
+
+
+def torchrun_problems(config: RunConfig, cluster: ClusterConfig, is_sweep: bool) -> Iterator[Problem]:
+    if cluster.container is not None:
+        what = "the script of this target starts no container"
+        yield Problem("cluster.container", what, "leave it out, and start the script in one")
 
 
 def kubernetes_problems(config: RunConfig, cluster: ClusterConfig, is_sweep: bool) -> Iterator[Problem]:

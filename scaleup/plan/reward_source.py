@@ -79,8 +79,8 @@ def _group_problems(config: PPOConfig, machine: Machine) -> Iterator[Problem]:
         yield Problem(f"{where}.num_nodes", "a reward group is on one node", "use 1")
     if parallel.max_restarts:
         yield Problem(f"{where}.max_restarts", "a reward group is started again by itself", "use reward.max_restarts")
-    if device_of(parallel, machine) == "cuda" and not machine.is_described:
-        has_others = device_of(config.parallel, machine) == "cuda" and not reward.own_nodes
+    if device_of(parallel, machine) == "cuda" and not machine.is_described and not reward.own_nodes:
+        has_others = device_of(config.parallel, machine) == "cuda"
         beside = config.parallel.num_processes // config.parallel.num_nodes if has_others else 0
         if beside + count > machine.num_gpus:
             shown = f"{beside} of the policy and {count} of the reward group" if beside else f"{count} processes"

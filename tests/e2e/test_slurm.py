@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests import small_runs
 from tests.cli import (
@@ -114,6 +115,8 @@ def test_ppo_as_a_heterogeneous_job(cluster: Slurm, place: Path, colocated: Futu
     config = differing(PPO, {"name": "het", "cluster.reward": {"memory": "2G"}})
     folder = completed(config, submit(config, cluster, place), cluster, place)
     same_rollouts(folder, colocated.result(), 8)
+    given = yaml.safe_load((place / "runs/het.jobs/1/config.yaml").read_text())
+    assert given["reward"]["parallel"]["device"] == "cpu", "what its own node has, whatever the first one finds"
 
 
 def test_ppo_in_one_allocation(cluster: Slurm, place: Path, colocated: Future[Path]) -> None:

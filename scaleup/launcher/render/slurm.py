@@ -22,15 +22,15 @@ STOPPING = """\
 # of an array, this task alone: the last task's SLURM_JOB_ID stands for all of them
 job=$SLURM_JOB_ID
 [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-stop() { scancel --quiet --signal=TERM "$job"; } # a signal to srun would end its tasks at once
+stop() { scancel --quiet --signal=TERM "$job" || true; } # a signal to srun would end its tasks at once
 trap stop USR1 TERM
 """
 WAITING = """\
 # in the background: bash runs a trap only between commands; a signal ends `wait`, not srun
 step=$!
-until wait "$step"; code=$?; ! kill -0 "$step" 2>/dev/null; do :; done
-wait "$step"
-code=$?
+until wait "$step"; ! kill -0 "$step" 2>/dev/null; do :; done
+code=0
+wait "$step" || code=$? # so that `set -e` in cluster.setup does not end it here
 trap - USR1 TERM
 """
 ENDING = """\
@@ -38,7 +38,7 @@ ENDING = """\
 case $code in
   75 | 143)
     if [ "${SLURM_RESTART_COUNT:-0}" -lt MOST ] &&
-      scontrol --oneliner show job "$job" | grep -q JobState=RUNNING &&
+      scontrol --oneliner show job "$job" | grep JobState=RUNNING >/dev/null &&
       scontrol requeue "$job"; then
       sleep 600 # Slurm ends this script
     fi
@@ -72,10 +72,12 @@ def sbatch_script(job: Job) -> str:
     lines += [f"# Written by `scaleup render`: sbatch {words([job.folder / SCRIPT])}", UNCHECKED, ""]
     lines += [f"cd {words([cluster.workdir])} || exit 1"]
     lines += [words(["module", "load", module]) for module in slurm.modules]
-    lines += [*exports(cluster.environment), *([] if cluster.container else cluster.setup)]
-    lines += [_set_arguments(job), ""]
-    within = cluster.setup if cluster.container else []
-    return "\n".join(lines) + script_body(within, _parts(job), cluster.max_requeues)
+    setup = [*exports(cluster.environment), *cluster.setup]
+    if cluster.container:  # within it: an image's own variables come before those of the host
+        lines += [f"mkdir -p {words([job.config.runs_dir])}", _set_arguments(job), ""]
+        return "\n".join(lines) + script_body(setup, _parts(job), cluster.max_requeues)
+    lines += [*setup, _set_arguments(job), ""]
+    return "\n".join(lines) + script_body([], _parts(job), cluster.max_requeues)
 
 
 def script_body(setup: Sequence[str], parts: Sequence[str], max_requeues: int) -> str:

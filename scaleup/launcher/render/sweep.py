@@ -8,23 +8,19 @@ from typing import Any
 
 import yaml
 
-from scaleup.errors import Problem, ScaleupError
+from scaleup.errors import Problem
 
 EXAMPLE = 'write KEY=[VALUE,...], e.g. "train.learning_rate=[1.0e-5, 3.0e-5]"'
 NOT_SWEPT = ("name", "runs_dir", "stage", "cluster")
 """A point's run is named by us, and all are in one job."""
 
 
-def sweep_points(sweeps: Sequence[str]) -> list[list[str]]:
-    """The overrides of each point of the product of all sweeps, the last one fastest; no point without a sweep.
-
-    Raises ScaleupError with every mistake."""
-    problems: list[Problem] = []
+def sweep_points(sweeps: Sequence[str], problems: list[Problem]) -> list[list[str]]:
+    """The overrides of each point of the product of all sweeps, the last one fastest; no point without a sweep. Every
+    mistake is added to `problems`."""
     axes = [_axis(text, problems) for text in sweeps]
     keys = [sweep.partition("=")[0] for sweep in sweeps]
     problems += [Problem(f"--sweep {key}", "is given twice", "give all values at once") for key in _repeated(keys)]
-    if problems:
-        raise ScaleupError(problems)
     return [list(point) for point in itertools.product(*axes)] if axes else []
 
 

@@ -15,10 +15,10 @@ def torchrun_files(job: Job) -> Files:
         "#!/bin/bash",
         "# Written by `scaleup render`: on node K of all nodes, from 0, run",
         f"#   bash {words([job.folder / SCRIPT])} K",
-        "set -u",
+        "node_rank=${1:?give the rank of this node, from 0}",
         f"cd {words([cluster.workdir])} || exit 1",
         *exports(cluster.environment),
         *cluster.setup,
-        f'exec scaleup run {words([job.folder / job.config_name(0)])} --resume --node-rank "$1"',
+        f'exec scaleup run {words([job.folder / job.config_name(0)])} --resume --node-rank "$node_rank"',
     ]
     return {SCRIPT: "\n".join(lines) + "\n", **job.config_files}

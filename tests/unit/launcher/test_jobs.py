@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from scaleup.config.load import load
-from scaleup.errors import ScaleupError
+from scaleup.errors import Problem, ScaleupError
 from scaleup.launcher.jobs import Request, plan_job, render, submit
 from scaleup.launcher.render.sweep import sweep_points
 from tests.cli import differing
@@ -174,9 +174,24 @@ def test_refused_points_are_named(write: Write) -> None:
     ],
 )
 def test_what_is_no_sweep(sweeps: list[str], what: str) -> None:
-    with pytest.raises(ScaleupError) as caught:
-        sweep_points(sweeps)
-    assert what in str(caught.value)
+    problems: list[Problem] = []
+    sweep_points(sweeps, problems)
+    assert any(what in str(problem) for problem in problems)
+
+
+def test_a_sweeps_mistakes_stand_beside_the_configs(write: Write) -> None:
+    request = Request(write(cluster={**CLUSTER, "tme": 3}), target="slurm", sweeps=["train.seed"], max_parallel=2)
+    assert problems_of(request) == ["--sweep train.seed: lists no values", "cluster.tme: unknown key"]
+
+
+def test_a_mistaken_cluster_section_is_not_missing(write: Write) -> None:
+    [problem] = problems_of(Request(write(cluster=3)))
+    assert problem.startswith("cluster: 3 ")
+
+
+def test_a_script_without_a_scheduler_starts_no_container(write: Write) -> None:
+    [problem] = problems_of(Request(write(cluster={**CLUSTER, "container": {"image": "x"}}), target="torchrun"))
+    assert problem.startswith("cluster.container: the script of this target starts no container")
 
 
 def test_a_sweep_needs_a_scheduler(write: Write) -> None:

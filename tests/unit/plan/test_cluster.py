@@ -11,6 +11,7 @@ import pytest
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import load_mapping
 from scaleup.config.schema import RunConfig
+from scaleup.config.stages import PPOConfig
 from scaleup.plan.cluster import (
     Granted,
     cluster_machine,
@@ -19,8 +20,11 @@ from scaleup.plan.cluster import (
     granted_to_reward,
     nodes_of,
     seconds_a_step,
+    with_reward_device,
 )
 from scaleup.plan.cluster_targets import kubernetes_problems, slurm_problems
+from scaleup.plan.machine import Machine
+from scaleup.plan.rules import config_problems
 from tests.cli import differing
 from tests.unit.plan.conftest import RAW
 
@@ -160,11 +164,66 @@ def test_metrics_that_say_nothing_forbid_nothing(tmp_path: Path) -> None:
     assert seconds_a_step(tmp_path / "none") is None
 
 
+@pytest.mark.parametrize(
+    ("gres", "gpus", "is_right"),
+    [
+        ("gpu:8", 8, True),
+        ("gpu:8", 4, False),
+        ("gpu:a100:8", 8, True),
+        ("gpu:a100:8", 2, False),
+        ("gpu:a100", 1, True),
+        ("gpu", 2, False),
+        ("gpu:a100:2,shard:4", 6, True),
+    ],
+)
+def test_gpus_by_another_name_are_as_many(gres: str, gpus: int, is_right: bool) -> None:
+    own = {"gres": gres, "gpus_per_node": gpus}
+    for cluster, where in (
+        ({"gpus_per_node": gpus, "slurm": {"gres": gres}}, "cluster.slurm.gres"),
+        ({"reward": own}, "cluster.reward.gres"),
+    ):
+        config = config_of(PPO, reward__own_nodes=True, cluster=cluster)
+        found = [problem.where for problem in slurm_problems(*of(config), is_sweep=False)]
+        assert found == ([] if is_right else [where])
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "settled"),
+    [("auto", 0, "cpu"), ("auto", None, "cpu"), ("auto", 1, "cuda"), ("cpu", 1, "cpu"), ("cuda", 0, "cuda")],
+)
+def test_a_reward_groups_own_node_settles_its_device(device: str, gpus: int | None, settled: str) -> None:
+    """The run is planned on the first node, whose GPUs say nothing of it."""
+    reward = {"reward__own_nodes": True, "reward__parallel__device": device}
+    config = config_of(PPO, cluster={"gpus_per_node": 1, "reward": {"gpus_per_node": gpus}}, **reward)
+    assert device_of_reward(with_reward_device(*of(config))) == settled
+    alike = config_of(PPO, cluster={"gpus_per_node": 1}, **reward)
+    assert device_of_reward(with_reward_device(*of(alike))) == device
+
+
+def device_of_reward(config: RunConfig) -> str:
+    assert isinstance(config, PPOConfig)
+    return config.reward.parallel.device
+
+
+def test_gpus_of_another_node_are_not_looked_for_here() -> None:
+    config = config_of(PPO, reward__own_nodes=True, reward__parallel__device="cuda")
+    here = Machine(num_cores=2, num_gpus=0)
+    assert [problem.where for problem in config_problems(config, here)] == []
+    beside = config_of(PPO, reward__parallel__device="cuda")
+    assert [problem.where for problem in config_problems(beside, here)] == ["reward.parallel.num_processes"]
+
+
 def test_what_slurm_cannot() -> None:
-    cluster = {"reward": {}, "slurm": {"gres": "gpu:1"}, "container": {"image": "x"}, "workdir": "/a:b"}
+    cluster = {
+        "reward": {},
+        "slurm": {"gres": "gpu:1"},
+        "signal_seconds": 65536,
+        "container": {"image": "x"},
+        "workdir": "/a:b",
+    }
     config = config_of(PPO, reward__own_nodes=True, cluster=cluster)
     wheres = [problem.where for problem in slurm_problems(*of(config), is_sweep=True)]
-    assert wheres == ["cluster.reward", "cluster.gpus_per_node", "cluster.workdir"]
+    assert wheres == ["cluster.reward", "cluster.gpus_per_node", "cluster.signal_seconds", "cluster.workdir"]
     assert list(slurm_problems(*of(config_of()), is_sweep=True)) == []
 
 

@@ -17,7 +17,7 @@ import pytest
 from scaleup.launcher.render.job import Job
 from scaleup.launcher.render.slurm import SCRIPT, sbatch_script, slurm_files
 from tests.cli import wait_until
-from tests.unit.launcher.render.cases import HOSTILE, PPO, REWARD_NODE, job_of, sweep_of
+from tests.unit.launcher.render.cases import HOSTILE, PPO, REWARD_NODE, SFT, job_of, sweep_of
 from tests.unit.launcher.render.golden import check
 
 JOBS = {
@@ -144,15 +144,26 @@ def test_hostile_values_arrive_as_they_are(place: Path) -> None:
     assert given["cwd"] == str(place / "work $x")
 
 
+@pytest.mark.parametrize(("code", "again"), [("75", True), ("2", False), ("0", False)])
+def test_a_strict_setup_does_not_end_the_script_early(place: Path, code: str, again: bool) -> None:
+    """`set -e` would end it where it waits for the run, which is then not queued again."""
+    ended = execute(place, here(place, setup=["set -euo pipefail"]), CODE=code)
+    assert requeued(place) == again
+    assert ended == (-signal.SIGKILL if again else int(code))
+
+
 def test_setup_comes_first_also_within_a_container(place: Path) -> None:
     lines = ["export FROM_SETUP='a  b'"]
     assert execute(place, here(place, setup=lines)) == 0
     assert told(place)["environ"]["FROM_SETUP"] == "a  b"
-    contained = here(place, setup=lines, container={"image": "x.sqsh"})
-    assert "\nexport FROM_SETUP" not in sbatch_script(contained).split("bash -c")[0]
     (place / "0.json").unlink()
+    settings = {"setup": lines, "environment": HOSTILE, "container": {"image": "x.sqsh"}}
+    contained = here(place, {**SFT, "runs_dir": str(place / "runs")}, **settings)
+    assert "export" not in sbatch_script(contained).split("\ntask=")[0], "an image has variables of its own"
     assert execute(place, contained) == 0
     assert told(place)["environ"]["FROM_SETUP"] == "a  b"
+    assert {name: told(place)["environ"][name] for name in HOSTILE} == HOSTILE
+    assert (place / "runs").is_dir(), "what is mounted must be there"
 
 
 def test_each_node_of_a_het_job_has_a_rank_of_its_own(place: Path) -> None:

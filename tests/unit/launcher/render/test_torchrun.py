@@ -31,4 +31,4 @@ def test_a_node_is_told_its_rank(tmp_path: Path) -> None:
 def test_it_needs_the_rank(tmp_path: Path) -> None:
     (tmp_path / SCRIPT).write_text(torchrun_files(job_of(workdir=str(tmp_path), setup=[]))[SCRIPT])
     done = subprocess.run(["bash", tmp_path / SCRIPT], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode != 0 and "$1: unbound variable" in done.stderr
+    assert done.returncode != 0 and "give the rank of this node, from 0" in done.stderr
