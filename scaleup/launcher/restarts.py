@@ -30,6 +30,7 @@ from scaleup.launcher.node import POLL_SECONDS, NodeAgent
 from scaleup.launcher.nodes import Newcomer, NodeGone, Nodes, meeting_in
 from scaleup.launcher.prepare import renew_bridge, written
 from scaleup.launcher.processes import end_leftovers
+from scaleup.launcher.refusal import Refusals
 from scaleup.launcher.signals import StopSignals
 from scaleup.launcher.watch import Watch
 from scaleup.plan.types import Plan
@@ -48,12 +49,13 @@ def lead_run(run: RunFolder, plan: Plan, console: Console, max_restarts: int = 0
 def join_run(run: RunFolder, console: Console, node_rank: int, patience_seconds: float) -> int:
     """A further node's part, from the attempt that the first node begins or is at. The exit code.
 
-    Raises ScaleupError when none comes in so long, or the run has fewer nodes."""
+    Raises ScaleupError when none comes in so long, for what the first node is refused, or the run has fewer nodes."""
     with StopSignals() as signals:
-        newcomer, notice = Newcomer(run, patience_seconds), Notice(console)
+        newcomer, refusals, notice = Newcomer(run, patience_seconds), Refusals(run), Notice(console)
 
         def first_attempt() -> Attempt | None:
             notice(f"waiting for node 0 to begin in {run.path}")
+            refusals.check()
             return newcomer.attempt()
 
         try:

@@ -15,6 +15,7 @@ from scaleup.launcher.granted import granted_problems
 from scaleup.launcher.meeting import port_problems
 from scaleup.launcher.prepare import prepare_run, written
 from scaleup.launcher.processes import end_leftovers
+from scaleup.launcher.refusal import refusal_told
 from scaleup.launcher.restarts import join_run, lead_run
 from scaleup.launcher.show import (
     show_card,
@@ -43,7 +44,13 @@ SHOW: dict[str, Callable[[Console, RunFolder], None]] = {
 
 
 def start(loaded: Loaded, console: Console, resume: bool = False) -> int:
-    """Check, plan, prepare and run, on the first node. The exit code. Raises ScaleupError for the user's mistakes."""
+    """Check, plan, prepare and run, on the first node. The exit code. Raises ScaleupError for the user's mistakes, of
+    which nodes that wait for this one are told."""
+    with refusal_told(loaded.config):
+        return _start(loaded, console, resume)
+
+
+def _start(loaded: Loaded, console: Console, resume: bool) -> int:
     config, plan = resolve(loaded, resume=resume, peaks=False)
     if problems := [*granted_problems(plan, os.environ), *port_problems(config)]:
         raise ScaleupError(problems)
@@ -67,7 +74,7 @@ def start(loaded: Loaded, console: Console, resume: bool = False) -> int:
 def join(loaded: Loaded, console: Console, node_rank: int) -> int:
     """A further node's part of the same command, which the first node checks, plans and prepares. The exit code.
 
-    Raises ScaleupError for a config that is none, and when the first node does not come."""
+    Raises ScaleupError for a config that is none, for what the first node is refused, and when that does not come."""
     config = loaded.config
     if loaded.problems or config is None:
         raise ScaleupError(loaded.problems)

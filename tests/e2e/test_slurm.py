@@ -182,6 +182,21 @@ def test_fewer_nodes_than_it_needs(cluster: Slurm, place: Path) -> None:
     assert not folder_of(config, place).exists()
 
 
+def test_a_mistake_that_only_the_nodes_find(cluster: Slurm, place: Path) -> None:
+    """All nodes end with it, and it is the job's exit code; none waits for the first one."""
+    (place / "soon gone.jsonl").write_bytes((place / "rows.jsonl").read_bytes())
+    config = differing(SFT, {"name": "mistaken", "data.train": "soon gone.jsonl"})
+    rendered = scaleup("render", write_config(config, place), "-o", "mistaken job", cwd=place, env=cluster.environment)
+    assert rendered.code == 0, rendered.stderr
+    (place / "soon gone.jsonl").unlink()
+    job = cluster.command("sbatch", "--parsable", place / "mistaken job" / "job.sbatch", cwd=place)
+    found = cluster.wait(job)
+    said = logs(place / "mistaken job")
+    assert (found["JobState"], found["ExitCode"]) == ("FAILED", "2:0"), said
+    for node in (0, 1):
+        assert any(line.startswith(f"{node}: error: ") and "gone.jsonl" in line for line in said.splitlines()), said
+
+
 def test_what_slurm_refuses(cluster: Slurm, place: Path) -> None:
     config = differing(SFT, {"name": "refused", "cluster.slurm.partition": "nowhere"})
     result: Result = scaleup("submit", write_config(config, place), cwd=place, env=cluster.environment)

@@ -200,6 +200,17 @@ class TestNode:
         assert said == f"waiting for node 0 to begin in {prepared.path}\n"
         assert "node 0: its agent gave no sign of life for 1 s -> start the same command on the first node" in error
 
+    def test_when_node_0_is_refused(
+        self, scaleup: Scaleup, prepared: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """It says so too, and does not wait."""
+        two = ("run", "config.yaml", "parallel.num_processes=2", "parallel.num_nodes=2")
+        asked = SimpleNamespace(attempt=lambda: scaleup(*two, "data.train=gone.jsonl") and None)
+        monkeypatch.setattr(restarts, "Newcomer", lambda run, seconds: asked)
+        assert scaleup(*two, "--node-rank=1") == 2
+        both = capsys.readouterr().err.splitlines()
+        assert "gone.jsonl" in both[0] and both[: len(both) // 2] == both[len(both) // 2 :]
+
     def test_that_the_run_does_not_have(
         self, scaleup: Scaleup, prepared: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
