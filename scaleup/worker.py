@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,11 @@ def main() -> None:
     try:
         _work(run, arguments.group, attempt, stop, sign)
     except Exception as error:
-        _report(error, attempt, rank_name)
         code = 2 if isinstance(error, ScaleupError) else 1
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # a full disk takes no error either
+            _report(error, attempt, rank_name)
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)  # not sys.exit: a process group whose peers are gone may never let the interpreter end
 
 

@@ -98,20 +98,21 @@ def _look_at(folder: Path) -> CheckpointFolder | str:
 
 def damage_of(checkpoint: CheckpointFolder) -> str:
     """What no longer is as it was written, although no size differs: reads all files. Empty for a sound one, and for
-    those that were written without checksums."""
+    those that were written without checksums. Raises OSError: what cannot be read now may be sound."""
     try:
         listing = read_json(checkpoint.path / LISTING)
         sums = listing.get("crc32", {})
         found = _checksums(checkpoint.path, sums)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        return f"it cannot be read ({error})"
+    except (ValueError, TypeError, AttributeError) as error:
+        return f"its {LISTING} is none ({error})"
     wrong = [name for name in sums if found[name] != sums[name]]
     return f"{wrong[0]} does not match its checksum" if wrong else ""
 
 
 def newest_sound_checkpoint(checkpoints: Path) -> tuple[CheckpointFolder | None, list[str]]:
     """The one to go on from, and a line for each newer one that is not: which, and why. A damaged one is set aside
-    under another name, so that nobody takes it for a checkpoint again."""
+    under another name, so that nobody takes it for a checkpoint again. Raises OSError: a file system that fails for a
+    moment must not cost checkpoints."""
     lines: list[str] = []
     named = [folder for folder in checkpoints.glob("step-*") if folder.name.removeprefix("step-").isdecimal()]
     for folder in sorted(named, reverse=True):

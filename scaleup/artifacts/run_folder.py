@@ -235,9 +235,12 @@ class Attempt:
         return any(read_json(file)["problems"] for file in self.errors.glob(f"{group}-rank*.json"))
 
     def first_error(self) -> dict[str, Any] | None:
-        """The earliest error that any rank recorded. A user's mistake comes before what it made other ranks feel."""
-        errors = [read_json(file) for file in self.errors.glob("[!.]*.json")]
-        return min(errors, key=lambda error: (not error["problems"], error["time"]), default=None)
+        """The earliest error that any rank recorded. A user's mistake comes before what it made other ranks feel.
+
+        By the file system's clock, which the hosts share; within a tick of it, by that of the ranks."""
+        errors = [(read_json(file), file.stat().st_mtime_ns) for file in self.errors.glob("[!.]*.json")]
+        earliest = min(errors, key=lambda found: (not found[0]["problems"], found[1], found[0]["time"]), default=None)
+        return earliest and earliest[0]
 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:

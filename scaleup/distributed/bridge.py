@@ -69,9 +69,11 @@ class BridgeClient:
         timeout_seconds: float,
         reconnect_seconds: float,
         on_lost: Callable[[str], object] | None = None,
+        on_found: Callable[[], object] | None = None,
     ) -> None:
         """`model`: what must score; another one's reward group is refused. The reward group may come from now on.
-        `on_lost` is called on rank 0, with the reason, when a group that was there is there no more.
+        `on_lost` is called on rank 0, with the reason, when a group that was there is there no more, and `on_found`
+        when another one has come.
 
         Raises ScaleupError when the port cannot be had."""
         assert runtime.world == place.policy_size
@@ -81,6 +83,7 @@ class BridgeClient:
         self._timeout = timeout_seconds
         self._reconnect = reconnect_seconds
         self._on_lost = on_lost
+        self._on_found = on_found
         self._generation = 0
         self._link: Link | None = None
         self._servers: range = range(0)
@@ -221,6 +224,7 @@ class BridgeClient:
             for request in self._requests:
                 if request.scores is None:
                     request.scores = self._answer(request)
+                    self._runtime.progress.at("waiting for scores")
         except (ScaleupError, BridgeLost) as problem:
             return problem
         return None
@@ -257,6 +261,8 @@ class BridgeClient:
             request.pending = None
         self._open_next()
         self.connect()
+        if self._on_found and self._runtime.is_main:
+            self._on_found()
         for request in self._requests:
             if request.scores is None:
                 self._send(request)

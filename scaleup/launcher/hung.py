@@ -118,6 +118,8 @@ class HungWorkers:
     _beats: Unmoved = field(default_factory=lambda: Unmoved(LOOK_SECONDS))
     _still: dict[str, Unmoved] = field(default_factory=dict)
     _signs: dict[str, list[Sign]] = field(default_factory=dict)
+    _far_signs: dict[str, dict[int, Sign]] = field(default_factory=dict)
+    """The last of each rank that could be read: of many on a network file system, some cannot be now and then."""
     _next_look: float = 0.0
     _next_far_look: dict[str, float] = field(default_factory=dict)
 
@@ -153,7 +155,9 @@ class HungWorkers:
             return ""
         every = max(LOOK_SECONDS, timeout / 50)  # all ranks of all nodes are looked at
         self._next_far_look[name] = time.monotonic() + every
-        signs = [sign for rank in range(group.num_processes) if (sign := self._sign(name, rank))]
+        known = self._far_signs.setdefault(name, {})
+        known |= {rank: sign for rank in range(group.num_processes) if (sign := self._sign(name, rank))}
+        signs = [known[rank] for rank in sorted(known)]
         looks = self._still.setdefault(name, Unmoved(every))
         looks.note({sign.name: (sign.pid, sign.position, sign.step) for sign in signs})
         if len(signs) < group.num_processes or not is_in_its_steps(signs):

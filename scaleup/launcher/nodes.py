@@ -111,7 +111,8 @@ class Nodes:
         self._own = {**news, "beat": self._own.get("beat", 0)}
         self._next_beat = 0.0
         if self._others and self._attempt:
-            write_json(self._attempt.node_file(self._rank), self._own)
+            with suppress(OSError):  # of a full disk; the next beat says it
+                write_json(self._attempt.node_file(self._rank), self._own)
 
     def _beat(self) -> None:
         if not self._others or self._attempt is None or time.monotonic() < self._next_beat:

@@ -70,14 +70,17 @@ def signal_all(processes: Iterable[RunProcess], number: signal.Signals) -> None:
             os.kill(process.pid, number)
 
 
-def end_leftovers(run: Path, before: int | None, console: Console) -> None:
+def end_leftovers(run: Path, before: int | None, console: Console, node: int | None = None) -> None:
     """When an agent is killed outright, its workers outlive it for a while and may still save. Wait for those of
-    attempts before this one (None: of any), then kill them.
+    attempts before this one (None: of any), and for those of a node in this very one, then kill them.
 
     Raises ScaleupError when one does not end."""
 
     def leftovers() -> list[RunProcess]:
-        return [process for process in processes_of(run) if before is None or process.attempt < before]
+        return [process for process in processes_of(run) if before is None or is_left(process, before)]
+
+    def is_left(process: RunProcess, before: int) -> bool:
+        return process.attempt < before or (process.attempt == before and process.node == node)
 
     if not (found := leftovers()):
         return

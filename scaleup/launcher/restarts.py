@@ -66,11 +66,16 @@ def join_run(run: RunFolder, console: Console, node_rank: int, patience_seconds:
         if attempt is None:
             return _told(run, RESUMABLE, console)
         plan = Plan.read(run.plan_file)
-        if node_rank >= plan.num_nodes:
-            remedy = f"use 0 to {plan.num_nodes - 1}" if plan.num_nodes > 1 else "set parallel.num_nodes"
-            raise ScaleupError.of("--node-rank", f"the run has no node {node_rank}, but {plan.num_nodes}", remedy)
+        check_node_rank(node_rank, plan.num_nodes)  # it may have been started with another config than ours
         attempts = Attempts(run, plan, console, signals, Nodes(run, node_rank, plan.num_nodes), node_rank)
         return _told(run, attempts.follow(attempt), console)
+
+
+def check_node_rank(node_rank: int, num_nodes: int) -> None:
+    """Raises ScaleupError for a node that a run does not have."""
+    if node_rank >= num_nodes:
+        remedy = f"use 0 to {num_nodes - 1}" if num_nodes > 1 else "set parallel.num_nodes"
+        raise ScaleupError.of("--node-rank", f"the run has no node {node_rank}, but {num_nodes}", remedy)
 
 
 def _told(run: RunFolder, code: int, console: Console) -> int:
@@ -134,11 +139,12 @@ class Attempts:
     def follow(self, first: Attempt) -> int:
         """Take part in every attempt that the first node begins, until it says that the run is over."""
         attempt: Attempt | None = first
-        last = first
+        last, was_here = first, first.node_file(self.node_rank).is_file()
         while attempt:
-            end_leftovers(self.run.path, attempt.number, self.console)
+            end_leftovers(self.run.path, attempt.number, self.console, self.node_rank if was_here else None)
             self.nodes.enter(attempt)
-            part = self._part(attempt)
+            part = self._lost_part() if was_here else self._part(attempt)
+            was_here = False
             try:
                 last, attempt = attempt, self._next(part)
             except NodeGone as gone:
@@ -146,10 +152,18 @@ class Attempts:
         word = self.nodes.last_word()
         return verdict(self.run, last, *word) if word else RESUMABLE
 
+    def _lost_part(self) -> Part:
+        """Of an attempt that another agent of this node was at, which is gone: new workers cannot join the others."""
+        part = Part(failed=f"node {self.node_rank}: its agent was started again")
+        self.nodes.end(part)
+        return part
+
     def _part(self, attempt: Attempt) -> Part:
         """Our part of an attempt, from the first process to the end of the last one."""
         shown = [] if self.node_rank else [group.name for group in self.plan.groups]  # one node shows the progress
-        meeting = meeting_in(attempt)
+        meeting = None
+        if self.plan.num_nodes > 1:  # its file is replaced every second: a network file system may miss it once
+            meeting = wait_for(lambda: meeting_in(attempt), self.signals)
         agent = NodeAgent(self.run, self.plan, attempt, self.nodes, self.signals, self.node_rank, meeting)
         try:
             with Watch(attempt, self.console, shown) as watch:

@@ -83,7 +83,9 @@ class Service:
         hung = self.told_at is not None
         what = self.killed or f"group {self.name} " + ("gave no answers" if hung else f"ended with exit code {code}")
         if self.attempt.has_mistake(self.name) or self.restarts >= planned.max_restarts:
-            self.failed = f"group {self.name} ended with exit code {code}"
+            self.failed = (
+                f"group {self.name} gave no answers" if hung else f"group {self.name} ended with exit code {code}"
+            )
             self.failed += f", after {self.restarts} restart(s)" if self.restarts else ""
             return ""
         self.restarts += 1

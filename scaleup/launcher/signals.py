@@ -17,7 +17,8 @@ class StopSignals:
     def __init__(self) -> None:
         self.count = 0
         self.at_once = False
-        """A second Ctrl-C: nobody waits for anything any more."""
+        """A second Ctrl-C here: nobody waits for anything any more."""
+        self._interrupts = 0
         self._act: Callable[[], None] = lambda: None
         self._before: dict[int, Any] = {}
 
@@ -42,7 +43,8 @@ class StopSignals:
             self._act = lambda: None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._note(at_once=self.count > 0 and number == signal.SIGINT)
+        self._interrupts += number == signal.SIGINT
+        self._note(at_once=self._interrupts > 1)
 
     def _note(self, at_once: bool) -> None:
         self.count += 1

@@ -16,7 +16,7 @@ from scaleup.launcher.meeting import port_problems
 from scaleup.launcher.prepare import prepare_run, written
 from scaleup.launcher.processes import end_leftovers
 from scaleup.launcher.refusal import refusal_told
-from scaleup.launcher.restarts import join_run, lead_run
+from scaleup.launcher.restarts import check_node_rank, join_run, lead_run
 from scaleup.launcher.show import (
     show_card,
     show_evaluation,
@@ -26,6 +26,7 @@ from scaleup.launcher.show import (
     show_quantization,
     show_training,
 )
+from scaleup.plan.cluster import nodes_of
 from scaleup.plan.resolve import resolve
 from scaleup.plan.resume import state_of
 
@@ -78,6 +79,7 @@ def join(loaded: Loaded, console: Console, node_rank: int) -> int:
     config = loaded.config
     if loaded.problems or config is None:
         raise ScaleupError(loaded.problems)
+    check_node_rank(node_rank, nodes_of(config))
     run = RunFolder(Path(config.runs_dir) / config.name)
     with run.locked(node_rank):
         if run.manifest_file.is_file():

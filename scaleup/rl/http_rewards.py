@@ -47,7 +47,11 @@ class HttpRewards(PlacedRewards):
 
     def _collect(self) -> list[float]:
         answers, self._answers = self._answers, []
-        return [score for answer in answers for score in answer.result()]
+        scores: list[float] = []
+        for answer in answers:
+            scores += answer.result()
+            self._runtime.progress.at("waiting for scores")
+        return scores
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)

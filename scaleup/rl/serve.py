@@ -39,8 +39,15 @@ def rewards_of(config: PPOConfig, plan: Plan, runtime: Runtime, run: RunFolder) 
     if source.placement == "colocated":
         return ColocatedRewards(runtime, _score(_scorer(source, plan.reward, runtime.device)))
     place, model = _place(plan, run), _name(source)
-    seconds = source.timeout_seconds, source.reconnect_seconds
-    client = BridgeClient(runtime, place, model, *seconds, on_lost=lambda why: write_json(run.lost_file, {"why": why}))
+    client = BridgeClient(
+        runtime,
+        place,
+        model,
+        source.timeout_seconds,
+        source.reconnect_seconds,
+        on_lost=lambda why: write_json(run.lost_file, {"why": why}),
+        on_found=lambda: run.lost_file.unlink(missing_ok=True),
+    )
     return GroupRewards(runtime, client)
 
 
@@ -51,7 +58,9 @@ def serve_rewards(config: PPOConfig, plan: Plan, runtime: Runtime, run: RunFolde
     scorer = _scorer(config.reward, plan.reward, runtime.device)
     if runtime.gathers_weights:
         scorer.model = runtime.prepare(scorer.model)
-    serve(runtime, _place(plan, run), _name(config.reward), _score(scorer))
+    # the policy, which may take long to load, is watched by an agent: we end with it
+    patience = max(plan.group("policy").timeout_seconds, config.reward.reconnect_seconds)
+    serve(runtime, _place(plan, run), _name(config.reward), _score(scorer), patience)
     if runtime.stop.requested:
         sys.exit(STOPPED)
 

@@ -36,6 +36,9 @@ from scaleup.errors import ScaleupError
 from scaleup.train.adalora import RankAllocation
 from scaleup.train.state import TrainState
 
+NO_DISK = (torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError)
+"""What goes wrong while saving and is nobody's disk: as anywhere else, the run may be started again."""
+
 STATE = "train_state.json"
 RANKS = "rank_allocation.safetensors"
 State = TypeVar("State", bound=TrainState)
@@ -162,6 +165,8 @@ class Checkpointer(Generic[State]):
         failure: Exception | None = None
         try:
             action()
+        except NO_DISK:
+            raise
         except (
             OSError,
             RuntimeError,
@@ -182,7 +187,7 @@ class Checkpointer(Generic[State]):
 
 def sound_checkpoint(runtime: Runtime, run: RunFolder) -> CheckpointFolder | None:
     """The newest one that is as it was written, as rank 0 finds it; says why newer ones are not used. Every rank must
-    call it. Raises ScaleupError when a damaged one cannot be set aside."""
+    call it. Raises ScaleupError when one cannot be read, or a damaged one not set aside."""
     runtime.progress.at("looking at checkpoints")
     lines: list[str] = []
     found, problem = None, None
@@ -193,8 +198,9 @@ def sound_checkpoint(runtime: Runtime, run: RunFolder) -> CheckpointFolder | Non
             problem = error
     after, wrong = runtime.sum(found.step + 1 if found else 0, problem is not None)
     if wrong:
-        what = f"a damaged one cannot be set aside ({problem or 'rank 0 says why'})"
-        raise ScaleupError.of(f"checkpoints {run.checkpoints}", what, "remove it, then continue with --resume")
+        what = f"one cannot be read, or not set aside ({problem or 'rank 0 says why'})"
+        remedy = "mend the file system, or remove that one, then continue with --resume"
+        raise ScaleupError.of(f"checkpoints {run.checkpoints}", what, remedy)
     for line in lines:
         runtime.progress.say(line)
     if lines:

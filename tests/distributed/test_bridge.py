@@ -307,6 +307,33 @@ def test_a_reward_group_that_dies_or_hangs_is_replaced_by_one_of_another_size(
         assert first.ended() == [-signal.SIGKILL]
 
 
+def test_a_loss_is_told_until_another_group_has_come(start: Start, tmp_path: Path) -> None:
+    """Otherwise the launcher would take the new one for one that gives no answers, and end it."""
+    place, begun, never, lost = place_for(1), Gate(), Gate(), tmp_path / "lost"
+
+    def stuck(batch: Sequence[Sample]) -> list[float]:
+        begun.open()
+        never.wait(60)
+        return [0.0] * len(batch)
+
+    def main(runtime: Runtime) -> list[bool]:
+        told: list[bool] = []
+        client = BridgeClient(
+            runtime, place, MODEL, 40, 40, lambda why: lost.touch(), lambda: told.append(lost.exists())
+        )
+        placed = GroupRewards(runtime, client)
+        placed.submit(samples(3))
+        placed.collect()
+        placed.close()
+        return told
+
+    first, asked = start("reward", 1, serving(place, stuck)), start("policy", 1, main)
+    assert begun.wait()
+    first.send(signal.SIGKILL)
+    start("reward", 1, serving(place))
+    assert asked.results(40) == [[True]]
+
+
 def test_a_reward_group_that_is_asked_to_stop_ends_between_requests(start: Start) -> None:
     place, first_done, second_there = place_for(1), Gate(), Gate()
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from scaleup.artifacts import checkpoints
 from scaleup.artifacts.checkpoints import (
     LAYOUT,
     LISTING,
@@ -244,6 +246,16 @@ class TestDamage:
         flip_a_bit(tmp_path / "step-00000007/model.safetensors")
         newest, lines = newest_sound_checkpoint(tmp_path)
         assert newest is not None and lines == []
+
+    def test_what_cannot_be_read_for_a_moment_is_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A network file system may answer with EIO while it renames as told: no checkpoint may be lost to that."""
+        save(tmp_path, 3, 7)
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "_checksum", lambda file: os.close(-1))
+            with pytest.raises(OSError):
+                newest_sound_checkpoint(tmp_path)
+        newest, lines = newest_sound_checkpoint(tmp_path)
+        assert newest == latest_checkpoint(tmp_path) and newest is not None and (newest.step, lines) == (7, [])
 
     def test_a_large_file_is_read_in_parts(self, tmp_path: Path) -> None:
         with folder_aside(checkpoint_folder(tmp_path, 1)) as aside:

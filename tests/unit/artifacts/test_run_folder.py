@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -179,15 +180,27 @@ class TestFirstError:
         attempt = run.new_attempt()
         for rank, time in (("a", 3.0), ("b", 1.0), ("c", 2.0)):
             attempt.record_error(rank, self.error(rank, time))
+            os.utime(attempt.errors / f"{rank}.json", (50, 50))  # within one tick of the file system's clock
         first = attempt.first_error()
         assert first is not None
         assert first["rank"] == "b"
+
+    def test_hosts_whose_clocks_differ(self, run: RunFolder) -> None:
+        attempt = run.new_attempt()
+        for rank, time, written in (("cause", 9.0, 50), ("felt it", 4.0, 51)):
+            attempt.record_error(rank, self.error(rank, time))
+            os.utime(attempt.errors / f"{rank}.json", (written, written))
+        first = attempt.first_error()
+        assert first is not None
+        assert first["rank"] == "cause"
 
     def test_a_users_mistake_comes_before_its_consequences(self, run: RunFolder) -> None:
         attempt = run.new_attempt()
         attempt.record_error("a", self.error("a", 1.0))
         attempt.record_error("b", self.error("b", 3.0, "later"))
         attempt.record_error("c", self.error("c", 2.0, "mistake"))
+        for rank, written in (("a", 51), ("b", 53), ("c", 52)):
+            os.utime(attempt.errors / f"{rank}.json", (written, written))
         first = attempt.first_error()
         assert first is not None
         assert first["problems"][0]["what"] == "mistake"

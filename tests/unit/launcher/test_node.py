@@ -113,8 +113,8 @@ class TestVerdict:
             (aside / "weights").touch()
             write_listing(aside, 30)
         failing = agent(run, "raise SystemExit(1)")
-        record(failing, rank="policy-rank1", time=2.0, error="connection lost")
         record(failing, rank="policy-rank0", time=1.0, error="loss is nan at step 31", traceback="Traceback: here")
+        record(failing, rank="policy-rank1", time=2.0, error="connection lost")
         assert run_groups(failing) == 1
         err = capsys.readouterr().err
         assert err.startswith("Traceback: here\nerror: policy-rank0 failed: loss is nan at step 31\n")

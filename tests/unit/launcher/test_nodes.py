@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 
 import pytest
@@ -128,6 +129,25 @@ def test_a_file_system_that_hangs_is_nobodys_death(
     for _ in range(GONE_BEATS * 2):
         tick()
         assert not first.another_failed()
+
+
+def test_a_full_disk_ends_no_agent(run: RunFolder, tick: Callable[[], None]) -> None:
+    """What could not be said is said with the next beat."""
+    attempt = run.new_attempt()
+    first, second = Nodes(run, 0, 2), Nodes(run, 1, 2)
+    first.enter(attempt)
+    second.enter(attempt)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        second.end(Part("group policy ended with exit code 1"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert first.parts() is None
+    tick()
+    second.absent()
+    tick()
+    assert first.parts() == [Part("group policy ended with exit code 1")]
 
 
 class TestNewcomer:

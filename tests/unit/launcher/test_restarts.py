@@ -12,7 +12,8 @@ from rich.console import Console
 
 from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.launcher import ending, nodes, restarts
-from scaleup.launcher.ending import RESUMABLE, Part
+from scaleup.launcher.ending import RESUMABLE, Ending, Part
+from scaleup.launcher.meeting import Meeting
 from scaleup.launcher.node import NodeAgent
 from scaleup.launcher.nodes import Nodes
 from scaleup.launcher.restarts import Attempts, lead_run
@@ -126,6 +127,24 @@ class TestTwoNodes:
         alone = Attempts(run, plan, Console(quiet=True), StopSignals(), Nodes(run, 0, 2), 0)
         assert alone.lead(3) == 1
         assert "error: node 1: its agent gave no sign of life" in capsys.readouterr().err
+
+    def test_an_agent_that_is_started_again_does_not_join_what_goes_on(
+        self, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its node was at that attempt: the others end it, and all begin the next."""
+        attempt = run.new_attempt()
+        Nodes(run, 1, 2).enter(attempt)  # an agent that is gone
+        leader = Nodes(run, 0, 2)
+        leader.enter(attempt, Meeting("n0", 1))
+        plan = plan_of(run, group(num_processes=2, num_nodes=2))
+        second = Attempts(run, plan, Console(quiet=True), StopSignals(), Nodes(run, 1, 2), 1)
+        monkeypatch.setattr(NodeAgent, "run_groups", lambda *_: pytest.fail("new workers met old ones"))
+        with ThreadPoolExecutor(1) as pool:
+            followed = pool.submit(second.follow, attempt)
+            parts = restarts.wait_for(leader.parts, second.signals)
+            leader.close(Ending("failed", "node 1: its agent was started again"), 0)
+            assert followed.result(30) == 1
+        assert parts == [Part("node 1: its agent was started again")]
 
     def test_a_node_that_does_not_come(
         self, run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -19,6 +19,7 @@ from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.errors import ScaleupError
 from scaleup.launcher import nodes, restarts
 from scaleup.launcher.ending import RESUMABLE, Ending, Part
+from scaleup.launcher.meeting import Meeting
 from scaleup.launcher.node import NodeAgent
 from scaleup.launcher.nodes import Nodes
 from scaleup.plan.types import Plan
@@ -161,7 +162,9 @@ def test_evaluation_of_a_finished_run(scaleup: Scaleup, folder: Path) -> None:
 
 class TestNode:
     @pytest.fixture
-    def prepared(self, run: RunFolder) -> RunFolder:
+    def prepared(self, run: RunFolder, folder: Path) -> RunFolder:
+        two = {**CONFIG, "parallel": {"num_processes": 4, "num_nodes": 2}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(two))
         nodes = {"num_processes": 4, "num_nodes": 2, "main_address": "n0", "main_port": 1}
         plan_of(run, group(**nodes)).save(run.plan_file)
         return run
@@ -176,7 +179,7 @@ class TestNode:
 
         def begin_and_end() -> Attempt | None:
             if not started:
-                leader.enter(prepared.new_attempt())
+                leader.enter(prepared.new_attempt(), Meeting("n0", 1))
             return found()
 
         def run_part(agent: NodeAgent) -> int:
@@ -210,6 +213,12 @@ class TestNode:
         assert scaleup(*two, "--node-rank=1") == 2
         both = capsys.readouterr().err.splitlines()
         assert "gone.jsonl" in both[0] and both[: len(both) // 2] == both[len(both) // 2 :]
+
+    def test_that_the_config_does_not_have(self, scaleup: Scaleup, capsys: pytest.CaptureFixture[str]) -> None:
+        """Nobody waits for a first node that waits for nobody."""
+        assert scaleup("run", "config.yaml", "--node-rank=1") == 2
+        said, error = capsys.readouterr()
+        assert said == "" and "error: --node-rank: the run has no node 1, but 1 -> set parallel.num_nodes" in error
 
     def test_that_the_run_does_not_have(
         self, scaleup: Scaleup, prepared: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -1,0 +1,50 @@
+"""What the agent makes of signals: one asks, only a second Ctrl-C here ends all at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from scaleup.launcher.signals import StopSignals
+
+
+@pytest.fixture
+def signals() -> Iterator[StopSignals]:
+    with StopSignals() as installed:
+        yield installed
+
+
+def told(signals: StopSignals, *numbers: signal.Signals) -> tuple[int, bool]:
+    for number in numbers:
+        os.kill(os.getpid(), number)
+    return signals.count, signals.at_once
+
+
+def test_a_second_interrupt_is_at_once(signals: StopSignals) -> None:
+    assert told(signals, signal.SIGINT) == (1, False)
+    assert told(signals, signal.SIGINT) == (2, True)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_schedulers_signals_never_are(signals: StopSignals, times: int) -> None:
+    assert told(signals, *[signal.SIGTERM] * times) == (times, False)
+    assert told(signals, signal.SIGINT) == (times + 1, False)
+
+
+def test_the_first_interrupt_after_another_nodes_stop_is_not(signals: StopSignals) -> None:
+    """Ctrl-C in two terminals, or srun's to all its tasks: both save."""
+    signals.request()
+    assert told(signals, signal.SIGINT) == (2, False)
+    assert told(signals, signal.SIGINT) == (3, True)
+
+
+def test_whoever_can_act_is_told_of_each(signals: StopSignals) -> None:
+    acted: list[int] = []
+    with signals.passed_to(lambda: acted.append(signals.count)):
+        told(signals, signal.SIGTERM)
+        signals.request()
+    told(signals, signal.SIGTERM)
+    assert acted == [1, 2]
