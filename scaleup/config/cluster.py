@@ -104,13 +104,26 @@ Option = Annotated[str, AfterValidator(_sbatch_option)]
 Mount = Annotated[
     Line, Written(r"/[^,:]*(:/[^,:]*)?(:[a-z+]+)?", "an absolute path of the host, or /host/path:/container/path")
 ]
+PART = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+"""Of Kubernetes' names (RFC 1123), and of its labels."""
 Label = Annotated[
     str,
     Field(max_length=63),
+    Written(PART, "lower-case letters, digits and '-', a letter or digit at each end"),
+]
+Subdomain = Annotated[
+    str,
+    Field(max_length=63),
+    Written(rf"{PART}(\.{PART})*", "lower-case letters, digits, '-' and '.', a letter or digit beside each '.'"),
+]
+LabelKey = Annotated[
+    str,
     Written(
-        r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", "lower-case letters, digits, '-' and '.', a letter or digit at each end"
+        rf"({PART}(\.{PART})*/)?{WORD}", "the key of a label, e.g. example.org/gpu: letters, digits, '-', '_', '.'"
     ),
 ]
+LabelValue = Annotated[str, Written(rf"({WORD})?", "the value of a label: up to 63 letters, digits, '-', '_' and '.'")]
 Options = Annotated[
     list[Option], Field(description="Further options of sbatch, one an entry, e.g. --mail-type=END; given last.")
 ]
@@ -154,15 +167,15 @@ class KubernetesConfig(Section):
         "group. trainjob: a TrainJob of Kubeflow Trainer.",
     )
     namespace: Label | None = None
-    volume_claim: Label = Field(description="A claim that all pods can write (ReadWriteMany): the run folder's.")
+    volume_claim: Subdomain = Field(description="A claim that all pods can write (ReadWriteMany): the run folder's.")
     mount_path: PathText | None = Field(None, description="Where it is mounted; by default cluster.workdir.")
-    queue: Label | None = Field(None, description="A LocalQueue of Kueue.")
+    queue: Subdomain | None = Field(None, description="A LocalQueue of Kueue.")
     gpu_resource: Word = "nvidia.com/gpu"
     shared_memory: Memory | None = Field(None, description="The most in /dev/shm, e.g. 16G; by default no limit.")
-    runtime: Label = Field("torch-distributed", description="For trainjob: the ClusterTrainingRuntime.")
-    labels: dict[Line, Line] = Field(default_factory=dict, description="Of the job and its pods.")
-    node_selector: dict[Line, Line] = Field(default_factory=dict, description="Labels that nodes must have.")
-    service_account: Label | None = None
+    runtime: Subdomain = Field("torch-distributed", description="For trainjob: the ClusterTrainingRuntime.")
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, description="Of the job and its pods.")
+    node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict, description="Labels that nodes must have.")
+    service_account: Subdomain | None = None
 
 
 class ContainerConfig(Section):
@@ -180,7 +193,9 @@ class ClusterConfig(NodeResources):
     )
     nodes: Count | None = Field(None, description="What is granted; by default what the run needs.")
     time: Time | None = Field(
-        None, description='The limit, in quotes: "D-HH:MM:SS", "HH:MM:SS" or minutes; by default the scheduler\'s.'
+        None,
+        description='The limit, in quotes: "D-HH:MM:SS", "HH:MM:SS" or minutes; by default the scheduler\'s. On '
+        "Kubernetes it counts waiting and all restarts together, and ends the job.",
     )
     signal_seconds: Count = Field(
         120,

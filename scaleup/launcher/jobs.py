@@ -36,8 +36,9 @@ RULES: dict[str, Rule] = {
     "kubernetes": kubernetes_problems,
     "torchrun": torchrun_problems,
 }
-SUBMIT = {"slurm": ["sbatch", "--parsable"], "kubernetes": ["kubectl", "apply", "--output=name", "--filename"]}
-"""A scheduler's own command, to which the file is added. It prints what the job is called."""
+SUBMIT = {"slurm": ["sbatch", "--parsable"], "kubernetes": ["kubectl", "create", "--output=name", "--filename"]}
+"""A scheduler's own command, to which the file is added. It prints what the job is called. Not `kubectl apply`, which
+changes nothing of a job that has ended, and says that all is well."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def submit(request: Request, dry_run: bool) -> None:
     write_job(job.folder, files)
     try:
         for command in commands:
-            print(_answer(command))
+            print(_answer(command, job.cluster))
     except ScaleupError:
         shutil.rmtree(job.folder, ignore_errors=True)
         raise
@@ -175,10 +176,23 @@ def _print_files(folder: Path, files: Files) -> None:
         print(f"==> {folder / name}\n{text}")
 
 
-def _answer(command: list[str]) -> str:
+def _answer(command: list[str], cluster: ClusterConfig) -> str:
     """What the scheduler calls the job. Slurm adds the cluster's name where there are several."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = " ".join(done.stderr.split()) or f"ended with exit code {done.returncode}"
-        raise ScaleupError.of(command[0], said, "mend the cluster section, or ask who runs the cluster")
+        remedy = "mend the cluster section, or ask who runs the cluster"
+        if command[0] == "kubectl":
+            _take_back(done.stdout.split(), cluster)
+            if "AlreadyExists" in said:
+                remedy = "kubectl delete --filename the job.yaml that it was made from, or choose another name"
+        raise ScaleupError.of(command[0], said, remedy)
     return done.stdout.strip().partition(";")[0]
+
+
+def _take_back(created: list[str], cluster: ClusterConfig) -> None:
+    """What `kubectl create` had made of a job before it failed, which would be in the way of the next try."""
+    namespace = cluster.kubernetes.namespace if cluster.kubernetes else None
+    where = [f"--namespace={namespace}"] if namespace else []
+    if created:
+        subprocess.run(["kubectl", "delete", *where, *created], capture_output=True, check=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from scaleup.config.cluster import ClusterConfig, NodeResources
 from scaleup.config.schema import RunConfig
 from scaleup.errors import Problem
+from scaleup.plan.local_paths import local_paths
 
 GPU_GRES = re.compile(r"gpu(?::[^:,=]+)??(?::(\d+))?")
 """One kind of GPUs, of a type or not; other requests are not looked into."""
@@ -71,6 +72,10 @@ def kubernetes_problems(config: RunConfig, cluster: ClusterConfig, is_sweep: boo
     elif not Path(config.runs_dir).is_relative_to(mounted):
         what = f"{config.runs_dir} is not on the volume, which is mounted at {mounted}"
         yield Problem("runs_dir", what, "use a folder in it: the nodes of a run share its run folder")
+    for key, path in local_paths(config):
+        if Path(mounted).is_absolute() and not path.is_relative_to(mounted):
+            what = f"{path} is not on the volume, which is mounted at {mounted}"
+            yield Problem(key, what, "bring it there: pods have no other file of this machine")
     if cluster.reward is not None and kubernetes.kind != "jobset":
         what = f"a {kubernetes.kind} has nodes of one kind"
         yield Problem("cluster.reward", what, "use cluster.kubernetes.kind: jobset, or leave it out")

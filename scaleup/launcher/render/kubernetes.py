@@ -15,8 +15,8 @@ from scaleup.launcher.render.job import Files, Job
 from scaleup.launcher.render.pods import Manifest
 from scaleup.plan.cluster import Granted, granted, granted_to_reward, has_reward_node, nodes_of
 
-MISTAKE = 2
-"""scaleup's exit code for what would fail again."""
+MISTAKES = (2, 126, 127)
+"""Exit codes for what would fail again: scaleup's own, and the shell's for a command that it cannot start."""
 TORCH_JOB = "node"
 """The replicated job of Kubeflow's torch runtime."""
 FORGET_TORCHRUN = 'unset "${!PET_@}"'
@@ -97,7 +97,7 @@ def _job(config: RunConfig, cluster: ClusterConfig, kubernetes: KubernetesConfig
 
 def _job_spec(count: int, template: Manifest, cluster: ClusterConfig, backoff_limit: int) -> Manifest:
     limit = cluster.time_seconds
-    mistake = {"containerName": pods.CONTAINER, "operator": "In", "values": [MISTAKE]}
+    mistake = {"containerName": pods.CONTAINER, "operator": "In", "values": list(MISTAKES)}
     disrupted = [{"type": "DisruptionTarget", "status": "True"}]
     return {
         "completionMode": "Indexed",

@@ -28,7 +28,7 @@ def verbatim(text: str) -> str:
 
 def command(cluster: ClusterConfig, before: tuple[str, ...] = ()) -> list[str]:
     """`exec`, so that the container's first process, which gets SIGTERM, is scaleup itself."""
-    lines = [f"cd {words([cluster.workdir])} || exit 1", *cluster.setup, *before, RUN]
+    lines = [f"cd {words([cluster.workdir])} || exit 2", *cluster.setup, *before, RUN]
     return [verbatim(word) for word in ("bash", "-c", "\n".join(lines), "scaleup", f"{CONFIG_FOLDER}/{CONFIG_FILE}")]
 
 

@@ -9,6 +9,7 @@ from scaleup.config.cluster import ClusterConfig, RewardResources, SlurmConfig
 from scaleup.launcher.render.job import Files, Job
 from scaleup.launcher.render.shell import exports, sbatch_path, words
 from scaleup.plan.cluster import Granted
+from scaleup.plan.local_paths import local_paths
 
 SCRIPT = "job.sbatch"
 TASK = 'bash -c "$task" scaleup "$@"'
@@ -179,7 +180,8 @@ def _container_options(job: Job) -> list[str]:
     container = job.cluster.container
     if container is None:
         return []
-    needed = {job.cluster.workdir, job.config.runs_dir, job.config.data.root, str(job.folder)}
+    read = {str(path) for config in job.configs for _, path in local_paths(config)}
+    needed = {job.cluster.workdir, job.config.runs_dir, str(job.folder), *read}
     mounts = [f"{folder}:{folder}" for folder in sorted(needed)] + container.mounts
     named = [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}"]
     return [*named, f"--container-workdir={job.cluster.workdir}"]

@@ -58,6 +58,11 @@ def test_a_number_may_be_a_time_that_yaml_misread(time: Any) -> None:
         ({"container": {"image": "x", "mounts": ["/a,/b"]}}, "an absolute path of the host"),
         ({"kubernetes": {"volume_claim": "Not_A_Label"}}, "lower-case letters"),
         ({"kubernetes": {"volume_claim": "x", "mount_path": ""}}, "at least 1 character"),
+        ({"kubernetes": {"volume_claim": "my..claim"}}, "beside each '.'"),
+        ({"kubernetes": {"volume_claim": "x", "namespace": "a.b"}}, "lower-case letters, digits and '-'"),
+        ({"kubernetes": {"volume_claim": "x", "labels": {"x/…": "y"}}}, "the key of a label"),
+        ({"kubernetes": {"volume_claim": "x", "labels": {"x": "other thing!"}}}, "the value of a label"),
+        ({"kubernetes": {"volume_claim": "x", "node_selector": {"bad key": "v"}}}, "the key of a label"),
         ({"gpus_per_node": -1}, "greater than or equal to 0"),
     ],
 )

@@ -126,9 +126,28 @@ def test_kubernetes_is_asked_where_the_config_is_for_it(
     given = scheduler("kubectl", "echo job.batch/x")
     submit(Request(write(cluster={"gpus_per_node": 2, **ON_KUBERNETES})), dry_run=False)
     file = tmp_path / "runs" / "x.jobs" / "1" / "job.yaml"
-    assert given.read_text().split() == ["apply", "--output=name", "--filename", str(file)]
+    assert given.read_text().split() == ["create", "--output=name", "--filename", str(file)]
     assert [document["kind"] for document in yaml.safe_load_all(file.read_text())] == ["ConfigMap", "Service", "Job"]
     assert capsys.readouterr().out == "job.batch/x\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ('configmaps "x" already exists (AlreadyExists)', "kubectl delete --filename the job.yaml"),
+        ("no matches for kind JobSet", "mend the cluster section"),
+    ],
+)
+def test_what_was_made_before_kubernetes_refused_is_taken_back(
+    write: Write, scheduler: Callable[[str, str], Path], tmp_path: Path, said: str, remedy: str
+) -> None:
+    deletes = f'[ "$1" = delete ] && echo "$@" >"{tmp_path}/deleted" && exit'
+    scheduler("kubectl", f"{deletes}; echo configmap/x; echo service/x; echo '{said}' >&2; exit 1")
+    cluster = differing(ON_KUBERNETES, {"kubernetes.namespace": "nlp"})
+    with pytest.raises(ScaleupError) as caught:
+        submit(Request(write(cluster={"gpus_per_node": 2, **cluster})), dry_run=False)
+    assert said in str(caught.value) and remedy in str(caught.value)
+    assert (tmp_path / "deleted").read_text() == "delete --namespace=nlp configmap/x service/x\n"
 
 
 def test_all_mistakes_at_once(write: Write) -> None:

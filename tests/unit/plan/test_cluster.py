@@ -232,6 +232,19 @@ def test_what_kubernetes_cannot() -> None:
     cluster = {"reward": {}, "kubernetes": {"volume_claim": "x", "mount_path": "/mnt"}}
     config = config_of(PPO, name="No_Label", runs_dir="/elsewhere", reward__own_nodes=True, cluster=cluster)
     wheres = [problem.where for problem in kubernetes_problems(*of(config), False)]
-    assert wheres == ["cluster.container", "name", "runs_dir", "cluster.reward"]
+    assert wheres == ["cluster.container", "name", "runs_dir", "data.root", "cluster.reward"]
     here = config_of(cluster={"container": {"image": "x"}, "kubernetes": {"volume_claim": "x"}})
     assert list(kubernetes_problems(*of(here), False)) == []
+
+
+def test_what_pods_read_is_on_the_volume(tmp_path: Path) -> None:
+    for name in ("volume", "model", "volume/tokenizer"):
+        (tmp_path / name).mkdir()
+    kubernetes = {"volume_claim": "x", "mount_path": str(tmp_path / "volume")}
+    config = config_of(
+        cluster={"container": {"image": "x"}, "kubernetes": kubernetes},
+        runs_dir=str(tmp_path / "volume/runs"),
+        model={"path": str(tmp_path / "model"), "tokenizer": str(tmp_path / "volume/tokenizer")},
+        data__root=str(tmp_path),
+    )
+    assert [problem.where for problem in kubernetes_problems(*of(config), False)] == ["data.root", "model.path"]
