@@ -1,4 +1,5 @@
-"""Shared by all tests: no model hub, one thread, wide tables; runs that go on two at a time."""
+"""Shared by all tests: no model hub, one thread, wide tables; runs that go on two at a time; one process that
+looks at models."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.describer import Describer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -35,3 +38,11 @@ def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(2) as executor:
         yield executor
         executor.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="module")
+def describer() -> Iterator[Describer]:
+    """Answers a module's questions about models, for tests that put its `run` in the place of subprocess.run."""
+    describer = Describer()
+    yield describer
+    describer.close()

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 
 from scaleup import cli
 from tests.cli import differing, scaleup
+from tests.describer import COMMAND, Describer
 from tests.e2e.mistakes.adapters import ADAPTERS
 from tests.e2e.mistakes.cards import CARDS
 from tests.e2e.mistakes.case import FACTS, GOOD, GOOD_ROW, Case, M, bad
@@ -56,7 +58,12 @@ GROUPS = {
     "command": COMMANDS,
 }
 CASES = {f"{group}: {case.name}": case for group, cases in GROUPS.items() for case in cases}
-AS_PROCESS = ["values: wrong types everywhere", "data: everything at once", "command: evaluate an unfinished run"]
+AS_PROCESS = [
+    "values: wrong types everywhere",
+    "data: everything at once",
+    "command: evaluate an unfinished run",
+    "model: a task that is not the model's",  # the only one that starts the process which looks at models
+]
 
 
 def test_there_are_enough_cases() -> None:
@@ -76,7 +83,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("name", CASES)
 def test_is_refused(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    name: str,
+    tmp_path: Path,
+    describer: Describer,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     case = CASES[name]
     folder = working_folder(case, tmp_path)
@@ -85,6 +96,7 @@ def test_is_refused(
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["scaleup", *case.command, *case.overrides])
     monkeypatch.setattr(subprocess, "Popen", recording(started))
+    monkeypatch.setattr(subprocess, "run", recording_questions(started, describer))
     with pytest.raises(SystemExit) as ended:
         cli.main()
     stdout, stderr = capfd.readouterr()
@@ -106,6 +118,13 @@ def test_is_refused_as_a_process(name: str, tmp_path: Path) -> None:
     assert (result.code, result.stdout) == (2, "")
     check_lines(case, result.stderr)
     assert listing(folder) == before
+
+
+def test_a_crash_is_seen(describer: Describer, capfd: pytest.CaptureFixture[str]) -> None:
+    """Where no process of its own is started to look at models, either."""
+    answer = describer.run(COMMAND, input="no JSON", stdout=subprocess.PIPE, text=True, check=False)
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert "Traceback" in capfd.readouterr().err
 
 
 def test_the_good_config_is_good(tmp_path: Path) -> None:
@@ -164,6 +183,17 @@ def recording(started: list[list[str]]) -> type[subprocess.Popen[Any]]:
             super().__init__(command, *rest, **options)
 
     return Recording
+
+
+def recording_questions(started: list[list[str]], describer: Describer) -> Callable[..., Any]:
+    """For subprocess.run: who answers has been started before."""
+
+    def run(command: list[str], **options: Any) -> Any:
+        if command[1:] == FACTS:
+            started.append(command)
+        return describer.run(command, **options)
+
+    return run
 
 
 def check_lines(case: Case, stderr: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 from scaleup.config.load import load_leniently
 from scaleup.plan.resolve import resolve
+from tests.describer import Describer
 
 REPOSITORY = Path(__file__).parent.parent.parent
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.y*ml"))
@@ -32,9 +34,10 @@ def test_there_are_some() -> None:
     not (REPOSITORY / "data/reviews/train.jsonl").is_file(), reason="data/reviews is not there: make setup prepares it"
 )
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: str(file.relative_to(REPOSITORY / "configs")))
-def test_plans(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plans(file: Path, describer: Describer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's own cache is used on purpose: converting the embedded model takes half a minute."""
     monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(subprocess, "run", describer.run)
     keys = ("model", "reward.model", "evaluation.toxicity_model")
     named = {f"{key}.path": _path_at(file, f"{key}.path") for key in keys}
     loaded = load_leniently(file, [f"{key}={STAND_INS[path]}" for key, path in named.items() if path in STAND_INS])
