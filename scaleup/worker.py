@@ -21,7 +21,7 @@ from typing import Any
 
 from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.distributed.sign import SignOfLife
-from scaleup.distributed.signals import StopFlag, stop_with_parent
+from scaleup.distributed.signals import STOPPED, StopFlag, stop_with_parent
 from scaleup.errors import ScaleupError
 from scaleup.plan.types import GroupPlan, Plan
 
@@ -31,7 +31,7 @@ def main() -> None:
     run = RunFolder(Path(arguments.run).absolute())
     attempt = run.attempt(arguments.attempt) if arguments.attempt else None
     rank_name = f"{arguments.group}-rank{os.environ.get('RANK', '0')}"
-    stop, sign = StopFlag().install(), SignOfLife()
+    stop, sign = StopFlag(ends_process=attempt is not None).install(), SignOfLife()
     if attempt:
         stop_with_parent()
         _redirect_output(attempt.logs / f"{rank_name}.log")
@@ -40,6 +40,8 @@ def main() -> None:
     try:
         _work(run, arguments.group, attempt, stop, sign)
     except Exception as error:
+        if stop.is_unheeded:
+            os._exit(STOPPED)
         code = 2 if isinstance(error, ScaleupError) else 1
         with suppress(OSError):  # a full disk takes no error either
             _report(error, attempt, rank_name)

@@ -15,6 +15,7 @@ from scaleup.config.stages import PPOConfig
 from scaleup.distributed.bridge import BridgeClient
 from scaleup.distributed.bridge_store import BridgePlace
 from scaleup.distributed.runtime import Runtime
+from scaleup.distributed.signals import STOPPED
 from scaleup.models.scoring import Scorer, load_scorer
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import Plan
@@ -22,9 +23,6 @@ from scaleup.rl.http_rewards import HttpRewards
 from scaleup.rl.placements import ColocatedRewards, FunctionRewards, GroupRewards
 from scaleup.rl.reward_server import serve
 from scaleup.rl.rewards import Rewards, Sample
-
-STOPPED = 75
-"""EX_TEMPFAIL: as a run that was stopped and can go on."""
 
 
 def rewards_of(config: PPOConfig, plan: Plan, runtime: Runtime, run: RunFolder) -> Rewards:

@@ -92,6 +92,7 @@ class Checkpointer(Generic[State]):
 
     def restore(self) -> State:
         """The state of the newest sound checkpoint, loaded into everything; a new state when there is none."""
+        self._runtime.stop.heed()  # from here on there is something to save
         newest = sound_checkpoint(self._runtime, self._run)
         if newest is None:
             return self._new_state()

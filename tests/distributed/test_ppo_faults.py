@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scaleup.rl.serve import STOPPED
+from scaleup.distributed.signals import STOPPED
 from tests.cli import largest_weight_difference, metrics
 from tests.distributed.test_runtime import python
 

@@ -164,6 +164,22 @@ def test_ctrl_c_saves_and_can_go_on(place: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_a_stage_that_saves_nothing_ends_soon(place: Path) -> None:
+    """Over rows that would keep it for minutes."""
+    row = json.dumps({"prompt": "abc " * 20, "completion": "d " * 40}) + "\n"
+    (place / "many.jsonl").write_text(row * 100_000, encoding="utf-8")
+    data = {"test": "many.jsonl", "prompt": "{prompt}", "completion": "{completion}", "max_length": 256}
+    config = {"stage": "evaluate", "name": "endless", "model": {"path": "builtin:tiny-llama"}, "data": data}
+
+    def evaluates(folder: Path) -> bool:
+        file = folder / "attempts/1/signs/policy-rank0.json"
+        return file.is_file() and "evaluating" in json.loads(file.read_text())["phase"]
+
+    result = interrupt(config, cwd=place, when=evaluates, do=lambda process, folder: process.terminate())
+    assert_ended(result, folder_of(config, place), 75)
+    assert "was stopped and can go on" in result.stdout and result.stderr == ""
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_stop_while_workers_start_leaves_nothing(place: Path, processes: int) -> None:
     """A worker is there and has not told anybody yet: its launcher has to take it along."""
