@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.5
 Score = Callable[[Sequence[Sample]], list[float]]
 
 
-def serve(runtime: Runtime, place: BridgePlace, model: str, score: Score, join_seconds: float = 120.0) -> None:
+def serve(runtime: Runtime, place: BridgePlace, model: str, score: Score, join_seconds: float) -> None:
     """Until the policy closes the bridge, or a signal asks for a stop. All ranks of the reward group together.
 
     `model`: what scores, as the policy's config names it. `score` gets samples without columns; under a sharded
