@@ -13,15 +13,9 @@ from scaleup.config.schema import RunConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.launcher.refusal import Refusals, refusal_told
 from tests.cli import differing
+from tests.unit.plan.conftest import RAW
 
-RAW: dict[str, Any] = {
-    "stage": "sft",
-    "name": "x",
-    "model": {"path": "builtin:tiny-llama"},
-    "data": {"train": "rows.jsonl", "text": "{text}"},
-    "train": {"max_steps": 4},
-    "parallel": {"num_processes": 2, "num_nodes": 2},
-}
+TWO_NODES = {"num_processes": 2, "num_nodes": 2}
 MISTAKES = [Problem("data.train", "is gone", "bring it back"), Problem("name", "is odd")]
 
 
@@ -39,7 +33,7 @@ def config(tmp_path: Path) -> RunConfig:
 
 
 def config_of(folder: Path, **changes: Any) -> RunConfig:
-    loaded = load_mapping(differing(RAW, {"runs_dir": str(folder / "runs"), **changes}))
+    loaded = load_mapping(differing(RAW, {"runs_dir": str(folder / "runs"), "parallel": TWO_NODES, **changes}))
     assert loaded.config is not None and loaded.problems == []
     return loaded.config
 
