@@ -21,15 +21,21 @@ from scaleup.plan.cluster import nodes_of
 
 @contextmanager
 def refusal_told(config: RunConfig | None) -> Iterator[None]:
-    """Around all that the first node does. A run of one node tells nobody; nor does one whose `runs_dir` is not there:
-    whoever waits has made it."""
+    """Around all that the first node does, which first forgets an earlier refusal. A run of one node tells nobody; nor
+    does one whose `runs_dir` is not there: whoever waits has made it."""
+    if config is None or nodes_of(config) == 1:
+        yield
+        return
+    file = _file(RunFolder(Path(config.runs_dir) / config.name))
+    with suppress(OSError):
+        file.unlink()
     try:
         yield
     except ScaleupError as error:
-        if config is not None and nodes_of(config) > 1 and Path(config.runs_dir).is_dir():
+        if file.parent.is_dir():
             said = {"start": _start(), "id": uuid.uuid4().hex, "problems": [asdict(each) for each in error.problems]}
             with suppress(OSError):
-                write_json(_file(RunFolder(Path(config.runs_dir) / config.name)), said)
+                write_json(file, said)
         raise
 
 

@@ -75,8 +75,10 @@ def test_within_one_job_it_does_not_matter_who_is_first(config: RunConfig, monke
 
 
 def test_what_is_no_refusal(config: RunConfig) -> None:
+    refuse(config)
     with refusal_told(config):
         pass
+    assert list(Path(config.runs_dir).iterdir()) == [], "an earlier one is forgotten"
     (Path(config.runs_dir) / ".x.refused.json").write_text("{", encoding="utf-8")
     Refusals(run_of(config)).check()
 
