@@ -33,9 +33,10 @@ def slurm_problems(config: RunConfig, cluster: ClusterConfig, is_sweep: bool) ->
     if cluster.signal_seconds > LONGEST_SIGNAL:
         yield Problem("cluster.signal_seconds", f"Slurm tells a job {LONGEST_SIGNAL} s ahead at most", "use fewer")
     if cluster.container is not None:
-        for where, folder in (("cluster.workdir", cluster.workdir), ("runs_dir", config.runs_dir)):
-            if re.search("[,:]", folder):
-                yield Problem(where, f"{folder!r} cannot be mounted in a container", "use a folder without , and :")
+        read = [(key, str(path)) for key, path in local_paths(config)]
+        for where, place in (("cluster.workdir", cluster.workdir), ("runs_dir", config.runs_dir), *read):
+            if re.search("[,:]", place):
+                yield Problem(where, f"{place!r} cannot be mounted in a container", "use a path without , and :")
 
 
 def _gres_problems(key: str, node: NodeResources, where: str, gres: str) -> Iterator[Problem]:

@@ -237,6 +237,13 @@ def test_what_kubernetes_cannot() -> None:
     assert list(kubernetes_problems(*of(here), False)) == []
 
 
+def test_a_path_that_no_mount_can_name(tmp_path: Path) -> None:
+    (tmp_path / "a,b").mkdir()
+    changes = {"data__root": str(tmp_path / "a,b"), "model__path": str(tmp_path / "a,b")}
+    config = config_of(cluster={"container": {"image": "x"}}, **changes)
+    assert [problem.where for problem in slurm_problems(*of(config), False)] == ["data.root", "model.path"]
+
+
 def test_what_pods_read_is_on_the_volume(tmp_path: Path) -> None:
     for name in ("volume", "model", "volume/tokenizer"):
         (tmp_path / name).mkdir()
