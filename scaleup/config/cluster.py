@@ -114,7 +114,7 @@ Label = Annotated[
 ]
 Subdomain = Annotated[
     str,
-    Field(max_length=63),
+    Field(max_length=253),
     Written(rf"{PART}(\.{PART})*", "lower-case letters, digits, '-' and '.', a letter or digit beside each '.'"),
 ]
 LabelKey = Annotated[
@@ -195,7 +195,7 @@ class ClusterConfig(NodeResources):
     time: Time | None = Field(
         None,
         description='The limit, in quotes: "D-HH:MM:SS", "HH:MM:SS" or minutes; by default the scheduler\'s. On '
-        "Kubernetes it counts waiting and all restarts together, and ends the job.",
+        "Kubernetes it counts waiting and all restarts together (of a JobSet, each by itself), and ends the job.",
     )
     signal_seconds: Count = Field(
         120,

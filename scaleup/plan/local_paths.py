@@ -18,8 +18,9 @@ def local_paths(config: RunConfig) -> Iterator[tuple[str, Path]]:
     values: dict[str, Any] = config.model_dump(mode="json", exclude={"cluster", "runs_dir"})
     data, adapters = values.pop("data"), values.pop("adapters", None) or {}
     sources = [source["path"] for split in ("train", "validation", "test") for source in data.get(split) or []]
-    if any(not Path(source).expanduser().is_absolute() for source in sources):
-        yield "data.root", Path(config.data.root)
+    root = Path(config.data.root)
+    if any(not Path(source).expanduser().is_absolute() and (root / source).exists() for source in sources):
+        yield "data.root", root
     named = [
         *_named(data, "data"),
         *_named(values, ""),

@@ -35,7 +35,7 @@ _Dumper.add_representer(str, _text)
 
 
 def kubernetes_files(job: Job) -> Files:
-    """One file a run, which `kubectl apply` takes."""
+    """One file a run, which `kubectl create` takes."""
     names = [f"job-{number}.yaml" for number in range(len(job.configs))] if job.is_sweep else ["job.yaml"]
     return {name: dumped(manifests(config)) for name, config in zip(names, job.configs, strict=True)}
 

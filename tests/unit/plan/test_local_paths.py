@@ -59,6 +59,10 @@ def test_a_source_with_a_path_of_its_own_needs_no_root(here: Path) -> None:
     assert found(PPO, data__train=str(here / "rows.jsonl")) == {"data.train.0.path": here / "rows.jsonl"}
 
 
+def test_a_source_of_a_hub_needs_none_either(here: Path) -> None:
+    assert found(PPO, data__train="organisation/rows") == {}
+
+
 def test_several_adapters(here: Path) -> None:
     raw = {key: value for key, value in PPO.items() if key not in ("ppo", "reward")}
     both = {"one": "adapter", "other": "organisation/name"}
