@@ -19,7 +19,8 @@ def local_paths(config: RunConfig) -> Iterator[tuple[str, Path]]:
     data, adapters = values.pop("data"), values.pop("adapters", None) or {}
     sources = [source["path"] for split in ("train", "validation", "test") for source in data.get(split) or []]
     root = Path(config.data.root)
-    if any(not Path(source).expanduser().is_absolute() and (root / source).exists() for source in sources):
+    relative = [Path(source) for source in sources if not Path(source).expanduser().is_absolute()]
+    if any(source.suffix or (root / source).exists() for source in relative):  # else rows of a hub
         yield "data.root", root
     named = [
         *_named(data, "data"),
