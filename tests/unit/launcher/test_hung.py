@@ -171,6 +171,15 @@ class TestLooks:
         found = scene.look()
         assert found.startswith(f"policy-rank1 on host {HOST} hangs: no progress for 10 s, in phase update of step 12,")
 
+    def test_standing_still_where_a_sign_cannot_be_read_now_and_then(self, run: RunFolder) -> None:
+        """Of many ranks on a network file system one never can: the time already waited counts on."""
+        scene = Scene(run, progress_timeout_seconds=10, heartbeat_timeout_seconds=10_000)
+        assert scene.look(3) == ""
+        scene.attempt.sign_file("policy-rank1").write_text("{")
+        assert scene.look() == ""
+        scene.say(1)
+        assert "no progress for 10 s" in scene.look(2)
+
     def test_one_that_moves_is_enough(self, run: RunFolder) -> None:
         scene = Scene(run, progress_timeout_seconds=10)
         for number in range(20):

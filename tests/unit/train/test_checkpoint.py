@@ -170,6 +170,21 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_earlier_one(run, monkeypat
     assert latest_checkpoint(run.checkpoints).step == 2
 
 
+def test_what_is_nobodys_disk_is_no_mistake_of_the_user(run, monkeypatch):
+    """A device that fails while saving: the run may be started again."""
+    training = Training(run)
+    training.go(1)
+
+    def failing(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scaleup.train.checkpoint.save_file", failing)
+        with pytest.raises(torch.OutOfMemoryError):
+            training.checkpointer.save(training.state)
+    assert latest_checkpoint(run.checkpoints) is None
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_its_steps_are_taken_again(run, capsys):
     """One flipped bit of a weight: no size tells, and the run would go on wrong."""
     straight = Training(run, keep=9)
