@@ -179,6 +179,13 @@ STAND_INS: Raw = {
     "reward": {},
     "prune": {},
     "teacher": {"path": "scaleup/stand-in"},
+    "volume_claim": "stand-in",
+    "image": "stand-in",
+    "variants": {"stand-in": "scaleup/stand-in"},
+    "quantize": {"method": "bfloat16"},
+    "method": "bfloat16",
+    "every": 2,
+    "parameters": ["*"],
 }
 """For required keys: enough to look for mistakes elsewhere in the file. Never run, since what it replaces is one."""
 

@@ -8,9 +8,10 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from scaleup.config.load import dump, load, load_leniently, load_mapping
+from scaleup.config.load import STAND_INS, dump, load, load_leniently, load_mapping
+from scaleup.config.mistakes import _sections_in
 from scaleup.config.schema import RunConfig, TrainConfig
-from scaleup.config.stages import GenerateConfig, SFTConfig
+from scaleup.config.stages import STAGES, GenerateConfig, SFTConfig
 from scaleup.errors import ScaleupError
 
 TEXT = """
@@ -234,6 +235,28 @@ class TestWhatStands:
         loaded = load_mapping(missing)
         assert isinstance(loaded.config, SFTConfig)
         assert [str(problem) for problem in loaded.problems] == [f"{key}: is missing -> add it"]
+
+    @pytest.mark.parametrize(
+        ("key", "section"),
+        [
+            ("cluster.kubernetes.volume_claim", {"cluster": {"kubernetes": {"volume_claim": "x..y"}}}),
+            ("cluster.container.image", {"cluster": {"container": {"image": ""}}}),
+            ("adapter.parameters", {"adapter": {"type": "selective", "parameters": 3}}),
+        ],
+    )
+    def test_one_that_is_wrong_hides_nothing_else(self, key: str, section: dict[str, Any]) -> None:
+        """What is left is a config, so that data and models are looked at too."""
+        loaded = load_mapping(raw(**section))
+        assert [problem.where for problem in loaded.problems] == [key]
+        assert loaded.config is not None
+
+    def test_every_required_key_has_a_stand_in(self) -> None:
+        sections, required = list(STAGES.values()), set()
+        for section in sections:
+            for name, found in section.model_fields.items():
+                required |= {name} if found.is_required() else set()
+                sections += [kind for kind in _sections_in(found.annotation) if kind not in sections]
+        assert required - set(STAND_INS) == {"stage", "type"}, "these say which section it is"
 
     def test_the_callers_mapping_keeps_its_mistakes(self) -> None:
         mine = raw(train={"max_steps": "x"})
