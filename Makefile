@@ -4,6 +4,7 @@ PYTHON ?= python3
 WORKERS ?= 2  # test files at a time
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
@@ -15,7 +16,7 @@ REVIEWS := configs/sft/reviews.yaml
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup converter run test test-slurm slurm check lint format clean
+.PHONY: help setup converter run test test-slow test-all test-slurm slurm check lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -30,9 +31,17 @@ run: setup  ## fine-tune the small model on the reviews, then evaluate it (ARGS=
 	@echo "== scaleup evaluate runs/reviews"
 	@$(BIN)/scaleup evaluate runs/reviews
 
-test: setup  ## run the tests (ARGS="tests/unit -k plan" is passed to pytest)
-	@echo "== tests"
-	@$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile $(ARGS)
+test: setup  ## run the quick tests: every stage, strategy, law and refusal once (ARGS="tests/unit -k plan" is passed to pytest)
+	@echo "== quick tests"
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: setup  ## run the tests that `make test` leaves out
+	@echo "== slow tests"
+	@$(PYTEST) -m slow $(ARGS)
+
+test-all: setup  ## run all tests
+	@echo "== all tests"
+	@$(PYTEST) $(ARGS)
 
 test-slurm: setup slurm  ## run the tests against a real Slurm, which they start themselves
 	@echo "== tests on Slurm"
@@ -46,7 +55,7 @@ slurm:  ## install Slurm, shellcheck and ip, for the tests that need them (Debia
 		echo "== it could not be installed: the tests that need it are skipped"; \
 	else echo "== the tests on Slurm are skipped: they need root, and Debian's packages $(PACKAGES)"; fi
 
-check: lint test  ## everything CI checks: format, lint, types, import layers, tests
+check: lint test test-slow  ## everything CI checks: format, lint, types, import layers, quick tests, then the others
 
 lint: setup  ## check format, lint, types and import layers
 	@echo "== format"

@@ -25,12 +25,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
-from scaleup.distributed.bridge import BridgeClient  # noqa: E402
-from scaleup.distributed.bridge_store import BridgePlace  # noqa: E402
+from scaleup.bridge.client import BridgeClient  # noqa: E402
+from scaleup.bridge.store import BridgePlace  # noqa: E402
 from scaleup.distributed.runtime import Runtime  # noqa: E402
-from scaleup.rl.placements import GroupRewards  # noqa: E402
-from scaleup.rl.reward_server import serve  # noqa: E402
-from scaleup.rl.rewards import Sample  # noqa: E402
+from scaleup.rl.rewards.interface import Sample  # noqa: E402
+from scaleup.rl.rewards.placements import GroupRewards  # noqa: E402
+from scaleup.rl.rewards.serve import serve  # noqa: E402
 from tests.distributed.worlds import Gate, World  # noqa: E402
 from tests.forked import free_port  # noqa: E402
 
@@ -52,7 +52,7 @@ def serving(place: BridgePlace, scorer: Any, sharded: bool) -> Callable[[Runtime
     def main(runtime: Runtime) -> None:
         if sharded:
             runtime.group = runtime.group.model_copy(update={"strategy": "fsdp2"})
-        serve(runtime, place, "len", scorer)
+        serve(runtime, place, "len", scorer, join_seconds=60.0)
 
     return main
 

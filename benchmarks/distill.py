@@ -60,11 +60,12 @@ def naive(given: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
 
 
 def fused(given: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
-    from scaleup.compress.distill_head import Asked, StudentHead, TeacherHead
-    from scaleup.compress.divergence import SoftAndHard
+    from scaleup.distill.divergence import SoftAndHard
+    from scaleup.distill.heads import DistillTargets, StudentHead
+    from scaleup.models.heads import HiddenHead, told
 
     heads = []
-    for kind, weight in ((StudentHead, given["weight"]), (TeacherHead, given["teacher"])):
+    for kind, weight in ((StudentHead, given["weight"]), (HiddenHead, given["teacher"])):
         head = kind(1, 1, bias=False)
         head.weight = (
             weight if isinstance(weight, torch.nn.Parameter) else torch.nn.Parameter(weight, weight.requires_grad)
@@ -72,8 +73,8 @@ def fused(given: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
         heads.append(head)
     given["parameter"] = heads[0].weight
     chosen = torch.ones(len(given["hidden"]), dtype=torch.bool)
-    asked = Asked(chosen, given["labels"], heads[1], given["taught"], SoftAndHard(beta, 1.0, 1.0))
-    with heads[0].asked_for(asked):
+    targets = DistillTargets(chosen, given["labels"], SoftAndHard(beta, 1.0, 1.0), heads[1], given["taught"])
+    with told(targets, heads[0]):
         return heads[0](given["hidden"])
 
 

@@ -29,18 +29,18 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_TH
 
 import torch  # noqa: E402
 
+from scaleup.bridge.client import BridgeClient  # noqa: E402
+from scaleup.bridge.store import BridgePlace  # noqa: E402
 from scaleup.config.schema import ModelConfig  # noqa: E402
 from scaleup.data.prompts import Prompt  # noqa: E402
-from scaleup.distributed.bridge import BridgeClient  # noqa: E402
-from scaleup.distributed.bridge_store import BridgePlace  # noqa: E402
+from scaleup.describe.model import model_facts  # noqa: E402
 from scaleup.distributed.runtime import Runtime  # noqa: E402
-from scaleup.models.facts import model_facts  # noqa: E402
 from scaleup.models.load import load_model, load_tokenizer, pad_token_id  # noqa: E402
 from scaleup.models.scoring import Reader, Scorer  # noqa: E402
-from scaleup.rl.experience import TextOf  # noqa: E402
-from scaleup.rl.placements import GroupRewards  # noqa: E402
+from scaleup.rl.experience import samples_of  # noqa: E402
 from scaleup.rl.policy import Policy  # noqa: E402
-from scaleup.rl.reward_server import serve  # noqa: E402
+from scaleup.rl.rewards.placements import GroupRewards  # noqa: E402
+from scaleup.rl.rewards.serve import serve  # noqa: E402
 from scaleup.rl.rollout import Sampling, respond  # noqa: E402
 from tests.distributed.worlds import World  # noqa: E402
 from tests.forked import free_port  # noqa: E402
@@ -64,7 +64,7 @@ def scorer(path: str) -> Callable[[Any], list[float]]:
 def serving(place: BridgePlace, path: str) -> Callable[[Runtime], None]:
     def main(runtime: Runtime) -> None:
         torch.set_num_threads(1)
-        serve(runtime, place, "model", scorer(path))
+        serve(runtime, place, "model", scorer(path), join_seconds=60.0)
 
     return main
 
@@ -90,7 +90,7 @@ def drawing(place: BridgePlace) -> Callable[[Runtime], dict[str, list[list[float
                 chosen = prompts[first : first + size]
                 seeds = [(0, row) for row in range(first, first + size)]
                 drawn = respond(policy, [prompt.ids for prompt in chosen], seeds, sampling, runtime.device)
-                rewards.submit(TextOf(tokenizer).samples(chosen, drawn))
+                rewards.submit(samples_of(tokenizer, chosen, drawn))
                 scores += rewards.collect() if in_turn else []
             scores += [] if in_turn else rewards.collect()
             return time.perf_counter() - began, scores

@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from torch.nn.utils import prune  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
-from scaleup.compress.pruning import evenly  # noqa: E402
+from scaleup.compress.pruning import evenly_spaced  # noqa: E402
 from scaleup.evaluation.speed import Request, measure_apart  # noqa: E402
 from scaleup.models.sources import materialize  # noqa: E402
 from scaleup.models.surgery import keep_layers  # noqa: E402
@@ -44,7 +44,7 @@ def variants() -> Iterator[tuple[str, Any]]:
     yield "dense", dense
     total, depth = dense.num_parameters(), dense.config.num_hidden_layers
     cut = load()
-    keep_layers(cut, evenly(depth, LAYERS))
+    keep_layers(cut, evenly_spaced(depth, LAYERS))
     yield f"{LAYERS} of {depth} layers (scaleup)", cut
     zeroed = load()
     matrices = [module for module in zeroed.model.layers.modules() if isinstance(module, torch.nn.Linear)]

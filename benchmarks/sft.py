@@ -188,18 +188,19 @@ def train_in_turns(cell: Cell) -> dict[str, float]:
     from scaleup.artifacts.run_folder import RunFolder
     from scaleup.config.load import load_leniently
     from scaleup.distributed.engines import base_optimizer
+    from scaleup.distributed.heartbeat import Heartbeat
     from scaleup.distributed.signals import StopFlag
     from scaleup.launcher.prepare import prepare_run
     from scaleup.plan.resolve import resolve
-    from scaleup.stages import sft as stage
-    from scaleup.train.fit import Fit, fit
+    from scaleup.train import supervised
+    from scaleup.train.fit import Training, fit
     from scaleup.train.losses import token_loss_sum
     from scaleup.worker import _work
 
     clock: dict[str, list[float]] = {"ours": [], "bare": []}
 
     class InTurns:
-        def __init__(self, job: Fit) -> None:
+        def __init__(self, job: Training) -> None:
             self.job, self.began = job, 0.0
 
         def batches(self, step: int) -> Any:
@@ -223,17 +224,17 @@ def train_in_turns(cell: Cell) -> dict[str, float]:
             optimizer.zero_grad()
             clock["bare"].append(time.perf_counter() - began)
 
-    def fit_in_turns(job: Fit) -> Any:
+    def fit_in_turns(job: Training) -> Any:
         return fit(dataclasses.replace(job, loader=InTurns(job)))
 
-    stage.fit = fit_in_turns  # type: ignore[assignment]
+    supervised.fit = fit_in_turns
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "config.yaml"
         file.write_text(json.dumps(our_config(cell, Path(place), 1, budget_of(cell.rows))))
         config, plan = resolve(load_leniently(file, ()))
         run = RunFolder(Path(plan.run_folder))
         prepare_run(run, config, plan)
-        _work(run, "policy", None, StopFlag())
+        _work(run, "policy", None, StopFlag(), Heartbeat())
     pairs = list(zip(clock["ours"], clock["bare"], strict=False))[WARM_UP:]
     return {"ours": sum(one for one, _ in pairs), "bare": sum(other for _, other in pairs),
             "median": statistics.median(one / other for one, other in pairs)}  # fmt: skip

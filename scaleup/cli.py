@@ -10,16 +10,15 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from scaleup import __version__
 from scaleup.config.load import load_leniently
-from scaleup.config.stages import json_schema
+from scaleup.config.stages import STAGES, json_schema
 from scaleup.errors import ScaleupError
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Fine-tuning, RLHF and compression of language models: one YAML describes one run.",
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+TRAIN, RESULTS, CLUSTER, MACHINE = "Train", "Results", "Cluster", "Machine"
+"""Panels of `scaleup --help`."""
 
 ConfigFile = Annotated[Path, typer.Argument(help="The run's YAML file.", show_default=False)]
 Target = Annotated[Path, typer.Argument(help="A finished run's folder, or a config file.", show_default=False)]
@@ -29,49 +28,76 @@ Overrides = Annotated[
 
 ClusterKind = Annotated[
     Literal["slurm", "kubernetes", "torchrun"] | None,
-    typer.Option("--target", help="By default what the config's cluster section is for."),
+    typer.Option("--target", help="Default: what the config's cluster section is for."),
 ]
 Sweep = Annotated[
     list[str] | None,
-    typer.Option(metavar="KEY=[V1,V2,...]", help="A run for each value; given several times, for each combination."),
+    typer.Option(metavar="KEY=[V1,V2,...]", help="One run for each value; if repeated, for each combination."),
 ]
-MaxParallel = Annotated[int | None, typer.Option(min=1, help="Of a sweep, so many runs at a time (Slurm).")]
+MaxParallel = Annotated[int | None, typer.Option(min=1, help="Runs of a sweep at the same time (Slurm).")]
 
 
-@app.command()
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"scaleup {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def scaleup(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fine-tune, align and compress language models: one YAML describes one run."""
+
+
+@app.command(rich_help_panel=TRAIN)
+def init(
+    stage: Annotated[str, typer.Argument(help=f"One of {', '.join(STAGES)}.", show_default=False)],
+    file: Annotated[Path | None, typer.Argument(help="Default: STAGE.yaml.", show_default=False)] = None,
+) -> None:
+    """Write a commented config to start from."""
+    from scaleup.config.starters import write_starter
+
+    written = write_starter(stage, file)
+    print(f"{written}: edit the lines marked <-, then scaleup plan {written}")
+
+
+@app.command(rich_help_panel=TRAIN)
 def run(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint, if there is one.")
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint, if there is one.")
     ] = False,
-    node_rank: Annotated[
-        int, typer.Option(min=0, help="This node's place among the run's, each of which runs this same command.")
-    ] = 0,
+    node_rank: Annotated[int, typer.Option(min=0, help="Rank of this node; every node runs this same command.")] = 0,
 ) -> None:
-    """Check, plan and run a config on this machine, or on several."""
+    """Check, plan and run a config, on this machine or on several."""
     from scaleup.launcher.start import join, start
 
     loaded = load_leniently(config, overrides or ())
     raise typer.Exit(join(loaded, Console(), node_rank) if node_rank else start(loaded, Console(), resume))
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
-    gpus: Annotated[int | None, typer.Option(min=1, help="Plan for so many GPUs in all, not for this machine.")] = None,
-    gpu_memory: Annotated[float | None, typer.Option(min=0.1, help="GiB of each of these GPUs.")] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="The machines that they are in; by default one.")] = None,
-    flops: Annotated[float | None, typer.Option(min=0.001, help="TFLOP/s of one device at this precision.")] = None,
-    utilisation: Annotated[float, typer.Option(min=0.01, max=1, help="The share of it that a run gets.")] = 0.4,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Number of GPUs in all, to plan for another machine.")] = None,
+    gpu_memory: Annotated[float | None, typer.Option(min=0.1, help="GiB of memory of each of these GPUs.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Number of machines.")] = None,
+    flops: Annotated[
+        float | None, typer.Option(min=0.001, help="TFLOP/s of one device: shows FLOPs and hours too.")
+    ] = None,
+    utilisation: Annotated[float, typer.Option(min=0.01, max=1, help="Share of --flops that a run reaches.")] = 0.4,
 ) -> None:
-    """Show what a config would do: groups, batches, memory, compute, and everything it would be refused for."""
-    from scaleup.launcher.show import show_plan
+    """Show what a config would do, or everything that it is refused for."""
     from scaleup.plan.compute import Rate
-    from scaleup.plan.described import described_machine
+    from scaleup.plan.machine import described_machine
     from scaleup.plan.resolve import resolve
+    from scaleup.reports.terminal import show_plan
 
     machine, changes = described_machine(gpus, gpu_memory, nodes, overrides or ())
     loaded = load_leniently(config, changes)
@@ -82,58 +108,26 @@ def plan(
         show_plan(Console(), resolved)
 
 
-@app.command()
-def render(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    target: ClusterKind = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="An empty folder; else it is printed.")] = None,
-    sweep: Sweep = None,
-    max_parallel: MaxParallel = None,
-) -> None:
-    """Write the job that runs a config on a cluster: a script for Slurm, manifests for Kubernetes."""
-    from scaleup.launcher.jobs import Request
-    from scaleup.launcher.jobs import render as render_job
-
-    render_job(Request(config, overrides or (), target, sweep or (), max_parallel), output)
-
-
-@app.command()
-def submit(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    target: ClusterKind = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be submitted.")] = False,
-    sweep: Sweep = None,
-    max_parallel: MaxParallel = None,
-) -> None:
-    """Submit a config to a cluster's scheduler, and print the job's id."""
-    from scaleup.launcher.jobs import Request
-    from scaleup.launcher.jobs import submit as submit_job
-
-    submit_job(Request(config, overrides or (), target, sweep or (), max_parallel), dry_run)
-
-
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def schema() -> None:
     """Print the JSON schema of config files, for editors."""
     print(json.dumps(json_schema(), indent=2))
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def evaluate(target: Target, overrides: Overrides = None) -> None:
-    """Measure a finished run's model beside the one it started from."""
+    """Compare a finished run's model with the one it started from."""
     from scaleup.launcher.start import start
     from scaleup.plan.derive import evaluation_config
 
     raise typer.Exit(start(evaluation_config(target, overrides or ()), Console()))
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def generate(
     target: Target,
     overrides: Overrides = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.")] = None,
 ) -> None:
     """Generate text with a finished run's model."""
     from scaleup.launcher.start import start
@@ -142,38 +136,72 @@ def generate(
     raise typer.Exit(start(generation_config(target, overrides or (), prompt or ()), Console()))
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def export(target: Target, overrides: Overrides = None) -> None:
-    """Write a finished run's model for others, its adapter merged, and check that it is the same model."""
+    """Write a finished run's model for other programs, adapter merged."""
     from scaleup.launcher.start import start
     from scaleup.plan.derive import export_config
 
     raise typer.Exit(start(export_config(target, overrides or ()), Console()))
 
 
-@app.command()
-def resize(
-    run_folder: Annotated[Path, typer.Argument(help="A run folder, also of a run that is going on.")],
-    group: Annotated[str, typer.Argument(help="A group that serves another, e.g. reward.")],
-    num_processes: Annotated[int, typer.Argument(min=1, help="How many processes it is to have.")],
+@app.command(rich_help_panel=CLUSTER)
+def render(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    target: ClusterKind = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="An empty folder to write to; default: print.")
+    ] = None,
+    sweep: Sweep = None,
+    max_parallel: MaxParallel = None,
 ) -> None:
-    """Give a run's reward group another size: it is started again while the policy waits."""
+    """Write a cluster's job that runs a config: Slurm, Kubernetes."""
+    from scaleup.launcher.jobs import Request
+    from scaleup.launcher.jobs import render as render_job
+
+    render_job(Request(config, overrides or (), target, sweep or (), max_parallel), output)
+
+
+@app.command(rich_help_panel=CLUSTER)
+def submit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    target: ClusterKind = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be submitted.")] = False,
+    sweep: Sweep = None,
+    max_parallel: MaxParallel = None,
+) -> None:
+    """Submit a config to a cluster's scheduler and print the job's id."""
+    from scaleup.launcher.jobs import Request
+    from scaleup.launcher.jobs import submit as submit_job
+
+    submit_job(Request(config, overrides or (), target, sweep or (), max_parallel), dry_run)
+
+
+@app.command(rich_help_panel=CLUSTER)
+def resize(
+    run_folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    group: Annotated[str, typer.Argument(help="A group that serves another, e.g. reward.")],
+    num_processes: Annotated[int, typer.Argument(min=1, help="Its new number of processes.")],
+) -> None:
+    """Resize a running reward group (the policy waits)."""
     from scaleup.launcher.resize import resize_group
 
     resize_group(run_folder, group, num_processes, Console())
 
 
-@app.command()
+@app.command(rich_help_panel=MACHINE)
 def doctor(
-    config: Annotated[Path | None, typer.Argument(help="A run's YAML file: what it needs is checked too.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="A run's YAML file, to check what it needs too.")] = None,
     overrides: Overrides = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes that run this at the same time.")] = 1,
-    node_rank: Annotated[int, typer.Option(min=0, help="This node's place among them, from 0.")] = 0,
-    interface: Annotated[str | None, typer.Option(help="Instead of parallel.interface.")] = None,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds that the other nodes may take to come.")] = 60.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a list of findings as JSON.")] = False,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes that run this at the same time.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Rank of this node, from 0.")] = 0,
+    interface: Annotated[str | None, typer.Option(help="Network interface, in place of parallel.interface.")] = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the other nodes.")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Examine this machine, also together with others, and what a run needs of it."""
+    """Check this machine, or several, before a run."""
     from scaleup.doctor.examine import doctor
     from scaleup.doctor.nodes import Place
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: `where` is a config key or a file (with its line), `what` is wrong there, `remedy` is what to do."""
+    """Describes one mistake: `where` is a config key or a file (with its line), `what` is wrong there, `remedy` is what
+    to do."""
 
     where: str
     what: str
@@ -19,7 +20,7 @@ class Problem:
 
 
 class ScaleupError(Exception):
-    """One or more problems that the user can mend. The command line prints them all and exits with code 2."""
+    """Carries one or more problems that the user can fix. The command line prints them all and exits with code 2."""
 
     def __init__(self, problems: Problem | Sequence[Problem]) -> None:
         self.problems: list[Problem] = [problems] if isinstance(problems, Problem) else list(problems)

@@ -1,4 +1,5 @@
-"""What every launched process runs: run folder -> Runtime -> stage.
+"""A run folder and the name of a process group go in; this process does its part of the stage. Every launched process
+runs it: run folder -> Runtime -> Job -> stage.
 
     accelerate launch --config_file runs/X/launch/policy.yaml -m scaleup.worker runs/X policy
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import socket
 import sys
@@ -19,8 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from scaleup.artifacts.files import write_json
 from scaleup.artifacts.run_folder import Attempt, RunFolder
-from scaleup.distributed.sign import SignOfLife
+from scaleup.distributed.heartbeat import Heartbeat
 from scaleup.distributed.signals import STOPPED, StopFlag, stop_with_parent
 from scaleup.errors import ScaleupError
 from scaleup.plan.types import GroupPlan, Plan
@@ -31,16 +32,16 @@ def main() -> None:
     run = RunFolder(Path(arguments.run).absolute())
     attempt = run.attempt(arguments.attempt) if arguments.attempt else None
     rank_name = f"{arguments.group}-rank{os.environ.get('RANK', '0')}"
-    stop, sign = StopFlag(ends_process=attempt is not None).install(), SignOfLife()
+    stop, heartbeat = StopFlag(ends_process=attempt is not None).install(), Heartbeat()
     if attempt:
         stop_with_parent()
         _redirect_output(attempt.logs / f"{rank_name}.log")
         _register(attempt, rank_name, arguments.node)
-        sign = SignOfLife(attempt.sign_file(rank_name), arguments.node).start()
+        heartbeat = Heartbeat(attempt.heartbeat_file(rank_name), arguments.node).start()
     try:
-        _work(run, arguments.group, attempt, stop, sign)
+        _work(run, arguments.group, attempt, stop, heartbeat)
     except Exception as error:
-        if stop.is_unheeded:
+        if stop.is_ending:
             os._exit(STOPPED)
         code = 2 if isinstance(error, ScaleupError) else 1
         with suppress(OSError):  # a full disk takes no error either
@@ -50,10 +51,11 @@ def main() -> None:
         os._exit(code)  # not sys.exit: a process group whose peers are gone may never let the interpreter end
 
 
-def _work(run: RunFolder, group: str, attempt: Attempt | None, stop: StopFlag, sign: SignOfLife) -> None:
+def _work(run: RunFolder, group: str, attempt: Attempt | None, stop: StopFlag, heartbeat: Heartbeat) -> None:
     from scaleup.distributed.runtime import Runtime  # after the signal handlers: torch takes seconds to import
     from scaleup.models.load import quiet_libraries
     from scaleup.train.fit import Stopped
+    from scaleup.train.job import Job
 
     quiet_libraries()
     config, plan = run.config, Plan.read(run.plan_file)
@@ -67,18 +69,18 @@ def _work(run: RunFolder, group: str, attempt: Attempt | None, stop: StopFlag, s
         report_to=getattr(config, "report_to", []),
         progress_file=attempt.progress_file(group) if attempt else None,
         stop=stop,
-        sign=sign,
+        heartbeat=heartbeat,
     )
     stage: Any = importlib.import_module(f"scaleup.stages.{config.stage}")
     try:
-        stage.run(config, plan, runtime, run)
+        stage.run(Job(config, plan, runtime, run))
     except Stopped as stopped:
         print(f"{stopped}; continue with --resume")
     runtime.accelerator.end_training()
 
 
 def _leave_devices_to_others(group: GroupPlan) -> None:
-    """Of the node's GPUs that may be seen, the group's own: the first ones are those of groups before it."""
+    """Let this process see its group's GPUs alone: the first ones of a node belong to the groups before it."""
     if not group.first_device:
         return
     last = group.first_device + group.num_processes // group.num_nodes
@@ -104,11 +106,9 @@ def _redirect_output(log: Path) -> None:
 
 
 def _register(attempt: Attempt, rank_name: str, node_rank: int) -> None:
-    """Tell the node agent whom to signal: the agents between it and us would kill us after 30 seconds."""
+    """Tell the node agent whom to signal: the launchers between it and us would kill us after 30 seconds."""
     place = {"pid": os.getpid(), "host": socket.gethostname(), "node": node_rank}
-    aside = attempt.workers / f".{rank_name}.tmp"
-    aside.write_text(json.dumps(place), encoding="utf-8")
-    aside.replace(attempt.workers / f"{rank_name}.json")
+    write_json(attempt.workers / f"{rank_name}.json", place, is_durable=False)
 
 
 def _report(error: Exception, attempt: Attempt | None, rank_name: str) -> None:

@@ -17,8 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from scaleup.artifacts.files import folder_aside
-from scaleup.config.compression import ExportSettings
-from scaleup.plan.compression import CONVERTER_FILE, converter_folder
+from scaleup.plan.model_path import CONVERTER_FILE, converter_folder
 
 REQUIREMENT = "llama-cpp-python==0.3.36"  # constraints.txt says the same; a test compares them
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -70,7 +69,7 @@ def write_all(files: Mapping[str, bytes], out: Path) -> None:
 
 def main() -> None:
     """Download, take out, write, and print a line."""
-    default = converter_folder(ExportSettings())
+    default = converter_folder(None)
     parser = argparse.ArgumentParser(description="Fetch llama.cpp's converter.")
     parser.add_argument("--out", type=Path, default=default, metavar="DIR", help=f"default: {default}")
     out: Path = parser.parse_args().out

@@ -8,18 +8,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from scaleup.config.stages import STAGES
 from scaleup.plan.compat import (
     ADAPTERS,
+    NOTHING,
     PRECISIONS,
     QUANTIZATIONS,
     REFUSALS,
-    STAGES,
     STRATEGIES,
     USES,
     Cell,
     use_verdict,
     verdict,
 )
+from scaleup.plan.stages import planner_named
 
 PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
 
@@ -37,7 +39,7 @@ covers it.
 
 def page() -> str:
     parts = [HEAD]
-    for stage in (*STAGES, "ppo", "distill"):
+    for stage in (name for name in STAGES if planner_named(name).tested != NOTHING):
         for quantization in QUANTIZATIONS:
             for precision in PRECISIONS:
                 parts.append(_section(stage, quantization, precision))
@@ -71,7 +73,7 @@ def _uses() -> str:
 
 
 def _shown(cell: Cell) -> str:
-    status = verdict(cell).status
+    status = verdict(cell, planner_named(cell.stage).tested).status
     if status == "refused":
         return f"refused {next(i for i, refusal in enumerate(REFUSALS, start=1) if refusal.covers(cell))}"
     return "**ok**" if status == "ok" else "*untested*"

@@ -1,8 +1,9 @@
 """Shared by all tests: no model hub, one thread, wide tables; runs that go on two at a time; one process that
-looks at models."""
+looks at models; texts that must stay as they are."""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from tests.describer import Describer
+from tests.golden import Golden
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -25,6 +27,22 @@ settings.register_profile("here", deadline=None, max_examples=60)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-goldens", action="store_true", help="Write tests/goldens instead of comparing with it.")
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector need not look at libraries and tests again: its full collections took a quarter second."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Compares texts with those of tests/goldens."""
+    return Golden(request.config.getoption("--write-goldens"))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What `python -m scaleup.train.describe` says, from a child of a process that has imported everything already: a
+"""What `python -m scaleup.describe.answer` says, from a child of a process that has imported everything already: a
 moment for each question instead of the ten seconds that torch and transformers take.
 
 For tests that plan many configs. What it is asked and what it answers goes through files, as with the real one."""
@@ -18,7 +18,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 REPOSITORY = Path(__file__).parent.parent
-COMMAND = [sys.executable, "-m", "scaleup.train.describe"]
+COMMAND = [sys.executable, "-m", "scaleup.describe.answer"]
 TIMEOUT = 120.0
 """For one question, and for the imports where it is the first."""
 LONGEST = 2**17
@@ -104,8 +104,8 @@ def main() -> None:
 def be_the_real_one(asker: Mapping[str, Any], files: Sequence[int]) -> None:
     """In a process of its own: what the real one does in the asker's folder and environment, with these as stdin,
     stdout and stderr."""
+    from scaleup.describe import answer
     from scaleup.distributed.signals import stop_with_parent
-    from scaleup.train import describe
 
     stop_with_parent()
     for stream, file in enumerate(files):
@@ -114,7 +114,7 @@ def be_the_real_one(asker: Mapping[str, Any], files: Sequence[int]) -> None:
     sys.path[0] = asker["folder"]
     os.environ.clear()
     os.environ.update(asker["environment"])
-    describe.main()
+    answer.main()
 
 
 if __name__ == "__main__":

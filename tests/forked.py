@@ -15,15 +15,20 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
+from scaleup import stages
 from scaleup.artifacts.run_folder import RunFolder
+from scaleup.config.load import load_mapping
 from scaleup.distributed.signals import stop_with_parent
+from scaleup.launcher.prepare import prepare_run
 from scaleup.plan.facts import ModelFacts
+from scaleup.plan.resolve import resolve
 from scaleup.plan.types import GroupPlan, Plan
 
 LIBRARIES = (
-    *(f"scaleup.stages.{name}" for name in ("sft", "ppo", "distill", "evaluate", "generate")),
+    *(f"scaleup.stages.{module.name}" for module in iter_modules(stages.__path__)),
     "trl.kernels",
     "peft",
     "deepspeed.runtime.engine",
@@ -40,7 +45,7 @@ def be_ready_to_fork() -> None:
     import torch
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    from scaleup.distributed.uncompiled import uncompiled
+    from scaleup.distributed.deepspeed_ops import uncompiled
     from scaleup.models.quantized import import_bitsandbytes
     from scaleup.plan import describe
 
@@ -52,6 +57,14 @@ def be_ready_to_fork() -> None:
     describe._ask = described_here  # type: ignore[assignment]
     torch.set_num_threads(1)
     gc.freeze()  # a child's collections need not look at all this
+
+
+def prepared(config: Mapping[str, Any], resume: bool = False) -> tuple[RunFolder, Plan]:
+    """Plan a run, and write all that its ranks read."""
+    known, plan = resolve(load_mapping(dict(config)), resume=resume, peaks=False)
+    run = RunFolder(Path(plan.run_folder))
+    prepare_run(run, known, plan)
+    return run, plan
 
 
 def fork(run: RunFolder, plan: Plan, rank_main: Callable[[RunFolder, Path], None]) -> list[dict[str, Any]]:
@@ -144,7 +157,7 @@ def free_port() -> int:
 
 def described_here(models: Any) -> dict[str, ModelFacts]:
     """For plan.describe._ask: from the function that it asks in a process of its own, which would import torch."""
-    from scaleup.train.describe import answer
+    from scaleup.describe.answer import answer
 
     asked = [
         {"where": where, "model": model.model_dump(), "micro_batch": micro and micro.model_dump()}

@@ -19,11 +19,8 @@ from typing import Any
 
 from scaleup.artifacts.checkpoints import latest_checkpoint
 from scaleup.artifacts.run_folder import Attempt, RunFolder
-from scaleup.config.load import load_mapping
-from scaleup.launcher.prepare import prepare_run
-from scaleup.plan.resolve import resolve
 from tests.cli import folder_of, logs, reached, wait_until
-from tests.forked import be_ready_to_fork, in_children, start_ranks, wait_for
+from tests.forked import be_ready_to_fork, in_children, prepared, start_ranks, wait_for
 
 REPOSITORY = Path(__file__).parent.parent
 AT_ONCE = 2
@@ -40,26 +37,30 @@ class Leg:
     """Every rank is killed (SIGKILL) once so many steps after the first are logged; None: the run goes to its end."""
 
 
-def train(configs: Mapping[str, Mapping[str, Any]], cwd: Path) -> dict[str, Path]:
-    """The folder of each run. Raises AssertionError, with its logs, when one fails."""
-    live({name: [Leg(config)] for name, config in configs.items()}, cwd)
+def train(configs: Mapping[str, Mapping[str, Any]], cwd: Path, timeout: float = TIMEOUT) -> dict[str, Path]:
+    """The folder of each run. Raises AssertionError, with the logs of those that failed, once all have ended."""
+    live({name: [Leg(config)] for name, config in configs.items()}, cwd, timeout)
     return {name: folder_of(config, cwd) for name, config in configs.items()}
 
 
-def live(lives: Mapping[str, Sequence[Leg]], cwd: Path) -> dict[str, list[int]]:
-    """Take each run through its legs, two runs at a time. The step that each leg went on with."""
+def live(lives: Mapping[str, Sequence[Leg]], cwd: Path, timeout: float = TIMEOUT) -> dict[str, list[int]]:
+    """Take each run through its legs, two runs at a time. The step that each leg went on with.
+
+    Raises AssertionError, with the logs of those that failed, once all have ended."""
     asked = {name: [vars(leg) for leg in legs] for name, legs in lives.items()}
     command = [sys.executable, "-m", "tests.forked_runs", str(cwd)]
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=REPOSITORY, text=True, **streams) as process:
         try:
-            stdout, stderr = process.communicate(json.dumps(asked), timeout=TIMEOUT)
+            stdout, stderr = process.communicate(json.dumps(asked), timeout=timeout)
         except subprocess.TimeoutExpired:
             process.kill()  # the kernel tells what it forked
-            raise AssertionError(f"{list(lives)} took longer than {TIMEOUT} s\n{logs(cwd)}") from None
+            raise AssertionError(f"{list(lives)} took longer than {timeout} s\n{logs(cwd)}") from None
     assert process.returncode == 0, f"{stdout}\n{stderr}"
-    found: dict[str, list[int]] = json.loads(stdout.splitlines()[-1])  # libraries say things above it
-    return found
+    ends: dict[str, list[int] | str] = json.loads(stdout.splitlines()[-1])  # libraries say things above it
+    failed = {name: error for name, error in ends.items() if isinstance(error, str)}
+    assert not failed, "\n".join(f"=== {name}: {error}" for name, error in failed.items())
+    return ends  # type: ignore[return-value]
 
 
 def main() -> None:
@@ -69,18 +70,21 @@ def main() -> None:
     print(json.dumps(dict(in_children({name: partial(go, legs) for name, legs in asked.items()}))))
 
 
-def go(legs: Sequence[Mapping[str, Any]]) -> list[int]:
-    return [go_on(Leg(**leg)) for leg in legs]
+def go(legs: Sequence[Mapping[str, Any]]) -> list[int] | str:
+    """The step that each leg went on with, or why one failed: the other runs are to have their say too."""
+    try:
+        return [go_on(Leg(**leg)) for leg in legs]
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def go_on(leg: Leg) -> int:
     """The step that it went on with."""
-    config, plan = resolve(load_mapping(dict(leg.config)), resume=True, peaks=False)
-    run, group = RunFolder(Path(plan.run_folder)), plan.group("policy")
+    run, plan = prepared(leg.config, resume=True)
+    group = plan.group("policy")
     with run.locked():
         newest = latest_checkpoint(run.checkpoints)
         first_step = newest.step + 1 if newest else 1
-        prepare_run(run, config, plan)
         attempt = run.new_attempt()
         rank_logs = [attempt.logs / f"policy-rank{rank}.log" for rank in range(group.num_processes)]
         ranks = start_ranks(group, rank_logs, lambda rank: be_worker(run, attempt))

@@ -43,7 +43,7 @@ from storages import Peak, Storages, everything, tensors_in  # noqa: E402
 
 from scaleup.artifacts.run_folder import RunFolder  # noqa: E402
 from scaleup.config.load import load_mapping  # noqa: E402
-from scaleup.config.stages import SFTConfig  # noqa: E402
+from scaleup.config.stages.sft import SFTConfig  # noqa: E402
 from scaleup.data.collate import causal_collator  # noqa: E402
 from scaleup.data.tokenization import Tokens  # noqa: E402
 from scaleup.distributed.engines import base_optimizer  # noqa: E402

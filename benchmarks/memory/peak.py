@@ -46,7 +46,7 @@ from storages import Peak, everything  # noqa: E402
 
 from scaleup.artifacts.run_folder import RunFolder  # noqa: E402
 from scaleup.config.load import load_mapping  # noqa: E402
-from scaleup.config.stages import SFTConfig  # noqa: E402
+from scaleup.config.stages.sft import SFTConfig  # noqa: E402
 from scaleup.data.dataset import collator_for  # noqa: E402
 from scaleup.data.tokenization import Tokens  # noqa: E402
 from scaleup.distributed.runtime import Runtime  # noqa: E402

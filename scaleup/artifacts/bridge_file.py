@@ -28,7 +28,7 @@ class BridgeFile:
 
     @classmethod
     def read(cls, path: Path) -> BridgeFile:
-        """Raises ScaleupError when there is none."""
+        """Read a run's bridge. Raises ScaleupError if there is none."""
         try:
             return cls(**read_json(path))
         except (OSError, ValueError, TypeError) as error:
@@ -37,14 +37,15 @@ class BridgeFile:
 
 
 def new_bridge(address: str, port: int | None) -> BridgeFile:
-    """With a secret that no run had before, and a port of this machine that is free if none is given.
+    """Return a bridge with a secret that no run had before, and a free port of this machine unless one is named.
 
-    Raises ScaleupError where there is none."""
+    Raises ScaleupError if no port is free."""
     return BridgeFile(address, port or free_port("reward.bridge_port"), secrets.token_hex(32))
 
 
 def free_port(key: str) -> int:
-    """On all interfaces of this host. Raises ScaleupError, with the config key that could name one, where none is."""
+    """Find a port that is free on all interfaces of this host. Raises ScaleupError, with the config key that could name
+    one, if none is."""
     for port in random.SystemRandom().sample(PORTS, TRIES):
         with socket.socket() as listener:
             try:

@@ -41,7 +41,8 @@ class Layout:
     """Names of what was trained, in the optimizer's order."""
 
     def loads_into(self, other: Layout) -> bool:
-        """Whether the library that wrote it loads it there itself. DeepSpeed does only where nothing has changed."""
+        """Return whether the library that wrote it loads it there itself. DeepSpeed does only if nothing has
+        changed."""
         families = [{"single": "ddp"}.get(layout.strategy, layout.strategy) for layout in (self, other)]
         if families[0] in ("ddp", "fsdp2"):
             return families[0] == families[1]
@@ -52,7 +53,7 @@ class Layout:
 
     @classmethod
     def read(cls, folder: Path) -> Layout:
-        """Raises ScaleupError when the checkpoint does not say what wrote it."""
+        """Read a checkpoint's layout. Raises ScaleupError if it has none."""
         try:
             return cls(**read_json(folder / LAYOUT))
         except (OSError, ValueError, TypeError) as error:
@@ -67,26 +68,26 @@ def checkpoint_folder(checkpoints: Path, step: int) -> Path:
 
 
 def write_listing(aside: Path, step: int) -> None:
-    """The last file of a checkpoint: what it consists of. Without it, or when a size differs, it is not whole; when a
-    checksum does, it is damaged."""
+    """Write the last file of a checkpoint: what it consists of. A checkpoint without it, or with another size, is not
+    whole; one with another checksum is damaged."""
     files = file_sizes(aside, ".")
     write_json(aside / LISTING, {"step": step, "files": files, "crc32": _checksums(aside, files)})
 
 
 def whole_checkpoints(checkpoints: Path) -> list[CheckpointFolder]:
-    """Oldest first. Half-written, truncated or foreign folders are not among them: nothing may be resumed from one."""
-    found = [_look_at(folder) for folder in sorted(checkpoints.glob("step-*"))]
-    return [checkpoint for checkpoint in found if isinstance(checkpoint, CheckpointFolder)]
+    """Return the whole checkpoints, oldest first: no half-written, truncated or foreign folders."""
+    checked = [_look_at(folder) for folder in sorted(checkpoints.glob("step-*"))]
+    return [checkpoint for checkpoint in checked if isinstance(checkpoint, CheckpointFolder)]
 
 
 def _look_at(folder: Path) -> CheckpointFolder | str:
-    """A whole checkpoint, or why it is none."""
+    """Return a whole checkpoint, or why it is none."""
     try:
         listing = read_json(folder / LISTING)
         for name, size in listing["files"].items():
-            found = (folder / name).stat().st_size
-            if found != size:
-                return f"{name} has {found} bytes, and {size} were written"
+            on_disk = (folder / name).stat().st_size
+            if on_disk != size:
+                return f"{name} has {on_disk} bytes, and {size} were written"
         if folder == checkpoint_folder(folder.parent, listing["step"]):
             return CheckpointFolder(folder, listing["step"])
     except FileNotFoundError as error:
@@ -97,32 +98,32 @@ def _look_at(folder: Path) -> CheckpointFolder | str:
 
 
 def damage_of(checkpoint: CheckpointFolder) -> str:
-    """What no longer is as it was written, although no size differs: reads all files. Empty for a sound one, and for
-    those that were written without checksums. Raises OSError: what cannot be read now may be sound."""
+    """Return which file differs from what was written, although no size does: reads all files. Empty for a sound
+    checkpoint, and for one that was written without checksums. Raises OSError: what cannot be read now may be sound."""
     try:
         listing = read_json(checkpoint.path / LISTING)
         sums = listing.get("crc32", {})
-        found = _checksums(checkpoint.path, sums)
+        now = _checksums(checkpoint.path, sums)
     except (ValueError, TypeError, AttributeError) as error:
         return f"its {LISTING} is none ({error})"
-    wrong = [name for name in sums if found[name] != sums[name]]
+    wrong = [name for name in sums if now[name] != sums[name]]
     return f"{wrong[0]} does not match its checksum" if wrong else ""
 
 
 def newest_sound_checkpoint(checkpoints: Path) -> tuple[CheckpointFolder | None, list[str]]:
-    """The one to go on from, and a line for each newer one that is not: which, and why. A damaged one is set aside
-    under another name, so that nobody takes it for a checkpoint again. Raises OSError: a file system that fails for a
-    moment must not cost checkpoints."""
+    """Return the checkpoint to go on from, and a line for each newer one that is not: which, and why. A damaged one is
+    set aside under another name, so that nobody takes it for a checkpoint again. Raises OSError: a file system that
+    fails for a moment must not cost checkpoints."""
     lines: list[str] = []
     named = [folder for folder in checkpoints.glob("step-*") if folder.name.removeprefix("step-").isdecimal()]
     for folder in sorted(named, reverse=True):
-        found = _look_at(folder)
-        if isinstance(found, CheckpointFolder):
-            if not (damage := damage_of(found)):
-                return found, lines
+        checkpoint = why = _look_at(folder)
+        if isinstance(checkpoint, CheckpointFolder):
+            if not (damage := damage_of(checkpoint)):
+                return checkpoint, lines
             _set_aside(folder)
-            found = f"{damage}; it is {folder.name}{DAMAGED} now"
-        lines.append(f"checkpoint {folder.name} is not used: {found}")
+            why = f"{damage}; it is {folder.name}{DAMAGED} now"
+        lines.append(f"checkpoint {folder.name} is not used: {why}")
     return None, lines
 
 
@@ -133,18 +134,18 @@ def _set_aside(folder: Path) -> None:
 
 
 def _checksums(folder: Path, names: Iterable[str]) -> dict[str, int]:
-    """Of files; zlib lets other threads run meanwhile."""
+    """Compute the CRC-32 of files in threads: zlib lets others run meanwhile."""
     names = list(names)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         return dict(zip(names, pool.map(lambda name: _checksum(folder / name), names), strict=True))
 
 
 def _checksum(file: Path) -> int:
-    found = 0
+    checksum = 0
     with file.open("rb", buffering=0) as opened:
         while part := opened.read(READ_BYTES):
-            found = zlib.crc32(part, found)
-    return found
+            checksum = zlib.crc32(part, checksum)
+    return checksum
 
 
 def latest_checkpoint(checkpoints: Path) -> CheckpointFolder | None:

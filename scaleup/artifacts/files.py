@@ -14,27 +14,29 @@ PROBE_BYTES = 1 << 16
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/scaleup`, or `~/.cache/scaleup`."""
+    """Return `$XDG_CACHE_HOME/scaleup`, or `~/.cache/scaleup`."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "scaleup"
 
 
-def write_text(path: Path, text: str, is_secret: bool = False) -> None:
-    """Replace a file in one step; a secret may be read by this user only. The parent folder must exist."""
+def write_text(path: Path, text: str, is_secret: bool = False, is_durable: bool = True) -> None:
+    """Replace a file in one step; a secret may be read by this user only. The parent folder must exist. `is_durable`:
+    flush it to the disk, which a file that is soon replaced again does not need."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     mode = 0o600 if is_secret else 0o666
     try:
         with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+            if is_durable:
+                file.flush()
+                os.fsync(file.fileno())
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any, is_secret: bool = False) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", is_secret)
+def write_json(path: Path, value: Any, is_secret: bool = False, is_durable: bool = True) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", is_secret, is_durable)
 
 
 def read_json(path: Path) -> Any:
@@ -42,7 +44,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_problem(folder: Path) -> str:
-    """Why nothing can be written to a folder, e.g. `No space left on device`; empty where it can."""
+    """Return why nothing can be written to a folder, e.g. `No space left on device`; empty where it can."""
     probe = folder / f".probe.{os.getpid()}.tmp"
     try:
         probe.write_bytes(bytes(PROBE_BYTES))
@@ -55,7 +57,8 @@ def write_problem(folder: Path) -> str:
 
 
 def aside_of(folder: Path) -> Path:
-    """Where a folder is written before it is renamed. The leading dot keeps it out of every listing of whole ones."""
+    """Return where a folder is written before it is renamed. The leading dot keeps it out of every listing of whole
+    ones."""
     return folder.with_name(f".{folder.name}.tmp")
 
 

@@ -29,7 +29,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def file_sizes(root: Path, *parts: str) -> dict[str, int]:
-    """Every file under the named parts of a folder, with its size in bytes."""
+    """Return every file under the named parts of a folder, with its size in bytes."""
     files: list[Path] = []
     for part in parts:
         place = root / part

@@ -14,7 +14,7 @@ REWARD_FILE = "reward.json"
 
 
 class SavedReward(BaseModel):
-    """The defaults are those of a classifier that no reward run made."""
+    """How a model is used as a reward. The defaults are those of a classifier that no reward run made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,7 +28,7 @@ class SavedReward(BaseModel):
 
 
 def read_reward(folder: Path) -> SavedReward | None:
-    """Of a model's folder; None where there is none. Raises ScaleupError at the file if it cannot be used."""
+    """Read a model folder's file; None if there is none. Raises ScaleupError at the file if it cannot be used."""
     file = folder / REWARD_FILE
     if not file.is_file():
         return None

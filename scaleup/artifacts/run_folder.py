@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
+import scaleup
 from scaleup.artifacts.files import read_json, write_json
-from scaleup.artifacts.manifest import Manifest
-from scaleup.config.schema import RunConfig
+from scaleup.artifacts.manifest import Manifest, file_sizes, write_manifest
+from scaleup.config.run import RunConfig
 from scaleup.config.stages import STAGES
 from scaleup.errors import Problem, ScaleupError
 
@@ -35,19 +37,11 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "parallel.interface",
         "evaluation",
         "generation",
-        "ppo.self_checks",
-        "reward.placement",
-        "reward.url",
-        "reward.parallel",
-        "reward.own_nodes",
-        "reward.batch_size",
-        "reward.timeout_seconds",
-        "reward.reconnect_seconds",
-        "reward.bridge_port",
-        "reward.max_restarts",
     }
 )
 """Keys that do not move the trajectory. Any other difference makes it another run."""
+RESULTS = ("model", "metrics.jsonl", "metrics.json", "predictions.jsonl", "loss.png")
+"""What a run leaves for others: the manifest names its files and their sizes."""
 
 
 @dataclass(frozen=True)
@@ -106,21 +100,25 @@ class RunFolder:
         Raises ScaleupError when somebody else has it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         suffix = f".node{node_rank}" if node_rank else ""
-        with (self.path.parent / f".{self.path.name}{suffix}.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                where = f"--node-rank {node_rank}" if node_rank else "runs_dir/name"
-                raise ScaleupError.of(
-                    f"{where} ({self.path})", "is running now", "wait for it, or choose another name"
-                ) from None
+        # not a soft lock, filelock's way out where there is no flock: it would outlive a holder that is killed
+        lock = FileLock(self.path.parent / f".{self.path.name}{suffix}.lock", fallback_to_soft=False)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            where = f"--node-rank {node_rank}" if node_rank else "runs_dir/name"
+            raise ScaleupError.of(
+                f"{where} ({self.path})", "is running now", "wait for it, or choose another name"
+            ) from None
+        try:
             yield
+        finally:
+            lock.release()
 
     def new_attempt(self) -> Attempt:
-        """The folder of one more start, which all nodes share. Only the first node makes one."""
+        """Make the folder of one more start, which all nodes share. Only the first node makes one."""
         newest = self.newest_attempt()
         attempt = self.attempt(newest.number + 1 if newest else 1)
-        for folder in (attempt.logs, attempt.errors, attempt.workers, attempt.signs, attempt.nodes):
+        for folder in (attempt.logs, attempt.errors, attempt.workers, attempt.heartbeats, attempt.nodes):
             folder.mkdir(parents=True)
         return attempt
 
@@ -142,6 +140,20 @@ class RunFolder:
             what = f"cannot be read: {' '.join(str(error).split())[:300]}"
             raise ScaleupError.of(str(self.config_file), what, "name a run folder that scaleup wrote") from error
 
+    def finish(self, stage: str, name: str, metrics: dict[str, Any], num_steps: int | None) -> None:
+        """Write the manifest: from here on the run is finished. On rank 0, after everything else."""
+        self.resumable_file.unlink(missing_ok=True)
+        manifest = Manifest(
+            stage=stage,
+            name=name,
+            scaleup_version=scaleup.__version__,
+            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            num_steps=num_steps,
+            metrics=metrics,
+            files=file_sizes(self.path, *RESULTS),
+        )
+        write_manifest(self.manifest_file, manifest)
+
     def manifest(self) -> Manifest | None:
         return Manifest.model_validate(read_json(self.manifest_file)) if self.manifest_file.is_file() else None
 
@@ -158,7 +170,7 @@ class RunFolder:
             different = differing_keys(self.config.model_dump(mode="json"), config.model_dump(mode="json"))
         except ScaleupError:
             raise ScaleupError.of(where, "holds a run with an unreadable config.yaml", "choose another name") from None
-        free = MAY_CHANGE_ON_RESUME | may_change
+        free = MAY_CHANGE_ON_RESUME | config.free_on_resume | may_change
         moved = [key for key in different if not any(key == k or key.startswith(f"{k}.") for k in free)]
         if moved:
             shown = ", ".join(moved[:5]) + (f" and {len(moved) - 5} more" if len(moved) > 5 else "")
@@ -190,12 +202,13 @@ class Attempt:
         return self.path / "workers"
 
     @property
-    def signs(self) -> Path:
-        """Of life, one of each worker."""
-        return self.path / "signs"
+    def heartbeats(self) -> Path:
+        """A notice board of the workers, which their agent reads."""
+        return self.path / "heartbeats"
 
     @property
     def nodes(self) -> Path:
+        """A notice board of the agents of several nodes."""
         return self.path / "nodes"
 
     def progress_file(self, group: str) -> Path:
@@ -210,8 +223,8 @@ class Attempt:
         again = f"-restart{restart}" if restart else ""
         return self.logs / f"{group}-node{node_rank}{again}.log"
 
-    def sign_file(self, rank_name: str) -> Path:
-        return self.signs / f"{rank_name}.json"
+    def heartbeat_file(self, rank_name: str) -> Path:
+        return self.heartbeats / f"{rank_name}.json"
 
     def node_file(self, node_rank: int) -> Path:
         return self.nodes / f"{node_rank}.json"
@@ -220,31 +233,32 @@ class Attempt:
         write_json(self.errors / f"{rank_name}.json", error)
 
     def forget_workers(self, group: str) -> None:
-        """Of a group that is started again within the attempt: those there were are no longer of the run."""
-        for file in [*self.workers.glob(f"{group}-rank*.json"), *self.signs.glob(f"{group}-rank*.json")]:
+        """Remove what registered workers of a group left, which is started again within the attempt."""
+        for file in [*self.workers.glob(f"{group}-rank*.json"), *self.heartbeats.glob(f"{group}-rank*.json")]:
             file.unlink()
         self.forget_errors(group)
 
     def forget_errors(self, group: str) -> None:
-        """What its workers ended with is not how the run ends. The files stay, out of sight."""
+        """Hide the errors of a group's workers, which are not how the run ends. The files stay, out of sight."""
         for file in self.errors.glob(f"{group}-rank*.json"):
             file.replace(file.with_name(f".{file.name}"))
 
     def has_mistake(self, group: str) -> bool:
-        """Whether a worker of the group found a mistake of the user's, which would come again."""
+        """Return whether a worker of the group ended with a mistake of the user's, which would come again."""
         return any(read_json(file)["problems"] for file in self.errors.glob(f"{group}-rank*.json"))
 
     def first_error(self) -> dict[str, Any] | None:
-        """The earliest error that any rank recorded. A user's mistake comes before what it made other ranks feel.
+        """Return the earliest error that any rank recorded; a user's mistake before those that it caused on other
+        ranks.
 
         By the file system's clock, which the hosts share; within a tick of it, by that of the ranks."""
         errors = [(read_json(file), file.stat().st_mtime_ns) for file in self.errors.glob("[!.]*.json")]
-        earliest = min(errors, key=lambda found: (not found[0]["problems"], found[1], found[0]["time"]), default=None)
+        earliest = min(errors, key=lambda each: (not each[0]["problems"], each[1], each[0]["time"]), default=None)
         return earliest and earliest[0]
 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys in which two nested mappings differ."""
+    """Return the dotted keys in which two nested mappings differ."""
     different: list[str] = []
     for key in sorted(one.keys() | other.keys()):
         left, right = one.get(key), other.get(key)
@@ -256,7 +270,7 @@ def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "")
 
 
 def finished_run(path: Path) -> RunFolder:
-    """The finished run at a path. Raises ScaleupError when there is none."""
+    """Return the finished run at a path. Raises ScaleupError if there is none."""
     run = RunFolder(path.absolute())
     if not run.config_file.is_file():
         raise ScaleupError(Problem(str(path), "is no run folder", "name the folder of a run, e.g. runs/reviews"))

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from scaleup.config.schema import DataConfig
 from scaleup.data.collate import Batch
 from scaleup.data.sources import read_source
-from scaleup.data.tokenization import IGNORE, RowEncoder, Tokens
+from scaleup.data.tokenization import IGNORE, RowEncoder, TokenRow
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
 from scaleup.models.architecture import Architecture, Stack, architecture_of
@@ -44,7 +44,7 @@ class Statistics:
     """||X||_2 of each input feature over all positions, by the name of the matrix in the model."""
 
 
-def calibration_rows(data: DataConfig, encoder: RowEncoder, count: int) -> list[Tokens]:
+def calibration_rows(data: DataConfig, encoder: RowEncoder, count: int) -> list[TokenRow]:
     """The first rows of data.train that fit. Raises ScaleupError for a row that cannot be used, or too few."""
     rows = list(islice(_encoded(data, encoder), count))
     if len(rows) < count:
@@ -53,7 +53,7 @@ def calibration_rows(data: DataConfig, encoder: RowEncoder, count: int) -> list[
     return rows
 
 
-def _encoded(data: DataConfig, encoder: RowEncoder) -> Iterator[Tokens]:
+def _encoded(data: DataConfig, encoder: RowEncoder) -> Iterator[TokenRow]:
     for source in data.train or []:
         make = encoder.maker(source)
         for index, (where, values) in enumerate(read_source(data, source, "train", data.streaming)):
@@ -193,9 +193,9 @@ class _LayerSums:
         return Distances(1 - cosine / count, angle / count / torch.pi)
 
 
-Collate = Callable[[Sequence[Tokens]], Batch]
+Collate = Callable[[Sequence[TokenRow]], Batch]
 
 
-def in_batches(rows: Sequence[Tokens], collate: Collate, size: int) -> list[Batch]:
+def in_batches(rows: Sequence[TokenRow], collate: Collate, size: int) -> list[Batch]:
     """The same batches whatever the number of ranks."""
     return [collate(rows[first : first + size]) for first in range(0, len(rows), size)]

@@ -1,5 +1,6 @@
-"""One shot of pruning: measure, choose, cut. Whole parts go first, by what the whole model does; zeros are chosen by
-what is left."""
+"""One shot of pruning: measure, choose, cut; and the metrics of what is left.
+
+Whole parts are cut first, by scores of the whole model; zeros are chosen by scores of what is left."""
 
 from __future__ import annotations
 
@@ -9,24 +10,24 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from scaleup.config.prune import PruneSettings
+from scaleup.compress.calibration import Distances, calibrate, matrices_of
+from scaleup.compress.pruning import (
+    drop_span,
+    evenly_spaced,
+    feature_scores,
+    head_scores,
+    keep_mask,
+    keep_two_of_four,
+    top_dims_per_head,
+    top_indices,
+    weight_scores,
+)
+from scaleup.config.stages.prune import PruneSettings
 from scaleup.data.collate import Batch
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.architecture import Architecture, architecture_of
 from scaleup.models.surgery import HeadDims, keep_head_dim, keep_intermediate, keep_kv_groups, keep_layers
-
-from .calibration import Distances, calibrate, matrices_of
-from .pruning import (
-    dims_out,
-    evenly,
-    feature_scores,
-    head_scores,
-    lowest_out,
-    smallest_out,
-    span_out,
-    two_of_four,
-    weight_scores,
-)
+from scaleup.reports.model_cards import DENSE
 
 
 def cut_parts(runtime: Runtime, model: Any, settings: PruneSettings, batches: Sequence[Batch]) -> dict[str, list[int]]:
@@ -46,7 +47,7 @@ def cut_parts(runtime: Runtime, model: Any, settings: PruneSettings, batches: Se
         _cut_heads(model, found, settings, scores)
     if settings.intermediate_size is not None:
         size = settings.intermediate_size
-        keep_intermediate(model, [torch.tensor(lowest_out(scores[id(layer.mlp.out)], size)) for layer in found.layers])
+        keep_intermediate(model, [torch.tensor(top_indices(scores[id(layer.mlp.out)], size)) for layer in found.layers])
     keep_layers(model, kept)
     return kept
 
@@ -61,19 +62,59 @@ def make_zeros(runtime: Runtime, model: Any, settings: PruneSettings, batches: S
     for name, matrix in matrices.items():
         scores = weight_scores(_outwards(matrix), norms.get(name))
         if settings.pattern == "2:4":
-            mask = two_of_four(scores)
+            mask = keep_two_of_four(scores)
         elif is_wanda:
-            mask = smallest_out(scores, settings.sparsity)
+            mask = keep_mask(scores, settings.sparsity)
         else:  # of the whole matrix
-            mask = smallest_out(scores.reshape(1, -1), settings.sparsity).reshape(scores.shape)
+            mask = keep_mask(scores.reshape(1, -1), settings.sparsity).reshape(scores.shape)
         with torch.no_grad():
             _outwards(matrix).mul_(mask)
 
 
+def sparsify(model: Any, rows: Sequence[Batch]) -> None:
+    """Set two of every four weights of each linear module but the head to zero, in place, as SparseGPT chooses them
+    (Frantar and Alistarh 2023). As of 0.47 modelopt leaves the other weights as they are.
+
+    `rows` are batches of one row: modelopt knows no padding. The plan has checked that the optional package is
+    installed."""
+    from modelopt.torch import sparsity  # type: ignore[import-not-found]
+
+    device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def forward_loop(whole: Any) -> None:
+        for row in rows:
+            whole(**row.to(device).inputs, use_cache=False)
+
+    model.eval()
+    sparsity.sparsify(model, mode="sparsegpt", config={"forward_loop": forward_loop, "verbose": False})
+    sparsity.export(model)  # masks become zeros of ordinary modules
+
+
 def share_of_zeros(model: Any) -> float:
-    """Among the weights of the layers' matrices."""
+    """Share of the weights of the layers' matrices that are zero."""
     weights = [_outwards(matrix) for matrix in matrices_of(model).values()]
     return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+
+
+def sizes_of(model: Any, when: str) -> dict[str, int]:
+    """Metrics of a model's size: its parameters, each shared tensor counted once; and those that are neither embeddings
+    nor tied to them."""
+    return {
+        f"num_parameters_{when}": model.num_parameters(),
+        f"num_non_embedding_parameters_{when}": model.num_parameters(exclude_embeddings=True),
+    }
+
+
+def cut_metrics(model: Any, settings: PruneSettings, kept: Mapping[str, list[int]]) -> dict[str, Any]:
+    """Metrics of a cut: the layers that are left, by stack, and the share of weights that are zero, with a note that
+    they are stored densely."""
+    metrics: dict[str, Any] = {}
+    if settings.layers is not None:
+        metrics |= {f"{name}_layers": " ".join(map(str, layers)) for name, layers in kept.items()}
+    if settings.sparsity is not None:
+        metrics |= {"zeros": share_of_zeros(model), "note": DENSE}
+    return metrics
 
 
 def _spans(settings: PruneSettings, depths: Mapping[str, int]) -> dict[str, int]:
@@ -90,10 +131,10 @@ def _layers(settings: PruneSettings, depth: int, distances: Distances | None) ->
     if isinstance(settings.layers, list):
         return sorted(settings.layers)
     if distances is None:
-        return evenly(depth, settings.layers)
+        return evenly_spaced(depth, settings.layers)
     if settings.layer_score == "angular":
-        return span_out(distances.angular, depth, settings.layers)
-    return lowest_out(distances.influence, settings.layers)
+        return drop_span(distances.angular, depth, settings.layers)
+    return top_indices(distances.influence, settings.layers)
 
 
 def _chosen_by(found: Architecture, settings: PruneSettings) -> list[torch.nn.Module]:
@@ -111,13 +152,13 @@ def _cut_heads(model: Any, found: Architecture, settings: PruneSettings, scores:
     groups = [all_heads] * len(found.attentions)
     if (count := settings.num_key_value_heads) is not None:
         of_groups = [head_scores(scores[id(each.out)], found.num_key_value_heads) for each in found.attentions]
-        groups = [torch.tensor(lowest_out(each, count)) for each in _shared(found, of_groups)]
+        groups = [torch.tensor(top_indices(each, count)) for each in _shared(found, of_groups)]
     dims = []
     if (width := settings.head_dim) is not None:
         for attention, kept in zip(found.attentions, groups, strict=True):
             together = [_outwards(part).double().norm(dim=1).cpu() for part in (attention.query, attention.key)]
-            query_key = dims_out(together[0] * together[1], found.num_heads, width)
-            value = dims_out(scores[id(attention.out)], found.num_heads, width)
+            query_key = top_dims_per_head(together[0] * together[1], found.num_heads, width)
+            value = top_dims_per_head(scores[id(attention.out)], found.num_heads, width)
             dims.append(HeadDims(query_key[kept], value[kept]))
     if count is not None:
         keep_kv_groups(model, groups)

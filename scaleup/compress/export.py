@@ -13,16 +13,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from scaleup.compress.probes import Probe, difference, logits_on
 from scaleup.config.schema import ModelConfig
-from scaleup.config.stages import ExportConfig
+from scaleup.config.stages.export import ExportConfig
 from scaleup.errors import ScaleupError
 from scaleup.models.adapted import load_base, load_finished
 from scaleup.models.adapters import load_adapter
 from scaleup.models.builtin import say_untied
 from scaleup.models.load import auto_class, first_line
 from scaleup.plan.facts import ModelFacts
-
-from .probes import Probe, difference, logits_on
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from scaleup.config.compression import ExportSettings
+from scaleup.compress.probes import Probe
+from scaleup.config.stages.export import ExportSettings
 from scaleup.errors import ScaleupError
 from scaleup.models.llama_cpp import served
-from scaleup.plan.compression import CONVERTER_FILE, converter_folder
+from scaleup.plan.model_path import CONVERTER_FILE, converter_folder
 from scaleup.plan.model_path import GGUF_FILE as FILE
-
-from .probes import Probe
 
 PROMPTS = (
     "The year 2024 had 366 days, and",
@@ -36,7 +35,7 @@ def write_gguf(merged: Path, settings: ExportSettings, folder: Path, name: str) 
     """Convert the Hugging Face folder `merged`; `name` is what the file calls its model.
 
     Raises ScaleupError with the converter's own reason."""
-    script = converter_folder(settings) / CONVERTER_FILE
+    script = converter_folder(settings.converter) / CONVERTER_FILE
     command = [sys.executable, str(script), str(merged), "--outtype", settings.gguf_type, "--model-name", name]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(

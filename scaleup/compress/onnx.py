@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
+from scaleup.compress.probes import SEED, difference
 from scaleup.errors import ScaleupError
 from scaleup.models.classifier import classify, is_sequence_classifier
 from scaleup.models.load import first_line
 from scaleup.plan.facts import ModelFacts
-
-from .probes import SEED, difference
 
 FILE = "model.onnx"
 INPUTS = ("input_ids", "attention_mask")

@@ -13,6 +13,7 @@ from scaleup.config.schema import DataConfig
 from scaleup.data.sources import read_source
 from scaleup.data.tokenization import Encoder, Tokens
 from scaleup.errors import ScaleupError
+from scaleup.models.beside import base_of
 from scaleup.models.classifier import classify, is_sequence_classifier
 from scaleup.models.scoring import Reader
 from scaleup.plan.facts import ModelFacts
@@ -78,7 +79,7 @@ def logits_on(model: Any, probes: Sequence[Probe], device: torch.device) -> list
 
 
 def _logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole = base_of(model)
     if is_sequence_classifier(whole):
         return classify(model, inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])})
     return model(**inputs, use_cache=False).logits

@@ -13,17 +13,14 @@ from typing import Any
 
 import torch
 
-from scaleup.config.compression import QuantizeSettings
+from scaleup.compress.export import DTYPES, cast
+from scaleup.compress.probes import Probe, difference, logits_on
 from scaleup.config.schema import ModelConfig
-from scaleup.config.stages import QuantizeConfig
+from scaleup.config.stages.quantize import QuantizeConfig, QuantizeSettings
+from scaleup.describe.shell import shell_of
 from scaleup.errors import ScaleupError
-from scaleup.models.facts import shell_of
 from scaleup.models.load import load_model
-from scaleup.plan.compression import LOW_PRECISION
 from scaleup.plan.facts import ModelFacts
-
-from .export import DTYPES, cast
-from .probes import Probe, difference, logits_on
 
 INT4_GROUP = 128
 
@@ -87,10 +84,9 @@ def _is_within(name: str, pattern: str) -> bool:
 
 def load_quantized(config: QuantizeConfig, facts: ModelFacts, choice: Choice | None, device: torch.device) -> Any:
     """From the unquantized files; in 16 bits, rounded to them and held in float32."""
-    method = config.quantize.method
-    if method in LOW_PRECISION:
+    if config.quantize.is_low_precision:
         model = load_model(config.model, facts)
-        cast(model, DTYPES[method])
+        cast(model, DTYPES[config.quantize.method])
         cast(model, torch.float32)
         return model.to(device).eval()
     assert choice is not None
@@ -122,7 +118,7 @@ def _is_quantized(module: Any) -> bool:
 
 
 def write_quantized(model: Any, tokenizer: Any, settings: QuantizeSettings, folder: Path) -> None:
-    if settings.method in LOW_PRECISION:
+    if settings.is_low_precision:
         cast(model, DTYPES[settings.method])
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

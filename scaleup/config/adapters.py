@@ -1,13 +1,14 @@
-"""What is trained when not the whole model is: one section a method, with PEFT's own key names and defaults."""
+"""Adapters and partial training: one section a method, with PEFT's own key names and defaults."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag
 
-from scaleup.config.fields import Written
-from scaleup.config.schema import Count, Float, Int, PathText, Section, Text
+from scaleup.config.fields import Count, Float, Int, PathText, Section, Text, Written, absolute_folder
+from scaleup.errors import Problem
 
 Patterns = Annotated[list[Text], Field(min_length=1)]
 
@@ -26,6 +27,9 @@ class _Adapter(Section):
     path: PathText | None = Field(
         None, description="Go on from this adapter (a folder, or a finished run); its own settings hold."
     )
+
+    def with_absolute_paths(self) -> Self:
+        return self.model_copy(update={"path": absolute_folder(self.path)}) if self.path else self
 
 
 class LoraAdapter(_Adapter):
@@ -82,6 +86,20 @@ class AdaLoraAdapter(_Adapter):
         None,
         description="Names that modules end with, or all-linear; by default what PEFT takes for the architecture.",
     )
+
+    def schedule_problems(self, num_steps: int | None) -> Iterator[Problem]:
+        """Yields what the schedule of ranks needs of the number of the run's steps (None: unknown): one to weigh ranks
+        by, and one to take them. An adapter that is trained further keeps its ranks."""
+        if self.path is not None:
+            return
+        if num_steps is None:
+            what = (
+                "is needed by adalora, whose ranks go down over the steps of the run: only reading the rows would tell"
+            )
+            yield Problem("train.max_steps", what, "give it in place of train.num_train_epochs")
+        elif num_steps - self.tfinal < max(self.tinit, 1) + 1:
+            what = f"{self.tinit} steps before and adapter.tfinal {self.tfinal} after leave none of {num_steps}"
+            yield Problem("adapter.tinit", f"{what} to allot ranks in", "use less of them, or train for more steps")
 
 
 class PromptTuningAdapter(_Adapter):

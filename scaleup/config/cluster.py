@@ -1,13 +1,13 @@
-"""The job that runs a run: what it asks a scheduler for. Nothing here changes what is trained."""
+"""The job that runs a run, and what it requests from a scheduler. Nothing here changes what is trained."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from scaleup.config.fields import Count, Int, PathText, Section, Text, Written
+from scaleup.config.fields import Count, Int, PathText, Section, Text, Written, absolute
 
 UNITS = (86_400, 3_600, 60, 1)
 """Seconds of a day, an hour, a minute, a second."""
@@ -18,15 +18,15 @@ EXAMPLES = 'write e.g. "1-12:00:00", "12:30:00" or "90" for minutes'
 
 
 def seconds_of(time: str) -> int:
-    """Seconds of a time as Slurm writes it: D-HH, D-HH:MM, D-HH:MM:SS, HH:MM:SS, MM:SS or minutes alone.
+    """Returns the seconds of a time as Slurm writes it: D-HH, D-HH:MM, D-HH:MM:SS, HH:MM:SS, MM:SS or minutes alone.
 
-    Raises ValueError for anything else, and for no time at all."""
-    if found := DAYS.fullmatch(time):
-        parts = found.groups(default="0")
-    elif found := HOURS.fullmatch(time):
-        parts = ("0", *found.groups())
-    elif found := MINUTES.fullmatch(time):
-        parts = ("0", "0", *found.groups(default="0"))
+    Raises ValueError for anything else, and for a time of zero."""
+    if match := DAYS.fullmatch(time):
+        parts = match.groups(default="0")
+    elif match := HOURS.fullmatch(time):
+        parts = ("0", *match.groups())
+    elif match := MINUTES.fullmatch(time):
+        parts = ("0", "0", *match.groups(default="0"))
     else:
         raise ValueError(f"is no time of a job: {EXAMPLES}")
     seconds = sum(int(part) * unit for part, unit in zip(parts, UNITS, strict=True))
@@ -47,7 +47,7 @@ def _valid_time(value: str) -> str:
 
 
 def _number_as_text(value: Any) -> Any:
-    """`OMP_NUM_THREADS: 4` is what people write."""
+    """Turns a number into text: `OMP_NUM_THREADS: 4` is what people write."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -83,9 +83,9 @@ OPTION = re.compile(r"--([a-z][a-z0-9-]*)(=.*)?|(-[A-Za-z])( ?.*)")
 
 def _sbatch_option(value: str) -> str:
     _one_line(value)
-    if not (found := OPTION.fullmatch(value)):
+    if not (match := OPTION.fullmatch(value)):
         raise ValueError("is no option of sbatch: write it without #SBATCH, e.g. --mail-type=END")
-    name = found[1] or SHORT.get(found[3], "")
+    name = match[1] or SHORT.get(match[3], "")
     if name in OWN_OPTIONS:
         raise ValueError(f"is decided by scaleup: {OWN_OPTIONS[name]}")
     return value
@@ -221,3 +221,6 @@ class ClusterConfig(NodeResources):
     @property
     def time_seconds(self) -> int | None:
         return None if self.time is None else seconds_of(self.time)
+
+    def with_absolute_paths(self) -> Self:
+        return self.model_copy(update={"workdir": absolute(self.workdir)})

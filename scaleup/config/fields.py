@@ -1,11 +1,11 @@
-"""What sections are made of: the base class, and the types of single values."""
+"""The base class of sections, and the types of single values."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -27,7 +27,7 @@ def _no_bool(value: Any) -> Any:
 
 
 def _usable_path(value: str) -> str:
-    """Refuses what cannot even be asked after, so that whoever looks at the path later need not expect it."""
+    """Refuses a path that the file system cannot even look up, so that later code need not expect one."""
     try:
         Path(value).expanduser().is_dir()
     except (OSError, RuntimeError) as error:
@@ -59,6 +59,9 @@ class Written:
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Count = Annotated[Int, Field(ge=1)]
+Positive = Annotated[Float, Field(gt=0)]
+NotNegative = Annotated[Float, Field(ge=0)]
+Fraction = Annotated[Float, Field(ge=0, le=1)]
 Port = Annotated[Int, Field(ge=1, le=65535)]
 Name = Annotated[
     str,
@@ -71,3 +74,21 @@ PathText = Annotated[Text, AfterValidator(_usable_path)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    def with_absolute_paths(self) -> Self:
+        """Returns this section with every path that is relative to the working folder made absolute, in the sections
+        within it too. A section whose own values are paths extends this."""
+        sections = {name: each for name in type(self).model_fields if isinstance(each := getattr(self, name), Section)}
+        changed = {name: new for name, each in sections.items() if (new := each.with_absolute_paths()) is not each}
+        # A section that stays as it is must not count as given (model_fields_set): rules ask that.
+        return self.model_copy(update=changed) if changed else self
+
+
+def absolute_folder(path: str) -> str:
+    """Returns the absolute path of a folder that is here; a hub name, `package:` or `builtin:` stays as it is."""
+    place = Path(path).expanduser()
+    return str(place.absolute()) if place.is_dir() else path
+
+
+def absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())

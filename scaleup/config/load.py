@@ -1,4 +1,5 @@
-"""YAML file + dotted overrides -> RunConfig, or every mistake at once, each with its key and the nearest valid name."""
+"""Reads a YAML file and dotted overrides into a RunConfig, or reports every mistake at once, each with its key and the
+nearest valid name."""
 
 from __future__ import annotations
 
@@ -12,8 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from scaleup.config.mistakes import Key, as_problem, real_key, suggestion
-from scaleup.config.rl import RewardSource
-from scaleup.config.schema import RunConfig
+from scaleup.config.run import RunConfig
 from scaleup.config.stages import STAGES
 from scaleup.errors import Problem, ScaleupError
 
@@ -22,16 +22,16 @@ Raw = dict[str, Any]
 
 @dataclass
 class Loaded:
-    """What could be read. `config` is None when too little of the file stands; with problems it holds what is left once
-    the faulty keys are taken out (with stand-ins for required ones), so that later checks can report their own findings
-    beside these."""
+    """Holds what could be read. `config` is None when too little of the file stands; with problems it holds what is
+    left once the faulty keys are taken out (with stand-ins for required ones), so that later checks can report their
+    own findings beside these."""
 
     config: RunConfig | None
     problems: list[Problem] = field(default_factory=list)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The whole, valid config of a file. Raises ScaleupError with all problems."""
+    """Returns the whole, valid config of a file. Raises ScaleupError with all problems."""
     loaded = load_leniently(path, overrides)
     if loaded.problems:
         raise ScaleupError(loaded.problems)
@@ -40,23 +40,26 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def load_leniently(path: Path, overrides: Sequence[str] = ()) -> Loaded:
-    """As `load`, but gives what it found instead of raising, for a caller with more to check."""
+    """Returns the config of a file with its problems instead of raising them, for a caller with more to check."""
     return load_mapping(_read_yaml(path), overrides)
 
 
 def load_mapping(raw: Raw, overrides: Sequence[str] = ()) -> Loaded:
-    """As `load_leniently`, for a config that is a mapping already."""
+    """Returns, as `load_leniently` does, the config of a mapping."""
     problems = []
     for override in overrides:
         try:
             _apply_override(raw, override)
         except ScaleupError as error:
             problems += error.problems
-    return _with_absolute_paths(_validate(raw, problems))
+    loaded = _validate(raw, problems)
+    # Later stages may run from another folder: what is relative here is relative to the folder of this command.
+    config = loaded.config and loaded.config.with_absolute_paths()
+    return Loaded(config, loaded.problems)
 
 
 def dump(config: RunConfig) -> str:
-    """The complete config as YAML; loading it gives the same config."""
+    """Returns the complete config as YAML; loading it gives the same config."""
     values = config.model_dump(mode="json")
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
     if not BREAKS.isdisjoint(text):  # PyYAML writes them in a way that it does not read back: escape them
@@ -69,8 +72,8 @@ BREAKS = frozenset("\x85\u2028\u2029")
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word, and reads a bare `on` as true; as keys, both are mistakes
-    here."""
+    """Refuses equal keys, of which PyYAML silently keeps the last, and keys like a bare `on`, which it reads as
+    true."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -154,12 +157,12 @@ def _validate(raw: Raw, problems: list[Problem]) -> Loaded:
         try:
             return Loaded(model.model_validate(rest), problems)
         except ValidationError as error:
-            found = [(real_key(rest, item["loc"]), dict(item)) for item in error.errors()]
+            mistakes = [(real_key(rest, item["loc"]), dict(item)) for item in error.errors()]
         if attempt == 0:
-            problems += [as_problem(model, key, item) for key, item in found]
-        for key, item in sorted(found, key=lambda pair: str(pair[0]), reverse=True):
+            problems += [as_problem(model, key, item) for key, item in mistakes]
+        for key, item in sorted(mistakes, key=lambda pair: str(pair[0]), reverse=True):
             if item["type"] == "missing":
-                _fill(rest, key)
+                _fill(rest, key, STAND_INS | model.stand_ins)
             else:
                 _remove(rest, key)
     return Loaded(None, problems)
@@ -174,24 +177,17 @@ STAND_INS: Raw = {
     "path": "scaleup/stand-in",
     "data": {},
     "train": {},
-    "ppo": {"num_rollouts": 1},
-    "num_rollouts": 1,
-    "reward": {},
-    "prune": {},
-    "teacher": {"path": "scaleup/stand-in"},
     "volume_claim": "stand-in",
     "image": "stand-in",
-    "variants": {"stand-in": "scaleup/stand-in"},
-    "quantize": {"method": "bfloat16"},
-    "method": "bfloat16",
     "every": 2,
     "parameters": ["*"],
 }
-"""For required keys: enough to look for mistakes elsewhere in the file. Never run, since what it replaces is one."""
+"""For required keys: enough to look for mistakes elsewhere in the file. Never run, since what it replaces is
+one. A stage's config class has those of its own keys (`stand_ins`)."""
 
 
 def _remove(raw: Any, key: Key) -> None:
-    """Take a key out. A list that holds something faulty goes as a whole, since the places of the others would shift,
+    """Removes a key. A list that holds something faulty goes as a whole, since the places of the others would shift,
     and so does a shorthand (`train: rows.jsonl`), which has no such key."""
     parent = _at(raw, key[:-1])
     if isinstance(parent, dict):
@@ -200,10 +196,10 @@ def _remove(raw: Any, key: Key) -> None:
         _remove(raw, key[:-1])
 
 
-def _fill(raw: Any, key: Key) -> None:
+def _fill(raw: Any, key: Key, stand_ins: Raw) -> None:
     parent = _at(raw, key[:-1])
-    if isinstance(parent, dict) and key[-1] in STAND_INS:
-        parent[key[-1]] = copy.deepcopy(STAND_INS[str(key[-1])])
+    if isinstance(parent, dict) and key[-1] in stand_ins:
+        parent[key[-1]] = copy.deepcopy(stand_ins[str(key[-1])])
 
 
 def _at(raw: Any, key: Key) -> Any:
@@ -213,54 +209,3 @@ def _at(raw: Any, key: Key) -> Any:
         except (KeyError, IndexError, TypeError):
             return None
     return raw
-
-
-def _with_absolute_paths(loaded: Loaded) -> Loaded:
-    """Later stages may run from another folder: what is relative here is relative to the folder of this command."""
-    config: Any = loaded.config
-    if config is None:
-        return loaded
-    update: dict[str, Any] = {
-        "runs_dir": str(Path(config.runs_dir).expanduser().absolute()),
-        "data": config.data.model_copy(update={"root": str(Path(config.data.root).expanduser().absolute())}),
-        "model": absolute_model(config.model),
-    }
-    if config.cluster is not None:
-        workdir = str(Path(config.cluster.workdir).expanduser().absolute())
-        update["cluster"] = config.cluster.model_copy(update={"workdir": workdir})
-    for key in ("baseline", "teacher"):
-        if (beside := getattr(config, key, None)) is not None:
-            update[key] = absolute_model(beside)
-    if (evaluation := getattr(config, "evaluation", None)) is not None and evaluation.toxicity_model is not None:
-        classifier = absolute_model(evaluation.toxicity_model)
-        update["evaluation"] = evaluation.model_copy(update={"toxicity_model": classifier})
-    if path := getattr(getattr(config, "adapter", None), "path", None):
-        update["adapter"] = config.adapter.model_copy(update={"path": _absolute_folder(path)})
-    if isinstance(reward := getattr(config, "reward", None), RewardSource):
-        update["reward"] = _absolute_reward(reward)
-    if adapters := getattr(config, "adapters", None):
-        update["adapters"] = {name: _absolute_folder(path) for name, path in adapters.items()}
-    return Loaded(config.model_copy(update=update), loaded.problems)
-
-
-def absolute_model(model: Any) -> Any:
-    """A model that is a folder here becomes an absolute path; a hub name, `package:` or `builtin:` stays as it is."""
-    update = {}
-    for field_name in ("path", "tokenizer"):
-        value = getattr(model, field_name)
-        if value:
-            update[field_name] = _absolute_folder(value)
-    return model.model_copy(update=update)
-
-
-def _absolute_folder(path: str) -> str:
-    place = Path(path).expanduser()
-    return str(place.absolute()) if place.is_dir() else path
-
-
-def _absolute_reward(reward: RewardSource) -> RewardSource:
-    update: dict[str, Any] = {} if reward.model is None else {"model": absolute_model(reward.model)}
-    file, _, name = (reward.function or "").rpartition(":")
-    if file and Path(file).is_file():
-        update["function"] = f"{Path(file).absolute()}:{name}"
-    return reward.model_copy(update=update)

@@ -1,4 +1,5 @@
-"""Pydantic's findings in the words of a config file: which key, what is wrong with it, and the nearest valid name."""
+"""Translates pydantic's errors into the words of a config file: which key, what is wrong with it, and the nearest valid
+name."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ Key = tuple[str | int, ...]
 
 
 def real_key(raw: Any, location: tuple[int | str, ...]) -> Key:
-    """Pydantic's location, without the list place that a shorthand like `train: rows.jsonl` never wrote, without the
-    type that a section of several kinds has, and without the kind of value that was tried."""
+    """Returns pydantic's location without the list place that a shorthand like `train: rows.jsonl` never wrote, without
+    the type that a section of several kinds has, and without the kind of value that was tried."""
     key: list[str | int] = []
     here: Any = raw
     for part in location:
@@ -32,7 +33,8 @@ def real_key(raw: Any, location: tuple[int | str, ...]) -> Key:
 
 
 def _is_tag(here: Any, part: int | str) -> bool:
-    """Whether a part of pydantic's location is no key, but the section's `type`, or the `[kind]` of its value."""
+    """Returns whether a part of pydantic's location is no key, but the section's `type`, or the `[kind]` of its
+    value."""
     if isinstance(here, dict):
         return part not in here and here.get("type") == part
     return isinstance(part, str) and part.startswith("[")
@@ -69,7 +71,7 @@ def _no_such_type(where: str, tag: str, expected_tags: str, **_: Any) -> Problem
 
 
 def _valid_names(model: type[BaseModel], parents: Key, location: Sequence[int | str]) -> list[str]:
-    """Of the section at a key; of several kinds, the one that pydantic's location names."""
+    """Returns the keys of the section at a key; of several kinds, those of the one that pydantic's location names."""
     for part in parents:
         if isinstance(part, int):
             continue
@@ -88,7 +90,7 @@ def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _types_of(section: type[BaseModel]) -> frozenset[Any]:
-    """The values that a section's `type` may have, if it is one of several kinds."""
+    """Returns the values that a section's `type` may have, if it is one of several kinds."""
     field = section.model_fields.get("type")
     return frozenset(get_args(field.annotation)) if field else frozenset()
 

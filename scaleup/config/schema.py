@@ -3,21 +3,21 @@ or machines: cross-section rules live in `scaleup.plan.rules`, so that every mis
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
-from scaleup.config.cluster import ClusterConfig
-from scaleup.config.fields import Count, Float, Int, Name, PathText, Port, Section, Text
+from scaleup.config.fields import Count, Float, Int, PathText, Port, Section, Text, absolute, absolute_folder
 
 
 def _no_is_no(value: Any) -> Any:
-    """YAML 1.1 reads a bare `no` as false; here both mean the same."""
+    """Accepts false as `no`: YAML 1.1 reads a bare `no` as false."""
     return "no" if value is False else value
 
 
 def _as_sources(value: Any) -> Any:
-    """`train: rows.jsonl`, `train: [a.jsonl, {path: b.jsonl}]` and `{path: a.jsonl}` all become lists of sources."""
+    """Turns `train: rows.jsonl`, `train: [a.jsonl, {path: b.jsonl}]` and `{path: a.jsonl}` into lists of sources."""
     items = value if isinstance(value, list) else [value]
     return [{"path": item} if isinstance(item, str) else item for item in items]
 
@@ -34,6 +34,10 @@ class ModelConfig(Section):
     )
     revision: Text | None = Field(None, description="A branch, tag or commit of a hub name.")
     trust_remote_code: bool = False
+
+    def with_absolute_paths(self) -> Self:
+        named = {"path": self.path, "tokenizer": self.tokenizer}
+        return self.model_copy(update={key: absolute_folder(value) for key, value in named.items() if value})
 
 
 class RowFormat(Section):
@@ -101,6 +105,9 @@ class DataConfig(RowFormat):
     streaming: bool = Field(False, description="Read rows as they are needed: for data larger than memory.")
     shuffle_buffer: Count = Field(10_000, description="Rows shuffled together when streaming.")
 
+    def with_absolute_paths(self) -> Self:
+        return self.model_copy(update={"root": absolute(self.root)})
+
 
 SCHEDULES = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
@@ -156,6 +163,29 @@ class TrainConfig(OptimizationConfig):
     load_best_model_at_end: bool = False
 
 
+MixedPrecision = Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no_is_no)]
+
+
+@dataclass(frozen=True)
+class ScorerConfig:
+    """Says how a classifier scores texts. A reward source, a measurement of toxicity and an evaluation of reward models
+    each make one from their own keys."""
+
+    model: ModelConfig
+    label: str | None = None
+    """Of a classifier with several labels: the one whose logit or probability is the score."""
+    score: Literal["logit", "probability"] = "logit"
+    template: str | None = None
+    """The text that is read, over {prompt} and {response}; None: as the model was trained."""
+    max_length: int | None = None
+    """Tokens that are read, the last ones; None: as the model was trained."""
+    normalize: bool = True
+    """By the mean and spread that a reward run saved with its model."""
+    batch_size: int = 16
+    quantization: Literal["8bit", "4bit"] | None = None
+    mixed_precision: MixedPrecision = "no"
+
+
 class EvaluationConfig(Section):
     metrics: list[Literal["perplexity", "accuracy", "exact_match", "rouge", "toxicity"]] = Field(
         default=["perplexity"], min_length=1, description="toxicity needs prompts alone, the others completions too."
@@ -174,8 +204,23 @@ class EvaluationConfig(Section):
     batch_size: Count = 16
 
     @property
+    def toxicity_scorer(self) -> ScorerConfig | None:
+        """What is asked about each answer, which is read alone: the probability of the toxic label. None if toxicity
+        is not measured, or no classifier is named."""
+        if "toxicity" not in self.metrics or self.toxicity_model is None:
+            return None
+        return ScorerConfig(
+            model=self.toxicity_model,
+            label=self.toxic_label,
+            score="probability",
+            template="{response}",
+            normalize=False,
+            batch_size=self.batch_size,
+        )
+
+    @property
     def needs_completions(self) -> bool:
-        """Whether a row must say what the answer should be."""
+        """Returns whether a row must say what the answer should be."""
         return set(self.metrics) != {"toxicity"}
 
 
@@ -218,19 +263,3 @@ class ParallelConfig(Section):
 
 
 TRACKERS = Literal["wandb", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab", "trackio"]
-MixedPrecision = Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no_is_no)]
-
-
-class RunConfig(Section):
-    """What every stage has. A stage adds its own sections in `scaleup.config.stages`."""
-
-    stage: str
-    name: Name
-    runs_dir: PathText = "runs"
-    model: ModelConfig
-    data: DataConfig
-    mixed_precision: MixedPrecision = "no"
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
-    cluster: ClusterConfig | None = Field(
-        None, description="What `scaleup render` and `scaleup submit` ask a scheduler for; ignored by `scaleup run`."
-    )

@@ -4,32 +4,38 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from scaleup.data.tokenization import Tokens
+from scaleup.data.tokenization import LabelledTokens, PairTokens, TokenRow
 
-Unit = Sequence[Tokens]
-"""Rows that stay together: a micro-batch by tokens, a packed sequence, or a single row."""
+Unit = Sequence[Any]
+"""Rows of one type that stay together: a micro-batch by tokens, a packed sequence, or a single row."""
 
-EpochPlanner = Callable[[int, Sequence[Tokens]], list[Unit]]
+EpochPlanner = Callable[[int, Sequence[TokenRow]], list[Unit]]
 """(epoch, its rows in their shuffled order) -> each of them once, in units, in the order of training."""
 
 WINDOW = 50
 """Batches that are sorted by length together: more waste less on padding, fewer mix rows better."""
 
 
-def widths(rows: Sequence[Tokens], task: str) -> np.ndarray:
-    """(rows, 1), or for seq2seq models and pairs (rows, 2): the tokens of each row, in each tensor that is padded.
-    The two texts of a pair are padded alike."""
-    if task == "sequence_classification":
-        return np.array([[max(len(row.input_ids), len(row.labels))] * 2 for row in rows])
-    if task == "seq2seq_lm":
-        return np.array([(len(row.input_ids), len(row.labels)) for row in rows])
-    return np.array([(len(row.input_ids),) for row in rows])
+def widths(rows: Sequence[TokenRow], task: str) -> np.ndarray:
+    """(rows, 1) of causal models, (rows, 2) of all others: the tokens of each row in each tensor that is padded.
+
+    The two texts of a pair are padded alike; a text with a class counts as a pair does."""
+    return np.array([_widths(row, task) for row in rows])
 
 
-def padded_size(rows: Sequence[Tokens], task: str) -> int:
+def _widths(row: TokenRow, task: str) -> tuple[int, ...]:
+    if isinstance(row, PairTokens):
+        return (max(len(row.chosen), len(row.rejected)),) * 2
+    if isinstance(row, LabelledTokens):
+        return (len(row.input_ids),) * 2
+    return (len(row.input_ids), len(row.labels)) if task == "seq2seq_lm" else (len(row.input_ids),)
+
+
+def padded_size(rows: Sequence[TokenRow], task: str) -> int:
     """Tokens of a micro-batch with its padding: rows x longest; for seq2seq models rows x (longest prompt + target),
     for pairs 2 x rows x longest."""
     return len(rows) * int(widths(rows, task).max(axis=0).sum())
@@ -38,7 +44,7 @@ def padded_size(rows: Sequence[Tokens], task: str) -> int:
 def plan_by_tokens(budget: int, task: str, seed: int) -> EpochPlanner:
     """Micro-batches of rows of similar length, none larger than `budget` with its padding, in a random order."""
 
-    def plan(epoch: int, rows: Sequence[Tokens]) -> list[Unit]:
+    def plan(epoch: int, rows: Sequence[TokenRow]) -> list[Unit]:
         sizes = widths(rows, task)
         window = WINDOW * max(1, round(budget / sizes.sum(axis=1).mean()))
         micro_batches = cut_by_tokens(sizes, order_by_length(sizes.sum(axis=1), window), budget)
@@ -50,7 +56,7 @@ def plan_by_tokens(budget: int, task: str, seed: int) -> EpochPlanner:
 def plan_by_length(global_batch: int, epoch_rows: int, task: str, seed: int) -> EpochPlanner:
     """Single rows, so that those of one step are of similar length; the steps in a random order."""
 
-    def plan(epoch: int, rows: Sequence[Tokens]) -> list[Unit]:
+    def plan(epoch: int, rows: Sequence[TokenRow]) -> list[Unit]:
         order = order_by_length(widths(rows, task).sum(axis=1), WINDOW * global_batch)
         left_over = -(epoch * epoch_rows) % global_batch  # what the last step of the epoch before still takes
         head, rest = order[:left_over], order[left_over:]
@@ -65,7 +71,7 @@ def plan_by_length(global_batch: int, epoch_rows: int, task: str, seed: int) -> 
 def plan_packs(capacity: int, seed: int) -> EpochPlanner:
     """Sequences of whole rows, none longer than `capacity`, in a random order."""
 
-    def plan(epoch: int, rows: Sequence[Tokens]) -> list[Unit]:
+    def plan(epoch: int, rows: Sequence[Any]) -> list[Unit]:
         packs = pack([len(row.input_ids) for row in rows], capacity)
         return [[rows[row] for row in packs[place]] for place in _shuffled(len(packs), seed, epoch)]
 

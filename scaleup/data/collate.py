@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from scaleup.data.tokenization import FILLER, IGNORE, Tokens
 
 
 class TopK:
-    """A teacher's opinion of N labelled positions, row by row: its k likeliest tokens, and all others as one event.
+    """A teacher's distribution at N labelled positions, row by row: its k likeliest tokens, all others as one event.
 
     No dataclass: engines look for tensors in these, and round what a model is called with to the run's precision."""
 
@@ -41,16 +42,17 @@ class Batch:
     num_labels: int
     num_tokens: int
     """Real tokens, without padding and fillers."""
-    taught: TopK | None = None
-    """Of the labelled positions, where a teacher's opinion of them is cached."""
+    teacher_top_k: TopK | None = None
+    """At the labelled positions, where the teacher is cached."""
 
     def to(self, device: torch.device) -> Batch:
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        taught = None if self.taught is None else self.taught.to(device)
-        return Batch(moved, self.labels.to(device, non_blocking=True), self.num_labels, self.num_tokens, taught)
+        teacher_top_k = None if self.teacher_top_k is None else self.teacher_top_k.to(device)
+        return Batch(moved, self.labels.to(device, non_blocking=True), self.num_labels, self.num_tokens, teacher_top_k)
 
 
-Collator = Callable[[Sequence[Tokens]], Batch]
+Collator = Callable[[Sequence[Any]], Batch]
+"""Rows of the type that it is made for, and fillers -> a batch."""
 
 
 def causal_collator(pad_id: int) -> Collator:
@@ -91,16 +93,16 @@ def seq2seq_collator(pad_id: int, shift_right: Callable[[torch.Tensor], torch.Te
     return collate
 
 
-def taught_collator(collate: Collator, top_k: int) -> Collator:
-    """With what the rows have of a teacher's opinion; fillers have no labelled position, and nothing of it."""
+def top_k_collator(collate: Collator, top_k: int) -> Collator:
+    """A collator that adds the rows' teacher_top_k; fillers have no labelled position, and none of it."""
     nothing = (np.empty((0, top_k), np.int32), np.empty((0, top_k + 1), np.float32))
 
-    def collate_taught(rows: Sequence[Tokens]) -> Batch:
-        ids, log_probs = zip(*(row.taught or nothing for row in rows), strict=True)
-        taught = TopK(torch.from_numpy(np.concatenate(ids)), torch.from_numpy(np.concatenate(log_probs)))
-        return replace(collate(rows), taught=taught)
+    def collate_top_k(rows: Sequence[Tokens]) -> Batch:
+        ids, log_probs = zip(*(row.teacher_top_k or nothing for row in rows), strict=True)
+        teacher_top_k = TopK(torch.from_numpy(np.concatenate(ids)), torch.from_numpy(np.concatenate(log_probs)))
+        return replace(collate(rows), teacher_top_k=teacher_top_k)
 
-    return collate_taught
+    return collate_top_k
 
 
 def _shifted(labels: np.ndarray) -> np.ndarray:
@@ -108,14 +110,20 @@ def _shifted(labels: np.ndarray) -> np.ndarray:
     return np.append(labels[1:], np.int32(IGNORE))
 
 
-def pad(rows: Sequence[np.ndarray], value: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, S) of the rows, and the mask of what is not padding."""
+def pad(
+    rows: Sequence[np.ndarray] | Sequence[Sequence[int]], value: int, left: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, S) int64 of B rows, filled up with `value` on the right or left, and the mask (B, S) of what is not padding.
+
+    Prompts of causal models are padded on the left, so that all answers start in one column; those of an encoder on the
+    right, where T5's relative positions count from the start."""
     width = max(len(row) for row in rows)
     padded = np.full((len(rows), width), value, np.int64)
     mask = np.zeros((len(rows), width), np.int64)
     for index, row in enumerate(rows):
-        padded[index, : len(row)] = row
-        mask[index, : len(row)] = 1
+        place = slice(width - len(row), width) if left else slice(len(row))
+        padded[index, place] = np.asarray(row)
+        mask[index, place] = 1
     return torch.from_numpy(padded), torch.from_numpy(mask)
 
 

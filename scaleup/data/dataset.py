@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from scaleup.config.stages import SupervisedConfig
+from scaleup.config.stages.base import SupervisedConfig
 from scaleup.data.batching import padded_size, plan_by_length, plan_by_tokens, plan_packs
 from scaleup.data.collate import Collator, causal_collator, packed_collator, seq2seq_collator
 from scaleup.data.loader import Batching, PlannedLoader, Split, TrainLoader
 from scaleup.data.sources import MapSource, Source, encode_source, hold_out, open_stream
-from scaleup.data.tokenization import RowEncoder, Tokens
+from scaleup.data.tokenization import RowEncoder, TokenRow
 from scaleup.errors import ScaleupError
 from scaleup.plan.arithmetic import epochs_to_rows, rows_to_steps
 
@@ -20,7 +20,7 @@ from scaleup.plan.arithmetic import epochs_to_rows, rows_to_steps
 @dataclass(frozen=True)
 class TrainingData:
     sources: list[Source]
-    validation: list[Tokens]
+    validation: list[TokenRow]
     num_rows: int | None
     """Training rows after leaving out the unusable; None when streaming."""
     num_dropped: int
@@ -37,7 +37,7 @@ def load_training_data(config: SupervisedConfig, encoder: RowEncoder) -> Trainin
     """Read and tokenize the train and validation splits. Raises ScaleupError for rows that cannot be used."""
     data, seed = config.data, config.train.seed
     sources: list[Source] = []
-    validation: list[Tokens] = []
+    validation: list[TokenRow] = []
     num_rows, num_dropped = 0, 0
     for number, source in enumerate(data.train or []):
         if data.streaming:
@@ -59,7 +59,7 @@ def load_training_data(config: SupervisedConfig, encoder: RowEncoder) -> Trainin
     return TrainingData(sources, validation, None if data.streaming else num_rows, num_dropped, encoder.task)
 
 
-def _refuse_larger(rows: Sequence[Tokens], budget: int, task: str, path: str) -> None:
+def _refuse_larger(rows: Sequence[TokenRow], budget: int, task: str, path: str) -> None:
     largest = max(padded_size([row], task) for row in rows)
     if largest > budget:
         what = f"{budget} tokens do not hold a row of {path} with {largest}"

@@ -11,7 +11,7 @@ import torch
 
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.data.collate import Batch, Collator, pad
-from scaleup.data.tokenization import FILLER, IGNORE, Tokens
+from scaleup.data.tokenization import IGNORE, LabelledTokens, TokenRow
 from scaleup.errors import ScaleupError
 from scaleup.records.examples import labelled_maker
 
@@ -46,15 +46,15 @@ class LabelledEncoder:
 
         return labelled
 
-    def __call__(self, examples: Sequence[tuple[str, int]]) -> list[Tokens | None]:
+    def __call__(self, examples: Sequence[tuple[str, int]]) -> list[LabelledTokens | None]:
         """None for a text that is too long where such rows are dropped."""
         ids = self.reader.ids([("", text) for text, _ in examples]) if examples else []
         return [self._row(row, number) for row, (_, number) in zip(ids, examples, strict=True)]
 
-    def _row(self, ids: list[int], number: int) -> Tokens | None:
+    def _row(self, ids: list[int], number: int) -> LabelledTokens | None:
         if self.data.overlong == "drop" and len(ids) > self.data.max_length:
             return None
-        return Tokens(np.asarray(self.reader.cut(ids), np.int32), np.asarray([number], np.int32))
+        return LabelledTokens(np.asarray(self.reader.cut(ids), np.int32), number)
 
     def _number(self, label: str | int) -> int:
         if isinstance(label, int) and 0 <= label < len(self.names):
@@ -68,12 +68,13 @@ class LabelledEncoder:
 def labelled_collator(pad_id: int, filler_id: int) -> Collator:
     """B texts padded on the right; `labels` (B) are their classes, IGNORE for a filler, which is the one token
     `filler_id`."""
-    nothing = np.full(1, filler_id, np.int32)
+    filler = LabelledTokens(np.full(1, filler_id, np.int32), IGNORE)
 
-    def collate(rows: Sequence[Tokens]) -> Batch:
-        real = [row for row in rows if row is not FILLER]
-        ids, mask = pad([nothing if row is FILLER else row.input_ids for row in rows], pad_id)
-        classes = torch.tensor([IGNORE if row is FILLER else int(row.labels[0]) for row in rows])
+    def collate(rows: Sequence[TokenRow]) -> Batch:
+        real = [row for row in rows if isinstance(row, LabelledTokens)]
+        texts = [row if isinstance(row, LabelledTokens) else filler for row in rows]
+        ids, mask = pad([text.input_ids for text in texts], pad_id)
+        classes = torch.tensor([text.label for text in texts])
         inputs = {"input_ids": ids, "attention_mask": mask}
         return Batch(inputs, classes, len(real), sum(len(row.input_ids) for row in real))
 

@@ -11,7 +11,7 @@ from scaleup.data.batching import EpochPlanner, Unit, deal
 from scaleup.data.collate import Batch, Collator
 from scaleup.data.order import MixtureOrder
 from scaleup.data.sources import Source
-from scaleup.data.tokenization import FILLER, Tokens, join
+from scaleup.data.tokenization import FILLER, TokenRow, join
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class TrainLoader:
             batches.append(self._collate(rows))
         return batches
 
-    def _row(self, position: int) -> Tokens:
+    def _row(self, position: int) -> TokenRow:
         if self._num_rows is not None and position >= self._num_rows:
             return FILLER
         source, draw = self._order[position]
@@ -126,7 +126,9 @@ class PlannedLoader(TrainLoader):
         return True
 
 
-def eval_batches(rows: Sequence[Tokens], collate: Collator, batch_size: int, rank: int, world: int) -> Iterator[Batch]:
+def eval_batches(
+    rows: Sequence[TokenRow], collate: Collator, batch_size: int, rank: int, world: int
+) -> Iterator[Batch]:
     """Every row once over all ranks; all ranks get equally many batches."""
     for first in range(0, len(rows), batch_size * world):
         mine = rows[first + rank * batch_size : first + (rank + 1) * batch_size]

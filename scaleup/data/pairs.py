@@ -12,7 +12,7 @@ import torch
 
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.data.collate import Batch, Collator, pad
-from scaleup.data.tokenization import FILLER, Tokens
+from scaleup.data.tokenization import PairTokens, TokenRow
 from scaleup.records.preferences import Preference, preference_maker
 
 Read = Callable[[Sequence[tuple[str, str]]], list[list[int]]]
@@ -41,14 +41,14 @@ class PairEncoder:
 
         return pairs
 
-    def __call__(self, examples: Sequence[Preference]) -> list[Tokens | None]:
+    def __call__(self, examples: Sequence[Preference]) -> list[PairTokens | None]:
         """None for a pair that is too long where such rows are dropped, or whose texts are the same to the model."""
         texts = [(pair.prompt, response) for pair in examples for response in (pair.chosen, pair.rejected)]
         ids = self.read(texts) if texts else []
         rows = zip(examples, ids[::2], ids[1::2], strict=True)
         return [self._row(pair.margin, chosen, rejected) for pair, chosen, rejected in rows]
 
-    def _row(self, margin: float, chosen: list[int], rejected: list[int]) -> Tokens | None:
+    def _row(self, margin: float, chosen: list[int], rejected: list[int]) -> PairTokens | None:
         if self.data.overlong == "drop" and max(len(chosen), len(rejected)) > self.data.max_length:
             self.left_out["overlong"] += 1
             return None
@@ -56,7 +56,7 @@ class PairEncoder:
         if chosen == rejected:
             self.left_out["equal"] += 1
             return None
-        return Tokens(np.asarray(chosen, np.int32), np.asarray(rejected, np.int32), margin=margin)
+        return PairTokens(np.asarray(chosen, np.int32), np.asarray(rejected, np.int32), margin)
 
 
 def pair_collator(pad_id: int, filler_id: int) -> Collator:
@@ -64,13 +64,14 @@ def pair_collator(pad_id: int, filler_id: int) -> Collator:
     filler, which is two texts of the one token `filler_id`."""
     nothing = np.full(1, filler_id, np.int32)
 
-    def collate(rows: Sequence[Tokens]) -> Batch:
-        real = [row for row in rows if row is not FILLER]
-        texts = [nothing if row is FILLER else row.input_ids for row in rows]
-        texts += [nothing if row is FILLER else row.labels for row in rows]
-        input_ids, mask = pad(texts, pad_id)
-        margins = torch.tensor([float("nan") if row is FILLER else row.margin for row in rows])
-        num_tokens = sum(len(row.input_ids) + len(row.labels) for row in real)
+    filler = PairTokens(nothing, nothing, float("nan"))
+
+    def collate(rows: Sequence[TokenRow]) -> Batch:
+        real = [row for row in rows if isinstance(row, PairTokens)]
+        pairs = [row if isinstance(row, PairTokens) else filler for row in rows]
+        input_ids, mask = pad([*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)], pad_id)
+        margins = torch.tensor([pair.margin for pair in pairs])
+        num_tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in real)
         return Batch({"input_ids": input_ids, "attention_mask": mask}, margins, len(real), num_tokens)
 
     return collate

@@ -39,11 +39,11 @@ class PromptOrder:
 
 
 def read_prompts(data: DataConfig, split: str, encoder: Encoder) -> list[list[Prompt]]:
-    """Of each source of a split. Raises ScaleupError for rows that cannot be used."""
-    found = []
+    """The prompts of each source of a split. Raises ScaleupError for rows that cannot be used."""
+    prompts = []
     for source in getattr(data, split) or []:
         rows = read_prompt_rows(data, source, split)
         ids = encoder.prompt_ids([prompt for prompt, _ in rows])
         texts = [encoder.as_text(prompt) for prompt, _ in rows]
-        found.append([Prompt(*three) for three in zip(ids, texts, [values for _, values in rows], strict=True)])
-    return found
+        prompts.append([Prompt(*three) for three in zip(ids, texts, [values for _, values in rows], strict=True)])
+    return prompts

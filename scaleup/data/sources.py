@@ -10,7 +10,7 @@ import numpy as np
 
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.data.order import ShuffledOrder
-from scaleup.data.tokenization import FILLER, RowEncoder, Tokens
+from scaleup.data.tokenization import FILLER, RowEncoder, TokenRow
 from scaleup.errors import ScaleupError
 from scaleup.plan.arithmetic import held_out_rows
 from scaleup.records.examples import Example, example_maker, prompt_maker, row_problem
@@ -21,7 +21,7 @@ MOST_PROBLEMS = 5
 
 
 class Source(Protocol):
-    def draw(self, number: int) -> Tokens:
+    def draw(self, number: int) -> TokenRow:
         """The nth row of this source's endless, shuffled order."""
         ...
 
@@ -29,11 +29,11 @@ class Source(Protocol):
 class MapSource:
     """Rows held in memory as tokens."""
 
-    def __init__(self, rows: Sequence[Tokens], seed: Sequence[int], shuffle: bool) -> None:
+    def __init__(self, rows: Sequence[TokenRow], seed: Sequence[int], shuffle: bool) -> None:
         self.rows = rows
         self._order = ShuffledOrder(len(rows), seed, shuffle)
 
-    def draw(self, number: int) -> Tokens:
+    def draw(self, number: int) -> TokenRow:
         return self.rows[self._order[number]]
 
 
@@ -44,7 +44,7 @@ class StreamSource:
     def __init__(
         self,
         open_rows: Callable[[], Iterator[Any]],
-        encode: Callable[[Any], Tokens | None],
+        encode: Callable[[Any], TokenRow | None],
         block: int,
         seed: Sequence[int],
         shuffle: bool,
@@ -62,7 +62,7 @@ class StreamSource:
         self._first = 0
         self._blocks_read = 0
 
-    def draw(self, number: int) -> Tokens:
+    def draw(self, number: int) -> TokenRow:
         if number < self._first:
             self._rewind()
         while number >= self._first + len(self._block):
@@ -152,7 +152,9 @@ def made_examples(data: DataConfig, source: SourceConfig, split: str, encoder: R
     return list(chain.from_iterable(_made(encoder.maker(source), data, source, split)))
 
 
-def encode_source(data: DataConfig, source: SourceConfig, split: str, encoder: RowEncoder) -> tuple[list[Tokens], int]:
+def encode_source(
+    data: DataConfig, source: SourceConfig, split: str, encoder: RowEncoder
+) -> tuple[list[TokenRow], int]:
     """All rows of a source as tokens, and how many were left out. Raises ScaleupError when none is left."""
     examples = made_examples(data, source, split, encoder)
     rows = [row for start in range(0, len(examples), 1000) for row in encoder(examples[start : start + 1000])]
@@ -170,7 +172,7 @@ def open_stream(data: DataConfig, source: SourceConfig, encoder: RowEncoder, see
         for index, (where, values) in enumerate(read_source(data, source, "train", streaming=True)):
             yield index, where, values
 
-    def encode(row: tuple[int, str, dict[str, Any]]) -> Tokens | None:
+    def encode(row: tuple[int, str, dict[str, Any]]) -> TokenRow | None:
         index, where, values = row
         try:
             made = encoder(make(values, index))
@@ -181,7 +183,7 @@ def open_stream(data: DataConfig, source: SourceConfig, encoder: RowEncoder, see
     return StreamSource(open_rows, encode, data.shuffle_buffer, seed, data.shuffle)
 
 
-def hold_out(rows: list[Tokens], fraction: float, seed: Sequence[int]) -> tuple[list[Tokens], list[Tokens]]:
+def hold_out(rows: list[TokenRow], fraction: float, seed: Sequence[int]) -> tuple[list[TokenRow], list[TokenRow]]:
     """(train, validation): the held-out rows are drawn by the seed."""
     count = held_out_rows(len(rows), fraction)
     held = set(np.random.default_rng([*seed, 0x5EED]).permutation(len(rows))[:count].tolist())

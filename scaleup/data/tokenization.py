@@ -20,17 +20,15 @@ IGNORE = -100
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """One row. Causal: `labels[t]` belongs to `input_ids[t]`, or is IGNORE. Seq2seq: `labels` is the target. A pair:
-    `input_ids` is the text with the chosen response, `labels` the one with the rejected."""
+    """A language model's row: token ids (S) and labels, (S) of a causal model, where `labels[t]` belongs to
+    `input_ids[t]` or is IGNORE, or (T) of an encoder-decoder model, the target."""
 
     input_ids: np.ndarray
     labels: np.ndarray
     position_ids: np.ndarray | None = None
     """Only in a packed sequence: where each token stands in its own row."""
-    margin: float = 0.0
-    """Only of a pair."""
-    taught: tuple[np.ndarray, np.ndarray] | None = None
-    """Only where a teacher's opinion is cached: of the n labelled positions, the ids (n, k) of its likeliest tokens,
+    teacher_top_k: tuple[np.ndarray, np.ndarray] | None = None
+    """Only where the teacher is cached: at the n labelled positions, the ids (n, k) of its likeliest tokens,
     and the log-probabilities (n, k + 1) of these and of all others together."""
 
     @property
@@ -42,6 +40,26 @@ class Tokens:
         labels = self.labels if task == "seq2seq_lm" else self.labels[1:]
         return int((labels != IGNORE).sum())
 
+
+@dataclass(frozen=True, eq=False)
+class PairTokens:
+    """A reward model's row: the texts with the chosen and with the rejected response, token ids each."""
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+    margin: float = 0.0
+    """By how much the chosen one's score is to be higher."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledTokens:
+    """A classifier's row: the token ids of a text, and the number of its class."""
+
+    input_ids: np.ndarray
+    label: int
+
+
+TokenRow = Tokens | PairTokens | LabelledTokens
 
 FILLER = Tokens(np.zeros(1, np.int32), np.full(1, IGNORE, np.int32))
 """Takes the place of a row that is not there, so that every rank has its share of a step. It has no loss."""
@@ -56,8 +74,8 @@ class RowEncoder(Protocol):
     def maker(self, source: SourceConfig) -> Callable[[Mapping[str, Any], int], list[Any]]:
         """What makes the examples of a row's values and its index in the source. It raises ScaleupError."""
 
-    def __call__(self, examples: Sequence[Any]) -> list[Tokens | None]:
-        """A row each; None where nothing is left to learn from."""
+    def __call__(self, examples: Sequence[Any]) -> Sequence[TokenRow | None]:
+        """A row each, all of one type; None where nothing is left to learn from."""
 
 
 def join(rows: Sequence[Tokens]) -> Tokens:
@@ -72,7 +90,7 @@ def join(rows: Sequence[Tokens]) -> Tokens:
 
 
 def last_answer(chat: Chat) -> int:
-    """Where the assistant speaks last."""
+    """The place of the assistant's last message."""
     return max(turn for turn, message in enumerate(chat.messages) if message["role"] == "assistant")
 
 

@@ -1,12 +1,12 @@
-"""DeepSpeed's C++ operations for CPUs, compiled once, in a folder of ours.
+"""DeepSpeed's C++ operations for CPUs, compiled once, in a folder of ours; and imports without torch's compiler.
 
 DeepSpeed compiles them on first use without a word, and torch's build lock outlives a killed build: later runs wait for
-it for ever. So every process loads them here before DeepSpeed does, one process at a time under a lock that dies with
-its holder. DeepSpeed finds them loaded and builds nothing; and a torch lock that is seen here is a stale one."""
+it for ever. So every process loads them here before DeepSpeed does, one process at a time under a lock that the kernel
+releases when its holder ends. DeepSpeed finds them loaded and builds nothing; a torch lock that is seen here is
+stale."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import platform
@@ -18,16 +18,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
+from filelock import FileLock, Timeout
+
+from scaleup.artifacts.files import cache_folder
 from scaleup.errors import ScaleupError
 
 OPS = ("ShareMemCommBuilder", "CPUAdamBuilder")
-"""What runs on CPUs need: the first for every gloo run, the second when the optimizer is offloaded."""
+"""Operations of runs on CPUs: every gloo run needs the first, offloaded optimizers the second."""
 
 Announce = Callable[[str], None]
 
 
 class Builder(Protocol):
-    """What is used of a DeepSpeed op builder."""
+    """The part of a DeepSpeed op builder that is used here."""
 
     name: str
 
@@ -36,10 +39,11 @@ class Builder(Protocol):
 
 
 def ops_folder() -> Path:
-    """`deepspeed-ops/KEY` in scaleup's cache. What a build depends on is in the key: torch, deepspeed and Python, where
-    they are installed, the compiler's name and the CPU's instructions (unlike machines share home folders).
+    """The folder `deepspeed-ops/KEY` in scaleup's cache. The key covers what a build depends on: torch, deepspeed and
+    Python, where they are installed, the compiler's name and the CPU's instructions (different machines share home
+    folders).
 
-    Raises ScaleupError when a package is missing."""
+    Raises ScaleupError if a package is missing."""
     try:
         packages = [metadata.distribution(name) for name in ("torch", "deepspeed")]
     except metadata.PackageNotFoundError as error:
@@ -48,9 +52,7 @@ def ops_folder() -> Path:
     recipe = [sys.implementation.cache_tag, os.environ.get("CXX", ""), _cpu()]
     recipe += [f"{package.version} {package.locate_file('')}" for package in packages]
     key = hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:12]
-    home = os.environ.get("XDG_CACHE_HOME")
-    cache = (Path(home) if home else Path.home() / ".cache") / "scaleup"
-    return cache / "deepspeed-ops" / f"{packages[1].version}-{key}"
+    return cache_folder() / "deepspeed-ops" / f"{packages[1].version}-{key}"
 
 
 def ensure_built(ops: Sequence[str], announce: Announce) -> None:
@@ -75,7 +77,7 @@ def build(folder: Path, builders: Sequence[Builder], announce: Announce) -> None
         if not all(_marker(folder, builder).exists() for builder in builders):
             announce("Waiting for another process that compiles DeepSpeed's operations ...")
 
-    with _alone(folder, say_waiting):
+    with _locked(folder, say_waiting):
         for builder in builders:
             _load(folder, builder, announce)
 
@@ -91,8 +93,8 @@ def _load(folder: Path, builder: Builder, announce: Announce) -> None:
     try:
         builder.load(verbose=False)  # quiet: else the compiler's words go to stdout and not into the error
     except (RuntimeError, ImportError) as error:
-        said = [f"  {line[:200]}" for line in str(error).splitlines() if line.strip()]
-        what = "\n".join(["cannot be built:", *said[-12:]])
+        lines = [f"  {line[:200]}" for line in str(error).splitlines() if line.strip()]
+        what = "\n".join(["cannot be built:", *lines[-12:]])
         remedy = "install what the compiler misses (Debian: apt install g++ python3-dev)"
         raise ScaleupError.of(f"DeepSpeed's {builder.name}", what, remedy) from error
     built.parent.mkdir(exist_ok=True)  # an op compiled when deepspeed was installed has no folder here
@@ -104,21 +106,24 @@ def _marker(folder: Path, builder: Builder) -> Path:
 
 
 @contextmanager
-def _alone(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """One process at a time. The lock is the system's: it goes when its holder does, however that ends."""
+def _locked(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Let one process at a time in. The kernel releases the lock when its holder ends, however it ends; a lock that
+    could outlive it, filelock's way out on file systems without flock, is refused."""
+    lock = FileLock(folder / ".flock", fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".flock").open("w")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.acquire(blocking=False)
+        except Timeout:
             waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock.acquire()
     except OSError as error:
         remedy = "set XDG_CACHE_HOME to a folder that can be written and locked"
         raise ScaleupError.of(str(folder), f"cannot write and lock files here: {error.strerror}", remedy) from error
-    with file:
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _check_compiler() -> None:
@@ -142,6 +147,20 @@ def _cpu() -> str:
     except OSError:
         lines = []
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Import libraries inside without torch's compiler: functions that they decorate with `torch.compile` stay as they
+    are. We never call those, and importing the compiler takes seconds in every worker."""
+    import torch  # not above: `make setup` runs this file
+
+    compile_function = torch.compile
+    try:
+        torch.compile = lambda model=None, **_: model or (lambda plain: plain)  # type: ignore[assignment]
+        yield
+    finally:
+        torch.compile = compile_function
 
 
 def _say(line: str) -> None:

@@ -1,4 +1,5 @@
-"""What differs between strategies: how a process joins its world, what wraps the model, and who clips and steps.
+"""Engines, one for each kind of strategy: how a process joins its process group, what wraps the model, and who clips
+gradients and steps.
 
 `replicated` (single, ddp) and `fsdp2` step a torch optimizer; under ZeRO DeepSpeed's engine does it. The loop above
 sees one interface, and every engine takes a loss scaled the same way: all of them average gradients over ranks."""
@@ -18,9 +19,8 @@ from accelerate.state import PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 from torch.nn.parallel import DistributedDataParallel
 
-from scaleup.distributed.deepspeed_ops import OPS, ensure_built
+from scaleup.distributed.deepspeed_ops import OPS, ensure_built, uncompiled
 from scaleup.distributed.portable import Source, put_into_torch, put_into_zero
-from scaleup.distributed.uncompiled import uncompiled
 from scaleup.plan.types import GroupPlan
 
 
@@ -29,40 +29,44 @@ class NonFiniteError(ArithmeticError):
 
 
 class Engine(Protocol):
+    """The interface of a strategy to the training loop."""
+
     def accelerator(self, group: GroupPlan, timeout: timedelta, **common: Any) -> Accelerator:
-        """Join the group's world."""
+        """Join the group's process group."""
 
     def prepare(self, accelerator: Accelerator, *parts: Any) -> Any:
-        """Model (and optimizer) under this strategy."""
+        """Wrap a model (and optimizer) for this strategy."""
 
-    def found(self, model: torch.nn.Module) -> tuple[str, int | None]:
-        """What wraps a prepared model: the engine's class, and the ZeRO stage."""
+    def wrapper(self, model: torch.nn.Module) -> tuple[str, int | None]:
+        """The name of the class that wraps a prepared model, and the ZeRO stage."""
 
     def micro_batch(self, accelerator: Accelerator, model: Any, last: bool) -> AbstractContextManager[Any]:
-        """Around forward and backward: gradients travel between ranks only with the last micro-batch of a step."""
+        """Enter around forward and backward: gradients are reduced over ranks with the last micro-batch of a step
+        only."""
 
     def backward(self, accelerator: Accelerator, model: Any, loss: torch.Tensor) -> None:
-        """Add a micro-batch's gradients to the step's."""
+        """Add the gradients of a micro-batch's loss to those of the step."""
 
     def update(self, accelerator: Accelerator, model: Any, optimizer: Any, max_norm: float) -> tuple[float, bool]:
-        """Clip to `max_norm` (infinite: not at all), step and clear. The gradient's norm, and whether fp16 skipped the
-        step. Raises NonFiniteError."""
+        """Clip gradients to `max_norm` (infinite: no clipping), step, and clear gradients. Returns the gradient norm
+        and whether fp16 skipped the step. Raises NonFiniteError."""
 
     def full_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
-        """The whole model's float32 weights and its buffers on rank 0, shared ones once, of a model that is trained
-        whole. Every rank must call it."""
+        """Float32 weights and buffers, shared ones once, of a model that is trained as a whole; on rank 0. Every rank
+        must call it."""
 
     def trained_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
-        """As full_state, of the trained parameters only. Every rank must call it."""
+        """Float32 weights of the trained parameters alone, on rank 0. Every rank must call it."""
 
     def save_options(self) -> dict[str, Any]:
-        """What Accelerate's save_state needs to leave frozen weights out."""
+        """Arguments of Accelerate's save_state that leave frozen weights out."""
 
     def load_options(self) -> dict[str, Any]:
-        """What Accelerate's load_state needs to do without them."""
+        """Arguments of Accelerate's load_state that allow them to be missing."""
 
     def put(self, model: Any, optimizer: Any, source: Source) -> None:
-        """A checkpoint's weights and optimizer state into a prepared model and optimizer. Every rank must call it."""
+        """Copy a checkpoint's weights and optimizer state into a prepared model and optimizer. Every rank must call
+        it."""
 
 
 class ReplicatedEngine:
@@ -76,7 +80,7 @@ class ReplicatedEngine:
     def prepare(self, accelerator: Accelerator, *parts: Any) -> Any:
         return accelerator.prepare(*parts)
 
-    def found(self, model: torch.nn.Module) -> tuple[str, int | None]:
+    def wrapper(self, model: torch.nn.Module) -> tuple[str, int | None]:
         return (type(model).__name__ if isinstance(model, DistributedDataParallel) else "none"), None
 
     def micro_batch(self, accelerator: Accelerator, model: Any, last: bool) -> AbstractContextManager[Any]:
@@ -137,13 +141,13 @@ class FSDP2Engine(ReplicatedEngine):
         return Accelerator(fsdp_plugin=plugin, kwargs_handlers=[backend], **common)
 
     def prepare(self, accelerator: Accelerator, *parts: Any) -> Any:
-        """Accelerate takes a model only with an optimizer: one that is not trained gets one that does nothing."""
+        """Prepare a model, one that is not trained with an optimizer that does nothing: Accelerate demands one."""
         with _embeddings_left_to_the_root(parts[0]):
             if len(parts) > 1:
                 return accelerator.prepare(*parts)
             return accelerator.prepare(*parts, torch.optim.SGD(parts[0].parameters(), lr=0.0))[0]
 
-    def found(self, model: torch.nn.Module) -> tuple[str, int | None]:
+    def wrapper(self, model: torch.nn.Module) -> tuple[str, int | None]:
         from torch.distributed.fsdp import FSDPModule
 
         return ("FSDPModule" if isinstance(model, FSDPModule) else type(model).__name__), None
@@ -163,7 +167,7 @@ class DeepSpeedEngine:
         plugin = DeepSpeedPlugin(hf_ds_config=dict(group.deepspeed), zero3_init_flag=False)
         handlers = [InitProcessGroupKwargs(backend=group.backend, timeout=timeout)]
         accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=handlers, **common)
-        # Accelerate takes a clipping of 0 for "not said" and clips at 1; said here, it is left as it is
+        # Accelerate takes a clipping of 0 for unset and clips at 1; set here, it stays as it is
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["gradient_clipping"] = group.deepspeed["gradient_clipping"]
         # Accelerate told Transformers of ZeRO-3, which then loads models shard by shard and ties T5's head on the way:
@@ -175,7 +179,7 @@ class DeepSpeedEngine:
         with uncompiled():  # to ask whether the optimizer is its Muon, DeepSpeed imports it
             return accelerator.prepare(*parts)
 
-    def found(self, model: torch.nn.Module) -> tuple[str, int | None]:
+    def wrapper(self, model: torch.nn.Module) -> tuple[str, int | None]:
         stage = getattr(model, "zero_optimization_stage", None)
         return type(model).__name__, stage() if stage else None
 
@@ -222,21 +226,22 @@ class DeepSpeedEngine:
 
 
 def engine_for(strategy: str) -> Engine:
+    """The engine of a strategy: single, ddp, zero1 to zero3, or fsdp2."""
     if strategy.startswith("zero"):
         return DeepSpeedEngine()
     return FSDP2Engine() if strategy == "fsdp2" else ReplicatedEngine()
 
 
 def base_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """The torch optimizer inside Accelerate's and DeepSpeed's: the one whose learning rate counts."""
+    """The torch optimizer inside Accelerate's and DeepSpeed's, whose learning rate counts."""
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer
 
 
 def _let_accelerate_shard_on_cpus() -> None:
-    """Accelerate 1.15 never turns FSDP on for CPUs, although torch's FSDP2 runs on gloo. The one private method that
-    says so is told otherwise, before the Accelerator asks it."""
+    """Replace the private method by which Accelerate 1.15 never turns FSDP on for CPUs, although torch's FSDP2 runs on
+    gloo. Call it before an Accelerator is made."""
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
 
@@ -250,9 +255,9 @@ def _embeddings_in_a_block(model: Any) -> bool:
 
 @contextmanager
 def _embeddings_left_to_the_root(model: Any) -> Iterator[None]:
-    """Accelerate 1.15 shards the input embedding by itself. Encoder-decoder models share it between three modules, and
-    torch refuses one parameter in two groups, and encoders have it in a block that is sharded before; out of its sight,
-    it stays in the root's, or in that block."""
+    """Hide the input embedding from Accelerate 1.15, which shards it by itself. Encoder-decoder models share it between
+    three modules, and torch refuses one parameter in two groups; encoders have it in a block that is sharded before.
+    Hidden, it stays in the root's group, or in that block's."""
     if not model.config.is_encoder_decoder and not _embeddings_in_a_block(model):
         yield
         return

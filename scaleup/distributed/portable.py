@@ -20,18 +20,18 @@ from scaleup.artifacts.checkpoints import Layout
 
 @dataclass(frozen=True)
 class Whole:
-    """A parameter and its optimizer's state, whole and in float32."""
+    """A whole parameter and its optimizer state, in float32."""
 
     weight: torch.Tensor
     moments: dict[str, torch.Tensor]
-    """What the optimizer keeps of the weight's shape, by its own names: exp_avg, exp_avg_sq, momentum_buffer."""
+    """Optimizer state of the weight's shape, by torch's names: exp_avg, exp_avg_sq, momentum_buffer."""
     step: float | None
-    """How often it was stepped, where the optimizer counts."""
+    """Optimizer steps taken, where the optimizer counts them."""
 
 
 class Source(Protocol):
     def parameter(self, names: tuple[str, ...]) -> Whole:
-        """By its names: the one it has in every list of parameters first, then those of modules that share it."""
+        """A parameter by its names: first its name in lists of parameters, then those of modules that share it."""
 
 
 def source_of(folder: Path, layout: Layout) -> Source:
@@ -42,7 +42,7 @@ def source_of(folder: Path, layout: Layout) -> Source:
 
 
 class ReplicatedSource:
-    """`model.safetensors`, and a torch optimizer's state in the order of its parameters."""
+    """Reads `model.safetensors`, and a torch optimizer's state in the order of its parameters."""
 
     def __init__(self, folder: Path, parameters: list[str]) -> None:
         self._weights = safe_open(folder / "model.safetensors", "pt")
@@ -56,7 +56,7 @@ class ReplicatedSource:
 
 
 class FSDP2Source:
-    """Torch's distributed checkpoints, whose reader puts shards together."""
+    """Reads torch's distributed checkpoints, whose own reader joins shards."""
 
     def __init__(self, folder: Path) -> None:
         self._weights = _DistributedReader(folder / "pytorch_model_fsdp_0")
@@ -77,21 +77,21 @@ class _DistributedReader:
         self._files = FileSystemReader(folder)
         metadata = self._files.read_metadata()
         self._files.read_metadata = lambda *_, **__: metadata  # type: ignore[method-assign]  # else once a parameter
-        found = metadata.state_dict_metadata.items()
-        self.tensors = {key: kind for key, kind in found if isinstance(kind, TensorStorageMetadata)}
+        entries = metadata.state_dict_metadata.items()
+        self.tensors = {key: kind for key, kind in entries if isinstance(kind, TensorStorageMetadata)}
 
     def read(self, keys: list[str]) -> dict[str, torch.Tensor]:
         from torch.distributed.checkpoint import load
 
-        found = {key: torch.empty(self.tensors[key].size, dtype=self.tensors[key].properties.dtype) for key in keys}
-        if found:
-            load(found, storage_reader=self._files, no_dist=True)
-        return found
+        tensors = {key: torch.empty(self.tensors[key].size, dtype=self.tensors[key].properties.dtype) for key in keys}
+        if tensors:
+            load(tensors, storage_reader=self._files, no_dist=True)
+        return tensors
 
 
 @dataclass(frozen=True)
 class _Fragment:
-    """Where a part of a parameter lies in a rank's flat tensors."""
+    """The position of a part of a parameter in a rank's flat tensors."""
 
     rank: int
     group: int
@@ -100,7 +100,7 @@ class _Fragment:
 
 
 class ZeroSource:
-    """What DeepSpeed's ranks wrote: flat tensors, of which each parameter has a fragment on some of the ranks."""
+    """Reads what DeepSpeed's ranks wrote: flat tensors, in which each parameter has a fragment on some of the ranks."""
 
     def __init__(self, folder: Path, world: int) -> None:
         states = [_unpickled(folder, f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt") for rank in range(world)]
@@ -153,7 +153,7 @@ def _stage3_slices(groups: list[dict[str, torch.Size]], world: int) -> Iterator[
 
 
 def _unpickled(folder: Path, pattern: str) -> dict[str, Any]:
-    """DeepSpeed's file, of which only plain data and the few classes it is known to hold are built."""
+    """Unpickle a file of DeepSpeed's: only plain data and the few classes that such files are known to hold."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -172,7 +172,7 @@ def _is_moment(value: Any) -> bool:
 
 
 def names_of(model: torch.nn.Module) -> dict[torch.nn.Parameter, tuple[str, ...]]:
-    """All names of each parameter that is trained. The first is the one it has in every list of parameters."""
+    """All names of each trained parameter; the first is its name in lists of parameters."""
     names: dict[torch.nn.Parameter, tuple[str, ...]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
@@ -182,7 +182,7 @@ def names_of(model: torch.nn.Module) -> dict[torch.nn.Parameter, tuple[str, ...]
 
 @torch.no_grad()
 def put_into_torch(source: Source, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Into a model, replicated or sharded by FSDP2, and its optimizer."""
+    """Copy a checkpoint into a model, replicated or sharded by FSDP2, and its optimizer."""
     for parameter, names in names_of(model).items():
         whole = source.parameter(names)
         parameter.copy_(_like(parameter, whole.weight))
@@ -193,7 +193,7 @@ def put_into_torch(source: Source, model: torch.nn.Module, optimizer: torch.opti
 
 
 def _like(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """A copy where the parameter is, and sharded like it."""
+    """A copy on the parameter's device, and sharded like it."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     placed = whole.to(parameter.device, copy=True)
@@ -204,17 +204,17 @@ def _like(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def put_into_zero(source: Source, engine: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Into a DeepSpeed engine: the float32 weights that the optimizer inside it steps, and what it keeps of each."""
+    """Copy a checkpoint into a DeepSpeed engine: the float32 weights that its optimizer steps, and their moments."""
     is_stage3 = engine.zero_optimization_stage() == 3
     if is_stage3:
         engine.optimizer.checkpoint_event_prologue()
-    share = _stage3_share if is_stage3 else _share
+    slices_of = _stage3_flat_slices if is_stage3 else _flat_slices
     for parameter, names in names_of(engine.module).items():
         whole = source.parameter(names)
-        for flat, start, part in share(engine.optimizer, parameter, whole.weight):
+        for flat, start, part in slices_of(engine.optimizer, parameter, whole.weight):
             flat.narrow(0, start, part.numel()).copy_(part)
         for key, moment in whole.moments.items():
-            for flat, start, part in share(engine.optimizer, parameter, moment):
+            for flat, start, part in slices_of(engine.optimizer, parameter, moment):
                 state = optimizer.state[flat]
                 if key not in state:  # DeepSpeed makes it at the first step
                     state[key] = torch.zeros_like(flat)
@@ -228,18 +228,19 @@ def put_into_zero(source: Source, engine: Any, optimizer: torch.optim.Optimizer)
         engine.optimizer.update_lp_params()
 
 
-Share = Iterator[tuple[torch.Tensor, int, torch.Tensor]]
-"""A flat tensor of this rank, and what belongs there from a position on; nothing where the rank has no part."""
+FlatSlices = Iterator[tuple[torch.Tensor, int, torch.Tensor]]
+"""A flat tensor of this rank, a position in it, and the values that belong there from that position on. Empty if the
+rank has no part of the parameter."""
 
 
-def _share(zero: Any, parameter: Any, whole: torch.Tensor) -> Share:
+def _flat_slices(zero: Any, parameter: Any, whole: torch.Tensor) -> FlatSlices:
     if (mapping := parameter._hp_mapping) is not None:
         flat = zero.optimizer.param_groups[mapping.param_group_index]["params"][0]
         address = mapping.lp_fragment_address
         yield flat, mapping.hp_fragment_address.start, whole.flatten().narrow(0, address.start, address.numel)
 
 
-def _stage3_share(zero: Any, parameter: Any, whole: torch.Tensor) -> Share:
+def _stage3_flat_slices(zero: Any, parameter: Any, whole: torch.Tensor) -> FlatSlices:
     group, start, length = zero.grad_position[zero.get_param_id(parameter)]
     begin = length * torch.distributed.get_rank()
     yield zero.fp32_partitioned_groups_flat[group], start, whole.flatten()[begin : begin + length]

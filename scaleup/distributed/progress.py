@@ -1,4 +1,4 @@
-"""How far this group is, for whoever watches: the launcher reads the file, a start by hand sees lines."""
+"""Progress of this group: the launcher reads it from a file; a process that was started by hand prints lines."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scaleup.distributed.sign import SignOfLife
+from scaleup.artifacts.files import write_text
+from scaleup.distributed.heartbeat import Heartbeat
 
 
 class Progress:
-    """Rank 0's latest position. Writes at most five times a second, and always the last position of a phase. Every rank
-    notes in `sign` what it is at."""
+    """Reports rank 0's position, at most five times a second, and always the last one of a phase. Every rank notes its
+    phase in `heartbeat`."""
 
-    def __init__(self, file: Path | None, enabled: bool, sign: SignOfLife | None = None) -> None:
-        self.sign = sign or SignOfLife()
+    def __init__(self, file: Path | None, enabled: bool, heartbeat: Heartbeat | None = None) -> None:
+        self.heartbeat = heartbeat or Heartbeat()
         self._file = file
         self._enabled = enabled
         self._next = 0.0
         self._phase = ""
 
     def report(self, phase: str, done: int = 0, total: int | None = None, **shown: Any) -> None:
-        self.sign.at(phase)
+        """Report `done` of `total` (None: unknown) in a phase, with values to show beside it."""
+        self.heartbeat.enter_phase(phase)
         now = time.monotonic()
         if not self._enabled or (phase == self._phase and done != total and now < self._next):
             return
@@ -32,16 +34,14 @@ class Progress:
         if self._file is None:
             print(f"{phase}: {done}/{total or '?'} {shown or ''}".rstrip(), flush=True)
             return
-        aside = self._file.with_suffix(".tmp")
-        aside.write_text(json.dumps(position), encoding="utf-8")
-        aside.replace(self._file)
+        write_text(self._file, json.dumps(position), is_durable=False)
 
-    def at(self, phase: str) -> None:
-        """Of this rank alone, and not shown: costs nothing."""
-        self.sign.at(phase)
+    def enter_phase(self, phase: str) -> None:
+        """Note what this rank alone begins. It is not shown, and costs nothing."""
+        self.heartbeat.enter_phase(phase)
 
     def say(self, line: str) -> None:
-        """Of rank 0: a line that the user should read, above what is reported."""
+        """Print a line of rank 0 that the user should read; the launcher shows it above the progress."""
         if not self._enabled:
             return
         print(line, flush=True)

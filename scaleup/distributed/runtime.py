@@ -1,4 +1,4 @@
-"""Runtime: this process's place in its group. The only place that builds an Accelerator.
+"""Runtime: this process in its process group. Nothing else builds an Accelerator.
 
 Most ways to start processes on a CPU fail silently: every process believes it is alone and trains a model of its own.
 So `start` compares what came up with the plan, and `prepare` does the same with what wraps the model."""
@@ -23,15 +23,17 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
 from scaleup.distributed.engines import engine_for
+from scaleup.distributed.heartbeat import Heartbeat
 from scaleup.distributed.portable import Source
 from scaleup.distributed.progress import Progress
-from scaleup.distributed.sign import SignOfLife
 from scaleup.distributed.signals import StopFlag
 from scaleup.errors import ScaleupError
 from scaleup.plan.types import GroupPlan
 
 
 class Runtime:
+    """A process of a group of the plan: rank, device, collectives, and the model under the planned strategy."""
+
     def __init__(self, accelerator: Accelerator, group: GroupPlan, progress: Progress, stop: StopFlag) -> None:
         self.accelerator = accelerator
         self.group = group
@@ -48,9 +50,9 @@ class Runtime:
         report_to: Sequence[str] = (),
         progress_file: Path | None = None,
         stop: StopFlag | None = None,
-        sign: SignOfLife | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> Runtime:
-        """Join the group's process group. Raises ScaleupError when it is not the planned one."""
+        """Join the process group of a planned group. Raises ScaleupError if it is not as planned."""
         _check_environment(group)
         torch.set_num_threads(group.threads_per_process)
         accelerator = engine_for(group.strategy).accelerator(
@@ -61,13 +63,14 @@ class Runtime:
             project_config=ProjectConfiguration(str(run_folder), logging_dir=str(run_folder / "tensorboard")),
         )
         accelerator.register_save_state_pre_hook(_only_trained)
-        progress = Progress(progress_file, accelerator.is_main_process, sign)
+        progress = Progress(progress_file, accelerator.is_main_process, heartbeat)
         runtime = cls(accelerator, group, progress, stop or StopFlag())
         runtime._check_world()
         return runtime
 
     def around(self, accelerator: Accelerator) -> Runtime:
-        """The same place, for what a library's own loop prepared with an Accelerator of its own."""
+        """A Runtime of the same process group with another Accelerator, for models that a library's own loop
+        prepared."""
         accelerator.register_save_state_pre_hook(_only_trained)
         return Runtime(accelerator, self.group, self.progress, self.stop)
 
@@ -89,7 +92,7 @@ class Runtime:
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over all ranks, in float64. Every rank must call it."""
-        self.progress.sign.meet()
+        self.progress.heartbeat.enter_collective()
         if self.world == 1:
             return [float(value) for value in values]
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -97,24 +100,24 @@ class Runtime:
         return total.tolist()
 
     def sum_tensor(self, mine: torch.Tensor) -> torch.Tensor:
-        """Each element summed over all ranks, on the CPU in float64. Every rank must call it, with tensors of one
-        shape."""
+        """A tensor of any shape summed over all ranks, on the CPU in float64. Every rank must call it, with tensors of
+        one shape."""
         total = mine.to(self.device, torch.float64)
         if self.world > 1:
             total = total.clone()
-            self.progress.sign.meet()
+            self.progress.heartbeat.enter_collective()
             dist.all_reduce(total)
         return total.cpu()
 
     def gather(self, mine: torch.Tensor) -> torch.Tensor:
-        """Rows of all ranks on the CPU, dealt back: row i is row i // world of rank i % world. Every rank must call it,
-        with tensors of one shape and type."""
+        """Rows of all ranks, (n, ...) -> (n x world, ...) on the CPU, interleaved: row i is row i // world of rank
+        i % world. Every rank must call it, with tensors of one shape and type."""
         if self.world == 1:
             return mine.cpu()
         sent = mine.to(self.device).contiguous()
         sent = sent.to(torch.uint8) if sent.dtype == torch.bool else sent
         parts = [torch.empty_like(sent) for _ in range(self.world)]
-        self.progress.sign.meet()
+        self.progress.heartbeat.enter_collective()
         dist.all_gather(parts, sent)
         return torch.stack(parts, dim=1).flatten(0, 1).to("cpu", mine.dtype)
 
@@ -128,58 +131,62 @@ class Runtime:
         return self.sum(float(flag))[0] > 0
 
     def barrier(self) -> None:
-        self.progress.sign.meet()
+        """Wait for all ranks. Every rank must call it."""
+        self.progress.heartbeat.enter_collective()
         self.accelerator.wait_for_everyone()
 
     def prepare(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """Model (and optimizer) under the planned strategy. Raises ScaleupError when the engine is another."""
+        """Wrap a model (and optimizer) for the planned strategy. Raises ScaleupError if another engine wraps it."""
         parts = (model,) if optimizer is None else (model, optimizer)
         prepared = self._engine.prepare(self.accelerator, *parts)
-        engine, stage = self._engine.found(prepared if optimizer is None else prepared[0])
+        engine, stage = self._engine.wrapper(prepared if optimizer is None else prepared[0])
         _expect(self.group, "engine", self.group.engine, engine)
         _expect(self.group, "ZeRO stage", self.group.zero_stage, stage)
         return prepared
 
     def micro_batch(self, model: torch.nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """Around forward and backward: gradients travel between ranks only with the last micro-batch of a step."""
+        """Enter around forward and backward: gradients are reduced over ranks with the last micro-batch of a step
+        only."""
         return self._engine.micro_batch(self.accelerator, model, last)
 
     def backward(self, model: Any, loss: torch.Tensor) -> None:
-        """Add a micro-batch's gradients to the step's."""
-        self.progress.sign.meet()
+        """Add the gradients of a micro-batch's loss, a scalar, to those of the step."""
+        self.progress.heartbeat.enter_collective()
         self._engine.backward(self.accelerator, model, loss)
 
     def update(self, model: Any, optimizer: Any, max_grad_norm: float) -> tuple[float, bool]:
-        """Clip (0: not at all), step, clear. The gradient's norm, and whether fp16 skipped the step.
+        """Clip gradients to `max_grad_norm` (0: no clipping), step, and clear gradients. Returns the gradient norm and
+        whether fp16 skipped the step.
 
         Raises NonFiniteError."""
-        self.progress.sign.meet()
+        self.progress.heartbeat.enter_collective()
         return self._engine.update(self.accelerator, model, optimizer, max_grad_norm or math.inf)
 
     def full_state(self, model: Any) -> dict[str, torch.Tensor]:
-        """The whole model's weights, on rank 0. Every rank must call it."""
-        self.progress.sign.meet()
+        """Float32 weights of the whole model by name, on rank 0. Every rank must call it."""
+        self.progress.heartbeat.enter_collective()
         return self._engine.full_state(self.accelerator, model)
 
     def trained_state(self, model: Any) -> dict[str, torch.Tensor]:
-        """The trained parameters alone, on rank 0. Every rank must call it."""
-        self.progress.sign.meet()
+        """Float32 weights of the trained parameters by name, on rank 0. Every rank must call it."""
+        self.progress.heartbeat.enter_collective()
         return self._engine.trained_state(self.accelerator, model)
 
     def save(self, model: torch.nn.Module, folder: Path) -> None:
-        """What Accelerate saves; of a model that is partly frozen, without the frozen weights where the engine can."""
-        self.progress.sign.meet()
+        """Save Accelerate's state; of a partly frozen model without the frozen weights, if the engine can leave them
+        out."""
+        self.progress.heartbeat.enter_collective()
         options = self._engine.save_options() if is_partly_frozen(model) else {}
         self.accelerator.save_state(str(folder), safe_serialization=True, **options)
 
     def load(self, model: torch.nn.Module, folder: Path) -> None:
-        """What `save` wrote."""
-        self.progress.sign.meet()
+        """Load what `save` wrote."""
+        self.progress.heartbeat.enter_collective()
         options = self._engine.load_options() if is_partly_frozen(model) else {}
         self.accelerator.load_state(str(folder), **options)
 
     def put(self, model: Any, optimizer: Any, source: Source) -> None:
-        """A checkpoint's weights and optimizer state into what `prepare` gave. Every rank must call it."""
+        """Copy a checkpoint's weights and optimizer state into what `prepare` returned. Every rank must call it."""
         self._engine.put(model, optimizer, source)
 
     def _check_world(self) -> None:
@@ -193,9 +200,11 @@ class Runtime:
         place = torch.tensor([self.rank, zlib.crc32(socket.gethostname().encode()), os.getpid()], device=self.device)
         places = [torch.empty_like(place) for _ in range(self.world)]
         dist.all_gather(places, place)
-        seen = [tuple(other.tolist()) for other in places]
-        _expect(self.group, "distinct ranks that answer", self.world, len({rank for rank, _, _ in seen}))
-        _expect(self.group, "distinct processes that answer", self.world, len({(host, pid) for _, host, pid in seen}))
+        answers = [tuple(other.tolist()) for other in places]
+        _expect(self.group, "distinct ranks that answer", self.world, len({rank for rank, _, _ in answers}))
+        _expect(
+            self.group, "distinct processes that answer", self.world, len({(host, pid) for _, host, pid in answers})
+        )
 
 
 def _check_environment(group: GroupPlan) -> None:
@@ -208,11 +217,11 @@ def _check_environment(group: GroupPlan) -> None:
         )
 
 
-def _expect(group: GroupPlan, what: str, planned: object, found: object) -> None:
-    if planned != found:
+def _expect(group: GroupPlan, what: str, planned: object, actual: object) -> None:
+    if planned != actual:
         raise ScaleupError.of(
             f"group {group.name}",
-            f"{what}: the plan says {planned!r}, and {found!r} came up",
+            f"{what}: the plan says {planned!r}, and {actual!r} came up",
             "plan and start it again",
         )
 
@@ -222,7 +231,7 @@ def is_partly_frozen(model: torch.nn.Module) -> bool:
 
 
 def _only_trained(models: list[torch.nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
-    """Of what Accelerate is about to save. Weights that stay as they were loaded need no copy in each checkpoint."""
+    """Drop frozen weights from what Accelerate is about to save: they stay as they were loaded."""
     for model, state in zip(models, weights, strict=False):  # there are none where the engine saves the model itself
         trained = {name for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
         if is_partly_frozen(model):
@@ -231,7 +240,8 @@ def _only_trained(models: list[torch.nn.Module], weights: list[dict[str, torch.T
 
 
 def seed_everything(seed: int) -> None:
-    """Python, NumPy and torch (all devices). Model creation uses one seed everywhere, dropout one a rank."""
+    """Seed Python, NumPy and torch (all devices). Ranks create models with the same seed, and drop out with their
+    own."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -25,14 +25,14 @@ class Driver:
     @classmethod
     def here(cls, folder: Path = DRIVER) -> Driver:
         try:
-            found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", (folder / "version").read_text())
+            version = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", (folder / "version").read_text())
         except OSError:
-            found = None
-        return cls(len(list((folder / "gpus").glob("*"))), found[1] if found else None)
+            version = None
+        return cls(len(list((folder / "gpus").glob("*"))), version[1] if version else None)
 
 
 def device_findings(facts: TorchFacts, driver: Driver, visible: str | None, machine: Machine) -> Iterator[Finding]:
-    """`visible` is CUDA_VISIBLE_DEVICES, None where it is not set."""
+    """Compare the driver with torch. `visible` is CUDA_VISIBLE_DEVICES, None if it is not set."""
     memory = "" if machine.memory is None else f", {size_text(machine.memory)} of memory"
     yield ok("CPU", f"{machine.num_cores} cores{memory}")
     yield _gpus(facts, driver, visible)

@@ -11,8 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from scaleup.config.load import Loaded, load_leniently
-from scaleup.config.rl import RewardSource
-from scaleup.config.schema import RunConfig
+from scaleup.config.run import RunConfig
 from scaleup.doctor.devices import Driver, device_findings
 from scaleup.doctor.finding import Finding, findings_of
 from scaleup.doctor.needs import need_of, plan_findings, torch_findings
@@ -24,6 +23,7 @@ from scaleup.doctor.storage import storage_findings
 from scaleup.doctor.system import compile_folders, limit_findings, lock_findings
 from scaleup.doctor.tokens import token_findings
 from scaleup.errors import ScaleupError
+from scaleup.plan.cluster import nodes_of
 from scaleup.plan.machine import this_machine
 from scaleup.plan.resolve import resolve
 from scaleup.plan.torch_facts import TorchFacts, ask_torch
@@ -48,7 +48,7 @@ def doctor(path: Path | None, overrides: Sequence[str], place: Place, console: C
 
 
 def examine(loaded: Loaded | None, place: Place) -> tuple[list[Finding], bool]:
-    """All findings, and whether the config would be refused."""
+    """Return all findings, and whether the config would be refused."""
     config = loaded.config if loaded else None
     runs_dir = Path(config.runs_dir if config else RUNS_DIR).absolute()
     if config is not None:
@@ -73,7 +73,7 @@ def examine(loaded: Loaded | None, place: Place) -> tuple[list[Finding], bool]:
 
 
 def _planned(loaded: Loaded | None) -> tuple[Plan | None, list[Finding]]:
-    """The plan, or everything it is refused for: an unfinished run of this very config is none of it."""
+    """Return the plan, or why it is refused. An unfinished run of this very config is no reason."""
     plans: list[Plan] = []
 
     def planned() -> Iterator[Finding]:
@@ -88,24 +88,22 @@ def _planned(loaded: Loaded | None) -> tuple[Plan | None, list[Finding]]:
 def _machine(place: Place) -> tuple[TorchFacts | None, list[Finding]]:
     answers: list[TorchFacts] = []
 
-    def asked() -> Iterator[Finding]:
+    def devices() -> Iterator[Finding]:
         answers.append(ask_torch())
         yield from device_findings(answers[0], Driver.here(), os.environ.get("CUDA_VISIBLE_DEVICES"), this_machine())
 
-    found = findings_of("packages", package_findings) + findings_of("torch", asked)
-    found += findings_of("limits", limit_findings)
+    findings = findings_of("packages", package_findings) + findings_of("torch", devices)
+    findings += findings_of("limits", limit_findings)
     ops = Path(answers[0].ops_folder) if answers and answers[0].ops_folder else None
-    found += findings_of("compile locks", lambda: lock_findings(compile_folders(ops)))
-    return (answers[0] if answers else None), found
+    findings += findings_of("compile locks", lambda: lock_findings(compile_folders(ops)))
+    return (answers[0] if answers else None), findings
 
 
 def _num_nodes(config: RunConfig | None, place: Place) -> int | None:
-    """Of the run; None where there is none to ask."""
+    """Return the number of the run's nodes; None if it is unknown."""
     if config is None:
         return place.num_nodes if place.num_nodes > 1 else None
-    reward = getattr(config, "reward", None)
-    beside = isinstance(reward, RewardSource) and reward.own_nodes
-    return max(place.num_nodes, config.parallel.num_nodes + beside)
+    return max(place.num_nodes, nodes_of(config))
 
 
 def _of_run(config: RunConfig, plan: Plan, place: Place, facts: TorchFacts | None) -> Iterator[Finding]:

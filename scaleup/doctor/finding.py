@@ -36,20 +36,22 @@ def fail(name: str, what: str, remedy: str = "") -> Finding:
 
 
 def findings_of(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """Everything a check yields. One that breaks is a finding itself: a sick machine may break any of them, and the
-    others have their say all the same."""
-    found: list[Finding] = []
+    """Return everything a check yields. A check that fails is a finding itself: a sick machine may break any of them,
+    and the others go on."""
+    findings: list[Finding] = []
     try:
-        found.extend(check())
+        findings.extend(check())
     except ScaleupError as error:
-        found += [fail(problem.where, problem.what, problem.remedy) for problem in error.problems]
+        findings += [fail(problem.where, problem.what, problem.remedy) for problem in error.problems]
     except Exception as error:
-        found.append(fail(name, f"could not be checked: {type(error).__name__}: {' '.join(str(error).split())[:300]}"))
-    return found
+        findings.append(
+            fail(name, f"could not be checked: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        )
+    return findings
 
 
 def size_text(size: float) -> str:
-    """Bytes for the eye."""
+    """Format a number of bytes for people."""
     for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB")):
         if size >= unit:
             return f"{size / unit:,.1f} {name}"

@@ -6,13 +6,13 @@ import os
 import shutil
 from collections.abc import Iterator
 
-from scaleup.config.schema import RunConfig
-from scaleup.config.stages import PPOConfig, TrainingConfig
+from scaleup.config.run import RunConfig
+from scaleup.config.stages.base import TrainingConfig
 from scaleup.doctor.finding import Finding, fail, ok, size_text, warn
 from scaleup.doctor.storage import Need
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import FLOAT32, moments, width_of
-from scaleup.plan.rollouts import policy_facts
+from scaleup.plan.stages import planner_of
 from scaleup.plan.strategy import MARGIN
 from scaleup.plan.torch_facts import TorchFacts
 from scaleup.plan.types import GroupPlan, Plan
@@ -57,7 +57,7 @@ def _memory(plan: Plan) -> Iterator[Finding]:
     group = plan.groups[0]
     row = next((row for row in plan.memory if row.strategy == group.strategy), None)
     if row is None or plan.device_memory is None:
-        yield warn("memory", "there is no telling what a rank needs, or has", "see `scaleup plan`")
+        yield warn("memory", "memory of a rank: unknown", "see `scaleup plan`")
         return
     needs = (row.total if row.peak is None else row.peak) + (row.host if group.device == "cpu" else 0)
     what = f"a rank needs {size_text(needs)} of {size_text(plan.device_memory)}"
@@ -72,7 +72,7 @@ def _memory(plan: Plan) -> Iterator[Finding]:
 
 
 def torch_findings(plan: Plan, node_rank: int, facts: TorchFacts) -> Iterator[Finding]:
-    """What the run's groups on this node ask of torch and of the devices."""
+    """Yield what the run's groups on this node need of torch and of the devices."""
     here = [group for group in plan.groups if group.is_on(node_rank)]
     needed = sum(on_node(group) for group in here if group.device == "cuda")
     if needed > len(facts.devices):
@@ -137,8 +137,7 @@ def need_of(config: RunConfig, plan: Plan) -> Need | None:
     that keeps the low weights beside a float32 copy of its own."""
     if not isinstance(config, TrainingConfig):
         return None
-    facts = policy_facts(config, plan.model, with_reference=False) if isinstance(config, PPOConfig) else plan.model
-    trained = facts.num_trainable_parameters
+    trained = planner_of(config).trained(config, plan.facts).num_trainable_parameters
     width = FLOAT32 * (1 + moments(config.train))
     if plan.groups[0].zero_stage is not None and config.mixed_precision != "no":
         width += width_of(config)

@@ -7,18 +7,20 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from scaleup.config.schema import RunConfig
+import psutil
+
+from scaleup.config.run import RunConfig
 from scaleup.doctor.finding import Finding, fail, ok, warn
-from scaleup.doctor.system import holders
 from scaleup.launcher.addresses import interfaces, is_loopback, own_address
-from scaleup.launcher.meeting import named_ports, port_trouble
+from scaleup.launcher.rendezvous import named_ports, port_trouble
 
 NETWORK, DOWN = Path("/sys/class/net"), ("down", "lowerlayerdown")
 WITH_INTERFACE = "name the network interface between the nodes: parallel.interface"
 
 
 def network_findings(interface: str | None, num_nodes: int | None) -> Iterator[Finding]:
-    """`num_nodes` of the run; None where there is none. Raises ScaleupError where there is no such interface."""
+    """Check interfaces, host name and address. `num_nodes` is the run's, None without one. Raises ScaleupError if the
+    interface does not exist."""
     known = interfaces()
     yield ok("interfaces", ", ".join(f"{name} {address}" for name, address in known.items()) or "none")
     address = own_address(interface)
@@ -35,14 +37,16 @@ def network_findings(interface: str | None, num_nodes: int | None) -> Iterator[F
 
 
 def _state(interface: str | None) -> str:
-    """As the kernel has it: up, down, lowerlayerdown (no cable), or unknown, as of devices that are always up."""
+    """Return the kernel's state of an interface: up, down, lowerlayerdown (no cable), or unknown, as of devices that
+    are always up."""
     with suppress(OSError):
         return (NETWORK / (interface or "") / "operstate").read_text().strip()
     return "unknown"
 
 
 def host_name_finding(name: str, own: str, num_nodes: int | None) -> Finding:
-    """`own` is the address that runs on several nodes use; where it is a loopback, that is a finding of its own."""
+    """Check what the host's name resolves to. `own` is the address that runs on several nodes use; a loopback there is
+    a finding of its own."""
     try:
         address = socket.gethostbyname(name)
     except OSError as error:
@@ -54,7 +58,7 @@ def host_name_finding(name: str, own: str, num_nodes: int | None) -> Finding:
 
 
 def port_findings(config: RunConfig, node_rank: int) -> Iterator[Finding]:
-    """Of the ports that a run is to listen on at this node."""
+    """Check the ports that a run listens on at this node."""
     return (port_finding(key, port) for key, port in named_ports(config, node_rank))
 
 
@@ -67,12 +71,9 @@ def port_finding(key: str, port: int) -> Finding:
 
 
 def _listener(port: int) -> str:
-    """The process that listens there, where this user may see it."""
-    for file in ("tcp", "tcp6"):
-        with suppress(OSError, ValueError, IndexError):
-            for line in Path(f"/proc/net/{file}").read_text().splitlines()[1:]:
-                fields = line.split()
-                if int(fields[1].rpartition(":")[2], 16) == port and fields[3] == "0A":  # it listens
-                    for pid in holders(f"socket:[{fields[9]}]"):
-                        return f"{Path(f'/proc/{pid}/comm').read_text().strip()} (process {pid})"
+    """Return the process that listens there, if this user may see it; else nothing."""
+    with suppress(OSError, psutil.Error):
+        for each in psutil.net_connections("tcp"):
+            if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid is not None:
+                return f"{psutil.Process(each.pid).name()} (process {each.pid})"
     return ""

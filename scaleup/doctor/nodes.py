@@ -10,8 +10,8 @@ from itertools import combinations
 from pathlib import Path
 
 import scaleup
+from scaleup.doctor.board import DoctorBoard, Node, boot_id
 from scaleup.doctor.finding import Finding, fail, ok, warn
-from scaleup.doctor.meeting import Meeting, Node, boot_id
 from scaleup.doctor.network import WITH_INTERFACE
 from scaleup.doctor.packages import version_of
 from scaleup.doctor.reach import Listener, reach_findings
@@ -37,17 +37,17 @@ class Place:
 
 
 def node_findings(place: Place, folder: Path) -> Iterator[Finding]:
-    """Meets the other nodes in `folder`, which is made and removed. Its parent stays: who removes it might take it from
+    """Meet the other nodes in `folder`, which is made and removed. Its parent stays: who removes it might take it from
     under a slower node's checks."""
     listener, own, trouble = _listen(place)
     yield from trouble
     try:
-        meeting = Meeting(folder, own, place.num_nodes)
-        others = meeting.gather(place.wait)
+        board = DoctorBoard(folder, own, place.num_nodes)
+        others = board.gather(place.wait)
         yield from attendance(place, others, folder)
         yield from unlike([own, *others.values()], own.rank)
         yield from reach_findings(own, list(others.values()))
-        meeting.leave(LEAVE_SECONDS)
+        board.leave(LEAVE_SECONDS)
     except OSError as error:
         what = f"{own} cannot meet the others in {folder}: {error.strerror}"
         yield fail("nodes", what, "set runs_dir to a folder that all nodes share and can write")
@@ -57,13 +57,13 @@ def node_findings(place: Place, folder: Path) -> Iterator[Finding]:
 
 
 def _listen(place: Place) -> tuple[Listener | None, Node, list[Finding]]:
-    """On the address that a run would use. A node that cannot comes to the meeting all the same, and says so."""
+    """Listen on the address that a run would use. A node that cannot goes to the board all the same, and says so."""
     versions = {name: version_of(name) or "none" for name in COMPARED} | {"scaleup": scaleup.__version__}
     node = Node(place.node_rank, socket.gethostname(), boot_id(), None, None, versions)
     try:
         node = Node(**(vars(node) | {"address": own_address(place.interface)}))
     except ScaleupError:
-        return None, node, []  # the check of the address has said it
+        return None, node, []  # the check of the address reports it
     assert node.address is not None
     for port in dict.fromkeys((place.port or 0, 0)):  # a port that is taken is another check's business
         with suppress(OSError):
@@ -84,15 +84,15 @@ def attendance(place: Place, others: dict[int, Node], folder: Path) -> Iterator[
 
 
 def unlike(nodes: list[Node], own_rank: int) -> Iterator[Finding]:
-    """Two nodes that cannot be told apart, or that run other versions. Each node tells of the pairs it is in."""
-    found = list(_alike(nodes, own_rank))
+    """Find nodes that cannot be told apart, or that run other versions. Each node reports the pairs it is in."""
+    findings = list(_alike(nodes, own_rank))
     own = next(node for node in nodes if node.rank == own_rank)
     for other in nodes:
         different = [name for name in own.versions if own.versions[name] != other.versions.get(name)]
         for name in different:
             what = f"{own.versions[name]} on {own}, {other.versions.get(name)} on {other}"
-            found.append(fail(name, what, "install the same versions on all nodes: constraints.txt"))
-    yield from found or [ok("who is who", "host names and addresses differ, versions do not")]
+            findings.append(fail(name, what, "install the same versions on all nodes: constraints.txt"))
+    yield from findings or [ok("who is who", "host names and addresses differ, versions do not")]
 
 
 def _alike(nodes: list[Node], own_rank: int) -> Iterator[Finding]:

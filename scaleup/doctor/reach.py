@@ -17,8 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from scaleup.doctor.board import Node
 from scaleup.doctor.finding import Finding, fail, ok
-from scaleup.doctor.meeting import Node
 from scaleup.doctor.network import WITH_INTERFACE
 from scaleup.doctor.storage import clock_finding
 
@@ -63,9 +63,9 @@ class Listener:
                 self._answer(connection)
 
     def _answer(self, connection: socket.socket) -> None:
-        asked = _read_line(connection)
-        if hmac.compare_digest(str(asked["nonce"]), self._nonce):
-            _write_line(connection, {"rank": self._rank, "echo": asked["challenge"], "time": self._clock()})
+        request = _read_line(connection)
+        if hmac.compare_digest(str(request["nonce"]), self._nonce):
+            _write_line(connection, {"rank": self._rank, "echo": request["challenge"], "time": self._clock()})
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,17 @@ class Answer:
 
 
 def call(node: Node, clock: Clock = time.time) -> Answer:
-    """Raises OSError where it cannot be reached, ValueError where somebody else answers."""
+    """Call a node's listener. Raises OSError if it cannot be reached, ValueError if somebody else answers."""
     assert node.address is not None and node.port is not None
     challenge = secrets.token_hex(8)
     with socket.create_connection((node.address, node.port), SECONDS) as connection:
         begun, sent = time.perf_counter(), clock()
         _write_line(connection, {"nonce": node.nonce, "challenge": challenge})
-        said = _read_line(connection)
+        reply = _read_line(connection)
         taken = time.perf_counter() - begun
-    if (said.get("rank"), said.get("echo")) != (node.rank, challenge):
+    if (reply.get("rank"), reply.get("echo")) != (node.rank, challenge):
         raise ValueError("something else answers there")
-    return Answer(taken, float(said["time"]) - (sent + taken / 2))
+    return Answer(taken, float(reply["time"]) - (sent + taken / 2))
 
 
 def _read_line(connection: socket.socket) -> dict[str, Any]:
@@ -113,10 +113,10 @@ def _write_line(connection: socket.socket, value: dict[str, Any]) -> None:
 
 
 def reach_findings(own: Node, others: list[Node]) -> Iterator[Finding]:
-    """From this node to each of the others; they tell of the way back. gloo and NCCL connect every pair."""
+    """Call each of the other nodes; they check the way back. gloo and NCCL connect every pair."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for found in pool.map(lambda other: _reach(own, other), others):
-            yield from found
+        for findings in pool.map(lambda other: _reach(own, other), others):
+            yield from findings
 
 
 def _reach(own: Node, other: Node) -> list[Finding]:
@@ -130,5 +130,5 @@ def _reach(own: Node, other: Node) -> list[Finding]:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         remedy = f"open the ports between the nodes in the firewall, or {WITH_INTERFACE}"
         return [fail(name, f"{own} cannot reach {other} at {where}: {why}", remedy)]
-    found = [ok(name, f"{other} answers at {where} in {answer.seconds * 1000:.1f} ms")]
-    return [*found, clock_finding(f"clock of node {other.rank}", f"{other.host} is", answer.skew)]
+    reached = ok(name, f"{other} answers at {where} in {answer.seconds * 1000:.1f} ms")
+    return [reached, clock_finding(f"clock of node {other.rank}", f"{other.host} is", answer.skew)]

@@ -19,7 +19,7 @@ STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def show(console: Console, findings: list[Finding], place: Place, as_json: bool) -> None:
-    """Of several nodes each line begins with the host's name: a scheduler shows their lines mixed."""
+    """Print the findings. With several nodes each line begins with the host's name: a scheduler mixes their lines."""
     host = socket.gethostname()
     if as_json:
         rows = [{"host": host, "node_rank": place.node_rank, **asdict(finding)} for finding in findings]

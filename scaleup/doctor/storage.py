@@ -36,7 +36,8 @@ class Need:
 
 
 def storage_findings(runs_dir: Path, need: Need | None = None) -> Iterator[Finding]:
-    """Writes a file of 64 MiB into the folder, or into the one that it will be made in, and removes it."""
+    """Check the folder of runs. Writes a file of 64 MiB into the folder, or into the one that it will be made in, and
+    removes it."""
     folder = existing(runs_dir)
     try:
         speed, skew = _probe(folder)
@@ -51,13 +52,13 @@ def storage_findings(runs_dir: Path, need: Need | None = None) -> Iterator[Findi
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """Return the folder, or the nearest one above it that exists."""
     folder = folder.absolute()
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def clock_finding(name: str, whose: str, skew: float) -> Finding:
-    """`skew` is how many seconds another clock is ahead of this host's."""
+    """Compare clocks: `skew` is how many seconds another one is ahead of this host's."""
     direction = "ahead of" if skew > 0 else "behind"
     what = f"{whose} {abs(skew):,.1f} s {direction} this host's clock"
     remedy = "synchronise the clocks (chrony, systemd-timesyncd)"
@@ -94,7 +95,7 @@ def _speed(folder: Path, speed: float, need: Need | None) -> Finding:
 
 
 def _probe(folder: Path) -> tuple[float, float]:
-    """Bytes per second down to the disk, and by how many seconds the file system's clock is ahead of ours."""
+    """Measure the bytes per second down to the disk, and by how many seconds the file system's clock is ahead."""
     block = os.urandom(BLOCK)  # some file systems compress
     file = folder / f".scaleup-doctor-{secrets.token_hex(6)}"
     try:

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
+from scaleup.artifacts.files import cache_folder
 from scaleup.doctor.finding import Finding, ok, size_text, warn
 
 SHARED_MEMORY, LEAST_SHARED = Path("/dev/shm"), 2**30
@@ -27,7 +30,7 @@ def limit_findings(shared: Path = SHARED_MEMORY, infiniband: Path = INFINIBAND) 
 
 
 def shared_memory(folder: Path) -> Finding:
-    """NCCL, gloo and DeepSpeed's CPU collectives lie there; containers get 64 MiB unless told otherwise."""
+    """Check shared memory: NCCL, gloo and DeepSpeed's CPU collectives use it; containers have 64 MiB by default."""
     try:
         usage = shutil.disk_usage(folder)
     except OSError as error:
@@ -50,7 +53,7 @@ def open_files(limit: int) -> Finding:
 
 
 def locked_memory(limit: int) -> Finding:
-    """RDMA pins its buffers."""
+    """Check locked memory: RDMA pins its buffers."""
     if limit == resource.RLIM_INFINITY:
         return ok("locked memory", "no limit")
     return warn(
@@ -61,22 +64,21 @@ def locked_memory(limit: int) -> Finding:
 
 
 def compile_folders(ops_folder: Path | None) -> list[Path]:
-    """Where torch and DeepSpeed (also in our own folder) and Triton compile."""
+    """Return where torch and DeepSpeed (also in our own folder) and Triton compile."""
     home = Path.home()
-    cache = os.environ.get("XDG_CACHE_HOME") or home / ".cache"
-    torch = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(cache) / "torch_extensions")
+    torch = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache_folder().parent / "torch_extensions")
     triton = Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache")
     return list(dict.fromkeys([torch, triton, *([ops_folder] if ops_folder else [])]))
 
 
 def lock_findings(folders: Sequence[Path]) -> Iterator[Finding]:
-    """Locks of builds that were killed. torch waits for them for ever, without a word."""
+    """Find locks of builds that were killed: torch waits for them for ever, without a word."""
     locks = [lock for folder in folders for lock in sorted(folder.glob("**/lock")) if lock.is_file()]
     stale = 0
     for lock in locks:
         with suppress(FileNotFoundError):  # released just now
             age = time.time() - lock.stat().st_mtime
-            if age < STALE_SECONDS or holders(str(lock.resolve())):
+            if age < STALE_SECONDS or holders(lock.resolve()):
                 continue
             stale += 1
             what = f"{age / 3600:,.0f} h old, and no process here has it open: a build waits for it for ever"
@@ -85,17 +87,7 @@ def lock_findings(folders: Sequence[Path]) -> Iterator[Finding]:
         yield ok("compile locks", f"none left behind in {', '.join(map(str, folders))}")
 
 
-def holders(target: str) -> list[int]:
-    """Ids of processes on this host that have a file (or `socket:[INODE]`) open, as far as this user may look."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*/fd"):
-        with suppress(OSError):  # gone, or another user's
-            if any(_points_at(entry, target) for entry in folder.iterdir()):
-                found.append(int(folder.parent.name))
-    return found
-
-
-def _points_at(entry: Path, target: str) -> bool:
-    with suppress(OSError):
-        return str(entry.readlink()) == target
-    return False
+def holders(file: Path) -> list[int]:
+    """Return the ids of processes on this host that have a file open, as far as this user may look."""
+    everybody = psutil.process_iter(["open_files"])
+    return [each.pid for each in everybody if any(Path(open_.path) == file for open_ in each.info["open_files"] or ())]

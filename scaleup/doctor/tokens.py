@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scaleup.doctor.finding import Finding, ok, warn
-from scaleup.plan.distill import TEACHER
 from scaleup.plan.facts import ModelFacts
-from scaleup.plan.rules import REWARD_MODEL
-from scaleup.plan.toxicity import TOXICITY_MODEL
 from scaleup.plan.types import Plan
 
 
 def token_findings(plan: Plan) -> Iterator[Finding]:
-    """Of every model that the plan knows."""
-    named = {"model": plan.model, "baseline": plan.baseline, TEACHER: plan.teacher}
-    named |= {REWARD_MODEL: plan.reward, TOXICITY_MODEL: plan.toxicity}
-    for where, facts in named.items():
-        if facts is not None:
-            yield pad_and_eos(where, facts)
+    """Check the tokenizer of every model in the plan."""
+    for where, facts in plan.facts.items():
+        yield pad_and_eos(where, facts)
 
 
 def pad_and_eos(where: str, facts: ModelFacts) -> Finding:

@@ -1,4 +1,4 @@
-"""The measurements of a deployment card, one model after another."""
+"""A card's models and its rows go in; what each model costs and how good it is comes out, one after another."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ import torch
 
 import scaleup
 from scaleup.config.schema import ModelConfig
-from scaleup.config.stages import CardConfig, EvaluateConfig
+from scaleup.config.stages.card import CardConfig
 from scaleup.data.collate import Batch
 from scaleup.data.dataset import collator_for
 from scaleup.data.loader import eval_batches
 from scaleup.data.sources import read_examples
 from scaleup.data.tokenization import Encoder
-from scaleup.distributed.runtime import Runtime
+from scaleup.describe.shell import shell_of
 from scaleup.errors import ScaleupError
-from scaleup.evaluation.evaluate import evaluate_model
+from scaleup.evaluation.evaluate import Evaluator, evaluate_model
 from scaleup.evaluation.quality import RowQuality, row_quality, summarize
 from scaleup.evaluation.speed import Request, faster, measure_apart
-from scaleup.models.facts import shell_of
 from scaleup.models.load import auto_class, load_model, load_tokenizer, pad_token_id
 from scaleup.plan.facts import ModelFacts
-from scaleup.plan.types import Plan
 from scaleup.records.examples import Example
+from scaleup.train.job import Job
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,10 @@ class Measured:
         return self.costs | {"quality": summarize(self.rows, base.rows, num_samples), "task": self.task}
 
 
-def card_rows(config: CardConfig, plan: Plan) -> CardRows:
-    """Raises ScaleupError at data.test where no row is left."""
-    tokenizer = load_tokenizer(config.model, plan.model.tokenizer_location or plan.model.location)
+def card_rows(job: Job[CardConfig]) -> CardRows:
+    """Read and tokenize the rows of data.test. Raises ScaleupError there if no row is left."""
+    config, plan = job.config, job.plan
+    tokenizer = load_tokenizer(config.model, plan.model.tokenizer_at)
     examples = [one for source in config.data.test or [] for one in read_examples(config.data, source, "test")]
     examples = examples[: config.card.max_rows]
     rows = [row for row in Encoder(tokenizer, plan.model.task, config.data)(examples) if row is not None]
@@ -69,12 +69,14 @@ def card_rows(config: CardConfig, plan: Plan) -> CardRows:
 
 
 def measure_costs(
-    config: CardConfig, plan: Plan, runtime: Runtime, asked: Mapping[str, tuple[ModelConfig, ModelFacts]]
+    job: Job[CardConfig], models: Mapping[str, tuple[ModelConfig, ModelFacts]]
 ) -> dict[str, dict[str, Any]]:
-    """Of each model, in processes of their own, before anything is loaded here: round after round, the best of each."""
-    found: dict[str, dict[str, Any]] = {}
+    """Measure each model in processes of its own, before anything is loaded here: round after round, the best of
+    each."""
+    config, runtime = job.config, job.runtime
+    best: dict[str, dict[str, Any]] = {}
     for number in range(config.card.rounds):
-        for name, (model, facts) in asked.items():
+        for name, (model, facts) in models.items():
             runtime.progress.report(f"speed of {name}", number + 1, config.card.rounds)
             request = Request(
                 folder=facts.location,
@@ -83,36 +85,30 @@ def measure_costs(
                 new_tokens=config.card.new_tokens,
                 repeats=config.card.repeats,
                 compile=config.card.compile,
-                threads=plan.groups[0].threads_per_process,
+                threads=job.plan.groups[0].threads_per_process,
                 device=runtime.device.type,
                 trust_remote_code=model.trust_remote_code,
             )
             costs = measure_apart(request)
-            found[name] = faster(found[name], costs) if name in found else costs
-    return found
+            best[name] = faster(best[name], costs) if name in best else costs
+    return best
 
 
 def measure_variant(
-    config: CardConfig,
-    runtime: Runtime,
-    name: str,
-    model: ModelConfig,
-    facts: ModelFacts,
-    rows: CardRows,
-    base: Any,
-    parts: Path,
+    job: Job[CardConfig], name: str, model: ModelConfig, facts: ModelFacts, rows: CardRows, base: Any
 ) -> tuple[RowQuality, dict[str, Any]]:
-    """Quality beside `base`, the card's model, and scores of answers."""
-    runtime.progress.report(f"quality of {name}")
-    variant = base if model is config.model else as_stored(model, facts, runtime.device)
-    quality = row_quality(variant, base, rows.batches, runtime.device)
+    """Return the quality of a model beside `base`, the card's model, and the scores of its answers."""
+    device = job.runtime.device
+    job.runtime.progress.report(f"quality of {name}")
+    variant = base if model is job.config.model else as_stored(model, facts, device)
+    quality = row_quality(variant, base, rows.batches, device)
     del variant
     gc.collect()  # before the next one is loaded
-    return quality, _task(config, runtime, name, model, facts, rows, parts)
+    return quality, _task(job, name, model, facts, rows)
 
 
 def as_stored(model: ModelConfig, facts: ModelFacts, device: torch.device) -> Any:
-    """In the type of its files, as a user of the folder has it. Of a GGUF file the weights that it stands for."""
+    """Load a model in the type of its files, as a user of the folder does; from a GGUF file the dequantized weights."""
     file = Path(facts.location)
     if file.suffix == ".gguf":
         from transformers import GgufConfig
@@ -123,36 +119,22 @@ def as_stored(model: ModelConfig, facts: ModelFacts, device: torch.device) -> An
     return load_model(model, facts, dtype="auto").to(device).eval()
 
 
-def _task(
-    config: CardConfig,
-    runtime: Runtime,
-    name: str,
-    model: ModelConfig,
-    facts: ModelFacts,
-    rows: CardRows,
-    parts: Path,
-) -> dict[str, Any]:
-    """The metrics that compare answers."""
-    asked = [metric for metric in config.evaluation.metrics if metric != "perplexity"]
-    if not asked:
+def _task(job: Job[CardConfig], name: str, model: ModelConfig, facts: ModelFacts, rows: CardRows) -> dict[str, Any]:
+    """Return the metrics that compare answers."""
+    config = job.config
+    metrics = [metric for metric in config.evaluation.metrics if metric != "perplexity"]
+    if not metrics:
         return {}
     if facts.location.endswith(".gguf"):
         return {}  # llama.cpp's own answers were compared when it was exported
-    evaluation = config.evaluation.model_copy(update={"metrics": asked})
-    settings = EvaluateConfig(
-        stage="evaluate",
-        name=config.name,
-        model=model,
-        data=config.data,
-        evaluation=evaluation,
-        generation=config.generation,
-    )
-    found = evaluate_model(settings, runtime, model, facts, rows.examples, parts, name).metrics
-    return {key: value for key, value in found.items() if key != "rows"}
+    evaluation = config.evaluation.model_copy(update={"metrics": metrics})
+    evaluator = Evaluator(job.runtime, rows.examples, config.data, evaluation, config.generation, job.parts)
+    scores = evaluate_model(evaluator, model, facts, name).metrics
+    return {key: value for key, value in scores.items() if key != "rows"}
 
 
 def this_machine() -> dict[str, str]:
-    """What the figures hold for."""
+    """Return the machine, library versions and date that the figures hold for."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     libraries = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "torchao"))
     return {
@@ -163,7 +145,7 @@ def this_machine() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """Linux says it in a file; elsewhere `platform` knows the architecture alone."""
+    """Return the processor's name: from /proc/cpuinfo on Linux; elsewhere `platform` knows the architecture alone."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""What a model is on the rows of data.test, whether they are texts or texts with a class."""
+"""A model and the rows of data.test go in, texts or texts with a class; loss and perplexity or accuracy come out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from scaleup.config.schema import DataConfig
 from scaleup.data.sources import encode_source
-from scaleup.data.tokenization import RowEncoder, Tokens
+from scaleup.data.tokenization import RowEncoder, TokenRow
 from scaleup.distributed.runtime import Runtime
 from scaleup.evaluation.classification import class_metrics
 from scaleup.evaluation.evaluate import mean_loss
@@ -15,22 +15,22 @@ from scaleup.evaluation.metrics import perplexity
 from scaleup.train.reading import Reading
 
 
-def held_out_rows(data: DataConfig, encoder: RowEncoder) -> list[Tokens]:
-    """None where there is no data.test. Raises ScaleupError for rows that cannot be used."""
+def held_out_rows(data: DataConfig, encoder: RowEncoder) -> list[TokenRow]:
+    """Read and tokenize the rows of data.test; none if it is not given. Raises ScaleupError for unusable rows."""
     return [row for source in data.test or [] for row in encode_source(data, source, "test", encoder)[0]]
 
 
 def held_out_metrics(
-    runtime: Runtime, model: Any, reading: Reading, rows: Sequence[Tokens], batch_size: int, name: str
+    runtime: Runtime, model: Any, reading: Reading, rows: Sequence[TokenRow], batch_size: int, name: str
 ) -> dict[str, float]:
-    """`loss_{name}`, nats a labelled token, and `perplexity_{name}`; of a classifier nats a row, and
-    `accuracy_{name}`. Nothing of no rows. Every rank must call it and gets the same."""
+    """Return `loss_{name}`, in nats a labelled token, and `perplexity_{name}`; for a classifier `loss_{name}` in nats a
+    row, and `accuracy_{name}`; nothing if there are no rows. Every rank must call it and gets the same."""
     if not rows:
         return {}
     runtime.progress.report(f"measuring {name}")
     collate = reading.collator(model)
     if reading.encoder.task == "sequence_classification":
-        found = class_metrics(runtime, model, collate, rows, batch_size)
-        return {f"{key}_{name}": found[key] for key in ("loss", "accuracy")}
+        metrics = class_metrics(runtime, model, collate, rows, batch_size)
+        return {f"{key}_{name}": metrics[key] for key in ("loss", "accuracy")}
     loss = mean_loss(runtime, model, collate, rows, batch_size)
     return {f"loss_{name}": loss, f"perplexity_{name}": perplexity(loss)}

@@ -1,4 +1,4 @@
-"""Scores of answers against references."""
+"""Answers and references go in; accuracy, exact match and ROUGE come out."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Sequence
 
 
 def perplexity(mean_loss: float) -> float:
-    """exp of the mean negative log-likelihood a token, in nats."""
+    """Return exp of the mean negative log-likelihood a token, in nats; infinity where that overflows."""
     return math.inf if mean_loss > 700 else math.exp(mean_loss)
 
 
 def first_label(answer: str, labels: Sequence[str]) -> str | None:
-    """The label that an answer names first, as a whole word in any case; of two at one place the longer."""
+    """Return the label that an answer names first, as a whole word in any case; of two at one place the longer."""
     places = []
     for label in labels:
-        found = re.search(rf"(?<!\w){re.escape(label)}(?!\w)", answer, re.IGNORECASE)
-        if found:
-            places.append((found.start(), -len(label), label))
+        match = re.search(rf"(?<!\w){re.escape(label)}(?!\w)", answer, re.IGNORECASE)
+        if match:
+            places.append((match.start(), -len(label), label))
     return min(places)[2] if places else None
 
 
 def accuracy(answers: Sequence[str], references: Sequence[str], labels: Sequence[str]) -> float:
-    """Share of answers whose first label is the reference's. Wordy answers may be right, those without a label not."""
+    """Return the share of answers whose first label is the reference's. An answer without a label is wrong."""
     hits = [
         (predicted := first_label(answer, labels)) is not None and predicted == first_label(reference, labels)
         for answer, reference in zip(answers, references, strict=True)
@@ -32,13 +32,13 @@ def accuracy(answers: Sequence[str], references: Sequence[str], labels: Sequence
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Share of answers that are the reference, white space at the ends and case aside."""
+    """Return the share of answers that equal the reference, white space at the ends and case aside."""
     hits = [a.strip().casefold() == r.strip().casefold() for a, r in zip(answers, references, strict=True)]
     return sum(hits) / len(hits)
 
 
 def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Mean F1 of ROUGE-1, -2 and -L (Lin 2004), with stemming, times 100, by Google's rouge_score."""
+    """Return the mean F1 of ROUGE-1, -2 and -L (Lin 2004), with stemming, times 100, by Google's rouge_score."""
     from rouge_score.rouge_scorer import RougeScorer
 
     kinds = ["rouge1", "rouge2", "rougeL"]
@@ -50,7 +50,7 @@ def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]
 def score_answers(
     metrics: Sequence[str], answers: Sequence[str], references: Sequence[str], labels: Sequence[str] | None
 ) -> dict[str, float]:
-    """The metrics among those asked for that compare answers."""
+    """Return those of `metrics` that compare answers with references."""
     scores: dict[str, float] = {}
     if "accuracy" in metrics:
         assert labels, "the plan refuses accuracy without labels"

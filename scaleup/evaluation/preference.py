@@ -1,4 +1,4 @@
-"""How good a reward model is on held-out pairs: accuracy, calibration, and whether it goes by length."""
+"""A reward model and held-out pairs go in; its accuracy, its calibration and its bias to length come out."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from scaleup.config.rl import RewardSource
-from scaleup.config.schema import DataConfig
-from scaleup.config.stages import EvaluateConfig
+from scaleup.config.schema import DataConfig, ScorerConfig
+from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.data.collate import Collator
 from scaleup.data.loader import eval_batches
 from scaleup.data.pairs import PairEncoder, pair_collator
 from scaleup.data.sources import made_examples
-from scaleup.data.tokenization import Tokens
+from scaleup.data.tokenization import PairTokens
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
 from scaleup.models.scoring import load_scorer
-from scaleup.plan.types import Plan
 from scaleup.records.preferences import Preference
+from scaleup.train.job import Job
 from scaleup.train.preference import pair_scores
 
 Results = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]
@@ -28,30 +27,28 @@ Results = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]
 NUM_BINS = 10
 
 
-def evaluate_preferences(config: EvaluateConfig, plan: Plan, runtime: Runtime) -> Results:
-    """Of each column of the results, metrics and the scored pairs. Every rank must call it and gets the whole result.
+def evaluate_preferences(job: Job[EvaluateConfig]) -> Results:
+    """Return metrics and the scored pairs for each column of the results. Every rank must call it and gets the whole
+    result. A model reads texts as its run did (reward.json).
 
-    A model is read as its run says (reward.json). Raises ScaleupError as reading rows and loading models do."""
+    Raises ScaleupError as reading rows and loading models do."""
+    config, plan, runtime = job.config, job.plan, job.runtime
     split = config.evaluation.split
-    asked = {"model": (config.model, plan.model)}
-    if config.baseline is not None and plan.baseline is not None:
-        asked = {"baseline": (config.baseline, plan.baseline), **asked}
+    columns = {"model": (config.model, plan.model)}
+    if config.baseline is not None:
+        columns = {"baseline": (config.baseline, plan.models["baseline"]), **columns}
     results: Results = {}
-    for name, (model, facts) in asked.items():
+    for name, (model, facts) in columns.items():
         runtime.progress.report(f"loading {name}")
-        source = RewardSource(
-            placement="colocated",
-            model=model,
-            quantization=config.quantization,
-            mixed_precision=config.mixed_precision,
-            normalize=False,
+        settings = ScorerConfig(
+            model, normalize=False, quantization=config.quantization, mixed_precision=config.mixed_precision
         )
-        scorer = load_scorer(source, facts, runtime.device)
+        scorer = load_scorer(settings, facts, runtime.device)
         reader = scorer.reader
         encoder = PairEncoder(reader.ids, reader.cut, config.data.model_copy(update={"max_length": reader.max_length}))
         pairs = read_pairs(config.data, encoder, split)[: config.evaluation.max_samples]
-        found = [(pair, row) for pair, row in zip(pairs, encoder(pairs), strict=True) if row is not None]
-        rows = [row for _, row in found]
+        encoded = [(pair, row) for pair, row in zip(pairs, encoder(pairs), strict=True) if row is not None]
+        rows = [row for _, row in encoded]
         if not rows:
             raise ScaleupError.of(f"data.{split}", "holds no pair that the model can tell apart", "name other rows")
         collate = pair_collator(reader.pad_id, reader.filler_id)
@@ -61,7 +58,7 @@ def evaluate_preferences(config: EvaluateConfig, plan: Plan, runtime: Runtime) -
         left_out = {f"left_out_{reason}": count for reason, count in sorted(encoder.left_out.items())}
         scored = [
             {**vars(pair), "chosen_score": float(one), "rejected_score": float(other)}
-            for (pair, _), (one, other) in zip(found, scores, strict=True)
+            for (pair, _), (one, other) in zip(encoded, scores, strict=True)
         ]
         results[name] = preference_metrics(scores, rows) | left_out, scored
     return results
@@ -73,27 +70,31 @@ def read_pairs(data: DataConfig, encoder: PairEncoder, split: str) -> list[Prefe
 
 
 @torch.no_grad()
-def score_pairs(runtime: Runtime, model: Any, rows: Sequence[Tokens], collate: Collator, batch_size: int) -> np.ndarray:
-    """Scores (N, 2) of the chosen and the rejected response of each pair, on every rank, which all must call it."""
+def score_pairs(
+    runtime: Runtime, model: Any, rows: Sequence[PairTokens], collate: Collator, batch_size: int
+) -> np.ndarray:
+    """Return scores (N, 2) of the chosen and the rejected response of each pair. Every rank must call it and gets
+    all of them."""
     model.eval()
     scores = np.zeros((len(rows), 2))
     batches = eval_batches(rows, collate, batch_size, runtime.rank, runtime.world)
     for number, batch in enumerate(batches):
         first = (number * runtime.world + runtime.rank) * batch_size
-        found = torch.stack(pair_scores(model, batch.to(runtime.device)), dim=1).double().cpu().numpy()
-        scores[first : first + batch_size] = found[: max(0, len(rows) - first)]
+        part = torch.stack(pair_scores(model, batch.to(runtime.device)), dim=1).double().cpu().numpy()
+        scores[first : first + batch_size] = part[: max(0, len(rows) - first)]
     return np.asarray(runtime.sum(*scores.ravel())).reshape(scores.shape)
 
 
-def preference_metrics(scores: np.ndarray, rows: Sequence[Tokens]) -> dict[str, Any]:
-    """Of scores (N, 2) as `score_pairs` gives them, and the pairs' lengths in tokens. A tie counts half.
+def preference_metrics(scores: np.ndarray, rows: Sequence[PairTokens]) -> dict[str, Any]:
+    """Return the metrics of scores (N, 2), as `score_pairs` gives them, and the pairs' lengths in tokens. A tie counts
+    half.
 
-    Calibration: sigmoid(difference) is the probability that the model gives to the preference. `brier` is the mean of
-    (1 - it)^2; `calibration_error` the expected calibration error (Naeini et al. 2015) of its confidence, over 10 bins
-    of equal width. Length: accuracy on the pairs whose chosen response is longer, shorter; the correlation of score and
-    length over all responses, and within pairs that of the differences."""
+    Calibration: p = sigmoid(difference) is the probability that the model gives to the preference. `brier` is the mean
+    of (1 - p)^2; `calibration_error` is the expected calibration error (Naeini et al. 2015), over 10 bins of equal
+    width. Length: accuracy on the pairs whose chosen response is longer, and shorter; the correlation of score and
+    length over all responses, and that of their differences within pairs."""
     differences = scores[:, 0] - scores[:, 1]
-    lengths = np.array([(len(row.input_ids), len(row.labels)) for row in rows], float)
+    lengths = np.array([(len(row.chosen), len(row.rejected)) for row in rows], float)
     longer = lengths[:, 0] - lengths[:, 1]
     chance = 1 / (1 + np.exp(-np.clip(differences, -500, 500)))
     return {
@@ -111,14 +112,15 @@ def preference_metrics(scores: np.ndarray, rows: Sequence[Tokens]) -> dict[str, 
 
 
 def accuracy(differences: np.ndarray) -> float | None:
-    """The share of positive differences; None of no pairs."""
+    """Return the share of positive differences; None if there are no pairs."""
     if not len(differences):
         return None
     return float((differences > 0).mean() + (differences == 0).mean() / 2)
 
 
 def calibration_error(chance: np.ndarray) -> float:
-    """Mean distance of confidence, max(p, 1 - p) in [0.5, 1], from the accuracy at it, over 10 bins of equal width."""
+    """Return the mean distance of confidence, max(p, 1 - p) in [0.5, 1], from the accuracy at it, over 10 bins of
+    equal width."""
     confidence, right = np.maximum(chance, 1 - chance), (chance > 0.5) + (chance == 0.5) / 2
     bins = np.minimum(((confidence - 0.5) * 2 * NUM_BINS).astype(int), NUM_BINS - 1)
     error = 0.0
@@ -129,7 +131,7 @@ def calibration_error(chance: np.ndarray) -> float:
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float | None:
-    """Pearson's; None where either does not vary."""
+    """Return Pearson's correlation; None if either does not vary."""
     if len(one) < 2 or not one.std() or not other.std():
         return None
     return float(np.corrcoef(one, other)[0, 1])

@@ -1,4 +1,5 @@
-"""What a model folder costs to run: parameters, bytes, memory, prefill and decode. One model, in a process of its own:
+"""A model folder goes in; what it costs to run comes out: parameters, bytes, memory, prefill and decode. One model, in
+a process of its own:
 
     echo '{"folder": "runs/student/model", ...}' | python -m scaleup.evaluation.speed
 
@@ -38,7 +39,7 @@ class Request:
 
 
 def measure_apart(request: Request) -> dict[str, Any]:
-    """The measurement of a process that does nothing else. Raises RuntimeError if it fails."""
+    """Measure in a process that does nothing else. Raises RuntimeError if that fails."""
     command = [sys.executable, "-m", "scaleup.evaluation.speed"]
     done = subprocess.run(
         command, input=json.dumps(asdict(request)), stdout=subprocess.PIPE, text=True, check=False, timeout=3600
@@ -47,12 +48,12 @@ def measure_apart(request: Request) -> dict[str, Any]:
         raise RuntimeError(
             f"measuring {request.folder} failed with exit code {done.returncode}; its error stands above"
         )
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    costs: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return costs
 
 
 def faster(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The better of two measurements of one model, each speed by itself; of memory the most."""
+    """Return the better of two measurements of one model, each speed by itself; of memory the most."""
     best = {**one, "peak_memory_mib": max(one["peak_memory_mib"], other["peak_memory_mib"])}
     for how in ("eager", "compiled"):
         if how not in one:
@@ -65,8 +66,8 @@ def faster(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def measure(request: Request) -> dict[str, Any]:
-    """Parameters, bytes, memory and speed of the folder that a request names. Memory (MiB) is the most on the device,
-    on a CPU the process's peak above what it had before it loaded anything."""
+    """Return parameters, bytes, memory and speed of the folder that a request names. Memory (MiB) is the peak on the
+    device; on a CPU the process's peak above what it had before it loaded anything."""
     import torch
     import transformers  # noqa: F401  before the memory is looked at
 
@@ -78,13 +79,13 @@ def measure(request: Request) -> dict[str, Any]:
     model = _load(request)
     seconds = time.perf_counter() - began
     ids = torch.randint(3, model.config.get_text_config().vocab_size, (1, request.prompt_tokens), device=request.device)
-    found = sizes(model, Path(request.folder)) | {"load_seconds": seconds}
-    found["eager"] = timed(_Runner(model, ids, request.new_tokens), request.repeats)
+    costs = sizes(model, Path(request.folder)) | {"load_seconds": seconds}
+    costs["eager"] = timed(_Runner(model, ids, request.new_tokens), request.repeats)
     peak = torch.cuda.max_memory_allocated() / 2**20 if request.device == "cuda" else peak_mib() - bare
-    found["peak_memory_mib"] = peak
+    costs["peak_memory_mib"] = peak
     if request.compile:
-        found["compiled"] = _compiled(model, ids, request)
-    return found
+        costs["compiled"] = _compiled(model, ids, request)
+    return costs
 
 
 def _load(request: Request) -> Any:
@@ -102,7 +103,7 @@ def _load(request: Request) -> Any:
 
 
 def _measure_gguf(request: Request) -> dict[str, Any]:
-    """As `measure`, of a file in llama.cpp, by its own clock."""
+    """Measure a GGUF file as `measure` does a folder: in llama.cpp, by its own clock."""
     from gguf import GGUFReader
 
     file = Path(request.folder)
@@ -136,8 +137,8 @@ def _measure_gguf(request: Request) -> dict[str, Any]:
 
 
 def sizes(model: Any, folder: Path) -> dict[str, Any]:
-    """Parameters in all and without the input and output embeddings; bytes of the weights' files, and what they come to
-    a parameter; the share of parameters that are zero."""
+    """Return the number of parameters in all and without the input and output embeddings; the bytes of the weights'
+    files, and bits a parameter; the share of parameters that are zero."""
     parameters = dict(model.named_parameters())
     tables = (model.get_input_embeddings(), model.get_output_embeddings())
     embeddings = {id(table.weight): table.weight.numel() for table in tables if table is not None}
@@ -160,8 +161,8 @@ def _num_zeros(parameter: Any) -> int:
 
 
 class _Runner:
-    """One sequence through a model: the prompt at once, then token by token with the cache. A classifier has no more
-    than the first."""
+    """Runs one sequence through a model: the prompt at once (prefill), then token by token with the cache (decode). A
+    classifier has the prefill alone."""
 
     def __init__(self, model: Any, ids: Any, new_tokens: int, cache: Callable[[], Any] | None = None) -> None:
         self.model, self.ids, self.new_tokens, self.cache = model, ids, new_tokens, cache
@@ -169,7 +170,7 @@ class _Runner:
         self.is_seq2seq = bool(model.config.is_encoder_decoder)
 
     def __call__(self) -> tuple[float, list[float]]:
-        """Seconds of the prompt, and of each token that follows."""
+        """Return the seconds of the prompt, and of each token that follows."""
         import torch
 
         with torch.no_grad():
@@ -188,22 +189,22 @@ class _Runner:
     def _first(self) -> dict[str, Any]:
         if not self.generates:
             return {"input_ids": self.ids}
-        given: dict[str, Any] = {"input_ids": self.ids, "use_cache": True}
+        inputs: dict[str, Any] = {"input_ids": self.ids, "use_cache": True}
         if self.is_seq2seq:
-            given["decoder_input_ids"] = self.ids.new_full((1, 1), self.model.config.decoder_start_token_id)
+            inputs["decoder_input_ids"] = self.ids.new_full((1, 1), self.model.config.decoder_start_token_id)
         else:
-            given["logits_to_keep"] = 1
+            inputs["logits_to_keep"] = 1
         if self.cache is not None:
-            given |= {"past_key_values": self.cache(), "cache_position": self._places(0, self.ids.shape[1])}
-        return given
+            inputs |= {"past_key_values": self.cache(), "cache_position": self._places(0, self.ids.shape[1])}
+        return inputs
 
     def _next(self, token: Any, output: Any, number: int) -> dict[str, Any]:
-        given = {"past_key_values": output.past_key_values, "use_cache": True}
+        inputs = {"past_key_values": output.past_key_values, "use_cache": True}
         if self.is_seq2seq:
-            return given | {"encoder_outputs": (output.encoder_last_hidden_state,), "decoder_input_ids": token}
+            return inputs | {"encoder_outputs": (output.encoder_last_hidden_state,), "decoder_input_ids": token}
         if self.cache is not None:
-            given["cache_position"] = self._places(self.ids.shape[1] + number, 1)
-        return given | {"input_ids": token}
+            inputs["cache_position"] = self._places(self.ids.shape[1] + number, 1)
+        return inputs | {"input_ids": token}
 
     def _places(self, first: int, count: int) -> Any:
         import torch
@@ -218,17 +219,17 @@ class _Runner:
 
 
 def timed(run: _Runner, repeats: int) -> dict[str, Any]:
-    """Medians over `repeats`, after one that is not counted: tokens a second of prefill and decode; the latency of a
-    generated token in ms at the 50th and 95th percentile."""
+    """Return medians over `repeats`, after a warm-up: tokens a second of prefill and decode; the latency of a generated
+    token in ms at the 50th and 95th percentile."""
     run()
     rounds = [run() for _ in range(repeats)]
     prefill = statistics.median(first for first, _ in rounds)
-    found: dict[str, Any] = {"prefill_ms": 1000 * prefill, "prefill_tokens_per_second": run.ids.shape[1] / prefill}
+    speeds: dict[str, Any] = {"prefill_ms": 1000 * prefill, "prefill_tokens_per_second": run.ids.shape[1] / prefill}
     steps = sorted(step for _, later in rounds for step in later)
     if steps:
-        found["decode_tokens_per_second"] = 1 / statistics.median(sum(later) / len(later) for _, later in rounds)
-        found |= {f"latency_p{share}_ms": 1000 * _percentile(steps, share) for share in (50, 95)}
-    return found
+        speeds["decode_tokens_per_second"] = 1 / statistics.median(sum(later) / len(later) for _, later in rounds)
+        speeds |= {f"latency_p{share}_ms": 1000 * _percentile(steps, share) for share in (50, 95)}
+    return speeds
 
 
 def _percentile(ordered: list[float], share: int) -> float:
@@ -236,7 +237,7 @@ def _percentile(ordered: list[float], share: int) -> float:
 
 
 def _compiled(model: Any, ids: Any, request: Request) -> dict[str, Any]:
-    """The same through torch.compile, with a cache of fixed size; or why not."""
+    """Time the model through torch.compile, with a static cache; return the error if that fails."""
     import torch
     from transformers import StaticCache
 
@@ -257,8 +258,8 @@ def main() -> None:
     """Answer stdin's request on stdout; whatever libraries print goes to stderr."""
     request: Mapping[str, Any] = json.load(sys.stdin)
     with contextlib.redirect_stdout(sys.stderr):
-        found = measure(Request(**request))
-    print(json.dumps(found))
+        costs = measure(Request(**request))
+    print(json.dumps(costs))
 
 
 if __name__ == "__main__":

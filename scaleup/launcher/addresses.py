@@ -1,49 +1,45 @@
-"""This host's addresses and network interfaces (IPv4, Linux), read without torch."""
+"""This host's addresses and network interfaces (IPv4), read without torch."""
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
 import socket
-import struct
 from contextlib import suppress
+
+import psutil
 
 from scaleup.errors import ScaleupError
 
-SIOCGIFADDR = 0x8915
-"""The kernel's question for an interface's address: netdevice(7)."""
 ELSEWHERE = "198.51.100.1"
 """No host has it (RFC 5737). Nothing is sent: the kernel only says which address it would use."""
 
 
 def interfaces() -> dict[str, str]:
-    """Interfaces that have an address -> it."""
-    found = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        for _, name in socket.if_nameindex():
-            with suppress(OSError):  # it has none
-                reply = fcntl.ioctl(asking, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-                found[name] = socket.inet_ntoa(reply[20:24])
-    return found
+    """Return the first address of each interface that has one."""
+    every = {
+        name: [each.address for each in addresses if each.family == socket.AF_INET]
+        for name, addresses in psutil.net_if_addrs().items()
+    }
+    return {name: addresses[0] for name, addresses in every.items() if addresses}
 
 
 def own_address(interface: str | None = None) -> str:
-    """Under which other hosts reach this one: the interface's address, else what the host's name stands for, else that
-    of the way out, else of any interface; the loopback's where there is no other.
+    """Return the address at which other hosts reach this one: the interface's, else what the host's name resolves to,
+    else that of the way out, else of any interface, else the loopback's.
 
-    Raises ScaleupError where there is no such interface."""
+    Raises ScaleupError if the interface does not exist."""
     if interface is not None:
         return _address_of(interface)
     with suppress(OSError):
-        if not is_loopback(found := socket.gethostbyname(socket.gethostname())):
-            return found
+        if not is_loopback(named := socket.gethostbyname(socket.gethostname())):
+            return named
     with suppress(OSError):
         return _address_towards(ELSEWHERE)
     return next((address for address in interfaces().values() if not is_loopback(address)), "127.0.0.1")
 
 
 def interface_towards(host: str) -> str | None:
-    """The interface that this host reaches another one (or itself) through; None where it cannot."""
+    """Return the interface through which this host reaches another one (or itself); None if it cannot."""
     try:
         own = _address_towards(socket.gethostbyname(host))
     except OSError:

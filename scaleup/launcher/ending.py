@@ -35,7 +35,7 @@ OWN_DEATHS = {signal.SIGABRT, signal.SIGTERM}
 
 @dataclass(frozen=True)
 class Part:
-    """What one node's part of an attempt came to. `failed` and `killed` are sentences, empty when there is none."""
+    """How one node's part of an attempt ended. `failed` and `killed` are sentences, empty when there is none."""
 
     failed: str = ""
     killed: str = ""
@@ -44,7 +44,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Ending:
-    """What an attempt came to on all nodes together; `what` is the cause of a failure."""
+    """How an attempt ended on all nodes together; `what` is the cause of a failure."""
 
     kind: Literal["finished", "stopped", "refused", "failed"]
     what: str = ""
@@ -53,6 +53,7 @@ class Ending:
 
 
 def ending_of(run: RunFolder, attempt: Attempt, parts: Sequence[Part]) -> Ending:
+    """Decide how an attempt ended, from the parts of all nodes and the errors that workers recorded."""
     failed = [part.failed for part in parts if part.failed]
     signalled = any(part.signalled for part in parts)
     error = attempt.first_error()
@@ -75,23 +76,25 @@ def _sentence(error: dict[str, str]) -> str:
 
 
 def may_restart(ending: Ending, restarts: int, max_restarts: int) -> bool:
-    """Only a run whose worker died: not a user's mistake, which would come again, nor one that somebody stopped."""
+    """Return whether to start again: only a run whose worker died, not a user's mistake, which would come again, nor
+    one that somebody stopped."""
     return ending.kind == "failed" and not ending.final and restarts < max_restarts
 
 
 def restart_delay(restart: int) -> float:
-    """Seconds before the n-th restart: what killed a worker may need a moment to pass."""
+    """Return the seconds before the n-th restart: what killed a worker may need a moment to pass."""
     return min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0 ** min(restart - 1, 10))
 
 
 def restart_line(run: RunFolder, ending: Ending, restart: int, max_restarts: int) -> str:
+    """Return the line that says why the run starts again, and from where."""
     latest = latest_checkpoint(run.checkpoints)
     start = f"step {latest.step}" if latest else "the start"
     return f"{ending.what}; restart {restart} of {max_restarts} from {start}"
 
 
 def killed_worker(attempt: Attempt, group: str, node_rank: int, restart: int = 0) -> str:
-    """Which worker of this node was killed, and how, as far as its launcher knew; else nothing."""
+    """Return which worker of this node was killed, and how, as far as its launcher's log tells; else nothing."""
     try:
         log = attempt.launcher_log(group, node_rank, restart).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -108,14 +111,14 @@ def killed_worker(attempt: Attempt, group: str, node_rank: int, restart: int = 0
 
 
 def _rank_name(attempt: Attempt, node_rank: int, pid: str) -> str:
-    """Of the worker that registered with this number on this node."""
+    """Return the name of the worker that registered with this process id on this node."""
     places = {file.stem: read_json(file) for file in attempt.workers.glob("[!.]*.json")}
     named = [name for name, place in places.items() if (str(place["pid"]), place["node"]) == (pid, node_rank)]
     return next(iter(named), f"process {pid} of node {node_rank}")
 
 
 def verdict(run: RunFolder, attempt: Attempt, ending: Ending, restarts: int = 0) -> int:
-    """Say how the run ended where there is something to say. The exit code. Raises ScaleupError for a user's
+    """Print how the run ended unless all is well, and return the exit code. Raises ScaleupError for a user's
     mistake."""
     error = attempt.first_error()
     if ending.kind == "refused" and error:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scaleup.artifacts.files import write_text
 from scaleup.config.cluster import ClusterConfig
 from scaleup.config.load import Loaded, load_leniently
-from scaleup.config.schema import RunConfig
+from scaleup.config.run import RunConfig
 from scaleup.errors import Problem, ScaleupError
-from scaleup.launcher.job_folder import named_folder, next_folder, write_job
-from scaleup.launcher.render.job import Files, Job
+from scaleup.launcher.render.job import Files, Job, words
 from scaleup.launcher.render.kubernetes import kubernetes_files
-from scaleup.launcher.render.shell import words
 from scaleup.launcher.render.slurm import SCRIPT, slurm_files
 from scaleup.launcher.render.sweep import sweep_points
 from scaleup.launcher.render.torchrun import torchrun_files
 from scaleup.plan.cluster import cluster_machine, cluster_problems, with_reward_device
 from scaleup.plan.cluster_targets import kubernetes_problems, slurm_problems, torchrun_problems
+from scaleup.plan.extras import DataPlaneMissing
+from scaleup.plan.machine import Machine
 from scaleup.plan.resolve import resolve
 
 Rule = Callable[[RunConfig, ClusterConfig, bool], Iterator[Problem]]
@@ -55,13 +57,13 @@ class Request:
 
 def render(request: Request, output: Path | None) -> None:
     """Write a job's files to a folder, or print them as they would be. Raises ScaleupError for the user's mistakes."""
-    folder = None if output is None else named_folder(output)
+    folder = None if output is None else _named_folder(output)
     job, target = plan_job(request, folder)
     files = RENDER[target](job)
     if folder is None:
         _print_files(job.folder, files)
         return
-    write_job(folder, files)
+    _write_job(folder, files)
     for name in files:
         print(folder / name)
 
@@ -82,17 +84,17 @@ def submit(request: Request, dry_run: bool) -> None:
         return
     if shutil.which(commands[0][0]) is None:
         raise ScaleupError.of(commands[0][0], "is not on this machine", "submit where it is, or look with --dry-run")
-    write_job(job.folder, files)
+    _write_job(job.folder, files)
     try:
         for command in commands:
-            print(_answer(command, job.cluster))
+            print(_submit(command, job.cluster))
     except ScaleupError:
         shutil.rmtree(job.folder, ignore_errors=True)
         raise
 
 
 def plan_job(request: Request, folder: Path | None) -> tuple[Job, str]:
-    """The job, planned for the cluster's nodes, every point of a sweep by itself; and its target.
+    """Return the job, planned for the cluster's nodes, every point of a sweep by itself; and its target.
 
     Raises ScaleupError with every mistake of the request, the config and every point."""
     problems: list[Problem] = []
@@ -114,7 +116,7 @@ def plan_job(request: Request, folder: Path | None) -> tuple[Job, str]:
         loads = [load_leniently(request.config, [*request.overrides, *point]) for point in named]
         loaded = {f"point {number} ({', '.join(points[number])})": each for number, each in enumerate(loads)}
     configs = _resolved(loaded, target, is_sweep=bool(points))
-    place = folder or next_folder(configs[0], name)
+    place = folder or _next_folder(configs[0], name)
     if not str(place).isprintable() or "\\" in str(place):
         what = f"{str(place)!r} cannot stand in a job's script"
         raise ScaleupError.of(
@@ -127,27 +129,58 @@ def plan_job(request: Request, folder: Path | None) -> tuple[Job, str]:
     return Job(name, place, tuple(configs), bool(points), request.max_parallel), target
 
 
+def _next_folder(config: RunConfig, name: str) -> Path:
+    """Return `<runs_dir>/<name>.jobs/<number>`, a folder for this submission alone: it is read when the job begins. It
+    is beside the run's own folder, which must be empty before the run begins."""
+    parent = Path(config.runs_dir) / f"{name}.jobs"
+    taken = [int(folder.name) for folder in parent.glob("*") if folder.name.isdecimal()]
+    return parent / str(max(taken, default=0) + 1)
+
+
+def _named_folder(path: Path) -> Path:
+    """Return the folder that the user names, as an absolute path. Raises ScaleupError if it is not empty: a job may yet
+    read what is in it."""
+    folder = path.expanduser().absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "is not empty" if folder.is_dir() else "is no folder"
+        raise ScaleupError.of(f"--output {path}", what, "name another: a job that waits may read what is there")
+    return folder
+
+
+def _write_job(folder: Path, files: Files) -> None:
+    """Write a job's files. Raises ScaleupError if its folder cannot be written."""
+    try:
+        (folder / "logs").mkdir(parents=True)
+        for name, text in files.items():
+            write_text(folder / name, text)
+    except OSError as error:
+        raise ScaleupError.of(str(folder), f"cannot be written: {error.strerror}", "name another folder") from None
+
+
 def _target_of(config: RunConfig) -> str:
     cluster = config.cluster
     return "kubernetes" if cluster is not None and cluster.kubernetes and not cluster.slurm else "slurm"
 
 
 def _resolved(loaded: dict[str, Loaded], target: str, is_sweep: bool) -> list[RunConfig]:
-    """The configs of all points. What is wrong with all of them is said once."""
-    configs, found = [], {}
+    """Resolve the configs of all points. Raises ScaleupError, with what is wrong with all of them once."""
+    configs: list[RunConfig] = []
+    refused: dict[str, list[Problem]] = {}
     for point, each in loaded.items():
         try:
             configs.append(_resolve(each, target, is_sweep))
         except ScaleupError as error:
-            found[point] = error.problems
-    if not found:
+            refused[point] = error.problems
+    if not refused:
         return configs
     everywhere = [
-        problem for problem in next(iter(found.values())) if all(problem in found.get(point, ()) for point in loaded)
+        problem
+        for problem in next(iter(refused.values()))
+        if all(problem in refused.get(point, ()) for point in loaded)
     ]
     own = [
         Problem(f"{point}: {problem.where}", problem.what, problem.remedy)
-        for point, problems in found.items()
+        for point, problems in refused.items()
         for problem in problems
         if problem not in everywhere
     ]
@@ -163,12 +196,23 @@ def _resolve(loaded: Loaded, target: str, is_sweep: bool) -> RunConfig:
         missing = Problem("cluster", "is missing", "say what to ask the scheduler for: docs/config.md, ClusterConfig")
         loaded = Loaded(config, [*loaded.problems, missing])
     if cluster is None:
-        return resolve(loaded, resume=True, peaks=False)[0]
+        return _checked(loaded, None)
     config = with_reward_device(config, cluster)
     problems = [*cluster_problems(config, cluster), *RULES[target](config, cluster, is_sweep)]
     problems = [problem for problem in problems if problem.where not in known]
     checked = Loaded(config, [*loaded.problems, *problems])
-    return resolve(checked, cluster_machine(config, cluster), resume=True, peaks=False)[0]
+    return _checked(checked, cluster_machine(config, cluster))
+
+
+def _checked(loaded: Loaded, machine: Machine | None) -> RunConfig:
+    """Returns the config once it is planned. On a login node without torch what needs the model's own files is left to
+    the job's first node, and stderr says so: a job's files hold nothing of it."""
+    try:
+        return resolve(loaded, machine, resume=True, peaks=False)[0]
+    except DataPlaneMissing as missing:
+        assert loaded.config is not None
+        print(f"note: the model was not looked at: {missing}", file=sys.stderr)
+        return loaded.config
 
 
 def _print_files(folder: Path, files: Files) -> None:
@@ -176,22 +220,24 @@ def _print_files(folder: Path, files: Files) -> None:
         print(f"==> {folder / name}\n{text}")
 
 
-def _answer(command: list[str], cluster: ClusterConfig) -> str:
-    """What the scheduler calls the job. Slurm adds the cluster's name where there are several."""
+def _submit(command: list[str], cluster: ClusterConfig) -> str:
+    """Run a scheduler's command and return what it calls the job. Slurm adds the cluster's name if it has several.
+
+    Raises ScaleupError with the scheduler's own message."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = " ".join(done.stderr.split()) or f"ended with exit code {done.returncode}"
+        message = " ".join(done.stderr.split()) or f"ended with exit code {done.returncode}"
         remedy = "mend the cluster section, or ask who runs the cluster"
         if command[0] == "kubectl":
             _take_back(done.stdout.split(), cluster)
-            if "AlreadyExists" in said:
+            if "AlreadyExists" in message:
                 remedy = "kubectl delete --filename the job.yaml that it was made from, or choose another name"
-        raise ScaleupError.of(command[0], said, remedy)
+        raise ScaleupError.of(command[0], message, remedy)
     return done.stdout.strip().partition(";")[0]
 
 
 def _take_back(created: list[str], cluster: ClusterConfig) -> None:
-    """What `kubectl create` had made of a job before it failed, which would be in the way of the next try."""
+    """Delete what `kubectl create` made of a job before it failed: it would be in the way of the next try."""
     namespace = cluster.kubernetes.namespace if cluster.kubernetes else None
     where = [f"--namespace={namespace}"] if namespace else []
     if created:

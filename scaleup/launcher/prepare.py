@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import yaml
 
 from scaleup.artifacts.bridge_file import new_bridge
 from scaleup.artifacts.files import write_text
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import dump
-from scaleup.config.schema import RunConfig
+from scaleup.config.run import RunConfig
 from scaleup.errors import ScaleupError
-from scaleup.launcher.accelerate_file import accelerate_yaml
 from scaleup.launcher.addresses import own_address
-from scaleup.launcher.meeting import Meeting
-from scaleup.plan.types import Plan
+from scaleup.launcher.rendezvous import Rendezvous
+from scaleup.plan.types import GroupPlan, Plan
+
+ENGINE_SETTINGS: dict[str, Any] = {
+    "DEEPSPEED": {"deepspeed_config": {"zero3_init_flag": False, "deepspeed_multinode_launcher": "standard"}},
+    "FSDP": {"fsdp_config": {"fsdp_version": 2}},
+}
+"""Enough for `accelerate launch` to start every process under its agent, also a single one, each node its own
+(`standard`: not over ssh from the first). The settings themselves stand in the plan, which the worker hands to
+Accelerate."""
 
 
 @contextmanager
 def written(run: RunFolder) -> Iterator[None]:
-    """Around what must be written before anything starts. Raises ScaleupError when it cannot be."""
+    """Turn an OSError of what must be written before anything starts into a ScaleupError."""
     try:
         yield
     except OSError as error:
@@ -35,12 +45,43 @@ def prepare_run(run: RunFolder, config: RunConfig, plan: Plan) -> None:
     run.resumable_file.unlink(missing_ok=True)
     (run.path / "launch").mkdir(exist_ok=True)
     for group in plan.groups:
-        write_text(run.launch_file(group.name), accelerate_yaml(group))
+        write_launch_file(run, group)
     renew_bridge(run, plan, None)
 
 
-def renew_bridge(run: RunFolder, plan: Plan, meeting: Meeting | None) -> None:
-    """Where the run's groups meet from now on, if there are several."""
+def renew_bridge(run: RunFolder, plan: Plan, rendezvous: Rendezvous | None) -> None:
+    """Write where the run's groups meet from now on, if there are several."""
     if plan.bridge is not None:
-        address = plan.bridge.address or (meeting.address if meeting else own_address(plan.groups[0].interface))
+        address = plan.bridge.address or (rendezvous.address if rendezvous else own_address(plan.groups[0].interface))
         new_bridge(address, plan.bridge.port).save(run.bridge_file)
+
+
+def accelerate_settings(group: GroupPlan, node_rank: int = 0) -> dict[str, Any]:
+    """Return what `accelerate launch --config_file` reads.
+
+    Several CPU processes are MULTI_GPU here on purpose: with MULTI_CPU or use_cpu, `accelerate launch` starts a single
+    process a machine and says nothing. The worker's own Accelerator(cpu=True) then chooses gloo."""
+    several = group.num_processes > 1
+    kind = {"DEEPSPEED": "DEEPSPEED", "FSDP": "FSDP"}.get(group.distributed_type, "MULTI_GPU" if several else "NO")
+    return {
+        "compute_environment": "LOCAL_MACHINE",
+        "debug": False,
+        "distributed_type": kind,
+        "downcast_bf16": "no",
+        "machine_rank": node_rank,
+        "main_process_ip": group.main_address,
+        "main_process_port": group.main_port or 0,
+        "main_training_function": "main",
+        "mixed_precision": group.mixed_precision,
+        "num_machines": group.num_nodes,
+        "num_processes": group.num_processes,
+        "rdzv_backend": "static",
+        "same_network": True,
+        "use_cpu": group.device == "cpu" and kind == "NO",
+        **ENGINE_SETTINGS.get(kind, {}),
+    }
+
+
+def write_launch_file(run: RunFolder, group: GroupPlan) -> None:
+    """Write the Accelerate config file that starts the group, also by hand."""
+    write_text(run.launch_file(group.name), yaml.safe_dump(accelerate_settings(group), sort_keys=False))

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 
 from scaleup.errors import ScaleupError
@@ -35,15 +36,14 @@ class RunProcess:
 
 
 def processes_of(run: Path) -> list[RunProcess]:
-    """Those that an agent started for this run; a worker started by hand belongs to no attempt."""
-    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-    found = [_process(pid, run) for pid in pids]
-    return [process for process in found if process is not None]
+    """Return those that an agent started for this run; a worker started by hand belongs to no attempt."""
+    everybody = psutil.process_iter(["cmdline"])  # None for a zombie, and for one that is not ours to see
+    ours = [_process(process.pid, process.info["cmdline"] or [], run) for process in everybody]
+    return [process for process in ours if process is not None]
 
 
-def _process(pid: int, run: Path) -> RunProcess | None:
-    with suppress(OSError, ValueError, IndexError):
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+def _process(pid: int, arguments: list[str], run: Path) -> RunProcess | None:
+    with suppress(ValueError, IndexError):
         place = arguments.index("scaleup.worker")
         if os.path.realpath(arguments[place + 1]) == os.path.realpath(run):
             attempt, node = (int(arguments[arguments.index(name, place) + 1]) for name in ("--attempt", "--node"))
@@ -53,13 +53,14 @@ def _process(pid: int, run: Path) -> RunProcess | None:
 
 
 def kill(find: Callable[[], list[RunProcess]]) -> bool:
-    """Kill what `find` gives until it gives nothing; launchers first, which would start or report something. False when
-    the kernel does not let go of one in time; even that one runs no further instruction of its own."""
+    """Kill what `find` returns until it returns nothing; launchers first, which would start or report something.
+
+    Returns False if the kernel does not let go of one in time; even that one runs no further instruction of its own."""
     deadline = time.monotonic() + KILL_SECONDS
-    while found := find():
+    while processes := find():
         if time.monotonic() > deadline:
             return False
-        signal_all(sorted(found, key=lambda process: not process.is_launcher), signal.SIGKILL)
+        signal_all(sorted(processes, key=lambda process: not process.is_launcher), signal.SIGKILL)
         time.sleep(0.02)
     return True
 
@@ -82,11 +83,11 @@ def end_leftovers(run: Path, before: int | None, console: Console, node: int | N
     def is_left(process: RunProcess, before: int) -> bool:
         return process.attempt < before or (process.attempt == before and process.node == node)
 
-    if not (found := leftovers()):
+    if not (left := leftovers()):
         return
-    shown = ", ".join(str(process.pid) for process in found)
+    shown = ", ".join(str(process.pid) for process in left)
     console.print(f"waiting for processes that an earlier start of this run left behind: {shown}", highlight=False)
-    signal_all([process for process in found if not process.is_launcher], STOP)
+    signal_all([process for process in left if not process.is_launcher], STOP)
     deadline = time.monotonic() + LEFTOVER_SECONDS
     while leftovers() and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)

@@ -1,6 +1,6 @@
-"""What the first node refuses, told to the nodes that wait for it: they end with the same mistakes, and at once.
+"""What the first node refuses, posted for the nodes that wait for it: they end with the same mistakes, and at once.
 
-A file beside the run folder, which may not be there yet (`runs/.NAME.refused.json`)."""
+A notice beside the run folder, which may not be there yet (`runs/.NAME.refused.json`)."""
 
 from __future__ import annotations
 
@@ -8,59 +8,67 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scaleup.artifacts.files import read_json, write_json
+from scaleup.artifacts.noticeboard import NoticeBoard
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.schema import RunConfig
+from scaleup.config.run import RunConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.cluster import nodes_of
 
 
+@dataclass(frozen=True)
+class Refusal:
+    start: str
+    id: str
+    """One for each refusal: the same mistakes may be refused again."""
+    problems: list[Problem]
+
+    @classmethod
+    def parse(cls, value: Any) -> Refusal:
+        return cls(value["start"], value["id"], [Problem(**problem) for problem in value["problems"]])
+
+
 @contextmanager
-def refusal_told(config: RunConfig | None) -> Iterator[None]:
-    """Around all that the first node does, which first forgets an earlier refusal. A run of one node tells nobody; nor
-    does one whose `runs_dir` is not there: whoever waits has made it."""
+def refusal_posted(config: RunConfig | None) -> Iterator[None]:
+    """Post what the block refuses, after withdrawing an earlier refusal. A run of one node posts nothing; nor does one
+    whose `runs_dir` is not there: whoever waits has made it."""
     if config is None or nodes_of(config) == 1:
         yield
         return
-    file = _file(RunFolder(Path(config.runs_dir) / config.name))
+    board, name = _place(RunFolder(Path(config.runs_dir) / config.name))
     with suppress(OSError):
-        file.unlink()
+        board.withdraw(name)
     try:
         yield
     except ScaleupError as error:
-        if file.parent.is_dir():
-            said = {"start": _start(), "id": uuid.uuid4().hex, "problems": [asdict(each) for each in error.problems]}
+        if board.folder.is_dir():
             with suppress(OSError):
-                write_json(file, said)
+                board.post(name, asdict(Refusal(_start(), uuid.uuid4().hex, error.problems)))
         raise
 
 
 class Refusals:
-    """Heard by a node that has just been started. What an earlier start was refused for does not count."""
+    """What a node that has just been started reads. What an earlier start was refused for does not count."""
 
     def __init__(self, run: RunFolder) -> None:
-        self._file = _file(run)
+        self._board, self._name = _place(run)
         self._first = self._read()
 
     def check(self) -> None:
-        """Raises ScaleupError with what the first node was refused for."""
-        said = self._read()
-        if said is not None and (said != self._first or said["start"] == _start() != ""):
-            raise ScaleupError([Problem(**problem) for problem in said["problems"]])
+        """Raises ScaleupError with the first node's mistakes, once it has refused the run."""
+        refusal = self._read()
+        if refusal is not None and (refusal != self._first or refusal.start == _start() != ""):
+            raise ScaleupError(refusal.problems)
 
-    def _read(self) -> dict[str, Any] | None:
-        with suppress(OSError, ValueError):
-            said: dict[str, Any] = read_json(self._file)
-            return said
-        return None
+    def _read(self) -> Refusal | None:
+        return self._board.read(self._name, Refusal.parse)
 
 
-def _file(run: RunFolder) -> Path:
-    return run.path.parent / f".{run.path.name}.refused.json"
+def _place(run: RunFolder) -> tuple[NoticeBoard, str]:
+    return NoticeBoard(run.path.parent), f".{run.path.name}.refused"
 
 
 def _start() -> str:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scaleup.artifacts.files import write_text
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.errors import ScaleupError
-from scaleup.launcher.accelerate_file import accelerate_yaml
+from scaleup.launcher.prepare import write_launch_file
 from scaleup.plan.groups import resized
 from scaleup.plan.machine import this_machine
 from scaleup.plan.types import Plan
@@ -39,5 +38,5 @@ def resize_group(path: Path, name: str, num_processes: int, console: Console) ->
         raise ScaleupError.of("NUM_PROCESSES", what, f"use at most {max(1, has - group.first_device)}")
     groups = [group if known.name == name else known for known in plan.groups]
     plan.model_copy(update={"groups": groups}).save(run.plan_file)
-    write_text(run.launch_file(name), accelerate_yaml(group))  # for a start by hand; an agent writes it again
+    write_launch_file(run, group)  # for a start by hand; an agent writes it again
     console.print(f"group {name} of {run.path} has {num_processes} process(es) from its next start on", highlight=False)

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.errors import ScaleupError
+from scaleup.launcher.agent import POLL_SECONDS, NodeAgent
 from scaleup.launcher.ending import (
     RESUMABLE,
     Ending,
@@ -25,31 +26,30 @@ from scaleup.launcher.ending import (
     restart_line,
     verdict,
 )
-from scaleup.launcher.meeting import new_meeting
-from scaleup.launcher.node import POLL_SECONDS, NodeAgent
-from scaleup.launcher.nodes import Newcomer, NodeGone, Nodes, meeting_in
+from scaleup.launcher.peers import Newcomer, NodeGone, Nodes, rendezvous_of
 from scaleup.launcher.prepare import renew_bridge, written
 from scaleup.launcher.processes import end_leftovers
 from scaleup.launcher.refusal import Refusals
+from scaleup.launcher.rendezvous import new_rendezvous
 from scaleup.launcher.signals import StopSignals
 from scaleup.launcher.watch import Watch
 from scaleup.plan.types import Plan
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 NOTICE_SECONDS = 5.0
 
 
 def lead_run(run: RunFolder, plan: Plan, console: Console, max_restarts: int = 0) -> int:
-    """The first node's part of a prepared run, again and again if need be, until the run has ended. The exit code."""
+    """Run the first node's part of a prepared run, again and again if need be, until it has ended. The exit code."""
     with StopSignals() as signals:
         attempts = Attempts(run, plan, console, signals, Nodes(run, 0, plan.num_nodes), 0)
-        return _told(run, attempts.lead(max_restarts), console)
+        return _exit_code(run, attempts.lead(max_restarts), console)
 
 
 def join_run(run: RunFolder, console: Console, node_rank: int, patience_seconds: float) -> int:
-    """A further node's part, from the attempt that the first node begins or is at. The exit code.
+    """Run a further node's part, from the attempt that the first node begins or is at. The exit code.
 
-    Raises ScaleupError when none comes in so long, for what the first node is refused, or the run has fewer nodes."""
+    Raises ScaleupError if node 0 does not appear in time, if it refuses the run, or if the run has fewer nodes."""
     with StopSignals() as signals:
         newcomer, refusals, notice = Newcomer(run, patience_seconds), Refusals(run), Notice(console)
 
@@ -64,21 +64,21 @@ def join_run(run: RunFolder, console: Console, node_rank: int, patience_seconds:
             remedy = "start the same command on the first node, and name a runs_dir that all nodes share"
             raise ScaleupError.of(f"run {run.path}", str(gone), remedy) from None
         if attempt is None:
-            return _told(run, RESUMABLE, console)
+            return _exit_code(run, RESUMABLE, console)
         plan = Plan.read(run.plan_file)
         check_node_rank(node_rank, plan.num_nodes)  # it may have been started with another config than ours
         attempts = Attempts(run, plan, console, signals, Nodes(run, node_rank, plan.num_nodes), node_rank)
-        return _told(run, attempts.follow(attempt), console)
+        return _exit_code(run, attempts.follow(attempt), console)
 
 
 def check_node_rank(node_rank: int, num_nodes: int) -> None:
-    """Raises ScaleupError for a node that a run does not have."""
+    """Refuse a node that a run does not have. Raises ScaleupError."""
     if node_rank >= num_nodes:
         remedy = f"use 0 to {num_nodes - 1}" if num_nodes > 1 else "set parallel.num_nodes"
         raise ScaleupError.of("--node-rank", f"the run has no node {node_rank}, but {num_nodes}", remedy)
 
 
-def _told(run: RunFolder, code: int, console: Console) -> int:
+def _exit_code(run: RunFolder, code: int, console: Console) -> int:
     if code == RESUMABLE:
         console.print(f"{run.path} was stopped and can go on: run the same command with --resume", highlight=False)
     return code
@@ -97,15 +97,17 @@ class Notice:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def wait_for(find: Callable[[], Found | None], signals: StopSignals, or_signal: bool = False) -> Found | None:
-    """What is found, or None after a second Ctrl-C, or after any signal."""
-    while (found := find()) is None and not signals.at_once and not (or_signal and signals.count):
+def wait_for(find: Callable[[], Value | None], signals: StopSignals, or_signal: bool = False) -> Value | None:
+    """Return what `find` returns once it is not None; None after a second Ctrl-C, or after any signal."""
+    while (value := find()) is None and not signals.at_once and not (or_signal and signals.count):
         time.sleep(POLL_SECONDS)
-    return found
+    return value
 
 
 @dataclass
 class Attempts:
+    """All attempts of one start, as one node's agent goes through them."""
+
     run: RunFolder
     plan: Plan
     console: Console
@@ -117,11 +119,11 @@ class Attempts:
         """Begin attempts until one is the last, and tell the other nodes."""
         restarts = 0
         while True:
-            meeting = new_meeting(self.plan)
+            rendezvous = new_rendezvous(self.plan)
             with written(self.run):
                 attempt = self.run.new_attempt()
-                renew_bridge(self.run, self.plan, meeting)
-                self.nodes.enter(attempt, meeting)
+                renew_bridge(self.run, self.plan, rendezvous)
+                self.nodes.enter(attempt, rendezvous)
             ending = self._missing() or self._whole(attempt, self._part(attempt))
             if not may_restart(ending, restarts, max_restarts):
                 break
@@ -149,22 +151,22 @@ class Attempts:
                 last, attempt = attempt, self._next(part)
             except NodeGone as gone:
                 return verdict(self.run, last, Ending("failed", str(gone)))
-        word = self.nodes.last_word()
-        return verdict(self.run, last, *word) if word else RESUMABLE
+        closed = self.nodes.final_ending()
+        return verdict(self.run, last, *closed) if closed else RESUMABLE
 
     def _lost_part(self) -> Part:
-        """Of an attempt that another agent of this node was at, which is gone: new workers cannot join the others."""
+        """End our part of an attempt whose agent on this node is gone: new workers cannot join the others."""
         part = Part(failed=f"node {self.node_rank}: its agent was started again")
         self.nodes.end(part)
         return part
 
     def _part(self, attempt: Attempt) -> Part:
-        """Our part of an attempt, from the first process to the end of the last one."""
+        """Run our part of an attempt, from the first process to the end of the last one."""
         shown = [] if self.node_rank else [group.name for group in self.plan.groups]  # one node shows the progress
-        meeting = None
+        rendezvous = None
         if self.plan.num_nodes > 1:  # its file is replaced every second: a network file system may miss it once
-            meeting = wait_for(lambda: meeting_in(attempt), self.signals)
-        agent = NodeAgent(self.run, self.plan, attempt, self.nodes, self.signals, self.node_rank, meeting)
+            rendezvous = wait_for(lambda: rendezvous_of(attempt), self.signals)
+        agent = NodeAgent(self.run, self.plan, attempt, self.nodes, self.signals, self.node_rank, rendezvous)
         try:
             with Watch(attempt, self.console, shown) as watch:
                 part = agent.run_groups(watch)
@@ -174,8 +176,8 @@ class Attempts:
         return part
 
     def _missing(self) -> Ending | None:
-        """Wait until all nodes are there, before anything starts that would wait for them in its own way. How the run
-        ends if somebody does not come."""
+        """Wait until all nodes are there, before anything starts that would wait for them in its own way. Return how
+        the run ends if one does not come."""
         patience = self.plan.groups[0].timeout_seconds
         deadline, notice = time.monotonic() + patience, Notice(self.console)
         try:
@@ -191,7 +193,7 @@ class Attempts:
         return None
 
     def _whole(self, attempt: Attempt, own: Part) -> Ending:
-        """How the attempt ended on all nodes; known once all have ended their part."""
+        """Wait until all nodes have ended their part. Return how the attempt ended."""
         try:
             others = wait_for(self.nodes.parts, self.signals)
         except NodeGone as gone:
@@ -200,7 +202,8 @@ class Attempts:
         return ending_of(self.run, attempt, [own, *(others or [])])
 
     def _ended_within(self, seconds: float) -> Ending | None:
-        """Wait; how the run ended instead of starting again, if a signal came to any node or an agent is gone."""
+        """Wait so long. Return how the run ends instead of starting again, if a signal came to any node or an agent is
+        gone."""
         deadline = time.monotonic() + seconds
         try:
             while time.monotonic() < deadline:
@@ -212,8 +215,8 @@ class Attempts:
         return None
 
     def _next(self, part: Part) -> Attempt | None:
-        """The next attempt, or None when there is none. The first node is told of a signal that comes while we wait."""
-        while not self.signals.at_once and self.nodes.last_word() is None:
+        """Wait for the next attempt; None if there is none. A signal that comes meanwhile is posted for node 0."""
+        while not self.signals.at_once and self.nodes.final_ending() is None:
             if attempt := self.nodes.next_attempt():
                 return attempt
             if self.signals.count and not part.signalled:

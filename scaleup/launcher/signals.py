@@ -12,7 +12,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """Counts them, and hands each to whoever can act on it now."""
+    """Counts stop signals, and passes each to whoever can act on it now."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -31,11 +31,12 @@ class StopSignals:
             signal.signal(number, handler)
 
     def request(self) -> None:
-        """As if one had come: another node was told to stop."""
+        """Count one as if it had come here: another node was told to stop."""
         self._note(at_once=False)
 
     @contextmanager
     def passed_to(self, act: Callable[[], None]) -> Iterator[None]:
+        """Call `act` on each signal within the block."""
         self._act = act
         try:
             yield

@@ -3,57 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import Loaded
-from scaleup.errors import ScaleupError
-from scaleup.launcher.granted import granted_problems
-from scaleup.launcher.meeting import port_problems
+from scaleup.errors import Problem, ScaleupError
 from scaleup.launcher.prepare import prepare_run, written
 from scaleup.launcher.processes import end_leftovers
-from scaleup.launcher.refusal import refusal_told
+from scaleup.launcher.refusal import refusal_posted
+from scaleup.launcher.rendezvous import port_problems
 from scaleup.launcher.restarts import check_node_rank, join_run, lead_run
-from scaleup.launcher.show import (
-    show_card,
-    show_evaluation,
-    show_export,
-    show_generations,
-    show_prune,
-    show_quantization,
-    show_training,
-)
 from scaleup.plan.cluster import nodes_of
+from scaleup.plan.extras import check_data_plane, strategy_problems
 from scaleup.plan.resolve import resolve
 from scaleup.plan.resume import state_of
-
-SHOW: dict[str, Callable[[Console, RunFolder], None]] = {
-    "sft": show_training,
-    "reward": show_training,
-    "ppo": show_training,
-    "prune": show_prune,
-    "distill": show_training,
-    "quantize": show_quantization,
-    "export": show_export,
-    "card": show_card,
-    "evaluate": show_evaluation,
-    "generate": show_generations,
-}
+from scaleup.plan.stages import planner_of
+from scaleup.plan.types import Plan
+from scaleup.reports.terminal import show_result
 
 
 def start(loaded: Loaded, console: Console, resume: bool = False) -> int:
-    """Check, plan, prepare and run, on the first node. The exit code. Raises ScaleupError for the user's mistakes, of
-    which nodes that wait for this one are told."""
-    with refusal_told(loaded.config):
+    """Check, plan, prepare and run, on the first node. The exit code.
+
+    Raises ScaleupError for the user's mistakes, which nodes that wait for this one report too."""
+    with refusal_posted(loaded.config):
         return _start(loaded, console, resume)
 
 
 def _start(loaded: Loaded, console: Console, resume: bool) -> int:
     config, plan = resolve(loaded, resume=resume, peaks=False)
-    if problems := [*granted_problems(plan, os.environ), *port_problems(config)]:
+    chosen = plan.groups[0].strategy  # by `auto`, perhaps
+    problems = [*granted_problems(plan, os.environ), *port_problems(config), *strategy_problems(chosen)]
+    if problems:
         raise ScaleupError(problems)
     run = RunFolder(Path(plan.run_folder))
     with run.locked():
@@ -68,17 +52,36 @@ def _start(loaded: Loaded, console: Console, resume: bool) -> int:
             code = lead_run(run, plan, console, config.parallel.max_restarts)
             if code:
                 return code
-    SHOW[config.stage](console, run)
+    show_result(console, run, planner_of(config).shows)
     return 0
 
 
-def join(loaded: Loaded, console: Console, node_rank: int) -> int:
-    """A further node's part of the same command, which the first node checks, plans and prepares. The exit code.
+def granted_problems(plan: Plan, environment: Mapping[str, str]) -> Iterator[Problem]:
+    """Refuse a run of more nodes than its Slurm job has: the others would never come."""
+    granted = _slurm_nodes(environment)
+    if granted is not None and plan.num_nodes > granted:
+        what = f"the run needs {plan.num_nodes} nodes, and job {environment['SLURM_JOB_ID']} was granted {granted}"
+        yield Problem("parallel.num_nodes", what, f"ask for --nodes={plan.num_nodes}, or use fewer")
 
-    Raises ScaleupError for a config that is none, for what the first node is refused, and when that does not come."""
+
+def _slurm_nodes(environment: Mapping[str, str]) -> int | None:
+    """Return the nodes of all components of a heterogeneous job together; None outside of a job."""
+    if "SLURM_JOB_ID" not in environment:
+        return None
+    components = int(environment.get("SLURM_HET_SIZE", "0"))
+    names = [f"SLURM_JOB_NUM_NODES_HET_GROUP_{number}" for number in range(components)] or ["SLURM_JOB_NUM_NODES"]
+    counts = [environment.get(name, "") for name in names]
+    return sum(map(int, counts)) if all(count.isdecimal() for count in counts) else None
+
+
+def join(loaded: Loaded, console: Console, node_rank: int) -> int:
+    """Run a further node's part of the same command, which the first node checks, plans and prepares. The exit code.
+
+    Raises ScaleupError if the config is invalid, if node 0 refuses the run, or if node 0 does not appear."""
     config = loaded.config
     if loaded.problems or config is None:
         raise ScaleupError(loaded.problems)
+    check_data_plane()
     check_node_rank(node_rank, nodes_of(config))
     run = RunFolder(Path(config.runs_dir) / config.name)
     with run.locked(node_rank):

@@ -51,7 +51,7 @@ class Watch:
             track.refresh()
 
     def say(self, line: str) -> None:
-        """A line of its own, above the bars."""
+        """Print a line of its own, above the bars."""
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -86,7 +86,7 @@ class _Track:
         self._last = position
 
     def _say_notes(self) -> None:
-        """Whole lines that are new, each on a line of its own."""
+        """Print the whole lines that are new in the group's notes."""
         with suppress(OSError):
             if self._notes.stat().st_size > self._said:
                 new, end, _ = self._notes.read_bytes()[self._said :].rpartition(b"\n")

@@ -11,13 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from scaleup.config.adapters import AnyAdapter, Quantization
 from scaleup.config.schema import ModelConfig
+from scaleup.models.adapters import adapt, load_adapter, load_side_by_side, use_adapter
+from scaleup.models.load import load_model, load_tokenizer
+from scaleup.models.quantized import keep_as_loaded, loading_options, release_file_mappings
+from scaleup.models.sources import materialize
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.model_path import adapter_folder, tokenizer_beside
-
-from .adapters import adapt, load_adapter, load_side_by_side, use_adapter
-from .load import load_model, load_tokenizer
-from .quantized import keep_as_loaded, let_go_of_files, loading_options
-from .sources import materialize
 
 
 def load_base(
@@ -31,7 +30,7 @@ def load_base(
     if quantization is None:
         return load_model(model, facts)
     loaded = load_model(model, facts, quantized=loading_options(quantization, mixed_precision, device, facts.task))
-    let_go_of_files(loaded)
+    release_file_mappings(loaded)
     keep_as_loaded(loaded)
     return loaded
 
@@ -41,7 +40,7 @@ def make_trainable(model: Any, facts: ModelFacts, adapter: AnyAdapter | None, to
     the config's own, if it names one."""
     if adapter is not None:
         own = materialize(tokenizer, "model.tokenizer") if tokenizer else None
-        return adapt(model, adapter, facts.task, own or facts.tokenizer_location or facts.location)
+        return adapt(model, adapter, facts.task, own or facts.tokenizer_at)
     return load_adapter(model, Path(facts.adapter), trainable=True) if facts.adapter else model
 
 

@@ -21,15 +21,15 @@ from scaleup.config.adapters import (
     SelectiveAdapter,
 )
 from scaleup.errors import ScaleupError
+from scaleup.models.classifier import head_names
+from scaleup.models.load import first_line
+from scaleup.models.quantized import import_bitsandbytes
+from scaleup.models.soft_prompts import ADAPTER, make_prompt_trainable, prefix_shape, save_prompt
 from scaleup.plan.model_path import adapter_folder
 
-from .classifier import head_names
-from .load import first_line
-from .quantized import import_bitsandbytes
-from .soft_prompts import ADAPTER, make_prompt_trainable, prefix_shape, save_prompt
-
 AnyPeft = LoraAdapter | IA3Adapter | AdaLoraAdapter | PromptTuningAdapter | PrefixAdapter
-START = "start"
+SNAPSHOT = "start"
+"""The adapter of a policy's reference, within PEFT."""
 TASK_TYPES = {"causal_lm": "CAUSAL_LM", "seq2seq_lm": "SEQ_2_SEQ_LM", "sequence_classification": "SEQ_CLS"}
 
 
@@ -124,24 +124,24 @@ def use_adapter(model: Any, number: int) -> None:
     model.set_adapter(_inside(number), inference_mode=True)
 
 
-def keep_start(model: Any) -> None:
-    """Beside a model's only adapter, a frozen copy of what it is now, for `as_at_start`."""
-    model.add_adapter(START, model.peft_config[ADAPTER])
-    copies = {name: part for name, part in model.named_parameters() if f".{START}" in name}
+def snapshot_adapter(model: Any) -> None:
+    """Put a frozen copy of a model's only adapter beside it, for `initial_adapter`."""
+    model.add_adapter(SNAPSHOT, model.peft_config[ADAPTER])
+    copies = {name: part for name, part in model.named_parameters() if f".{SNAPSHOT}" in name}
     own = dict(model.named_parameters())
     for name, part in copies.items():
-        part.data.copy_(own[name.replace(f".{START}", f".{ADAPTER}")].data)
+        part.data.copy_(own[name.replace(f".{SNAPSHOT}", f".{ADAPTER}")].data)
         part.requires_grad_(False)
 
 
 @contextmanager
-def as_at_start(model: Any) -> Iterator[None]:
-    """Forward passes inside are those of the adapter that `keep_start` kept. PEFT's own `set_adapter` would change
+def initial_adapter(model: Any) -> Iterator[None]:
+    """Forward passes inside use the adapter that `snapshot_adapter` copied. PEFT's own `set_adapter` would change
     which parameters have gradients, under engines that have seen to that."""
     parts = [part for part in model.modules() if getattr(part, "_active_adapter", None)]
     before = [part._active_adapter for part in parts]
     for part in parts:
-        part._active_adapter = [START]
+        part._active_adapter = [SNAPSHOT]
     try:
         yield
     finally:
@@ -149,10 +149,10 @@ def as_at_start(model: Any) -> Iterator[None]:
             part._active_adapter = active
 
 
-def forget_start(model: Any) -> None:
-    """Before the adapter is saved: only it is."""
-    if START in model.peft_config:
-        model.delete_adapter(START)
+def drop_snapshot(model: Any) -> None:
+    """Remove the copy, if there is one, so that the adapter alone is saved."""
+    if SNAPSHOT in model.peft_config:
+        model.delete_adapter(SNAPSHOT)
 
 
 def _inside(number: int) -> str:

@@ -12,6 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from scaleup.models.beside import base_of, unwrap
+from scaleup.models.heads import ToldHead, swap_head, told
+
 HEADS = ("score", "classifier", "classification_head", "pre_classifier", "pooler")
 """Transformers' names of what comes after the layers. It is new on a model that was no classifier."""
 UNQUANTIZED = (*HEADS[:-1], "pooler.dense")
@@ -21,19 +24,13 @@ Pooling = Literal["whole", "last", "eos"]
 """What a score is read from: an encoder's own pooling, a decoder's last token, or an encoder-decoder's eos token."""
 
 
-class PooledHead(nn.Linear):
-    """A decoder's head that, told each row's last position, has that one's logits at every position.
+class PooledHead(ToldHead):
+    """A decoder's head that, told each row's last position, has that one's logits at every position."""
 
-    It stays the module it was, with its parameters and names, so every engine shards and gathers it as before."""
-
-    last: torch.Tensor | None = None
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states (B, S, H) -> logits (B, S, L)."""
-        if self.last is None:
-            return super().forward(hidden)
+    def answer(self, hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, S, H), last positions (B) -> logits (B, S, L)."""
         rows = torch.arange(hidden.shape[0], device=hidden.device)  # len would fix the size of an exported graph
-        logits = super().forward(hidden[rows, self.last])
+        logits = self.logits(hidden[rows, last])
         return logits.unsqueeze(1).expand(-1, hidden.shape[1], -1)
 
 
@@ -43,7 +40,7 @@ def pool_by_mask(model: Any) -> None:
         return
     for module in model.score.modules():  # PEFT keeps two of them, the base's and the one that is trained
         if type(module) is nn.Linear:
-            module.__class__ = PooledHead
+            swap_head(module, PooledHead)
     if model.config.get_text_config().pad_token_id is None:
         model.config.get_text_config().pad_token_id = 0  # else Transformers refuses batches; what is taken is the same
 
@@ -65,18 +62,13 @@ def classify(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Logits (B, L) in float32 of a classifier, wrapped or not, that `load_model` gave; `inputs` has input_ids and
     attention_mask (B, S). Rows may be padded with any id but an encoder-decoder's eos, on the right or, for decoders
     that get their positions, on the left."""
-    whole = getattr(model, "module", model)
+    whole = unwrap(model)
     heads = [module for module in whole.modules() if isinstance(module, PooledHead)]
     mask = inputs["attention_mask"]
     last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
     options = {"use_cache": False} if heads or whole.config.is_encoder_decoder else {}
-    for head in heads:
-        head.last = last
-    try:
+    with told(last, *heads):
         return model(**inputs, **options).logits.float()
-    finally:
-        for head in heads:
-            head.last = None
 
 
 def head_names(model: Any) -> list[str]:
@@ -96,7 +88,7 @@ def _within(name: str) -> bool:
 def plain_padding(model: Any, tokenizer: Any) -> None:
     """Before a model is saved: what Transformers by itself may take for padding. None where that is the eos token,
     which ends every row: single rows then have the same score, and batches are refused, not read a token too early."""
-    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole = base_of(model)
     if pooling_of(whole) == "last":
         pad = tokenizer.pad_token_id
         whole.config.get_text_config().pad_token_id = None if pad == tokenizer.eos_token_id else pad

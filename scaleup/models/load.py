@@ -11,10 +11,9 @@ import torch
 
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import ScaleupError
+from scaleup.models.classifier import is_of_head, pool_by_mask
+from scaleup.models.sources import materialize
 from scaleup.plan.facts import ModelFacts
-
-from .classifier import is_of_head, pool_by_mask
-from .sources import materialize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -87,7 +86,7 @@ def load_model(
     if facts.task == "sequence_classification":
         pool_by_mask(loaded)
     if facts.layers is not None:
-        from .surgery import keep_layers
+        from scaleup.models.surgery import keep_layers
 
         keep_layers(loaded, facts.layers)
     return loaded

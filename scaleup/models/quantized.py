@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from scaleup.config.adapters import Quantization
-from scaleup.distributed.uncompiled import uncompiled
-
-from .classifier import UNQUANTIZED, is_sequence_classifier
+from scaleup.distributed.deepspeed_ops import uncompiled
+from scaleup.models.classifier import UNQUANTIZED, is_sequence_classifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,9 +67,9 @@ def _keep_scales(module: Any, inputs: Any) -> None:
         module.weight.SCB = module.state.SCB
 
 
-def let_go_of_files(model: torch.nn.Module) -> None:
-    """Copy what is not quantized. From float32 files it is loaded as a view of the mapped file, all of which was read
-    to quantize the rest, and stays resident for as long as one view is alive."""
+def release_file_mappings(model: torch.nn.Module) -> None:
+    """Copy the tensors that are not quantized. Those of float32 files are views of the mapped file, all of which was
+    read to quantize the rest, and stays resident for as long as one view is alive."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and type(tensor) in (torch.Tensor, torch.nn.Parameter):
             tensor.data = tensor.data.clone()

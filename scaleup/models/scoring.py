@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scaleup.artifacts.reward_file import SavedReward, read_reward
-from scaleup.config.rl import RewardSource
+from scaleup.config.schema import ScorerConfig
+from scaleup.data.collate import pad
+from scaleup.models.adapted import load_finished
+from scaleup.models.classifier import Pooling, classify
+from scaleup.models.load import load_tokenizer, pad_token_id
+from scaleup.models.quantized import COMPUTE
 from scaleup.plan.facts import ModelFacts
 from scaleup.records.template import Template
-
-from .adapted import load_finished
-from .classifier import Pooling, classify
-from .load import load_tokenizer, pad_token_id
-from .quantized import COMPUTE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,12 +63,7 @@ class Reader:
 
     def batch(self, rows: Sequence[list[int]], device: torch.device) -> dict[str, torch.Tensor]:
         """input_ids and attention_mask (B, S) of rows, padded on the right."""
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), self.pad_id)
-        mask = torch.zeros_like(ids)
-        for place, row in enumerate(rows):
-            ids[place, : len(row)] = torch.tensor(row)
-            mask[place, : len(row)] = 1
+        ids, mask = pad(rows, self.pad_id)
         return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
     def ended(self, ids: list[int]) -> list[int]:
@@ -127,28 +122,28 @@ class Scorer:
         return logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)[:, self.label]
 
 
-def load_scorer(source: RewardSource, facts: ModelFacts, device: torch.device) -> Scorer:
-    """Of a finished reward run, an adapter of one, or any sequence classifier, as `source` says; its problems have been
-    looked for (plan/reward.py). Mean and std of a run are those of its logits: probabilities stay as they are.
+def load_scorer(config: ScorerConfig, facts: ModelFacts, device: torch.device) -> Scorer:
+    """Of a finished reward run, an adapter of one, or any sequence classifier, as `config` says; its problems have been
+    looked for (plan/scorers.py). Mean and std of a run are those of its logits: probabilities stay as they are.
 
     Raises ScaleupError as loading does."""
-    assert source.model is not None and facts.pooling is not None, "the plan has looked at both"
-    model = load_finished(source.model, facts, source.quantization, source.mixed_precision, device)
+    assert facts.pooling is not None, "the plan has looked at the model"
+    model = load_finished(config.model, facts, config.quantization, config.mixed_precision, device)
     saved = saved_reward(facts) or SavedReward()
-    tokenizer = load_tokenizer(source.model, facts.tokenizer_location or facts.location, "reward.model")
-    template, limit = source.template or saved.template, source.max_length or saved.max_length
+    tokenizer = load_tokenizer(config.model, facts.tokenizer_at, "reward.model")
+    template, limit = config.template or saved.template, config.max_length or saved.max_length
     longest = min(limit, facts.max_positions or limit)
-    normalizes = source.normalize and source.score == saved.score
+    normalizes = config.normalize and config.score == saved.score
     return Scorer(
         model,
         Reader(tokenizer, facts.pooling, template, longest),
         device,
-        source.batch_size,
-        label=facts.labels.index(source.label) if source.label and facts.labels else 0,
-        as_probability=source.score == "probability",
+        config.batch_size,
+        label=facts.labels.index(config.label) if config.label and facts.labels else 0,
+        as_probability=config.score == "probability",
         mean=saved.mean if normalizes else 0.0,
         std=saved.std if normalizes else 1.0,
-        compute=COMPUTE[source.mixed_precision],
+        compute=COMPUTE[config.mixed_precision],
     )
 
 

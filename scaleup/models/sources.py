@@ -13,9 +13,8 @@ from pathlib import Path
 
 from scaleup.artifacts.files import cache_folder
 from scaleup.errors import ScaleupError
+from scaleup.models import builtin
 from scaleup.plan.model_path import ADAPTER_FILE, builtin_problems
-
-from . import builtin
 
 CONVERSION = 1
 """Part of a converted package's folder name: count up when a conversion would come out different."""
@@ -95,7 +94,7 @@ def _package(name: str, where: str) -> Path:
 
 
 def _convert(file: Path, where: str, folder: Path) -> None:
-    from .from_gguf import convert
+    from scaleup.models.from_gguf import convert
 
     convert(file, folder, where)
 

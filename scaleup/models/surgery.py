@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .architecture import Architecture, Attention, Stack, architecture_of
+from scaleup.models.architecture import Architecture, Attention, Stack, architecture_of
 
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
 """Config keys with an entry a layer."""

@@ -1,4 +1,4 @@
-"""What a config says of its adapter that cannot be, by itself and beside the rest of the run."""
+"""Checks of a config's adapter, by itself and beside the rest of the run."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scaleup.config.adapters import AdaLoraAdapter, PrefixAdapter, PromptTuningAdapter, SelectiveAdapter
-from scaleup.config.schema import RunConfig
-from scaleup.config.stages import SupervisedConfig, TrainingConfig
+from scaleup.config.stages.base import TrainingConfig
 from scaleup.errors import Problem
 from scaleup.plan.compat import adapter_of, compat_problems
-from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import adapter_folder, adapter_path_problems, saved_settings
 
 VIRTUAL = frozenset({"prompt_tuning", "prefix"})
 """Adapters that put virtual tokens in front of a row."""
 
 
-def adapter_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+def adapter_problems(config: TrainingConfig) -> Iterator[Problem]:
     yield from compat_problems(config)
-    if not isinstance(config, TrainingConfig):
-        return
     yield from _beside_the_run(config)
     yield from _going_on(config)
     adapter = config.adapter
@@ -29,25 +25,10 @@ def adapter_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     if isinstance(adapter, AdaLoraAdapter) and adapter.path is None and adapter.target_r >= adapter.init_r:
         what = f"{adapter.target_r} is not less than adapter.init_r {adapter.init_r}: no ranks would be taken away"
         yield Problem("adapter.target_r", what, "use less, or lora")
-    if isinstance(config, SupervisedConfig) and config.train.max_steps is not None:
-        yield from rank_schedule_problems(config, config.train.max_steps)
-
-
-def rank_schedule_problems(config: RunConfig, num_steps: int | None) -> Iterator[Problem]:
-    """What AdaLoRA's schedule asks of the number of the run's steps: one to weigh ranks by, and one to take them."""
-    adapter = config.adapter if isinstance(config, SupervisedConfig) else None
-    if not isinstance(adapter, AdaLoraAdapter) or adapter.path is not None:
-        return
-    if num_steps is None:
-        what = "is needed by adalora, whose ranks go down over the steps of the run: only reading the rows would tell"
-        yield Problem("train.max_steps", what, "give it in place of train.num_train_epochs")
-    elif num_steps - adapter.tfinal < max(adapter.tinit, 1) + 1:
-        what = f"{adapter.tinit} steps before and adapter.tfinal {adapter.tfinal} after leave none of {num_steps}"
-        yield Problem("adapter.tinit", f"{what} to allot ranks in", "use less of them, or train for more steps")
 
 
 def _beside_the_run(config: TrainingConfig) -> Iterator[Problem]:
-    """What the adapter excludes, whether the config describes it or a path names it."""
+    """Yields settings that the adapter excludes, whether the config describes it or a path names it."""
     kind = adapter_of(config)
     if kind in VIRTUAL and config.data.packing:
         what = f"gives the rows of a sequence one {kind} between them: only the first would see it in its place"
@@ -62,7 +43,8 @@ def _beside_the_run(config: TrainingConfig) -> Iterator[Problem]:
 
 
 def _going_on(config: TrainingConfig) -> Iterator[Problem]:
-    """From an adapter that there is: the model's path names it, or the config on top of the base model."""
+    """Yields problems of training an existing adapter further: one at the model's path, or one that the config puts on
+    the base model."""
     adapter, folder = config.adapter, adapter_folder(config.model.path)
     if folder is not None:
         yield from _further_problems(folder, "model.path")

@@ -1,19 +1,15 @@
-"""How large a step is, in what, and which ways to fill it exclude each other."""
+"""The size of an optimizer step and its unit, and the settings for filling it that exclude each other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from scaleup.config.schema import RunConfig
-from scaleup.config.stages import SupervisedConfig
+from scaleup.config.stages.base import SupervisedConfig
 from scaleup.errors import Problem
-from scaleup.plan.arithmetic import epochs_to_rows, held_out_rows, rows_to_steps
+from scaleup.plan.arithmetic import DEFAULT_BATCH_SIZE, epochs_to_rows, held_out_rows, rows_to_steps
 from scaleup.plan.facts import ModelFacts
-from scaleup.plan.machine import Machine
 from scaleup.plan.types import BatchPlan
 from scaleup.records.check import DataCheck
-
-ROWS_BY_DEFAULT = 8
 
 # fmt: off
 PACKABLE = frozenset({
@@ -23,25 +19,26 @@ PACKABLE = frozenset({
 })
 # fmt: on
 """Architectures in which no token sees beyond the place where positions start over. Others (OPT, Bloom, Mamba) take
-such positions without a word and let rows see each other; tests/unit/data/test_packing.py proves each one here."""
+such positions silently and let rows see each other; tests/unit/data/test_packing.py proves each one here."""
 
 
 def micro_batch(config: SupervisedConfig) -> int:
-    """Units a micro-batch: one where tokens say how large it is, else rows or packed sequences."""
+    """Returns the number of units in a micro-batch: one where its size is given in tokens, else rows or packed
+    sequences."""
     train = config.train
     if train.tokens_per_device is None:
-        return train.per_device_train_batch_size or ROWS_BY_DEFAULT
+        return train.per_device_train_batch_size or DEFAULT_BATCH_SIZE
     return train.tokens_per_device // config.data.max_length if config.data.packing else 1
 
 
 def accumulation(config: SupervisedConfig) -> int:
-    """Micro-batches a step and rank."""
+    """Returns the number of micro-batches per step and rank."""
     per_pass = micro_batch(config) * config.parallel.num_processes
     return config.train.gradient_accumulation_steps or (config.train.global_batch_size or per_pass) // per_pass
 
 
 def batch_plan(config: SupervisedConfig, data: DataCheck) -> BatchPlan:
-    """The batch arithmetic of a config that has no problems."""
+    """Returns the batch arithmetic of a config that has no problems."""
     train = config.train
     per_pass = micro_batch(config) * config.parallel.num_processes
     global_batch = per_pass * accumulation(config)
@@ -65,10 +62,8 @@ def batch_plan(config: SupervisedConfig, data: DataCheck) -> BatchPlan:
     )
 
 
-def batch_size_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
-    """Sizes that do not fit one another."""
-    if not isinstance(config, SupervisedConfig):
-        return
+def batch_size_problems(config: SupervisedConfig) -> Iterator[Problem]:
+    """Yields sizes that do not fit one another."""
     train, data, world = config.train, config.data, config.parallel.num_processes
     if train.tokens_per_device is not None:
         for key in ("per_device_train_batch_size", "global_batch_size"):
@@ -92,10 +87,8 @@ def batch_size_problems(config: RunConfig, machine: Machine) -> Iterator[Problem
         yield Problem("train.global_batch_size", what, f"use a multiple of {per_pass}")
 
 
-def batching_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
-    """What putting rows together by their lengths excludes."""
-    if not isinstance(config, SupervisedConfig):
-        return
+def batching_problems(config: SupervisedConfig) -> Iterator[Problem]:
+    """Yields settings that grouping rows by length excludes."""
     train, data = config.train, config.data
     chosen = {
         "data.packing": data.packing,
@@ -115,9 +108,9 @@ def batching_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
         yield Problem("data.packing", what, "leave it out, or use train.tokens_per_device")
 
 
-def packing_problems(config: RunConfig, facts: ModelFacts) -> list[Problem]:
-    """A model that would let packed rows see each other."""
-    if not isinstance(config, SupervisedConfig) or not config.data.packing or facts.model_type in PACKABLE:
+def packing_problems(config: SupervisedConfig, facts: ModelFacts) -> list[Problem]:
+    """Returns the problem of a model that would let packed rows see each other."""
+    if not config.data.packing or facts.model_type in PACKABLE:
         return []
     is_seq2seq = facts.task == "seq2seq_lm"
     what = "is for causal models only" if is_seq2seq else f"is not known to keep rows apart in {facts.model_type}"

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.cluster import ClusterConfig, NodeResources
-from scaleup.config.schema import ParallelConfig, RunConfig
-from scaleup.config.stages import PPOConfig, TrainingConfig
+from scaleup.config.run import RunConfig
+from scaleup.config.schema import ParallelConfig
+from scaleup.config.stages.base import TrainingConfig
 from scaleup.errors import Problem
-from scaleup.plan.described import CORES_A_GPU
-from scaleup.plan.groups import has_reward_group
-from scaleup.plan.machine import Machine
+from scaleup.plan.machine import CORES_A_GPU, Machine
 
 BYTES = {"M": 2**20, "G": 2**30, "T": 2**40}
 ENOUGH_LINES = 20
@@ -25,7 +24,7 @@ ENOUGH_LINES = 20
 
 @dataclass(frozen=True)
 class Granted:
-    """What a job asks for on a node."""
+    """Holds what a job requests on a node."""
 
     gpus: int
     cpus: int | None
@@ -33,34 +32,35 @@ class Granted:
 
 
 def nodes_of(config: RunConfig) -> int:
-    """How many a run needs, a reward group's own included."""
+    """Returns how many nodes a run needs, including a reward group's own."""
     return config.parallel.num_nodes + has_reward_node(config)
 
 
 def granted(config: RunConfig, cluster: ClusterConfig) -> Granted:
-    """On each of the policy's nodes, and on all where they are alike."""
+    """Returns what is granted on each of the policy's nodes, and on all nodes where they are alike."""
     return _granted(cluster, sum(_used_gpus(config, cluster).values()))
 
 
 def granted_to_reward(config: RunConfig, cluster: ClusterConfig) -> Granted | None:
-    """On the reward group's own node, where that is of another kind."""
-    if cluster.reward is None or not isinstance(config, PPOConfig):
+    """Returns what is granted on the reward group's own node, where that is of another kind."""
+    if cluster.reward is None or config.reward_group is None:
         return None
-    return _granted(cluster.reward, _gpus(config.reward.parallel, cluster.reward.gpus_per_node))
+    return _granted(cluster.reward, _gpus(config.reward_group.parallel, cluster.reward.gpus_per_node))
 
 
 def with_reward_device(config: RunConfig, cluster: ClusterConfig) -> RunConfig:
-    """`device: auto` of a reward group whose node is of another kind becomes what that node has: the run is planned on
-    the first node, which cannot see it."""
+    """Replaces `device: auto` of a reward group whose node is of another kind by what that node has: the run is planned
+    on the first node, which cannot see it."""
     node = granted_to_reward(config, cluster)
-    if node is None or not isinstance(config, PPOConfig) or config.reward.parallel.device != "auto":
+    reward = config.reward_group
+    if node is None or reward is None or reward.parallel.device != "auto":
         return config
-    parallel = config.reward.parallel.model_copy(update={"device": "cuda" if node.gpus else "cpu"})
-    return config.model_copy(update={"reward": config.reward.model_copy(update={"parallel": parallel})})
+    parallel = reward.parallel.model_copy(update={"device": "cuda" if node.gpus else "cpu"})
+    return config.model_copy(update={"reward": reward.model_copy(update={"parallel": parallel})})
 
 
 def cluster_machine(config: RunConfig, cluster: ClusterConfig) -> Machine:
-    """One node of the job, to plan for wherever the job is made."""
+    """Returns one node of the job, to plan for wherever the job is submitted from."""
     node = granted(config, cluster)
     used = sum(_used_gpus(config, cluster).values())
     return Machine(
@@ -76,26 +76,26 @@ def cluster_problems(config: RunConfig, cluster: ClusterConfig) -> list[Problem]
     return [*_nodes(config, cluster), *_gpu_counts(config, cluster), *_time(config, cluster)]
 
 
-def _granted(asked: NodeResources, used: int) -> Granted:
-    gpus = used if asked.gpus_per_node is None else asked.gpus_per_node
-    return Granted(gpus, asked.cpus_per_node, asked.memory)
+def _granted(resources: NodeResources, used: int) -> Granted:
+    gpus = used if resources.gpus_per_node is None else resources.gpus_per_node
+    return Granted(gpus, resources.cpus_per_node, resources.memory)
 
 
 def has_reward_node(config: RunConfig) -> bool:
-    return isinstance(config, PPOConfig) and has_reward_group(config) and config.reward.own_nodes
+    return config.reward_group is not None and config.reward_group.own_nodes
 
 
 def _gpus(parallel: ParallelConfig, on_a_node: int | None) -> int:
-    """That a group's processes use on a node which has so many; `device: auto` uses them where there are some."""
+    """Returns how many of a node's GPUs a group's processes use; `device: auto` uses them where there are some."""
     uses = parallel.device == "cuda" or (parallel.device == "auto" and bool(on_a_node))
     return parallel.num_processes // parallel.num_nodes if uses else 0
 
 
 def _used_gpus(config: RunConfig, cluster: ClusterConfig) -> dict[str, int]:
-    """Group -> GPUs of the node that has most: the first, where the reward group may be too."""
+    """Returns the GPUs that each group uses on the node with most: the first, where the reward group may be too."""
     used = {"policy": _gpus(config.parallel, cluster.gpus_per_node)}
-    if isinstance(config, PPOConfig) and has_reward_group(config) and not config.reward.own_nodes:
-        used["reward"] = _gpus(config.reward.parallel, cluster.gpus_per_node)
+    if (reward := config.reward_group) is not None and not reward.own_nodes:
+        used["reward"] = _gpus(reward.parallel, cluster.gpus_per_node)
     return used
 
 
@@ -106,7 +106,7 @@ def _nodes(config: RunConfig, cluster: ClusterConfig) -> Iterator[Problem]:
         what = f"{cluster.nodes} granted, and the run needs {needed} (parallel.num_nodes{of_reward})"
         yield Problem("cluster.nodes", what, f"use {needed}, or another parallel.num_nodes")
     if cluster.reward is not None and not has_reward_node(config):
-        what = "the reward group has no node of its own" if isinstance(config, PPOConfig) else "is of PPO runs alone"
+        what = "only applies to PPO runs whose reward group has a node of its own"
         yield Problem("cluster.reward", what, "set reward.own_nodes: true, or leave it out")
 
 
@@ -117,10 +117,9 @@ def _gpu_counts(config: RunConfig, cluster: ClusterConfig) -> Iterator[Problem]:
         what = f"{node.gpus} GPUs do not divide into the processes of a node, which use {sum(used.values())} ({groups})"
         remedy = f"use {sum(used.values())}, or other numbers of processes"
         yield Problem("cluster.gpus_per_node", what, remedy)
-    if not has_reward_node(config):
+    if config.reward_group is None or not config.reward_group.own_nodes:
         return
-    assert isinstance(config, PPOConfig)
-    own, parallel = granted_to_reward(config, cluster), config.reward.parallel
+    own, parallel = granted_to_reward(config, cluster), config.reward_group.parallel
     if own is None and (count := _gpus(parallel, cluster.gpus_per_node)) > node.gpus:
         what = f"the reward group's node has {node.gpus} GPUs, and it uses {count}"
         yield Problem("reward.parallel.num_processes", what, "use fewer, or give cluster.reward")
@@ -146,7 +145,7 @@ def _time(config: RunConfig, cluster: ClusterConfig) -> Iterator[Problem]:
 
 
 def _save_intervals(config: RunConfig) -> Iterator[tuple[str, float]]:
-    """What says how often a run saves, and the seconds between."""
+    """Yields each setting that says how often a run saves, and the seconds between saves."""
     if not isinstance(config, TrainingConfig):
         return
     if (minutes := config.train.save_minutes) is not None:
@@ -159,8 +158,8 @@ def _save_intervals(config: RunConfig) -> Iterator[tuple[str, float]]:
 
 
 def seconds_a_step(metrics: Path) -> float | None:
-    """How long a step of an earlier attempt took (of PPO, a rollout), by its newest lines of metrics; None where they
-    do not say."""
+    """Returns the seconds that a step of an earlier attempt took (for PPO, a rollout), by its newest lines of metrics;
+    None if they do not say."""
     rows = []
     with suppress(OSError, ValueError):
         lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)

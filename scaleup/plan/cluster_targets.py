@@ -1,15 +1,15 @@
-"""What a run's job cannot be on Slurm or on Kubernetes, whatever its nodes."""
+"""Checks of a run's job that hold for Slurm or for Kubernetes, whatever its nodes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from scaleup.config.cluster import ClusterConfig, NodeResources
-from scaleup.config.schema import RunConfig
+from scaleup.config.run import RunConfig
 from scaleup.errors import Problem
-from scaleup.plan.local_paths import local_paths
 
 GPU_GRES = re.compile(r"gpu(?::[^:,=]+)??(?::(\d+))?")
 """One kind of GPUs, of a type or not; other requests are not looked into."""
@@ -18,6 +18,8 @@ LONGEST_SIGNAL = 65535
 KUBERNETES_NAME = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 LONGEST_NAME = 40
 """Of 63 characters of a pod's host name, Kubernetes adds the group, an index and what makes it unique."""
+NAMES = ("path", "tokenizer", "function")
+"""Keys that name a folder or a file, or something else: a hub's name, `package:...`, `builtin:...`."""
 
 
 def slurm_problems(config: RunConfig, cluster: ClusterConfig, is_sweep: bool) -> Iterator[Problem]:
@@ -40,12 +42,12 @@ def slurm_problems(config: RunConfig, cluster: ClusterConfig, is_sweep: bool) ->
 
 
 def _gres_problems(key: str, node: NodeResources, where: str, gres: str) -> Iterator[Problem]:
-    """What a job asks for by another name is what the run uses."""
-    gpus, found = node.gpus_per_node, GPU_GRES.fullmatch(gres)
+    """Yields a `gres` request for another number of GPUs than the run uses."""
+    gpus, match = node.gpus_per_node, GPU_GRES.fullmatch(gres)
     if gpus is None:
         yield Problem(f"{key}.gpus_per_node", f"is needed beside {where}", "say how many GPUs these are")
-    elif found and int(found[1] or 1) != gpus:
-        what = f"{gres} is {found[1] or 1} GPU(s) a node, and {key}.gpus_per_node {gpus}"
+    elif match and int(match[1] or 1) != gpus:
+        what = f"{gres} is {match[1] or 1} GPU(s) a node, and {key}.gpus_per_node {gpus}"
         yield Problem(where, what, "use the same number")
 
 
@@ -80,3 +82,35 @@ def kubernetes_problems(config: RunConfig, cluster: ClusterConfig, is_sweep: boo
     if cluster.reward is not None and kubernetes.kind != "jobset":
         what = f"a {kubernetes.kind} has nodes of one kind"
         yield Problem("cluster.reward", what, "use cluster.kubernetes.kind: jobset, or leave it out")
+
+
+def local_paths(config: RunConfig) -> Iterator[tuple[str, Path]]:
+    """Yields config key and absolute path of each existing folder and file: `data.root` where a source is relative to
+    it, but not `runs_dir`, which is written."""
+    values: dict[str, Any] = config.model_dump(mode="json", exclude={"cluster", "runs_dir"})
+    data, adapters = values.pop("data"), values.pop("adapters", None) or {}
+    sources = [source["path"] for split in ("train", "validation", "test") for source in data.get(split) or []]
+    root = Path(config.data.root)
+    relative = [Path(source) for source in sources if not Path(source).expanduser().is_absolute()]
+    if any(source.suffix or (root / source).exists() for source in relative):  # else rows of a hub
+        yield "data.root", root
+    named = [
+        *_named(data, "data"),
+        *_named(values, ""),
+        *((f"adapters.{name}", path) for name, path in adapters.items()),
+    ]
+    for key, value in named:
+        file = value.rpartition(":")[0] if key.endswith(".function") else value
+        if file.startswith("/") and Path(file).exists():
+            yield key, Path(file)
+
+
+def _named(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    parts = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ()
+    for name, part in parts:
+        here = f"{key}.{name}".lstrip(".")
+        if isinstance(part, str):
+            if name in NAMES:
+                yield here, part
+        else:
+            yield from _named(part, here)

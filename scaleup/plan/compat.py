@@ -1,5 +1,5 @@
-"""Which strategy, quantization, adapter and precision train together: the one table that the planner refuses by and
-docs/compatibility.md is written from.
+"""The table of strategies, quantizations, adapters and precisions that train together: the planner refuses by it, and
+docs/compatibility.md is written from it.
 
 What cannot work is refused, with a reason and what to do instead. What is ok is trained on a CPU by a test: the loss
 falls, and what should change does and nothing else (tests/distributed/test_compatibility.py goes through this very
@@ -13,14 +13,12 @@ from itertools import product
 from typing import Literal
 
 from scaleup.config.adapters import PrefixAdapter
-from scaleup.config.schema import RunConfig
-from scaleup.config.stages import TrainingConfig
+from scaleup.config.stages.base import TrainingConfig
 from scaleup.errors import Problem
 from scaleup.plan.model_path import adapter_folder, saved_type
 
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 QUANTIZATIONS = (None, "8bit", "4bit")
-STAGES = ("sft", "reward")
 ADAPTERS = ("full", "selective", "lora", "dora", "ia3", "adalora", "prompt_tuning", "prefix")
 PRECISIONS = ("no", "bf16", "fp16")
 
@@ -46,7 +44,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Every cell whose parts are among these; an empty set stands for all."""
+    """Refuses every cell whose parts are among these; an empty set stands for all."""
 
     where: str
     reason: str
@@ -205,8 +203,8 @@ UNMERGEABLE = frozenset(
 
 
 def use_verdict(stage: str, adapter: str) -> Verdict:
-    """Whether a stage can take the result of such a training, whatever strategy trained it. `evaluate` and `generate`
-    load it on its base in 8 or 4 bits as well; an export is merged into the base as it was before that."""
+    """Returns whether a stage can take the result of such a training, whatever strategy trained it. `evaluate` and
+    `generate` load it on its base in 8 or 4 bits as well; an export is merged into the base as it was before that."""
     if stage == "export" and adapter in UNMERGEABLE:
         reason = "it feeds the model more than its input, and no weight could hold that"
         return Verdict(
@@ -215,106 +213,80 @@ def use_verdict(stage: str, adapter: str) -> Verdict:
     return Verdict("ok")
 
 
-UNTESTED_PRECISION = "fp16"
-"""Its loss scale skips steps: nothing that a CPU shows is proof for a GPU."""
+TESTED_PRECISIONS = frozenset({"no", "bf16"})
+"""fp16's loss scale skips steps: nothing that a CPU shows is proof for a GPU."""
 
 
-REWARD_ADAPTERS = frozenset({"full", "lora"})
-"""Those that a test trains a reward model with, under every strategy."""
-REWARD_QUANTIZED = frozenset({"single", "ddp", "zero2"})
-"""Strategies that a test trains one on a quantized base with, in float32."""
+@dataclass(frozen=True)
+class Tested:
+    """Holds which cells of a stage this project's tests train."""
+
+    adapters: frozenset[str] = frozenset()
+    """Those that are trained under every strategy."""
+    precisions: frozenset[str] = frozenset()
+    quantized: frozenset[str] = frozenset()
+    """Strategies under which they are trained on a quantized base in float32."""
+    quantized_precisions: frozenset[str] = frozenset({"no"})
+    also: frozenset[tuple[str, str, str | None, str]] = frozenset()
+    """(adapter, strategy, quantization, precision): single cells beside these."""
+    kind: str = ""
+    """What a note calls the stage, e.g. `PPO of `."""
+
+    def covers(self, cell: Cell) -> bool:
+        """Returns whether a test trains the cell."""
+        if (cell.adapter, cell.strategy, cell.quantization, cell.precision) in self.also:
+            return True
+        if cell.adapter not in self.adapters or cell.precision not in self.precisions:
+            return False
+        return not cell.quantization or (
+            cell.strategy in self.quantized and cell.precision in self.quantized_precisions
+        )
 
 
-PPO_ADAPTERS = frozenset({"full", "lora"})
-"""Those that a test trains a policy with, under every strategy in float32."""
-PPO_ALSO = frozenset(
-    {
-        *(("full", strategy, None, "bf16") for strategy in ("ddp", "zero3", "fsdp2")),
-        *(("lora", strategy, "8bit", "no") for strategy in ("ddp", "zero2")),
-        *(("lora", strategy, "4bit", "no") for strategy in ("single", "ddp", "zero3")),
-        *(("ia3", strategy, None, "no") for strategy in ("single", "ddp")),
-    }
-)
-"""(adapter, strategy, quantization, precision): what else a test trains."""
+NOTHING = Tested()
 
 
-DISTILL_ADAPTERS = frozenset({"full", "lora"})
-"""Those that a test trains a student with, under every strategy in float32."""
-DISTILL_ALSO = frozenset(
-    {
-        *(("full", strategy, None, "bf16") for strategy in ("ddp", "zero3", "fsdp2")),
-        ("lora", "ddp", "4bit", "no"),
-        ("lora", "single", "4bit", "no"),
-    }
-)
-"""(adapter, strategy, quantization, precision): what else a test trains."""
-
-
-def verdict(cell: Cell) -> Verdict:
+def verdict(cell: Cell, tested: Tested = NOTHING) -> Verdict:
+    """Returns whether a cell trains; `tested` says which cells of its stage this project's tests train."""
     for refusal in REFUSALS:
         if refusal.covers(cell):
             return Verdict("refused", refusal.where, refusal.reason, refusal.remedy)
-    return Verdict("ok" if _is_tested(cell) else "untested here")
+    return Verdict("ok" if tested.covers(cell) else "untested here")
 
 
-_ALONE = {"ppo": (PPO_ADAPTERS, PPO_ALSO), "distill": (DISTILL_ADAPTERS, DISTILL_ALSO)}
-"""Stages with tests of their own."""
-
-
-def _is_tested(cell: Cell) -> bool:
-    if cell.stage == "reward" and cell.adapter not in REWARD_ADAPTERS:
-        return False
-    if (
-        cell.stage == "reward"
-        and cell.quantization
-        and (cell.precision != "no" or cell.strategy not in REWARD_QUANTIZED)
-    ):
-        return False
-    if cell.stage in _ALONE:
-        adapters, also = _ALONE[cell.stage]
-        is_plain = cell.quantization is None and cell.precision == "no" and cell.adapter in adapters
-        return is_plain or (cell.adapter, cell.strategy, cell.quantization, cell.precision) in also
-    return cell.precision != UNTESTED_PRECISION
-
-
-def table(stage: str = "sft") -> Iterator[tuple[Cell, Verdict]]:
+def table(tested: Tested, stage: str = "sft") -> Iterator[tuple[Cell, Verdict]]:
+    """Yields every cell of a stage with its verdict."""
     for strategy, quantization, adapter, precision in product(STRATEGIES, QUANTIZATIONS, ADAPTERS, PRECISIONS):
         cell = Cell(strategy, quantization, adapter, precision, stage)
-        yield cell, verdict(cell)
+        yield cell, verdict(cell, tested)
 
 
 def cell_of(config: TrainingConfig, strategy: str | None = None) -> Cell:
-    """Of a config, under its own strategy or another."""
+    """Returns the cell of a config, under its own strategy or another."""
     own = strategy or config.parallel.strategy
     return Cell(own, config.quantization, adapter_of(config), str(config.mixed_precision), config.stage)
 
 
-def compat_problems(config: RunConfig) -> Iterator[Problem]:
-    """What the table refuses. Under auto, what it refuses with every strategy."""
-    if not isinstance(config, TrainingConfig):
-        return
-    found = verdict(cell_of(config))
-    if found.status == "refused":
-        yield Problem(found.where, found.reason, found.remedy)
+def compat_problems(config: TrainingConfig) -> Iterator[Problem]:
+    """Yields what the table refuses. Under auto, what it refuses with every strategy."""
+    answer = verdict(cell_of(config))
+    if answer.status == "refused":
+        yield Problem(answer.where, answer.reason, answer.remedy)
 
 
 def allowed(config: TrainingConfig, strategies: list[str]) -> list[str]:
-    """Those that the table does not refuse."""
+    """Returns the strategies that the table does not refuse."""
     return [name for name in strategies if verdict(cell_of(config, name)).status != "refused"]
 
 
-def untested_notes(config: RunConfig, strategy: str) -> list[str]:
-    if not isinstance(config, TrainingConfig):
-        return []
+def untested_notes(config: TrainingConfig, strategy: str, tested: Tested) -> list[str]:
+    """Returns a note for the plan where no test trains what the config combines."""
     cell = cell_of(config, strategy)
-    if verdict(cell).status != "untested here":
+    if verdict(cell, tested).status != "untested here":
         return []
     parts = [strategy, *([cell.quantization] if cell.quantization else []), cell.adapter]
-    together = " with ".join(parts)
-    kind = {"reward": "a reward model of ", "ppo": "PPO of ", "distill": "a distillation into "}.get(cell.stage, "")
-    return [
-        f"{kind}{together} in precision {cell.precision} is not covered by this project's tests: docs/compatibility.md"
-    ]
+    what = f"{tested.kind}{' with '.join(parts)} in precision {cell.precision}"
+    return [f"{what} is not covered by this project's tests: docs/compatibility.md"]
 
 
 def adapter_of(config: TrainingConfig) -> str:

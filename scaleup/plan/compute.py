@@ -1,16 +1,16 @@
-"""How much arithmetic a run is, how long it takes at a stated rate, and whether its data is much or little.
+"""The arithmetic of a run in floating-point operations, its duration at a stated rate, and the size of its data beside
+the model's.
 
 A token costs 2 N operations forward and 4 N backward (Kaplan et al. 2020, section 2.1), N the parameters that products
-use, and 12 L H Q T more for attention over T tokens (Chowdhery et al. 2022, appendix B), where L H Q is the width
-of all layers' heads together. Frozen parameters have no gradient of their own: 4 N. Recomputed activations cost one
+use, and 12 L H Q T more for attention over T tokens (Chowdhery et al. 2022, appendix B), where L H Q is the width of
+all layers' heads together. Frozen parameters have no gradient of their own: 4 N. Recomputed activations cost one
 forward pass more. In an encoder-decoder model a token goes through one half of the model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scaleup.config.stages import RewardConfig, SupervisedConfig
-from scaleup.plan.cached_teacher import has_cached_teacher
+from scaleup.config.stages.base import SupervisedConfig
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import BatchPlan, ComputePlan
 
@@ -20,14 +20,14 @@ TOKENS_A_PARAMETER = 20
 
 @dataclass(frozen=True)
 class Rate:
-    """Of one device: what it could do, and the share of that which a run gets."""
+    """Holds the peak rate of one device, and the share of it that a run attains."""
 
     teraflops: float | None = None
     utilisation: float = 0.4
 
 
 def flops_a_token(facts: ModelFacts, length: int, gradient_checkpointing: bool) -> int:
-    """Of training, in floating-point operations."""
+    """Returns the floating-point operations that training takes per token."""
     halves = _halves(facts)
     used = (facts.num_parameters - facts.num_lookup_parameters) // halves
     frozen = (facts.num_parameters - facts.num_trainable_parameters) // halves
@@ -36,10 +36,9 @@ def flops_a_token(facts: ModelFacts, length: int, gradient_checkpointing: bool) 
     return forward * (1 + gradient_checkpointing) + backward
 
 
-def tokens_at_most(config: SupervisedConfig, batch: BatchPlan) -> int | None:
-    """Tokens of all steps, if every row were as long as it may be; None where the steps are not known. A pair is two
-    texts."""
-    length = config.data.max_length * (2 if isinstance(config, RewardConfig) else 1)
+def tokens_at_most(config: SupervisedConfig, batch: BatchPlan, texts_a_row: int = 1) -> int | None:
+    """Returns the tokens of all steps if every row had `max_length` tokens; None if the number of steps is unknown."""
+    length = config.data.max_length * texts_a_row
     if batch.num_steps is None:
         if batch.num_train_rows is None or config.train.num_train_epochs is None:
             return None
@@ -50,27 +49,39 @@ def tokens_at_most(config: SupervisedConfig, batch: BatchPlan) -> int | None:
 
 
 def flops_forward(facts: ModelFacts, length: int) -> int:
-    """Of a forward pass, a token."""
+    """Returns the floating-point operations that a forward pass takes per token."""
     used = (facts.num_parameters - facts.num_lookup_parameters) // _halves(facts)
     return 2 * used + 4 * facts.attention_width * length
 
 
 def _halves(facts: ModelFacts) -> int:
-    """Of the model, of which a token goes through one."""
+    """Returns the number of halves (encoder and decoder) of the model, of which a token goes through one."""
     return 1 if facts.pooling in ("whole", "last") or facts.task == "causal_lm" else 2
 
 
+@dataclass(frozen=True)
+class Workload:
+    """Holds what a stage adds to one forward and backward pass over each row."""
+
+    texts_a_row: int = 1
+    """Two of a pair."""
+    teacher: ModelFacts | None = None
+    """Costs its forward pass."""
+    is_cached: bool = False
+    """The teacher goes over the rows once, before training."""
+
+
 def compute_plan(
-    config: SupervisedConfig, facts: ModelFacts, batch: BatchPlan, rate: Rate, teacher: ModelFacts | None = None
+    config: SupervisedConfig, facts: ModelFacts, batch: BatchPlan, rate: Rate, work: Workload
 ) -> ComputePlan:
-    """Of the run; a teacher costs its forward pass, one that is cached a single one over the rows."""
+    """Returns the arithmetic of a run in floating-point operations."""
     a_token = flops_a_token(facts, config.data.max_length, config.gradient_checkpointing)
-    once, asked = 0, flops_forward(teacher, config.data.max_length) if teacher else 0
-    if has_cached_teacher(config):
-        once = (batch.num_train_rows or 0) * config.data.max_length * asked
+    once, of_teacher = 0, flops_forward(work.teacher, config.data.max_length) if work.teacher else 0
+    if work.is_cached:
+        once = (batch.num_train_rows or 0) * config.data.max_length * of_teacher
     else:
-        a_token += asked
-    tokens = tokens_at_most(config, batch)
+        a_token += of_teacher
+    tokens = tokens_at_most(config, batch, work.texts_a_row)
     total = None if tokens is None else tokens * a_token + once
     hours = None
     if total is not None and rate.teraflops is not None:

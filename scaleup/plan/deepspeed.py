@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from scaleup.config.schema import ParallelConfig
-from scaleup.config.stages import TrainingConfig
+from scaleup.config.stages.base import TrainingConfig
 
 BUCKET = 50_000_000
 """Elements that travel at once, in every collective."""
@@ -16,7 +16,7 @@ PERSISTENT = 100_000
 
 
 def deepspeed_settings(config: TrainingConfig, stage: int) -> dict[str, Any]:
-    """`stage` 1 shards the optimizer state, 2 also gradients, 3 also parameters.
+    """Returns DeepSpeed's settings. `stage` 1 shards the optimizer state, 2 also gradients, 3 also parameters.
 
     Accumulation is 1 here because the loop itself says which micro-batch is the last of a step."""
     parallel = config.parallel
@@ -41,7 +41,7 @@ def deepspeed_settings(config: TrainingConfig, stage: int) -> dict[str, Any]:
 
 
 def inference_settings(parallel: ParallelConfig, mixed_precision: str) -> dict[str, Any]:
-    """ZeRO-3 of a model that is not trained: its parameters are sharded, and there is nothing else."""
+    """Returns the ZeRO-3 settings of a model that is not trained: only its parameters are sharded."""
     zero = {"stage": 3, "offload_optimizer": {"device": "none"}, **_sharded_parameters(parallel.offload_parameters)}
     return {**_common(mixed_precision), "gradient_clipping": 0.0, "zero_optimization": zero}
 

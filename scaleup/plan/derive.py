@@ -12,25 +12,27 @@ import yaml
 
 from scaleup.artifacts.run_folder import RunFolder, finished_run
 from scaleup.config.load import Loaded, load_leniently, load_mapping
-from scaleup.config.schema import DataConfig
+from scaleup.config.run import RunConfig
 from scaleup.errors import Problem, ScaleupError
+from scaleup.plan.stages import planner_of
 from scaleup.records.examples import format_problems
 
 
 def evaluation_config(target: Path, overrides: Sequence[str]) -> Loaded:
-    """Of a finished run: its model beside the one it started from, or its teacher. Or of a config file with stage
-    evaluate."""
+    """Returns the evaluation of a finished run (its model beside the one it started from, or its teacher), or the
+    config in a file with stage evaluate."""
     return _derived(target, "evaluate", "evaluations", overrides)
 
 
 def generation_config(target: Path, overrides: Sequence[str], prompts: Sequence[str] = ()) -> Loaded:
-    """Of a finished run, or of a config file with stage generate; `prompts` take the place of data.test."""
+    """Returns the generation of a finished run, or the config in a file with stage generate; `prompts` replace
+    data.test."""
     given = [f"generation.prompts={yaml.safe_dump(list(prompts), default_flow_style=True, width=inf)}"]
     return _derived(target, "generate", "generations", [*overrides, *(given if prompts else [])])
 
 
 def export_config(target: Path, overrides: Sequence[str]) -> Loaded:
-    """Of a finished run. Or of a config file with stage export."""
+    """Returns the export of a finished run, or the config in a file with stage export."""
     return _derived(target, "export", "exports", overrides)
 
 
@@ -43,8 +45,8 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
             raise ScaleupError([Problem(str(target), what, remedy), *loaded.problems])
         return loaded
     run = finished_run(target)
-    known = run.config.model_dump(mode="json")
-    if run.config.stage == "reward" and stage == "generate":
+    known, planner = run.config.model_dump(mode="json"), planner_of(run.config)
+    if stage == "generate" and not planner.writes_text:
         what = "is the run of a reward model, which scores texts and writes none"
         raise ScaleupError.of(str(target), what, "measure it: scaleup evaluate")
     raw = {
@@ -53,19 +55,17 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
         "runs_dir": str(run.path / folder),
         "model": {**known["model"], "path": str(run.path), "revision": None},
         "data": {**known["data"], "streaming": False, "validation_fraction": None},
-        **(_export_keys(known) if stage == "export" else _inference_keys(known)),
+        **(_export_keys(run.config) if stage == "export" else _inference_keys(run.config)),
     }
-    if stage == "evaluate" and run.config.stage not in ("evaluate", "reward"):
-        raw["baseline"] = known.get("teacher") or known["model"]
+    if stage == "evaluate" and (before := planner.before(run.config)) is not None:
+        raw["baseline"] = before.model_dump(mode="json")
     return load_mapping(raw, overrides)
 
 
-def _inference_keys(known: dict[str, Any]) -> dict[str, Any]:
-    generation = known.get("generation", {})
-    if generation is None:
-        generation = {"max_new_tokens": known["ppo"]["max_new_tokens"]}
+def _inference_keys(config: RunConfig) -> dict[str, Any]:
+    known = config.model_dump(mode="json")
     return {
-        "generation": generation,
+        "generation": planner_of(config).generation(config).model_dump(mode="json"),
         "evaluation": known.get("evaluation", {}),
         "mixed_precision": known["mixed_precision"],
         "quantization": known.get("quantization"),
@@ -73,13 +73,14 @@ def _inference_keys(known: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _export_keys(known: dict[str, Any]) -> dict[str, Any]:
-    """In one process, checked on held-out rows of the run, or else on those it was trained on; of rows that are prompts
-    or preferences nothing is checked."""
+def _export_keys(config: RunConfig) -> dict[str, Any]:
+    """Returns the keys of an export in one process, checked on held-out rows of the run, or else on those it was
+    trained on; of rows that are prompts or preferences nothing is checked."""
+    known = config.model_dump(mode="json")
     data = {**known["data"], "train": None, "validation": None, "test": None, "validation_fraction": None}
     split = next((split for split in ("test", "validation", "train") if known["data"][split]), "test")
     rows = [{**source, "split": source["split"] or split} for source in known["data"][split] or []]
-    if known["stage"] == "reward" or format_problems(DataConfig.model_validate(known["data"]), [split]):
+    if not planner_of(config).writes_text or format_problems(config.data, [split]):
         rows = []
     return {
         "data": {**data, "test": rows or None},

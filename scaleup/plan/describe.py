@@ -1,11 +1,10 @@
-"""Ask the data plane about models. It answers from a process of its own; answers about local models are kept in the
+"""Descriptions of models, computed by the data plane in a process of its own; those of local models are kept in the
 user's cache, so that planning the same model again costs nothing."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,28 +13,27 @@ from importlib import metadata
 from pathlib import Path
 
 import scaleup
-from scaleup.artifacts.files import read_json, write_json
+from scaleup.artifacts.files import cache_folder, read_json, write_json
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import Problem, ScaleupError
+from scaleup.plan.extras import check_data_plane
 from scaleup.plan.facts import MicroBatch, ModelFacts
 from scaleup.plan.model_path import model_folder
 
-TRACED = ("describe", "footprint", "head_loss", "losses", "preference")
-"""Modules of train/ that a footprint depends on."""
-
 
 def describe_models(models: Mapping[str, ModelConfig], micro_batch: MicroBatch | None = None) -> dict[str, ModelFacts]:
-    """Config key (`model`, `baseline`) -> facts, those of `model` with the footprint of a micro-batch to train on.
-    Package and built-in models are made into folders on the way.
+    """Returns the facts of models by config key (`model`, `baseline`), those of `model` with the footprint of a
+    micro-batch. Package and built-in models are made into folders on the way.
 
-    Raises ScaleupError with every problem the data plane found."""
-    asked = {where: (model, micro_batch if where == "model" else None) for where, model in models.items()}
-    facts = {where: found for where, about in asked.items() if (found := _remembered(*about)) is not None}
-    missing = {where: about for where, about in asked.items() if where not in facts}
+    Raises DataPlaneMissing where torch is not installed, ScaleupError with every problem the data plane found."""
+    check_data_plane()
+    requests = {where: (model, micro_batch if where == "model" else None) for where, model in models.items()}
+    facts = {where: cached for where, request in requests.items() if (cached := _remembered(*request)) is not None}
+    missing = {where: request for where, request in requests.items() if where not in facts}
     if missing:
-        for where, found in _ask(missing).items():
-            facts[where] = found
-            _remember(*missing[where], found)
+        for where, described in _ask(missing).items():
+            facts[where] = described
+            _remember(*missing[where], described)
     return facts
 
 
@@ -48,7 +46,7 @@ def _ask(models: Mapping[str, tuple[ModelConfig, MicroBatch | None]]) -> dict[st
         }
         for where, (model, micro_batch) in models.items()
     ]
-    command = [sys.executable, "-m", "scaleup.train.describe"]
+    command = [sys.executable, "-m", "scaleup.describe.answer"]
     answer = subprocess.run(command, input=json.dumps(question), stdout=subprocess.PIPE, text=True, check=False)
     if answer.returncode != 0 or not answer.stdout.strip():
         raise RuntimeError(f"{' '.join(command)} failed with exit code {answer.returncode}; its error stands above")
@@ -59,7 +57,7 @@ def _ask(models: Mapping[str, tuple[ModelConfig, MicroBatch | None]]) -> dict[st
 
 
 def _cache_file(model: ModelConfig, micro_batch: MicroBatch | None) -> Path | None:
-    """None where an answer may change without our seeing it."""
+    """Returns where the answer is cached; None if it could change unnoticed."""
     parts = [model.model_dump_json(), *(metadata.version(name) for name in ("transformers", "torch", "peft"))]
     parts.append(micro_batch.model_dump_json() if micro_batch else "")
     adapter = getattr(getattr(model, "adapter", None), "path", None)
@@ -69,15 +67,16 @@ def _cache_file(model: ModelConfig, micro_batch: MicroBatch | None) -> Path | No
             return None
         parts += marks
     package = Path(scaleup.__file__).parent
-    sources = sorted((package / "models").glob("*.py")) + [package / "train" / f"{name}.py" for name in TRACED]
+    # What an answer follows from: how models are described and built, and the losses whose footprint is traced.
+    sources = sorted(file for room in ("describe", "models", "train") for file in (package / room).glob("*.py"))
+    sources.append(package / "plan" / "arithmetic.py")
     parts += [source.read_text(encoding="utf-8") for source in sources]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "scaleup" / "facts" / f"{key}.json"
+    return cache_folder() / "facts" / f"{key}.json"
 
 
 def _marks(path: str) -> list[str] | None:
-    """What changes with the model at a path; None where that cannot be seen (hub names)."""
+    """Returns what changes with the model at a path; None where that cannot be seen (hub names)."""
     if path.startswith("builtin:"):
         return []
     if path.startswith("package:"):

@@ -1,5 +1,5 @@
-"""What the plan knows of a model. The data plane computes it in a process of its own, without loading
-weights (`python -m scaleup.train.describe`), and hands it back as JSON."""
+"""Facts of a model that the plan needs. The data plane computes them in a process of its own, without loading weights
+(`python -m scaleup.describe.answer`), and hands them back as JSON."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from scaleup.config.adapters import AdapterConfig, Quantization
-from scaleup.config.distill import EveryLayer
-from scaleup.config.prune import PruneSettings
 from scaleup.config.schema import ModelConfig
+from scaleup.config.stages.distill import EveryLayer
+from scaleup.config.stages.prune import PruneSettings
 
 
 class Tensors(BaseModel):
-    """Parameters of one shape. Models have few shapes, however many layers they have."""
+    """Stands for all parameters of one shape. Models have few shapes, however many layers they have."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,7 +27,7 @@ class Tensors(BaseModel):
 
     @property
     def elements(self) -> int:
-        """Of one of them."""
+        """Returns the number of elements of one of them."""
         return prod(self.shape)
 
 
@@ -36,7 +36,7 @@ Arithmetic = Literal["float32", "autocast", "low"]
 
 
 class MicroBatch(BaseModel):
-    """What a rank takes at a time, at most: so many rows of `max_length` tokens, or so many tokens."""
+    """Holds the most that a rank trains on at a time: so many rows of `max_length` tokens, or so many tokens."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,8 +50,8 @@ class MicroBatch(BaseModel):
     """Those that the run's strategies may use at its precision."""
 
     def shape(self, is_double: bool) -> tuple[int, int]:
-        """Rows, and the tokens of each: of the prompt and of the target alike for an encoder-decoder model, of both
-        texts of a pair for a reward model."""
+        """Returns the rows, and the tokens of each: of the prompt and of the target alike for an encoder-decoder model,
+        of both texts of a pair for a reward model."""
         if self.tokens is None:
             return self.rows, self.max_length
         tokens = self.tokens // (1 + is_double)
@@ -60,7 +60,7 @@ class MicroBatch(BaseModel):
 
 
 class Footprint(BaseModel):
-    """Bytes that a micro-batch needs beside the weights. Traced on the model itself without storage."""
+    """Holds the bytes that a micro-batch needs beside the weights, traced on the model itself without storage."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -74,12 +74,12 @@ class Footprint(BaseModel):
     the most gradients, those between are the fullest where gradients are held in part."""
 
     def most(self, held: float) -> int:
-        """At the fullest moment, if the share `held` of the settled gradients is counted."""
+        """Returns the bytes at the fullest moment, if the share `held` of the settled gradients is counted."""
         return max(int(activations + held * gradients) for activations, gradients in self.moments)
 
     def after(self, settled: int, held: float) -> int:
-        """As `most`, once so many bytes of gradients have settled; at most, for moments between two that are known are
-        taken to lie on the line."""
+        """Returns an upper bound of `most` once `settled` bytes of gradients are there: between two known moments, both
+        amounts are interpolated linearly."""
         later = [moment for moment in self.moments if moment[1] >= settled]
         for (most, before), (least, behind) in pairwise(self.moments):
             if before < settled < behind:
@@ -87,14 +87,15 @@ class Footprint(BaseModel):
         return max((int(activations + held * gradients) for activations, gradients in later), default=0)
 
     def grown(self, states: int, chunks: int) -> Footprint:
-        """With so many bytes more throughout the forward and backward pass, and while the loss is made."""
+        """Returns the footprint with `states` bytes more throughout both passes, and `chunks` more while the loss is
+        computed."""
         moments = tuple((most + states + chunks, gradients) for most, gradients in self.moments)
         update = {"forward": self.forward + states, "logits": self.logits + chunks, "moments": moments}
         return self.model_copy(update=update)
 
 
 class Parts(BaseModel):
-    """What of a model can be cut, and what it becomes."""
+    """Holds which parts of a model can be cut, and what the model becomes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -111,6 +112,12 @@ class Parts(BaseModel):
     """After the cut; None where it cannot be made."""
     refused: str | None = None
     """What Transformers has against the config of the cut model."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Returns the sizes before the cut, by the names of the settings for those after it."""
+        sizes = {key: getattr(self, key) for key in ("intermediate_size", "num_key_value_heads", "head_dim")}
+        return {"layers": min(self.depths), **sizes}
 
 
 class ModelFacts(BaseModel):
@@ -169,14 +176,19 @@ class ModelFacts(BaseModel):
     footprints: tuple[Footprint, ...] = ()
     """Of the run's micro-batch, where it trains."""
     untraced: str | None = None
-    """Why there is none although it does."""
+    """Why the model could not be traced, where it trains; None if it was."""
+
+    @property
+    def tokenizer_at(self) -> str:
+        """Returns the folder of the tokenizer."""
+        return self.tokenizer_location or self.location
 
     def footprint(self, arithmetic: Arithmetic) -> Footprint | None:
-        return next((found for found in self.footprints if found.arithmetic == arithmetic), None)
+        return next((each for each in self.footprints if each.arithmetic == arithmetic), None)
 
 
-class AskedModel(ModelConfig):
-    """A model, and what is made of it before it is trained."""
+class ModelRequest(ModelConfig):
+    """Asks for the facts of a config's model after what is done to it before it is trained."""
 
     adapter: AdapterConfig | None = None
     quantization: Quantization | None = None

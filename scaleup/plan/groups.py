@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from scaleup.config.schema import ParallelConfig, RunConfig
-from scaleup.config.stages import PPOConfig
+from scaleup.config.reward_source import RewardSource
+from scaleup.config.run import RunConfig
+from scaleup.config.schema import ParallelConfig
+from scaleup.errors import Problem
 from scaleup.plan.deepspeed import inference_settings
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
-from scaleup.plan.patience import progress_timeout
-from scaleup.plan.strategy import group_settings, settle, share_of
+from scaleup.plan.strategy import budget_of, choose_strategy, group_settings
 from scaleup.plan.types import BridgePlan, GroupPlan
 
 REWARD = "reward"
@@ -22,29 +24,51 @@ def device_of(parallel: ParallelConfig, machine: Machine) -> Literal["cpu", "cud
     return parallel.device
 
 
-def has_reward_group(config: RunConfig) -> bool:
-    return isinstance(config, PPOConfig) and config.reward.placement == "group"
+BEFORE_COLLECTIVES = 0.9
+"""The share of a collective's timeout after which a group that stands still hangs: later it would end unnamed."""
+BESIDE_AN_ANSWER = 30.0
+"""Seconds by which waiting for scores may last longer than the answer."""
+
+
+def progress_timeout(config: RunConfig) -> float:
+    """Returns the seconds without progress after which the leading group counts as hung: what the config sets, or nine
+    tenths of a collective's timeout, and more than it may have to wait for scores."""
+    parallel = config.parallel
+    if parallel.progress_timeout_seconds is not None:
+        return parallel.progress_timeout_seconds
+    return max(BEFORE_COLLECTIVES * parallel.timeout_seconds, config.answer_seconds + BESIDE_AN_ANSWER)
+
+
+def patience_problems(config: RunConfig) -> Iterator[Problem]:
+    progress, timeout = config.parallel.progress_timeout_seconds, config.parallel.timeout_seconds
+    where, answer = "parallel.progress_timeout_seconds", config.answer_seconds
+    if progress is not None and progress >= timeout:
+        what = f"{progress} is not less than timeout_seconds {timeout}: a collective would end first, and name no rank"
+        yield Problem(where, what, f"use at most {int(BEFORE_COLLECTIVES * timeout)}, or raise timeout_seconds")
+    if progress is not None and progress <= answer:
+        what = f"{progress} is not more than reward.timeout_seconds {answer:g}, which the policy may wait for scores"
+        yield Problem(where, what, "use more, or lower reward.timeout_seconds")
 
 
 def groups_of(config: RunConfig, machine: Machine, facts: ModelFacts, before: str | None) -> list[GroupPlan]:
-    """The group that leads comes first. `facts` are of what is trained in it, `before` its strategy so far.
+    """Returns the groups of a run, the leading one first. `facts` are of what is trained in it, `before` its strategy
+    so far.
 
-    Raises ScaleupError as `settle` does."""
+    Raises ScaleupError as `choose_strategy` does."""
     policy = _policy_group(config, machine, facts, before)
-    if isinstance(config, PPOConfig) and has_reward_group(config):
-        return [policy, _reward_group(config, machine, policy)]
-    return [policy]
+    reward = config.reward_group
+    return [policy] if reward is None else [policy, _reward_group(config, reward, machine, policy)]
 
 
 def bridge_of(config: RunConfig, policy: GroupPlan) -> BridgePlan | None:
-    if not isinstance(config, PPOConfig) or not has_reward_group(config):
+    if (reward := config.reward_group) is None:
         return None
-    is_on_one_node = policy.num_nodes == 1 and not config.reward.own_nodes
-    return BridgePlan(address="127.0.0.1" if is_on_one_node else policy.main_address, port=config.reward.bridge_port)
+    is_on_one_node = policy.num_nodes == 1 and not reward.own_nodes
+    return BridgePlan(address="127.0.0.1" if is_on_one_node else policy.main_address, port=reward.bridge_port)
 
 
 def resized(group: GroupPlan, num_processes: int) -> GroupPlan:
-    """A group that serves, of another size: on the same cores, under the same strategy."""
+    """Returns a serving group with another number of processes, on the same cores and under the same strategy."""
     threads = max(1, group.threads_per_process * group.num_processes // num_processes)
     settings = _serving_settings(group.strategy, num_processes, group.device, group.deepspeed)
     sizes = {"num_processes": num_processes, "threads_per_process": threads}
@@ -53,7 +77,7 @@ def resized(group: GroupPlan, num_processes: int) -> GroupPlan:
 
 def _policy_group(config: RunConfig, machine: Machine, facts: ModelFacts, before: str | None) -> GroupPlan:
     parallel, device = config.parallel, device_of(config.parallel, machine)
-    strategy, why = settle(config, facts, share_of(config, machine, device), before)
+    strategy, why = choose_strategy(config, facts, budget_of(config, machine, device), before)
     return GroupPlan(
         name="policy",
         timeout_seconds=parallel.timeout_seconds,
@@ -72,9 +96,10 @@ def _policy_group(config: RunConfig, machine: Machine, facts: ModelFacts, before
     )
 
 
-def _reward_group(config: PPOConfig, machine: Machine, policy: GroupPlan) -> GroupPlan:
-    """On the first node, beside the policy's processes there, or on one after the policy's."""
-    reward, parallel = config.reward, config.reward.parallel
+def _reward_group(config: RunConfig, reward: RewardSource, machine: Machine, policy: GroupPlan) -> GroupPlan:
+    """Plans the reward group on the first node, beside the policy's processes there, or on a node after the
+    policy's."""
+    parallel = reward.parallel
     device = device_of(parallel, machine)
     comes_after = device == policy.device == "cuda" and not reward.own_nodes
     settings = inference_settings(parallel, reward.mixed_precision)
@@ -100,17 +125,18 @@ def _reward_group(config: PPOConfig, machine: Machine, policy: GroupPlan) -> Gro
 
 
 def _threads(config: RunConfig, machine: Machine, group: str) -> int:
-    """Of each of a group's processes: the cores of a node divided by the processes of all groups there."""
+    """Returns the threads of each of a group's processes: the cores of a node divided by the processes of all groups
+    there."""
     counts = {"policy": config.parallel.num_processes // config.parallel.num_nodes}
-    if isinstance(config, PPOConfig) and has_reward_group(config):
-        counts[REWARD] = config.reward.parallel.num_processes
-        if config.reward.own_nodes:
+    if (reward := config.reward_group) is not None:
+        counts[REWARD] = reward.parallel.num_processes
+        if reward.own_nodes:
             counts = {group: counts[group]}
     return max(1, machine.num_cores // max(1, sum(counts.values())))
 
 
 def _serving_settings(strategy: str, count: int, device: str, deepspeed: dict[str, Any] | None) -> dict[str, Any]:
-    """As `group_settings`, of a model that is not trained: it is sharded, or whole on each rank and not wrapped."""
+    """Returns `group_settings` for a model that is not trained: sharded, or whole on each rank and not wrapped."""
     if strategy == "zero3":
         what = f"ZeRO-3: parameters sharded over {count} process(es) by DeepSpeed"
         expected = {"distributed_type": "DEEPSPEED", "engine": "DeepSpeedEngine", "zero_stage": 3}

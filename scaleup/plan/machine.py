@@ -1,15 +1,23 @@
-"""What the machine at hand offers, read without torch."""
+"""The machine at hand, examined without torch; or one that is described instead: `scaleup plan CONFIG --gpus 64
+--gpu-memory 80`."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
+from scaleup.errors import Problem, ScaleupError
+
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 GPU_MEMORY = ("nvidia-smi", "--query-gpu=memory.total --format=csv,noheader,nounits")
+
+CORES_A_GPU = 8
+"""Of a described machine: only the number of threads depends on it."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,7 @@ class Machine:
     gpu_memory: int | None = None
     """Bytes of the smallest GPU; None where there is none, or no driver to ask."""
     is_described: bool = False
-    """It is told of and not at hand: nothing can be started, so a model may lack its weights."""
+    """It is described and not this one: nothing can be started, so a model may lack its weights."""
 
 
 def this_machine() -> Machine:
@@ -35,7 +43,7 @@ def this_machine() -> Machine:
 
 
 def _count_gpus() -> int:
-    """NVIDIA GPUs that the driver lists, less those hidden by CUDA_VISIBLE_DEVICES."""
+    """Returns the number of NVIDIA GPUs that the driver lists, less those hidden by CUDA_VISIBLE_DEVICES."""
     present = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
@@ -44,17 +52,16 @@ def _count_gpus() -> int:
 
 
 def _memory() -> int | None:
-    """What the machine has, or its container or job may use if that is less."""
+    """Returns the bytes that the machine has, or that its container or job may use if that is less."""
     try:
-        lines = (PROC / "meminfo").read_text().splitlines()
-        total = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemTotal:"))
-    except (OSError, ValueError, StopIteration):
+        total = psutil.virtual_memory().total
+    except (OSError, KeyError, psutil.Error):  # KeyError: a /proc/meminfo without that line
         return None
     return min([total, *_limits()])
 
 
 def _limits() -> Iterator[int]:
-    """Of the control groups that this process is in, of either version, and of those around them."""
+    """Yields the limits of the control groups that this process is in, of either version, and of those around them."""
     for line in _text(PROC / "self" / "cgroup").splitlines():
         _, controllers, place = line.split(":", 2)
         if controllers not in ("", "memory"):
@@ -74,10 +81,38 @@ def _text(file: Path) -> str:
 
 
 def _gpu_memory() -> int | None:
-    """Of the smallest GPU of the machine, whichever of them the run will get."""
+    """Returns the memory of the smallest GPU of the machine, whichever of them the run will get."""
     program, options = GPU_MEMORY
     try:
         done = subprocess.run([program, *options.split()], capture_output=True, text=True, check=True, timeout=20)
         return min(int(line) for line in done.stdout.split()) * 2**20
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
+
+
+def described_machine(
+    gpus: int | None, gpu_memory: float | None, nodes: int | None, overrides: Sequence[str]
+) -> tuple[Machine, list[str]]:
+    """Returns one of `nodes` equal machines, with `gpus` in all and so many GiB each, and the changes to a config that
+    make it use them all; this machine if nothing is described.
+
+    Raises ScaleupError if the description is invalid."""
+    if gpus is None and gpu_memory is None and nodes is None:
+        return this_machine(), list(overrides)
+    problems = []
+    if gpus is None:
+        problems.append(Problem("--gpus", "is needed to describe a machine", "say how many GPUs there are in all"))
+    if gpu_memory is None:
+        problems.append(Problem("--gpu-memory", "is needed to describe a machine", "give the GiB of one GPU, e.g. 80"))
+    if gpus is not None and gpus % (nodes or 1):
+        problems.append(Problem("--gpus", f"{gpus} do not divide over {nodes} nodes", f"use a multiple of {nodes}"))
+    if problems:
+        raise ScaleupError(problems)
+    assert gpus is not None and gpu_memory is not None
+    nodes = nodes or 1
+    a_node = gpus // nodes
+    machine = Machine(
+        num_cores=CORES_A_GPU * a_node, num_gpus=a_node, gpu_memory=int(gpu_memory * 2**30), is_described=True
+    )
+    used = ["parallel.device=cuda", f"parallel.num_processes={gpus}", f"parallel.num_nodes={nodes}"]
+    return machine, [*overrides, *used]

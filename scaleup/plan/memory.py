@@ -4,6 +4,10 @@ What is counted is held at the fullest moment of a step, which is the end of its
 the optimizer keeps, and the buffers that an engine keeps to communicate. Activations come on top, and what lives for a
 moment only: the copy of a gradient that is on its way into a bucket, the temporaries of the optimizer's step.
 
+The most a rank has at any moment (`peak`) is less than the sum of all parts, since moments differ: activations are gone
+when the optimizer steps, and where nothing communicates a gradient takes space only once it is there. How many bytes a
+micro-batch needs beside weights is traced on the model itself (describe/footprint.py).
+
 The partitioning is that of ZeRO (Rajbhandari et al. 2020, section 3). The rest are facts of the pinned versions of
 torch, Accelerate and DeepSpeed, measured by benchmarks/memory/held.py and told in docs/design/memory.md. AdamW keeps
 two float32 moments a parameter (Loshchilov & Hutter 2019), SGD one with momentum and none without."""
@@ -14,28 +18,31 @@ from collections.abc import Callable, Iterable
 from math import prod
 
 from scaleup.config.schema import OptimizationConfig
-from scaleup.config.stages import TrainingConfig
+from scaleup.config.stages.base import SupervisedConfig, TrainingConfig
+from scaleup.plan.batches import accumulation, micro_batch
 from scaleup.plan.deepspeed import BUCKET, LIVE, PERSISTENT
-from scaleup.plan.facts import ModelFacts, Tensors
+from scaleup.plan.facts import Arithmetic, Footprint, MicroBatch, ModelFacts, Tensors
 from scaleup.plan.types import GroupPlan, MemoryPlan
 
 FLOAT32 = 4
 
 
 def training_memory(facts: ModelFacts, config: TrainingConfig, strategy: str, processes: int) -> MemoryPlan:
-    """What each of `processes` ranks holds; the fullest rank, where padding makes them differ."""
+    """Returns the bytes that each of `processes` ranks holds, or the fullest rank, where padding makes them differ."""
     formula = _FORMULAS[strategy]
     return formula(facts, config, strategy, processes)
 
 
 def inference_memory(facts: ModelFacts, strategy: str, quantization: str | None = None) -> MemoryPlan:
-    """Every rank holds the whole model: in float32 whatever the precision of its arithmetic, quantized parts aside."""
+    """Returns the bytes of a whole model on each rank: in float32 whatever the precision of its arithmetic, quantized
+    parts aside."""
     weights = _bytes(facts.tensors, FLOAT32, quantization)
     return MemoryPlan(strategy=strategy, weights=weights, gradients=0, optimizer=0)
 
 
 def serving_memory(facts: ModelFacts, group: GroupPlan, quantization: str | None) -> MemoryPlan:
-    """Of a rank that only scores: whole, or sharded as `_zero3` and `_fsdp2` do, without what training adds."""
+    """Returns the bytes of a rank that only scores: whole, or sharded as `_zero3` and `_fsdp2` do, without what
+    training adds."""
     count = group.num_processes
     if group.strategy == "zero3":
         width = FLOAT32 if group.mixed_precision == "no" else 2
@@ -53,8 +60,9 @@ def serving_memory(facts: ModelFacts, group: GroupPlan, quantization: str | None
 
 
 def quantized_bytes(shape: tuple[int, ...], quantization: str | None) -> int:
-    """Of one matrix as bitsandbytes keeps it. LLM.int8: a byte a number and a float32 a row. nf4: half a byte a number,
-    a byte for each block of 64, a float32 for each 256 of these, two tables (of 16 and 256 float32) and an offset."""
+    """Returns the bytes of one matrix as bitsandbytes keeps it. LLM.int8: a byte a number and a float32 a row. nf4:
+    half a byte a number, a byte for each block of 64, a float32 for each 256 of these, two tables (of 16 and 256
+    float32) and an offset."""
     elements = prod(shape)
     if quantization == "8bit":
         return elements + FLOAT32 * shape[0]
@@ -62,14 +70,16 @@ def quantized_bytes(shape: tuple[int, ...], quantization: str | None) -> int:
     return -(-elements // 2) + blocks + FLOAT32 * (-(-blocks // 256) + 16 + 256 + 1)
 
 
-def _bytes(found: Iterable[Tensors], width: int, quantization: str | None) -> int:
-    """What tensors take whole, with `width` bytes a number that is not quantized."""
-    return sum(t.count * (quantized_bytes(t.shape, quantization) if t.quantized else width * t.elements) for t in found)
+def _bytes(tensors: Iterable[Tensors], width: int, quantization: str | None) -> int:
+    """Returns the bytes of whole tensors, with `width` bytes a number that is not quantized."""
+    return sum(
+        t.count * (quantized_bytes(t.shape, quantization) if t.quantized else width * t.elements) for t in tensors
+    )
 
 
 def _replicated(facts: ModelFacts, config: TrainingConfig, strategy: str, processes: int) -> MemoryPlan:
-    """`single` and `ddp`: everything, on each rank. Weights and gradients stay float32 under autocast; DDP's buckets
-    are the gradients themselves (`gradient_as_bucket_view`)."""
+    """Returns the memory of `single` and `ddp`: everything is on each rank. Weights and gradients stay float32 under
+    autocast; DDP's buckets are the gradients themselves (`gradient_as_bucket_view`)."""
     trainable = facts.num_trainable_parameters
     return MemoryPlan(
         strategy=strategy,
@@ -153,12 +163,13 @@ def moments(train: OptimizationConfig) -> int:
 
 
 def width_of(config: TrainingConfig) -> int:
-    """Bytes of a number in the run's precision."""
+    """Returns the bytes of a number in the run's precision."""
     return FLOAT32 if config.mixed_precision == "no" else 2
 
 
 def _flat_groups(facts: ModelFacts) -> list[int]:
-    """Elements of the optimizer's groups: matrices, which decay, and vectors, which do not (train/optim.py)."""
+    """Returns the elements of the optimizer's groups: matrices, which decay, and vectors, which do not
+    (train/optim.py)."""
     sizes = [0, 0]
     for tensors in facts.tensors:
         sizes[len(tensors.shape) < 2] += tensors.elements * tensors.count * tensors.trainable
@@ -169,10 +180,11 @@ def _padded(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def _cut_by_rows(found: Iterable[Tensors], processes: int) -> int:
-    """The first rank's elements: as many rows as make the last rank's share the smallest, possibly none."""
+def _cut_by_rows(shapes: Iterable[Tensors], processes: int) -> int:
+    """Returns the number of elements on the first rank: as many rows as make the last rank's share the smallest,
+    possibly none."""
     total = 0
-    for tensors in found:
+    for tensors in shapes:
         rows = tensors.shape[0] if tensors.shape else 1
         total += -(-rows // processes) * (tensors.elements // rows) * tensors.count
     return total
@@ -187,3 +199,60 @@ _FORMULAS: dict[str, _Formula] = {
     "zero3": _zero3,
     "fsdp2": _fsdp2,
 }
+
+
+def arithmetics_of(precision: str) -> tuple[Arithmetic, ...]:
+    """Returns the arithmetics of all strategies at a precision."""
+    return ("float32",) if precision == "no" else ("autocast", "low")
+
+
+def micro_batch_of(config: SupervisedConfig) -> MicroBatch:
+    """Returns the most that a rank trains on at a time, with rows of `max_length` tokens."""
+    by_tokens = config.train.tokens_per_device is not None and not config.data.packing
+    return MicroBatch(
+        rows=micro_batch(config),
+        tokens=config.train.tokens_per_device if by_tokens else None,
+        max_length=config.data.max_length,
+        packing=config.data.packing,
+        gradient_checkpointing=config.gradient_checkpointing,
+        arithmetics=arithmetics_of(config.mixed_precision),
+    )
+
+
+def predicted_memory(facts: ModelFacts, config: TrainingConfig, strategy: str, processes: int) -> MemoryPlan:
+    """Returns the bytes that a rank holds under `strategy`, and its peak where the model could be traced."""
+    held = training_memory(facts, config, strategy, processes)
+    is_whole = strategy in ("single", "ddp")
+    arithmetic: Arithmetic = "float32" if config.mixed_precision == "no" else "autocast" if is_whole else "low"
+    footprint = facts.footprint(arithmetic)
+    if footprint is None or not isinstance(config, SupervisedConfig):
+        return held
+    most, step = footprint.most(0.0), _step(held, config)
+    logits = min(most, footprint.logits)
+    peak = max(_backward(held, footprint, config, processes), held.weights + held.optimizer + step)
+    return held.model_copy(update={"activations": most - logits, "logits": logits, "step": step, "peak": peak})
+
+
+def _backward(held: MemoryPlan, footprint: Footprint, config: SupervisedConfig, processes: int) -> int:
+    """Returns the bytes at the fullest moment from the start of a forward to the end of a backward pass. `single`,
+    ZeRO-1 and FSDP2 hold gradients as they come, where the others have space for all of theirs from the start. While
+    DeepSpeed reduces a bucket there is a copy of it, the first once a bucket is full."""
+    settled, share, absent = footprint.moments[-1][1], 0.0, 0
+    if held.strategy in ("single", "zero1", "fsdp2") and accumulation(config) == 1 and settled:
+        share, absent = held.gradients / settled, held.gradients
+    most = footprint.most(share)
+    if held.strategy.startswith("zero") and processes > 1:
+        bucket = min(width_of(config) * BUCKET, settled)
+        most = max(most, footprint.after(bucket, share) + bucket)
+    return held.total - absent + most
+
+
+def _step(held: MemoryPlan, config: SupervisedConfig) -> int:
+    """Returns the bytes of gradients during the optimizer's step. torch's fused AdamW takes nothing more; DeepSpeed
+    lays its partition of them out flat, in the run's precision and in float32."""
+    if not held.strategy.startswith("zero"):
+        return held.gradients
+    if held.host and not held.optimizer:
+        return held.gradients  # the step is taken in main memory
+    partition = held.optimizer // (FLOAT32 * (1 + moments(config.train)))  # elements
+    return partition * (width_of(config) * 2 + (FLOAT32 if config.mixed_precision != "no" else 0))

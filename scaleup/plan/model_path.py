@@ -1,4 +1,4 @@
-"""What can be said of a model's path without loading anything: does it exist, has it weights, what family is it."""
+"""Checks of a model's path without loading anything: whether it exists, has weights, and of what family it is."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from scaleup.artifacts.files import cache_folder
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import Problem
 
 ADAPTER_FILE = "adapter_config.json"
 GGUF_FILE = "model.gguf"
 """What an export for llama.cpp is called in its folder."""
+CONVERTER_FILE = "convert_hf_to_gguf.py"
 BUILTIN = (
     "tiny-llama",
     "tiny-qwen2",
@@ -30,7 +32,8 @@ HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
 def model_folder(path: str) -> Path | None:
-    """The local folder that a path names, for a finished run its `model/`; None for hub, package and built-in names."""
+    """Returns the local folder that a path names, for a finished run its `model/`; None for hub, package and built-in
+    names."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return None
@@ -73,30 +76,31 @@ def model_path_problems(model: ModelConfig, where: str, needs_weights: bool = Tr
 
 
 def gguf_file(path: str) -> Path | None:
-    """Of a folder, or of a finished run; None where there is none."""
+    """Returns the GGUF file in a folder or a finished run; None where there is none."""
     folder = model_folder(path)
     return folder / GGUF_FILE if folder and (folder / GGUF_FILE).is_file() else None
 
 
 def adapter_folder(path: str) -> Path | None:
-    """The folder of the adapter at a path: its own, or a finished run's; None where there is none."""
+    """Returns the folder of the adapter at a path: its own, or a finished run's; None where there is none."""
     folder = model_folder(path)
     return folder if folder and (folder / ADAPTER_FILE).is_file() else None
 
 
 def adapter_base(folder: Path) -> str | None:
-    """Where an adapter says that its base model is. Raises OSError and ValueError."""
+    """Returns where an adapter says that its base model is. Raises OSError and ValueError if its file cannot be
+    read."""
     return json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
 
 
 def tokenizer_beside(folder: Path) -> Path | None:
-    """The folder of an adapter that has a tokenizer of its own; else the base's is the one."""
+    """Returns the folder of an adapter that has a tokenizer of its own; None where the base's is used."""
     return folder if (folder / "tokenizer_config.json").is_file() else None
 
 
 def saved_type(folder: Path) -> str:
-    """Of a saved adapter, as a config calls it: lora, dora, ia3, prefix or another; `full` where its file cannot be
-    read."""
+    """Returns the type of a saved adapter, as a config calls it: lora, dora, ia3, prefix or another; `full` where its
+    file cannot be read."""
     settings = saved_settings(folder)
     if settings.get("use_dora"):
         return "dora"
@@ -105,7 +109,7 @@ def saved_type(folder: Path) -> str:
 
 
 def saved_settings(folder: Path) -> dict[str, Any]:
-    """What an adapter's file says of it; nothing where it cannot be read."""
+    """Returns the settings in an adapter's file; none where it cannot be read."""
     try:
         settings = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -114,7 +118,7 @@ def saved_settings(folder: Path) -> dict[str, Any]:
 
 
 def adapter_path_problems(path: str, key: str) -> list[Problem]:
-    """Of an adapter to go on from."""
+    """Returns problems of the path of an adapter to train further."""
     folder = adapter_folder(path)
     if folder is not None:
         return _adapter_problems(folder, key)
@@ -152,8 +156,26 @@ def _package_problems(name: str, key: str) -> list[Problem]:
     return []
 
 
+def quantization_of(path: str) -> str | None:
+    """Returns how the weights of a local model folder, or of an adapter's base there, are quantized (transformers'
+    quant_method); None where they are not, or where it cannot be seen."""
+    adapter = adapter_folder(path)
+    try:
+        folder = model_folder(str(adapter_base(adapter)) if adapter else path)
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
+        settings = raw.get("quantization_config")
+        return str(settings.get("quant_method", "quantized")) if settings else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def converter_folder(converter: str | None) -> Path:
+    """Returns where llama.cpp's converter is looked for: where `export.converter` says, else in the cache."""
+    return Path(converter).expanduser() if converter else cache_folder() / "converter"
+
+
 def peek_model_type(model: ModelConfig) -> str | None:
-    """Transformers' model type (t5, llama, ...) where it can be read off at once; None where it cannot."""
+    """Returns Transformers' model type (t5, llama, ...) where it can be read off at once; None where it cannot."""
     if model.path.startswith("builtin:"):
         return model.path.removeprefix("builtin:").removeprefix("tiny-")
     folder = adapter_folder(model.path)

@@ -1,10 +1,9 @@
-"""Whether a config may go on with what a run folder holds, also on other processes and under another strategy."""
+"""Checks that a config may resume what a run folder holds, also on other processes and under another strategy."""
 
 from __future__ import annotations
 
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.schema import RunConfig
-from scaleup.config.stages import PPOConfig
+from scaleup.config.run import RunConfig
 from scaleup.errors import ScaleupError
 from scaleup.plan.types import BatchPlan, Plan
 
@@ -24,8 +23,9 @@ STRATEGY_KEYS = frozenset({"parallel.strategy", "parallel.offload_optimizer", "p
 
 
 def state_of(run: RunFolder, config: RunConfig, batch: BatchPlan | None) -> str:
-    """`absent`, `finished` or `unfinished`, as RunFolder.state. Raises ScaleupError when it holds another run."""
-    if isinstance(config, PPOConfig):  # its own keys say how large a step is
+    """Returns `absent`, `finished` or `unfinished`, as RunFolder.state. Raises ScaleupError when it holds another
+    run."""
+    if config.plans_its_batch:
         return run.state(config, SPLIT_KEYS | STRATEGY_KEYS)
     before = _batch_of(run)
     if batch is None or before is None:
@@ -39,7 +39,7 @@ def state_of(run: RunFolder, config: RunConfig, batch: BatchPlan | None) -> str:
 
 
 def _batch_of(run: RunFolder) -> BatchPlan | None:
-    """How the run's newest attempt was split; None where there is none."""
+    """Returns how the batch of the run's newest attempt was split; None where there is none."""
     try:
         return Plan.read(run.plan_file).batch
     except (OSError, ValueError):

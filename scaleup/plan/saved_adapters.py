@@ -1,5 +1,5 @@
-"""What adapters that are named by their folders must be: trained on the base they are put on, and of one kind where
-several share it. Read from adapter_config.json and config.json alone."""
+"""Checks of adapters that are named by their folders: trained on the base they are put on, and of one kind where
+several share it. Reads adapter_config.json and config.json alone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.config.adapters import SelectiveAdapter
-from scaleup.config.schema import RunConfig
-from scaleup.config.stages import EvaluateConfig, TrainingConfig
+from scaleup.config.run import RunConfig
+from scaleup.config.schema import ModelConfig
+from scaleup.config.stages.base import TrainingConfig
 from scaleup.errors import Problem
 from scaleup.plan.facts import ModelFacts
-from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import adapter_base, adapter_folder, adapter_path_problems, saved_settings
 
 TAKEN = frozenset({"metric", "before", "baseline", "prompt", "reference", "completion"})
@@ -28,7 +28,7 @@ SIZE = re.compile(r"(^|_)(?<!ngram_)(size|layers?|heads?|dim|width|model|kv|ff|e
 
 
 def named_adapters(config: RunConfig) -> dict[str, str]:
-    """Config key -> path, of adapters for the base that model.path names."""
+    """Returns config key -> path of the adapters for the base that model.path names."""
     if isinstance(config, TrainingConfig):
         adapter = config.adapter
         if adapter is None or isinstance(adapter, SelectiveAdapter) or adapter.path is None:
@@ -37,15 +37,12 @@ def named_adapters(config: RunConfig) -> dict[str, str]:
     return {f"adapters.{name}": path for name, path in (getattr(config, "adapters", None) or {}).items()}
 
 
-def side_by_side_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
-    adapters: Mapping[str, str] = getattr(config, "adapters", None) or {}
+def side_by_side_problems(adapters: Mapping[str, str] | None, model: ModelConfig) -> Iterator[Problem]:
+    """Yields adapters, by name, that cannot be put on one base model together."""
     if not adapters:
         return
-    if isinstance(config, EvaluateConfig) and config.baseline is not None:
-        what = "and adapters exclude each other: these are compared with their base"
-        yield Problem("baseline", what, "leave it out")
-    if adapter_folder(config.model.path) is not None:
-        what = f"is an adapter itself ({config.model.path}), and adapters go on a base"
+    if adapter_folder(model.path) is not None:
+        what = f"is an adapter itself ({model.path}), and adapters go on a base"
         yield Problem("model.path", what, "name the base model, and this one under adapters")
     folders: dict[str, Path] = {}
     for name, path in adapters.items():
@@ -64,7 +61,7 @@ def side_by_side_problems(config: RunConfig, machine: Machine) -> Iterator[Probl
 
 
 def _kinds_differ(folders: Mapping[str, Path]) -> Iterator[Problem]:
-    """PEFT holds adapters of one kind on a base; LoRA's variants are one."""
+    """Yields adapters of another kind than the first: PEFT holds one kind on a base, and LoRA's variants are one."""
     kinds = {name: _kind(folder) for name, folder in folders.items()}
     first = next(iter(kinds), "")
     for name, kind in kinds.items():
@@ -78,17 +75,17 @@ def _kind(folder: Path) -> str:
 
 
 def _in_each_others_way(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
-    """Adapters that change what the others stand on."""
-    targets = {name: _names(found.get("target_modules")) for name, found in settings.items()}
-    for name, found in settings.items():
+    """Yields adapters that change the base under the others."""
+    targets = {name: _names(adapter.get("target_modules")) for name, adapter in settings.items()}
+    for name, adapter in settings.items():
         key = f"adapters.{name}"
-        if found.get("bias", "none") != "none":
+        if adapter.get("bias", "none") != "none":
             what = "has trained biases of the base, which the others would get too"
             yield Problem(key, what, "compare it in a run of its own")
-        if str(found.get("init_lora_weights", "")).lower().startswith(MOVING_STARTS):
-            what = f"was begun with {found['init_lora_weights']}, which changes the base that the others stand on"
+        if str(adapter.get("init_lora_weights", "")).lower().startswith(MOVING_STARTS):
+            what = f"was begun with {adapter['init_lora_weights']}, which changes the base that the others stand on"
             yield Problem(key, what, "compare it in a run of its own")
-        whole = _names(found.get("modules_to_save"))
+        whole = _names(adapter.get("modules_to_save"))
         for other in settings:
             if shared := sorted(whole & targets[other]):
                 what = f"has trained {shared[0]} whole, and adapters.{other} adapts it"
@@ -96,7 +93,8 @@ def _in_each_others_way(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[P
 
 
 def base_problems(config: RunConfig, facts: ModelFacts) -> list[Problem]:
-    """Adapters that were trained on another base than the one that will be loaded, as far as that can be seen."""
+    """Returns adapters that were trained on another base than the one that will be loaded, as far as that can be
+    seen."""
     problems = []
     for key, path in named_adapters(config).items():
         folder = adapter_folder(path)
@@ -108,7 +106,8 @@ def base_problems(config: RunConfig, facts: ModelFacts) -> list[Problem]:
 
 
 def _difference(one: str, other: str) -> str | None:
-    """How the architectures or sizes of two model folders differ; None where they do not, or where one is not here."""
+    """Returns how the architectures or sizes of two model folders differ; None where they do not, or where one is not
+    here."""
     left, right = (_shape(Path(place)) for place in (one, other))
     for key in left.keys() & right.keys():
         if left[key] != right[key]:
@@ -117,17 +116,17 @@ def _difference(one: str, other: str) -> str | None:
 
 
 def _shape(folder: Path) -> dict[str, Any]:
-    """Of what config.json says: the architecture, and how large weights are."""
+    """Returns the architecture and the sizes of weights in config.json."""
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        text = found.get("text_config") or {}
-        sizes = {key: value for part in (found, text) for key, value in part.items() if SIZE.search(key)}
-        named = {key: found[key] for key in ("model_type", "architectures") if found.get(key)}
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        text = config.get("text_config") or {}
+        sizes = {key: value for part in (config, text) for key, value in part.items() if SIZE.search(key)}
+        named = {key: config[key] for key in ("model_type", "architectures") if config.get(key)}
     except (OSError, ValueError, AttributeError):
         return {}
     return named | {key: value for key, value in sizes.items() if type(value) is int}
 
 
 def _names(modules: Any) -> set[str]:
-    """The last parts of module names in a list; of a pattern nothing can be said."""
+    """Returns the last parts of module names in a list; none for a pattern, which names no modules."""
     return {str(name).rpartition(".")[2] for name in modules} if isinstance(modules, list) else set()

@@ -1,5 +1,5 @@
-"""What torch says of this machine. The data plane asks it in a process of its own
-(`python -m scaleup.distributed.devices`), and hands it back as JSON."""
+"""Facts of this machine by torch. The data plane gathers them in a process of its own (`python -m
+scaleup.describe.devices`), and hands them back as JSON."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ class TorchFacts(BaseModel):
 
 
 def ask_torch() -> TorchFacts:
-    """Takes as long as importing torch. Raises RuntimeError when torch cannot even be imported."""
-    command = [sys.executable, "-m", "scaleup.distributed.devices"]
+    """Returns torch's facts of this machine; takes as long as importing torch. Raises RuntimeError if torch cannot be
+    imported."""
+    command = [sys.executable, "-m", "scaleup.describe.devices"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     if answer.returncode != 0 or not answer.stdout.strip():
-        said = answer.stderr.strip().splitlines()[-1:] or ["no word"]
-        raise RuntimeError(f"{' '.join(command[1:])} ended with exit code {answer.returncode}: {said[0]}")
+        errors = answer.stderr.strip().splitlines()[-1:] or ["no word"]
+        raise RuntimeError(f"{' '.join(command[1:])} ended with exit code {answer.returncode}: {errors[0]}")
     return TorchFacts.model_validate_json(answer.stdout.strip().splitlines()[-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from scaleup.artifacts.files import read_json, write_json
 from scaleup.plan.facts import ModelFacts
@@ -16,7 +16,7 @@ class _Frozen(BaseModel):
 
 
 class BatchPlan(_Frozen):
-    """micro_batch x accumulation x processes = global_batch, in `unit`."""
+    """Splits a batch: micro_batch x accumulation x processes = global_batch, in `unit`."""
 
     unit: Literal["rows", "sequences", "micro-batches"] = "rows"
     """What is counted. Sequences are packed; micro-batches hold as many rows as `tokens` allows."""
@@ -31,8 +31,8 @@ class BatchPlan(_Frozen):
 
 
 class RolloutPlan(_Frozen):
-    """A rollout is sampled, then trained on in `passes` x `num_mini_batches` optimizer steps. In rows, a prompt with
-    its response each, over all processes unless another is said."""
+    """Splits a rollout, which is sampled, then trained on in `passes` x `num_mini_batches` optimizer steps. Sizes are
+    in rows, a prompt with its response each, over all processes unless stated otherwise."""
 
     num_rollouts: int
     rows: int
@@ -52,7 +52,7 @@ class RolloutPlan(_Frozen):
 
 
 class BridgePlan(_Frozen):
-    """Where the policy listens for the group that gives rewards."""
+    """Holds where the policy listens for the group that gives rewards."""
 
     address: str | None
     """None: the first node's, as it is found at each start."""
@@ -61,7 +61,7 @@ class BridgePlan(_Frozen):
 
 
 class GroupPlan(_Frozen):
-    """One `accelerate launch` job: a process group of its own."""
+    """Describes one `accelerate launch` job: a process group of its own."""
 
     name: str
     serves: bool = False
@@ -107,7 +107,7 @@ class GroupPlan(_Frozen):
 
 
 class MemoryPlan(_Frozen):
-    """Bytes of a rank: what it holds at the end of a backward pass, and the most it has at any moment of a step."""
+    """Holds the bytes of a rank at the end of a backward pass, and the most at any moment of a step."""
 
     strategy: str
     weights: int
@@ -131,12 +131,12 @@ class MemoryPlan(_Frozen):
 
     @property
     def total(self) -> int:
-        """Held on the device."""
+        """Returns the bytes on the device."""
         return self.weights + self.reference + self.gradients + self.optimizer + self.buffers
 
 
 class ComputePlan(_Frozen):
-    """Arithmetic of a training run, in floating-point operations."""
+    """Holds the arithmetic of a training run, in floating-point operations."""
 
     flops_per_token: int
     tokens: int | None
@@ -148,21 +148,23 @@ class ComputePlan(_Frozen):
     hours: float | None
 
 
+EARLIER_FIELDS = {
+    "baseline": "baseline",
+    "teacher": "teacher",
+    "reward": "reward.model",
+    "toxicity": "evaluation.toxicity_model",
+}
+"""Of plans written before `Plan.models`: their name -> the model's config key."""
+
+
 class Plan(_Frozen):
     stage: str
     name: str
     run_folder: str
     groups: list[GroupPlan]
     model: ModelFacts
-    baseline: ModelFacts | None = None
-    teacher: ModelFacts | None = None
-    """What a student learns from."""
-    reward: ModelFacts | None = None
-    """The model that gives rewards, if a model does."""
-    toxicity: ModelFacts | None = None
-    """The classifier of an evaluation that measures toxicity."""
-    variants: dict[str, ModelFacts] = {}
-    """What a deployment card compares with the model."""
+    models: dict[str, ModelFacts] = {}
+    """The run's other models by config key: `teacher`, `baseline`, `reward.model`, `variants.NAME`, ..."""
     batch: BatchPlan | None = None
     rollouts: RolloutPlan | None = None
     bridge: BridgePlan | None = None
@@ -173,10 +175,26 @@ class Plan(_Frozen):
     device_memory: int | None = None
     """Bytes of a rank, where they are known."""
     fitting: list[str] | None = None
-    """Strategies whose peak fits in that beside a margin; None where there is no knowing."""
+    """Strategies whose peak fits in that beside a margin; None if the memory of a rank is unknown."""
     compute: ComputePlan | None = None
     notes: list[str]
     """What the user should know although it is no mistake, e.g. how often a mixture repeats a small source."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_version(cls, values: Any) -> Any:
+        """Reads the plan of a run that began when each second model had a field of its own."""
+        if not isinstance(values, dict) or "models" in values or "baseline" not in values:
+            return values
+        values = dict(values)
+        models = {where: facts for key, where in EARLIER_FIELDS.items() if (facts := values.pop(key, None)) is not None}
+        variants = values.pop("variants", {})
+        return {**values, "models": {**models, **{f"variants.{name}": facts for name, facts in variants.items()}}}
+
+    @property
+    def facts(self) -> dict[str, ModelFacts]:
+        """Returns the facts of every model of the run, by config key."""
+        return {"model": self.model, **self.models}
 
     @property
     def num_nodes(self) -> int:
@@ -187,7 +205,7 @@ class Plan(_Frozen):
 
     @property
     def remarks(self) -> list[str]:
-        """What a user should read before the run starts: the notes, and what the plan chose by itself."""
+        """Returns what a user should read before the run starts: the notes, and the plan's own choices."""
         return [f"strategy {group.strategy}: {group.why}" for group in self.groups if group.is_chosen] + self.notes
 
     def save(self, path: Path) -> None:

@@ -1,5 +1,5 @@
-"""The data of a run, looked at before anything is launched: every file that cannot be read, every row that cannot be
-used. Mistakes in the config's row formats are `format_problems`' to report, not repeated here."""
+"""Checks of a run's data before launch: every file that cannot be read, every row that cannot be used. Mistakes in the
+config's row formats are reported by `format_problems`, not repeated here."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Maker = Callable[[Mapping[str, Any], int], Any]
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """A source as the config names it. `rows` is None where they were not all counted: a hub name, a long stream.
-    Of preferences, pairs are counted, and those that are left out by the reason."""
+    """Describes a source as the config names it. `rows` is None where they were not all counted: a hub name, a long
+    stream. Of preferences, pairs are counted, and those that are left out by the reason."""
 
     path: str
     rows: int | None
@@ -35,7 +35,7 @@ class SourceSummary:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What was found, and each split's sources."""
+    """Holds the problems of the data, and each split's sources."""
 
     problems: list[Problem]
     sources: dict[str, list[SourceSummary]]
@@ -52,8 +52,8 @@ def check_data(
     for split in splits:
         sources[split] = []
         for key, source in _sources(data, split):
-            found, summary = _check_source(data, source, key, limit, _maker(data, source, split in prompts_only))
-            problems += found
+            failures, summary = _check_source(data, source, key, limit, _maker(data, source, split in prompts_only))
+            problems += failures
             sources[split].append(summary)
     return DataCheck(problems + _leaks(data, splits), sources)
 
@@ -64,7 +64,8 @@ def _sources(data: DataConfig, split: str) -> Iterator[tuple[str, SourceConfig]]
 
 
 def _maker(data: DataConfig, source: SourceConfig, prompts_only: bool) -> Maker | None:
-    """None when the format has mistakes: then only the reading is checked."""
+    """Returns what makes examples of a source's rows; None when the format has mistakes: then only the reading is
+    checked."""
     try:
         if prompts_only:
             return prompt_maker(data, source)
@@ -109,14 +110,14 @@ def _check_source(
 
 
 class _Enough(Exception):
-    """As many rows and bad lines were looked at as should be."""
+    """Ends the reading of a source once its limit of rows and bad lines is reached."""
 
 
 class _Failures:
-    """The failing rows of one source: counted, and the first of them kept.
+    """Counts the failing rows of one source, and keeps the first of them.
 
-    They are kept apart by the columns they lack, because a column that turns out to be in no row is one mistake,
-    which then hides none of the others.
+    They are kept apart by the columns they lack, because a column that turns out to be in no row is one mistake, which
+    then hides none of the others.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -131,26 +132,26 @@ class _Failures:
         self.num_rows += 1
 
     def add_line(self, problem: Problem) -> None:
-        """A line that could not be read as a row."""
+        """Adds a line that could not be read as a row."""
         self._start_line()
         self._add(frozenset({""}), problem.where, [problem])
 
     def add(self, where: str, error: ScaleupError) -> None:
-        """A row of which no example could be made."""
+        """Adds a row of which no example could be made."""
         kind = {problem.where if isinstance(problem, MissingColumn) else "" for problem in error.problems}
         self._add(frozenset(kind), where, error.problems)
 
     def problems(self, path: str) -> list[Problem]:
-        """The columns in no row; then the first failing rows, and how many more there are."""
+        """Returns the columns in no row; then the first failing rows, and how many more there are."""
         absent = self._absent_columns()
-        found = [Problem(path, f"no row has the column '{name}'", remedy) for name, remedy in absent.items()]
+        listed = [Problem(path, f"no row has the column '{name}'", remedy) for name, remedy in absent.items()]
         failing = {kind for kind in self._counts if not kind <= absent.keys()}
         rows = sorted((row for kind in failing for row in self._kept[kind]), key=lambda row: row[0])[:NUM_ROWS_LISTED]
         for _, where, problems in rows:
-            found.append(_at_row(where, [problem for problem in problems if not _lacks(problem, absent)]))
+            listed.append(_at_row(where, [problem for problem in problems if not _lacks(problem, absent)]))
         if more := sum(self._counts[kind] for kind in failing) - len(rows):
-            found.append(Problem(path, f"and {more} more {'row fails' if more == 1 else 'rows fail'}"))
-        return found
+            listed.append(Problem(path, f"and {more} more {'row fails' if more == 1 else 'rows fail'}"))
+        return listed
 
     def _start_line(self) -> None:
         if self._num_lines == self._limit:
@@ -176,12 +177,12 @@ def _lacks(problem: Problem, columns: Container[str]) -> bool:
 
 
 def _at_row(where: str, problems: list[Problem]) -> Problem:
-    """A line's own problem says where already; a row's name the column."""
+    """Returns the problems of a row as one with its place, which a line's own problem has already."""
     return problems[0] if problems[0].where == where else row_problem(where, ScaleupError(problems))
 
 
 def _leaks(data: DataConfig, splits: Sequence[str]) -> list[Problem]:
-    """Files that a model would be trained on and measured with."""
+    """Returns files that a model would be trained on and measured with."""
     if "train" not in splits:
         return []
     trained = {
@@ -200,7 +201,8 @@ def _leaks(data: DataConfig, splits: Sequence[str]) -> list[Problem]:
 
 
 def _identities(data: DataConfig, source: SourceConfig, split: str) -> list[tuple[str, ...]]:
-    """What a source reads: its files, wherever links and `..` lead, or a hub dataset's configuration and split."""
+    """Returns what a source reads: its files, wherever links and `..` lead, or a hub dataset's configuration and
+    split."""
     path = local_path(data, source)
     if path is None:
         return [(source.path, source.name or "", source.split or split)]

@@ -1,4 +1,5 @@
-"""Row -> example: which format a source's rows have, whether the config states it properly, and the making itself."""
+"""Examples made of rows: which format a source's rows have, whether the config states it properly, and the making
+itself."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class PromptCompletion:
-    """A prompt and what should follow it."""
+    """Holds a prompt and what should follow it."""
 
     prompt: str
     completion: str
@@ -44,21 +45,21 @@ class PromptCompletion:
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation: [{role, content}, ...]."""
+    """Holds a conversation: [{role, content}, ...]."""
 
     messages: list[Message]
 
 
 @dataclass(frozen=True)
 class PlainText:
-    """Text for plain language modelling."""
+    """Holds text for plain language modelling."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A text and its class, by name or by number."""
+    """Holds a text and its class, by name or by number."""
 
     text: str
     label: str | int
@@ -66,7 +67,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Opening:
-    """A prompt, text or messages, of which nothing says how it should be answered."""
+    """Holds a prompt, text or messages, without an answer."""
 
     prompt: str | list[Message]
 
@@ -76,8 +77,8 @@ Values = Mapping[str, Any]
 
 
 def example_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, int], Example]:
-    """What makes an example of a row's values and its index in the source. It raises ScaleupError for a row that it
-    cannot use: put the row's place to that with `row_problem`."""
+    """Returns a function from a row's values and its index in the source to an example. It raises ScaleupError for a
+    row that it cannot use: add the row's place to that with `row_problem`."""
     form = valid_format(data, source)
     if form.messages is not None:
         column = form.messages
@@ -93,7 +94,7 @@ def example_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, i
 
 
 def labelled_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, int], Labelled]:
-    """As `example_maker`, of rows of `text` and `label`."""
+    """Returns a function like `example_maker`'s, for rows of `text` and `label`."""
     form = valid_format(data, source)
     assert form.text is not None and form.label is not None, "the format has been looked at"
     text, column = {"text": Template(form.text, form.columns)}, form.label
@@ -101,7 +102,8 @@ def labelled_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, 
 
 
 def prompt_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, int], str | list[Message]]:
-    """What makes only the prompt: of a chat, the messages before the last one of the assistant. Needs no completion."""
+    """Returns a function that makes only the prompt, and needs no completion. Of a chat it takes the messages before
+    the assistant's last one."""
     form = valid_format(data, source, prompts_only=True)
     if form.messages is not None:
         column = form.messages
@@ -111,13 +113,13 @@ def prompt_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, in
 
 
 def row_problem(where: str, error: ScaleupError) -> Problem:
-    """All that is wrong with the row at `where`, as one problem."""
+    """Joins all problems of the row at `where` into one."""
     what = "; ".join(f"'{problem.where}' {problem.what}" for problem in error.problems)
     return Problem(where, what, "; ".join(dict.fromkeys(p.remedy for p in error.problems if p.remedy)))
 
 
 def valid_format(data: DataConfig, source: SourceConfig, prompts_only: bool = False) -> RowFormat:
-    """The format of a source's rows. Raises ScaleupError with the mistakes in it."""
+    """Returns the format of a source's rows. Raises ScaleupError with the mistakes in it."""
     form = row_format(data, source)
     if mistakes := format_mistakes(form, "data", prompts_only):
         raise ScaleupError(mistakes)
@@ -135,7 +137,7 @@ def _chosen(phrasings: list[dict[str, Template]], index: int) -> dict[str, Templ
 
 
 def rendered(templates: dict[str, Template], values: Values) -> dict[str, str]:
-    """The texts of a row. Raises ScaleupError for those that cannot be made, or are empty."""
+    """Returns the texts of a row. Raises ScaleupError for those that cannot be made, or are empty."""
     texts: dict[str, str] = {}
     problems: list[Problem] = []
     for name, template in templates.items():

@@ -1,4 +1,4 @@
-"""A source's row format, and the mistakes a config can make in stating it. No data is looked at here."""
+"""The row format of a source, and the mistakes a config can make in stating it. No data is read here."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ SPLITS = ("train", "validation", "test")
 
 
 def row_format(data: DataConfig, source: SourceConfig) -> RowFormat:
-    """The source's own format if it states one, else that of the data; the source's `columns` over the data's."""
+    """Returns the source's own format if it states one, else that of the data; the source's `columns` override the
+    data's."""
     own = source if states_format(source) else data
     stated = {key: getattr(own, key) for key in FORMAT_KEYS}
     return RowFormat(**stated, columns={**data.columns, **source.columns})
 
 
 def states_format(section: RowFormat) -> bool:
-    """Whether the section sets any of the keys that say how a row becomes an example."""
+    """Returns whether the section sets any of the keys that say how a row becomes an example."""
     return any(getattr(section, key) is not None for key in FORMAT_KEYS)
 
 
 def format_problems(data: DataConfig, splits: Sequence[str], prompts_only: Container[str] = ()) -> list[Problem]:
-    """The mistakes in the row formats of the splits' sources, each once. In the splits of `prompts_only` (for
-    generation) a prompt needs no completion, and plain text, which has no prompt, will not do."""
+    """Returns the mistakes in the row formats of the splits' sources, each once. In the splits of `prompts_only` (for
+    generation) a prompt needs no completion, and plain text, which has no prompt, is refused."""
     problems: list[Problem] = []
     for split in splits:
         for place, source in enumerate(getattr(data, split) or []):
@@ -44,7 +45,8 @@ def format_problems(data: DataConfig, splits: Sequence[str], prompts_only: Conta
 
 
 def format_mistakes(form: RowFormat, where: str, prompts_only: bool = False) -> list[Problem]:
-    """The mistakes in one row format, `columns` aside; `where` is the config key of the section that states it."""
+    """Returns the mistakes in one row format, `columns` aside; `where` is the config key of the section that states
+    it."""
     problems = _incompatible_keys(form, where, prompts_only)
     if form.template is not None and form.template not in INSTRUCTIONS:
         remedy = _nearest(form.template, INSTRUCTIONS)
@@ -66,8 +68,13 @@ def _template_mistakes(text: str, where: str, may_be_constant: bool) -> list[Pro
 
 
 def holds_preferences(form: RowFormat) -> bool:
-    """Whether rows of a format are pairs or rankings of responses."""
+    """Returns whether rows of a format are pairs or rankings of responses."""
     return any(getattr(form, key) is not None for key in PREFERENCE_KEYS)
+
+
+def holds_labels(data: DataConfig, split: str) -> bool:
+    """Returns whether any of a split's rows are texts with a class."""
+    return any(row_format(data, source).label is not None for source in getattr(data, split) or [])
 
 
 def _preference_mistakes(form: RowFormat, where: str, prompts_only: bool) -> list[Problem]:
@@ -118,7 +125,7 @@ def _incompatible_keys(form: RowFormat, where: str, prompts_only: bool) -> list[
 
 
 def _fields(form: RowFormat) -> set[str] | None:
-    """The names that `columns` may map; None when a mistake in the format leaves them unknown."""
+    """Returns the names that `columns` may map; None when a mistake in the format leaves them unknown."""
     if form.template is not None and form.template not in INSTRUCTIONS:
         return None
     fields = set(INSTRUCTIONS[form.template].columns) if form.template is not None else set()
@@ -129,7 +136,8 @@ def _fields(form: RowFormat) -> set[str] | None:
 
 
 def _all_fields(data: DataConfig) -> set[str] | None:
-    """Those of all sources: what `data.columns` maps may be for one of them only."""
+    """Returns the fields of all sources: what `data.columns` maps may be for one of them only. None if any are
+    unknown."""
     sources = [source for split in SPLITS for source in getattr(data, split) or []]
     known = [_fields(form) for form in (data, *(row_format(data, source) for source in sources))]
     return None if None in known else set().union(*(fields for fields in known if fields))

@@ -1,4 +1,4 @@
-"""Files of rows: finding them, and reading them one row at a time, each with the line it stands on."""
+"""Readers of row files: finding them, and reading them one row at a time, each with the line it is on."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ Report = Callable[[Problem], None]
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a file: where it stands, e.g. `reviews/train.jsonl:12`, and its columns."""
+    """Holds one row of a file: where it is, e.g. `reviews/train.jsonl:12`, and its columns."""
 
     where: str
     values: dict[str, Any]
 
 
 def local_path(data: DataConfig, source: SourceConfig) -> Path | None:
-    """The file or folder that a source means, whether it exists or not; None when it is a `datasets` hub name."""
+    """Returns the file or folder that a source means, whether it exists or not; None when it is a `datasets` hub
+    name."""
     path = _expanded(data.root) / _expanded(source.path)
     try:
         exists = path.exists()
@@ -44,7 +45,8 @@ def local_path(data: DataConfig, source: SourceConfig) -> Path | None:
 
 
 def data_files(path: Path) -> list[Path]:
-    """The file itself, or the data files directly in a folder by name. Raises ScaleupError when there is none."""
+    """Returns the file itself, or the data files directly in a folder by name. Raises ScaleupError when there is
+    none."""
     suffixes = ", ".join(SUFFIXES)
     try:
         if path.is_dir():
@@ -66,8 +68,8 @@ def data_files(path: Path) -> list[Path]:
 
 
 def read_rows(path: Path, on_error: Report | None = None) -> Iterator[Row]:
-    """The rows of a file or folder, read as they are asked for. A bad line raises ScaleupError; with `on_error` it is
-    reported there instead, and reading goes on where it can."""
+    """Yields the rows of a file or folder lazily. A bad line raises ScaleupError; with `on_error` it is reported there
+    instead, and reading goes on where it can."""
     report = on_error or _raise
     for file in data_files(path):
         try:
@@ -136,7 +138,7 @@ def _json_lines(file: Path, report: Report) -> Iterator[Row]:
 
 
 def _json(file: Path, report: Report) -> Iterator[Row]:
-    """One array of objects, or JSON lines: the first character tells."""
+    """Yields the rows of one array of objects, or of JSON lines: the first character tells."""
     with _open(file, newline="\n") as text:
         while (first := text.read(1)).isspace():
             pass
@@ -175,7 +177,7 @@ def _csv(file: Path, report: Report) -> Iterator[Row]:
 
 
 def _csv_records(file: Path, report: Report) -> Iterator[tuple[str, list[str] | None]]:
-    """Where each record starts, and its fields or, when they cannot be read and that was reported, None."""
+    """Yields where each record starts, and its fields or, when they cannot be read and that was reported, None."""
     csv.field_size_limit(MAX_CSV_FIELD)
     with _open(file, newline="") as lines:
         reader = csv.reader(lines, strict=True)

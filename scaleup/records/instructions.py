@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Instruction:
-    """The columns a task needs and its (prompt, completion) phrasings; each phrasing uses every column.
+    """Holds the columns a task needs and its (prompt, completion) phrasings; each phrasing uses every column.
 
     A completion starts with a space where its prompt does not end with one or with a line break.
     """
@@ -19,7 +19,8 @@ class Instruction:
 
 
 def phrasing_of(index: int, num_phrasings: int) -> int:
-    """Which of three or more phrasings a row uses: always the same one, and never that of the row before or after."""
+    """Returns which of three or more phrasings a row uses: always the same one, and never that of the row before or
+    after."""
     if index % 2 == 0:
         return _hash(index) % num_phrasings
     neighbours = {phrasing_of(index - 1, num_phrasings), phrasing_of(index + 1, num_phrasings)}

@@ -15,7 +15,7 @@ LONGEST_TOKEN = 16
 
 
 class ArraySyntaxError(Exception):
-    """The text is no JSON array from this line on."""
+    """Tells that the text is no JSON array from this line on."""
 
     def __init__(self, line: int, what: str) -> None:
         super().__init__(what)
@@ -23,7 +23,7 @@ class ArraySyntaxError(Exception):
 
 
 def array_items(file: TextIO) -> Iterator[tuple[int, str, Any]]:
-    """Line, text and value of each item of the file's one array."""
+    """Yields line, text and value of each item of the file's one array."""
     window = _Window(file)
     window.take("[")
     following = window.take("]") if window.peek() == "]" else ","
@@ -37,7 +37,7 @@ def array_items(file: TextIO) -> Iterator[tuple[int, str, Any]]:
 
 
 class _Window:
-    """The part of a file that is in memory: all before `at` has been dealt with."""
+    """Holds the part of a file that is in memory: all before `at` is done with."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
@@ -46,21 +46,22 @@ class _Window:
         self.line = 1
 
     def peek(self) -> str:
-        """The next character that is no space, or '' at the end."""
+        """Returns the next character that is no space, or '' at the end."""
         while True:
             self._move(SPACE.match(self.text, self.at).end())  # type: ignore[union-attr]  # it matches anywhere
             if self.at < len(self.text) or not self._fill():
                 return self.text[self.at : self.at + 1]
 
     def take(self, expected: str) -> str:
-        found = self.peek()
-        if not found or found not in expected:
+        character = self.peek()
+        if not character or character not in expected:
             raise ArraySyntaxError(self.line, f"{' or '.join(map(repr, expected))} should stand here")
         self._move(self.at + 1)
-        return found
+        return character
 
     def value(self) -> tuple[str, Any]:
-        """The value that starts here. An item of many chunks is tried again at each doubling of the window only."""
+        """Returns the value that starts here. An item of many chunks is tried again at each doubling of the window
+        only."""
         while True:
             try:
                 value, end = DECODER.raw_decode(self.text, self.at)

@@ -1,4 +1,4 @@
-"""Rows of preferences -> pairs: a chosen and a rejected response, or a ranking, of which every pair is made."""
+"""Pairs made of rows of preferences: a chosen and a rejected response, or a ranking, of which every pair is made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIED, EQUAL, EMPTY = "tied", "equal", "empty"
 
 @dataclass(frozen=True)
 class Preference:
-    """Two responses to a prompt, which may be empty."""
+    """Holds two responses to a prompt, which may be empty."""
 
     prompt: str
     chosen: str
@@ -31,14 +31,14 @@ class Preference:
 
 @dataclass(frozen=True)
 class Preferences:
-    """The pairs of one row, and those that were left out, by the reason."""
+    """Holds the pairs of one row, and counts those that were left out, by the reason."""
 
     pairs: list[Preference]
     left_out: Counter[str] = field(default_factory=Counter)
 
 
 def preference_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, int], Preferences]:
-    """What makes the pairs of a row. It raises ScaleupError for a row that cannot be used."""
+    """Returns a function that makes the pairs of a row. It raises ScaleupError for a row that cannot be used."""
     form = valid_format(data, source)
     prompt = {"prompt": Template(form.prompt, form.columns)} if form.prompt is not None else {}
     if form.completions is not None:
@@ -55,7 +55,7 @@ def _of_pair(form: RowFormat, texts: Mapping[str, str], values: Values) -> Prefe
 
 
 def _of_ranking(form: RowFormat, texts: Mapping[str, str], values: Values) -> Preferences:
-    """Every pair of responses of which one is preferred."""
+    """Returns every pair of responses of which one is preferred."""
     key, sign = ("ratings", 1.0) if form.ratings is not None else ("ranks", -1.0)
     completions = _listed(_column(form, "completions"), values)
     worths = _listed(_column(form, key), values)
@@ -84,10 +84,10 @@ def _column(form: RowFormat, key: str) -> str:
 
 
 def _listed(column: str, values: Values) -> list[Any]:
-    found = values.get(column)
-    if not isinstance(found, list):
+    value = values.get(column)
+    if not isinstance(value, list):
         raise ScaleupError(column_problem(column, values, wanted="a list"))
-    return found
+    return value
 
 
 def _number(column: str, values: Values) -> float:
@@ -108,5 +108,5 @@ def _is_text(completion: Any) -> bool:
 
 
 def reasons(left_out: Mapping[str, int]) -> Iterator[str]:
-    """`3 tied`, for a sentence."""
+    """Yields each reason with its count, for a sentence: `3 tied`."""
     return (f"{count} {reason}" for reason, count in sorted(left_out.items()) if count)

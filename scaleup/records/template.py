@@ -14,11 +14,12 @@ NUM_NAMES_SHOWN = 10
 
 
 class MissingColumn(Problem):
-    """A row lacks the column that `where` names. One such problem a row may well be one mistake in the config."""
+    """Tells that a row lacks the column that `where` names. One such problem a row may well be one mistake in the
+    config."""
 
 
 class Template:
-    """Text with `{column}` where a row's value goes; `{{` and `}}` stand for braces.
+    """Fills in text with `{column}` where a row's value goes; `{{` and `}}` stand for braces.
 
     `names` maps a field of the text to the column it stands for, where the two differ.
     """
@@ -38,7 +39,8 @@ class Template:
         self.columns = tuple(dict.fromkeys(column for _, column in self._parts if column is not None))
 
     def render(self, values: Mapping[str, Any]) -> str:
-        """The text with a row's values in it. Raises ScaleupError for each column that is missing or holds no text."""
+        """Returns the text with a row's values in it. Raises ScaleupError for each column that is missing or holds no
+        text."""
         pieces: list[str] = []
         problems: list[Problem] = []
         for literal, column in self._parts:
@@ -58,7 +60,7 @@ class Template:
 
 
 def column_problem(column: str, values: Mapping[str, Any], wanted: str = "text") -> Problem:
-    """Why a row's column cannot be used: it is missing, null or of a type that is not wanted."""
+    """Returns why a row's column cannot be used: it is missing, null or of a type that is not wanted."""
     if column not in values:
         return MissingColumn(column, "is no column of this row", _known_columns(column, tuple(map(str, values))))
     value = values[column]

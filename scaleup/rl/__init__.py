@@ -1,20 +1,22 @@
 """PPO: pure functions, a policy with values, placements of rewards, and a trainer without config or launcher."""
 
-from scaleup.config.rl import PPOSettings
 from scaleup.config.schema import OptimizationConfig
+from scaleup.config.stages.ppo import PPOSettings
 from scaleup.rl.advantages import (
+    adapted_kl_coef,
     gae,
     kl_estimate,
+    log_ratio,
     masked_mean,
+    policy_loss,
     response_lengths,
     response_mask,
     token_rewards,
+    value_loss,
     whiten,
 )
-from scaleup.rl.kl_control import adapted_kl_coef
-from scaleup.rl.losses import log_ratio, policy_loss, value_loss
 from scaleup.rl.policy import Policy
-from scaleup.rl.rewards import Rewards, Sample
+from scaleup.rl.rewards.interface import Rewards, Sample
 from scaleup.rl.trainer import PPOTrainer
 
 __all__ = [

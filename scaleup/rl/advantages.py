@@ -1,5 +1,8 @@
-"""From scores to advantages: pure functions over a rollout. B responses of up to T tokens; masks (B, T) are true on a
-response's tokens, its EOS included, and come from positions, never from token ids."""
+"""The maths of PPO: pure functions from scores to advantages, and from advantages to losses.
+
+B responses of up to T tokens; masks (B, T) are true on a response's tokens, its EOS included, and come from positions,
+never from token ids. Losses are per token and of any shape: the caller masks, sums and divides by the number of tokens
+of the global batch."""
 
 from __future__ import annotations
 
@@ -7,24 +10,27 @@ from typing import Literal
 
 import torch
 
+LOG_RATIO_LIMIT = 20.0
+"""In nats; exp() of more would leave float32's useful range, and no step that still learns gets there."""
+
 
 def response_lengths(tokens: torch.Tensor, eos_ids: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
-    """(B,) tokens of each response: up to its first EOS, which counts, or its limit.
+    """The number of tokens (B,) of each response: up to its first EOS, which counts, or its limit.
 
-    tokens (B, T) are what was generated, padded in any way behind the EOS; limits (B,)."""
+    tokens (B, T): what was generated, with any padding after the EOS; eos_ids (E,); limits (B,)."""
     is_eos = torch.isin(tokens, eos_ids)
     first = torch.where(is_eos.any(dim=1), is_eos.int().argmax(dim=1) + 1, tokens.shape[1])
     return torch.minimum(first, limits)
 
 
 def response_mask(lengths: torch.Tensor, width: int) -> torch.Tensor:
-    """(B, width), true on the first `lengths` (B,) places."""
+    """A mask (B, width), true on the first `lengths` (B,) positions of each row."""
     return torch.arange(width, device=lengths.device) < lengths[:, None]
 
 
 def kl_estimate(log_ratio: torch.Tensor, kind: Literal["k1", "k2", "k3"]) -> torch.Tensor:
-    """KL(p || q) at each token from log p - log q of a token drawn from p (Schulman 2020, "Approximating KL
-    Divergence"): k1 has no bias, k2 little spread, k3 both and is never negative. Any shape."""
+    """KL(p || q) in nats at each token, estimated from log p - log q of a token drawn from p, of any shape (Schulman
+    2020, "Approximating KL Divergence"). k1 is unbiased, k2 has a low variance, k3 has both and is never negative."""
     if kind == "k1":
         return log_ratio
     if kind == "k2":
@@ -33,10 +39,10 @@ def kl_estimate(log_ratio: torch.Tensor, kind: Literal["k1", "k2", "k3"]) -> tor
 
 
 def token_rewards(scores: torch.Tensor, penalties: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(B, T): minus the penalty at each token, and the score once, at the response's last token.
+    """Token rewards (B, T): minus the penalty at each token, plus the score at the response's last token.
 
-    r_t = -beta kl_t + [t = last] score (Ziegler et al. 2019, eq. 2). scores (B,), penalties (B, T), mask (B, T) with at
-    least one token a row."""
+    r_t = -beta kl_t + [t = last] score (Ziegler et al. 2019, eq. 2). scores (B,), penalties (B, T) = beta kl_t in nats,
+    mask (B, T) with at least one token a row."""
     rewards = torch.where(mask, -penalties, 0.0)
     last = mask.sum(dim=1, keepdim=True) - 1
     return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
@@ -47,8 +53,8 @@ def gae(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Advantages and returns (B, T) by generalized advantage estimation (Schulman et al. 2016, eq. 16).
 
-    values[t] is of the state before token t. Nothing follows a response's last token: its value there is 0, also where
-    a limit cut it off. What stands behind the mask changes nothing; results there are 0."""
+    rewards, values, mask (B, T); values[:, t] is of the state before token t. The value after a response's last token
+    is 0, also where a limit cut it off. What is outside the mask changes nothing; results there are 0."""
     advantages = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[:, 0])
     next_value = torch.zeros_like(following)
@@ -61,14 +67,47 @@ def gae(
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mean, a scalar, of values (B, T) where the mask (B, T) is true."""
     return torch.where(mask, values, 0.0).sum() / mask.sum()
 
 
 def whiten(values: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True) -> torch.Tensor:
-    """Spread 1 and, unless the mean is kept, mean 0 over all masked places (B, T); 0 elsewhere. Of the global batch:
-    the caller hands in the rows of all processes. A single place, or no spread, leaves 0."""
+    """Values (B, T) scaled to variance 1 over all masked positions, with mean 0 unless `shift_mean` is false; 0
+    elsewhere. Statistics are of the global batch: the caller passes the rows of all processes. A single position, or
+    no variance, gives 0."""
     mean = masked_mean(values, mask)
     centred = torch.where(mask, values - mean, 0.0)
     variance = centred.square().sum() / (mask.sum() - 1).clamp(min=1)
     white = centred * torch.rsqrt(variance + 1e-8)
     return white if shift_mean else torch.where(mask, white + mean, 0.0)
+
+
+def log_ratio(logprobs: torch.Tensor, old_logprobs: torch.Tensor) -> torch.Tensor:
+    """log pi(a|s) - log pi_old(a|s) in nats, clamped to what exp() can take. Any shape."""
+    return (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+
+def policy_loss(ratio: torch.Tensor, advantages: torch.Tensor, cliprange: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The clipped surrogate loss, to be minimised, and whether clipping decided it (Schulman et al. 2017, eq. 7).
+
+    Two tensors of one shape with `ratio` = pi(a|s) / pi_old(a|s)."""
+    free = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    return torch.maximum(free, clipped), clipped > free
+
+
+def value_loss(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, cliprange: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Half the squared error of values clipped to `cliprange` around those of the rollout, and whether clipping decided
+    it (Huang et al. 2024, "The N implementation details of RLHF with PPO", detail 9 of the PPO part). Any shape."""
+    clipped = old_values + (values - old_values).clamp(-cliprange, cliprange)
+    free_error, clipped_error = (values - returns).square(), (clipped - returns).square()
+    return torch.maximum(free_error, clipped_error) / 2, clipped_error > free_error
+
+
+def adapted_kl_coef(kl_coef: float, kl: float, target: float, num_responses: int, horizon: float) -> float:
+    """The weight of the KL penalty after a rollout of `num_responses` with a mean KL of `kl` nats a response: a
+    proportional controller whose error is clipped to 0.2 (Ziegler et al. 2019, section 2.2)."""
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * num_responses / horizon)

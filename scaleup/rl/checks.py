@@ -1,5 +1,5 @@
-"""What must hold in every rollout, checked while it runs. A PPO that is wrong in one of these still trains, only
-something else; so it stops instead."""
+"""Self-checks of every rollout. A PPO run that fails one of them would still train, but another objective: it stops
+instead."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
-from scaleup.rl.experience import Experience, Judged
+from scaleup.rl.experience import Advantages, Experience
 
 TOLERANCE = {"no": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
 INT8_TOLERANCE = 5e-2
@@ -17,11 +17,15 @@ INT8_TOLERANCE = 5e-2
 
 
 def tolerance_of(mixed_precision: str, quantization: str | None) -> float:
+    """Nats a token by which log-probabilities may differ from rounding alone."""
     return max(TOLERANCE[mixed_precision], INT8_TOLERANCE if quantization == "8bit" else 0.0)
 
 
-def check_experience(experience: Experience, judged: Judged, kl_coef: float, is_new: bool, tolerance: float) -> None:
-    """Of a rollout before it is learned from; `is_new` when no optimizer step has been taken in the run.
+def check_experience(
+    experience: Experience, estimates: Advantages, kl_coef: float, is_new: bool, tolerance: float
+) -> None:
+    """Check a rollout before it is learned from. `is_new`: no optimizer step has been taken in the run; `tolerance`:
+    nats a token.
 
     Raises ScaleupError at `ppo.self_checks`."""
     mask = experience.mask
@@ -29,38 +33,44 @@ def check_experience(experience: Experience, judged: Judged, kl_coef: float, is_
         _fail(f"policy and reference differ by {kl:.2e} nats a token before the first step")
     if (lowest := float(experience.entropies[mask].min())) < -1e-3:
         _fail(f"an entropy is {lowest:.2e}")
-    outside = [experience.logprobs, experience.values, judged.advantages, judged.returns, judged.rewards]
+    outside = [experience.logprobs, experience.values, estimates.advantages, estimates.returns, estimates.rewards]
     if any(bool(part[~mask].any()) for part in outside):
-        _fail("something stands behind the end of a response")
+        _fail("non-zero values after the end of a response")
     last = mask.sum(dim=1) - 1
     rows = torch.arange(len(last))
-    without = judged.rewards.clone()
-    without[rows, last] -= judged.penalised
-    if kl_coef == 0 and float(without.abs().max()) > 1e-6:
-        _fail("a score stands elsewhere than on its response's last token")
+    rest = estimates.rewards.clone()
+    rest[rows, last] -= estimates.scores
+    if kl_coef == 0 and float(rest.abs().max()) > 1e-6:
+        _fail("a score is at another place than its response's last token")
 
 
-def check_first_ratio(moved: float, tolerance: float) -> None:
-    """`moved`: the mean size of the log-ratio in the first minibatch, where no step has been taken yet."""
-    if not moved <= tolerance:
-        _fail(f"before any step the ratio of new to old probabilities is off by {moved:.2e} nats a token, not 1")
+def check_first_ratio(log_ratio: float, tolerance: float) -> None:
+    """Check that the first minibatch, before any step, has ratios of 1.
+
+    `log_ratio`: its mean absolute value there, in nats a token. Raises ScaleupError."""
+    if not log_ratio <= tolerance:
+        _fail(f"before any step the ratio of new to old probabilities is off by {log_ratio:.2e} nats a token, not 1")
 
 
 def check_steps(steps: int, planned: int, may_end_early: bool) -> None:
+    """Check that a rollout took passes x minibatches steps, or fewer where `target_kl` may end it. Raises
+    ScaleupError."""
     if steps != planned and not may_end_early:
-        _fail(f"{steps} optimizer steps were taken, and {planned} are passes x minibatches")
+        _fail(f"{steps} optimizer steps were taken, and {planned} (passes x minibatches) are due")
 
 
 @torch.no_grad()
 def check_equal_ranks(runtime: Runtime, model: Any) -> None:
-    """Ranks that each hold the whole model hold the same one. Every rank must call it."""
+    """Check that ranks which each hold the whole model hold the same one. Every rank must call it.
+
+    Raises ScaleupError."""
     if runtime.world == 1 or runtime.gathers_weights:
         return
     sums = [float(p.detach().double().sum()) for p in model.parameters() if p.requires_grad]
     mine = torch.tensor(sums, dtype=torch.float64)[None]
     every = runtime.gather(mine)
     if not torch.equal(every, every[:1].expand_as(every)):
-        _fail("the ranks' parameters have come apart")
+        _fail("the ranks' parameters differ")
 
 
 def _fail(what: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""A rollout as PPO learns from it: what was said, what policy, value head and reference thought of it, and its score.
+"""A rollout as PPO learns from it: responses, their log-probabilities under policy and reference, values and scores.
 
 Each rank responds to its own prompts; then all ranks get the whole rollout. It is small (no logits), and everything
 that follows (advantages, whitening, minibatches) is then the same arithmetic on every rank, whatever their number."""
@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
-from scaleup.config.rl import PPOSettings
+from scaleup.config.stages.ppo import PPOSettings
+from scaleup.data.collate import pad
 from scaleup.data.prompts import Prompt
 from scaleup.distributed.runtime import Runtime
+from scaleup.models.beside import unwrap
 from scaleup.rl.advantages import gae, kl_estimate, response_mask, token_rewards, whiten
-from scaleup.rl.rewards import Rewards, Sample
-from scaleup.rl.rollout import Responses, Sampling, pad_prompts, respond
+from scaleup.rl.rewards.interface import Rewards, Sample
+from scaleup.rl.rollout import Responses, Sampling, respond
 
 
 @dataclass(frozen=True)
@@ -30,112 +32,117 @@ class Experience:
     lengths: torch.Tensor
     """(N,)"""
     finished: torch.Tensor
-    """(N,) whether they ended by themselves."""
+    """(N,) whether they end with an EOS."""
     logprobs: torch.Tensor
-    """(N, T) at the time of the rollout; like all that follow float64, and 0 behind the response."""
+    """(N, T) of the policy at the time of the rollout, in nats; like all that follow float64, and 0 behind the
+    response."""
     entropies: torch.Tensor
+    """(N, T) in nats."""
     values: torch.Tensor
+    """(N, T) of the state before each token."""
     ref_logprobs: torch.Tensor
+    """(N, T) of the reference, in nats."""
     scores: torch.Tensor
-    """(N,) as they came."""
+    """(N,) of the reward model, before clipping and penalties."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of this rank: generation, forward passes, waiting for scores."""
+    """What this rank spent on generation, forward passes and waiting for scores."""
 
     @property
     def mask(self) -> torch.Tensor:
+        """(N, T), true on a response's tokens."""
         return response_mask(self.lengths, self.tokens.shape[1])
 
     @property
     def log_ratio(self) -> torch.Tensor:
-        """(N, T) of the policy to the reference."""
+        """(N, T) log pi(token) - log pi_ref(token), in nats."""
         return self.logprobs - self.ref_logprobs
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What is learned from an experience, (N, T) each; 0 behind the responses."""
+class Advantages:
+    """What PPO learns from an experience; 0 behind the responses."""
 
     rewards: torch.Tensor
+    """(N, T) token rewards: the score at the last token, minus the KL penalty at each."""
     advantages: torch.Tensor
+    """(N, T)"""
     returns: torch.Tensor
-    penalised: torch.Tensor
-    """(N,) scores after clipping and the penalty for missing ends."""
-
-
-def gather_experience(
-    runtime: Runtime,
-    model: Any,
-    prompts: Sequence[Prompt],
-    seeds: Sequence[Sequence[int]],
-    sampling: Sampling,
-    rewards: Rewards,
-    sizes: tuple[int, int],
-    texts: TextOf,
-) -> Experience:
-    """Respond to all `prompts` (of all ranks, with the seed of each), in batches of `sizes`: responses, and forward
-    passes. A batch is scored while the next ones are drawn. Every rank must call it."""
-    mine = list(range(runtime.rank, len(prompts), runtime.world))
-    clock = Clock()
-    model.eval()
-    drawn: list[Responses] = []
-    for start in range(0, len(mine), sizes[0]):
-        chosen = mine[start : start + sizes[0]]
-        runtime.progress.at("generating")
-        with clock.of("generation"):
-            given = [prompts[index].ids for index in chosen]
-            drawn.append(
-                respond(model, given, [seeds[i] for i in chosen], sampling, runtime.device, runtime.gathers_weights)
-            )
-        runtime.progress.at("asking for scores")
-        rewards.submit(texts.samples([prompts[index] for index in chosen], drawn[-1]))
-    tokens, lengths, finished = (
-        torch.cat([getattr(part, name) for part in drawn]).cpu() for name in ("tokens", "lengths", "finished")
-    )
-    with clock.of("forward"):
-        thoughts = _thoughts(runtime, model, [prompts[i].ids for i in mine], tokens, lengths, sizes[1], sampling.pad_id)
-    runtime.progress.at("waiting for scores")
-    with clock.of("waiting for scores"):
-        scores = torch.tensor(rewards.collect(), dtype=torch.float64)
-    whole = {"tokens": tokens, "lengths": lengths, "finished": finished, "scores": scores, **thoughts}
-    every = {name: runtime.gather(part) for name, part in whole.items()}
-    return Experience(prompts=prompts, seconds=clock.seconds, **every)
+    """(N, T) targets of the values: advantages before whitening, plus values."""
+    scores: torch.Tensor
+    """(N,) after clipping and the penalty for a missing EOS."""
 
 
 @dataclass(frozen=True)
-class TextOf:
-    """Token ids -> what a reward model reads."""
+class ExperienceMaker:
+    """Turns prompts into experience: responses of the policy, their scores, log-probabilities and values."""
 
+    runtime: Runtime
+    model: Any
+    """A Policy under the run's strategy."""
     tokenizer: Any
+    sampling: Sampling
+    rewards: Rewards
+    generation_batch_size: int
+    """Prompts that a rank responds to, and has scored, at a time."""
+    forward_batch_size: int
+    """Responses a forward pass."""
 
-    def samples(self, prompts: Sequence[Prompt], responses: Responses) -> list[Sample]:
-        rows = zip(responses.tokens.tolist(), responses.lengths.tolist(), strict=True)
-        texts = self.tokenizer.batch_decode([row[:length] for row, length in rows], skip_special_tokens=True)
-        ends = responses.finished.tolist()
-        return [Sample(p.text, t, end, p.columns) for p, t, end in zip(prompts, texts, ends, strict=True)]
+    def make(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]]) -> Experience:
+        """Respond to the N prompts of all ranks, each with a seed of its own. A batch is scored while the next ones are
+        drawn. Every rank must call it, with the same prompts."""
+        own = list(range(self.runtime.rank, len(prompts), self.runtime.world))
+        progress, clock = self.runtime.progress, Clock()
+        self.model.eval()
+        drawn: list[Responses] = []
+        for start in range(0, len(own), self.generation_batch_size):
+            rows = own[start : start + self.generation_batch_size]
+            progress.enter_phase("generating")
+            with clock.of("generation"):
+                drawn.append(self._respond([prompts[row].ids for row in rows], [seeds[row] for row in rows]))
+            progress.enter_phase("asking for scores")
+            self.rewards.submit(samples_of(self.tokenizer, [prompts[row] for row in rows], drawn[-1]))
+        tokens, lengths, finished = (
+            torch.cat([getattr(part, name) for part in drawn]).cpu() for name in ("tokens", "lengths", "finished")
+        )
+        with clock.of("forward"):
+            computed = self._logprobs_and_values([prompts[row].ids for row in own], tokens, lengths)
+        progress.enter_phase("waiting for scores")
+        with clock.of("waiting for scores"):
+            scores = torch.tensor(self.rewards.collect(), dtype=torch.float64)
+        own_rows = {"tokens": tokens, "lengths": lengths, "finished": finished, "scores": scores, **computed}
+        every = {name: self.runtime.gather(part) for name, part in own_rows.items()}
+        return Experience(prompts=prompts, seconds=clock.seconds, **every)
+
+    def _respond(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> Responses:
+        runtime = self.runtime
+        return respond(self.model, prompts, seeds, self.sampling, runtime.device, runtime.gathers_weights)
+
+    @torch.no_grad()
+    def _logprobs_and_values(
+        self, prompts: Sequence[Sequence[int]], tokens: torch.Tensor, lengths: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Log-probabilities, entropies, values and the reference's log-probabilities of this rank's n responses, (n, T)
+        each, by the same forward pass that training takes. tokens (n, T), lengths (n,)."""
+        policy = unwrap(self.model)
+        computed = {name: torch.zeros(tokens.shape, dtype=torch.float64) for name in NAMES}
+        for rows in by_length(prompts, lengths, self.forward_batch_size):
+            self.runtime.progress.enter_phase("forward passes over responses")
+            own = [prompts[row] for row in rows]
+            inputs = inputs_of(own, tokens[rows], lengths[rows], self.sampling.pad_id, policy.is_seq2seq)
+            inputs = {name: part.to(self.runtime.device) for name, part in inputs.items()}
+            width = inputs["response_ids"].shape[1]
+            stats = (*self.model("policy", **inputs), self.model("reference", **inputs))
+            for name, part in zip(NAMES, stats, strict=True):
+                computed[name][rows, :width] = part.double().cpu()
+        return computed
 
 
-@torch.no_grad()
-def _thoughts(
-    runtime: Runtime,
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    tokens: torch.Tensor,
-    lengths: torch.Tensor,
-    batch_size: int,
-    pad_id: int,
-) -> dict[str, torch.Tensor]:
-    """Log-probabilities, entropies, values and the reference's log-probabilities of this rank's responses, by the same
-    forward that training takes."""
-    policy = getattr(model, "module", model)
-    found = {name: torch.zeros(tokens.shape, dtype=torch.float64) for name in NAMES}
-    for rows in by_length(prompts, lengths, batch_size):
-        runtime.progress.at("forward passes over responses")
-        inputs = inputs_of([prompts[row] for row in rows], tokens[rows], lengths[rows], pad_id, policy.is_seq2seq)
-        inputs = {name: part.to(runtime.device) for name, part in inputs.items()}
-        width = inputs["response_ids"].shape[1]
-        for name, part in zip(NAMES, (*model("policy", **inputs), model("reference", **inputs)), strict=True):
-            found[name][rows, :width] = part.double().cpu()
-    return found
+def samples_of(tokenizer: Any, prompts: Sequence[Prompt], responses: Responses) -> list[Sample]:
+    """What a reward model reads: a sample each of B responses, decoded without special tokens."""
+    rows = zip(responses.tokens.tolist(), responses.lengths.tolist(), strict=True)
+    texts = tokenizer.batch_decode([row[:length] for row, length in rows], skip_special_tokens=True)
+    ends = responses.finished.tolist()
+    return [Sample(p.text, t, end, p.columns) for p, t, end in zip(prompts, texts, ends, strict=True)]
 
 
 NAMES = ("logprobs", "entropies", "values", "ref_logprobs")
@@ -144,8 +151,9 @@ NAMES = ("logprobs", "entropies", "values", "ref_logprobs")
 def inputs_of(
     prompts: Sequence[Sequence[int]], tokens: torch.Tensor, lengths: torch.Tensor, pad_id: int, is_seq2seq: bool
 ) -> dict[str, torch.Tensor]:
-    """The arguments of a Policy for some rows, as wide as the longest of them."""
-    ids, mask = pad_prompts(prompts, pad_id, left=not is_seq2seq)
+    """The arguments of a Policy for B rows: prompt_ids and prompt_mask (B, P), response_ids and response_mask (B, T),
+    as wide as the longest of them."""
+    ids, mask = pad(prompts, pad_id, left=not is_seq2seq)
     width = int(lengths.max())
     return {
         "prompt_ids": ids,
@@ -156,14 +164,14 @@ def inputs_of(
 
 
 def by_length(prompts: Sequence[Sequence[int]], lengths: torch.Tensor, batch_size: int) -> Iterator[list[int]]:
-    """Rows in batches of similar length: how they are batched changes nothing but the time it takes."""
+    """Row numbers in batches of similar length: how rows are batched changes nothing but the time it takes."""
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]) + int(lengths[row]))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 
 
-def judge(experience: Experience, ppo: PPOSettings, kl_coef: float) -> Judged:
-    """Rewards, advantages and returns of a rollout; whitened over all of it."""
+def compute_advantages(experience: Experience, ppo: PPOSettings, kl_coef: float) -> Advantages:
+    """Token rewards, advantages and returns of a rollout by `token_rewards` and `gae`, whitened over all its rows."""
     mask, scores = experience.mask, experience.scores
     if ppo.reward_clip is not None:
         scores = scores.clamp(-ppo.reward_clip, ppo.reward_clip)
@@ -175,7 +183,7 @@ def judge(experience: Experience, ppo: PPOSettings, kl_coef: float) -> Judged:
     advantages, returns = gae(counted, experience.values, mask, ppo.gamma, ppo.lam)
     if ppo.whiten_advantages:
         advantages = whiten(advantages, mask)
-    return Judged(rewards, advantages, returns, scores)
+    return Advantages(rewards, advantages, returns, scores)
 
 
 class Clock:

@@ -12,21 +12,25 @@ import torch
 from torch import nn
 
 from scaleup.errors import ScaleupError
-from scaleup.models.adapters import as_at_start, is_adapted, keep_start
-from scaleup.rl.policy_head import Asked, HiddenHead, Seen, ask_head, look
-from scaleup.train.head_loss import returned_as_is
+from scaleup.models.adapters import initial_adapter, is_adapted, snapshot_adapter
+from scaleup.models.beside import Beside, base_of
+from scaleup.models.heads import HiddenHead, has_plain_head, swap_head
+from scaleup.rl.policy_head import TokenQuery, TokenStats, swap_policy_head, token_stats
 
 Role = Literal["policy", "reference", "generate"]
 
 
-class Policy(nn.Module):
-    """A causal or encoder-decoder model with values. What is not trained, the reference above all, is frozen in it."""
+class Policy(Beside):
+    """A causal or encoder-decoder model with a value head and its frozen reference."""
+
+    trained_part = "policy"
+    frozen_part = "reference"
 
     def __init__(
         self, model: Any, temperature: float, separate_value: bool = False, adapter_is_new: bool = True
     ) -> None:
-        """The reference is what the model is now: a frozen copy of it, of an adapter that was trained before a copy of
-        that alone, and of a new one, which changes nothing yet, the model without it."""
+        """The reference is the model as it is now: a frozen copy of it; of an adapter that was trained before, a copy
+        of the adapter alone; of a new adapter, which changes nothing yet, the model without it."""
         super().__init__()
         _switch_dropout_off(model)
         base = base_of(model)
@@ -35,12 +39,12 @@ class Policy(nn.Module):
         self.temperature = temperature
         self.config = base.config
         self.value_trunk = _trunk(model) if separate_value else None
-        ask_head(model)
+        swap_policy_head(model)
         self.policy = model
         self.reference = None if is_adapted(model) else deepcopy(model).requires_grad_(False)
         self._has_start = is_adapted(model) and not adapter_is_new
         if self._has_start:
-            keep_start(model)
+            snapshot_adapter(model)
         self.value_head = nn.Linear(base.config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.value_head.weight)  # the first advantages are then those of the rewards alone
         nn.init.zeros_(self.value_head.bias)
@@ -50,39 +54,33 @@ class Policy(nn.Module):
         return bool(self.config.is_encoder_decoder)
 
     def forward(self, role: Role, **inputs: Any) -> Any:
-        """Everything goes through here, so that engines which gather weights do so for each of the three.
+        """Run one of three forward passes; all go through here, because engines gather weights around it.
 
-        policy     -> Seen's log-probabilities and entropies, and values, (B, T) each
-        reference  -> log-probabilities (B, T)
+        policy     -> log-probabilities and entropies in nats, and values, (B, T) each
+        reference  -> log-probabilities (B, T) in nats
         generate   -> token ids, by Transformers' own `generate`"""
         if role == "generate":
             return base_of(self.policy).generate(**inputs)  # PEFT's would put the model's own settings back
         if role == "reference":
             with self._as_reference():
-                return self._look(self.reference or self.policy, inputs).logprobs
-        seen = self._look(self.policy, inputs)
-        return seen.logprobs, seen.entropies, self._values(seen, inputs)
+                return self._stats(self.reference or self.policy, inputs).logprobs
+        stats = self._stats(self.policy, inputs)
+        return stats.logprobs, stats.entropies, self._values(stats.hidden, inputs)
 
-    def train(self, mode: bool = True) -> Policy:
-        """The reference and its kind stay in evaluation mode."""
-        super().train(mode)
-        if self.reference is not None:
-            self.reference.eval()
-        return self
+    def _stats(self, model: Any, inputs: dict[str, torch.Tensor]) -> TokenStats:
+        return token_stats(model, *self._model_inputs(inputs))
 
-    def _look(self, model: Any, inputs: dict[str, torch.Tensor]) -> Seen:
-        return look(model, *self._arranged(inputs))
-
-    def _values(self, seen: Seen, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        hidden = seen.hidden
+    def _values(self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Hidden states (B, T, H) before each token, or those of the value trunk -> values (B, T), 0 outside of the
+        mask."""
         if self.value_trunk is not None:
-            arranged, asked = self._arranged(inputs)
+            arranged, query = self._model_inputs(inputs)
             whole = self.value_trunk(**arranged, use_cache=False).logits
-            hidden = whole[:, asked.first : asked.first + asked.tokens.shape[1]]
+            hidden = whole[:, query.first : query.first + query.tokens.shape[1]]
         values = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
         return torch.where(inputs["response_mask"], values, 0.0)
 
-    def _arranged(self, inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Asked]:
+    def _model_inputs(self, inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], TokenQuery]:
         """prompt_ids, prompt_mask (B, P), response_ids, response_mask (B, T) -> the model's own arguments, and the
         columns that predict the responses.
 
@@ -94,53 +92,35 @@ class Policy(nn.Module):
             start = response.new_full((len(response), 1), self.config.decoder_start_token_id)
             decoder = torch.cat([start, response[:, :-1]], dim=1)
             arranged = {"input_ids": prompt, "attention_mask": prompt_mask, "decoder_input_ids": decoder}
-            return arranged, Asked(0, response, mask, self.temperature)
+            return arranged, TokenQuery(0, response, mask, self.temperature)
         attention = torch.cat([prompt_mask, mask.to(prompt_mask.dtype)], dim=1)
         arranged = {"input_ids": torch.cat([prompt, response], dim=1), "attention_mask": attention}
         if self._takes_positions:
             arranged["position_ids"] = (attention.cumsum(dim=1) - 1).clamp(min=0)
-        return arranged, Asked(prompt.shape[1] - 1, response, mask, self.temperature)
+        return arranged, TokenQuery(prompt.shape[1] - 1, response, mask, self.temperature)
 
     def _as_reference(self) -> AbstractContextManager[Any]:
         if self.reference is not None:
             return nullcontext()
-        return as_at_start(self.policy) if self._has_start else self.policy.disable_adapter()
-
-    # What engines ask a model for: how to divide it into layers, and which embeddings it shares.
-
-    @property
-    def _no_split_modules(self) -> Any:
-        return self.policy._no_split_modules
-
-    def get_input_embeddings(self) -> Any:
-        return self.policy.get_input_embeddings()
-
-    def get_output_embeddings(self) -> Any:
-        return self.policy.get_output_embeddings()
-
-
-def base_of(model: Any) -> Any:
-    """Transformers' own model, in which an adapter's layers are."""
-    return model.get_base_model() if is_adapted(model) else model
+        return initial_adapter(self.policy) if self._has_start else self.policy.disable_adapter()
 
 
 def _trunk(model: Any) -> Any:
-    """A copy whose head gives hidden states, and whose other weights are trained where the model's are."""
+    """A copy of a model whose head returns hidden states, and whose other weights are trained if the model's are."""
     copy = deepcopy(model)
-    head = copy.get_output_embeddings()
-    if type(head) is not nn.Linear or not returned_as_is(copy, head):
-        what = f"the head of {type(model).__name__} is not plain, so its trunk cannot be had apart"
+    if not has_plain_head(copy):
+        what = f"the head of {type(model).__name__} is not plain, so its trunk cannot be separated"
         raise ScaleupError.of("ppo.value_model", what, "use head")
-    embeddings = copy.get_input_embeddings()
-    head.__class__ = HiddenHead
-    if head.weight is not embeddings.weight:
+    head = copy.get_output_embeddings()
+    swap_head(head, HiddenHead)
+    if head.weight is not copy.get_input_embeddings().weight:
         head.requires_grad_(False)  # it is never used
     return copy
 
 
 def _switch_dropout_off(model: nn.Module) -> None:
-    """In training mode too, which recomputation of activations needs: a ratio of probabilities with dropout in it would
-    be noise."""
+    """Set dropout to 0 in training mode too, which recomputation of activations needs: ratios of probabilities under
+    dropout would be noise."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -1,5 +1,5 @@
-"""Prompts -> responses, drawn so that a response depends on its prompt, the seed and the weights, and on nothing else:
-not on the process that draws it, nor on what it shares a batch with."""
+"""Generates responses to prompts. A response depends on its prompt, its seed and the weights alone: neither on the
+process that draws it, nor on the other rows of its batch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
-from scaleup.config.rl import PPOSettings
+from scaleup.config.stages.ppo import PPOSettings
+from scaleup.data.collate import pad
+from scaleup.models.beside import base_of, unwrap
 from scaleup.models.load import pad_token_id
 from scaleup.rl.advantages import response_lengths
-from scaleup.rl.policy import base_of
 
 
 @dataclass(frozen=True)
@@ -25,39 +26,26 @@ class Responses:
     tokens: torch.Tensor
     """(B, T), padded with the pad token."""
     lengths: torch.Tensor
-    """(B,) with the EOS."""
+    """(B,) in tokens, with the EOS."""
     finished: torch.Tensor
     """(B,) whether they end with an EOS."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn: from the whole distribution at a temperature. (Cutting it off by top-k or top-p would
-    make the ratio of probabilities wrong.)"""
+    """Settings of generation. Tokens are drawn from the whole distribution at a temperature: with top-k or top-p the
+    ratio of probabilities would be wrong."""
 
     max_new_tokens: int
     min_limit: int | None
-    """Draw each response's limit evenly between this and max_new_tokens."""
+    """In tokens. If given, each response's limit is drawn uniformly between this and max_new_tokens."""
     temperature: float
     eos_ids: tuple[int, ...]
     pad_id: int
 
 
-def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, P) ids and mask. Causal models' prompts are padded on the left, so that all responses start in one column; an
-    encoder's on the right, where T5's relative positions count from the start."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad_id)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        place = slice(width - len(prompt), width) if left else slice(0, len(prompt))
-        ids[row, place] = torch.tensor(prompt)
-        mask[row, place] = 1
-    return ids, mask
-
-
 def draws_of(seed: Sequence[int], count: int) -> np.ndarray:
-    """(count,) uniform numbers in [0, 1) that belong to this seed alone."""
+    """Uniform numbers (count,) in [0, 1), which depend on the seed alone."""
     return np.random.default_rng(list(seed)).random(count)
 
 
@@ -70,10 +58,10 @@ def respond(
     device: torch.device,
     together: bool = False,
 ) -> Responses:
-    """Of a (wrapped) Policy in evaluation mode; each prompt (token ids) with the seed of its own draws. `together`: all
-    ranks generate as many tokens, which those need that gather weights for every one."""
-    policy = getattr(model, "module", model)
-    ids, mask = pad_prompts(prompts, sampling.pad_id, left=not policy.is_seq2seq)
+    """Responses of a (wrapped) Policy in evaluation mode to B prompts (token ids), each with a seed of its own.
+    `together`: all ranks generate equally many tokens, as ranks must that gather weights for each of them."""
+    policy = unwrap(model)
+    ids, mask = pad(prompts, sampling.pad_id, left=not policy.is_seq2seq)
     draws = np.stack([draws_of(seed, sampling.max_new_tokens + 1) for seed in seeds])
     with _drawing(policy.policy, sampling):
         output = (model if together else policy)(
@@ -99,8 +87,8 @@ def _cut(tokens: torch.Tensor, draws: np.ndarray, sampling: Sampling) -> Respons
 
 
 class _Drawn(LogitsProcessor):
-    """Draws the token itself, by inverting the distribution function at a number that was drawn before, and leaves no
-    other choice to what comes after."""
+    """Draws each token by inverse transform sampling at a number that was drawn before, and leaves it as the only
+    choice: logits (B, V) -> 0 at the drawn token, -inf elsewhere."""
 
     def __init__(self, draws: np.ndarray, temperature: float, device: torch.device) -> None:
         self._draws = torch.from_numpy(draws).to(device)
@@ -118,7 +106,8 @@ class _Drawn(LogitsProcessor):
 
 @contextmanager
 def _drawing(model: Any, sampling: Sampling) -> Iterator[None]:
-    """Transformers fills a generation's settings up from the model's own, which may penalise or force tokens."""
+    """Replace the model's generation config, from which Transformers takes what a call does not set: it may penalise or
+    force tokens."""
     base = base_of(model)
     own = base.generation_config
     base.generation_config = GenerationConfig(
@@ -136,7 +125,7 @@ def _drawing(model: Any, sampling: Sampling) -> Iterator[None]:
 
 
 def sampling_of(ppo: PPOSettings, model: Any, tokenizer: PreTrainedTokenizerBase) -> Sampling:
-    """As the config says, until any of the tokens that the model or the tokenizer calls an end."""
+    """The config's settings, with every token that ends a text for the model or the tokenizer as an EOS."""
     named = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
     return Sampling(

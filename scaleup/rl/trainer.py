@@ -17,9 +17,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.rl import PPOSettings, RewardSource
-from scaleup.config.schema import DataConfig, ModelConfig, OptimizationConfig
-from scaleup.config.stages import PPOConfig
+from scaleup.config.schema import DataConfig, OptimizationConfig
+from scaleup.config.stages.ppo import PPOSettings
 from scaleup.data.prompts import Prompt, PromptOrder
 from scaleup.data.tokenization import Encoder
 from scaleup.distributed.engines import base_optimizer
@@ -27,19 +26,20 @@ from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.models.adapters import is_adapted
 from scaleup.plan.types import GroupPlan
 from scaleup.rl.loop import PPO, PPOState, run_ppo
-from scaleup.rl.placements import ColocatedRewards, Score
 from scaleup.rl.policy import Policy
-from scaleup.rl.rewards import Rewards
+from scaleup.rl.rewards.interface import Rewards
+from scaleup.rl.rewards.placements import ColocatedRewards, Score
 from scaleup.rl.rollout import sampling_of
-from scaleup.rl.update import num_optimizer_steps
 from scaleup.train.optim import build_optimizer, build_schedule
 
 
 class PPOTrainer:
-    """`model`: a causal or encoder-decoder model of Transformers, or one with an adapter of PEFT, trained in place.
+    """Trains a policy by PPO.
 
-    `prompts` and `held_out` are texts, or chats for a tokenizer with a template. `reward` scores samples, or is any of
-    the placements in `scaleup.rl`. `output_dir` gets metrics, samples and checkpoints, from which `train` goes on."""
+    `model`: a causal or encoder-decoder model of Transformers, or one with an adapter of PEFT, trained in place.
+    `prompts` and `held_out`: texts, or chats for a tokenizer with a template. `reward`: a function from samples to
+    scores, or a placement of `scaleup.rl`. `max_prompt_length`: in tokens. `output_dir` gets metrics, samples and
+    checkpoints, from which `train` goes on."""
 
     def __init__(
         self,
@@ -63,12 +63,15 @@ class PPOTrainer:
         task = "seq2seq_lm" if policy.is_seq2seq else "causal_lm"
         encoder = Encoder(tokenizer, task, DataConfig(max_length=max_prompt_length))
         self._job = PPO(
-            config=_config(ppo, train, run),
+            name="ppo",
+            ppo=ppo,
+            train=train,
+            hyperparameters={"ppo": ppo.model_dump(mode="json"), "train": train.model_dump(mode="json")},
             runtime=self.runtime,
             run=run,
             model=wrapped,
             optimizer=optimizer,
-            schedule=build_schedule(base_optimizer(optimizer), train, num_optimizer_steps(ppo)),
+            schedule=build_schedule(base_optimizer(optimizer), train, ppo.num_optimizer_steps),
             prompts=PromptOrder([_prompts(encoder, prompts)], [1.0], train.seed, shuffle=True),
             held_out=_prompts(encoder, held_out),
             rewards=ColocatedRewards(self.runtime, reward) if callable(reward) else reward,
@@ -77,12 +80,12 @@ class PPOTrainer:
         )
 
     def train(self) -> PPOState:
-        """To the last rollout, from the newest checkpoint in `output_dir`."""
-        seed_everything(self._job.config.train.seed)
+        """Train to the last rollout, from the newest checkpoint in `output_dir`. Returns where the run stands."""
+        seed_everything(self._job.train.seed)
         return run_ppo(self._job)
 
     def save(self, folder: str | Path) -> None:
-        """The policy alone (of an adapter, the adapter), as Transformers and PEFT load it."""
+        """Write the policy alone (of an adapted model, the adapter), as Transformers and PEFT load it."""
         if self.runtime.is_main:
             options = {"save_embedding_layers": False} if is_adapted(self._base) else {}
             self._base.save_pretrained(str(folder), **options)
@@ -96,7 +99,7 @@ def _prompts(encoder: Encoder, prompts: Sequence[Any]) -> list[Prompt]:
 
 
 def _group() -> GroupPlan:
-    """What whoever started this process has made of it."""
+    """The plan of a group as the environment describes it: the launcher that started this process set WORLD_SIZE."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     on_gpu = torch.cuda.is_available()
     several = {"distributed_type": "MULTI_GPU" if on_gpu else "MULTI_CPU", "engine": "DistributedDataParallel"}
@@ -116,18 +119,4 @@ def _group() -> GroupPlan:
             "main_port": None,
             **(several if world > 1 else alone),
         }
-    )
-
-
-def _config(ppo: PPOSettings, train: OptimizationConfig, run: RunFolder) -> PPOConfig:
-    """What the trackers are told."""
-    return PPOConfig(
-        stage="ppo",
-        name="ppo",
-        model=ModelConfig(path="given"),
-        data=DataConfig(),
-        ppo=ppo,
-        train=train,
-        reward=RewardSource(placement="function"),
-        runs_dir=str(run.path.parent),
     )

@@ -1,4 +1,4 @@
-"""The passes over a rollout: minibatches of all its rows, one optimizer step each."""
+"""PPO's passes over a rollout: minibatches of all its rows, one optimizer step each."""
 
 from __future__ import annotations
 
@@ -10,38 +10,41 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from scaleup.config.rl import PPOSettings
 from scaleup.config.schema import OptimizationConfig
+from scaleup.config.stages.ppo import PPOSettings
 from scaleup.distributed.runtime import Runtime
+from scaleup.models.beside import unwrap
+from scaleup.plan.arithmetic import DEFAULT_BATCH_SIZE
+from scaleup.rl.advantages import log_ratio, policy_loss, value_loss
 from scaleup.rl.checks import check_first_ratio
-from scaleup.rl.experience import Experience, Judged, by_length, inputs_of
-from scaleup.rl.losses import log_ratio, policy_loss, value_loss
+from scaleup.rl.experience import Advantages, Experience, by_length, inputs_of
 from scaleup.train.step import StepResult, train_step
 
 SHUFFLES = 1
-"""Sets the seeds of minibatches apart from those of responses, which are 0."""
+"""Second part of the seeds of minibatches; of the seeds of responses it is 0."""
 
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """Some rows of an experience, as one forward takes them: what `train_step` calls a batch. (B, T) each."""
+    """B rows of an experience, as one forward pass takes them: what `train_step` calls a batch."""
 
     inputs: dict[str, torch.Tensor]
-    """Of the Policy."""
-    given: dict[str, torch.Tensor]
-    """logprobs and values at the time of the rollout, advantages and returns."""
+    """The Policy's arguments (`inputs_of`)."""
+    old: dict[str, torch.Tensor]
+    """(B, T) each, from the rollout: logprobs, values, advantages and returns."""
     num_labels: int
     """Tokens of responses."""
     num_tokens: int
+    """Tokens of prompts and responses."""
 
     def to(self, device: torch.device) -> MiniBatch:
-        inputs, given = ({name: part.to(device) for name, part in each.items()} for each in (self.inputs, self.given))
-        return MiniBatch(inputs, given, self.num_labels, self.num_tokens)
+        inputs, old = ({name: part.to(device) for name, part in each.items()} for each in (self.inputs, self.old))
+        return MiniBatch(inputs, old, self.num_labels, self.num_tokens)
 
 
 @dataclass
 class Tally:
-    """Sums over tokens of one or more steps, of this rank."""
+    """Sums metrics over this rank's tokens of one or more steps."""
 
     sums: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
@@ -52,7 +55,7 @@ class Tally:
             self.sums[name] = self.sums.get(name, 0.0) + float(value.detach().double().sum())
 
     def means(self, runtime: Runtime) -> dict[str, float]:
-        """Over the tokens of all ranks, which must all call it."""
+        """Means over the tokens of all ranks, which must all call it."""
         names = sorted(self.sums)
         *sums, tokens = runtime.sum(*(self.sums[name] for name in names), float(self.tokens))
         return {name: value / max(tokens, 1.0) for name, value in zip(names, sums, strict=True)}
@@ -60,7 +63,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Updater:
-    """What the passes need, the same in every rollout."""
+    """Takes the optimizer steps of a rollout."""
 
     runtime: Runtime
     model: Any
@@ -70,22 +73,22 @@ class Updater:
     train: OptimizationConfig
     pad_id: int
     tolerance: float
-    """Of the self-checks."""
+    """Of the self-checks, in nats a token."""
 
-    def learn(self, experience: Experience, judged: Judged, rollout: int) -> tuple[dict[str, float], int]:
-        """All passes over a rollout, or as many as the policy may move. Means over all their tokens, and how many
-        optimizer steps were taken. Every rank must call it."""
+    def learn(self, experience: Experience, estimates: Advantages, rollout: int) -> tuple[dict[str, float], int]:
+        """Take all passes over a rollout, or fewer where the KL to the rollout's policy exceeds `target_kl`. Returns
+        metrics (means over all tokens of all steps) and the number of optimizer steps. Every rank must call it."""
         self.model.train()
         whole, last = Tally(), None
         steps = 0
         for epoch in range(self.ppo.num_ppo_epochs):
             for rows in self._mini_batches(len(experience.prompts), rollout, epoch):
                 tally = Tally()
-                last = self._step(experience, judged, rows, tally)
+                last = self._step(experience, estimates, rows, tally)
                 steps += 1
                 means = tally.means(self.runtime)
                 if steps == 1 and self.ppo.self_checks:
-                    check_first_ratio(means["moved"], self.tolerance)
+                    check_first_ratio(means["log_ratio"], self.tolerance)
                 for name, value in tally.sums.items():
                     whole.sums[name] = whole.sums.get(name, 0.0) + value
                 whole.tokens += tally.tokens
@@ -94,8 +97,8 @@ class Updater:
         assert last is not None
         return self._report(whole, last), steps
 
-    def _step(self, experience: Experience, judged: Judged, rows: np.ndarray, tally: Tally) -> StepResult:
-        batches: Any = list(self._micro_batches(experience, judged, rows))
+    def _step(self, experience: Experience, estimates: Advantages, rows: np.ndarray, tally: Tally) -> StepResult:
+        batches: Any = list(self._micro_batches(experience, estimates, rows))
 
         def objective(model: Any, batch: Any) -> torch.Tensor:
             return ppo_loss_sum(model, batch, self.ppo, tally)
@@ -111,8 +114,8 @@ class Updater:
         for rows in np.split(order, self.ppo.num_mini_batches):
             yield rows[self.runtime.rank :: self.runtime.world]
 
-    def _micro_batches(self, experience: Experience, judged: Judged, rows: np.ndarray) -> Iterator[MiniBatch]:
-        policy = getattr(self.model, "module", self.model)
+    def _micro_batches(self, experience: Experience, estimates: Advantages, rows: np.ndarray) -> Iterator[MiniBatch]:
+        policy = unwrap(self.model)
         prompts = [experience.prompts[row].ids for row in rows]
         places = torch.from_numpy(rows)
         lengths = experience.lengths[places]
@@ -124,13 +127,13 @@ class Updater:
             whole = {
                 "logprobs": experience.logprobs,
                 "values": experience.values,
-                "advantages": judged.advantages,
-                "returns": judged.returns,
+                "advantages": estimates.advantages,
+                "returns": estimates.returns,
             }
-            given = {name: part[chosen, :width].float() for name, part in whole.items()}
+            old = {name: part[chosen, :width].float() for name, part in whole.items()}
             num_labels = int(lengths[batch].sum())
             num_tokens = num_labels + int(inputs["prompt_mask"].sum())
-            yield MiniBatch(inputs, given, num_labels, num_tokens)
+            yield MiniBatch(inputs, old, num_labels, num_tokens)
 
     def _report(self, tally: Tally, last: StepResult) -> dict[str, float]:
         means = tally.means(self.runtime)
@@ -148,36 +151,33 @@ class Updater:
 
 
 def micro_batch_size(train: OptimizationConfig) -> int:
-    return train.per_device_train_batch_size or 8
+    """Rows a forward pass."""
+    return train.per_device_train_batch_size or DEFAULT_BATCH_SIZE
 
 
 def ppo_loss_sum(model: Any, batch: MiniBatch, ppo: PPOSettings, tally: Tally) -> torch.Tensor:
-    """Policy loss, value loss and entropy bonus, weighted and summed over the tokens of a batch's responses."""
+    """The objective of PPO, to be minimised: policy loss + vf_coef x value loss - entropy_coef x entropy, summed over
+    the tokens of a batch's responses (Schulman et al. 2017, eq. 9). A scalar."""
     logprobs, entropies, values = model("policy", **batch.inputs)
-    mask, given = batch.inputs["response_mask"], batch.given
-    moved = log_ratio(logprobs, given["logprobs"])
-    ratio = moved.exp()
-    by_policy, clipped = policy_loss(ratio, given["advantages"], ppo.cliprange)
-    by_value, value_clipped = value_loss(values, given["values"], given["returns"], ppo.cliprange_value)
+    mask, old = batch.inputs["response_mask"], batch.old
+    log_ratios = log_ratio(logprobs, old["logprobs"])
+    ratio = log_ratios.exp()
+    by_policy, clipped = policy_loss(ratio, old["advantages"], ppo.cliprange)
+    by_value, value_clipped = value_loss(values, old["values"], old["returns"], ppo.cliprange_value)
     tally.add(
         batch.num_labels,
         policy=by_policy[mask],
         value=by_value[mask],
         clipped=clipped[mask],
         value_clipped=value_clipped[mask],
-        approxkl=(torch.expm1(moved) - moved)[mask],
+        approxkl=(torch.expm1(log_ratios) - log_ratios)[mask],
         entropy=entropies[mask],
         ratio=ratio[mask],
-        moved=moved.abs()[mask],
+        log_ratio=log_ratios.abs()[mask],
     )
     return (by_policy + ppo.vf_coef * by_value - ppo.entropy_coef * entropies)[mask].sum()
 
 
-def num_optimizer_steps(ppo: PPOSettings) -> int:
-    """Of a whole run that no early end shortens."""
-    return ppo.num_rollouts * ppo.num_ppo_epochs * ppo.num_mini_batches
-
-
 def response_seeds(seed: int, rollout: int, size: int) -> Sequence[Sequence[int]]:
-    """One for each response of a rollout."""
+    """Seeds of a rollout's `size` responses, one each."""
     return [(seed, 0, rollout, row) for row in range(size)]

@@ -5,40 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 from scaleup.artifacts.files import write_json, write_text
-from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.stages import CardConfig
-from scaleup.distributed.runtime import Runtime
+from scaleup.config.stages.card import CardConfig
 from scaleup.evaluation.card import Measured, as_stored, card_rows, measure_costs, measure_variant, this_machine
-from scaleup.evaluation.deployment import markdown, plot, verdict
-from scaleup.evaluation.report import finish
-from scaleup.plan.card import variant_of
-from scaleup.plan.types import Plan
+from scaleup.reports.deployment import markdown, plot, verdict
+from scaleup.train.job import Job
 
 BASE = "model"
-"""The row of what the variants come from."""
+"""The name of the row of the model that the variants come from."""
 
 
-def run(config: CardConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
+def run(job: Job[CardConfig]) -> None:
+    config, plan, runtime, folder = job.config, job.plan, job.runtime, job.folder.path
     runtime.progress.report("reading data")
-    rows = card_rows(config, plan)
-    asked = {BASE: (config.model, plan.model)}
-    asked |= {name: (variant_of(config, name), plan.variants[name]) for name in config.variants}
-    costs = measure_costs(config, plan, runtime, asked)
+    rows = card_rows(job)
+    compared = {BASE: (config.model, plan.model)}
+    compared |= {name: (config.variant(name), plan.models[f"variants.{name}"]) for name in config.variants}
+    costs = measure_costs(job, compared)
     base = as_stored(config.model, plan.model, runtime.device)
-    found: dict[str, Measured] = {
-        name: Measured(
-            costs[name], *measure_variant(config, runtime, name, model, facts, rows, base, folder.path / ".parts")
-        )
-        for name, (model, facts) in asked.items()
+    measured: dict[str, Measured] = {
+        name: Measured(costs[name], *measure_variant(job, name, model, facts, rows, base))
+        for name, (model, facts) in compared.items()
     }
     models: dict[str, dict[str, Any]] = {
-        name: each.beside(found[BASE], config.card.bootstrap_samples) for name, each in found.items()
+        name: each.beside(measured[BASE], config.card.bootstrap_samples) for name, each in measured.items()
     }
     for name in config.variants:
         models[name]["verdict"] = verdict(models[name], models[BASE])
     machine, where = this_machine(), ", ".join(source.path for source in config.data.test or [])
-    write_json(folder.path / "card.json", {"models": models, "machine": machine, "data": where})
-    plot(models, folder.path / "card.png")
-    write_text(folder.path / "card.md", markdown(models, BASE, where, machine))
+    write_json(folder / "card.json", {"models": models, "machine": machine, "data": where})
+    plot(models, folder / "card.png")
+    write_text(folder / "card.md", markdown(models, BASE, where, machine))
     metrics = {f"{name}.perplexity": each["quality"]["perplexity"] for name, each in models.items()}
-    finish(folder, config.stage, config.name, metrics, None)
+    job.finish(metrics)

@@ -1,32 +1,31 @@
-"""Metrics of a model on held-out rows beside those of a baseline, or of a base beside those of its adapters."""
+"""Models and held-out rows go in; metrics.json and predictions.jsonl come out, of a model beside its baseline, or of a
+base beside its adapters."""
 
 from __future__ import annotations
 
 import json
 
 from scaleup.artifacts.files import write_json, write_text
-from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.stages import EvaluateConfig
+from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.data.sources import read_examples, read_prompts
-from scaleup.distributed.runtime import Runtime
 from scaleup.evaluation.classification import evaluate_classifiers
 from scaleup.evaluation.evaluate import Row, evaluate_models, reference
 from scaleup.evaluation.preference import evaluate_preferences
-from scaleup.evaluation.report import finish
-from scaleup.plan.reward import holds_labels
-from scaleup.plan.types import Plan
 from scaleup.records.examples import Opening
+from scaleup.records.format_rules import holds_labels
+from scaleup.train.job import Job
 
 
-def run(config: EvaluateConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
-    if plan.model.task == "sequence_classification" and holds_labels(config, config.evaluation.split):
-        _run_classes(config, plan, runtime, folder)
+def run(job: Job[EvaluateConfig]) -> None:
+    config, plan, runtime, folder = job.config, job.plan, job.runtime, job.folder
+    if plan.model.task == "sequence_classification" and holds_labels(config.data, config.evaluation.split):
+        _run_classes(job)
         return
     if plan.model.task == "sequence_classification":
-        _run_preferences(config, plan, runtime, folder)
+        _run_preferences(job)
         return
     examples = _rows(config)
-    results = evaluate_models(config, plan, runtime, examples, folder.path / ".parts")
+    results = evaluate_models(job, examples)
     if runtime.is_main:
         metrics = {name: result.metrics for name, result in results.items()}
         write_json(folder.path / "metrics.json", metrics)
@@ -35,21 +34,21 @@ def run(config: EvaluateConfig, plan: Plan, runtime: Runtime, folder: RunFolder)
             rows = [
                 {"prompt": getattr(example, "prompt", None)}
                 | ({"reference": reference(example)} if config.evaluation.needs_completions else {})
-                | {name: given[index] for name, given in answers.items()}
+                | {name: texts[index] for name, texts in answers.items()}
                 for index, example in enumerate(examples)
             ]
             write_text(folder.path / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        finish(folder, config.stage, config.name, metrics, None)
+        job.finish(metrics)
     runtime.barrier()
 
 
-def _run_classes(config: EvaluateConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
-    """Of classifiers, on texts with a class."""
-    metrics = evaluate_classifiers(config, plan, runtime)
-    if runtime.is_main:
-        write_json(folder.path / "metrics.json", metrics)
-        finish(folder, config.stage, config.name, metrics, None)
-    runtime.barrier()
+def _run_classes(job: Job[EvaluateConfig]) -> None:
+    """Evaluate classifiers on texts with a class."""
+    metrics = evaluate_classifiers(job)
+    if job.runtime.is_main:
+        write_json(job.folder.path / "metrics.json", metrics)
+        job.finish(metrics)
+    job.runtime.barrier()
 
 
 def _rows(config: EvaluateConfig) -> list[Row]:
@@ -63,13 +62,13 @@ def _rows(config: EvaluateConfig) -> list[Row]:
     return rows[: config.evaluation.max_samples]
 
 
-def _run_preferences(config: EvaluateConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
-    """Of reward models, on pairs."""
-    results = evaluate_preferences(config, plan, runtime)
-    if runtime.is_main:
-        metrics = {name: found for name, (found, _) in results.items()}
-        write_json(folder.path / "metrics.json", metrics)
+def _run_preferences(job: Job[EvaluateConfig]) -> None:
+    """Evaluate reward models on pairs."""
+    results, folder = evaluate_preferences(job), job.folder.path
+    if job.runtime.is_main:
+        metrics = {name: numbers for name, (numbers, _) in results.items()}
+        write_json(folder / "metrics.json", metrics)
         _, scored = results["model"]
-        write_text(folder.path / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in scored))
-        finish(folder, config.stage, config.name, metrics, None)
-    runtime.barrier()
+        write_text(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in scored))
+        job.finish(metrics)
+    job.runtime.barrier()

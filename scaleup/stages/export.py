@@ -1,4 +1,4 @@
-"""A model as a folder for others: an adapter merged into its base, the result checked, written, read again, checked."""
+"""A model or an adapter goes in; a folder for other programs comes out: merged, checked, written, read again."""
 
 from __future__ import annotations
 
@@ -10,22 +10,19 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from scaleup.artifacts.files import folder_aside, write_text
-from scaleup.artifacts.run_folder import RunFolder
-from scaleup.compress.card import export_card, folder_bytes
 from scaleup.compress.export import DTYPES, Check, from_trained, read_back, stored_dtype, whole_model, write_folder
 from scaleup.compress.gguf import read_gguf, write_gguf
 from scaleup.compress.onnx import read_graph, write_graph
 from scaleup.compress.probes import Probe, drawn_probes, row_probes
-from scaleup.config.stages import ExportConfig
-from scaleup.distributed.runtime import Runtime
-from scaleup.evaluation.report import finish
+from scaleup.config.stages.export import ExportConfig
 from scaleup.models.load import load_tokenizer
-from scaleup.plan.types import Plan
+from scaleup.reports.model_cards import export_card, folder_bytes
+from scaleup.train.job import Job
 
 
-def run(config: ExportConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
-    facts, settings = plan.model, config.export
-    tokenizer = load_tokenizer(config.model, facts.tokenizer_location or facts.location)
+def run(job: Job[ExportConfig]) -> None:
+    config, runtime, facts, settings = job.config, job.runtime, job.plan.model, job.config.export
+    tokenizer = load_tokenizer(config.model, facts.tokenizer_at)
     is_graph = settings.format == "onnx"
     rows = [] if is_graph else row_probes(config.data, settings.num_rows, tokenizer, facts)
     check = Check([*drawn_probes(facts), *rows], settings.tolerance, runtime.device)
@@ -33,65 +30,60 @@ def run(config: ExportConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -
     metrics |= {"trained_in": settings.trained_in, "sequences": len(check.probes), "rows": len(rows)}
 
     runtime.progress.report("merging" if facts.adapter else "loading the model")
-    model, found = whole_model(config, facts, check)
-    metrics |= {"num_parameters": model.num_parameters(), **found}
+    model, merged = whole_model(config, facts, check)
+    metrics |= {"num_parameters": model.num_parameters(), **merged}
     facts = facts.model_copy(update={"architecture": type(model).__name__})  # of an encoder, without the head
-    with folder_aside(folder.model) as aside:
+    with folder_aside(job.folder.model) as aside:
         runtime.progress.report("writing the model")
         if settings.format == "safetensors":
-            metrics |= _safetensors(config, plan, runtime, model, tokenizer, aside, check)
+            metrics |= _safetensors(job, model, tokenizer, aside, check)
         elif is_graph:
-            metrics |= _onnx(config, plan, runtime, model, tokenizer, aside)
+            metrics |= _onnx(job, model, tokenizer, aside)
         else:
-            metrics |= _gguf(config, plan, runtime, model, tokenizer, aside, check, rows)
+            metrics |= _gguf(job, model, tokenizer, aside, check, rows)
         metrics["bytes"] = folder_bytes(aside)
         write_text(aside / "README.md", export_card(config, facts, metrics))
-    finish(folder, config.stage, config.name, metrics, None)
+    job.finish(metrics)
 
 
 def _safetensors(
-    config: ExportConfig,
-    plan: Plan,
-    runtime: Runtime,
+    job: Job[ExportConfig],
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     aside: Path,
     check: Check,
 ) -> dict[str, Any]:
-    dtype = stored_dtype(config, plan.model)
-    found, true = write_folder(model, tokenizer, aside, DTYPES[dtype], check)
+    config, facts = job.config, job.plan.model
+    dtype = stored_dtype(config, facts)
+    written, true = write_folder(model, tokenizer, aside, DTYPES[dtype], check)
     model.to("meta")  # its memory, before the next one is loaded
     gc.collect()
-    runtime.progress.report("reading it again")
-    found |= read_back(config.model, plan.model, aside, check, true)
-    return {"dtype": dtype, **found, **from_trained(config, plan.model, check, true)}
+    job.runtime.progress.report("reading it again")
+    written |= read_back(config.model, facts, aside, check, true)
+    return {"dtype": dtype, **written, **from_trained(config, facts, check, true)}
 
 
 def _gguf(
-    config: ExportConfig,
-    plan: Plan,
-    runtime: Runtime,
+    job: Job[ExportConfig],
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     aside: Path,
     check: Check,
     rows: list[Probe],
 ) -> dict[str, Any]:
-    settings = config.export
+    settings = job.config.export
     with TemporaryDirectory(dir=aside.parent, prefix=".merged-") as merged:
         _, true = write_folder(model, tokenizer, Path(merged), DTYPES["float32"], check)
-        write_gguf(Path(merged), settings, aside, config.name)
-    runtime.progress.report("reading it again")
-    found = read_gguf(model, tokenizer, rows, settings, aside)
-    return {"dtype": settings.gguf_type, **found, **from_trained(config, plan.model, check, true)}
+        write_gguf(Path(merged), settings, aside, job.config.name)
+    job.runtime.progress.report("reading it again")
+    read = read_gguf(model, tokenizer, rows, settings, aside)
+    return {"dtype": settings.gguf_type, **read, **from_trained(job.config, job.plan.model, check, true)}
 
 
-def _onnx(
-    config: ExportConfig, plan: Plan, runtime: Runtime, model: Any, tokenizer: PreTrainedTokenizerBase, aside: Path
-) -> dict[str, Any]:
-    model = model.cpu()
-    write_graph(model, plan.model, aside)
+def _onnx(job: Job[ExportConfig], model: Any, tokenizer: PreTrainedTokenizerBase, aside: Path) -> dict[str, Any]:
+    model, facts = model.cpu(), job.plan.model
+    write_graph(model, facts, aside)
     model.config.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
-    runtime.progress.report("reading it again")
-    return {"dtype": "float32", **read_graph(model, plan.model, aside, config.export.tolerance)}
+    job.runtime.progress.report("reading it again")
+    return {"dtype": "float32", **read_graph(model, facts, aside, job.config.export.tolerance)}

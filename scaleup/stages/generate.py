@@ -1,4 +1,4 @@
-"""Text from a model, for prompts of the config or those of data.test."""
+"""Prompts of the config or of data.test go in; what a model, or each of its adapters, writes for them comes out."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from scaleup.artifacts.files import write_json
-from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.stages import GenerateConfig
+from scaleup.config.stages.generate import GenerateConfig
 from scaleup.data.sources import read_prompts
 from scaleup.data.tokenization import Encoder
-from scaleup.distributed.runtime import Runtime, seed_everything
-from scaleup.evaluation.generation import generate_answers
-from scaleup.evaluation.report import finish
+from scaleup.distributed.runtime import seed_everything
 from scaleup.models.adapted import each_adapter, load_finished
+from scaleup.models.generation import generate_answers
 from scaleup.models.load import load_tokenizer
-from scaleup.plan.types import Plan
+from scaleup.train.job import Job
 
 
-def run(config: GenerateConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
+def run(job: Job[GenerateConfig]) -> None:
+    config, plan, runtime = job.config, job.plan, job.runtime
     prompts: list[str | list[dict[str, str]]] = list(config.generation.prompts or [])
     if not prompts:
         sources = config.data.test or []
         prompts = list(chain.from_iterable(read_prompts(config.data, source, "test") for source in sources))
 
     runtime.progress.report("loading the model")
-    tokenizer = load_tokenizer(config.model, plan.model.tokenizer_location or plan.model.location)
+    tokenizer = load_tokenizer(config.model, plan.model.tokenizer_at)
     model = load_finished(config.model, plan.model, config.quantization, config.mixed_precision, runtime.device)
     columns: Iterable[tuple[str, Any, PreTrainedTokenizerBase]] = [("completion", model, tokenizer)]
     if config.adapters:
@@ -39,13 +38,13 @@ def run(config: GenerateConfig, plan: Plan, runtime: Runtime, folder: RunFolder)
         phase = f"generating with {name}" if config.adapters else "generating"
         seed_everything(runtime.rank)
         answers[name] = generate_answers(
-            runtime, network, own, ids, config.generation, config.evaluation.batch_size, folder.path / ".parts", phase
+            runtime, network, own, ids, config.generation, config.evaluation.batch_size, job.parts, phase
         )
 
     if runtime.is_main:
         rows = [
-            {"prompt": prompt} | {name: given[i] for name, given in answers.items()} for i, prompt in enumerate(prompts)
+            {"prompt": prompt} | {name: texts[i] for name, texts in answers.items()} for i, prompt in enumerate(prompts)
         ]
-        write_json(folder.path / "generations.json", rows)
-        finish(folder, config.stage, config.name, {"prompts": len(prompts)}, None)
+        write_json(job.folder.path / "generations.json", rows)
+        job.finish({"prompts": len(prompts)})
     runtime.barrier()

@@ -1,35 +1,34 @@
-"""PPO: prompts -> responses -> rewards -> a better policy -> a model folder, samples and a manifest. In the group of
-the reward model: scores for whoever asks."""
+"""PPO: prompts -> responses -> rewards -> a better policy -> a model folder, samples and a manifest. In the reward
+group: texts -> scores for the policy."""
 
 from __future__ import annotations
 
 from contextlib import closing
 from itertools import chain
 
-from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.stages import PPOConfig
+from scaleup.config.stages.ppo import PPOConfig
 from scaleup.data.prompts import PromptOrder, read_prompts
 from scaleup.data.tokenization import Encoder
 from scaleup.distributed.engines import base_optimizer
-from scaleup.distributed.runtime import Runtime, seed_everything
-from scaleup.evaluation.ppo_report import finish_ppo
+from scaleup.distributed.runtime import seed_everything
 from scaleup.models.load import load_tokenizer
-from scaleup.plan.types import Plan
+from scaleup.rl.finish import finish_ppo
 from scaleup.rl.loop import PPO, run_ppo
 from scaleup.rl.policy import Policy
+from scaleup.rl.rewards.build import rewards_of, serve_rewards
 from scaleup.rl.rollout import sampling_of
-from scaleup.rl.serve import rewards_of, serve_rewards
-from scaleup.rl.update import num_optimizer_steps
+from scaleup.train.job import Job
 from scaleup.train.model import trainable_model
 from scaleup.train.optim import build_optimizer, build_schedule
 
 
-def run(config: PPOConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
+def run(job: Job[PPOConfig]) -> None:
+    config, plan, runtime = job.config, job.plan, job.runtime
     if runtime.group.name == "reward":
-        serve_rewards(config, plan, runtime, folder)
+        serve_rewards(job)
         return
     runtime.progress.report("reading prompts")
-    tokenizer = load_tokenizer(config.model, plan.model.tokenizer_location or plan.model.location)
+    tokenizer = load_tokenizer(config.model, plan.model.tokenizer_at)
     encoder = Encoder(tokenizer, plan.model.task, config.data)
     sources = read_prompts(config.data, "train", encoder)
     weights = [source.weight for source in config.data.train or []]
@@ -40,15 +39,18 @@ def run(config: PPOConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> N
     is_new = plan.model.adapter is None and getattr(config.adapter, "path", None) is None
     policy = Policy(model, config.ppo.temperature, config.ppo.value_model == "separate", is_new)
     wrapped, optimizer = runtime.prepare(policy, build_optimizer(policy, config.train))
-    schedule = build_schedule(base_optimizer(optimizer), config.train, num_optimizer_steps(config.ppo))
+    schedule = build_schedule(base_optimizer(optimizer), config.train, config.ppo.num_optimizer_steps)
     seed_everything(config.train.seed)
 
-    with closing(rewards_of(config, plan, runtime, folder)) as rewards:
+    with closing(rewards_of(job)) as rewards:
         state = run_ppo(
             PPO(
-                config=config,
+                name=config.name,
+                ppo=config.ppo,
+                train=config.train,
+                hyperparameters=config.model_dump(mode="json"),
                 runtime=runtime,
-                run=folder,
+                run=job.folder,
                 model=wrapped,
                 optimizer=optimizer,
                 schedule=schedule,
@@ -57,6 +59,7 @@ def run(config: PPOConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> N
                 rewards=rewards,
                 sampling=sampling_of(config.ppo, model, tokenizer),
                 tokenizer=tokenizer,
+                quantization=config.quantization,
             )
         )
-    finish_ppo(config, plan, runtime, folder, wrapped, tokenizer, state)
+    finish_ppo(job, wrapped, tokenizer, state)

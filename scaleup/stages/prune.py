@@ -1,77 +1,78 @@
-"""A smaller model made of a larger one: measured, cut, written, read again, checked; and trained again, where asked."""
+"""A model goes in; a smaller one comes out: measured, cut, written, read again, checked, and trained again if the
+config has a recovery."""
 
 from __future__ import annotations
 
 import gc
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from scaleup.artifacts.files import folder_aside, read_json, write_json, write_text
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.compress.calibration import calibration_rows, in_batches
-from scaleup.compress.card import prune_card
-from scaleup.compress.cut import cut_parts, make_zeros
+from scaleup.compress.cut import cut_metrics, cut_parts, make_zeros, sizes_of, sparsify
 from scaleup.compress.export import DTYPES, Check, dtype_of_files, read_back, write_folder
 from scaleup.compress.probes import drawn_probes
-from scaleup.compress.sizes import cut_metrics, sizes_of
-from scaleup.compress.student import train_student
-from scaleup.config.prune import PruneSettings
 from scaleup.config.schema import ModelConfig
-from scaleup.config.stages import DistillConfig, PruneConfig
-from scaleup.distributed.runtime import Runtime
+from scaleup.config.stages.distill import DistillConfig
+from scaleup.config.stages.prune import PruneConfig, PruneSettings
+from scaleup.describe.model import model_facts
+from scaleup.distill.train import train_student
 from scaleup.evaluation.held_out import held_out_metrics, held_out_rows
-from scaleup.evaluation.report import finish, finish_training
 from scaleup.models.adapted import load_finished
 from scaleup.models.classifier import plain_padding
-from scaleup.models.facts import model_facts
 from scaleup.models.load import load_tokenizer
 from scaleup.plan.facts import ModelFacts
-from scaleup.plan.recovery import recovery_of, rounds_of
-from scaleup.plan.types import Plan
+from scaleup.reports.model_cards import prune_card
+from scaleup.train.finish import finish_training
 from scaleup.train.fit import Stopped
+from scaleup.train.job import Job
 from scaleup.train.reading import reading_of
 
 TOLERANCE = 1e-4
 """How far writing and reading may move a logit, as a share of the largest."""
 
 
-def run(config: PruneConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
+def run(job: Job[PruneConfig]) -> None:
+    config = job.config
     if config.recovery is None:
-        metrics = _cut(config, config.prune, config.model, plan.model, runtime, folder.model)
+        metrics = _cut(job, config.prune, config.model, job.plan.model, job.folder.model)
     else:
-        metrics = _in_rounds(config, plan, runtime, folder)
-    if runtime.is_main:
-        finish(folder, config.stage, config.name, metrics, None)
-    runtime.barrier()
+        metrics = _in_rounds(job)
+    if job.runtime.is_main:
+        job.finish(metrics)
+    job.runtime.barrier()
 
 
-def _in_rounds(config: PruneConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> dict[str, Any]:
+def _in_rounds(job: Job[PruneConfig]) -> dict[str, Any]:
     """Cut, recover, cut again: `distilled/1/pruned`, `distilled/1/trained`, `distilled/2/pruned` and so on, of which
     the last one's model is the run's. Then the control: the same without the teacher. What is whole is not made
     again."""
+    config, plan, runtime, folder = job.config, job.plan, job.runtime, job.folder
     assert config.recovery is not None and plan.model.parts is not None
     metrics: dict[str, Any] = {}
     last: dict[str, Any] = {}
     ends: dict[str, Path] = {}
     for branch in ("distilled", "control")[: 1 + config.recovery.control]:
         model, facts = config.model, plan.model
-        for number, settings in enumerate(rounds_of(config.prune, plan.model.parts), 1):
+        for number, settings in enumerate(config.prune.in_rounds(plan.model.parts.sizes), 1):
             place = folder.path / branch / str(number)
             cut = folder.path / "distilled/1/pruned" if number == 1 else place / "pruned"  # the first cut is the same
-            said = cut.with_suffix(".json")
-            if not said.is_file():
-                found = _cut(config, settings, model, facts, runtime, cut)
+            report = cut.with_suffix(".json")
+            if not report.is_file():
+                numbers = _cut(job, settings, model, facts, cut)
                 if runtime.is_main:
-                    write_json(said, found)
+                    write_json(report, numbers)
                 runtime.barrier()
-            last = read_json(said) if branch == "distilled" else last
-            learner, trained = recovery_of(config, str(cut), branch == "distilled"), RunFolder(place / "trained")
+            last = read_json(report) if branch == "distilled" else last
+            learner, trained = config.as_distillation(str(cut), branch == "distilled"), RunFolder(place / "trained")
             if not trained.manifest_file.is_file():
-                _recover(learner, plan, runtime, trained, folder)
+                _recover(Job(learner, plan, runtime, trained), whole=folder)
             model = learner.model.model_copy(update={"path": str(trained.model)})
             facts = model_facts(model)
-            metrics |= _recovered(config, model, facts, runtime, f"{branch}_{number}")
+            metrics |= _recovered(job, model, facts, f"{branch}_{number}")
         ends[branch] = trained.model
     first = read_json(folder.path / "distilled/1/pruned.json")
     metrics = {**last, **{key: first[key] for key in first if key.endswith("_before")}, **metrics}
@@ -84,28 +85,25 @@ def _in_rounds(config: PruneConfig, plan: Plan, runtime: Runtime, folder: RunFol
     return metrics
 
 
-def _recover(config: DistillConfig, plan: Plan, runtime: Runtime, folder: RunFolder, whole: RunFolder) -> None:
-    """As stage distill, in a folder within the run's; a signal stops the whole run."""
-    facts = model_facts(config.model)
-    plan = plan.model_copy(update={"model": facts, "teacher": plan.model})
-    folder.path.mkdir(parents=True, exist_ok=True)
+def _recover(job: Job[DistillConfig], whole: RunFolder) -> None:
+    """Train as stage distill does, in a folder within the run's (`whole`); a signal stops the whole run."""
+    facts = model_facts(job.config.model)
+    job = replace(job, plan=job.plan.model_copy(update={"model": facts, "models": {"teacher": job.plan.model}}))
+    job.folder.path.mkdir(parents=True, exist_ok=True)
     try:
-        done = train_student(config, plan, runtime, folder)
+        trained = train_student(job)
     except Stopped:
-        if runtime.is_main:
-            write_json(whole.resumable_file, read_json(folder.resumable_file))
+        if job.runtime.is_main:
+            write_json(whole.resumable_file, read_json(job.folder.resumable_file))
         raise
-    finish_training(
-        config, plan, runtime, folder, done.wrapped, done.tokenizer, done.state, done.num_dropped, part=done.part
-    )
-    del done
-    runtime.accelerator.free_memory()  # the next round has models of its own
+    finish_training(job, trained)
+    del trained
+    job.runtime.accelerator.free_memory()  # the next round has models of its own
 
 
-def _recovered(
-    config: PruneConfig, model: ModelConfig, facts: ModelFacts, runtime: Runtime, name: str
-) -> dict[str, float]:
-    """What it is on data.test, if there is any."""
+def _recovered(job: Job[PruneConfig], model: ModelConfig, facts: ModelFacts, name: str) -> dict[str, float]:
+    """Measure a recovered model on data.test, if there is any."""
+    config, runtime = job.config, job.runtime
     reading = reading_of(facts, load_tokenizer(model, facts.location), config.data)
     if not (held_out := held_out_rows(config.data, reading.encoder)):
         return {}
@@ -114,9 +112,10 @@ def _recovered(
 
 
 def _cut(
-    config: PruneConfig, settings: PruneSettings, source: ModelConfig, facts: ModelFacts, runtime: Runtime, folder: Path
+    job: Job[PruneConfig], settings: PruneSettings, source: ModelConfig, facts: ModelFacts, folder: Path
 ) -> dict[str, Any]:
-    """One shot: load, measure, choose, cut, write, read again, check."""
+    """Prune once: load, measure, choose, cut, write, read again, check."""
+    config, runtime = job.config, job.runtime
     runtime.progress.report("loading the model")
     tokenizer = load_tokenizer(source, facts.location)
     model = load_finished(source, facts, None, "no", runtime.device)
@@ -127,15 +126,13 @@ def _cut(
     held_out = held_out_rows(config.data, encoder)
 
     def measured(when: str) -> dict[str, Any]:
-        found = held_out_metrics(runtime, model, reading, held_out, settings.batch_size, when)
-        return {**sizes_of(model, when), **found}
+        quality = held_out_metrics(runtime, model, reading, held_out, settings.batch_size, when)
+        return {**sizes_of(model, when), **quality}
 
     metrics = measured("before")
     runtime.progress.report("choosing what to cut")
     kept = cut_parts(runtime, model, settings, batches)
     if settings.sparsity_score == "sparsegpt" and settings.sparsity is not None:
-        from scaleup.compress.sparsegpt import sparsify
-
         sparsify(model, in_batches(rows, collate, 1))
     elif settings.sparsity is not None:
         make_zeros(runtime, model, settings, batches)
@@ -147,11 +144,11 @@ def _cut(
             runtime.progress.report("writing the model")
             if facts.task == "sequence_classification":
                 plain_padding(model, tokenizer)
-            found, true = write_folder(model, tokenizer, aside, DTYPES[dtype], check)
+            written, true = write_folder(model, tokenizer, aside, DTYPES[dtype], check)
             del model
             gc.collect()  # before the next one is loaded
             runtime.progress.report("reading it again")
-            metrics |= {"dtype": dtype, **found, **read_back(source, facts, aside, check, true)}
+            metrics |= {"dtype": dtype, **written, **read_back(source, facts, aside, check, true)}
             write_text(aside / "README.md", prune_card(config.name, settings, source.path, facts, metrics))
     runtime.barrier()
     return metrics

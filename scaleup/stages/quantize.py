@@ -1,4 +1,5 @@
-"""A model's weights in fewer bits: quantized, written, read again, compared, and measured before and after."""
+"""A model goes in; one with fewer bits a weight comes out: quantized, written, read again, compared, and measured
+before and after."""
 
 from __future__ import annotations
 
@@ -8,27 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.artifacts.files import folder_aside, write_text
-from scaleup.artifacts.run_folder import RunFolder
-from scaleup.compress.card import folder_bytes, quantize_card
 from scaleup.compress.probes import difference, drawn_probes, logits_on, row_probes
 from scaleup.compress.quantize import chosen_matrices, load_quantized, read_quantized, write_quantized
-from scaleup.config.schema import EvaluationConfig
-from scaleup.config.stages import EvaluateConfig, QuantizeConfig
+from scaleup.config.schema import EvaluationConfig, GenerationConfig
+from scaleup.config.stages.quantize import QuantizeConfig
 from scaleup.data.sources import read_examples
-from scaleup.distributed.runtime import Runtime
-from scaleup.evaluation.evaluate import measure
-from scaleup.evaluation.report import finish
+from scaleup.evaluation.evaluate import Evaluator
 from scaleup.models.adapted import load_base
 from scaleup.models.load import load_tokenizer
-from scaleup.plan.compression import LOW_PRECISION
-from scaleup.plan.types import Plan
+from scaleup.reports.model_cards import folder_bytes, quantize_card
+from scaleup.train.job import Job
 
 WEIGHTS = "*.safetensors"
 
 
-def run(config: QuantizeConfig, plan: Plan, runtime: Runtime, folder: RunFolder) -> None:
-    facts, settings, device = plan.model, config.quantize, runtime.device
-    choice = None if settings.method in LOW_PRECISION else chosen_matrices(config.model, settings)
+def run(job: Job[QuantizeConfig]) -> None:
+    config, runtime, facts = job.config, job.runtime, job.plan.model
+    settings, device = config.quantize, runtime.device
+    choice = None if settings.is_low_precision else chosen_matrices(config.model, settings)
     tokenizer = load_tokenizer(config.model, facts.location)
     rows = row_probes(config.data, settings.num_rows, tokenizer, facts)
     probes = [*drawn_probes(facts), *rows]
@@ -40,40 +38,37 @@ def run(config: QuantizeConfig, plan: Plan, runtime: Runtime, folder: RunFolder)
     runtime.progress.report("loading the model")
     model = load_base(config.model, facts, None, "no", device).to(device)
     true = logits_on(model, probes, device)
-    metrics |= {f"{key}_before": value for key, value in _measured(config, plan, runtime, model, tokenizer, folder)}
+    metrics |= {f"{key}_before": value for key, value in _perplexity(job, model, tokenizer).items()}
     metrics |= {"bytes_before": (before := folder_bytes(Path(facts.location), WEIGHTS) or model.get_memory_footprint())}
     del model
     gc.collect()  # before the next one is loaded
     runtime.progress.report("quantizing")
     model = load_quantized(config, facts, choice, device)
-    found = logits_on(model, probes, device)
-    metrics["moved"] = difference(found, true)
-    with folder_aside(folder.model) as aside:
+    quantized = logits_on(model, probes, device)
+    metrics["moved"] = difference(quantized, true)
+    with folder_aside(job.folder.model) as aside:
         write_quantized(model, tokenizer, settings, aside)
         del model
         gc.collect()
         runtime.progress.report("reading it again")
-        model, metrics["reloaded"] = read_quantized(config, facts, aside, probes, found, device)
-        metrics |= dict(_measured(config, plan, runtime, model, tokenizer, folder))
+        model, metrics["reloaded"] = read_quantized(config, facts, aside, probes, quantized, device)
+        metrics |= _perplexity(job, model, tokenizer)
         metrics["bytes"] = folder_bytes(aside, WEIGHTS)
         metrics |= {
             "bits_before": 8 * before / facts.num_parameters,
             "bits": 8 * metrics["bytes"] / facts.num_parameters,
         }
         write_text(aside / "README.md", quantize_card(config, facts, metrics))
-    finish(folder, config.stage, config.name, metrics, None)
+    job.finish(metrics)
 
 
-def _measured(
-    config: QuantizeConfig, plan: Plan, runtime: Runtime, model: Any, tokenizer: Any, folder: RunFolder
-) -> list[tuple[str, float]]:
-    """Perplexity on data.test, as `scaleup evaluate` measures it; nothing where there are no rows."""
+def _perplexity(job: Job[QuantizeConfig], model: Any, tokenizer: Any) -> dict[str, float]:
+    """Return `perplexity` on data.test, as `scaleup evaluate` measures it; nothing if there are no rows."""
+    config = job.config
     if not config.data.test:
-        return []
+        return {}
     evaluation = EvaluationConfig(split="test", metrics=["perplexity"], batch_size=config.quantize.batch_size)
-    asked = EvaluateConfig(
-        stage="evaluate", name=config.name, model=config.model, data=config.data, evaluation=evaluation
-    )
     examples = list(chain.from_iterable(read_examples(config.data, source, "test") for source in config.data.test))
-    result = measure(asked, runtime, model, tokenizer, plan.model.task, examples, folder.path / ".parts", "the model")
-    return [("perplexity", result.metrics["perplexity"])]
+    evaluator = Evaluator(job.runtime, examples, config.data, evaluation, GenerationConfig(), job.parts)
+    result = evaluator.evaluate(model, tokenizer, job.plan.model.task, "the model")
+    return {"perplexity": result.metrics["perplexity"]}

@@ -1,4 +1,5 @@
-"""Save and restore everything that the next step depends on. Written aside by all ranks, renamed by rank 0.
+"""A run's model, optimizer and state go in; a checkpoint folder comes out, and everything is restored from it.
+All ranks write it aside, and rank 0 renames it.
 
 Model, optimizer and loss scale go through Accelerate, which knows each strategy. What another strategy wrote, or
 DeepSpeed on another number of processes, is read parameter by parameter instead. The random state and the schedule are
@@ -29,15 +30,16 @@ from scaleup.artifacts.checkpoints import (
 )
 from scaleup.artifacts.files import aside_of, commit_folder
 from scaleup.artifacts.run_folder import RunFolder
+from scaleup.artifacts.train_state import TrainState
+from scaleup.config.schema import OptimizationConfig
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.portable import names_of, source_of
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
 from scaleup.train.adalora import RankAllocation
-from scaleup.train.state import TrainState
 
 NO_DISK = (torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError)
-"""What goes wrong while saving and is nobody's disk: as anywhere else, the run may be started again."""
+"""Failures while saving that have nothing to do with the disk: as anywhere else, the run may be started again."""
 
 STATE = "train_state.json"
 RANKS = "rank_allocation.safetensors"
@@ -45,7 +47,10 @@ State = TypeVar("State", bound=TrainState)
 
 
 class Checkpointer(Generic[State]):
-    """Checkpoints of one run, whose state is of a kind of its own. Every rank must make the same calls."""
+    """Saves and restores the checkpoints of one run. Every rank must make the same calls."""
+
+    state_class: type[State] = TrainState  # type: ignore[assignment]
+    """What a run begins with and a checkpoint restores; a stage with a state of its own derives a class."""
 
     def __init__(
         self,
@@ -54,35 +59,34 @@ class Checkpointer(Generic[State]):
         model: Any,
         optimizer: Any,
         schedule: LRScheduler,
-        keep: int,
+        train: OptimizationConfig,
         ranks: RankAllocation | None = None,
-        new_state: type[State] = TrainState,  # type: ignore[assignment]
-        minutes: float | None = None,
     ) -> None:
-        """`keep`: so many stay, and the best one. `minutes`: after which one is due, whatever the step."""
+        """Of `train`, `save_total_limit` and `save_minutes` count here; when else to save is the loop's to say."""
         self._runtime = runtime
         self._run = run
         self._model = model
         self._optimizer = optimizer
         self._schedule = schedule
-        self._keep = keep
+        self._keep = train.save_total_limit
         self._ranks = ranks
-        self._new_state = new_state
-        self._seconds = math.inf if minutes is None else 60 * minutes
+        self._seconds = math.inf if train.save_minutes is None else 60 * train.save_minutes
         self._saved_at = time.monotonic()
         self._layout = _layout(runtime, model, optimizer)
         self.last_step: int | None = None
 
     def is_time(self) -> bool:
-        """Whether `minutes` have passed since the last one (or the start), by rank 0's clock. False on all others,
-        which must hear of it."""
+        """Whether `save_minutes` have passed since the last checkpoint (or the start), by rank 0's clock. False on all
+        other ranks: the caller must share the answer."""
         return self._runtime.is_main and time.monotonic() - self._saved_at >= self._seconds
 
     def save(self, state: State) -> None:
-        """Raises ScaleupError when it cannot be written; earlier checkpoints stay as they are."""
+        """Write a checkpoint of this step, unless there is one.
+
+        Raises ScaleupError if it cannot be written; earlier checkpoints stay as they are."""
         if state.step == self.last_step:
             return
-        self._runtime.progress.at("saving")
+        self._runtime.progress.enter_phase("saving")
         folder = checkpoint_folder(self._run.checkpoints, state.step)
         self._on_main(lambda: _fresh(aside_of(folder)), folder)
         self._on_all(lambda: self._write(aside_of(folder), state), folder)
@@ -91,22 +95,23 @@ class Checkpointer(Generic[State]):
         self._saved_at = time.monotonic()
 
     def restore(self) -> State:
-        """The state of the newest sound checkpoint, loaded into everything; a new state when there is none."""
-        self._runtime.stop.heed()  # from here on there is something to save
+        """Load the newest sound checkpoint into everything and return its state; a new state if there is none."""
+        self._runtime.stop.take_over()  # from here on there is something to save
         newest = sound_checkpoint(self._runtime, self._run)
         if newest is None:
-            return self._new_state()
+            return self.state_class()
         self.last_step = newest.step
         return self.load(newest)
 
     def load(self, checkpoint: CheckpointFolder) -> State:
-        self._runtime.progress.at("restoring a checkpoint")
+        """Load a checkpoint into everything and return its state."""
+        self._runtime.progress.enter_phase("restoring a checkpoint")
         is_direct = self._load_tensors(checkpoint.path)
         if len(list(checkpoint.path.glob("random_state_*"))) == self._runtime.world:  # else ranks draw dropout anew
             _set_random_state(load_file(_random_file(checkpoint.path, self._runtime.rank)))
         if self._ranks is not None:
             self._ranks.load(load_file(checkpoint.path / RANKS))
-        state = self._new_state.read(checkpoint.path / STATE)
+        state = self.state_class.read(checkpoint.path / STATE)
         self._schedule.load_state_dict(state.schedule)
         if not is_direct:  # else the optimizer's own state holds them
             groups = base_optimizer(self._optimizer).param_groups
@@ -131,7 +136,7 @@ class Checkpointer(Generic[State]):
         self._load_tensors(folder)
 
     def _load_tensors(self, folder: Path) -> bool:
-        """Weights and the optimizer's state. Whether the library that wrote them loaded them too."""
+        """Load weights and the optimizer's state; return whether the library that wrote them loaded them too."""
         written_by = Layout.read(folder)
         is_direct = written_by.loads_into(self._layout)
         if is_direct:
@@ -187,17 +192,17 @@ class Checkpointer(Generic[State]):
 
 
 def sound_checkpoint(runtime: Runtime, run: RunFolder) -> CheckpointFolder | None:
-    """The newest one that is as it was written, as rank 0 finds it; says why newer ones are not used. Every rank must
-    call it. Raises ScaleupError when one cannot be read, or a damaged one not set aside."""
-    runtime.progress.at("looking at checkpoints")
+    """Return the newest checkpoint that is as it was written, as rank 0 sees it, and say why newer ones are not used.
+    Every rank must call it. Raises ScaleupError if one cannot be read, or a damaged one not set aside."""
+    runtime.progress.enter_phase("looking at checkpoints")
     lines: list[str] = []
-    found, problem = None, None
+    newest, problem = None, None
     if runtime.is_main:
         try:
-            found, lines = newest_sound_checkpoint(run.checkpoints)
+            newest, lines = newest_sound_checkpoint(run.checkpoints)
         except OSError as error:
             problem = error
-    after, wrong = runtime.sum(found.step + 1 if found else 0, problem is not None)
+    after, wrong = runtime.sum(newest.step + 1 if newest else 0, problem is not None)
     if wrong:
         what = f"one cannot be read, or not set aside ({problem or 'rank 0 says why'})"
         remedy = "mend the file system, or remove that one, then continue with --resume"
@@ -205,7 +210,7 @@ def sound_checkpoint(runtime: Runtime, run: RunFolder) -> CheckpointFolder | Non
     for line in lines:
         runtime.progress.say(line)
     if lines:
-        runtime.progress.say(f"the run goes on from {f'step {found.step}' if found else 'the start'}")
+        runtime.progress.say(f"the run goes on from {f'step {newest.step}' if newest else 'the start'}")
     step = int(after) - 1
     return CheckpointFolder(checkpoint_folder(run.checkpoints, step), step) if after else None
 

@@ -1,4 +1,5 @@
-"""The one supervised loop: time, logging, evaluation, checkpoints and stopping. The maths of a step is in `step`."""
+"""A prepared model, its data and its objective go in; a trained model and the state of its training come out. This is
+the one supervised loop: time, logging, evaluation, checkpoints and stopping. The maths of a step is in `step`."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from scaleup.artifacts.files import write_json
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.stages import SupervisedConfig
+from scaleup.artifacts.train_state import TrainState
+from scaleup.config.stages.base import SupervisedConfig
 from scaleup.data.collate import Batch
 from scaleup.data.loader import TrainLoader
 from scaleup.distributed.engines import NonFiniteError
@@ -22,12 +24,11 @@ from scaleup.errors import ScaleupError
 from scaleup.train.adalora import RankAllocation
 from scaleup.train.checkpoint import Checkpointer
 from scaleup.train.metrics import MetricsLog, peak_memory_mib
-from scaleup.train.state import TrainState
 from scaleup.train.step import Objective, StepResult, evaluate_loss, train_step
 
 
 class Stopped(Exception):
-    """A signal asked for a stop; everything is saved and the run can go on later."""
+    """A signal stopped the run; everything is saved and it can go on later."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after step {step}")
@@ -35,8 +36,8 @@ class Stopped(Exception):
 
 
 @dataclass
-class Fit:
-    """All that a supervised run consists of, prepared. `validation` gives this rank's batches, anew each call."""
+class Training:
+    """All that a supervised training consists of, prepared. `validation` gives this rank's batches, anew each call."""
 
     config: SupervisedConfig
     runtime: Runtime
@@ -49,89 +50,100 @@ class Fit:
     objective: Objective
     validation: Callable[[], Iterable[Batch]] | None
     ranks: RankAllocation | None = None
-    """Of an AdaLoRA adapter."""
+    """Given for an AdaLoRA adapter."""
 
 
-def fit(job: Fit) -> TrainState:
-    """Train to the last step from wherever the newest checkpoint stands. Raises Stopped after a signal."""
-    train = job.config.train
+def fit(training: Training) -> TrainState:
+    """Train to the last step from the newest checkpoint on. Raises Stopped after a signal, and ScaleupError for a loss
+    that is not finite."""
+    train = training.config.train
     checkpointer: Checkpointer[TrainState] = Checkpointer(
-        job.runtime,
-        job.run,
-        job.model,
-        job.optimizer,
-        job.schedule,
-        train.save_total_limit,
-        job.ranks,
-        minutes=train.save_minutes,
+        training.runtime,
+        training.run,
+        training.model,
+        training.optimizer,
+        training.schedule,
+        train,
+        training.ranks,
     )
     state = checkpointer.restore()
-    metrics = MetricsLog(job.runtime, job.run, job.config, state.step)
-    job.model.train()
+    metrics = MetricsLog(
+        training.runtime, training.run, training.config.name, training.config.model_dump(mode="json"), state.step
+    )
+    training.model.train()
     seconds, tokens = 0.0, 0  # of the steps since the last line of the log: evaluation and saving do not count
-    while state.step < job.num_steps and not _is_over(job, state):
-        job.runtime.progress.sign.begin_step(state.step + 1)
+    while state.step < training.num_steps and not _is_over(training, state):
+        training.runtime.progress.heartbeat.begin_step(state.step + 1)
         started = time.perf_counter()
-        result = _step(job, state, checkpointer)
+        result = _step(training, state, checkpointer)
         seconds += time.perf_counter() - started
         state.step += 1
         state.num_tokens += result.num_tokens
         tokens += result.num_tokens
-        if state.step % train.logging_steps == 0 or state.step == job.num_steps:
-            _log_step(job, metrics, state, result, tokens / seconds)
+        if state.step % train.logging_steps == 0 or state.step == training.num_steps:
+            _log_step(training, metrics, state, result, tokens / seconds)
             seconds, tokens = 0.0, 0
-        job.runtime.progress.report("training", state.step, job.num_steps, loss=round(result.loss, 4))
-        evaluates = job.validation is not None and is_due(train.eval_steps, state.step, job.num_steps)
-        improved = evaluates and _evaluate(job, metrics, state, checkpointer)
+        training.runtime.progress.report("training", state.step, training.num_steps, loss=round(result.loss, 4))
+        evaluates = training.validation is not None and is_due(train.eval_steps, state.step, training.num_steps)
+        improved = evaluates and _evaluate(training, metrics, state, checkpointer)
         save_best = improved and train.load_best_model_at_end
-        asked = result.save_asked or save_best
-        if asked or _is_over(job, state) or is_due(train.save_steps, state.step, job.num_steps):
+        is_wanted = result.save_requested or save_best
+        if is_wanted or _is_over(training, state) or is_due(train.save_steps, state.step, training.num_steps):
             checkpointer.save(state)
-        if result.stop_requested and state.step < job.num_steps:
-            stop_run(job.runtime, job.run, checkpointer, state, job.num_steps)
+        if result.stop_requested and state.step < training.num_steps:
+            stop_run(training.runtime, training.run, checkpointer, state, training.num_steps)
     if train.load_best_model_at_end:
         checkpointer.load_best_weights(state)
-    job.runtime.progress.sign.end_steps()
+    training.runtime.progress.heartbeat.end_steps()
     metrics.close()
     return state
 
 
-def _step(job: Fit, state: TrainState, checkpointer: Checkpointer[Any]) -> StepResult:
-    job.runtime.progress.at("reading rows")
-    batches = job.loader.batches(state.step)
-    limit, penalty = job.config.train.max_grad_norm, job.ranks.penalty if job.ranks else None
+def _step(training: Training, state: TrainState, checkpointer: Checkpointer[Any]) -> StepResult:
+    training.runtime.progress.enter_phase("reading rows")
+    batches = training.loader.batches(state.step)
+    limit, penalty = training.config.train.max_grad_norm, training.ranks.penalty if training.ranks else None
     with finite(state.step + 1, checkpointer):
-        asks = checkpointer.is_time
-        result = train_step(job.runtime, job.model, job.optimizer, batches, job.objective, limit, penalty, asks)
+        asks_to_save = checkpointer.is_time
+        result = train_step(
+            training.runtime,
+            training.model,
+            training.optimizer,
+            batches,
+            training.objective,
+            limit,
+            penalty,
+            asks_to_save,
+        )
     if not result.skipped:
-        job.schedule.step()
+        training.schedule.step()
     return result
 
 
-def _log_step(job: Fit, metrics: MetricsLog, state: TrainState, result: StepResult, rate: float) -> None:
+def _log_step(training: Training, metrics: MetricsLog, state: TrainState, result: StepResult, rate: float) -> None:
     metrics.log(
         state.step,
         loss=result.loss,
         learning_rate=result.learning_rate,
         grad_norm=result.grad_norm,
         tokens_per_second=round(rate, 1),
-        memory_mib=peak_memory_mib(job.runtime.device),
+        memory_mib=peak_memory_mib(training.runtime.device),
         num_tokens=state.num_tokens,
     )
 
 
-def _evaluate(job: Fit, metrics: MetricsLog, state: TrainState, checkpointer: Checkpointer[Any]) -> bool:
-    """Validation loss into the log; whether it is the best so far."""
-    assert job.validation is not None
+def _evaluate(training: Training, metrics: MetricsLog, state: TrainState, checkpointer: Checkpointer[Any]) -> bool:
+    """Log the validation loss; return whether it is the best so far."""
+    assert training.validation is not None
     with finite(state.step, checkpointer):
-        loss = evaluate_loss(job.runtime, job.model, job.validation(), job.objective)
+        loss = evaluate_loss(training.runtime, training.model, training.validation(), training.objective)
     metrics.log(state.step, eval_loss=loss)
-    return state.note_evaluation(loss, job.config.train.early_stopping_threshold)
+    return state.note_evaluation(loss, training.config.train.early_stopping_threshold)
 
 
 @contextmanager
 def finite(step: int, checkpointer: Checkpointer[Any]) -> Iterator[None]:
-    """A NaN or infinite loss is the user's to know: at which step, and from where the run can go on."""
+    """Report a NaN or infinite loss as the user's problem: at which step, and from where the run can go on."""
     try:
         yield
     except NonFiniteError as error:
@@ -142,13 +154,13 @@ def finite(step: int, checkpointer: Checkpointer[Any]) -> Iterator[None]:
 
 
 def is_due(every: int | None, step: int, last: int) -> bool:
-    """Whether something that comes `every` so many steps, and at the end, comes now."""
+    """Return whether something that comes `every` so many steps, and at the end, comes now."""
     return step == last or (every is not None and step % every == 0)
 
 
-def _is_over(job: Fit, state: TrainState) -> bool:
-    """Early stopping: a pure function of the state, so a run that goes on after a kill decides the same."""
-    patience = job.config.train.early_stopping_patience
+def _is_over(training: Training, state: TrainState) -> bool:
+    """Return whether the run stops early: a function of the state alone, so a resumed run decides the same."""
+    patience = training.config.train.early_stopping_patience
     return patience is not None and state.evaluations_without_gain >= patience
 
 

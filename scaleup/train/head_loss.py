@@ -1,4 +1,4 @@
-"""The language-model head and its loss in one pass over the labelled positions, a few hundred at a time.
+"""Hidden states, the head's weight and labels go in; the loss and its gradients come out, without all logits at once.
 
 The logits of a batch are its largest tensor by far (positions x vocabulary) and most are not needed: only labelled
 positions have a loss. Here a chunk's logits become its part of the gradient in place and are forgotten, so nothing is
@@ -8,54 +8,35 @@ docs/design/loss.md measures the three."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from scaleup.data.tokenization import IGNORE
+from scaleup.models.heads import ToldHead, has_plain_head, swap_head
+from scaleup.plan.arithmetic import LOGITS_CHUNK
 
-CHUNK = 256
-"""Positions whose logits exist at a time."""
 
+class LossHead(ToldHead):
+    """A head that, told labels, returns the sum of the loss where a model expects logits."""
 
-class LossHead(nn.Linear):
-    """A head that, given labels, returns the sum of the loss where a model expects logits.
-
-    It stays the module it was, with its parameters and names, so every engine shards, gathers and ties it as before."""
-
-    labels: torch.Tensor | None = None
-
-    @contextmanager
-    def labelled(self, labels: torch.Tensor) -> Iterator[None]:
-        """Forwards inside give the loss of `labels` (B, S), a scalar; outside, logits."""
-        self.labels = labels
-        try:
-            yield
-        finally:
-            self.labels = None
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states (B, S, H) -> logits (B, S, V), or the loss, a float32 scalar."""
-        if self.labels is None:
-            return super().forward(hidden)
-        chosen = self.labels != IGNORE
-        return linear_loss_sum(hidden[chosen], self.weight, self.bias, self.labels[chosen])
+    def answer(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, S, H), labels (B, S) -> the loss, a float32 scalar."""
+        chosen = labels != IGNORE
+        return linear_loss_sum(hidden[chosen], self.weight, self.bias, labels[chosen])
 
 
 def fuse_head(model: Any) -> None:
     """Let a model's head compute the loss, where the head is plain and its output is what the model returns: some
     models scale, cap or shift their logits afterwards."""
-    head = model.get_output_embeddings()
-    if type(head) is nn.Linear and returned_as_is(model, head):
-        head.__class__ = LossHead
+    if has_plain_head(model):
+        swap_head(model.get_output_embeddings(), LossHead)
 
 
 def loss_head(model: Any) -> LossHead | None:
-    """The fused head of a model, if it has one."""
+    """Return the fused head of a model, if it has one."""
     head = model.get_output_embeddings()
     return head if isinstance(head, LossHead) else None
 
@@ -63,9 +44,9 @@ def loss_head(model: Any) -> LossHead | None:
 def linear_loss_sum(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
 ) -> torch.Tensor:
-    """Cross-entropy of softmax(hidden W^T + b) summed over N positions, a float32 scalar.
+    """Return the cross-entropy of softmax(hidden W^T + b) summed over N positions, a float32 scalar.
 
-    hidden (N, H), weight (V, H), bias (V), labels (N). As `linear_gradients` otherwise."""
+    hidden (N, H), weight (V, H), bias (V), labels (N). Types are those of `linear_gradients`."""
     parts = (hidden, weight, bias)
     total, grads = linear_gradients(*parts, lambda logits, rows: cross_entropy_(logits, labels[rows]), needed(*parts))
     return with_gradients(total, parts, grads)
@@ -86,8 +67,8 @@ def linear_gradients(
     into_gradient: IntoGradient,
     needs: Sequence[bool],
 ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-    """A loss of the logits hidden W^T + b summed over N positions, a float32 scalar, and its gradient by each of hidden
-    (N, H), weight (V, H) and bias (V) that needs one.
+    """Return a loss of the logits hidden W^T + b summed over N positions, a float32 scalar, and its gradient by each of
+    hidden (N, H), weight (V, H) and bias (V) that needs one.
 
     Products are in autocast's type where it is on; softmax, loss and the sum of the weight's gradient over chunks are
     in float32. Not for training in float16: the gradient of the logits is made before the loss scale is known, and most
@@ -103,8 +84,8 @@ def linear_gradients(
     with torch.autocast(hidden.device.type, enabled=False):
         low_weight = weight.to(dtype)
         low_bias = None if bias is None else bias.to(dtype)
-        for first in range(0, len(hidden), CHUNK):
-            rows = slice(first, first + CHUNK)
+        for first in range(0, len(hidden), LOGITS_CHUNK):
+            rows = slice(first, first + LOGITS_CHUNK)
             low = hidden[rows].to(dtype)
             logits = F.linear(low, low_weight, low_bias).float()
             total += into_gradient(logits, rows)
@@ -115,18 +96,18 @@ def linear_gradients(
 
 
 def needed(*parts: torch.Tensor | None) -> list[bool]:
-    """Which of them want a gradient, here and now."""
+    """Return which of the tensors need a gradient, here and now."""
     return [torch.is_grad_enabled() and part is not None and part.requires_grad for part in parts]
 
 
 def product_dtype(hidden: torch.Tensor) -> torch.dtype:
-    """What a product of these is computed in."""
+    """Return the type in which a product with `hidden` is computed."""
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
 def with_gradients(total: torch.Tensor, parts: Parts, grads: Parts) -> torch.Tensor:
-    """A loss whose gradients by `parts` are known already, of weight 1: the backward only scales them, in place."""
+    """Return `total` as a loss whose gradients by `parts` are known: the backward only scales them, in place."""
     result: torch.Tensor = _Known.apply(total, list(grads), *parts)
     return result
 
@@ -144,7 +125,8 @@ class _Known(torch.autograd.Function):
 
 
 def cross_entropy_(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Summed over labels (C); the logits (C, V) become the gradient by them, softmax - one-hot, in place."""
+    """Return the cross-entropy summed over labels (C); the logits (C, V) become the gradient by them, softmax minus
+    one-hot, in place."""
     target = labels.unsqueeze(1)
     log_sum = logits.logsumexp(dim=1, keepdim=True)
     loss = (log_sum - logits.gather(1, target)).sum()
@@ -165,17 +147,3 @@ def _add_gradients(
             by_weight += by_logits.T @ hidden
     if by_bias is not None:
         by_bias += by_logits.float().sum(dim=0)
-
-
-@torch.no_grad()
-def returned_as_is(model: Any, head: nn.Linear) -> bool:
-    """Whether a model's logits are its head's own output, and no other tensor made of it."""
-    seen: list[torch.Tensor] = []
-    hook = head.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    try:
-        token = torch.zeros((1, 1), dtype=torch.long, device=head.weight.device)
-        inputs = {"decoder_input_ids": token} if model.config.is_encoder_decoder else {}
-        logits = model(input_ids=token, **inputs, use_cache=False).logits
-    finally:
-        hook.remove()
-    return len(seen) == 1 and logits is seen[0]

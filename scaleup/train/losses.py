@@ -1,4 +1,5 @@
-"""Loss sums. The loop divides by the *global* number of labelled tokens, so the split of a batch does not matter."""
+"""A language model and a batch go in; the loss summed over its labelled tokens comes out. The loop divides by the
+*global* number of labelled tokens, so the split of a batch does not matter."""
 
 from __future__ import annotations
 
@@ -11,23 +12,25 @@ import torch.nn.functional as F
 
 from scaleup.data.collate import Batch
 from scaleup.data.tokenization import IGNORE
+from scaleup.models.beside import base_of, unwrap
+from scaleup.models.heads import told
 from scaleup.models.soft_prompts import num_prepended
 from scaleup.train.head_loss import loss_head
 
 
 def token_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
-    """Cross-entropy summed over the labelled positions of a batch, a float32 scalar.
+    """Return the cross-entropy summed over the labelled positions of a batch, a float32 scalar.
 
-    A model whose head was fused gives it itself, and logits exist for a few labelled positions at a time. Else the head
-    is applied to the columns in which some row has a label, where the architecture can: logits are (B, K, V) with
+    A model whose head was fused returns it itself, and logits exist for a few labelled positions at a time. Else the
+    head is applied to the columns in which some row has a label, where the architecture can: logits are (B, K, V) with
     K <= S. A batch without labels gives a zero that still has a gradient, which keeps every rank in the same
     collectives."""
-    whole = getattr(model, "module", model)
+    whole = unwrap(model)
     labels, inputs = batch.labels, batch.inputs
     if virtual := num_prepended(whole):
         labels = F.pad(labels, (virtual, 0), value=IGNORE)
     if head := loss_head(whole):
-        with head.labelled(labels):
+        with told(labels, head):
             return model(**inputs, use_cache=False).logits
     logits, labels = labelled_logits(model, labels, inputs)
     return F.cross_entropy(logits.float(), labels, reduction="sum")
@@ -36,9 +39,8 @@ def token_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
 def labelled_logits(
     model: Any, labels: torch.Tensor, inputs: Mapping[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (N, V) and labels (N) of the labelled positions of (B, S), row by row."""
-    whole = getattr(model, "module", model)
-    if _chooses_logits(type(whole.get_base_model() if hasattr(whole, "get_base_model") else whole)):
+    """Return logits (N, V) and labels (N) of the labelled positions of (B, S), row by row."""
+    if _chooses_logits(type(base_of(unwrap(model)))):
         columns = (labels != IGNORE).any(dim=0).nonzero().squeeze(1)
         columns = columns if len(columns) else columns.new_zeros(1)
         labels, inputs = labels[:, columns], {**inputs, "logits_to_keep": columns}
@@ -48,5 +50,6 @@ def labelled_logits(
 
 
 def _chooses_logits(architecture: type[torch.nn.Module]) -> bool:
-    """Transformers' causal models take `logits_to_keep`: which columns of the hidden states the head is applied to."""
+    """Return whether a model takes `logits_to_keep`, as Transformers' causal ones do: the columns of the hidden states
+    to which the head is applied."""
     return "logits_to_keep" in inspect.signature(architecture.forward).parameters

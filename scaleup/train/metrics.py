@@ -1,16 +1,16 @@
-"""What a run reports: `metrics.jsonl`, TensorBoard and other trackers, all from one call."""
+"""A step's numbers go in; they come out in `metrics.jsonl`, TensorBoard and other trackers, all from one call."""
 
 from __future__ import annotations
 
 import json
 import resource
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from scaleup.artifacts.files import write_text
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.schema import RunConfig
 from scaleup.distributed.runtime import Runtime
 
 
@@ -18,13 +18,16 @@ class MetricsLog:
     """Rank 0 writes; other ranks' calls do nothing. A run that goes on keeps one line a step: what a killed attempt
     logged after the checkpoint is taken out first."""
 
-    def __init__(self, runtime: Runtime, run: RunFolder, config: RunConfig, start_step: int) -> None:
+    def __init__(
+        self, runtime: Runtime, run: RunFolder, name: str, hyperparameters: Mapping[str, Any], start_step: int
+    ) -> None:
+        """`name` and `hyperparameters` (nested mappings of what JSON can hold) are what trackers show of the run."""
         self._runtime = runtime
         self._file = run.metrics_file
         goes_on = start_step > 0
         runtime.accelerator.init_trackers(
-            config.name,
-            config=None if goes_on else _flat(config.model_dump(mode="json")),
+            name,
+            config=None if goes_on else _flat(hyperparameters),
             init_kwargs={"tensorboard": {"purge_step": start_step + 1}} if goes_on else {},
         )
         if runtime.is_main:
@@ -58,7 +61,7 @@ def peak_memory_mib(device: torch.device) -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
     flat: dict[str, str | int | float | bool] = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -1,4 +1,5 @@
-"""A config's model as it is trained: loaded, wrapped in its adapter, and with the head that gives the loss."""
+"""A config and its model's facts go in; the model to train comes out, with its adapter and the head that gives the
+loss."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from typing import Any
 
 import torch
 
-from scaleup.config.stages import SupervisedConfig, TrainingConfig
+from scaleup.config.stages.base import SupervisedConfig, TrainingConfig
 from scaleup.distributed.runtime import seed_everything
 from scaleup.models.adapted import load_base, make_trainable
 from scaleup.models.load import enable_gradient_checkpointing
@@ -15,7 +16,7 @@ from scaleup.train.head_loss import fuse_head
 
 
 def model_to_train(config: SupervisedConfig, facts: ModelFacts, device: torch.device) -> Any:
-    """As `trainable_model`; a language model with a head that gives the loss."""
+    """Return `trainable_model`; a language model gets a head that gives the loss."""
     model = trainable_model(config, facts, device)
     if facts.task != "sequence_classification" and config.mixed_precision != "fp16":
         fuse_head(model)  # in fp16 the loss scale must reach the gradient of the logits
@@ -23,7 +24,8 @@ def model_to_train(config: SupervisedConfig, facts: ModelFacts, device: torch.de
 
 
 def trainable_model(config: TrainingConfig, facts: ModelFacts, device: torch.device) -> Any:
-    """On the CPU, or on `device` where it is quantized. The same on every rank. Raises ScaleupError as loading does."""
+    """Load the model and put its adapter on: on the CPU, or on `device` if it is quantized; the same on every rank.
+    Raises ScaleupError as loading does."""
     seed_everything(config.train.seed)
     model = load_base(config.model, facts, config.quantization, config.mixed_precision, device)
     if config.gradient_checkpointing:

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by their config names."""
+"""The config's train section goes in; an optimizer and its learning-rate schedule come out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from scaleup.config.schema import OptimizationConfig
 
 
 def build_optimizer(model: torch.nn.Module, train: OptimizationConfig) -> torch.optim.Optimizer:
-    """Weight decay applies to matrices only: not to biases nor to normalisation weights (one-dimensional).
+    """Build the optimizer of the trainable parameters. Weight decay applies to matrices only: not to biases nor to
+    normalisation weights (one-dimensional).
 
     AdamW is torch's fused one: a third of the time of the plain one on CPUs (docs/design/speed.md), same formula."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -29,8 +30,8 @@ def build_optimizer(model: torch.nn.Module, train: OptimizationConfig) -> torch.
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, train: OptimizationConfig, num_steps: int) -> LambdaLR:
-    """Transformers' schedules, one tick an optimizer step. Not through its `get_scheduler`: importing that takes PEFT,
-    bitsandbytes and torch's compiler with it, three seconds of each process."""
+    """Build one of Transformers' schedules, one tick an optimizer step. Not through its `get_scheduler`: importing that
+    takes PEFT, bitsandbytes and torch's compiler with it, three seconds of each process."""
     warmup = (
         train.warmup_steps if train.warmup_steps is not None else math.ceil((train.warmup_ratio or 0.0) * num_steps)
     )
@@ -68,4 +69,4 @@ _AFTER_WARMUP: dict[str, Callable[[float, int, int, float], float]] = {
     "constant_with_warmup": lambda rate, step, warmup, progress: 1.0,
     "inverse_sqrt": _inverse_sqrt,
 }
-"""The share of the peak rate: of the rate itself, the step, the warm-up's steps, and how much is done beyond them."""
+"""(peak rate, step, warm-up steps, progress after them in [0, 1]) -> the share of the peak rate."""

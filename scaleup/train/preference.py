@@ -1,4 +1,5 @@
-"""The loss of a reward model on pairs. The loop divides by the *global* number of pairs, so a batch's split is free."""
+"""A reward model and a batch of pairs go in; the loss summed over the pairs comes out. The loop divides by the *global*
+number of pairs, so the split of a batch does not matter."""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ from scaleup.train.step import Objective
 
 
 def preference_loss(center_coefficient: float | None = None) -> Objective:
-    """Bradley-Terry: -log sigmoid(chosen - rejected - margin), summed over a batch's pairs, a float32 scalar (Ouyang et
-    al. 2022, equation 1; margins: Touvron et al. 2023, equation 2). `center_coefficient` weighs (chosen + rejected)^2
-    beside it (Eisenstein et al. 2023).
+    """Return the Bradley-Terry objective: -log sigmoid(chosen - rejected - margin), summed over a batch's pairs, a
+    float32 scalar (Ouyang et al. 2022, equation 1; margins: Touvron et al. 2023, equation 2). `center_coefficient`
+    weighs (chosen + rejected)^2 beside it (Eisenstein et al. 2023).
 
     Both responses go through one forward. Fillers count as nothing, but keep every rank in the same collectives."""
 
@@ -31,6 +32,6 @@ def preference_loss(center_coefficient: float | None = None) -> Objective:
 
 
 def pair_scores(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores (B) of the chosen and of the rejected responses of a batch, in float32."""
+    """Return scores (B) of the chosen and of the rejected responses of a batch, in float32."""
     chosen, rejected = classify(model, batch.inputs).squeeze(1).chunk(2)
     return chosen, rejected

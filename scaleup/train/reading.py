@@ -1,4 +1,5 @@
-"""How rows become a model's tokens, and tokens its batches: texts of a language model, or with a classifier's class."""
+"""A model's facts, its tokenizer and the data section go in; what makes tokens of rows, and batches of tokens, comes
+out: for texts of a language model, or texts with a classifier's class."""
 
 from __future__ import annotations
 
@@ -20,6 +21,8 @@ from scaleup.plan.facts import ModelFacts
 
 @dataclass(frozen=True)
 class Reading:
+    """How rows become the inputs of a model."""
+
     encoder: RowEncoder
     collator: Callable[[Any], Collator]
     """Makes one for a model: encoder-decoders shift labels each in their own way."""
@@ -28,7 +31,8 @@ class Reading:
 def reading_of(
     facts: ModelFacts, tokenizer: PreTrainedTokenizerBase, data: DataConfig, packing: bool = False
 ) -> Reading:
-    """For a model's task; a classifier's labels are its own, or those that its new head is to have."""
+    """Return the encoder and the collator of a model's task. A classifier's labels are its own, or those that its new
+    head is to have."""
     if facts.task != "sequence_classification":
         encoder = Encoder(tokenizer, facts.task, data)
         return Reading(encoder, lambda model: language_collator(model, tokenizer, facts.task, packing))
@@ -39,6 +43,6 @@ def reading_of(
 
 
 def language_collator(model: Any, tokenizer: PreTrainedTokenizerBase, task: str, packing: bool = False) -> Collator:
-    """Of a language model's rows."""
+    """Return the collator of a language model's rows."""
     shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     return collator_for(task, pad_token_id(tokenizer), shift_right, packing)

@@ -1,4 +1,5 @@
-"""The maths of one optimizer step, and of an evaluation."""
+"""A model and the batches of one step go in; updated weights and the step's loss come out. And of an evaluation, its
+mean loss."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ class StepResult:
     """Real tokens of the global batch."""
     stop_requested: bool
     """Some rank got a signal."""
-    save_asked: bool
-    """Some rank asked for a checkpoint."""
+    save_requested: bool
+    """Some rank wants a checkpoint."""
     skipped: bool
     """fp16 only: the gradient overflowed, and the loss scale went down instead of the weights moving."""
 
@@ -43,9 +44,9 @@ def train_step(
     penalty: Callable[[], torch.Tensor] | None = None,
     asks_to_save: Callable[[], bool] = lambda: False,
 ) -> StepResult:
-    """One optimizer step on the global batch whose share of this rank is `batches`. `penalty` depends on the weights
-    alone and is added to the step's loss, once. What `asks_to_save` says
-    at its end, on any rank, is told to all.
+    """Take one optimizer step on the global batch, of which `batches` is this rank's share. `penalty` depends on the
+    weights alone and is added to the step's loss, once. All ranks learn whether `asks_to_save` was true on any of them
+    at the end of the step: it travels with the loss, which saves a collective.
 
     The loss is the sum over all tokens of all ranks and micro-batches, divided by their number. Every engine averages
     gradients over ranks, so each rank's part is scaled by the number of ranks. Raises NonFiniteError."""
@@ -54,7 +55,7 @@ def train_step(
     loss_sum, added = torch.zeros((), device=runtime.device), 0.0
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
-        runtime.progress.at("forward and backward")
+        runtime.progress.enter_phase("forward and backward")
         with runtime.micro_batch(model, last=last):
             loss = objective(model, batch.to(runtime.device))
             scaled = loss * scale
@@ -67,7 +68,7 @@ def train_step(
     loss_value = total / max(num_labels, 1.0) + added
     if not math.isfinite(loss_value):
         raise NonFiniteError(f"the loss is {loss_value}")
-    runtime.progress.at("update")
+    runtime.progress.enter_phase("update")
     learning_rate = base_optimizer(optimizer).param_groups[0]["lr"]
     grad_norm, skipped = runtime.update(model, optimizer, max_grad_norm)
     return StepResult(loss_value, learning_rate, grad_norm, int(num_tokens), stop > 0, save > 0, skipped)
@@ -75,11 +76,11 @@ def train_step(
 
 @torch.no_grad()
 def evaluate_loss(runtime: Runtime, model: torch.nn.Module, batches: Iterable[Batch], objective: Objective) -> float:
-    """Mean loss a labelled token over all ranks' batches; dropout off. Raises NonFiniteError."""
+    """Return the mean loss a labelled token over all ranks' batches; dropout off. Raises NonFiniteError."""
     model.eval()
     loss_sum, num_labels = 0.0, 0
     for batch in batches:
-        runtime.progress.at("evaluating")
+        runtime.progress.enter_phase("evaluating")
         loss_sum += float(objective(model, batch.to(runtime.device)))
         num_labels += batch.num_labels
     model.train()

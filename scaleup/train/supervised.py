@@ -1,4 +1,4 @@
-"""What the stages share that learn from rows as they are: from tokenized data to a trained model, by the one loop."""
+"""Tokenized rows and an objective go in; a trained model comes out, by the one loop. All supervised stages share it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.stages import SupervisedConfig
+from scaleup.artifacts.train_state import TrainState
+from scaleup.config.adapters import AdaLoraAdapter
+from scaleup.config.stages.base import SupervisedConfig
 from scaleup.data.collate import Batch, Collator
 from scaleup.data.dataset import TrainingData, train_loader
 from scaleup.data.loader import Split, eval_batches
 from scaleup.distributed.engines import base_optimizer
-from scaleup.distributed.runtime import Runtime, seed_everything
+from scaleup.distributed.runtime import seed_everything
 from scaleup.errors import ScaleupError
 from scaleup.models.adapters import is_adalora
-from scaleup.plan.adapters import rank_schedule_problems
-from scaleup.plan.types import Plan
 from scaleup.train.adalora import RankAllocation
-from scaleup.train.fit import Fit, fit
+from scaleup.train.fit import Training, fit
+from scaleup.train.job import Job
 from scaleup.train.model import model_to_train
 from scaleup.train.optim import build_optimizer, build_schedule
-from scaleup.train.state import TrainState
 from scaleup.train.step import Objective
 
 
@@ -29,24 +28,22 @@ from scaleup.train.step import Objective
 class Trained:
     model: Any
     wrapped: Any
-    """The same under the run's strategy."""
+    """The model under the run's strategy."""
     state: TrainState
 
 
 def train_supervised(
-    config: SupervisedConfig,
-    plan: Plan,
-    runtime: Runtime,
-    folder: RunFolder,
+    job: Job[SupervisedConfig],
     data: TrainingData,
     collator: Callable[[Any], Collator],
     objective: Objective,
     load: Callable[[], Any] | None = None,
 ) -> Trained:
-    """Load the config's model, prepare it and fit it. `collator` makes one for the model; `load` takes the place of
-    loading what the config says alone.
+    """Load the config's model, prepare it and fit it. `collator` makes one for the model; `load`, if given, takes the
+    place of loading the config's model.
 
     Raises ScaleupError as loading and fitting do, and Stopped after a signal."""
+    config, plan, runtime = job.config, job.plan, job.runtime
     assert plan.batch is not None
     train = config.train
     runtime.progress.report("loading the model")
@@ -54,7 +51,8 @@ def train_supervised(
     collate = collator(model)
     split = Split(plan.batch.micro_batch, plan.batch.accumulation, runtime.rank, runtime.world)
     loader, num_steps = train_loader(config, data, collate, split)
-    if problems := list(rank_schedule_problems(config, num_steps)):  # rows left out make for fewer steps than planned
+    # rows left out make for fewer steps than planned
+    if isinstance(config.adapter, AdaLoraAdapter) and (problems := list(config.adapter.schedule_problems(num_steps))):
         raise ScaleupError(problems)
 
     wrapped, optimizer = runtime.prepare(model, build_optimizer(model, train))
@@ -69,10 +67,10 @@ def train_supervised(
         return eval_batches(data.validation, collate, train.per_device_eval_batch_size, runtime.rank, runtime.world)
 
     state = fit(
-        Fit(
+        Training(
             config=config,
             runtime=runtime,
-            run=folder,
+            run=job.folder,
             model=wrapped,
             optimizer=optimizer,
             schedule=schedule,

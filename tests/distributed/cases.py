@@ -17,19 +17,19 @@ import torch
 
 from scaleup.artifacts.checkpoints import whole_checkpoints
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.schema import GenerationConfig
+from scaleup.artifacts.train_state import TrainState
+from scaleup.config.schema import GenerationConfig, OptimizationConfig
 from scaleup.data.collate import causal_collator
 from scaleup.data.loader import eval_batches
 from scaleup.data.tokenization import Tokens
 from scaleup.distributed.runtime import Runtime
 from scaleup.distributed.signals import StopFlag
 from scaleup.errors import ScaleupError
-from scaleup.evaluation.generation import generate_answers
+from scaleup.models.generation import generate_answers
 from scaleup.models.load import load_model, load_tokenizer
 from scaleup.plan.types import Plan
 from scaleup.train.checkpoint import Checkpointer
 from scaleup.train.losses import token_loss_sum
-from scaleup.train.state import TrainState
 from scaleup.train.step import train_step
 
 run, out = RunFolder(Path(sys.argv[1])), Path(sys.argv[2])
@@ -146,7 +146,7 @@ def one_signal_stops_all() -> list[int]:
 def one_full_disk_stops_all() -> dict[str, Any]:
     """Saving fails on one rank only, in each of the things it does."""
     schedule = torch.optim.lr_scheduler.ConstantLR(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]), 1.0)
-    checkpointer = Checkpointer(runtime, run, *prepared, schedule, keep=2)
+    checkpointer = Checkpointer(runtime, run, *prepared, schedule, OptimizationConfig(save_total_limit=2))
     checkpointer.save(TrainState(step=1))
     errors = []
     for step, rank, kind in ((2, 1, OSError), (3, 0, RuntimeError)):

@@ -24,31 +24,30 @@ import numpy as np
 import torch
 
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.load import load_mapping
-from scaleup.config.stages import RewardConfig, SupervisedConfig
+from scaleup.config.stages.base import SupervisedConfig
+from scaleup.config.stages.reward import RewardConfig
 from scaleup.data.collate import Batch
 from scaleup.data.dataset import collator_for
 from scaleup.data.pairs import pair_collator
-from scaleup.data.tokenization import Tokens
+from scaleup.data.tokenization import PairTokens, Tokens
+from scaleup.describe.model import model_facts
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import Runtime
-from scaleup.evaluation.report import result_writer
-from scaleup.launcher.prepare import prepare_run
 from scaleup.models.adapted import load_finished
 from scaleup.models.adapters import is_adalora
-from scaleup.models.facts import model_facts
 from scaleup.plan.compat import Cell
-from scaleup.plan.facts import AskedModel
-from scaleup.plan.resolve import resolve
+from scaleup.plan.facts import ModelRequest
 from scaleup.plan.types import Plan
 from scaleup.train.adalora import RankAllocation
+from scaleup.train.finish import result_writer
+from scaleup.train.job import Job
 from scaleup.train.losses import token_loss_sum
 from scaleup.train.model import model_to_train
 from scaleup.train.optim import build_optimizer
 from scaleup.train.preference import preference_loss
 from scaleup.train.step import Objective, evaluate_loss, train_step
 from tests.distributed.test_compatibility import trial_name, trials
-from tests.forked import be_ready_to_fork, fork, in_children
+from tests.forked import be_ready_to_fork, fork, in_children, prepared
 
 NUM_STEPS = 6
 NUM_ROWS = 4
@@ -115,7 +114,7 @@ def rank_main(run: RunFolder, out: Path) -> None:
     changed = sorted(name for name, value in values.items() if not torch.equal(value, after[name]))
     found: dict[str, Any] = {"losses": losses, "changed": changed, "all": sorted(values)}
     if runtime.world == 1:
-        result_writer(config, plan, runtime, wrapped)(run.model)
+        result_writer(Job(config, plan, runtime, run), wrapped)(run.model)
         found["live"] = evaluate_loss(runtime, wrapped, [batch], objective)
         found["reloaded"] = evaluate_loss(runtime, finished(config, run), [batch], objective)
     out.write_text(json.dumps(found))
@@ -126,7 +125,7 @@ def task_of(config: SupervisedConfig, plan: Plan, model: Any, runtime: Runtime) 
     ids = [np.arange(3 + row, 3 + row + 8 + 4 * row, dtype=np.int32) % 250 + 3 for row in range(NUM_ROWS)]
     if isinstance(config, RewardConfig):
         end = np.array([2 if plan.model.pooling == "last" else 1], np.int32)
-        pairs = [Tokens(np.append(row, end), np.append(row[::-1][:9], end), margin=0.5) for row in ids]
+        pairs = [PairTokens(np.append(row, end), np.append(row[::-1][:9], end), 0.5) for row in ids]
         collate = pair_collator(0, int(end[0]))
         return collate(pairs[runtime.rank :: runtime.world]), preference_loss(config.reward.center_coefficient)
     rows = [Tokens(row, row) for row in ids][runtime.rank :: runtime.world]
@@ -136,7 +135,7 @@ def task_of(config: SupervisedConfig, plan: Plan, model: Any, runtime: Runtime) 
 
 def finished(config: SupervisedConfig, run: RunFolder) -> Any:
     """What `evaluate` and `generate` would load of the run."""
-    asked = AskedModel(path=str(run.model), tokenizer=config.model.path, quantization=config.quantization)
+    asked = ModelRequest(path=str(run.model), tokenizer=config.model.path, quantization=config.quantization)
     facts = model_facts(asked)
     return load_finished(asked, facts, config.quantization, config.mixed_precision, torch.device("cpu"))
 
@@ -159,10 +158,7 @@ def frozen_parts(wrapped: Any) -> dict[str, torch.Tensor]:
 def train(cell: Cell, name: str, folder: Path) -> dict[str, Any]:
     row = {"cell": dataclasses.astuple(cell), "model": name}
     try:
-        config, plan = resolve(load_mapping(config_of(cell, name, folder)), peaks=False)
-        run = RunFolder(Path(plan.run_folder))
-        prepare_run(run, config, plan)
-        ranks = fork(run, plan, rank_main)
+        ranks = fork(*prepared(config_of(cell, name, folder)), rank_main)
     except Exception as error:
         return row | {"error": f"{type(error).__name__}: {error}"}
     changed = sorted(set().union(*(rank["changed"] for rank in ranks)))

@@ -22,19 +22,16 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_TH
 
 import torch
 
-from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.load import load_mapping
 from scaleup.distributed.runtime import Runtime
-from scaleup.launcher.prepare import prepare_run
 from scaleup.models.scoring import Scorer
 from scaleup.plan.groups import resized
-from scaleup.plan.resolve import resolve
 from scaleup.plan.types import Plan
 from scaleup.stages import ppo
+from scaleup.train.job import Job
 from tests.classifier import sharp_classifier
 from tests.cli import wait_until
 from tests.distributed.worlds import Gate, World
-from tests.forked import be_ready_to_fork
+from tests.forked import be_ready_to_fork, prepared
 
 NUM_ROLLOUTS = 16
 """More than the faults need: up to one passes before a fault, or two before one after a line."""
@@ -101,9 +98,7 @@ class Groups:
     """A prepared run, and the worlds of its groups."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        config, plan = resolve(load_mapping({**CONFIG, "name": name, "runs_dir": str(folder / "runs")}), peaks=False)
-        self.run = RunFolder(Path(plan.run_folder))
-        prepare_run(self.run, config, plan)
+        self.run, _ = prepared({**CONFIG, "name": name, "runs_dir": str(folder / "runs")})
         self.worlds: list[World] = []
         self.policy = self._begin("policy", self._stage)
 
@@ -146,7 +141,7 @@ class Groups:
                 print(world.log())
 
     def _stage(self, runtime: Runtime) -> None:
-        ppo.run(self.run.config, Plan.read(self.run.plan_file), runtime, self.run)  # type: ignore[arg-type]
+        ppo.run(Job(self.run.config, Plan.read(self.run.plan_file), runtime, self.run))  # type: ignore[arg-type]
 
     def _begin(self, name: str, main: Callable[[Runtime], Any]) -> World:
         group = Plan.read(self.run.plan_file).group(name)
@@ -221,8 +216,8 @@ def main() -> None:
         finally:
             groups.end(show=not is_done)
     lost = groups.policy.log().count("; waiting for another, ") // 2  # each rank says so
-    found = {"faults": [asdict(fault) for fault in faults], "lost": lost, "groups": len(groups.worlds) - 1}
-    Path("faults.json").write_text(json.dumps(found), encoding="utf-8")
+    outcome = {"faults": [asdict(fault) for fault in faults], "lost": lost, "groups": len(groups.worlds) - 1}
+    Path("faults.json").write_text(json.dumps(outcome), encoding="utf-8")
 
 
 if __name__ == "__main__":

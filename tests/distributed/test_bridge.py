@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 
-from scaleup.distributed import bridge, bridge_server, bridge_wire
-from scaleup.distributed.bridge import BridgeClient
-from scaleup.distributed.bridge_store import BridgePlace, Meeting, signed
+from scaleup.bridge import client as bridge
+from scaleup.bridge import server as bridge_server
+from scaleup.bridge import wire as bridge_wire
+from scaleup.bridge.client import BridgeClient
+from scaleup.bridge.store import BridgePlace, BridgeStore, signed
 from scaleup.distributed.runtime import Runtime
-from scaleup.rl.placements import GroupRewards
-from scaleup.rl.reward_server import serve
-from scaleup.rl.rewards import Sample
+from scaleup.rl.rewards.interface import Sample
+from scaleup.rl.rewards.placements import GroupRewards
+from scaleup.rl.rewards.serve import serve
 from tests.distributed.worlds import Gate, World
 from tests.forked import free_port
 
@@ -179,7 +181,7 @@ def on_one(batch: Sequence[Sample]) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("scorer", "sharded", "said"),
+    ("scorer", "sharded", "message"),
     [
         (raising, False, "reward group: RuntimeError: out of words"),
         (on_one, True, "reward group: RuntimeError: out of words"),
@@ -189,14 +191,14 @@ def on_one(batch: Sequence[Sample]) -> list[float]:
     ],
 )
 def test_a_scorer_that_fails_stops_the_policy_with_its_words(
-    scorer: Score, sharded: bool, said: str, start: Start
+    scorer: Score, sharded: bool, message: str, start: Start
 ) -> None:
     """It is not a lost bridge: nobody waits for another reward group, and this one ends in order."""
     place = place_for(2)
     served = start("reward", 2, serving(place, scorer, sharded=sharded))
     errors = start("policy", 2, asking(place, [samples(4)])).errors()
     assert all(error.startswith("ScaleupError: ") for error in errors)
-    assert any(said in error for error in errors)
+    assert any(message in error for error in errors)
     assert served.results() == [None, None]
 
 
@@ -218,7 +220,7 @@ def test_a_peer_that_forges_its_hello_is_refused_by_name(start: Start) -> None:
 
     def forger(runtime: Runtime) -> None:
         hello = {"protocol": 1, "size": 1, "mode": "replicated", "model": MODEL}
-        Meeting.join(place, 10).write("g1/hello", signed(b"guessed", "g1/hello", hello))
+        BridgeStore.join(place, 10).write("g1/hello", signed(b"guessed", "g1/hello", hello))
 
     start("forger", 1, forger)
     errors = start("policy", 2, asking(place, [samples(1)])).errors()
@@ -281,6 +283,7 @@ def test_a_request_that_is_too_large_is_refused_on_both_sides(start: Start, monk
     assert "StopWhileWaiting" in asked.errors()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "timeout"), [(signal.SIGKILL, 20.0), (signal.SIGSTOP, 2.0)])
 def test_a_reward_group_that_dies_or_hangs_is_replaced_by_one_of_another_size(
     number: signal.Signals, timeout: float, start: Start
@@ -317,15 +320,15 @@ def test_a_loss_is_told_until_another_group_has_come(start: Start, tmp_path: Pat
         return [0.0] * len(batch)
 
     def main(runtime: Runtime) -> list[bool]:
-        told: list[bool] = []
+        lost_when_found: list[bool] = []
         client = BridgeClient(
-            runtime, place, MODEL, 40, 40, lambda why: lost.touch(), lambda: told.append(lost.exists())
+            runtime, place, MODEL, 40, 40, lambda why: lost.touch(), lambda: lost_when_found.append(lost.exists())
         )
         placed = GroupRewards(runtime, client)
         placed.submit(samples(3))
         placed.collect()
         placed.close()
-        return told
+        return lost_when_found
 
     first, asked = start("reward", 1, serving(place, stuck)), start("policy", 1, main)
     assert begun.wait()
@@ -384,8 +387,8 @@ def test_a_reward_group_ends_soon_after_the_policy_was_killed(busy: bool, start:
 
 def test_a_policy_without_a_reward_group_ends_by_name(start: Start) -> None:
     errors = start("policy", 2, asking(place_for(2), [samples(1)], reconnect=1)).errors()
-    said = "ScaleupError: reward.reconnect_seconds: the policy waited 1 s for a reward group, and none came"
-    assert all(error.startswith(said) for error in errors)
+    message = "ScaleupError: reward.reconnect_seconds: the policy waited 1 s for a reward group, and none came"
+    assert all(error.startswith(message) for error in errors)
 
 
 def test_a_policy_that_is_asked_to_stop_does_not_wait_for_a_reward_group(start: Start) -> None:
@@ -419,11 +422,11 @@ def test_the_port_of_another_program_is_named(start: Start) -> None:
 
 def test_only_the_planned_address_listens() -> None:
     place = BridgePlace("127.0.0.2", free_port(), "00", 1)
-    meeting = Meeting.host(place)
+    store = BridgeStore.host(place)
     socket.create_connection((place.address, place.port), timeout=5).close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", place.port), timeout=5)
-    assert meeting.generation() == 0
+    assert store.generation() == 0
 
 
 def test_the_secret_is_not_shown() -> None:

@@ -55,8 +55,8 @@ with patch.object(FSDP2Engine, "prepare", lambda self, accelerator, *parts: part
         refusal = str(error)
 sharded, _ = runtime.prepare(model, optimizer)
 share = sum(parameter.to_local().numel() for parameter in sharded.parameters())
-seen = {"refusal": refusal, "share": share / whole, "mesh": list(next(sharded.parameters()).device_mesh.shape)}
-(out / f"sharded{runtime.rank}.json").write_text(json.dumps(seen))
+results = {"refusal": refusal, "share": share / whole, "mesh": list(next(sharded.parameters()).device_mesh.shape)}
+(out / f"sharded{runtime.rank}.json").write_text(json.dumps(results))
 runtime.accelerator.end_training()
 """
 """A worker under FSDP2: first a library that leaves the model whole, then the real one."""
@@ -76,8 +76,9 @@ def runs_of(place: Path, changes: Mapping[str, dict[str, Any]]) -> dict[str, Pat
     return train({name: differing(CONFIG, {"name": name, **more}) for name, more in changes.items()}, place)
 
 
+@pytest.mark.slow
 def test_a_clipping_of_0_is_none_under_deepspeed(place: Path) -> None:
-    """Accelerate takes 0 for "not said", and clips at 1."""
+    """Accelerate takes 0 for unset, and clips at 1."""
     runs = runs_of(place, RUNS)
     unclipped = runs["zero2-unclipped"]
     difference = {
@@ -90,6 +91,7 @@ def test_a_clipping_of_0_is_none_under_deepspeed(place: Path) -> None:
     assert min(difference["zero2-clipped"]) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (ops_folder() / "cpu_adam" / "built").exists(), reason="DeepSpeed's CPU Adam is not built (make setup)"
 )
@@ -122,7 +124,7 @@ def test_a_model_that_was_left_whole_is_refused(place: Path) -> None:
     result = launch(folder.launch_file("policy"), place / "sharded.py", folder.path, place, cwd=place)
     assert result.code == 0, f"{result.stdout}\n{result.stderr}"
     for rank in range(2):
-        seen = json.loads((place / f"sharded{rank}.json").read_text())
-        assert "engine: the plan says 'FSDPModule', and 'LlamaForCausalLM' came up" in seen["refusal"]
-        assert seen["mesh"] == [2]
-        assert seen["share"] == pytest.approx(0.5, abs=0.02)
+        results = json.loads((place / f"sharded{rank}.json").read_text())
+        assert "engine: the plan says 'FSDPModule', and 'LlamaForCausalLM' came up" in results["refusal"]
+        assert results["mesh"] == [2]
+        assert results["share"] == pytest.approx(0.5, abs=0.02)

@@ -33,6 +33,7 @@ def test_the_formulas_hold(rows: list[dict[str, int]], case: str) -> None:
     assert found["peak"]["measured"] == pytest.approx(found["peak"]["formula"], rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_peak_is_predicted(tmp_path: Path, repository: Path) -> None:
     script, cases = repository / "benchmarks" / "memory" / "peak.py", ["ddp,2,no,off,64", "fsdp2,2,bf16,on,64"]
     result = python(script, "--json", tmp_path / "rows.json", *cases, cwd=repository, timeout=280)

@@ -30,7 +30,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(place: Path) -> dict[str, Any]:
+def outcome(place: Path) -> dict[str, Any]:
     return json.loads((place / "faults.json").read_text())
 
 
@@ -42,6 +42,7 @@ def measured(folder: Path) -> list[dict[str, float]]:
     ]
 
 
+@pytest.mark.covers("ppo")
 def test_the_trajectory_and_the_final_policy_are_those_of_a_run_nobody_touched(place: Path) -> None:
     calm, faults = (measured(place / "runs" / name) for name in ("calm", "faults"))
     assert len(calm) == len(faults)
@@ -51,14 +52,14 @@ def test_the_trajectory_and_the_final_policy_are_those_of_a_run_nobody_touched(p
         assert largest_weight_difference(place / "runs/calm", place / "runs/faults", pattern) <= TOLERANCE
 
 
-def test_every_fault_cost_the_policy_its_reward_group(found: dict[str, Any]) -> None:
+def test_every_fault_cost_the_policy_its_reward_group(outcome: dict[str, Any]) -> None:
     """None came to a group that did not serve yet, or when all was over."""
-    assert len(found["faults"]) == 10
-    assert found["lost"] == found["groups"] - 1 >= 10
+    assert len(outcome["faults"]) == 10
+    assert outcome["lost"] == outcome["groups"] - 1 >= 10
 
 
-def test_every_group_ended_by_itself_or_as_it_was_ended(found: dict[str, Any]) -> None:
-    for fault in found["faults"]:
+def test_every_group_ended_by_itself_or_as_it_was_ended(outcome: dict[str, Any]) -> None:
+    for fault in outcome["faults"]:
         codes, victims = fault["codes"], [fault["codes"][rank] for rank in fault["victims"]]
         if fault["kind"] == "killed":
             assert set(victims) == {-signal.SIGKILL}

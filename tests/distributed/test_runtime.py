@@ -87,6 +87,7 @@ def launch(file: Path, *arguments: str | Path, cwd: Path) -> Result:
     return python("-m", "accelerate.commands.launch", "--config_file", file, *arguments, cwd=cwd)
 
 
+@pytest.mark.slow
 def test_auto_becomes_ddp_where_the_model_fits(launched: Path, place: Path) -> None:
     """The config keeps the word, the plan says what it is and why, and workers check that."""
     config = differing(CONFIG, {"name": "auto", "parallel.strategy": "auto"})
@@ -119,6 +120,7 @@ def test_a_launch_file_that_silently_starts_one_process_is_noticed(prepared: Run
     assert not prepared.metrics_file.exists()
 
 
+@pytest.mark.slow
 def test_a_prepared_run_can_be_started_by_hand(prepared: RunFolder, launched: Path, place: Path) -> None:
     file = prepared.launch_file("policy")
     result = launch(file, "-m", "scaleup.worker", prepared.path, "policy", cwd=place)
@@ -129,6 +131,7 @@ def test_a_prepared_run_can_be_started_by_hand(prepared: RunFolder, launched: Pa
     assert largest_weight_difference(launched, prepared.path) == 0
 
 
+@pytest.mark.slow
 def test_two_nodes_train_as_one(launched: Path, place: Path) -> None:
     """The second one first; the first finds an address and a port."""
     parallel = {"num_processes": 2, "num_nodes": 2}
@@ -150,7 +153,7 @@ def test_two_nodes_train_as_one(launched: Path, place: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def seen(place: Path) -> list[dict[str, Any]]:
+def ranks(place: Path) -> list[dict[str, Any]]:
     """What each rank of cases.py saw."""
     folder = prepare(place, {"name": "cases"})
     script = Path(__file__).with_name("cases.py")
@@ -161,53 +164,53 @@ def seen(place: Path) -> list[dict[str, Any]]:
     return ranks
 
 
-def test_sums_and_flags_are_the_same_on_every_rank(seen: list[dict[str, Any]]) -> None:
-    for rank in seen:
+def test_sums_and_flags_are_the_same_on_every_rank(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
         assert rank["sums"] == [3.0, 2.0**31 + 1, 0.2]
         assert rank["anys"] == [True, True, True, False]
 
 
-def test_evaluation_sees_every_row_once(seen: list[dict[str, Any]]) -> None:
+def test_evaluation_sees_every_row_once(ranks: list[dict[str, Any]]) -> None:
     for count in (13, 8, 1):
-        shares = [rank["evaluation_rows"][str(count)] for rank in seen]
+        shares = [rank["evaluation_rows"][str(count)] for rank in ranks]
         assert len(shares[0]) == len(shares[1]), "ranks must have equally many batches"
         lengths = [length for share in shares for batch in share for length in batch if length > 1]
         assert sorted(lengths) == list(range(2, 2 + count))
 
 
-def test_answers_come_in_the_order_of_the_prompts(seen: list[dict[str, Any]]) -> None:
-    for rank in seen:
+def test_answers_come_in_the_order_of_the_prompts(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
         alone = rank["answers"]["alone"]
         assert len(set(alone)) > 1
         assert rank["answers"]["five"] == alone
         assert rank["answers"]["one"] == alone[:1]
 
 
-def test_an_engine_that_was_not_planned_is_refused(seen: list[dict[str, Any]]) -> None:
-    for rank in seen:
+def test_an_engine_that_was_not_planned_is_refused(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
         refusal, planned = rank["unplanned_engine"]
         assert "engine: the plan says 'none', and 'DistributedDataParallel' came up" in refusal
         assert planned is None
 
 
-def test_a_world_that_was_not_planned_is_refused(seen: list[dict[str, Any]]) -> None:
-    for rank in seen:
+def test_a_world_that_was_not_planned_is_refused(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
         world, kind, backend = rank["unplanned_world"]
         assert "the plan is 3 processes, and 2 were started" in world
         assert "distributed type: the plan says 'MULTI_GPU', and 'MULTI_CPU' came up" in kind
         assert "backend: the plan says 'nccl', and 'gloo' came up" in backend
 
 
-def test_a_signal_to_one_rank_stops_all_at_the_same_step(seen: list[dict[str, Any]]) -> None:
-    assert [rank["one_signal_stops_all"] for rank in seen] == [[3, 0], [3, 1]]
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(ranks: list[dict[str, Any]]) -> None:
+    assert [rank["one_signal_stops_all"] for rank in ranks] == [[3, 0], [3, 1]]
 
 
-def test_a_disk_that_is_full_for_one_rank_stops_all_with_one_message(seen: list[dict[str, Any]]) -> None:
-    for number, rank in enumerate(seen):
-        found = rank["one_full_disk_stops_all"]
-        for failing, message in zip((1, 0), found["errors"], strict=True):
+def test_a_disk_that_is_full_for_one_rank_stops_all_with_one_message(ranks: list[dict[str, Any]]) -> None:
+    for number, rank in enumerate(ranks):
+        outcome = rank["one_full_disk_stops_all"]
+        for failing, message in zip((1, 0), outcome["errors"], strict=True):
             reason = "No space left on device" if number == failing else "another rank failed"
             assert f"cannot be written ({reason}); the last good checkpoint is step 1" in message
-        assert found["left"] == ["step-00000001"]
-        assert found["whole"] == [1]
-        assert found["after"] == [1, 4]
+        assert outcome["left"] == ["step-00000001"]
+        assert outcome["whole"] == [1]
+        assert outcome["after"] == [1, 4]

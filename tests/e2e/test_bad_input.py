@@ -2,7 +2,7 @@
 code 2, without a traceback, and with nothing written, launched or loaded.
 
 Each case is a good tiny run with something spoilt. It names one line of output for each mistake, and there may be no
-line beside these."""
+line beside these. The whole of the output is in tests/goldens/mistakes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +21,15 @@ import yaml
 from scaleup import cli
 from tests.cli import differing, scaleup
 from tests.describer import COMMAND, Describer
-from tests.e2e.mistakes.adapters import ADAPTERS
-from tests.e2e.mistakes.cards import CARDS
 from tests.e2e.mistakes.case import FACTS, GOOD, GOOD_ROW, Case, M, bad
-from tests.e2e.mistakes.clusters import CLUSTERS
-from tests.e2e.mistakes.compression import FORMATS, QUANTIZE
-from tests.e2e.mistakes.configs import FILES, KEYS, OVERRIDES, TOGETHER, VALUES
-from tests.e2e.mistakes.data import DATA
-from tests.e2e.mistakes.distill import CASES as DISTILL
-from tests.e2e.mistakes.folders import COMMANDS, FOLDERS
-from tests.e2e.mistakes.models import MODELS
-from tests.e2e.mistakes.ppo import CASES as PPO
-from tests.e2e.mistakes.prune import CASES as PRUNE
-from tests.e2e.mistakes.rewards import REWARDS
-from tests.e2e.mistakes.saved_adapters import EXPORTS, MANY
+from tests.golden import Golden
 
-GROUPS = {
-    "adapter": ADAPTERS,
-    "export": EXPORTS,
-    "format": FORMATS,
-    "quantize": QUANTIZE,
-    "several adapters": MANY,
-    "file": FILES,
-    "keys": KEYS,
-    "values": VALUES,
-    "override": OVERRIDES,
-    "together": TOGETHER,
-    "model": MODELS,
-    "data": DATA,
-    "distill": DISTILL,
-    "ppo": PPO,
-    "prune": PRUNE,
-    "reward": REWARDS,
-    "card": CARDS,
-    "cluster": CLUSTERS,
-    "folder": FOLDERS,
-    "command": COMMANDS,
+pytestmark = pytest.mark.covers("refusals")
+MISTAKES = (f"tests.e2e.mistakes.{file.stem}" for file in sorted(Path(__file__).with_name("mistakes").glob("*.py")))
+GROUPS: dict[str, list[Case]] = {
+    group: cases for name in MISTAKES for group, cases in getattr(import_module(name), "CASES", {}).items()
 }
+"""Those of every file of mistakes: a new stage brings its own."""
 CASES = {f"{group}: {case.name}": case for group, cases in GROUPS.items() for case in cases}
 AS_PROCESS = [
     "values: wrong types everywhere",
@@ -85,6 +58,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_is_refused(
     name: str,
     tmp_path: Path,
+    golden: Golden,
     describer: Describer,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -102,6 +76,7 @@ def test_is_refused(
     stdout, stderr = capfd.readouterr()
     assert (ended.value.code, stdout) == (2, "")
     check_lines(case, stderr)
+    check_golden(golden, name, stderr, folder)
     assert listing(folder) == before, "something was written"
     if case.asks:
         assert all(command[1:] == FACTS for command in started), "something was launched"
@@ -110,14 +85,20 @@ def test_is_refused(
 
 
 @pytest.mark.parametrize("name", AS_PROCESS)
-def test_is_refused_as_a_process(name: str, tmp_path: Path) -> None:
+def test_is_refused_as_a_process(name: str, tmp_path: Path, golden: Golden) -> None:
     case = CASES[name]
     folder = working_folder(case, tmp_path)
     before = listing(folder)
     result = scaleup(*case.command, *case.overrides, cwd=folder)
     assert (result.code, result.stdout) == (2, "")
     check_lines(case, result.stderr)
+    check_golden(golden, name, result.stderr, folder)
     assert listing(folder) == before
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_no_golden_is_of_another_case(group: str, golden: Golden) -> None:
+    golden.check_sections(golden_of(group), [case.name for case in GROUPS[group]])
 
 
 def test_a_crash_is_seen(describer: Describer, capfd: pytest.CaptureFixture[str]) -> None:
@@ -205,3 +186,14 @@ def check_lines(case: Case, stderr: str) -> None:
         assert found, f"no line with {expected!r} is left of:\n{stderr}"
         lines.remove(found[0])
     assert lines == [], "more than was expected"
+
+
+def golden_of(group: str) -> str:
+    return f"mistakes/{group.replace(' ', '-')}.txt"
+
+
+def check_golden(golden: Golden, name: str, stderr: str, folder: Path) -> None:
+    """Every byte of what is printed, but for what libraries say while they look at a model."""
+    group, _, case = name.partition(": ")
+    lines = [line for line in stderr.splitlines(True) if line.startswith("error: ") or not CASES[name].asks]
+    golden.check_section(golden_of(group), case, "".join(lines), {"FOLDER": folder})

@@ -28,6 +28,7 @@ from tests.cli import (
 )
 from tests.forked_runs import train
 
+pytestmark = pytest.mark.slow
 CONFIG: dict[str, Any] = {
     "stage": "distill",
     "model": {"path": "builtin:tiny-llama"},

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from scaleup.models.sources import materialize
 from tests.cli import run
 
+pytestmark = pytest.mark.covers("card")
 CONFIG: dict[str, Any] = {
     "stage": "card",
     "name": "card",

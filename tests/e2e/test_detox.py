@@ -9,12 +9,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from scaleup.models.sources import materialize
 from tests.cli import logs, run, scaleup
 
+pytestmark = pytest.mark.slow
 PROMPTS = 128
 CONFIG: dict[str, Any] = {
     "stage": "ppo",

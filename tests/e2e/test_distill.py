@@ -13,6 +13,7 @@ from tests.cli import losses, run
 REPOSITORY = Path(__file__).parent.parent.parent
 
 
+@pytest.mark.covers("distill")
 @pytest.mark.timeout(400)
 def test_the_tiny_config_leaves_a_student(tmp_path: Path) -> None:
     rows = [json.dumps({"text": f"film {number}", "label": "good"}) + "\n" for number in range(60)]
@@ -24,7 +25,7 @@ def test_the_tiny_config_leaves_a_student(tmp_path: Path) -> None:
     found = losses(folder)
     assert len(found) == 6 and found[6] < found[1]
     plan = json.loads((folder / "plan.json").read_text())
-    assert plan["teacher"]["architecture"] == "Qwen2ForCausalLM"
+    assert plan["models"]["teacher"]["architecture"] == "Qwen2ForCausalLM"
     assert plan["model"]["layers"] == {"decoder": [1]} or list(plan["model"]["layers"].values()) == [[1]]
 
     from transformers import AutoModelForCausalLM
@@ -35,6 +36,7 @@ def test_the_tiny_config_leaves_a_student(tmp_path: Path) -> None:
     assert "README.md" in names and "tokenizer.json" in names
 
 
+@pytest.mark.slow
 def test_a_student_learns_what_its_teacher_writes(tmp_path: Path) -> None:
     """Greedy answers of plain Transformers, to prompts of two sources; held-out rows have answers of their own."""
     for name, count in (("one", 6), ("two", 4), ("held", 3)):

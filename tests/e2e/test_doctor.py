@@ -158,6 +158,7 @@ def on_hosts(two_hosts: list[Host], folder: Path, *arguments: str | Path) -> lis
     return [findings(result) for result in together(commands, folder)]
 
 
+@pytest.mark.slow
 def test_two_hosts_that_reach_each_other(two_hosts: list[Host], folder: Path) -> None:
     config = write_config(differing(GOOD, TWO_NODES), folder)
     for rank, rows in enumerate(on_hosts(two_hosts, folder, config)):
@@ -171,6 +172,7 @@ def test_two_hosts_that_reach_each_other(two_hosts: list[Host], folder: Path) ->
     assert list((folder / "runs").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_two_hosts_of_which_one_is_unplugged(two_hosts: list[Host], folder: Path) -> None:
     two_hosts[1].unplug()
     try:
@@ -183,6 +185,7 @@ def test_two_hosts_of_which_one_is_unplugged(two_hosts: list[Host], folder: Path
     assert second["address"]["level"] == "fail" and "eth0's, which is down" in second["address"]["what"]
 
 
+@pytest.mark.slow
 def test_two_hosts_with_a_wall_between_them(two_hosts: list[Host], folder: Path) -> None:
     """Packets from h1 to h2 vanish: both see it, and each names both."""
     first, second = two_hosts
@@ -199,6 +202,7 @@ def test_two_hosts_with_a_wall_between_them(two_hosts: list[Host], folder: Path)
         assert f"({other.name}, {other.address}) at {other.address}:" in said["what"]
 
 
+@pytest.mark.slow
 def test_two_hosts_over_an_interface_that_leads_nowhere(two_hosts: list[Host], folder: Path) -> None:
     rows = on_hosts(two_hosts, folder, "--interface", "lo")
     for rank in (0, 1):
@@ -220,6 +224,7 @@ def mounted(options: str, place: Path, command: Sequence[str]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounting needs root and unshare")
 def test_two_nodes_that_do_not_share_the_run_folder(folder: Path) -> None:
     (folder / "runs").mkdir()

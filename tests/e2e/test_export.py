@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from tests.cli import differing, scaleup
 from tests.forked_runs import train
 
+pytestmark = pytest.mark.covers("export")
 LORA = {"type": "lora", "r": 4, "lora_alpha": 16, "target_modules": "all-linear"}
 CONFIG: dict[str, Any] = {
     "stage": "sft",
@@ -33,12 +34,13 @@ CONFIG: dict[str, Any] = {
 }
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
+    "full": {"adapter": None},
     "t5": {"model.path": "builtin:tiny-t5"},
     "8bit": {"quantization": "8bit"},
-    "full": {"adapter": None},
 }
 OVERRIDES = {"full": ("export.dtype=bfloat16",)}
-MERGED = ("llama", "t5", "8bit")
+QUICK = ("llama", "full")
+"""Exported first: a quick suite does not wait for the others."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class Exported:
     def auto(self) -> Any:
         seq2seq = "T5" in (self.folder / "model/config.json").read_text()
         return AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+
+
+def marked() -> list[Any]:
+    return [pytest.param(kind, marks=[] if kind in QUICK else [pytest.mark.slow]) for kind in KINDS]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +103,7 @@ def base_of(exported: Exported, **options: Any) -> Any:
     return exported.auto.from_pretrained(settings["base_model_name_or_path"], **options)
 
 
-@pytest.mark.parametrize("kind", MERGED)
+@pytest.mark.parametrize("kind", [kind for kind in marked() if "full" not in kind.values])
 def test_an_adapter_is_merged_into_its_unquantized_base(exports: dict[str, Future[Exported]], kind: str) -> None:
     done = exports[kind].result()
     again = logits(done.auto.from_pretrained(done.folder / "model"))
@@ -114,6 +120,7 @@ def test_an_adapter_is_merged_into_its_unquantized_base(exports: dict[str, Futur
         assert words in done.shown
 
 
+@pytest.mark.slow
 def test_how_far_it_is_from_a_quantized_training(exports: dict[str, Future[Exported]]) -> None:
     done = exports["8bit"].result()
     low = BitsAndBytesConfig(load_in_8bit=True)
@@ -137,7 +144,7 @@ def test_a_whole_model_is_exported_as_it_is(exports: dict[str, Future[Exported]]
     assert "merged" not in done.metrics and "moved by rounding to bfloat16" in done.shown
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", marked())
 def test_the_folder_is_whole(exports: dict[str, Future[Exported]], kind: str) -> None:
     done = exports[kind].result()
     names = {file.name for file in (done.folder / "model").iterdir()}
@@ -162,6 +169,7 @@ def test_too_far_is_refused_and_leaves_nothing(exports: dict[str, Future[Exporte
     assert not (strict / "manifest.json").exists() and not list(strict.glob("*model*"))
 
 
+@pytest.mark.slow
 def test_an_export_is_a_model_to_evaluate(exports: dict[str, Future[Exported]], place: Path) -> None:
     """Beside what it was made of, which it equals."""
     done = exports["llama"].result()

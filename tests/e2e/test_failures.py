@@ -35,16 +35,9 @@ from tests.cli import (
     worker_ids,
     write_config,
 )
-from tests.small_runs import SFT, write_rows
+from tests.small_runs import SFT
 
 CONFIG = differing(SFT, {"train.max_steps": 60, "train.save_steps": 2, "parallel": {"num_processes": 2}})
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("failures")
-    write_rows(folder)
-    return folder
 
 
 def assert_ended(result: Result, folder: Path, code: int) -> None:
@@ -83,6 +76,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(place: Path) -> None:
     assert all(np.isfinite(weight).all() for weight in load_file(newest.path / "model.safetensors").values())
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_no_earlier_checkpoint(place: Path) -> None:
     """Files of the running workers may suddenly have no more than 100 KB: a write ends in EFBIG as it would in
     ENOSPC. (Root could mount a small file system; anybody can do this.)"""
@@ -129,6 +123,7 @@ def test_a_disk_that_is_full_before_anything_starts(place: Path, tmp_path: Path)
     assert result.stderr == f"error: runs_dir: {small}/x cannot be written: No space left on device -> {remedy}\n"
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(place: Path) -> None:
     """In the newest checkpoint of a run that was stopped: no size tells. The user is told; both ranks go on alike."""
     config = differing(CONFIG, {"name": "flipped", "train.max_steps": 400, "train.save_steps": 50})
@@ -164,6 +159,7 @@ def test_ctrl_c_saves_and_can_go_on(place: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_stage_that_saves_nothing_ends_soon(place: Path) -> None:
     """Over rows that would keep it for minutes."""
     row = json.dumps({"prompt": "abc " * 20, "completion": "d " * 40}) + "\n"
@@ -172,7 +168,7 @@ def test_a_stage_that_saves_nothing_ends_soon(place: Path) -> None:
     config = {"stage": "evaluate", "name": "endless", "model": {"path": "builtin:tiny-llama"}, "data": data}
 
     def evaluates(folder: Path) -> bool:
-        file = folder / "attempts/1/signs/policy-rank0.json"
+        file = folder / "attempts/1/heartbeats/policy-rank0.json"
         return file.is_file() and "evaluating" in json.loads(file.read_text())["phase"]
 
     result = interrupt(config, cwd=place, when=evaluates, do=lambda process, folder: process.terminate())
@@ -210,6 +206,7 @@ def workers_of(launcher: int) -> list[int]:
     return [pid for pid in children(launcher) if "scaleup.worker" in command_line(pid)]
 
 
+@pytest.mark.slow
 def test_an_error_of_ours_shows_its_traceback_and_the_logs(place: Path) -> None:
     """A folder where the log of metrics belongs: no user's mistake, and nothing checks for it."""
     config = differing(CONFIG, {"name": "internal", "runs_dir": str(place / "runs"), "data.root": str(place)})

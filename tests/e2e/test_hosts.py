@@ -30,8 +30,9 @@ from tests.cli import (
     write_config,
 )
 from tests.hosts import Host, hosts
-from tests.small_runs import SFT, same_rollouts, write_rows
+from tests.small_runs import SFT, same_rollouts
 
+pytestmark = pytest.mark.slow
 TIMEOUT = 150.0
 ROLLOUTS = 80
 PPO = differing(small_runs.PPO, {"ppo.num_rollouts": ROLLOUTS, "train.learning_rate": 1e-4, "train.save_steps": 20})
@@ -42,18 +43,6 @@ OWN_NODES = {"reward.own_nodes": True}
 def two() -> Iterator[list[Host]]:
     with hosts() as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("hosts")
-    write_rows(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def colocated(place: Path, pool: ThreadPoolExecutor) -> Future[Path]:
-    return pool.submit(run, differing(PPO, {"name": "colocated", "reward.placement": "colocated"}), cwd=place)
 
 
 @pytest.fixture(scope="module")

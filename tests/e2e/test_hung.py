@@ -32,8 +32,9 @@ from tests.cli import (
     write_config,
 )
 from tests.forked_runs import train
-from tests.small_runs import PPO, SFT, write_rows
+from tests.small_runs import PPO, SFT
 
+pytestmark = pytest.mark.slow
 NUM_STEPS = 40
 CONFIG = differing(
     SFT,
@@ -57,11 +58,9 @@ HOST = socket.gethostname()
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("hung")
-    write_rows(folder)
-    (folder / "reward.py").write_text(REWARD, encoding="utf-8")
-    return folder
+def place(place: Path) -> Path:
+    (place / "reward.py").write_text(REWARD, encoding="utf-8")
+    return place
 
 
 def pid_of(folder: Path, rank_name: str, attempt: int = 1) -> int:
@@ -81,7 +80,7 @@ def frozen(config: dict[str, Any], place: Path, rank_name: str, when: Callable[[
 
 def seen_after_a_checkpoint(folder: Path) -> bool:
     """Its own sign says that it is in a step, and the checkpoint of step 2 is whole."""
-    file = folder / "attempts/1/signs/policy-rank1.json"
+    file = folder / "attempts/1/heartbeats/policy-rank1.json"
     return file.is_file() and (json.loads(file.read_text())["step"] or 0) > 2
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.cli import differing, interrupt, largest_weight_difference, losses, metrics, reached, run, worker_ids
 
+pytestmark = pytest.mark.slow
 CONFIG: dict[str, Any] = {
     "stage": "distill",
     "name": "on-policy",

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.cli import differing, run, scaleup
 
+pytestmark = pytest.mark.covers("prune")
 CONFIG = Path(__file__).parent.parent.parent / "configs/prune/tiny.yaml"
 
 
@@ -56,6 +57,7 @@ def test_plain_transformers_loads_it(pruned: Path) -> None:
     assert [getattr(model.config, key) for key in sizes] == [1, 1, 64, 2, 8]
 
 
+@pytest.mark.slow
 def test_one_process_cuts_the_same(pruned: Path, place: Path) -> None:
     alone = run(config(**{"parallel.num_processes": 1, "name": "alone"}), cwd=place)
     found, expected = (load_file(folder / "model/model.safetensors") for folder in (alone, pruned))
@@ -63,6 +65,7 @@ def test_one_process_cuts_the_same(pruned: Path, place: Path) -> None:
     assert all(found[name].equal(expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_its_run_is_a_model_for_others(pruned: Path, place: Path) -> None:
     """The evaluation finds before and after what the run found."""
     done = scaleup("evaluate", pruned, "parallel.num_processes=1", cwd=place)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tests.classifier import LABELS, sharp_classifier, sharp_classifier_like
 from tests.cli import differing, run, scaleup
 
+pytestmark = pytest.mark.slow
 ROUNDS = Path(__file__).parent.parent.parent / "configs/prune/classifier.yaml"
 DATA = {"train": "rows.jsonl", "test": "held.jsonl", "text": "{text}", "label": "kind", "max_length": 32}
 CUT: dict[str, Any] = {

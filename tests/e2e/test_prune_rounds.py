@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.cli import differing, interrupt, largest_weight_difference, reached, run
 
+pytestmark = pytest.mark.slow
 CONFIG: dict[str, Any] = {
     "stage": "prune",
     "name": "straight",

@@ -10,6 +10,7 @@ import pytest
 
 from tests.cli import run, scaleup
 
+pytestmark = pytest.mark.covers("quantize")
 CONFIG: dict[str, Any] = {
     "stage": "quantize",
     "name": "low",
@@ -38,6 +39,7 @@ def test_what_it_made(folder: Path) -> None:
     assert "| moved |" in (folder / "model/README.md").read_text()
 
 
+@pytest.mark.slow
 def test_it_is_a_model_to_evaluate(folder: Path) -> None:
     """The very numbers that the stage gave."""
     result = scaleup("evaluate", folder, "evaluation.metrics=[perplexity]", cwd=folder.parent.parent)
@@ -48,6 +50,7 @@ def test_it_is_a_model_to_evaluate(folder: Path) -> None:
     assert found["baseline"]["perplexity"] == pytest.approx(told["perplexity_before"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_it_is_a_model_to_generate_from(folder: Path) -> None:
     more = ("generation.max_new_tokens=4", "--prompt", "ab:")
     result = scaleup("generate", folder, *more, cwd=folder.parent.parent)

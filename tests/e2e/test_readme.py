@@ -1,4 +1,5 @@
-"""Every command of the README runs as it stands there, in order, in a folder that looks like the repository."""
+"""Every command of the README, the guide and the page about clusters runs as it stands there, in order, in a folder
+that looks like the repository. Those of other pages are checked by tests/unit/test_docs.py."""
 
 from __future__ import annotations
 
@@ -12,9 +13,19 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S) for line in block.splitlines()]
-MAKE_RUN = 'ARGS="train.max_steps=2 train.warmup_steps=0 data.validation.max_rows=8 evaluation.max_samples=8"'
+PAGES = ("README.md", "docs/guide.md", "docs/clusters.md")
+COMMANDS = [
+    (page, line)
+    for page in PAGES
+    for block in re.findall(r"^```sh\n(.*?)^```", (REPOSITORY / page).read_text(encoding="utf-8"), re.M | re.S)
+    for line in block.splitlines()
+]
+REVIEWS = "train.max_steps=2 train.warmup_steps=0 data.validation.max_rows=8"
+SHORTER = {
+    "make run": f'ARGS="{REVIEWS} evaluation.max_samples=8"',
+    ".venv/bin/scaleup run configs/sft/reviews.yaml train.max_steps=5 name=first": REVIEWS,
+}
+"""What is added to commands that take minutes: they run whole, with fewer steps and rows."""
 RECURSIVE = {"make test"}
 """What this test is part of; `.ci/run` is checked to call it."""
 
@@ -33,31 +44,28 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in RECURSIVE])
-def test_command_runs(command: str, place: Path) -> None:
-    # the main job takes minutes: here it runs whole, with fewer steps and rows
-    words = shlex.split(f"{command} {MAKE_RUN}" if command == "make run" else command)
+@pytest.mark.parametrize(("page", "command"), [each for each in COMMANDS if each[1] not in RECURSIVE])
+def test_command_runs(page: str, command: str, place: Path) -> None:
+    words = shlex.split(f"{command} {SHORTER.get(command, '')}")
     path = f"{place / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         words, cwd=place, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=900, check=False
     )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, f"{page}: {command}\n{done.stdout}\n{done.stderr}"
     if command == "make run":
         assert "before" in done.stdout and "after" in done.stdout and "accuracy" in done.stdout
         assert (place / "runs" / "reviews" / "model" / "model.safetensors").is_file()
 
 
 def test_commands_were_found() -> None:
-    assert "make run" in COMMANDS and "make test" in COMMANDS and len(COMMANDS) >= 7
+    commands = [command for _, command in COMMANDS]
+    assert {"make setup", "make run", "make test", *SHORTER} <= set(commands)
+    assert len(commands) >= 15 and {page for page, _ in COMMANDS} == set(PAGES)
 
 
 def test_ci_calls_the_test_command() -> None:
     assert "make --no-print-directory check" in (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-    assert re.search(r"^check: lint test\b", makefile, re.M)
-
-
-def test_paths_named_in_the_readme_exist() -> None:
-    for path in re.findall(r"`(tests/[\w/.]+)`|\]\((docs/[\w/.]+)\)", README):
-        assert (REPOSITORY / (path[0] or path[1])).exists(), path
+    assert re.search(r"^check: lint test test-slow\b", makefile, re.M)

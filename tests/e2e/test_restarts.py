@@ -34,7 +34,7 @@ from tests.cli import (
     write_config,
 )
 from tests.forked_runs import train
-from tests.small_runs import SFT, write_rows
+from tests.small_runs import SFT
 
 NUM_STEPS = 48
 CONFIG = differing(
@@ -46,13 +46,6 @@ CONFIG = differing(
     },
 )
 ALONE = {"parallel.num_processes": 1, "train.max_steps": 1000}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("restarts")
-    write_rows(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +91,7 @@ def assert_same_end(folder: Path, straight: Path, most: float = 0) -> None:
     assert alive(worker_ids(folder)) == []
 
 
+@pytest.mark.slow
 def test_kills_do_not_move_the_trajectory(place: Path, chance: random.Random, straight: Path) -> None:
     config = CONFIG | {"name": "killed"}
     steps = [chance.randint(low, low + 6) for low in (5, 25)]
@@ -113,6 +107,7 @@ def test_kills_do_not_move_the_trajectory(place: Path, chance: random.Random, st
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_launchers_leave_signals_to_the_agent(place: Path, num_processes: int) -> None:
     """Slurm signals every process of a job. torchrun would give its workers 30 s, and kill them while they save."""
@@ -131,6 +126,7 @@ def test_launchers_leave_signals_to_the_agent(place: Path, num_processes: int) -
     assert len(metrics(folder)) == NUM_STEPS
 
 
+@pytest.mark.slow
 def test_more_deaths_than_restarts(place: Path) -> None:
     config = differing(CONFIG, {**ALONE, "name": "too-many", "parallel.max_restarts": 1})
     folder = folder_of(config, place)
@@ -167,6 +163,7 @@ def test_a_stop_before_a_restart(place: Path) -> None:
     assert attempts(folder) == ["1"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_outlived_its_launcher_ends_before_the_run_goes_on(place: Path) -> None:
     """It hangs (SIGSTOP) while `scaleup run` is killed, so it does not hear of that until it is too late."""
     config = differing(CONFIG, {"name": "leftover", "parallel.num_processes": 1})
@@ -195,6 +192,7 @@ def test_a_worker_that_outlived_its_launcher_ends_before_the_run_goes_on(place: 
     assert attempts(folder) == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_two_nodes_restart_together(place: Path, straight: Path, chance: random.Random) -> None:
     """A kill on either node; the other one hears of it, and both begin the next attempt. Under ZeRO-2, which Accelerate
     would start over ssh if the launch file did not say otherwise."""

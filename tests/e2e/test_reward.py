@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from scaleup.config.rl import RewardSource
-from scaleup.config.schema import ModelConfig
-from scaleup.models.facts import model_facts
+from scaleup.config.schema import ModelConfig, ScorerConfig
+from scaleup.describe.model import model_facts
 from scaleup.models.scoring import load_scorer
 from tests.cli import losses, run, scaleup
 
+pytestmark = pytest.mark.covers("reward")
 CONFIG: dict[str, Any] = {
     "stage": "reward",
     "name": "judge",
@@ -71,7 +71,7 @@ def test_what_is_left(judge: Path) -> None:
 
 def test_scores_are_those_of_plain_transformers_and_normalised(judge: Path, place: Path) -> None:
     asked = ModelConfig(path=str(judge))
-    scorer = load_scorer(RewardSource(placement="colocated", model=asked), model_facts(asked), torch.device("cpu"))
+    scorer = load_scorer(ScorerConfig(asked), model_facts(asked), torch.device("cpu"))
     held = [json.loads(line) for line in (place / "held.jsonl").read_text().splitlines()][:20]
     pairs = [(row["ask"], row[key]) for row in held for key in ("good", "bad")]
     scores = torch.tensor(scorer.score(pairs))
@@ -85,6 +85,7 @@ def test_scores_are_those_of_plain_transformers_and_normalised(judge: Path, plac
     torch.testing.assert_close(scores * scorer.std + scorer.mean, plain, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_evaluated_and_trained_further(judge: Path, place: Path, pool: ThreadPoolExecutor) -> None:
     adapter = {"type": "lora", "target_modules": ["query", "value"]}
     further = {**CONFIG, "name": "further", "model": {"path": str(judge)}, "adapter": adapter}
@@ -103,7 +104,7 @@ def test_evaluated_and_trained_further(judge: Path, place: Path, pool: ThreadPoo
     asked = ModelConfig(path=str(folder))
     facts = model_facts(asked)
     assert (facts.task, facts.adapter) == ("sequence_classification", str(folder / "model"))
-    again = load_scorer(RewardSource(placement="colocated", model=asked), facts, torch.device("cpu"))
+    again = load_scorer(ScorerConfig(asked), facts, torch.device("cpu"))
     good, bad = again.score([("?", "abc"), ("?", "xx")])
     assert good > bad
 

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -21,28 +21,15 @@ from tests.cli import (
     interrupt,
     logs,
     reached,
-    run,
     scaleup,
     wait_until,
 )
-from tests.small_runs import same_rollouts, write_rows
+from tests.small_runs import same_rollouts
 
+pytestmark = pytest.mark.slow
 ROLLOUTS = 30
 """Enough that none is over before what befalls it."""
 PPO = differing(small_runs.PPO, {"ppo.num_rollouts": ROLLOUTS, "train.learning_rate": 1e-4})
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("groups")
-    write_rows(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def colocated(place: Path, pool: ThreadPoolExecutor) -> Future[Path]:
-    config = differing(PPO, {"name": "colocated", "reward.placement": "colocated"})
-    return pool.submit(run, config, cwd=place)
 
 
 def pid_of(folder: Path, rank_name: str) -> int:

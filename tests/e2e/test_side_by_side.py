@@ -14,6 +14,7 @@ from scaleup.plan.derive import evaluation_config, generation_config
 from tests.cli import differing, scaleup, write_config
 from tests.forked_runs import train
 
+pytestmark = pytest.mark.slow
 PROMPTS = ["abcab:", "x:"]
 CONFIG: dict[str, Any] = {
     "stage": "sft",

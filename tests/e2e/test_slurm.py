@@ -32,6 +32,7 @@ from tests.cli import (
 from tests.slurm import Slurm, slurm
 from tests.small_runs import same_rollouts, write_rows
 
+pytestmark = pytest.mark.slow
 NUM_STEPS = 400
 CLUSTER = {"time": "0:30:00", "signal_seconds": 30, "cpus_per_node": 1, "slurm": {"partition": "main"}}
 SFT = differing(
@@ -50,7 +51,7 @@ def cluster() -> Iterator[Slurm]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("slurm runs")
+    folder = tmp_path_factory.mktemp("slurm runs")  # a name that scripts have to quote
     write_rows(folder)
     return folder
 
@@ -60,12 +61,6 @@ def alone(place: Path, pool: ThreadPoolExecutor) -> Future[Path]:
     """On one process, without Slurm."""
     changes = {"name": "alone", "parallel": {}, "train.per_device_train_batch_size": 4}
     return pool.submit(run, differing(SFT, changes), cwd=place)
-
-
-@pytest.fixture(scope="module")
-def colocated(place: Path, pool: ThreadPoolExecutor) -> Future[Path]:
-    changes = {"name": "colocated", "reward.placement": "colocated", "reward.own_nodes": False}
-    return pool.submit(run, differing(PPO, changes), cwd=place)
 
 
 def submit(config: Mapping[str, Any], cluster: Slurm, place: Path, *arguments: str) -> str:

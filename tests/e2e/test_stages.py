@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from scaleup.artifacts.checkpoints import whole_checkpoints
 from tests.cli import differing, folder_of, losses, metrics, run, scaleup, tensorboard, write_config
 
+pytestmark = pytest.mark.covers("sft", "evaluate", "generate")
 KEYS = {"step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_mib"}
 PROMPTS = ["abcab:", "x:"]
 
@@ -86,8 +86,8 @@ def chain(kind: str, place: Path) -> Chain:
     return Chain(folder, (evaluated.stdout, generated.stdout), (again.stdout, unchanged))
 
 
-def run_next(place: Path, first: Future[Chain]) -> Path:
-    config = {"name": "next", "model": {"path": str(first.result().run)}}
+def run_next(place: Path, first: Path) -> Path:
+    config = {"name": "next", "model": {"path": str(first)}}
     return run(differing(CONFIG | config, {"train.max_steps": 2}), cwd=place)
 
 
@@ -116,23 +116,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(place: Path) -> Iterator[dict[str, Future[Any]]]:
-    with ThreadPoolExecutor(2) as pool:
-        found: dict[str, Future[Any]] = {kind: pool.submit(chain, kind, place) for kind in MODELS}
-        found["early"] = pool.submit(run_until_no_better, place)
-        found["next"] = pool.submit(run_next, place, found["causal"])
-        yield found
-        pool.shutdown(cancel_futures=True)
+def causal(place: Path) -> Chain:
+    return chain("causal", place)
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(scope="module")
+def seq2seq(place: Path) -> Chain:
+    return chain("seq2seq", place)
+
+
+@pytest.fixture(params=["causal", pytest.param("seq2seq", marks=pytest.mark.slow)])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
-def done(runs: dict[str, Future[Any]], kind: str) -> Chain:
-    return runs[kind].result()
+def done(request: pytest.FixtureRequest, kind: str) -> Chain:
+    return request.getfixturevalue(kind)
 
 
 def plain(model: Path) -> tuple[Any, Any]:
@@ -257,15 +257,17 @@ def generate_by_hand(model: Path, prompts: Sequence[str]) -> list[str]:
     return answers
 
 
-def test_a_finished_run_is_the_source_of_the_next(runs: dict[str, Future[Any]]) -> None:
-    first, following = runs["causal"].result().run, runs["next"].result()
+@pytest.mark.slow
+def test_a_finished_run_is_the_source_of_the_next(causal: Chain, place: Path) -> None:
+    first, following = causal.run, run_next(place, causal.run)
     plan = json.loads((following / "plan.json").read_text())
     assert plan["model"]["location"] == str(first / "model")
     assert losses(following)[1] < losses(first)[1] - 0.5, "it starts where the first ended"
 
 
-def test_early_stopping_puts_the_best_weights_back(runs: dict[str, Future[Any]], place: Path) -> None:
-    folder = runs["early"].result()
+@pytest.mark.slow
+def test_early_stopping_puts_the_best_weights_back(place: Path) -> None:
+    folder = run_until_no_better(place)
     logged = evaluations(folder)
     best = min(logged, key=lambda step: logged[step])
     last = max(logged)

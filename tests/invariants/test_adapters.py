@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from tests.cli import differing, folder_of, largest_loss_difference, largest_weight_difference, losses
 from tests.forked_runs import Leg, live, train
 
+pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5
 
 BASE: dict[str, Any] = {

@@ -17,6 +17,7 @@ import pytest
 from tests.cli import differing, largest_loss_difference, largest_weight_difference, losses, metrics
 from tests.forked_runs import train
 
+pytestmark = pytest.mark.covers("single", "one trajectory")
 TOLERANCE = 1e-5
 """Over 12 steps, in nats a token and in a weight's own unit: float32 sums in another order differ by about 1e-6."""
 
@@ -66,6 +67,8 @@ MODELS = {
     "tiny-llama": {"one-process": {}, **SPLITS, "bf16": {"mixed_precision": "bf16"}, **OTHERS},
     "tiny-t5": {"one-process": {}, **SPLITS, "bf16": {"mixed_precision": "bf16"}},
 }
+
+KINDS = ["tiny-llama", pytest.param("tiny-t5", marks=pytest.mark.slow)]
 
 MIXTURE = {
     "data.train": [{"path": "rows.jsonl", "weight": 3.0}, {"path": "few.jsonl", "weight": 1.0}],
@@ -130,7 +133,7 @@ def assert_same(one: Path, other: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPLITS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", KINDS)
 def test_every_split_of_the_global_batch_is_one_trajectory(runs: Runs, model: str, name: str) -> None:
     straight = runs["one-process"]
     assert list(losses(straight)) == list(range(1, 13))
@@ -143,7 +146,7 @@ def test_a_global_batch_size_means_the_accumulation_it_takes(llama: Runs) -> Non
     assert_same(llama["one-process"], folder, "global-batch-size")
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", KINDS)
 def test_bf16_differs_by_its_rounding_only(runs: Runs, model: str) -> None:
     full, half = losses(runs["one-process"]), losses(runs["bf16"])
     relative = max(abs(half[step] - full[step]) / full[step] for step in full)
@@ -151,7 +154,7 @@ def test_bf16_differs_by_its_rounding_only(runs: Runs, model: str) -> None:
     assert TOLERANCE < relative <= BF16_TOLERANCE
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", KINDS)
 def test_the_model_learns(runs: Runs, model: str) -> None:
     """Otherwise everything above would hold for weights that never move."""
     trajectory = losses(runs["one-process"])
@@ -178,6 +181,7 @@ def data_runs(place: Path) -> Runs:
     return train({name: config_of("tiny-llama", name, more) for name, more in changes.items()}, place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DATA)
 def test_every_way_to_draw_rows_is_one_trajectory(data_runs: Runs, name: str) -> None:
     """Two epochs end within a step (122 rows are 15 steps of 8 and one of 2, of which the second process has none)."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from scaleup.rl.placements import load_function
+from scaleup.rl.rewards.placements import load_function
 from tests.classifier import sharp_classifier
 from tests.cli import (
     differing,
@@ -31,6 +31,7 @@ from tests.cli import (
     worker_ids,
 )
 
+pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5
 NUM_ROLLOUTS = 8
 CONFIG: dict[str, Any] = {
@@ -61,14 +62,13 @@ FUNCTION = """
 from pathlib import Path
 
 import torch
-
-from scaleup.config.rl import RewardSource
+from scaleup.config.schema import ScorerConfig
 from scaleup.config.schema import ModelConfig
-from scaleup.models.facts import model_facts
+from scaleup.describe.model import model_facts
 from scaleup.models.scoring import load_scorer
 
 asked = ModelConfig(path=str(Path(__file__).parent / "classifier"), task="sequence_classification")
-scorer = load_scorer(RewardSource(model=asked, label="positive"), model_facts(asked), torch.device("cpu"))
+scorer = load_scorer(ScorerConfig(asked, label="positive"), model_facts(asked), torch.device("cpu"))
 
 
 def positive(prompts, completions):

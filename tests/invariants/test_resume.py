@@ -42,6 +42,7 @@ from tests.cli import (
 )
 from tests.forked_runs import train
 
+pytestmark = pytest.mark.slow
 NUM_STEPS = 48
 SAVE_STEPS = 3
 

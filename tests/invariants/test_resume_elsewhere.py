@@ -19,6 +19,7 @@ from scaleup.distributed.deepspeed_ops import ops_folder
 from tests.cli import differing, folder_of, largest_weight_difference, losses, metrics
 from tests.forked_runs import Leg, live
 
+pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5
 """In nats a token and in a weight's own unit, as in test_strategies."""
 SAVE_STEPS = 2

@@ -3,20 +3,75 @@
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.cli import largest_loss_difference, largest_weight_difference, losses, metrics
-from tests.distributed.test_runtime import python
+from tests.cli import differing, largest_loss_difference, largest_weight_difference, losses, metrics
+from tests.forked_runs import Leg, live
+
+CONFIG: dict[str, Any] = {
+    "stage": "reward",
+    "model": {"path": "builtin:tiny-llama"},
+    "data": {
+        "train": "rows.jsonl",
+        "validation": "held.jsonl",
+        "prompt": "{ask}",
+        "completions": "answers",
+        "ratings": "stars",
+        "margin": "stars",
+        "max_length": 40,
+    },
+    "reward": {"center_coefficient": 0.05},
+    "train": {
+        "num_train_epochs": 1,
+        "optimizer": "sgd",
+        "learning_rate": 0.05,
+        "global_batch_size": 4,
+        "per_device_train_batch_size": 2,
+        "save_steps": 4,
+        "eval_steps": 4,
+    },
+}
+TWO = {"parallel": {"strategy": "ddp", "num_processes": 2}}
+LORA = {"adapter": {"type": "lora", "r": 2}}
+RUNS: dict[str, dict[str, Any]] = {
+    "one": {},
+    "two": TWO,
+    "killed": TWO,
+    "sharded": {"parallel": {"strategy": "zero3", "num_processes": 2}},
+    "lora": LORA,
+    "lora-killed": LORA,
+}
+
+
+def rows(file: Path, count: int) -> None:
+    """Rankings of two or three answers, some of them tied."""
+    chance = random.Random(file.name)
+    made = []
+    for _ in range(count):
+        answers = ["".join(chance.choices("abcx ", k=chance.randint(1, 14))) + "." for _ in range(chance.randint(2, 3))]
+        stars = [chance.randint(0, 2) for _ in answers]
+        made.append({"ask": "q" * chance.randint(1, 9) + "?", "answers": answers, "stars": stars})
+    file.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
-    folder = tmp_path_factory.mktemp("reward")
-    result = python("-m", "tests.invariants.reward_runs", folder, cwd=repository, timeout=300)
-    assert result.code == 0, f"{result.stdout}\n{result.stderr}"
-    return folder / "runs"
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two are killed after the checkpoint of step 4, and go on from there."""
+    place = tmp_path_factory.mktemp("reward")
+    rows(place / "rows.jsonl", 24)
+    rows(place / "held.jsonl", 7)
+    lives = {}
+    for name, changes in RUNS.items():
+        last = Leg(differing(CONFIG | {"name": name}, changes))
+        lives[name] = [replace(last, kill_after=4), last] if name.endswith("killed") else [last]
+    began = live(lives, place)
+    assert all(steps[-1] > 4 for name, steps in began.items() if name.endswith("killed"))
+    return place / "runs"
 
 
 @pytest.mark.parametrize(

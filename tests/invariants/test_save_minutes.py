@@ -12,6 +12,7 @@ from scaleup.artifacts.checkpoints import whole_checkpoints
 from tests.cli import differing, largest_weight_difference, metrics
 from tests.forked_runs import train
 
+pytestmark = pytest.mark.slow
 SFT: dict[str, Any] = {
     "stage": "sft",
     "model": {"path": "builtin:tiny-llama"},

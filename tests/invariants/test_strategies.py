@@ -88,7 +88,11 @@ CELLS: dict[str, dict[str, dict[str, Any]]] = {
 }
 DDP = {"tiny-llama": {}, "tiny-t5": UNCLIPPED}
 HALF = {strategy: under(strategy, BF16) for strategy in SHARDED}
-COMPARED = [(model, name) for model, cells in CELLS.items() for name in cells]
+COMPARED = [
+    pytest.param(model, name, marks=pytest.mark.slow if model == "tiny-t5" else pytest.mark.covers("ddp", name))
+    for model, cells in CELLS.items()
+    for name in cells
+]
 
 NUM_STEPS = 21
 SAVE_STEPS = 3
@@ -184,6 +188,7 @@ def test_the_clipping_matters(llama: Runs) -> None:
     assert max(line["grad_norm"] for line in metrics(llama["ddp"])) > 1.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", HALF)
 def test_bf16_follows_float32(halves: Runs, llama: Runs, strategy: str) -> None:
     half, full = losses(halves[f"{strategy}-bf16"]), losses(llama["ddp"])
@@ -219,6 +224,7 @@ def lives(pool: ThreadPoolExecutor, place: Path) -> dict[str, Future[tuple[Path,
     return {name: pool.submit(kill_and_resume, name, place) for name in COMMANDED}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", COMMANDED)
 def test_a_killed_run_ends_like_one_that_was_not(
     straights: Runs, lives: dict[str, Future[tuple[Path, Result, list[int]]]], strategy: str
@@ -241,6 +247,7 @@ def killed(place: Path) -> Runs:
     return {name: folder_of(config, place) for name, config in configs.items()}
 
 
+@pytest.mark.covers("resume")
 @pytest.mark.parametrize("strategy", [name for name in SHARDED if name not in COMMANDED])
 def test_killed_ranks_end_like_ones_that_were_not(straights: Runs, killed: Runs, strategy: str) -> None:
     assert_same_end(straights[f"{strategy}-straight"], killed[strategy])

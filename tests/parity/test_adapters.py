@@ -24,11 +24,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndByt
 from scaleup.config.adapters import AdapterConfig
 from scaleup.config.schema import ModelConfig
 from scaleup.data.tokenization import IGNORE
+from scaleup.describe.model import model_facts
 from scaleup.distributed.engines import base_optimizer
 from scaleup.models.adapted import load_base, make_trainable
 from scaleup.models.adapters import TASK_TYPES, save_adapter
-from scaleup.models.facts import model_facts
-from scaleup.plan.facts import AskedModel
+from scaleup.plan.facts import ModelRequest
 from scaleup.train.adalora import RankAllocation
 from scaleup.train.head_loss import fuse_head
 from scaleup.train.losses import token_loss_sum
@@ -65,7 +65,7 @@ NUM_STEPS = 5
 
 def ours(name: str, kind: str, bits: Any) -> tuple[Any, Any]:
     adapter = TypeAdapter(AdapterConfig).validate_python(ADAPTERS[kind])
-    facts = model_facts(AskedModel(path=f"builtin:tiny-{name}", adapter=adapter, quantization=bits))
+    facts = model_facts(ModelRequest(path=f"builtin:tiny-{name}", adapter=adapter, quantization=bits))
     base = load_base(ModelConfig(path=facts.location), facts, bits, "no", torch.device("cpu"))
     torch.manual_seed(0)
     model = make_trainable(base, facts, adapter)
@@ -129,7 +129,7 @@ def test_adalora_is_that_of_a_loop_over_plain_peft(name: str, tmp_path: Path) ->
     """Our step, with two micro-batches, beside the loop of PEFT's documentation with one: losses with the orthogonality
     term, ranks that go down at the same places, and files that give the same model."""
     adapter = TypeAdapter(AdapterConfig).validate_python({"type": "adalora", **ADALORA})
-    facts = model_facts(AskedModel(path=f"builtin:tiny-{name}", adapter=adapter))
+    facts = model_facts(ModelRequest(path=f"builtin:tiny-{name}", adapter=adapter))
     torch.manual_seed(0)
     model = make_trainable(tiny.model(name), facts, adapter)
     assert (facts.num_trainable_parameters, facts.num_parameters) == model.get_nb_trainable_parameters()

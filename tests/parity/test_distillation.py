@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scaleup.compress.divergence import divergence_
+from scaleup.distill.divergence import divergence_
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 1.0])

@@ -11,16 +11,16 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from scaleup.compress.gguf import F16_MARGIN, read_gguf, write_gguf
-from scaleup.config.compression import ExportSettings
+from scaleup.config.stages.export import ExportSettings
 from scaleup.errors import ScaleupError
 from scaleup.evaluation.speed import Request, measure_apart
 from scaleup.models.llama_cpp import served
 from scaleup.models.sources import materialize
-from scaleup.plan.compression import CONVERTER_FILE, converter_folder
+from scaleup.plan.model_path import CONVERTER_FILE, converter_folder
 
 pytest.importorskip("xllamacpp", reason="the extra `export` is not installed")
 pytestmark = pytest.mark.skipif(
-    not (converter_folder(ExportSettings()) / CONVERTER_FILE).is_file(),
+    not (converter_folder(None) / CONVERTER_FILE).is_file(),
     reason="llama.cpp's converter is not there: make converter fetches it",
 )
 
@@ -62,6 +62,7 @@ def test_greedy_text_is_transformers_own(merged: tuple[Any, Path], tokenizer: An
         assert llama.tokens(text) == tokenizer(text)["input_ids"]
 
 
+@pytest.mark.slow
 def test_another_models_text_is_told(merged: tuple[Any, Path], tokenizer: Any, tmp_path: Path) -> None:
     model, folder = merged
     settings = ExportSettings(format="gguf", max_new_tokens=8)
@@ -72,11 +73,13 @@ def test_another_models_text_is_told(merged: tuple[Any, Path], tokenizer: Any, t
         read_gguf(other, tokenizer, [], settings, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_the_converter_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(ScaleupError, match="BPE pre-tokenizer was not recognized"):
         write_gguf(Path(materialize("builtin:tiny-llama")), ExportSettings(format="gguf"), tmp_path, "tiny")
 
 
+@pytest.mark.slow
 def test_what_a_card_says_of_it(merged: tuple[Any, Path], tmp_path: Path) -> None:
     model, folder = merged
     write_gguf(folder, ExportSettings(format="gguf", gguf_type="q8_0"), tmp_path, "tiny")

@@ -29,7 +29,7 @@ def loss_and_gradients(model: Any, batch: Any) -> tuple[float, dict[str, torch.T
 @pytest.mark.parametrize("name", FUSED)
 @pytest.mark.parametrize("only_completion", [True, False])
 def test_equal_to_the_plain_head(name: str, only_completion: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_loss, "CHUNK", 3)
+    monkeypatch.setattr(head_loss, "LOGITS_CHUNK", 3)
     plain, fused = tiny.model(name), tiny.model(name)
     fuse_head(fused)
     assert isinstance(fused.get_output_embeddings(), LossHead)
@@ -128,8 +128,11 @@ class Largest(TorchDispatchMode):
 
 
 def test_the_logits_of_a_batch_never_exist() -> None:
-    hidden, weight = torch.randn(4 * head_loss.CHUNK, 8, requires_grad=True), torch.randn(500, 8, requires_grad=True)
+    hidden, weight = (
+        torch.randn(4 * head_loss.LOGITS_CHUNK, 8, requires_grad=True),
+        torch.randn(500, 8, requires_grad=True),
+    )
     labels = torch.randint(500, (len(hidden),))
     with Largest() as largest:
         linear_loss_sum(hidden, weight, None, labels).backward()
-    assert largest.elements == head_loss.CHUNK * len(weight)
+    assert largest.elements == head_loss.LOGITS_CHUNK * len(weight)

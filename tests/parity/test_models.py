@@ -9,8 +9,8 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from scaleup.config.schema import ModelConfig
+from scaleup.describe.model import model_facts
 from scaleup.models.builtin import BUILTIN
-from scaleup.models.facts import model_facts
 from scaleup.models.load import load_model, load_tokenizer
 
 

@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModel
 
 from scaleup.compress.onnx import FILE, read_graph, write_graph
 from scaleup.config.schema import ModelConfig
+from scaleup.describe.model import model_facts
 from scaleup.models.classifier import classify
-from scaleup.models.facts import model_facts
 from scaleup.models.load import load_model
 from scaleup.models.sources import materialize
 from tests.cli import run
@@ -42,6 +42,7 @@ def test_logits_are_torchs(name: str, tmp_path: Path) -> None:
         assert torch.allclose(torch.from_numpy(again), true, atol=1e-5), "what stands in the padding counts for nothing"
 
 
+@pytest.mark.slow
 def test_an_encoder_gives_its_states(tmp_path: Path) -> None:
     """From the command line, in a folder that says what the model is."""
     config = {

@@ -37,8 +37,8 @@ def test_the_trajectory_is_that_of_trl(center: float | None, tmp_path) -> None: 
 
     reader = Reader(tokenizer, "last", max_length=64)
     encoded = [row for row in PairEncoder(reader.ids, reader.cut, DataConfig(max_length=64))(PAIRS) if row is not None]
-    assert [row.input_ids.tolist() for row in encoded] == trainer.train_dataset["chosen_ids"][:]
-    assert [row.labels.tolist() for row in encoded] == trainer.train_dataset["rejected_ids"][:]
+    assert [row.chosen.tolist() for row in encoded] == trainer.train_dataset["chosen_ids"][:]
+    assert [row.rejected.tolist() for row in encoded] == trainer.train_dataset["rejected_ids"][:]
     runtime, train = tiny.single_process(tmp_path), TrainConfig(**TRAIN, optimizer="sgd")
     split = Split(MICRO, ACCUMULATION, runtime.rank, runtime.world)
     collate = pair_collator(reader.pad_id, reader.filler_id)
@@ -66,7 +66,7 @@ def test_fillers_are_nothing() -> None:
     alone = sum(float(objective(model, collate([row]))) for row in rows)
     batch = collate([rows[0], FILLER, *rows[1:]])
     assert batch.num_labels == 3
-    assert batch.num_tokens == sum(len(row.input_ids) + len(row.labels) for row in rows)
+    assert batch.num_tokens == sum(len(row.chosen) + len(row.rejected) for row in rows)
     assert float(objective(model, batch)) == pytest.approx(alone, abs=1e-5)
     nothing = objective(model, collate([FILLER]))
     nothing.backward()

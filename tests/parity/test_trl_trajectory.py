@@ -17,6 +17,7 @@ from scaleup.train.optim import build_optimizer, build_schedule
 from scaleup.train.step import train_step
 from tests.unit.data import tiny
 
+pytestmark = pytest.mark.covers("parity")
 STEPS, MICRO, ACCUMULATION = 8, 4, 2
 MAX_LENGTH = 64
 EXAMPLES = [
@@ -92,7 +93,8 @@ def assert_same_run(ours, theirs, our_model, their_model, start):
     (our_losses, our_norms), (their_losses, their_norms) = ours, theirs
     assert len(our_losses) == len(their_losses) == STEPS
     assert our_losses == pytest.approx(their_losses, abs=1e-5)
-    assert our_norms == pytest.approx(their_norms, abs=1e-5)
+    # norms are above 1, sums over all weights: what rounding leaves grows with them, and differs between CPUs
+    assert our_norms == pytest.approx(their_norms, rel=1e-5)
     assert max(our_norms) > TRAIN["max_grad_norm"], "clipping had something to do"
     their_weights, start_weights = their_model.state_dict(), start.state_dict()
     for name, weight in our_model.state_dict().items():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 HEAVY = ["torch", "transformers", "accelerate", "datasets", "numpy", "pyarrow", "pandas", "matplotlib", "tokenizers"]
-PACKAGES = ["errors", "config", "records", "artifacts", "plan", "launcher", "doctor", "cli"]
+PACKAGES = ["errors", "config", "records", "artifacts", "plan", "reports", "launcher", "doctor", "cli"]
 
 IMPORT_ALL = """
 import importlib, json, pkgutil, sys
@@ -29,7 +29,7 @@ def test_imports_nothing_heavy(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     loaded = set(json.loads(done.stdout))
     assert loaded.isdisjoint(HEAVY)
-    expected = {"scaleup.cli", "scaleup.config.load", "scaleup.plan.rules", "scaleup.launcher.node"}
+    expected = {"scaleup.cli", "scaleup.config.load", "scaleup.plan.rules", "scaleup.launcher.agent"}
     assert expected <= loaded
     ours = {name for name in loaded if name.startswith("scaleup.")}
     assert {name.split(".")[1] for name in ours} == set(PACKAGES)
@@ -46,6 +46,8 @@ traning: 3
 COMMANDS = {
     "help": (["--help"], 0),
     "help of a command": (["run", "--help"], 0),
+    "version": (["--version"], 0),
+    "init": (["init", "ppo"], 0),
     "schema": (["schema"], 0),
     "refusal": (["run", "config.yaml"], 2),
     "plan refused": (["plan", "config.yaml", "--json"], 2),

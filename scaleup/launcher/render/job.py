@@ -1,13 +1,15 @@
-"""What every target is rendered from."""
+"""What every target is rendered from, and how values are quoted in what is rendered. Nothing else quotes."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from scaleup.config.cluster import ClusterConfig
 from scaleup.config.load import dump
-from scaleup.config.schema import RunConfig
+from scaleup.config.run import RunConfig
 from scaleup.plan.cluster import Granted, granted, granted_to_reward, nodes_of
 
 Files = dict[str, str]
@@ -55,3 +57,20 @@ class Job:
     def config_files(self) -> Files:
         """What is run, as it was when the job was made: nobody edits these."""
         return {self.config_name(number): dump(config) for number, config in enumerate(self.configs)}
+
+
+def words(values: Iterable[object]) -> str:
+    """Return a command in which each value is one word, whatever it holds."""
+    return " ".join(shlex.quote(str(value)) for value in values)
+
+
+def exports(environment: Mapping[str, str]) -> list[str]:
+    """Return a shell's lines that export the variables."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+
+
+def sbatch_path(path: object) -> str:
+    """Return a path as sbatch reads it from an #SBATCH line: in quotes, and with no pattern like %j in it. A backslash
+    would keep the patterns beside it from being read, so there may be none."""
+    text = str(path).replace('"', '\\"').replace("%", "%%")
+    return f'"{text}"'

@@ -9,7 +9,7 @@ import yaml
 
 from scaleup.config.cluster import ClusterConfig, KubernetesConfig
 from scaleup.config.load import dump
-from scaleup.config.schema import RunConfig
+from scaleup.config.run import RunConfig
 from scaleup.launcher.render import pods
 from scaleup.launcher.render.job import Files, Job
 from scaleup.launcher.render.pods import Manifest
@@ -35,13 +35,13 @@ _Dumper.add_representer(str, _text)
 
 
 def kubernetes_files(job: Job) -> Files:
-    """One file a run, which `kubectl create` takes."""
+    """Render one file a run, which `kubectl create` takes."""
     names = [f"job-{number}.yaml" for number in range(len(job.configs))] if job.is_sweep else ["job.yaml"]
     return {name: dumped(manifests(config)) for name, config in zip(names, job.configs, strict=True)}
 
 
 def manifests(config: RunConfig) -> list[Manifest]:
-    """What a run needs, in the order in which it is created."""
+    """Return the manifests of a run, in the order in which they are created."""
     cluster = config.cluster
     assert cluster is not None and cluster.kubernetes is not None  # a rule sees to it
     kubernetes = cluster.kubernetes
@@ -53,7 +53,7 @@ def manifests(config: RunConfig) -> list[Manifest]:
 
 
 def dumped(documents: list[Manifest]) -> str:
-    """As YAML that a person can read."""
+    """Dump manifests as YAML that a person can read."""
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=1000, explicit_start=True)
 
 
@@ -146,7 +146,7 @@ def _replicated(name: str, count: int, config: RunConfig, node: Granted, rank: i
 
 
 def _train_job(config: RunConfig, cluster: ClusterConfig, kubernetes: KubernetesConfig) -> Manifest:
-    """The runtime says how its pods start again; ours is the command, and what the pods are given."""
+    """The runtime says how its pods start again; ours is the command, and the pods' resources."""
     assert cluster.container is not None
     trainer: dict[str, Any] = {
         "image": cluster.container.image,

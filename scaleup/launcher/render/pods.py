@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from scaleup.config.cluster import ClusterConfig, KubernetesConfig
-from scaleup.launcher.render.shell import words
+from scaleup.launcher.render.job import words
 from scaleup.plan.cluster import Granted
 
 Manifest = dict[str, Any]
@@ -22,29 +22,30 @@ SHARED_MEMORY = {"name": "shared-memory", "mountPath": "/dev/shm"}
 
 
 def verbatim(text: str) -> str:
-    """In a command or a variable Kubernetes reads $(NAME) as a variable's value and $$ as $."""
+    """Escape text for a command or a variable, where Kubernetes reads $(NAME) as a variable's value and $$ as $."""
     return text.replace("$", "$$")
 
 
 def command(cluster: ClusterConfig, before: tuple[str, ...] = ()) -> list[str]:
-    """`exec`, so that the container's first process, which gets SIGTERM, is scaleup itself."""
+    """Return the container's command. `exec` makes scaleup its first process, which gets SIGTERM."""
     lines = [f"cd {words([cluster.workdir])} || exit 2", *cluster.setup, *before, RUN]
     return [verbatim(word) for word in ("bash", "-c", "\n".join(lines), "scaleup", f"{CONFIG_FOLDER}/{CONFIG_FILE}")]
 
 
 def environment(cluster: ClusterConfig, rank: int | None = None) -> list[Manifest]:
-    """The user's variables, and the node's rank: its place within an Indexed Job, unless it is known."""
+    """Return the user's variables and the node's rank: its place within an Indexed Job, unless it is known."""
     of_pod = {"valueFrom": {"fieldRef": {"fieldPath": INDEX}}} if rank is None else {"value": str(rank)}
     named = [{"name": name, "value": verbatim(value)} for name, value in cluster.environment.items()]
     return [*named, {"name": RANK, **of_pod}]
 
 
 def resources(node: Granted, kubernetes: KubernetesConfig) -> Manifest:
-    """Requested and limited alike: a pod that is given more than it asked for is the first to be evicted."""
+    """Return requests and limits, which are alike: a pod that gets more than it requested is the first to be
+    evicted."""
     amounts = {"cpu": node.cpus and str(node.cpus), "memory": node.memory and quantity(node.memory)}
     amounts[kubernetes.gpu_resource] = str(node.gpus) if node.gpus else None
-    given = {name: amount for name, amount in amounts.items() if amount}
-    return {"requests": dict(given), "limits": dict(given)} if given else {}
+    named = {name: amount for name, amount in amounts.items() if amount}
+    return {"requests": dict(named), "limits": dict(named)} if named else {}
 
 
 def quantity(memory: str) -> str:
@@ -69,9 +70,9 @@ def volume_mounts(cluster: ClusterConfig, kubernetes: KubernetesConfig) -> list[
 
 
 def placement(kubernetes: KubernetesConfig) -> Manifest:
-    """Where pods may run, and as whom."""
-    asked = {"nodeSelector": dict(kubernetes.node_selector), "serviceAccountName": kubernetes.service_account}
-    return {key: value for key, value in asked.items() if value}
+    """Return where pods may run, and as whom."""
+    settings = {"nodeSelector": dict(kubernetes.node_selector), "serviceAccountName": kubernetes.service_account}
+    return {key: value for key, value in settings.items() if value}
 
 
 def labels(name: str, kubernetes: KubernetesConfig) -> dict[str, str]:
@@ -79,7 +80,7 @@ def labels(name: str, kubernetes: KubernetesConfig) -> dict[str, str]:
 
 
 def metadata(name: str, kubernetes: KubernetesConfig, is_queued: bool = False) -> Manifest:
-    """What waits in a queue is the job, not its pods or what is beside it."""
+    """Return an object's metadata. What waits in a queue is the job, not its pods or what is beside it."""
     namespace = {"namespace": kubernetes.namespace} if kubernetes.namespace else {}
     queue = {"kueue.x-k8s.io/queue-name": kubernetes.queue} if is_queued and kubernetes.queue else {}
     return {"name": name, **namespace, "labels": {**labels(name, kubernetes), **queue}}
@@ -88,7 +89,7 @@ def metadata(name: str, kubernetes: KubernetesConfig, is_queued: bool = False) -
 def pod(
     name: str, cluster: ClusterConfig, kubernetes: KubernetesConfig, node: Granted, rank: int | None = None
 ) -> Manifest:
-    """A pod's template. It has `signal_seconds` to save and end when it is told to stop."""
+    """Return a pod's template. The pod has `signal_seconds` to save and end when it is told to stop."""
     assert cluster.container is not None  # a rule sees to it
     container = {
         "name": CONTAINER,

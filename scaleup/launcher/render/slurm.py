@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scaleup.config.cluster import ClusterConfig, RewardResources, SlurmConfig
-from scaleup.launcher.render.job import Files, Job
-from scaleup.launcher.render.shell import exports, sbatch_path, words
+from scaleup.launcher.render.job import Files, Job, exports, sbatch_path, words
 from scaleup.plan.cluster import Granted
-from scaleup.plan.local_paths import local_paths
+from scaleup.plan.cluster_targets import local_paths
 
 SCRIPT = "job.sbatch"
 TASK = 'bash -c "$task" scaleup "$@"'
@@ -61,11 +60,12 @@ USAGE = {
 
 
 def slurm_files(job: Job) -> Files:
-    """The script and the config, or configs, that it names."""
+    """Render the script and the config, or configs, that it names."""
     return {SCRIPT: sbatch_script(job), **job.config_files}
 
 
 def sbatch_script(job: Job) -> str:
+    """Render the script that sbatch takes."""
     cluster, slurm = job.cluster, job.cluster.slurm or SlurmConfig()
     lines = ["#!/bin/bash", *_options(job, slurm)]
     if job.reward_node is not None and cluster.reward is not None:
@@ -82,14 +82,14 @@ def sbatch_script(job: Job) -> str:
 
 
 def script_body(setup: Sequence[str], parts: Sequence[str], max_requeues: int) -> str:
-    """What comes after the options and the settings, in every script: "$@" are the arguments of `scaleup run`. `setup`
-    runs within each task; `parts` are srun's options for each component of the job."""
+    """Render what comes after the options and the settings, in every script: "$@" are the arguments of `scaleup run`.
+    `setup` runs within each task; `parts` are srun's options for each component of the job."""
     step = "srun " + " : \\\n  ".join(f"{part} \\\n  {TASK}" for part in parts)
     return "\n".join([STOPPING, f"{task_variable(setup)}{step} &", WAITING, ENDING.replace("MOST", str(max_requeues))])
 
 
 def launch_script(is_het: bool) -> str:
-    """The script that knows no run: its arguments are those of `scaleup run`, its resources sbatch's."""
+    """Render the script that knows no run: its arguments are those of `scaleup run`, its resources sbatch's."""
     cluster = ClusterConfig()
     node = ["#SBATCH --nodes=1", "#SBATCH --ntasks-per-node=1"]
     options = [f"#SBATCH {option}" for option in [*requeue_options(cluster), '--output="%x-%j.log"']]
@@ -102,7 +102,8 @@ def launch_script(is_het: bool) -> str:
 
 
 def _launched(number: int, group: str) -> str:
-    """srun's part for a component of a job, whose processors Slurm names in a variable of the component's own."""
+    """Return srun's part for a component of a job, whose processors Slurm names in a variable of the component's
+    own."""
     variable = f"SLURM_CPUS_PER_TASK{group}"
     options = [*SRUN_OPTIONS, *([f"--het-group={number}"] if group else [])]
     cpus = f'${{{variable}:+"--cpus-per-task=${variable}"}}'
@@ -131,7 +132,7 @@ def requeue_options(cluster: ClusterConfig) -> list[str]:
 
 
 def _reward_options(job: Job, slurm: SlurmConfig, reward: RewardResources) -> list[str]:
-    """Of the second component, which takes over nothing from the first."""
+    """Return the options of the second component, which takes over nothing from the first."""
     assert job.reward_node is not None
     options = _node_options(1, job.reward_node, reward.gres)
     options += [f"--time={job.cluster.time}"] if job.cluster.time else []
@@ -158,7 +159,8 @@ def _set_arguments(job: Job) -> str:
 
 
 def _parts(job: Job) -> list[str]:
-    """One task a node; in a het job the components' tasks are counted through, the policy's first."""
+    """Return srun's options for one task a node; in a het job the components' tasks are counted through, the policy's
+    first."""
     shared = [*SRUN_OPTIONS, *_container_options(job)]
     if job.reward_node is None:
         return [words([*shared, *_cpus(job.node)])]
@@ -171,12 +173,12 @@ def task_variable(setup: Sequence[str]) -> str:
 
 
 def _cpus(node: Granted) -> list[str]:
-    """srun does not take them over from sbatch since Slurm 22.05."""
+    """Return the cores for srun, which does not take them over from sbatch since Slurm 22.05."""
     return [f"--cpus-per-task={node.cpus}"] if node.cpus else []
 
 
 def _container_options(job: Job) -> list[str]:
-    """Pyxis's. The folders that a run reads and writes are there under their own names."""
+    """Return Pyxis's options. The folders that a run reads and writes are there under their own names."""
     container = job.cluster.container
     if container is None:
         return []

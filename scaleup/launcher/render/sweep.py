@@ -16,8 +16,8 @@ NOT_SWEPT = ("name", "runs_dir", "stage", "cluster")
 
 
 def sweep_points(sweeps: Sequence[str], problems: list[Problem]) -> list[list[str]]:
-    """The overrides of each point of the product of all sweeps, the last one fastest; no point without a sweep. Every
-    mistake is added to `problems`."""
+    """Return the overrides of each point of the product of all sweeps, the last one fastest; no point without a sweep.
+    Every mistake is added to `problems`."""
     axes = [_axis(text, problems) for text in sweeps]
     keys = [sweep.partition("=")[0] for sweep in sweeps]
     problems += [Problem(f"--sweep {key}", "is given twice", "give all values at once") for key in _repeated(keys)]
@@ -39,7 +39,7 @@ def _axis(text: str, problems: list[Problem]) -> list[str]:
 
 
 def _flow(value: Any) -> str:
-    """On one line, as an override is written."""
+    """Dump a value on one line, as an override is written."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"))
     return text.removesuffix("\n").removesuffix("\n...")
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from scaleup.launcher.render.job import Files, Job
-from scaleup.launcher.render.shell import exports, words
+from scaleup.launcher.render.job import Files, Job, exports, words
 
 SCRIPT = "node.sh"
 
 
 def torchrun_files(job: Job) -> Files:
-    """The script and the config that it names."""
+    """Render the script and the config that it names."""
     cluster = job.cluster
     lines = [
         "#!/bin/bash",

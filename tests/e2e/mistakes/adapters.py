@@ -182,3 +182,5 @@ ADAPTERS = [
         prepare=adapter('{"peft_type": "LORA", "base_model_name_or_path": "/nowhere/base"}'),
     ),
 ]
+
+CASES = {"adapter": ADAPTERS}

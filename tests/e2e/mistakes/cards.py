@@ -60,3 +60,5 @@ CARDS = [
         asks=True,
     ),
 ]
+
+CASES = {"card": CARDS}

@@ -28,7 +28,7 @@ GOOD: dict[str, Any] = {
     "parallel": {"strategy": "ddp", "num_processes": 1},
 }
 PLAIN = yaml.safe_dump(GOOD)
-FACTS = ["-m", "scaleup.train.describe"]
+FACTS = ["-m", "scaleup.describe.answer"]
 
 Prepare = Callable[[Path], object]
 

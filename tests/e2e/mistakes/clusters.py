@@ -59,7 +59,7 @@ CLUSTERS = [
     ),
     job(
         "a reward node of a run without one",
-        "error: cluster.reward: is of PPO runs alone -> set reward.own_nodes: true, or leave it out",
+        "error: cluster.reward: only applies to PPO runs whose reward group has a node of its own -> set",
         changes={"cluster.reward.gpus_per_node": 0},
     ),
     job(
@@ -107,3 +107,5 @@ CLUSTERS = [
         changes={"cluster.nodes": 1},
     ),
 ]
+
+CASES = {"cluster": CLUSTERS}

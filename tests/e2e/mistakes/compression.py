@@ -143,3 +143,5 @@ QUANTIZE = [
         asks=True,
     ),
 ]
+
+CASES = {"format": FORMATS, "quantize": QUANTIZE}

@@ -345,3 +345,5 @@ TOGETHER = [
         command=("evaluate", "config.yaml"),
     ),
 ]
+
+CASES = {"file": FILES, "keys": KEYS, "values": VALUES, "override": OVERRIDES, "together": TOGETHER}

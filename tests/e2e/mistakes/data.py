@@ -132,3 +132,5 @@ DATA = [
         prepare=lambda folder: (rows("{", '{"text": [], "label": "x"}')(folder), earlier()(folder)),
     ),
 ]
+
+CASES = {"data": DATA}

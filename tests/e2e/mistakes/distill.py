@@ -45,7 +45,7 @@ def adapter_model(folder: Path) -> None:
     (folder / "lora/adapter_model.safetensors").write_text("weights")
 
 
-CASES = [
+DISTILL = [
     taught(
         "error: distill.generation.prompts: are those of data.train",
         "error: distill.generation.top_p: has no meaning for greedy decoding",
@@ -212,7 +212,7 @@ CASES = [
         asks=True,
     ),
     taught(
-        "error: teacher.path: its tokenizer has other ids for the same tokens than model's",
+        "error: teacher.path: its tokenizer maps the same tokens to different ids",
         "error: distill.hidden.layers.0: model has no layer 2 -> its layers are 0 to 1",
         "error: distill.hidden.layers.1: teacher has no layer 7 -> its layers are 0 to 1",
         name="a tokenizer with other ids, layers that there are not",
@@ -228,3 +228,5 @@ CASES = [
         asks=True,
     ),
 ]
+
+CASES = {"distill": DISTILL}

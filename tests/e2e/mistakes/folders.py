@@ -74,3 +74,5 @@ COMMANDS = [
     ),
     bad("plan, too", "error: train.sede: unknown key", changes={"train.sede": 1}, command=("plan", "config.yaml")),
 ]
+
+CASES = {"folder": FOLDERS, "command": COMMANDS}

@@ -63,3 +63,5 @@ MODELS = [
         asks=True,
     ),
 ]
+
+CASES = {"model": MODELS}

@@ -53,7 +53,7 @@ def rewarded(*lines: str, name: str, reward: dict[str, Any], **rest: Any) -> Cas
     return ppo(name, *lines, changes={"reward": reward, **rest.pop("changes", {})}, **rest)
 
 
-CASES = [
+PPO_MISTAKES = [
     ppo(
         "no rewards, no rollouts",
         "error: ppo: is missing",
@@ -247,3 +247,5 @@ CASES = [
         asks=True,
     ),
 ]
+
+CASES = {"ppo": PPO_MISTAKES}

@@ -35,7 +35,7 @@ NO_MODELOPT = (
     else []
 )
 
-CASES: list[Case] = [
+PRUNE_MISTAKES: list[Case] = [
     bad(
         "rounds without training",
         "error: prune.rounds: without training in between are one cut -> give recovery, or leave it out",
@@ -204,3 +204,5 @@ CASES: list[Case] = [
         **made(num_attention_heads=4),
     ),
 ]
+
+CASES = {"prune": PRUNE_MISTAKES}

@@ -40,7 +40,7 @@ REWARDS = [
     bad(
         "a format without the other half, packing and a template that forgets the response",
         "error: data.chosen: is set without rejected -> set data.rejected beside it",
-        "error: data.packing: is of language models: each text has a score of its own",
+        "error: data.packing: not supported for reward models -> remove it",
         "error: reward.template: does not hold {response}: all responses would score the same",
         changes={**REWARD, "data.rejected": None, "data.packing": True, "reward.template": "{prompt}"},
         prepare=rows(PAIR),
@@ -65,3 +65,5 @@ REWARDS = [
         prepare=rows(PAIR),
     ),
 ]
+
+CASES = {"reward": REWARDS}

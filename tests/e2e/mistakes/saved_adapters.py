@@ -151,3 +151,5 @@ MANY = [
         asks=True,
     ),
 ]
+
+CASES = {"export": EXPORTS, "several adapters": MANY}

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from scaleup.artifacts.manifest import Manifest, file_sizes, write_manifest
+from scaleup.artifacts.manifest import file_sizes
 from scaleup.artifacts.run_folder import RunFolder, differing_keys, finished_run
 from scaleup.config.load import dump, load_mapping
-from scaleup.config.schema import RunConfig
+from scaleup.config.run import RunConfig
 from scaleup.errors import ScaleupError
 from tests.cli import differing
 
@@ -40,18 +40,8 @@ def run(tmp_path: Path) -> RunFolder:
     return run
 
 
-def finish(run: RunFolder) -> Manifest:
-    manifest = Manifest(
-        stage="sft",
-        name="x",
-        scaleup_version="0",
-        finished_at="2026-01-01T00:00:00Z",
-        num_steps=4,
-        metrics={"loss": 1.0, "best": None},
-        files={},
-    )
-    write_manifest(run.manifest_file, manifest)
-    return manifest
+def finish(run: RunFolder) -> None:
+    run.finish("sft", "x", {"loss": 1.0, "best": None}, 4)
 
 
 def refusal(run: RunFolder, wanted: RunConfig) -> str:
@@ -120,10 +110,19 @@ def test_the_config_is_read_back(run: RunFolder) -> None:
     assert run.config == config()
 
 
-def test_manifest(run: RunFolder) -> None:
+def test_the_manifest_comes_with_sizes_and_ends_the_run(run: RunFolder) -> None:
     assert run.manifest() is None
-    manifest = finish(run)
-    assert run.manifest() == manifest
+    run.resumable_file.write_text("{}")
+    run.metrics_file.write_text("12345")
+    (run.path / "model").mkdir()
+    (run.path / "model" / "config.json").write_text("{}")
+    finish(run)
+    manifest = run.manifest()
+    assert manifest is not None
+    assert (manifest.stage, manifest.name, manifest.num_steps) == ("sft", "x", 4)
+    assert manifest.metrics == {"loss": 1.0, "best": None}
+    assert manifest.files == {"model/config.json": 2, "metrics.jsonl": 5}
+    assert not run.resumable_file.exists()
 
 
 def test_finished_run(run: RunFolder, tmp_path: Path) -> None:
@@ -233,6 +232,16 @@ with RunFolder(Path(sys.argv[1])).locked():
             other.wait()
             with run.locked():
                 pass
+
+    def test_its_file_heeds_the_umask(self, run: RunFolder) -> None:
+        """Else anybody who reaches the folder could hold the lock of somebody else's run."""
+        before = os.umask(0o077)
+        try:
+            with run.locked():
+                (lock,) = run.path.parent.glob(".*.lock")
+                assert lock.stat().st_mode & 0o077 == 0
+        finally:
+            os.umask(before)
 
     def test_each_node_has_a_lock(self, run: RunFolder) -> None:
         with run.locked(), run.locked(1), run.locked(2), pytest.raises(ScaleupError) as caught, run.locked(1):

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from scaleup.compress.export import Check, from_trained, read_back, stored_dtype, whole_model, write_folder
 from scaleup.compress.probes import drawn_probes
 from scaleup.config.schema import ModelConfig
-from scaleup.config.stages import ExportConfig
+from scaleup.config.stages.export import ExportConfig
+from scaleup.describe.model import model_facts
 from scaleup.errors import ScaleupError
-from scaleup.models.facts import model_facts
 from scaleup.models.load import load_tokenizer
 from scaleup.plan.facts import ModelFacts
 

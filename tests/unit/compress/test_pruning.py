@@ -19,20 +19,20 @@ from transformers import (
 from scaleup.compress.calibration import Statistics, calibrate, in_batches, matrices_of
 from scaleup.compress.cut import cut_parts, make_zeros, share_of_zeros
 from scaleup.compress.pruning import (
-    dims_out,
-    evenly,
+    drop_span,
+    evenly_spaced,
     feature_scores,
     head_scores,
-    lowest_out,
-    smallest_out,
-    span_out,
-    two_of_four,
+    keep_mask,
+    keep_two_of_four,
+    top_dims_per_head,
+    top_indices,
     weight_scores,
 )
-from scaleup.config.prune import PruneSettings
+from scaleup.config.stages.prune import PruneSettings
 from scaleup.data.collate import Batch, causal_collator, seq2seq_collator
 from scaleup.data.labelled import labelled_collator
-from scaleup.data.tokenization import Tokens
+from scaleup.data.tokenization import LabelledTokens, Tokens
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.architecture import architecture_of
 from scaleup.models.classifier import pool_by_mask
@@ -109,7 +109,7 @@ def test_padding_is_left_out_of_a_classifier_s_rows_in_each_stack(name: str) -> 
     model = AutoModelForSequenceClassification.from_config(CLASSIFIERS[name]).eval()
     pool_by_mask(model)
     spans = {stack.name: 1 for stack in architecture_of(model).stacks}
-    texts = [Tokens(np.append(row.input_ids, 1).astype(np.int32), np.zeros(1, np.int32)) for row in rows()]  # 1: eos
+    texts = [LabelledTokens(np.append(row.input_ids, 1).astype(np.int32), 0) for row in rows()]  # 1: eos
     apart, together = (
         calibrate(ALONE, model, in_batches(texts, labelled_collator(50, 1), size), spans, list(matrices_of(model)))
         for size in (1, 4)
@@ -219,18 +219,18 @@ def test_wanda_is_the_weight_times_the_norm_of_its_input_by_row() -> None:
     norms = torch.tensor([10.0, 1.0, 2.0, 0.5], dtype=torch.float64)
     scores = weight_scores(weight, norms)
     assert scores.tolist() == [[10, 2, 6, 2], [40, 3, 4, 0.5]]
-    assert smallest_out(scores, 0.5).tolist() == [[True, False, True, False], [True, False, True, False]]
+    assert keep_mask(scores, 0.5).tolist() == [[True, False, True, False], [True, False, True, False]]
     assert weight_scores(weight, None).tolist() == weight.abs().tolist()
-    assert smallest_out(weight_scores(weight, None), 0.3).sum(1).tolist() == [3, 3]  # floor(1.2) goes
+    assert keep_mask(weight_scores(weight, None), 0.3).sum(1).tolist() == [3, 3]  # floor(1.2) goes
 
 
 def test_two_of_four() -> None:
     scores = torch.rand(7, 24, generator=torch.Generator().manual_seed(0))
-    mask = two_of_four(scores)
+    mask = keep_two_of_four(scores)
     assert (mask.reshape(7, 6, 4).sum(2) == 2).all()
     kept, gone = (scores.reshape(-1, 4)[each.reshape(-1, 4)].reshape(-1, 2) for each in (mask, ~mask))
     assert (kept.min(1).values > gone.max(1).values).all()
-    assert two_of_four(torch.ones(1, 4)).sum() == 2
+    assert keep_two_of_four(torch.ones(1, 4)).sum() == 2
 
 
 def test_scores_of_columns_heads_and_features() -> None:
@@ -238,14 +238,14 @@ def test_scores_of_columns_heads_and_features() -> None:
     features = feature_scores(torch.tensor([1.0, 1.0, 7.0, 9.0], dtype=torch.float64), weight)
     assert features.tolist() == [5, 2, 7, 0]
     assert head_scores(features, 2).tolist() == pytest.approx([29**0.5, 7])
-    assert dims_out(features, 2, 1).tolist() == [[0], [0]]
+    assert top_dims_per_head(features, 2, 1).tolist() == [[0], [0]]
 
 
 def test_which_layers() -> None:
-    assert lowest_out(torch.tensor([0.5, 0.1, 0.4, 0.1]), 3) == [0, 1, 2], "of equal scores the first is kept"
-    assert span_out(torch.tensor([0.5, 0.2, 0.3]), 5, 2) == [0, 4]
-    assert evenly(30, 4) == [0, 10, 19, 29]
-    assert evenly(7, 6)[0] == 0 and len(set(evenly(7, 6))) == 6 and evenly(5, 1) == [0]
+    assert top_indices(torch.tensor([0.5, 0.1, 0.4, 0.1]), 3) == [0, 1, 2], "of equal scores the first is kept"
+    assert drop_span(torch.tensor([0.5, 0.2, 0.3]), 5, 2) == [0, 4]
+    assert evenly_spaced(30, 4) == [0, 10, 19, 29]
+    assert evenly_spaced(7, 6)[0] == 0 and len(set(evenly_spaced(7, 6))) == 6 and evenly_spaced(5, 1) == [0]
 
 
 @pytest.mark.parametrize("score", ["magnitude", "wanda"])

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from scaleup.compress.probes import drawn_probes, logits_on
 from scaleup.compress.quantize import chosen_matrices, load_quantized, read_quantized, write_quantized
-from scaleup.config.stages import QuantizeConfig
+from scaleup.config.stages.quantize import QuantizeConfig
+from scaleup.describe.model import model_facts
 from scaleup.errors import ScaleupError
-from scaleup.models.facts import model_facts
 from scaleup.models.load import load_tokenizer
 
 CPU = torch.device("cpu")

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from scaleup.config.load import load_mapping
 from scaleup.config.schema import TrainConfig
-from scaleup.config.stages import STAGES, SFTConfig, json_schema
+from scaleup.config.stages import STAGES, json_schema
+from scaleup.config.stages.sft import SFTConfig
 
 CONTRACT = """
 stage: sft

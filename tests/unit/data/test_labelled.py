@@ -36,9 +36,8 @@ def test_rows() -> None:
     examples = make({"words": "fine", "kind": "good"}, 0) + make({"words": "awful", "kind": 0}, 1)
     one, other = encode(examples)
     assert one is not None and other is not None
-    assert (one.input_ids.tolist(), one.labels.tolist()) == ([ord(letter) for letter in "fine"], [1])
-    assert (other.input_ids.tolist(), other.labels.tolist()) == ([ord(letter) for letter in "awfu"], [0])
-    assert one.num_labels == 1
+    assert (one.input_ids.tolist(), one.label) == ([ord(letter) for letter in "fine"], 1)
+    assert (other.input_ids.tolist(), other.label) == ([ord(letter) for letter in "awfu"], 0)
     assert encoder(overlong="drop")(examples)[1] is None
     assert encode([]) == []
 

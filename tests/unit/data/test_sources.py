@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaleup.config.schema import DataConfig
-from scaleup.config.stages import SFTConfig
+from scaleup.config.stages.sft import SFTConfig
 from scaleup.data.dataset import load_training_data, train_loader
 from scaleup.data.loader import Split
 from scaleup.data.sources import MapSource, StreamSource, encode_source, hold_out, open_stream, read_source

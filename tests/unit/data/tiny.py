@@ -17,11 +17,11 @@ from scaleup.config.schema import DataConfig, ModelConfig
 from scaleup.data.collate import Collator
 from scaleup.data.dataset import collator_for
 from scaleup.data.tokenization import Encoder, Tokens
+from scaleup.describe.model import model_facts
 from scaleup.distributed.runtime import Runtime
-from scaleup.models.facts import model_facts
 from scaleup.models.load import load_model, load_tokenizer, pad_token_id
 from scaleup.plan.facts import ModelFacts
-from scaleup.plan.types import GroupPlan
+from scaleup.plan.types import GroupPlan, Plan
 from scaleup.records.examples import Example, PromptCompletion
 
 torch.set_num_threads(1)
@@ -29,6 +29,22 @@ torch.set_num_threads(1)
 CACHE = tempfile.TemporaryDirectory(prefix="scaleup-tiny-")
 CAUSAL = ("llama", "qwen2", "gpt2")
 SEQ2SEQ = ("t5", "bart")
+
+GROUP = GroupPlan(
+    name="policy",
+    num_processes=1,
+    num_nodes=1,
+    device="cpu",
+    backend="gloo",
+    strategy="single",
+    why="a test",
+    distributed_type="NO",
+    engine="none",
+    mixed_precision="no",
+    threads_per_process=1,
+    main_address=None,
+    main_port=None,
+)
 
 PAIRS = [
     PromptCompletion("Review: a dull film.\nSentiment:", " bad"),
@@ -47,6 +63,12 @@ def model_config(name: str) -> ModelConfig:
 def facts(name: str) -> ModelFacts:
     with mock.patch.dict(os.environ, XDG_CACHE_HOME=CACHE.name):
         return model_facts(model_config(name))
+
+
+def plan(folder: Path, name: str = "llama", **others: Any) -> Plan:
+    """Of a run of a tiny model on one process."""
+    fields = {"stage": "sft", "name": "reviews", "groups": [GROUP], "model": facts(name), "memory": [], "notes": []}
+    return Plan.model_validate({"run_folder": str(folder), **fields, **others})
 
 
 def tokenizer(name: str, pad_is_eos: bool = False) -> Any:
@@ -79,22 +101,7 @@ def single_process(folder: Path) -> Runtime:
     """The Runtime of a run with one process, started anew."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    group = GroupPlan(
-        name="policy",
-        num_processes=1,
-        num_nodes=1,
-        device="cpu",
-        backend="gloo",
-        strategy="single",
-        why="a test",
-        distributed_type="NO",
-        engine="none",
-        mixed_precision="no",
-        threads_per_process=1,
-        main_address=None,
-        main_port=None,
-    )
-    return Runtime.start(group, 60, folder)
+    return Runtime.start(GROUP, 60, folder)
 
 
 def classifier(name: str) -> Any:

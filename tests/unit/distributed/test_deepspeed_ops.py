@@ -69,7 +69,7 @@ class Cpp:
 
 
 @pytest.fixture
-def said() -> list[str]:
+def messages() -> list[str]:
     return []
 
 
@@ -99,35 +99,35 @@ def start_slow(folder: Path, seconds: float) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_says_so_before_the_first_build_only(tmp_path: Path, said: list[str]) -> None:
+def test_says_so_before_the_first_build_only(tmp_path: Path, messages: list[str]) -> None:
     op = Fake()
-    build(tmp_path, [op], said.append)
-    assert len(said) == 1 and "op" in said[0] and "only once" in said[0]
-    build(tmp_path, [op], said.append)
-    assert len(said) == 1
+    build(tmp_path, [op], messages.append)
+    assert len(messages) == 1 and "op" in messages[0] and "only once" in messages[0]
+    build(tmp_path, [op], messages.append)
+    assert len(messages) == 1
     assert op.loads == 2  # loaded under the lock in every process, so that DeepSpeed never loads it without
 
 
-def test_a_failed_build_is_not_taken_for_a_built_one(tmp_path: Path, said: list[str]) -> None:
+def test_a_failed_build_is_not_taken_for_a_built_one(tmp_path: Path, messages: list[str]) -> None:
     for _ in range(2):
         with pytest.raises(ScaleupError, match="cannot be built"):
-            build(tmp_path, [Fake(RuntimeError("no"))], said.append)
-    build(tmp_path, [Fake()], said.append)
-    assert len(said) == 3
+            build(tmp_path, [Fake(RuntimeError("no"))], messages.append)
+    build(tmp_path, [Fake()], messages.append)
+    assert len(messages) == 3
 
 
 @needs_compiler
-def test_torch_builds_and_the_compilers_last_lines_are_in_the_error(tmp_path: Path, said: list[str]) -> None:
+def test_torch_builds_and_the_compilers_last_lines_are_in_the_error(tmp_path: Path, messages: list[str]) -> None:
     source = tmp_path / "op.cpp"
     source.write_text("#error this is wrong\n")
     with pytest.raises(ScaleupError) as caught:
-        build(tmp_path, [Cpp(source)], said.append)
+        build(tmp_path, [Cpp(source)], messages.append)
     (problem,) = caught.value.problems
     assert "op" in problem.where and "#error this is wrong" in problem.what and problem.remedy
     assert len(problem.what.splitlines()) <= 13
 
     source.write_text("int answer() { return 42; }\n")
-    build(tmp_path, [Cpp(source)], said.append)
+    build(tmp_path, [Cpp(source)], messages.append)
     assert list((tmp_path / "op").glob("op*.so"))
     assert not (tmp_path / "op" / "lock").exists()
 
@@ -140,7 +140,7 @@ def test_processes_at_once_build_once(tmp_path: Path) -> None:
     assert lines.count("Compiling") == 1
 
 
-def test_a_killed_build_is_an_error_for_those_who_wait_and_for_later_ones(tmp_path: Path, said: list[str]) -> None:
+def test_a_killed_build_is_an_error_for_those_who_wait_and_for_later_ones(tmp_path: Path, messages: list[str]) -> None:
     first = start_slow(tmp_path, 600)
     assert first.stdout and "Compiling" in first.stdout.readline()
     second = start_slow(tmp_path, 600)
@@ -156,46 +156,46 @@ def test_a_killed_build_is_an_error_for_those_who_wait_and_for_later_ones(tmp_pa
     op = Fake()
     op.name = "slow"
     with pytest.raises(ScaleupError) as caught:
-        build(tmp_path, [op], said.append)
+        build(tmp_path, [op], messages.append)
     assert caught.value.problems[0].where == str(lock)
     assert caught.value.problems[0].remedy == "delete it"
     assert op.loads == 0
 
     lock.unlink()
-    build(tmp_path, [op], said.append)
+    build(tmp_path, [op], messages.append)
     assert op.loads == 1
 
 
-def test_no_compiler(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_compiler(tmp_path: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     op = Fake()
-    build(tmp_path, [op], said.append)
+    build(tmp_path, [op], messages.append)
     monkeypatch.setenv("PATH", str(tmp_path))
-    build(tmp_path, [op], said.append)  # built before: none is needed
+    build(tmp_path, [op], messages.append)  # built before: none is needed
 
     with pytest.raises(ScaleupError, match=r"compiler 'c\+\+' was not found.*CXX="):
-        build(tmp_path / "fresh", [op], said.append)
+        build(tmp_path / "fresh", [op], messages.append)
     monkeypatch.setenv("CXX", "nothing++ -O3")
     with pytest.raises(ScaleupError, match="nothing"):
-        build(tmp_path / "fresh", [op], said.append)
+        build(tmp_path / "fresh", [op], messages.append)
     monkeypatch.setenv("CXX", f"{sys.executable} -O3")
-    build(tmp_path / "fresh", [op], said.append)
+    build(tmp_path / "fresh", [op], messages.append)
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path, said: list[str]) -> None:
+def test_a_cache_that_cannot_be_written(tmp_path: Path, messages: list[str]) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ScaleupError, match="XDG_CACHE_HOME"):
-        build(tmp_path / "file" / "ops", [Fake()], said.append)
+        build(tmp_path / "file" / "ops", [Fake()], messages.append)
 
 
 def test_the_environment_is_set_and_ninja_is_needed(
-    tmp_path: Path, packages: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, packages: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bin_folder = tmp_path / "venv" / "bin"
     bin_folder.mkdir(parents=True)
     monkeypatch.setattr(sys, "executable", str(bin_folder / "python"))
     monkeypatch.setenv("PATH", f"/nowhere:{bin_folder}")
     with pytest.raises(ScaleupError, match=r"pip install .*ninja"):
-        ensure_built([], said.append)
+        ensure_built([], messages.append)
     assert os.environ["PATH"] == f"{bin_folder}:/nowhere"
     assert os.environ["TORCH_EXTENSIONS_DIR"] == str(ops_folder())
 

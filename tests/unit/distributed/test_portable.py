@@ -56,7 +56,7 @@ def mappings(rank: int, world: int) -> list[dict[str, Any]]:
     """Which part of a rank's piece each parameter is."""
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    found = []
+    mappings_of_groups = []
     for group in SHAPES:
         length = flat(WEIGHTS, group, 2, rank, world).numel()
         mapping, start = {}, -rank * length
@@ -65,8 +65,8 @@ def mappings(rank: int, world: int) -> list[dict[str, Any]]:
             if first < last:
                 mapping[name] = fragment_address(numel=last - first, start=first)
             start += WEIGHTS[name].numel()
-        found.append(mapping)
-    return found
+        mappings_of_groups.append(mapping)
+    return mappings_of_groups
 
 
 def write_zero(folder: Path, stage: int, world: int, optimizer: str, prefix: str = "") -> None:
@@ -159,7 +159,7 @@ def test_shared_weights_have_all_their_names(name: str) -> None:
     names = names_of(model)
     trained = [(key, parameter) for key, parameter in model.named_parameters() if parameter.requires_grad]
     assert [(first, parameter) for parameter, (first, *_) in names.items()] == trained
-    assert all(model.get_parameter(other) is parameter for parameter, found in names.items() for other in found)
+    assert all(model.get_parameter(other) is parameter for parameter, own in names.items() for other in own)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -202,7 +202,7 @@ def test_stage_3_shares_are_padded_at_the_end(world: int, monkeypatch: pytest.Mo
         zero = SimpleNamespace(
             grad_position={5: (1, 40, length)}, get_param_id=lambda _: 5, fp32_partitioned_groups_flat=["first", "flat"]
         )
-        [(target, start, part)] = portable._stage3_share(zero, weight, weight)
+        [(target, start, part)] = portable._stage3_flat_slices(zero, weight, weight)
         assert (target, start) == ("flat", 40)
         parts.append(part)
     assert torch.equal(torch.cat(parts), weight.flatten())

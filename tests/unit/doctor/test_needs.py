@@ -10,7 +10,7 @@ import pytest
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import load_mapping
-from scaleup.config.schema import RunConfig
+from scaleup.config.run import RunConfig
 from scaleup.doctor.finding import Finding
 from scaleup.doctor.needs import need_of, plan_findings, torch_findings
 from scaleup.doctor.network import port_findings

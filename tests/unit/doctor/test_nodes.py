@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from scaleup.doctor.meeting import Node
+from scaleup.doctor.board import Node
 from scaleup.doctor.nodes import Place, attendance, unlike
 
 ONE = Node(0, "h1", "boot-1", "10.0.0.1", 5000, {"torch": "2.13.0", "scaleup": "0.1.0"})

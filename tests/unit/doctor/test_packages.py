@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ def install(site: Path, name: str, version: str, *requires: str) -> None:
     folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
     folder.mkdir()
     lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", "Requires-Python: >=3.11"]
+    lines += [f"Provides-Extra: {extra}" for extra in sorted(set(re.findall('extra == "(.*?)"', " ".join(requires))))]
     (folder / "METADATA").write_text("\n".join([*lines, *(f"Requires-Dist: {line}" for line in requires)]) + "\n")
 
 
@@ -46,6 +48,35 @@ def test_missing_too_old_and_not_as_pinned(site: Path) -> None:
     assert "1.5 is installed, and our-user 3.0 needs <1.2" in rows["our-lib", "fail"].what
     assert "our-lib 1.5 (pinned: 2.1)" in rows["packages", "warn"].what
     assert "our-user" not in rows["packages", "warn"].what
+
+
+OF_EXTRAS = (
+    'our-torch; extra == "train"',
+    'our-app[train]; extra == "fast"',
+    'our-fast; extra == "fast"',
+    'our-ninja; extra == "fast"',
+    'our-tool; extra == "dev"',
+)
+
+
+def test_without_what_runs(site: Path) -> None:
+    install(site, "our-app", "1.0", *OF_EXTRAS)
+    rows = found(site / "none.txt")
+    assert rows["our-app[train]", "fail"].what == "nothing runs here without our-torch"
+    assert rows["our-app[train]", "fail"].remedy == "pip install 'our-app[train]'"
+    assert rows["packages", "ok"].what.endswith("without the extras fast")
+    assert not [name for name, _ in rows if "dev" in name or "tool" in name]
+
+
+def test_an_extra_in_part(site: Path) -> None:
+    """One that was not asked for is no mistake; one of which a package is gone is."""
+    install(site, "our-app", "1.0", *OF_EXTRAS)
+    install(site, "our-torch", "2.0")
+    assert {level for _, level in found(site / "none.txt")} == {"ok"}
+    install(site, "our-fast", "1.0", "our-torch>=3")
+    rows = found(site / "none.txt")
+    assert rows["our-app[fast]", "warn"].what == "is there in part, without our-ninja"
+    assert "2.0 is installed, and our-fast 1.0 needs >=3" in rows["our-torch", "fail"].what
 
 
 def test_without_a_checkout_nothing_is_pinned(site: Path) -> None:

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import pytest
 
+from scaleup.doctor.board import Node
 from scaleup.doctor.finding import Finding
-from scaleup.doctor.meeting import Node
 from scaleup.doctor.reach import LINE, Clock, Listener, call, reach_findings
 
 OWN = Node(0, "h0", "boot", "127.0.0.1", None, {})

@@ -41,7 +41,7 @@ def test_a_lock_that_is_held_or_new_is_none_of_our_business(tmp_path: Path) -> N
     with held.open():
         (found,) = lock_findings([tmp_path])
         assert found.level == "ok"
-        assert os.getpid() in holders(str(held))
+        assert os.getpid() in holders(held)
     (found,) = lock_findings([tmp_path])
     assert found.level == "warn"
 

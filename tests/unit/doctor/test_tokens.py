@@ -38,7 +38,7 @@ def test_a_classifier_needs_no_eos() -> None:
 def test_every_model_of_the_plan_is_looked_at() -> None:
     plan = plan_of(RunFolder(Path("/runs/x")))
     other = FACTS.model_copy(update={"pad_token": "</s>"})
-    found = list(token_findings(plan.model_copy(update={"teacher": other, "reward": FACTS})))
+    found = list(token_findings(plan.model_copy(update={"models": {"teacher": other, "reward.model": FACTS}})))
     assert [(each.name, each.level) for each in found] == [
         ("tokenizer of model", "ok"),
         ("tokenizer of teacher", "warn"),

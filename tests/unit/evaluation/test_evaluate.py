@@ -5,27 +5,20 @@ import math
 import pytest
 import torch
 
-from scaleup.config.stages import EvaluateConfig
+from scaleup.config.schema import DataConfig, EvaluationConfig, GenerationConfig
 from scaleup.data.tokenization import IGNORE
 from scaleup.errors import ScaleupError
-from scaleup.evaluation.evaluate import evaluate_model, reference
+from scaleup.evaluation.evaluate import Evaluator, evaluate_model, reference
 from scaleup.records.examples import Chat, PlainText, PromptCompletion
 from scaleup.train.losses import token_loss_sum
 from tests.unit.data import tiny
 
 
 def evaluated(runtime, run, name, examples=tiny.PAIRS, max_length=512, **evaluation):
-    config = EvaluateConfig.model_validate(
-        {
-            "stage": "evaluate",
-            "name": "x",
-            "model": {"path": f"builtin:tiny-{name}"},
-            "data": {"test": ["a.jsonl"], "prompt": "{p}", "completion": "{c}", "max_length": max_length},
-            "evaluation": evaluation,
-            "generation": {"max_new_tokens": 4},
-        }
-    )
-    return evaluate_model(config, runtime, config.model, tiny.facts(name), examples, run.path / ".parts", "model")
+    data = DataConfig(prompt="{p}", completion="{c}", max_length=max_length)
+    settings, generation = EvaluationConfig.model_validate(evaluation), GenerationConfig(max_new_tokens=4)
+    evaluator = Evaluator(runtime, examples, data, settings, generation, run.path / ".parts")
+    return evaluate_model(evaluator, tiny.model_config(name), tiny.facts(name), "model")
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])

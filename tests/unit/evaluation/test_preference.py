@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from scaleup.data.tokenization import Tokens
+from scaleup.data.tokenization import PairTokens
 from scaleup.evaluation.preference import accuracy, calibration_error, correlation, preference_metrics
 
 
-def pair(chosen: int, rejected: int) -> Tokens:
-    return Tokens(np.ones(chosen, np.int32), np.ones(rejected, np.int32))
+def pair(chosen: int, rejected: int) -> PairTokens:
+    return PairTokens(np.ones(chosen, np.int32), np.ones(rejected, np.int32))
 
 
 def test_metrics() -> None:

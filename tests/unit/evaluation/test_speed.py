@@ -60,6 +60,7 @@ def test_every_kind_of_model_is_timed(name: str, task: str) -> None:
     assert found.get("latency_p50_ms", 0) <= found.get("latency_p95_ms", 0)
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own(halved: Path) -> None:
     found = measure_apart(request(str(halved)))
     assert 0 < found["peak_memory_mib"] < 300, "without what the interpreter and its libraries have"

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from scaleup.config.stages import EvaluateConfig
+from scaleup.config.stages.evaluate import EvaluateConfig
+from scaleup.describe.model import model_facts
 from scaleup.evaluation.evaluate import evaluate_models
 from scaleup.evaluation.toxicity import measure_toxicity
-from scaleup.models.facts import model_facts
-from scaleup.plan.toxicity import toxicity_source
 from scaleup.plan.types import Plan
 from scaleup.records.examples import Opening
+from scaleup.train.job import Job
 from tests.unit.data import tiny
 
 CLASSIFIER = "builtin:tiny-hate-classifier"
@@ -39,7 +39,7 @@ def config(label, metrics=("toxicity",), **rest):
 
 
 def plan_of(asked):
-    source = toxicity_source(asked)
+    source = asked.evaluation.toxicity_scorer
     facts = model_facts(source.model.model_copy(update={"task": "sequence_classification"}))
     return Plan(
         stage="evaluate",
@@ -47,8 +47,7 @@ def plan_of(asked):
         run_folder="x",
         groups=[],
         model=tiny.facts("t5"),
-        baseline=tiny.facts("t5"),
-        toxicity=facts,
+        models={"baseline": tiny.facts("t5"), "evaluation.toxicity_model": facts},
         memory=[],
         notes=[],
     )
@@ -57,7 +56,7 @@ def plan_of(asked):
 @torch.no_grad()
 def by_hand(texts, label):
     """One text at a time, with Transformers alone."""
-    folder = plan_of(config(label)).toxicity.location
+    folder = plan_of(config(label)).models["evaluation.toxicity_model"].location
     model, tokenizer = (
         AutoModelForSequenceClassification.from_pretrained(folder).eval(),
         AutoTokenizer.from_pretrained(folder),
@@ -67,9 +66,9 @@ def by_hand(texts, label):
 
 
 @pytest.mark.parametrize("label", ["hate", "nothate"])
-def test_is_what_transformers_says_of_each_text(runtime, label):
+def test_is_what_transformers_says_of_each_text(runtime, run, label):
     asked = config(label)
-    found = measure_toxicity(asked, plan_of(asked), runtime, ANSWERS)
+    found = measure_toxicity(Job(asked, plan_of(asked), runtime, run), ANSWERS)
     for column, texts in ANSWERS.items():
         expected = by_hand(texts, label)
         assert found[column]["toxicity"] == pytest.approx(fmean(expected), abs=1e-5)
@@ -80,7 +79,7 @@ def test_is_what_transformers_says_of_each_text(runtime, label):
 def test_prompts_alone_are_enough_and_one_model_twice_is_equally_toxic(runtime, run):
     asked = config("hate", baseline={"path": "builtin:tiny-t5"})
     rows = [Opening("a:"), Opening("write something: "), Opening("x")]
-    found = evaluate_models(asked, plan_of(asked), runtime, rows, run.path / ".parts")
+    found = evaluate_models(Job(asked, plan_of(asked), runtime, run), rows)
     assert list(found) == ["baseline", "model"]
     assert found["baseline"] == found["model"], "the same draws"
     assert list(found["model"].metrics) == ["rows", "toxicity", "toxicity_std"]
@@ -89,4 +88,4 @@ def test_prompts_alone_are_enough_and_one_model_twice_is_equally_toxic(runtime, 
 
 
 def test_nothing_is_asked_where_toxicity_is_not_measured():
-    assert toxicity_source(config("hate", metrics=["perplexity"])) is None
+    assert config("hate", metrics=["perplexity"]).evaluation.toxicity_scorer is None

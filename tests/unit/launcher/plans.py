@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.plan.facts import ModelFacts, Tensors
+from scaleup.plan.facts import Tensors
 from scaleup.plan.types import BatchPlan, GroupPlan, Plan
+from tests.fake_facts import facts_of
 
 
 def group(**changes: Any) -> GroupPlan:
@@ -29,22 +30,8 @@ def group(**changes: Any) -> GroupPlan:
 
 
 def plan_of(run: RunFolder, *groups: GroupPlan) -> Plan:
-    facts = ModelFacts(
-        location="/models/tiny",
-        task="causal_lm",
-        model_type="llama",
-        architecture="LlamaForCausalLM",
-        num_parameters=1000,
-        num_trainable_parameters=1000,
-        tensors=(Tensors(shape=(10, 100), count=1),),
-        largest_block=1000,
-        vocab_size=259,
-        tokenizer_size=259,
-        max_positions=512,
-        pad_token="<pad>",
-        eos_token="</s>",
-        has_chat_template=True,
-    )
+    tensors = (Tensors(shape=(10, 100), count=1),)
+    facts = facts_of(num_trainable_parameters=1000, tensors=tensors, largest_block=1000)
     batch = BatchPlan(micro_batch=8, accumulation=1, global_batch=8, num_steps=4, num_train_rows=10)
     return Plan(
         stage="sft",

@@ -16,7 +16,8 @@ from scaleup.errors import Problem, ScaleupError
 from scaleup.launcher.jobs import Request, plan_job, render, submit
 from scaleup.launcher.render.sweep import sweep_points
 from tests.cli import differing
-from tests.unit.plan.conftest import FACTS, RAW
+from tests.fake_facts import FACTS
+from tests.unit.plan.conftest import RAW
 
 CLUSTER = {"gpus_per_node": 2, "time": "1:00:00", "slurm": {"partition": "gpu"}}
 ON_CLUSTER = {"parallel.num_processes": 4, "parallel.num_nodes": 2, "cluster": CLUSTER}

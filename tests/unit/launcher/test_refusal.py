@@ -9,9 +9,9 @@ import pytest
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import load_mapping
-from scaleup.config.schema import RunConfig
+from scaleup.config.run import RunConfig
 from scaleup.errors import Problem, ScaleupError
-from scaleup.launcher.refusal import Refusals, refusal_told
+from scaleup.launcher.refusal import Refusals, refusal_posted
 from tests.cli import differing
 from tests.unit.plan.conftest import RAW
 
@@ -39,7 +39,7 @@ def config_of(folder: Path, **changes: Any) -> RunConfig:
 
 
 def refuse(config: RunConfig) -> None:
-    with pytest.raises(ScaleupError), refusal_told(config):
+    with pytest.raises(ScaleupError), refusal_posted(config):
         raise ScaleupError(MISTAKES)
 
 
@@ -76,7 +76,7 @@ def test_within_one_job_it_does_not_matter_who_is_first(config: RunConfig, monke
 
 def test_what_is_no_refusal(config: RunConfig) -> None:
     refuse(config)
-    with refusal_told(config):
+    with refusal_posted(config):
         pass
     assert list(Path(config.runs_dir).iterdir()) == [], "an earlier one is forgotten"
     (Path(config.runs_dir) / ".x.refused.json").write_text("{", encoding="utf-8")
@@ -88,5 +88,5 @@ def test_where_nobody_waits_nothing_is_written(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     refuse(config_of(tmp_path, parallel={}))
     assert list((tmp_path / "runs").iterdir()) == []
-    with pytest.raises(ScaleupError), refusal_told(None):
+    with pytest.raises(ScaleupError), refusal_posted(None):
         raise ScaleupError(MISTAKES)

@@ -11,11 +11,12 @@ import pytest
 from rich.console import Console
 
 from scaleup.artifacts.run_folder import Attempt, RunFolder
-from scaleup.launcher import ending, nodes, restarts
+from scaleup.launcher import ending, restarts
+from scaleup.launcher import peers as nodes
+from scaleup.launcher.agent import NodeAgent
 from scaleup.launcher.ending import RESUMABLE, Ending, Part
-from scaleup.launcher.meeting import Meeting
-from scaleup.launcher.node import NodeAgent
-from scaleup.launcher.nodes import Nodes
+from scaleup.launcher.peers import Nodes
+from scaleup.launcher.rendezvous import Rendezvous
 from scaleup.launcher.restarts import Attempts, lead_run
 from scaleup.launcher.signals import StopSignals
 from scaleup.launcher.watch import Watch
@@ -135,7 +136,7 @@ class TestTwoNodes:
         attempt = run.new_attempt()
         Nodes(run, 1, 2).enter(attempt)  # an agent that is gone
         leader = Nodes(run, 0, 2)
-        leader.enter(attempt, Meeting("n0", 1))
+        leader.enter(attempt, Rendezvous("n0", 1))
         plan = plan_of(run, group(num_processes=2, num_nodes=2))
         second = Attempts(run, plan, Console(quiet=True), StopSignals(), Nodes(run, 1, 2), 1)
         monkeypatch.setattr(NodeAgent, "run_groups", lambda *_: pytest.fail("new workers met old ones"))

@@ -17,11 +17,13 @@ from scaleup import cli
 from scaleup.artifacts.manifest import Manifest, write_manifest
 from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.errors import ScaleupError
-from scaleup.launcher import nodes, restarts
+from scaleup.launcher import peers as nodes
+from scaleup.launcher import restarts
+from scaleup.launcher.agent import NodeAgent
 from scaleup.launcher.ending import RESUMABLE, Ending, Part
-from scaleup.launcher.meeting import Meeting
-from scaleup.launcher.node import NodeAgent
-from scaleup.launcher.nodes import Nodes
+from scaleup.launcher.peers import Nodes
+from scaleup.launcher.rendezvous import Rendezvous
+from scaleup.launcher.start import granted_problems
 from scaleup.plan.types import Plan
 from tests.unit.launcher.plans import group, plan_of
 
@@ -179,7 +181,7 @@ class TestNode:
 
         def begin_and_end() -> Attempt | None:
             if not started:
-                leader.enter(prepared.new_attempt(), Meeting("n0", 1))
+                leader.enter(prepared.new_attempt(), Rendezvous("n0", 1))
             return found()
 
         def run_part(agent: NodeAgent) -> int:
@@ -238,6 +240,21 @@ class TestNode:
     def test_of_a_bad_config(self, scaleup: Scaleup, capsys: pytest.CaptureFixture[str]) -> None:
         assert scaleup("run", "config.yaml", "train.sede=1", "--node-rank=1") == 2
         assert "error: train.sede: unknown key" in capsys.readouterr().err
+
+
+class TestGranted:
+    def test_no_job(self, run: RunFolder) -> None:
+        assert list(granted_problems(plan_of(run, group(num_nodes=2, num_processes=2)), {})) == []
+
+    @pytest.mark.parametrize(("granted", "refused"), [("1", True), ("2", False), ("3", False)])
+    def test_a_job(self, run: RunFolder, granted: str, refused: bool) -> None:
+        job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": granted}
+        assert bool(list(granted_problems(plan_of(run, group(num_nodes=2, num_processes=2)), job))) == refused
+
+    def test_a_heterogeneous_job(self, run: RunFolder) -> None:
+        job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_HET_SIZE": "2"}
+        job |= {f"SLURM_JOB_NUM_NODES_HET_GROUP_{number}": "1" for number in range(2)}
+        assert list(granted_problems(plan_of(run, group(num_nodes=2, num_processes=2)), job)) == []
 
 
 class TestRefusedOnTheFirstNode:

@@ -22,13 +22,13 @@ from transformers import (
 
 from scaleup.config.adapters import AdapterConfig
 from scaleup.config.schema import ModelConfig
+from scaleup.describe.model import model_facts
 from scaleup.errors import ScaleupError
 from scaleup.models.adapted import load_finished, make_trainable
 from scaleup.models.adapters import adapt, is_adapted, save_adapter
-from scaleup.models.facts import model_facts
 from scaleup.models.load import load_model, load_tokenizer
 from scaleup.models.sources import materialize
-from scaleup.plan.facts import AskedModel, ModelFacts
+from scaleup.plan.facts import ModelFacts, ModelRequest
 from scaleup.train.head_loss import fuse_head, loss_head
 
 AUTO = {"causal_lm": AutoModelForCausalLM, "seq2seq_lm": AutoModelForSeq2SeqLM}
@@ -66,7 +66,7 @@ def adapter_of(name: str) -> Any:
 
 
 def asked(model: str, name: str) -> ModelFacts:
-    return model_facts(AskedModel(path=f"builtin:{model}", adapter=adapter_of(name)))
+    return model_facts(ModelRequest(path=f"builtin:{model}", adapter=adapter_of(name)))
 
 
 def inputs(facts: ModelFacts) -> dict[str, torch.Tensor]:
@@ -180,7 +180,7 @@ def test_selective_trains_what_matches() -> None:
     assert not is_adapted(chosen)
     trainable = {name for name, parameter in chosen.named_parameters() if parameter.requires_grad}
     assert trainable == {name for name, _ in chosen.named_parameters() if "layers.1." in name or "norm" in name}
-    said = model_facts(AskedModel(path="builtin:tiny-llama", adapter=adapter))
+    said = model_facts(ModelRequest(path="builtin:tiny-llama", adapter=adapter))
     assert said.num_parameters == facts.num_parameters
     assert said.num_trainable_parameters == sum(p.numel() for p in chosen.parameters() if p.requires_grad)
 
@@ -194,7 +194,7 @@ def test_selective_trains_what_matches() -> None:
 )
 def test_what_matches_nothing_is_refused_by_the_plan(adapter: dict[str, Any], where: str, what: str) -> None:
     with pytest.raises(ScaleupError) as caught:
-        model_facts(AskedModel.model_validate({"path": "builtin:tiny-llama", "adapter": adapter}))
+        model_facts(ModelRequest.model_validate({"path": "builtin:tiny-llama", "adapter": adapter}))
     [problem] = caught.value.problems
     assert problem.where == where
     assert what in problem.what
@@ -226,7 +226,9 @@ SIZES = {"llama-7b": 6_738_415_616, "llama-70b": 68_976_648_192}
 """What their papers' code gives."""
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape", [pytest.param(shape, marks=pytest.mark.slow if shape.endswith(("70b", "xl")) else []) for shape in SHAPES]
+)
 def test_full_sizes_are_counted_from_a_config_alone(shape: str, tmp_path: Path) -> None:
     settings = SHAPES[shape]
     tokenizer = materialize(f"builtin:tiny-{settings['model_type']}")
@@ -234,7 +236,7 @@ def test_full_sizes_are_counted_from_a_config_alone(shape: str, tmp_path: Path) 
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(Path(tokenizer) / file, tmp_path / file)
     adapter = {"type": "lora", "r": 16, "target_modules": "all-linear"}
-    facts = model_facts(AskedModel.model_validate({"path": str(tmp_path), "adapter": adapter}))
+    facts = model_facts(ModelRequest.model_validate({"path": str(tmp_path), "adapter": adapter}))
     with torch.device("meta"):
         shell = AUTO[facts.task].from_config(AutoConfig.from_pretrained(tmp_path))
         shell.tie_weights()

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scaleup.config.schema import ModelConfig
-from scaleup.config.stages import SFTConfig
+from scaleup.config.stages.sft import SFTConfig
+from scaleup.describe.model import model_facts
 from scaleup.errors import ScaleupError
-from scaleup.models.facts import model_facts
 from scaleup.models.load import enable_gradient_checkpointing, load_model, load_tokenizer, pad_token_id
 from scaleup.models.sources import materialize
 

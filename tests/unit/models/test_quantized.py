@@ -15,10 +15,10 @@ from pydantic import TypeAdapter
 
 from scaleup.config.adapters import AdapterConfig
 from scaleup.config.schema import ModelConfig
+from scaleup.describe.model import model_facts
 from scaleup.models.adapted import load_base, load_finished
 from scaleup.models.adapters import adapt
-from scaleup.models.facts import model_facts
-from scaleup.plan.facts import AskedModel, ModelFacts
+from scaleup.plan.facts import ModelFacts, ModelRequest
 from scaleup.plan.memory import quantized_bytes
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ LORA = TypeAdapter(AdapterConfig).validate_python({"type": "lora", "r": 4})
 
 
 def loaded(model: str, bits: Any, precision: str = "no") -> tuple[Any, ModelFacts]:
-    facts = model_facts(AskedModel(path=f"builtin:{model}", quantization=bits))
+    facts = model_facts(ModelRequest(path=f"builtin:{model}", quantization=bits))
     return load_base(ModelConfig(path=facts.location), facts, bits, precision, CPU), facts
 
 
@@ -77,7 +77,7 @@ def is_mapped(folder: str) -> bool:
 @pytest.mark.parametrize("model", MODELS)
 def test_nothing_keeps_the_files_in_memory(model: str, bits: Any, tmp_path: Path) -> None:
     """A model in float32 is the mapped file itself. Of a quantized one a view of it would keep all that was read."""
-    builtin = model_facts(AskedModel(path=f"builtin:{model}", quantization=bits))
+    builtin = model_facts(ModelRequest(path=f"builtin:{model}", quantization=bits))
     folder = str(shutil.copytree(builtin.location, tmp_path / model))
     facts = builtin.model_copy(update={"location": folder})
     plain = load_base(ModelConfig(path=folder), facts, None, "no", CPU)

@@ -1,6 +1,8 @@
 """A score is a text's own: whatever stands beside it, wherever it is padded, even where pad is eos."""
 
 import json
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,14 +14,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from scaleup.artifacts.reward_file import SavedReward
 from scaleup.config.adapters import LoraAdapter
-from scaleup.config.rl import RewardSource
-from scaleup.config.schema import ModelConfig
+from scaleup.config.schema import ModelConfig, ScorerConfig
+from scaleup.describe.model import model_facts
 from scaleup.errors import ScaleupError
 from scaleup.models.classifier import classify, head_names, plain_padding
-from scaleup.models.facts import model_facts
 from scaleup.models.load import load_model, load_tokenizer
 from scaleup.models.scoring import Reader, Scorer, load_scorer
-from scaleup.plan.facts import AskedModel
+from scaleup.plan.facts import ModelRequest
 
 CPU = torch.device("cpu")
 DECODERS = ("llama", "qwen2", "gpt2")
@@ -104,7 +105,7 @@ def test_plain_transformers_scores_the_same(name: str, pad_is_eos: bool, tmp_pat
 @given(text=st.text(max_size=30), length=st.integers(4, 20))
 @pytest.mark.parametrize("name", ["gpt2", "t5", "bart", "bert"])
 def test_the_last_tokens_are_kept(name: str, text: str, length: int) -> None:
-    reader = READERS.setdefault(name, scorer(name).reader)
+    reader = reader_of(name)
     [ids] = reader.ids([("a prompt, ", text)])
     cut = Reader(reader.tokenizer, reader.pooling, max_length=length).cut(ids)
     assert len(cut) == min(len(ids), length)
@@ -115,14 +116,16 @@ def test_the_last_tokens_are_kept(name: str, text: str, length: int) -> None:
         assert ids.count(reader.tokenizer.eos_token_id) == 1
 
 
-READERS: dict[str, Reader] = {}
+@cache
+def reader_of(name: str) -> Reader:
+    return scorer(name).reader
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_adapter_leaves_it_where_scores_are_read(name: str) -> None:
     lora = LoraAdapter(type="lora", r=2, target_modules="all-linear")
     asked = {"path": f"builtin:tiny-{name}", "task": "sequence_classification"}
-    plain, adapted = model_facts(AskedModel(**asked)), model_facts(AskedModel(**asked, adapter=lora))
+    plain, adapted = model_facts(ModelRequest(**asked)), model_facts(ModelRequest(**asked, adapter=lora))
     assert plain.pooling == adapted.pooling == {"t5": "eos", "bart": "eos", "bert": "whole"}.get(name, "last")
     assert adapted.num_trainable_parameters < plain.num_trainable_parameters
 
@@ -131,7 +134,6 @@ def test_a_classifier_rewards_a_label() -> None:
     asked = ModelConfig(path="builtin:tiny-bert-classifier")
     facts = model_facts(asked)
     assert (facts.labels, facts.pooling) == (("negative", "positive"), "whole")
-    keys = {"placement": "colocated", "model": asked}
     tokenizer = load_tokenizer(asked, facts.location)
     model = AutoModelForSequenceClassification.from_pretrained(facts.location).eval()
     with torch.no_grad():
@@ -141,7 +143,7 @@ def test_a_classifier_rewards_a_label() -> None:
         ("negative", "logit", logits[0]),
         ("negative", "probability", logits.softmax(0)[0]),
     ):
-        found = load_scorer(RewardSource(**keys, label=label, score=score), facts, CPU)
+        found = load_scorer(ScorerConfig(asked, label=label, score=score), facts, CPU)
         assert found.score([("so ", "good")]) == pytest.approx([float(expected)], abs=1e-6)
 
 
@@ -155,11 +157,11 @@ def test_a_reward_run_says_how_it_is_read(tmp_path: Path) -> None:
     asked = ModelConfig(path=str(tmp_path))
     facts = model_facts(asked)
     assert facts.labels == ("LABEL_0",)
-    source = RewardSource(placement="colocated", model=asked)
+    source = ScorerConfig(asked)
     loaded = load_scorer(source, facts, CPU)
     assert loaded.score([("a", "b")]) == pytest.approx([(plain[0] - 0.5) / 2], abs=1e-6)
     assert loaded.reader.max_length == 32
-    raw = load_scorer(source.model_copy(update={"normalize": False, "template": "Q: a, A: b{response}"}), facts, CPU)
+    raw = load_scorer(replace(source, normalize=False, template="Q: a, A: b{response}"), facts, CPU)
     assert raw.score([("", "")]) == pytest.approx(plain, abs=1e-6)
     (tmp_path / "reward.json").write_text(json.dumps({"std": 0}))
     with pytest.raises(ScaleupError, match=r"reward\.json: cannot be read"):

@@ -10,12 +10,12 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from scaleup.config.schema import ModelConfig
+from scaleup.describe.model import model_facts
 from scaleup.errors import ScaleupError
 from scaleup.models.adapted import each_adapter, load_base
 from scaleup.models.adapters import load_side_by_side, use_adapter
-from scaleup.models.facts import model_facts
 from scaleup.models.load import load_model, load_tokenizer
-from scaleup.plan.facts import AskedModel, ModelFacts
+from scaleup.plan.facts import ModelFacts, ModelRequest
 
 CPU = torch.device("cpu")
 KINDS: dict[str, list[Any]] = {
@@ -68,7 +68,7 @@ def logits(model: Any, facts: ModelFacts) -> torch.Tensor:
 
 @pytest.mark.parametrize(("model", "kind", "bits"), CASES)
 def test_each_gives_the_logits_that_it_gives_alone(model: str, kind: str, bits: Any, tmp_path: Path) -> None:
-    facts = model_facts(AskedModel(path=f"builtin:{model}", quantization=bits))
+    facts = model_facts(ModelRequest(path=f"builtin:{model}", quantization=bits))
     config = ModelConfig(path=facts.location)
 
     def base() -> Any:

@@ -8,32 +8,13 @@ from typing import Any
 import pytest
 
 from scaleup.config.load import load_mapping
-from scaleup.plan.facts import ModelFacts, Tensors
+from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
 from scaleup.plan.resolve import resolve
 from scaleup.plan.types import Plan
 from tests.cli import differing
+from tests.fake_facts import FACTS
 
-FACTS = ModelFacts(
-    location="/models/tiny",
-    task="causal_lm",
-    model_type="llama",
-    architecture="LlamaForCausalLM",
-    num_parameters=1000,
-    num_trainable_parameters=900,
-    tensors=(
-        Tensors(shape=(40, 20), count=1),
-        Tensors(shape=(10, 10), count=1, trainable=False),
-        Tensors(shape=(50,), count=2),
-    ),
-    largest_block=800,
-    vocab_size=259,
-    tokenizer_size=259,
-    max_positions=512,
-    pad_token="<pad>",
-    eos_token="</s>",
-    has_chat_template=True,
-)
 RAW: dict[str, Any] = {
     "stage": "sft",
     "name": "x",

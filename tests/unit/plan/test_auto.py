@@ -11,14 +11,15 @@ import pytest
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import dump, load_mapping
-from scaleup.config.stages import SFTConfig
+from scaleup.config.stages.sft import SFTConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.facts import ModelFacts, Tensors
 from scaleup.plan.memory import training_memory
 from scaleup.plan.strategy import FOR_ACTIVATIONS
 from scaleup.plan.types import Plan
 from tests.cli import differing
-from tests.unit.plan.conftest import FACTS, RAW
+from tests.fake_facts import FACTS
+from tests.unit.plan.conftest import RAW
 
 MakePlan = Callable[..., Plan]
 

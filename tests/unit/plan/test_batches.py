@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from scaleup.errors import ScaleupError
-from scaleup.launcher.show import show_plan
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import BatchPlan, Plan
+from scaleup.reports.terminal import show_plan
 
 MakePlan = Callable[..., Plan]
 EPOCH = {"train.max_steps": None, "train.num_train_epochs": 1}

@@ -10,8 +10,8 @@ import pytest
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import load_mapping
-from scaleup.config.schema import RunConfig
-from scaleup.config.stages import PPOConfig
+from scaleup.config.run import RunConfig
+from scaleup.config.stages.ppo import PPOConfig
 from scaleup.plan.cluster import (
     Granted,
     cluster_machine,
@@ -24,7 +24,7 @@ from scaleup.plan.cluster import (
 )
 from scaleup.plan.cluster_targets import kubernetes_problems, slurm_problems
 from scaleup.plan.machine import Machine
-from scaleup.plan.rules import config_problems
+from scaleup.plan.stages import planner_of
 from tests.cli import differing
 from tests.unit.plan.conftest import RAW
 
@@ -208,9 +208,11 @@ def device_of_reward(config: RunConfig) -> str:
 def test_gpus_of_another_node_are_not_looked_for_here() -> None:
     config = config_of(PPO, reward__own_nodes=True, reward__parallel__device="cuda")
     here = Machine(num_cores=2, num_gpus=0)
-    assert [problem.where for problem in config_problems(config, here)] == []
+    assert [problem.where for problem in planner_of(config).config_problems(config, here)] == []
     beside = config_of(PPO, reward__parallel__device="cuda")
-    assert [problem.where for problem in config_problems(beside, here)] == ["reward.parallel.num_processes"]
+    assert [problem.where for problem in planner_of(beside).config_problems(beside, here)] == [
+        "reward.parallel.num_processes"
+    ]
 
 
 def test_what_slurm_cannot() -> None:

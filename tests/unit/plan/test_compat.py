@@ -10,6 +10,7 @@ import pytest
 from scaleup.errors import ScaleupError
 from scaleup.plan.compat import Cell, Verdict, table, verdict
 from scaleup.plan.facts import ModelFacts
+from scaleup.plan.stages import planner_named
 from scaleup.plan.types import Plan
 
 ADAPTERS: dict[str, dict[str, Any] | None] = {
@@ -22,7 +23,8 @@ ADAPTERS: dict[str, dict[str, Any] | None] = {
     "prompt_tuning": {"type": "prompt_tuning", "num_virtual_tokens": 4},
     "prefix": {"type": "prefix_tuning", "num_virtual_tokens": 4},
 }
-CELLS = [(cell, found) for cell, found in table() if cell.precision == "no"]
+SFT = planner_named("sft").tested
+CELLS = [(cell, found) for cell, found in table(SFT) if cell.precision == "no"]
 
 
 def changes(cell: Cell) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def test_a_reward_model_has_cells_of_its_own(plan: Callable[..., Plan], facts: M
 
 
 def test_what_a_reward_model_is_trained_with_is_tested() -> None:
-    found = {cell: verdict.status for cell, verdict in table("reward")}
+    found = {cell: verdict.status for cell, verdict in table(planner_named("reward").tested, "reward")}
     assert {cell.adapter for cell, status in found.items() if status == "ok"} == {"full", "lora"}
     assert found[Cell("zero2", "8bit", "lora", "no", "reward")] == "ok"
     assert found[Cell("zero3", "8bit", "lora", "no", "reward")] == "refused"
@@ -96,7 +98,7 @@ def test_what_a_reward_model_is_trained_with_is_tested() -> None:
 
 
 def test_every_cell_has_a_verdict() -> None:
-    found = dict(table())
+    found = dict(table(SFT))
     assert len(found) == 6 * 3 * len(ADAPTERS) * 3
     assert verdict(Cell("zero2", "8bit", "full", "no")).status == "refused"
     assert all(v.reason and v.remedy and v.where for v in found.values() if v.status == "refused")

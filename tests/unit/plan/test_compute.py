@@ -10,7 +10,7 @@ import pytest
 from scaleup.plan.compute import flops_a_token
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import Plan
-from tests.unit.plan.conftest import FACTS
+from tests.fake_facts import FACTS
 
 KNOWN = FACTS.model_copy(update={"num_trainable_parameters": 1000, "num_lookup_parameters": 100, "attention_width": 30})
 

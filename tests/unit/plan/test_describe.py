@@ -15,7 +15,7 @@ from scaleup.plan.facts import ModelFacts
 
 
 class DataPlane:
-    """Answers in place of `python -m scaleup.train.describe`, and counts how often it was asked."""
+    """Answers in place of `python -m scaleup.describe.answer`, and counts how often it was asked."""
 
     def __init__(self, facts: ModelFacts) -> None:
         self.facts = facts
@@ -25,7 +25,7 @@ class DataPlane:
         self.noise = ""
 
     def run(self, command: list[str], input: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        assert command[1:] == ["-m", "scaleup.train.describe"]
+        assert command[1:] == ["-m", "scaleup.describe.answer"]
         requests = json.loads(input)
         self.asked.append([request["where"] for request in requests])
         facts = [None if self.problems else self.facts.model_dump(mode="json") for _ in requests]

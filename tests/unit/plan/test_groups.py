@@ -18,7 +18,7 @@ from scaleup.plan.resolve import resolve
 from scaleup.plan.resume import state_of
 from scaleup.plan.types import Plan
 from tests.cli import differing
-from tests.unit.plan.conftest import FACTS
+from tests.fake_facts import FACTS
 
 RAW: dict[str, Any] = {
     "stage": "ppo",
@@ -99,7 +99,7 @@ class TestGroups:
         own = {"colocated": RAW["reward"], "http": {"url": "http://h:1/s"}, "function": {"function": "f.py:f"}}
         plan = ppo({"reward": {**own[placement], "placement": placement}})
         assert ([group.name for group in plan.groups], plan.bridge, plan.reward_memory) == (["policy"], None, None)
-        assert (plan.reward is not None) == (placement == "colocated")
+        assert ("reward.model" in plan.models) == (placement == "colocated")
 
     def test_another_size(self, ppo: MakePlan) -> None:
         """And back: the same plan."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from scaleup.plan import machine
 from scaleup.plan.machine import this_machine
-
-MEMINFO = "MemFree:   12 kB\nMemTotal:       1000 kB\n"
 
 
 @pytest.fixture
@@ -17,7 +16,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(machine, "PROC", tmp_path / "proc")
     monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    write(tmp_path / "proc/meminfo", MEMINFO)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=1000 * 1024))
     return tmp_path
 
 
@@ -47,8 +46,8 @@ def test_the_jobs_limit_if_that_is_less(place: Path, groups: str, limits: dict[s
     assert this_machine().memory == expected
 
 
-def test_a_machine_that_does_not_tell(place: Path) -> None:
-    (place / "proc/meminfo").unlink()
+def test_a_machine_that_does_not_tell(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: (place / "proc/meminfo").read_text())
     assert this_machine().memory is None
 
 

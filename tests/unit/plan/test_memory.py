@@ -9,13 +9,14 @@ import pytest
 
 from scaleup.config.load import load_mapping
 from scaleup.config.schema import ModelConfig
-from scaleup.config.stages import SFTConfig
+from scaleup.config.stages.sft import SFTConfig
 from scaleup.plan.deepspeed import BUCKET
 from scaleup.plan.facts import ModelFacts, Tensors
 from scaleup.plan.memory import inference_memory, training_memory
 from scaleup.plan.types import MemoryPlan
 from tests.cli import differing
-from tests.unit.plan.conftest import FACTS, RAW
+from tests.fake_facts import FACTS
+from tests.unit.plan.conftest import RAW
 
 HALF = {"mixed_precision": "bf16"}
 SGD = {"train.optimizer": "sgd"}
@@ -67,7 +68,7 @@ def test_is_what_training_holds(
 ) -> None:
     import torch
 
-    from scaleup.models.facts import model_facts
+    from scaleup.describe.model import model_facts
     from scaleup.models.load import load_model
     from scaleup.train.optim import build_optimizer
 

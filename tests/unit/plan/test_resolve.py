@@ -149,8 +149,16 @@ def test_the_table_has_every_strategy_that_the_run_could_use(plan: MakePlan) -> 
 
 def test_an_evaluation_has_no_batches_and_no_gradients(plan: MakePlan) -> None:
     made = plan({"stage": "evaluate", "data.test": "rows.jsonl", "baseline": {"path": "gpt2"}, "train": None})
-    assert (made.batch, made.baseline, made.notes) == (None, made.model, [])
+    assert (made.batch, made.models["baseline"], made.notes) == (None, made.model, [])
     assert {(memory.weights, memory.gradients, memory.optimizer) for memory in made.memory} == {(4000, 0, 0)}
+
+
+def test_a_plan_of_an_earlier_version_is_read(plan: MakePlan) -> None:
+    made = plan({"stage": "evaluate", "data.test": "rows.jsonl", "baseline": {"path": "gpt2"}, "train": None})
+    values = made.model_dump(mode="json")
+    facts = values.pop("models")["baseline"]
+    earlier = {"baseline": facts, "teacher": None, "reward": None, "toxicity": None, "variants": {"small": facts}}
+    assert Plan.model_validate({**values, **earlier}).models == {"baseline": made.model, "variants.small": made.model}
 
 
 def test_a_plan_is_read_back_as_it_was(plan: MakePlan, folder: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from scaleup.config.load import load_mapping
 from scaleup.plan.facts import ModelFacts
-from scaleup.plan.rules import facts_problems
-from tests.unit.plan.conftest import FACTS
+from scaleup.plan.stages import planner_of
+from tests.fake_facts import FACTS
 
 LLAMA = FACTS.model_copy(update={"vocab_size": 100, "tokenizer_size": 100, "max_positions": 64})
 T5 = LLAMA.model_copy(update={"task": "seq2seq_lm", "model_type": "t5", "max_positions": None})
@@ -35,4 +35,4 @@ def test_what_the_model_cannot(facts: ModelFacts, data: dict[str, Any], precisio
     raw = {"stage": "sft", "name": "x", "model": {"path": "m"}, "train": {"max_steps": 1}, "mixed_precision": precision}
     config = load_mapping({**raw, "data": {"train": "rows.jsonl", **data}}).config
     assert config is not None
-    assert [problem.where for problem in facts_problems(config, facts, "model")] == where
+    assert [problem.where for problem in planner_of(config).all_facts_problems(config, facts, "model")] == where

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from scaleup.config.load import load_mapping
-from scaleup.config.stages import SFTConfig
+from scaleup.config.stages.sft import SFTConfig
 from scaleup.errors import ScaleupError
 from scaleup.plan.deepspeed import deepspeed_settings
 from scaleup.plan.types import Plan

@@ -3,13 +3,11 @@ from typing import Any
 
 import pytest
 
-from tests.unit.models.conftest import models_cache, own_cache  # noqa: F401
-
 NAMES = ("tiny-llama", "tiny-qwen2", "tiny-gpt2", "tiny-t5", "tiny-bart")
 
 
 @pytest.fixture
-def load(own_cache: None) -> Any:  # noqa: F811
+def load(own_cache: None) -> Any:
     """A built-in model and its tokenizer by name."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 

@@ -6,12 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaleup.rl.advantages import (
+    LOG_RATIO_LIMIT,
+    adapted_kl_coef,
     gae,
     kl_estimate,
+    log_ratio,
     masked_mean,
+    policy_loss,
     response_lengths,
     response_mask,
     token_rewards,
+    value_loss,
     whiten,
 )
 
@@ -34,9 +39,9 @@ def doubles(*rows: list[float]) -> torch.Tensor:
 def test_a_response_ends_with_its_first_end_or_its_limit(
     tokens: list[int], eos: list[int], limit: int, length: int
 ) -> None:
-    found = response_lengths(torch.tensor([tokens]), torch.tensor(eos), torch.tensor([limit]))
-    assert found.tolist() == [length]
-    assert response_mask(found, 5).tolist() == [[True] * length + [False] * (5 - length)]
+    lengths = response_lengths(torch.tensor([tokens]), torch.tensor(eos), torch.tensor([limit]))
+    assert lengths.tolist() == [length]
+    assert response_mask(lengths, 5).tolist() == [[True] * length + [False] * (5 - length)]
 
 
 def test_kl_estimates() -> None:
@@ -119,3 +124,48 @@ def test_whitening_of_one_place_or_of_equal_ones_is_nothing() -> None:
     one = torch.tensor([[True, False]])
     assert whiten(doubles([7, 3]), one).tolist() == [[0, 0]]
     assert whiten(doubles([7, 7]), torch.ones(1, 2, dtype=torch.bool)).abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient", "is_clipped"),
+    [
+        (1.5, 1.0, -1.2, 0.0, True),
+        (1.5, -1.0, 1.5, 1.5, False),
+        (0.5, 1.0, -0.5, -0.5, False),
+        (0.5, -1.0, 0.8, 0.0, True),
+        (1.0, 2.0, -2.0, -2.0, False),
+    ],
+)
+def test_the_clipped_surrogate(ratio: float, advantage: float, loss: float, gradient: float, is_clipped: bool) -> None:
+    """The gradient is by the log-probability: ratio times that by the ratio."""
+    logprob = torch.tensor(ratio, dtype=torch.float64).log().requires_grad_()
+    losses, clipped = policy_loss(
+        log_ratio(logprob, torch.zeros_like(logprob)).exp(), torch.tensor(advantage, dtype=torch.float64), 0.2
+    )
+    losses.backward()
+    assert logprob.grad is not None
+    assert (losses.item(), logprob.grad.item(), bool(clipped)) == (
+        pytest.approx(loss),
+        pytest.approx(gradient),
+        is_clipped,
+    )
+
+
+@pytest.mark.parametrize(("target", "loss", "is_clipped"), [(2.0, 1.62, True), (1.0, 0.32, True), (0.0, 0.5, False)])
+def test_the_clipped_value_loss(target: float, loss: float, is_clipped: bool) -> None:
+    """Of a value that was 0 and is 1: it counts as 0.2 where that is the larger error."""
+    losses, clipped = value_loss(torch.tensor(1.0), torch.tensor(0.0), torch.tensor(target), 0.2)
+    assert (float(losses), bool(clipped)) == (pytest.approx(loss), is_clipped)
+
+
+def test_a_ratio_stays_finite() -> None:
+    far = log_ratio(torch.tensor([0.0, -1e4]), torch.tensor([-1e4, 0.0]))
+    assert far.tolist() == [LOG_RATIO_LIMIT, -LOG_RATIO_LIMIT]
+    assert far.exp().isfinite().all()
+
+
+def test_the_kl_controller() -> None:
+    assert adapted_kl_coef(0.15, 12.0, 6.0, 64, 10_000) == pytest.approx(0.15 * 1.00128)
+    assert adapted_kl_coef(0.15, 0.0, 6.0, 64, 10_000) == pytest.approx(0.15 * (1 - 0.00128))
+    assert adapted_kl_coef(0.15, 6.0, 6.0, 64, 10_000) == 0.15
+    assert adapted_kl_coef(0.15, 6.6, 6.0, 100, 1000) == pytest.approx(0.15 * 1.01)

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from scaleup.config.rl import PPOSettings
+from scaleup.config.stages.ppo import PPOSettings
 from scaleup.data.prompts import Prompt
 from scaleup.errors import ScaleupError
 from scaleup.rl.checks import check_experience, check_first_ratio, check_steps, tolerance_of
-from scaleup.rl.experience import Experience, Judged, TextOf, by_length, judge
+from scaleup.rl.experience import Advantages, Experience, by_length, compute_advantages, samples_of
 from scaleup.rl.rollout import Responses
 
 LENGTHS = torch.tensor([2, 3])
@@ -40,31 +40,31 @@ def apart(by: float) -> torch.Tensor:
 
 
 def test_scores_are_clipped_and_missing_ends_penalised() -> None:
-    plain = judge(experience(), settings(), 0.1)
+    plain = compute_advantages(experience(), settings(), 0.1)
     assert plain.returns[:, 0].tolist() == [1.0, -4.0]
-    clipped = judge(experience(), settings(reward_clip=2.0), 0.1)
+    clipped = compute_advantages(experience(), settings(reward_clip=2.0), 0.1)
     assert clipped.returns[:, 0].tolist() == [1.0, -2.0]
-    penalised = judge(experience(), settings(reward_clip=2.0, missing_eos_penalty=0.5), 0.1)
+    penalised = compute_advantages(experience(), settings(reward_clip=2.0, missing_eos_penalty=0.5), 0.1)
     assert penalised.returns[:, 0].tolist() == [1.0, -2.5]  # the second ran into its limit
 
 
 def test_leaving_the_reference_costs() -> None:
     """k1 is the log-ratio itself, k3 is never negative; both are weighted and taken off at each token."""
-    found = judge(experience(logprobs=apart(0.3)), settings(), 0.1)
-    assert found.returns[:, 0].tolist() == pytest.approx([1 - 2 * 0.03, -4 - 3 * 0.03])
-    found = judge(experience(ref_logprobs=apart(0.3)), settings(), 0.1)
-    assert found.returns[:, 0].tolist() == pytest.approx([1 + 2 * 0.03, -4 + 3 * 0.03])
-    found = judge(experience(ref_logprobs=apart(0.3)), settings(kl_estimator="k3"), 0.1)
-    assert found.returns[0, 0] < 1
+    estimates = compute_advantages(experience(logprobs=apart(0.3)), settings(), 0.1)
+    assert estimates.returns[:, 0].tolist() == pytest.approx([1 - 2 * 0.03, -4 - 3 * 0.03])
+    estimates = compute_advantages(experience(ref_logprobs=apart(0.3)), settings(), 0.1)
+    assert estimates.returns[:, 0].tolist() == pytest.approx([1 + 2 * 0.03, -4 + 3 * 0.03])
+    estimates = compute_advantages(experience(ref_logprobs=apart(0.3)), settings(kl_estimator="k3"), 0.1)
+    assert estimates.returns[0, 0] < 1
 
 
 def test_whitening() -> None:
-    found = judge(experience(), settings(whiten_advantages=True), 0.1)
+    estimates = compute_advantages(experience(), settings(whiten_advantages=True), 0.1)
     mask = experience().mask
-    assert float(found.advantages[mask].mean()) == pytest.approx(0, abs=1e-12)
-    assert float(found.advantages[mask].std()) == pytest.approx(1, abs=1e-6)
-    assert found.returns[:, 0].tolist() == [1.0, -4.0]  # whitened after the returns were made
-    scaled = judge(experience(), settings(whiten_rewards=True), 0.1)
+    assert float(estimates.advantages[mask].mean()) == pytest.approx(0, abs=1e-12)
+    assert float(estimates.advantages[mask].std()) == pytest.approx(1, abs=1e-6)
+    assert estimates.returns[:, 0].tolist() == [1.0, -4.0]  # whitened after the returns were made
+    scaled = compute_advantages(experience(), settings(whiten_rewards=True), 0.1)
     assert scaled.returns[0, 0] != 1.0
 
 
@@ -75,7 +75,7 @@ def test_what_a_reward_model_reads() -> None:
             return ["".join(chr(96 + token) for token in row if token != 2) for row in rows]
 
     given = Responses(torch.tensor([[1, 3, 2], [5, 1, 1]]), torch.tensor([3, 1]), torch.tensor([True, False]))
-    samples = TextOf(Letters()).samples([Prompt([1], "x", {"k": 1}), Prompt([2], "y")], given)
+    samples = samples_of(Letters(), [Prompt([1], "x", {"k": 1}), Prompt([2], "y")], given)
     assert [(s.prompt, s.response, s.finished, s.columns) for s in samples] == [
         ("x", "ac", True, {"k": 1}),
         ("y", "e", False, {}),
@@ -89,10 +89,10 @@ def test_batches_hold_each_row_once_and_like_lengths_together() -> None:
 
 
 def checked(given: Experience, is_new: bool = False, **changes: Any) -> None:
-    judged = judge(given, settings(), 0.0)
+    estimates = compute_advantages(given, settings(), 0.0)
     for name, value in changes.items():
-        judged = Judged(**{**vars(judged), name: value})
-    check_experience(given, judged, 0.0, is_new, tolerance_of("no", None))
+        estimates = Advantages(**{**vars(estimates), name: value})
+    check_experience(given, estimates, 0.0, is_new, tolerance_of("no", None))
 
 
 def test_a_sound_rollout_passes() -> None:
@@ -112,13 +112,13 @@ def test_entropies_are_not_negative() -> None:
 
 @pytest.mark.parametrize("name", ["logprobs", "values"])
 def test_nothing_stands_behind_the_end(name: str) -> None:
-    with pytest.raises(ScaleupError, match="behind the end of a response"):
+    with pytest.raises(ScaleupError, match="non-zero values after the end of a response"):
         checked(experience(**{name: torch.ones(2, 3, dtype=torch.float64)}))
 
 
 def test_the_score_stands_on_the_last_token() -> None:
     misplaced = torch.tensor([[1.0, 0, 0], [0, 0, -4.0]], dtype=torch.float64)
-    with pytest.raises(ScaleupError, match="elsewhere than on its response's last token"):
+    with pytest.raises(ScaleupError, match="at another place than its response's last token"):
         checked(experience(), rewards=misplaced)
 
 
@@ -126,9 +126,9 @@ def test_ratios_and_steps() -> None:
     check_first_ratio(1e-6, tolerance_of("no", "4bit"))
     check_first_ratio(1e-2, tolerance_of("bf16", None))
     check_first_ratio(1e-2, tolerance_of("no", "8bit"))
-    for moved in (1e-2, float("nan")):
+    for log_ratio in (1e-2, float("nan")):
         with pytest.raises(ScaleupError, match=r"ppo\.self_checks: before any step the ratio"):
-            check_first_ratio(moved, tolerance_of("no", None))
+            check_first_ratio(log_ratio, tolerance_of("no", None))
     check_steps(8, 8, False)
     check_steps(3, 8, True)
     with pytest.raises(ScaleupError, match="3 optimizer steps were taken, and 8"):

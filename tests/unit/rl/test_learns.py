@@ -21,7 +21,7 @@ def reward_model() -> task.RewardModel:
     return model
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_the_held_out_rule_rises(reward_model: task.RewardModel, tmp_path: Path, seed: int) -> None:
     def reward(samples: Sequence[Sample]) -> list[float]:
         return reward_model.score([sample.response for sample in samples])

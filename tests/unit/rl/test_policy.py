@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scaleup.errors import ScaleupError
-from scaleup.models.adapters import START, forget_start
+from scaleup.models.adapters import SNAPSHOT, drop_snapshot
 from scaleup.models.load import enable_gradient_checkpointing
 from scaleup.rl.experience import inputs_of
 from scaleup.rl.policy import Policy
@@ -32,14 +32,14 @@ def directly(policy: Policy, tokenizer: Any, row: int) -> tuple[torch.Tensor, to
     plain = policy.reference or policy.policy
     if policy.is_seq2seq:
         start = torch.full((1, 1), policy.config.decoder_start_token_id)
-        found = plain(
+        output = plain(
             input_ids=prompt, decoder_input_ids=torch.cat([start, response[:, :-1]], 1), output_hidden_states=True
         )
-        logits, hidden = found.logits[0], found.decoder_hidden_states[-1][0]
+        logits, hidden = output.logits[0], output.decoder_hidden_states[-1][0]
     else:
-        found = plain(input_ids=torch.cat([prompt, response], 1), output_hidden_states=True)
+        output = plain(input_ids=torch.cat([prompt, response], 1), output_hidden_states=True)
         columns = slice(prompt.shape[1] - 1, -1)
-        logits, hidden = found.logits[0, columns], found.hidden_states[-1][0, columns]
+        logits, hidden = output.logits[0, columns], output.hidden_states[-1][0, columns]
     log_p = torch.log_softmax(logits / TEMPERATURE, -1)
     return log_p.gather(1, response.T).squeeze(1), -(log_p.exp() * log_p).sum(1), hidden
 
@@ -96,7 +96,7 @@ def test_a_new_value_is_nothing(load: Any) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_those_of_all_logits(load: Any, name: str) -> None:
     """Of the sum of log-probabilities and entropies, through the head that never has them all."""
-    found = []
+    gradients = []
     for plain in (False, True):
         model, tokenizer = load(name)
         policy = Policy(model, TEMPERATURE)
@@ -106,11 +106,11 @@ def test_gradients_are_those_of_all_logits(load: Any, name: str) -> None:
             assert isinstance(model.get_output_embeddings(), PolicyHead)
         logprobs, entropies, _ = policy("policy", **inputs(policy, tokenizer, [0, 1, 2]))
         (logprobs.sum() + 0.3 * entropies.sum()).backward()
-        found.append({n: p.grad for n, p in policy.policy.named_parameters() if p.grad is not None})
-    assert found[0].keys() == found[1].keys()
-    largest = max(float(gradient.abs().max()) for gradient in found[0].values())
-    for key, gradient in found[0].items():
-        assert float((gradient - found[1][key]).abs().max()) < 1e-5 * largest, key
+        gradients.append({n: p.grad for n, p in policy.policy.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    largest = max(float(gradient.abs().max()) for gradient in gradients[0].values())
+    for key, gradient in gradients[0].items():
+        assert float((gradient - gradients[1][key]).abs().max()) < 1e-5 * largest, key
 
 
 def test_an_adapter_switched_off_is_the_reference(load: Any) -> None:
@@ -156,17 +156,17 @@ def test_a_head_that_is_not_plain_has_no_trunk_apart(load: Any) -> None:
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-t5"])
 def test_recomputing_activations_changes_nothing(load: Any, name: str) -> None:
-    found = []
+    gradients = []
     for checkpointing in (False, True):
         model, tokenizer = load(name)
         if checkpointing:
             enable_gradient_checkpointing(model)
         policy = Policy(model, TEMPERATURE).train()
         policy("policy", **inputs(policy, tokenizer, [0, 1, 2]))[0].sum().backward()
-        found.append([p.grad for p in policy.policy.parameters() if p.grad is not None])
-    assert len(found[0]) == len(found[1])
-    largest = max(float(gradient.abs().max()) for gradient in found[0])
-    assert max(float((one - other).abs().max()) for one, other in zip(*found, strict=True)) < 1e-5 * largest
+        gradients.append([p.grad for p in policy.policy.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1])
+    largest = max(float(gradient.abs().max()) for gradient in gradients[0])
+    assert max(float((one - other).abs().max()) for one, other in zip(*gradients, strict=True)) < 1e-5 * largest
 
 
 def test_dropout_is_off_in_training_too(load: Any) -> None:
@@ -205,8 +205,8 @@ def test_an_adapter_trained_before_is_what_the_policy_is_held_to(load: Any, name
     assert (before - policy("policy", **given)[0]).abs().max() > 1e-3
     assert trained == {key for key, parameter in policy.named_parameters() if parameter.requires_grad}
 
-    forget_start(adapted)
+    drop_snapshot(adapted)
     adapted.save_pretrained(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir() if file.is_dir()) == []
     again = PeftModel.from_pretrained(load(name)[0], tmp_path)
-    assert not any(f".{START}" in key for key, _ in again.named_parameters())
+    assert not any(f".{SNAPSHOT}" in key for key, _ in again.named_parameters())

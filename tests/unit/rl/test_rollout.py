@@ -3,9 +3,10 @@ from typing import Any
 import pytest
 import torch
 
+from scaleup.data.collate import pad
 from scaleup.rl.experience import inputs_of
 from scaleup.rl.policy import Policy
-from scaleup.rl.rollout import Sampling, _Drawn, draws_of, pad_prompts, respond
+from scaleup.rl.rollout import Sampling, _Drawn, draws_of, respond
 from tests.unit.rl.conftest import NAMES
 
 TEXTS = ["hello there", "a", "some longer prompt", "b c"]
@@ -54,13 +55,13 @@ def test_tokens_are_drawn_from_what_training_sees(load: Any, name: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("scaleup.rl.rollout._Drawn", Kept)
-        found = respond(policy, prompts, SEEDS, sampling(tokenizer), CPU)
-    given = inputs_of(prompts, found.tokens, found.lengths, tokenizer.pad_token_id, policy.is_seq2seq)
+        responses = respond(policy, prompts, SEEDS, sampling(tokenizer), CPU)
+    inputs = inputs_of(prompts, responses.tokens, responses.lengths, tokenizer.pad_token_id, policy.is_seq2seq)
     with torch.no_grad():
-        logprobs, *_ = policy("policy", **given)
+        logprobs, *_ = policy("policy", **inputs)
     for column in range(logprobs.shape[1]):
-        is_there = given["response_mask"][:, column]
-        at_generation = drawn[column].gather(1, found.tokens[:, column : column + 1]).squeeze(1)
+        is_there = inputs["response_mask"][:, column]
+        at_generation = drawn[column].gather(1, responses.tokens[:, column : column + 1]).squeeze(1)
         assert torch.allclose(logprobs[:, column][is_there], at_generation[is_there], atol=1e-5)
 
 
@@ -81,15 +82,15 @@ def test_lengths_and_ends(load: Any) -> None:
     prompts = [tokenizer("a")["input_ids"]] * 64
     seeds = [(0, 0, 0, row) for row in range(64)]
     every = tuple(range(0, 259, 4))  # so that some end early
-    found = respond(policy, prompts, seeds, sampling(tokenizer, eos_ids=every, min_limit=3), CPU)
-    for tokens, length, finished in zip(found.tokens, found.lengths, found.finished, strict=True):
+    responses = respond(policy, prompts, seeds, sampling(tokenizer, eos_ids=every, min_limit=3), CPU)
+    for tokens, length, finished in zip(responses.tokens, responses.lengths, responses.finished, strict=True):
         ends = [int(token) in every for token in tokens[:length]]
         assert ends[:-1] == [False] * (int(length) - 1)
         assert ends[-1] == bool(finished)
         assert finished or length >= 3
         assert (tokens[length:] == tokenizer.pad_token_id).all()
-    assert set(found.lengths[~found.finished].tolist()) == {3, 4, 5, 6, 7, 8}
-    assert found.finished.any()
+    assert set(responses.lengths[~responses.finished].tolist()) == {3, 4, 5, 6, 7, 8}
+    assert responses.finished.any()
 
 
 def test_a_models_own_settings_do_not_bend_the_draws(load: Any) -> None:
@@ -105,10 +106,10 @@ def test_a_models_own_settings_do_not_bend_the_draws(load: Any) -> None:
 
 
 def test_prompts_are_padded_on_their_side() -> None:
-    ids, mask = pad_prompts([[1, 2, 3], [4]], 9, left=True)
+    ids, mask = pad([[1, 2, 3], [4]], 9, left=True)
     assert ids.tolist() == [[1, 2, 3], [9, 9, 4]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
-    ids, mask = pad_prompts([[1, 2, 3], [4]], 9, left=False)
+    ids, mask = pad([[1, 2, 3], [4]], 9, left=False)
     assert ids.tolist() == [[1, 2, 3], [4, 9, 9]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
 
@@ -123,5 +124,5 @@ def test_an_adapted_model_is_drawn_from_alike(load: Any, name: str) -> None:
     plain = respond(Policy(model, 0.8).eval(), prompts, SEEDS, sampling(tokenizer), CPU)
     task = "SEQ_2_SEQ_LM" if name == "tiny-t5" else "CAUSAL_LM"
     adapted = get_peft_model(load(name)[0], LoraConfig(r=2, target_modules="all-linear", task_type=task))
-    found = respond(Policy(adapted, 0.8).eval(), prompts, SEEDS, sampling(tokenizer), CPU)
-    assert torch.equal(found.tokens, plain.tokens)
+    responses = respond(Policy(adapted, 0.8).eval(), prompts, SEEDS, sampling(tokenizer), CPU)
+    assert torch.equal(responses.tokens, plain.tokens)

@@ -137,6 +137,7 @@ def test_bad_scores_end_the_run(train: Any, score: float, count: int, what: str)
         train(folder=f"bad{count}", reward=lambda samples: [score] * count)
 
 
+@pytest.mark.slow
 def test_it_learns_to_say_what_is_rewarded(train: Any) -> None:
     """A letter is likely after a few rollouts if it is what the reward counts."""
 

@@ -12,20 +12,20 @@ from pydantic import TypeAdapter
 
 from scaleup.artifacts.checkpoints import latest_checkpoint
 from scaleup.artifacts.run_folder import RunFolder
+from scaleup.artifacts.train_state import TrainState
 from scaleup.config.adapters import AdapterConfig
 from scaleup.config.schema import ModelConfig, TrainConfig
 from scaleup.data.loader import Split, TrainLoader
 from scaleup.data.sources import MapSource
+from scaleup.describe.model import model_facts
 from scaleup.distributed.engines import base_optimizer
 from scaleup.models.adapted import load_finished, make_trainable
 from scaleup.models.adapters import save_adapter
-from scaleup.models.facts import model_facts
 from scaleup.models.load import load_model
 from scaleup.train.adalora import RankAllocation
 from scaleup.train.checkpoint import RANKS, Checkpointer
 from scaleup.train.losses import token_loss_sum
 from scaleup.train.optim import build_optimizer, build_schedule
-from scaleup.train.state import TrainState
 from scaleup.train.step import train_step
 from tests.unit.data import tiny
 
@@ -48,7 +48,7 @@ class Training:
 
     def __init__(self, run: RunFolder, further: Path | None = None) -> None:
         self.runtime = tiny.single_process(run.path)
-        config = TrainConfig(max_steps=STEPS, learning_rate=0.01)
+        config = TrainConfig(max_steps=STEPS, learning_rate=0.01, save_total_limit=9)
         self.facts = model_facts(ModelConfig(path=str(further))) if further else tiny.facts("llama")
         base = load_model(ModelConfig(path=self.facts.location), self.facts)
         torch.manual_seed(0)
@@ -58,7 +58,7 @@ class Training:
         self.wrapped, self.optimizer = self.runtime.prepare(self.model, build_optimizer(self.model, config))
         self.ranks = RankAllocation(self.model, base_optimizer(self.optimizer), None if further else STEPS)
         schedule = build_schedule(base_optimizer(self.optimizer), config, STEPS)
-        self.checkpointer = Checkpointer(self.runtime, run, self.wrapped, self.optimizer, schedule, 9, self.ranks)
+        self.checkpointer = Checkpointer(self.runtime, run, self.wrapped, self.optimizer, schedule, config, self.ranks)
         self.state = TrainState()
 
     def go(self, last: int) -> list[float]:

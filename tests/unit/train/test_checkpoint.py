@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from scaleup.artifacts.checkpoints import latest_checkpoint
+from scaleup.artifacts.train_state import TrainState
 from scaleup.config.schema import TrainConfig
 from scaleup.data.loader import Split, TrainLoader
 from scaleup.data.sources import MapSource
@@ -14,7 +15,6 @@ from scaleup.errors import ScaleupError
 from scaleup.train.checkpoint import Checkpointer
 from scaleup.train.losses import token_loss_sum
 from scaleup.train.optim import build_optimizer, build_schedule
-from scaleup.train.state import TrainState
 from scaleup.train.step import train_step
 from tests.unit.data import tiny
 
@@ -34,7 +34,8 @@ class Training:
         optimizer = build_optimizer(self.model, config)
         self.schedule = build_schedule(optimizer, config, STEPS)
         self.model, self.optimizer = self.runtime.prepare(self.model, optimizer)
-        self.checkpointer = Checkpointer(self.runtime, run, self.model, self.optimizer, self.schedule, keep)
+        settings = config.model_copy(update={"save_total_limit": keep})
+        self.checkpointer = Checkpointer(self.runtime, run, self.model, self.optimizer, self.schedule, settings)
         self.state = TrainState()
 
     def objective(self, model, batch):

@@ -5,18 +5,9 @@ import json
 import pytest
 import torch
 
-from scaleup.config.stages import SFTConfig
 from scaleup.train.metrics import MetricsLog, peak_memory_mib
 
-CONFIG = SFTConfig.model_validate(
-    {
-        "stage": "sft",
-        "name": "x",
-        "model": {"path": "builtin:tiny-llama"},
-        "data": {"train": ["a.jsonl"], "text": "{t}"},
-        "train": {"max_steps": 3},
-    }
-)
+HYPERPARAMETERS = {"train": {"max_steps": 3}, "seeds": [1, 2]}
 
 
 def lines(run):
@@ -26,7 +17,7 @@ def lines(run):
 def test_lines_and_tensorboard(runtime, run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = MetricsLog(runtime, run, CONFIG, 0)
+    log = MetricsLog(runtime, run, "x", HYPERPARAMETERS, 0)
     log.log(1, loss=2.5, grad_norm=1.0)
     log.log(2, loss=2.0)
     log.close()
@@ -42,7 +33,7 @@ def test_a_run_that_goes_on_has_one_line_a_step(runtime, run, torn):
     """What came after the checkpoint goes, and the half line that a killed process may have left."""
     whole = [{"step": step, "loss": float(step)} for step in (1, 2, 3, 4)]
     run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in whole) + torn)
-    log = MetricsLog(runtime, run, CONFIG, 2)
+    log = MetricsLog(runtime, run, "x", HYPERPARAMETERS, 2)
     assert lines(run) == whole[:2]
     log.log(3, loss=9.0)
     log.close()
@@ -51,7 +42,7 @@ def test_a_run_that_goes_on_has_one_line_a_step(runtime, run, torn):
 
 def test_a_new_run_starts_with_no_lines(runtime, run):
     run.metrics_file.write_text('{"step": 1, "loss": 1.0}\n')
-    MetricsLog(runtime, run, CONFIG, 0).close()
+    MetricsLog(runtime, run, "x", HYPERPARAMETERS, 0).close()
     assert run.metrics_file.read_text() == ""
 
 

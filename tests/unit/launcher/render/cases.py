@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.config.load import load_mapping
-from scaleup.config.schema import RunConfig
+from scaleup.config.run import RunConfig
 from scaleup.launcher.render.job import Job
 from tests.cli import differing
 

@@ -1,0 +1,87 @@
+"""Sources of scores for texts: a reward model, a service or a function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field
+
+from scaleup.config.adapters import Quantization
+from scaleup.config.fields import Positive
+from scaleup.config.schema import (
+    Count,
+    Int,
+    MixedPrecision,
+    ModelConfig,
+    ParallelConfig,
+    Port,
+    ScorerConfig,
+    Section,
+    Text,
+)
+
+
+class RewardSource(Section):
+    """Where scores come from: a reward model in a process group of its own, one in every policy process, a service, or
+    a Python function. All give the same scores for the same texts."""
+
+    placement: Literal["group", "colocated", "http", "function"] = "group"
+    model: ModelConfig | None = Field(
+        None, description="For group and colocated: a finished reward run, or a sequence classifier."
+    )
+    label: Text | None = Field(None, description="Of a classifier with several labels: the one that is rewarded.")
+    score: Literal["logit", "probability"] = "logit"
+    template: Text | None = Field(
+        None,
+        description="What the reward model reads, over {prompt} and {response}; by default what it was trained on, or "
+        "the one after the other.",
+    )
+    max_length: Annotated[Int, Field(ge=2)] | None = Field(
+        None, description="Tokens that the reward model reads, the last ones; by default what it was trained on."
+    )
+    normalize: bool = Field(True, description="By the mean and spread that a reward run saved with its model.")
+    batch_size: Count = Field(16, description="Texts a forward pass.")
+    quantization: Quantization | None = None
+    mixed_precision: MixedPrecision = "no"
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="Of the reward group.")
+    url: Text | None = Field(None, description="For http: where prompts and completions are posted as JSON.")
+    function: Text | None = Field(
+        None, description="For function: FILE.py:NAME or MODULE:NAME, called as f(prompts, completions, **columns)."
+    )
+    own_nodes: bool = Field(
+        False, description="The reward group has a node of its own, after the policy's; else it is on the first one."
+    )
+    timeout_seconds: Positive = Field(120.0, description="A request that takes longer counts as lost.")
+    reconnect_seconds: Positive = Field(
+        600.0, description="How long the policy waits for a reward group, or service, that is gone."
+    )
+    bridge_port: Port | None = Field(
+        None, description="Where the policy listens for the reward group; by default a free port at each start."
+    )
+    max_restarts: Annotated[Int, Field(ge=0)] = Field(
+        3, description="How often a reward group that died is started again while the policy waits."
+    )
+
+    @property
+    def scorer(self) -> ScorerConfig:
+        """What is asked of the reward model. There must be one: placement group or colocated."""
+        assert self.model is not None
+        return ScorerConfig(
+            model=self.model,
+            label=self.label,
+            score=self.score,
+            template=self.template,
+            max_length=self.max_length,
+            normalize=self.normalize,
+            batch_size=self.batch_size,
+            quantization=self.quantization,
+            mixed_precision=self.mixed_precision,
+        )
+
+    def with_absolute_paths(self) -> Self:
+        section = super().with_absolute_paths()
+        file, _, name = (self.function or "").rpartition(":")
+        if not file or not Path(file).is_file():
+            return section
+        return section.model_copy(update={"function": f"{Path(file).absolute()}:{name}"})

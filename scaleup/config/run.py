@@ -1,0 +1,50 @@
+"""The config of a run: what every stage has."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from pydantic import Field
+
+from scaleup.config.cluster import ClusterConfig
+from scaleup.config.fields import Name, PathText, Section, absolute
+from scaleup.config.reward_source import RewardSource
+from scaleup.config.schema import DataConfig, MixedPrecision, ModelConfig, ParallelConfig
+
+
+class RunConfig(Section):
+    """What every stage has. A stage adds its own sections in `scaleup.config.stages`."""
+
+    stand_ins: ClassVar[dict[str, Any]] = {}
+    """For the stage's required keys: enough to look for mistakes elsewhere in a file that leaves them out."""
+
+    stage: str
+    name: Name
+    runs_dir: PathText = "runs"
+    model: ModelConfig
+    data: DataConfig
+    mixed_precision: MixedPrecision = "no"
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    cluster: ClusterConfig | None = Field(
+        None, description="What `scaleup render` and `scaleup submit` ask a scheduler for; ignored by `scaleup run`."
+    )
+
+    free_on_resume: ClassVar[frozenset[str]] = frozenset()
+    """Keys of the stage's own sections that may change when a run goes on."""
+    plans_its_batch: ClassVar[bool] = False
+    """Whether the stage's own keys say how large a step is, however it is split over processes."""
+
+    @property
+    def reward_group(self) -> RewardSource | None:
+        """Returns the settings of a reward model in a process group of its own; None: the run has one group."""
+        return None
+
+    @property
+    def answer_seconds(self) -> float:
+        """Returns how long the run may wait for one answer of a reward group or a service, in seconds; 0: there is
+        neither."""
+        return 0.0
+
+    def with_absolute_paths(self) -> Self:
+        config = super().with_absolute_paths()
+        return config.model_copy(update={"runs_dir": absolute(self.runs_dir)})

@@ -1,0 +1,52 @@
+"""Sections shared by the configs of several stages."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field
+
+from scaleup.config.adapters import AdapterConfig, Quantization
+from scaleup.config.fields import Name, PathText, absolute_folder
+from scaleup.config.run import RunConfig
+from scaleup.config.schema import TRACKERS, EvaluationConfig, OptimizationConfig, TrainConfig
+
+QUANTIZATION = "Matrices of the base model in 8 bits (LLM.int8) or 4 (nf4, quantized twice), through bitsandbytes."
+SIDE_BY_SIDE = "Several adapters of the base that model.path names, each a folder or a finished run"
+
+Adapters = Annotated[dict[Name, PathText], Field(min_length=1)]
+"""A name for the results -> an adapter."""
+
+
+class SideBySide(RunConfig):
+    """A mixin of the configs that have a field `adapters`, whose folders become absolute paths."""
+
+    def with_absolute_paths(self) -> Self:
+        config = super().with_absolute_paths()
+        adapters: dict[str, str] | None = getattr(self, "adapters", None)
+        if not adapters:
+            return config
+        return config.model_copy(update={"adapters": {name: absolute_folder(path) for name, path in adapters.items()}})
+
+
+class TrainingConfig(RunConfig):
+    """What every stage that trains a model has: of the whole model, or of an adapter."""
+
+    train: OptimizationConfig = Field(default_factory=OptimizationConfig)
+    adapter: AdapterConfig | None = Field(
+        None, description="Train this instead of the whole model. A model.path that is an adapter is trained further."
+    )
+    quantization: Quantization | None = Field(None, description=QUANTIZATION)
+    gradient_checkpointing: bool = False
+    report_to: list[TRACKERS] = Field(
+        default_factory=list, description="Trackers beside TensorBoard, through Accelerate."
+    )
+
+
+class SupervisedConfig(TrainingConfig):
+    """What the stages have in common that learn from rows as they are."""
+
+    train: TrainConfig
+    evaluation: EvaluationConfig = Field(
+        default_factory=EvaluationConfig, description="What `scaleup evaluate RUN` measures."
+    )

@@ -1,0 +1,24 @@
+"""The config of an evaluation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from scaleup.config.adapters import Quantization
+from scaleup.config.schema import EvaluationConfig, GenerationConfig, ModelConfig
+from scaleup.config.stages.base import QUANTIZATION, SIDE_BY_SIDE, Adapters, SideBySide
+
+
+class EvaluateConfig(SideBySide):
+    """Metrics of a model on held-out rows, beside those of a baseline where one is named."""
+
+    stage: Literal["evaluate"]
+    baseline: ModelConfig | None = Field(None, description="The model to compare with: the 'before' column.")
+    adapters: Adapters | None = Field(
+        None, description=f"{SIDE_BY_SIDE}: a column for each name, the base is the 'before' column."
+    )
+    quantization: Quantization | None = Field(None, description=QUANTIZATION)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    generation: GenerationConfig = Field(default_factory=GenerationConfig)

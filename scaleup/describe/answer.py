@@ -1,0 +1,122 @@
+"""The planner's questions about models go in as JSON; facts and problems come out as JSON, from a process of its own.
+
+`python -m scaleup.describe.answer` reads a list of {"where": "model", "model": {...}, "micro_batch": {...} or null}
+and prints, as the last line of stdout, {"facts": [...], "problems": [...]}: facts in the same order, null where there
+is a problem. No weights are loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import sys
+from collections import Counter
+from copy import deepcopy
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from scaleup.describe.model import model_facts
+from scaleup.describe.shell import Shell, shell_of
+from scaleup.errors import ScaleupError
+from scaleup.models.load import enable_gradient_checkpointing, first_line, quiet_libraries
+from scaleup.plan.facts import Arithmetic, Footprint, MicroBatch, ModelFacts, ModelRequest
+
+if TYPE_CHECKING:
+    from scaleup.describe.footprint import Timeline
+
+FEW_LAYERS = 6
+"""Models with at most so many layers are traced whole."""
+
+
+def describe(model: ModelRequest, micro_batch: MicroBatch | None, where: str = "model") -> ModelFacts:
+    """Return the model's facts, with the footprint of a micro-batch in each of its arithmetics if there is one to train
+    on. If the architecture cannot be traced the facts say why.
+
+    Raises ScaleupError as `model_facts` does."""
+    shell = shell_of(model, where)
+    facts = model_facts(model, where, shell)
+    if model.prune is not None:
+        from scaleup.describe.cut import cut_shell  # it needs torch, which is not imported before main() begins
+
+        facts = facts.model_copy(update={"parts": cut_shell(shell, model.prune, f"{where}.path")})
+    if micro_batch is None:
+        return facts
+    try:
+        footprints = tuple(footprint_of(model, shell, micro_batch, kind) for kind in micro_batch.arithmetics)
+    except ScaleupError:
+        return facts  # it cannot recompute activations: the worker says so, with the right key
+    except Exception as error:  # an architecture may do anything at all with values that are not there
+        return facts.model_copy(update={"untraced": f"{type(error).__name__}: {first_line(error)}"[:200]})
+    return facts.model_copy(update={"footprints": footprints})
+
+
+def footprint_of(model: ModelRequest, shell: Shell, micro_batch: MicroBatch, arithmetic: Arithmetic) -> Footprint:
+    """Trace a micro-batch on the whole model, or on two and three of its layers if there are many and all alike."""
+    from scaleup.describe.footprint import at_depth, footprint, trace
+
+    shape = micro_batch.shape(shell.task != "causal_lm")
+
+    def traced(shallow: Shell) -> Timeline:
+        whole = deepcopy(shallow.model)
+        if micro_batch.gradient_checkpointing:  # the state of the random numbers needs values, and next to no space
+            enable_gradient_checkpointing(whole, preserve_rng_state=False)
+        return trace(whole, shape, arithmetic, micro_batch.packing)
+
+    layers = getattr(shell.config, "num_hidden_layers", 0)
+    if layers > FEW_LAYERS and (pair := _shallow(model, shell, layers)):
+        two, three = map(traced, pair)
+        if len(two.moments) < len(three.moments) < 2 * len(two.moments):
+            return footprint(arithmetic, at_depth(two, three, layers))
+    return footprint(arithmetic, traced(shell))
+
+
+def _shallow(model: ModelRequest, shell: Shell, layers: int) -> list[Shell] | None:
+    """Return the model with two and with three layers; None if its layers are not all alike."""
+    kinds = getattr(shell.config, "layer_types", None) or ["all"]
+    if shell.config.is_encoder_decoder or len(set(kinds)) > 1:
+        return None
+    made = []
+    for count in (2, 3):
+        config = deepcopy(shell.config)
+        config.num_hidden_layers = count
+        if getattr(config, "layer_types", None):
+            config.layer_types = kinds[:count]
+        try:
+            made.append(shell_of(model.model_copy(update={"layers": None}), "model", config))
+        except ScaleupError:
+            return None  # what an adapter names is in the other layers
+    two, three, whole = (
+        Counter((tuple(p.shape), p.requires_grad) for p in each.model.parameters()) for each in (*made, shell)
+    )
+    is_linear = all(whole[shape] == two[shape] + (layers - 2) * (three[shape] - two[shape]) for shape in whole | three)
+    return made if is_linear else None
+
+
+def answer(requests: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the facts of each request, None if there is a problem, and all problems."""
+    facts: list[dict[str, Any] | None] = []
+    problems: list[dict[str, str]] = []
+    for request in requests:
+        sizes = request.get("micro_batch")
+        micro_batch = MicroBatch.model_validate(sizes) if sizes else None
+        ask = partial(describe, ModelRequest.model_validate(request["model"]), micro_batch, request["where"])
+        try:
+            facts.append(ask().model_dump())
+        except ScaleupError as error:
+            facts.append(None)
+            problems.extend(asdict(problem) for problem in error.problems)
+    return {"facts": facts, "problems": problems}
+
+
+def main() -> None:
+    """Answer stdin's requests on stdout; whatever libraries print goes to stderr."""
+    with contextlib.redirect_stdout(sys.stderr):
+        quiet_libraries()
+        reply = answer(json.load(sys.stdin))
+    print(json.dumps(reply))
+
+
+if __name__ == "__main__":
+    gc.disable()  # before torch is imported: a process this short spends a quarter of its time collecting, for nothing
+    main()

@@ -1,0 +1,194 @@
+"""A teacher that runs once: its top k at every labelled position of the rows that a run learns from, in files of the
+run's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.lib.format import open_memmap
+
+from scaleup.artifacts.files import aside_of, commit_folder, read_json, write_json
+from scaleup.config.stages.distill import CacheSettings, DistillConfig
+from scaleup.data.collate import Collator, TopK
+from scaleup.data.dataset import TrainingData
+from scaleup.data.tokenization import IGNORE, Tokens
+from scaleup.distill.divergence import top_k_of
+from scaleup.distributed.runtime import Runtime
+from scaleup.errors import ScaleupError
+from scaleup.models.adapted import load_finished
+from scaleup.models.heads import HiddenHead, has_plain_head, swap_head
+from scaleup.models.soft_prompts import num_prepended
+from scaleup.train.head_loss import linear_gradients
+from scaleup.train.job import Job
+from scaleup.train.losses import labelled_logits
+
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """`ids-P.npy` (n_P, k) in int32 and `log_probs-P.npy` (n_P, k + 1) in float32 for each of so many parts. Row i of
+    the run is in part i % parts, after the rows of that part before it; so each process writes files of its own, and
+    any number of processes can read them. It is whole: the folder gets its name when all of it is written."""
+
+    folder: Path
+    top_k: int
+    fingerprint: str
+    """Of the rows: those of another fingerprint are not taken for them."""
+
+    def is_written(self) -> bool:
+        index = self.folder / INDEX
+        return index.is_file() and read_json(index)["fingerprint"] == self.fingerprint
+
+    def read(self, counts: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The top k of each row, whose numbers of labelled positions are `counts`: ids (n, k) and log-probabilities
+        (n, k + 1), views of files that are read when they are used."""
+        parts = read_json(self.folder / INDEX)["parts"]
+        top_k: list[Any] = [None] * len(counts)
+        for part in range(parts):
+            ids, log_probs = (np.load(file, mmap_mode="r").view(np.ndarray) for file in _files(self.folder, part))
+            starts = _starts(counts[part::parts])
+            for place, row in enumerate(range(part, len(counts), parts)):
+                span = slice(starts[place], starts[place + 1])
+                top_k[row] = ids[span], log_probs[span]
+        return top_k
+
+    def num_bytes(self, count: int) -> int:
+        """Bytes that so many positions take."""
+        return count * (4 * self.top_k + 4 * (self.top_k + 1))
+
+    def part(self, number: int, count: int) -> tuple[np.memmap, np.memmap]:
+        """Make a part's files, ids (count, k) and log-probabilities (count, k + 1), beside where the folder will be."""
+        ids, log_probs = _files(aside_of(self.folder), number)
+        return (
+            open_memmap(ids, "w+", np.int32, (count, self.top_k)),
+            open_memmap(log_probs, "w+", np.float32, (count, self.top_k + 1)),
+        )
+
+
+def with_cached_teacher(
+    job: Job[DistillConfig], settings: CacheSettings, data: TrainingData, collator: Callable[[Any], Collator]
+) -> TrainingData:
+    """The data with the teacher's top k in each row, also of validation: written once, and read again by a run that is
+    resumed. `collator` makes one for a model. Every rank must call it.
+
+    Raises ScaleupError as loading does, and where the disk is too small."""
+    config, runtime = job.config, job.runtime
+    sources = data.whole_sources()
+    parts = (*(source.rows for source in sources), data.validation)
+    rows = [row for part in parts for row in part if isinstance(row, Tokens)]  # all are: the plan refuses other tasks
+    counts = [row.num_positions(data.task) for row in rows]
+    cache = Cache(job.folder.path / "teacher" / "top_k", settings.top_k, _fingerprint(rows))
+    if not cache.is_written():
+        cache.folder.parent.mkdir(parents=True, exist_ok=True)
+        _check_disk(cache, sum(counts))
+        runtime.progress.report("loading the teacher")
+        model = load_finished(config.teacher, job.plan.models["teacher"], None, config.mixed_precision, runtime.device)
+        outputs = TopKTeacher(model, collator(model), settings.top_k, config.distill.temperature)
+        _write(cache, outputs, rows, counts, config.train.per_device_eval_batch_size, runtime)
+        del model, outputs
+        runtime.accelerator.free_memory()
+    cached = iter([replace(row, teacher_top_k=top_k) for row, top_k in zip(rows, cache.read(counts), strict=True)])
+    for source in sources:
+        source.rows = list(islice(cached, len(source.rows)))
+    return replace(data, validation=list(cached))
+
+
+@dataclass(frozen=True)
+class TopKTeacher:
+    """A teacher of which the top k at the labelled positions of rows are wanted."""
+
+    model: Any
+    collate: Collator
+    top_k: int
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if has_plain_head(self.model):
+            swap_head(self.model.get_output_embeddings(), HiddenHead)
+
+    @torch.no_grad()
+    def __call__(self, rows: Sequence[Tokens], device: torch.device) -> TopK:
+        """The top k at the N labelled positions of the rows.
+
+        As in training, logits of a few hundred positions exist at a time, where the head is plain."""
+        batch = self.collate(rows).to(device)
+        labels = F.pad(batch.labels, (num_prepended(self.model), 0), value=IGNORE)
+        head = self.model.get_output_embeddings()
+        if not isinstance(head, HiddenHead):
+            logits, _ = labelled_logits(self.model, labels, batch.inputs)
+            return top_k_of(logits.float(), self.top_k, self.temperature)
+        hidden = self.model(**batch.inputs, use_cache=False).logits[labels != IGNORE]
+        chunks: list[TopK] = []
+
+        def keep(logits: torch.Tensor, positions: slice) -> torch.Tensor:
+            chunks.append(top_k_of(logits, self.top_k, self.temperature))
+            return logits.new_zeros(())
+
+        linear_gradients(hidden, head.weight, head.bias, keep, needs=(False, False, False))
+        return TopK(torch.cat([chunk.ids for chunk in chunks]), torch.cat([chunk.log_probs for chunk in chunks]))
+
+
+def _write(
+    cache: Cache, teacher: TopKTeacher, rows: Sequence[Tokens], counts: Sequence[int], batch_size: int, runtime: Runtime
+) -> None:
+    """Let each rank write its part, and the first one the index and the folder's name. Rows of similar length share a
+    batch."""
+    aside = aside_of(cache.folder)
+    if runtime.is_main:
+        shutil.rmtree(aside, ignore_errors=True)  # of a start that was killed
+        aside.mkdir()
+    runtime.barrier()
+    rows, counts = rows[runtime.rank :: runtime.world], counts[runtime.rank :: runtime.world]
+    files, starts = cache.part(runtime.rank, sum(counts)), _starts(counts)
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row].input_ids))
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        with runtime.accelerator.autocast():
+            outputs = teacher([rows[row] for row in chosen], runtime.device)
+        places = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in chosen])
+        for file, values in zip(files, (outputs.ids, outputs.log_probs), strict=True):
+            file[places] = values.cpu().numpy()
+        runtime.progress.report("what the teacher says", first + len(chosen), len(order))
+    for file in files:
+        file.flush()
+    runtime.barrier()
+    if runtime.is_main:
+        write_json(aside / INDEX, {"parts": runtime.world, "fingerprint": cache.fingerprint})
+        commit_folder(cache.folder)
+    runtime.barrier()
+
+
+def _files(folder: Path, part: int) -> tuple[Path, Path]:
+    return folder / f"ids-{part}.npy", folder / f"log_probs-{part}.npy"
+
+
+def _starts(counts: Sequence[int]) -> np.ndarray:
+    """Offsets (rows + 1): where each row begins, and where the last one ends."""
+    return np.cumsum([0, *counts])
+
+
+def _fingerprint(rows: Sequence[Tokens]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        for part in (row.input_ids, row.labels):
+            digest.update(len(part).to_bytes(8, "little") + part.tobytes())
+    return digest.hexdigest()
+
+
+def _check_disk(cache: Cache, count: int) -> None:
+    """Refuse a disk that is too small: if it fills up, a process that writes to a mapped file dies without a word."""
+    needed, free = cache.num_bytes(count), shutil.disk_usage(cache.folder.parent).free
+    if needed > free:
+        place, sizes = cache.folder.parent, [f"{size / 2**30:.1f} GiB" for size in (needed, free)]
+        what = f"{count:,} positions take {sizes[0]} in {place}, which has {sizes[1]} left"
+        raise ScaleupError.of("distill.cache.top_k", what, "use fewer, or another runs_dir")

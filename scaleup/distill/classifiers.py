@@ -1,0 +1,48 @@
+"""A classifier that learns from a larger one: its class probabilities, the labels, and its hidden states."""
+
+from __future__ import annotations
+
+import torch
+
+from scaleup.data.tokenization import IGNORE
+from scaleup.distill.heads import logits_loss
+from scaleup.distill.hidden_states import distance_sum, outputs_of
+from scaleup.distill.module import StudentWithTeacher
+from scaleup.models.classifier import classify
+
+
+class ClassifierDistillation(StudentWithTeacher):
+    """Two sequence classifiers of the same labels. The recipe of DistilBERT (Sanh et al. 2019), on a task: softened
+    cross-entropy, the task's own, and the cosine of hidden states."""
+
+    def forward(self, labels: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """The loss summed over the rows with a label of (B,), a float32 scalar. Fillers count as nothing."""
+        real = labels != IGNORE
+        teacher, states = self._teacher_outputs(inputs)
+        with outputs_of(self.student, (layer for layer, _ in self.pairs)) as own_states:
+            logits = classify(self.student, inputs)
+        loss = logits_loss(logits[real], None if teacher is None else teacher[real], labels[real], self.loss)
+        if self.hidden is None:
+            return loss
+        return loss + self.hidden.weight * self._distance(own_states, states, inputs["attention_mask"].bool(), real)
+
+    @torch.no_grad()
+    def _teacher_outputs(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor | None, dict[int, torch.Tensor]]:
+        """The teacher's logits (B, L), and the states (B, S, H) of the pairs' layers: what the loss needs."""
+        if self.loss.alpha == 0 and not self.pairs:
+            return None, {}
+        with outputs_of(self.teacher, (layer for _, layer in self.pairs)) as states:
+            logits = classify(self.teacher, inputs)
+        return (logits if self.loss.alpha > 0 else None), states
+
+    def _distance(
+        self, own: dict[int, torch.Tensor], states: dict[int, torch.Tensor], mask: torch.Tensor, real: torch.Tensor
+    ) -> torch.Tensor:
+        """A row's is the mean over its tokens, so that long texts weigh no more than short ones."""
+        kept = mask & real[:, None]
+        share = (1 / mask.sum(dim=1, keepdim=True)).expand(mask.shape)[kept]
+        pairs = zip(self.projected([own[layer][kept] for layer, _ in self.pairs]), self.pairs, strict=True)
+        assert self.hidden is not None
+        return torch.stack(
+            [distance_sum(one, states[layer][kept], self.hidden.loss, share) for one, (_, layer) in pairs]
+        ).mean()

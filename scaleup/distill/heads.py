@@ -1,0 +1,91 @@
+"""The heads of a student and its teacher, which give the loss together, a few hundred positions at a time.
+
+The student's head calls the teacher's from inside its own forward, so that an engine that gathers a module's weights
+before its forward has gathered both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from scaleup.data.collate import TopK
+from scaleup.distill.divergence import SoftAndHard
+from scaleup.models.heads import HiddenHead, ToldHead, has_plain_head, swap_head, told
+from scaleup.train.head_loss import linear_gradients, needed, product_dtype, with_gradients
+
+LossAndGradients = tuple[torch.Tensor, list[torch.Tensor | None]]
+
+
+@dataclass(frozen=True)
+class DistillTargets:
+    """What a student's head learns at N labelled positions of (B, S)."""
+
+    chosen: torch.Tensor
+    """(B, S): which positions these are."""
+    labels: torch.Tensor
+    """(N)"""
+    loss: SoftAndHard
+    teacher: HiddenHead | None = None
+    """The teacher's head, where it is to give logits; None where its top k are known or the labels are all there is."""
+    hidden: torch.Tensor | None = None
+    """(N, H_t): the teacher's last hidden states at these positions."""
+    top_k: TopK | None = None
+    """The teacher's likeliest tokens at these positions, where they are cached."""
+
+
+class StudentHead(ToldHead):
+    """A head that, told targets, returns the sum of the loss where a model expects logits."""
+
+    def answer(self, hidden: torch.Tensor, targets: DistillTargets) -> torch.Tensor:
+        """Hidden states (B, S, H) -> the loss, a float32 scalar."""
+        hidden = hidden[targets.chosen]
+        parts = (hidden, self.weight, self.bias)
+        needs, dtype, head = needed(*parts), product_dtype(hidden), targets.teacher
+
+        def loss_and_gradients(teacher_hidden: torch.Tensor | None) -> LossAndGradients:
+            weight = None if head is None else head.weight.to(dtype)
+            bias = None if head is None or head.bias is None else head.bias.to(dtype)
+
+            def into_gradient(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+                teacher: torch.Tensor | TopK = logits  # not looked at where there is no teacher
+                if targets.top_k is not None:
+                    teacher = targets.top_k[rows]
+                elif weight is not None and teacher_hidden is not None:
+                    teacher = F.linear(teacher_hidden[rows].to(dtype), weight, bias).float()
+                return targets.loss(logits, teacher, targets.labels[rows])
+
+            return linear_gradients(*parts, into_gradient, needs)
+
+        with torch.no_grad():
+            if head is None or targets.hidden is None:
+                total, grads = loss_and_gradients(None)
+            else:
+                # From within the teacher's own forward, for engines that gather a module's weights for that long.
+                with told(loss_and_gradients, head):
+                    total, grads = head(targets.hidden)
+        return with_gradients(total, parts, grads)
+
+
+def swap_heads(student: Any, teacher: Any) -> bool:
+    """Let both heads give the loss together if both are plain; whether they are."""
+    if not (has_plain_head(student) and has_plain_head(teacher)):
+        return False
+    swap_head(student.get_output_embeddings(), StudentHead)
+    swap_head(teacher.get_output_embeddings(), HiddenHead)
+    return True
+
+
+def logits_loss(
+    logits: torch.Tensor, teacher: torch.Tensor | TopK | None, labels: torch.Tensor, loss: SoftAndHard
+) -> torch.Tensor:
+    """The same loss from logits (N, V), where heads are not plain, a float32 scalar.
+
+    `teacher` is its logits (N, V) or its top k, None where only the labels (N) count."""
+    own = logits.detach().to(torch.float32, copy=True)
+    if isinstance(teacher, torch.Tensor):
+        teacher = teacher.to(torch.float32, copy=True)
+    total = loss(own, own if teacher is None else teacher, labels)
+    return with_gradients(total, (logits,), (own.to(logits.dtype),))

@@ -1,0 +1,92 @@
+"""A language model that learns from a larger one: its distribution over tokens, the labels, its hidden states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from scaleup.config.stages.distill import DistillSettings
+from scaleup.data.collate import TopK
+from scaleup.data.tokenization import IGNORE
+from scaleup.distill.heads import DistillTargets, StudentHead, logits_loss, swap_heads
+from scaleup.distill.hidden_states import distance_sum, outputs_of
+from scaleup.distill.module import StudentWithTeacher
+from scaleup.models.heads import has_plain_head, swap_head, told
+from scaleup.models.soft_prompts import num_prepended
+from scaleup.train.losses import labelled_logits
+
+
+class Distillation(StudentWithTeacher):
+    """Two causal or two encoder-decoder models of one vocabulary."""
+
+    def __init__(self, student: Any, teacher: Any, settings: DistillSettings) -> None:
+        super().__init__(student, teacher, settings)
+        self.is_fused = swap_heads(student, teacher)
+
+    def forward(self, labels: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """The loss summed over the labelled positions of a batch (B, S), a float32 scalar: soft, hard and of hidden
+        states. Without labels it is a zero that still has a gradient."""
+        own_labels = F.pad(labels, (num_prepended(self.student), 0), value=IGNORE)
+        chosen, own_chosen = labels != IGNORE, own_labels != IGNORE
+        last, states = self._teacher_outputs(labels, chosen, inputs)
+        with outputs_of(self.student, (own for own, _ in self.pairs)) as own_states:
+            if self.is_fused:
+                teacher = None if last is None else self.teacher.get_output_embeddings()
+                targets = DistillTargets(own_chosen, labels[chosen], self.loss, teacher, last)
+                with told(targets, self.student.get_output_embeddings()):
+                    loss = self.student(**inputs, use_cache=False).logits
+            else:
+                logits, own = labelled_logits(self.student, own_labels, inputs)
+                loss = logits_loss(logits, last, own, self.loss)
+        if self.hidden is None:
+            return loss
+        return loss + self.hidden.weight * self._distance(own_states, own_chosen, states)
+
+    @torch.no_grad()
+    def _teacher_outputs(
+        self, labels: torch.Tensor, chosen: torch.Tensor, inputs: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        """The teacher's outputs at the labelled positions: what its head is given (N, H_t), or its logits (N, V) where
+        the heads are not plain, and the states (N, H_t) of the pairs' layers. Nothing that the loss does not need."""
+        if self.loss.alpha == 0 and not self.pairs:
+            return None, []
+        with outputs_of(self.teacher, (layer for _, layer in self.pairs)) as states:
+            if self.is_fused:
+                last = self.teacher(**inputs, use_cache=False).logits[chosen]
+            else:
+                last, _ = labelled_logits(self.teacher, labels, inputs)
+        return (last if self.loss.alpha > 0 else None), [states[layer][chosen] for _, layer in self.pairs]
+
+    def _distance(
+        self, own_states: dict[int, torch.Tensor], chosen: torch.Tensor, states: list[torch.Tensor]
+    ) -> torch.Tensor:
+        assert self.hidden is not None
+        own = self.projected([own_states[layer][chosen] for layer, _ in self.pairs])
+        kind = self.hidden.loss
+        return torch.stack([distance_sum(*pair, kind) for pair in zip(own, states, strict=True)]).mean()
+
+
+class CachedDistillation(StudentWithTeacher):
+    """A student whose teacher is cached: its top k come in the order of the labels, whatever stands before the tokens.
+
+    A soft prompt moves positions, and leaves no label out."""
+
+    def __init__(self, student: Any, settings: DistillSettings) -> None:
+        super().__init__(student, None, settings)
+        self.is_fused = has_plain_head(student)
+        if self.is_fused:
+            swap_head(student.get_output_embeddings(), StudentHead)
+
+    def forward(self, labels: torch.Tensor, teacher_top_k: TopK, **inputs: torch.Tensor) -> torch.Tensor:
+        """The loss summed over the N labelled positions of a batch (B, S), a float32 scalar."""
+        assert teacher_top_k.log_probs.dtype == torch.float32, "an engine has rounded the teacher's log-probabilities"
+        own_labels = F.pad(labels, (num_prepended(self.student), 0), value=IGNORE)
+        if not self.is_fused:
+            logits, own = labelled_logits(self.student, own_labels, inputs)
+            return logits_loss(logits, teacher_top_k, own, self.loss)
+        targets = DistillTargets(own_labels != IGNORE, labels[labels != IGNORE], self.loss, top_k=teacher_top_k)
+        with told(targets, self.student.get_output_embeddings()):
+            loss: torch.Tensor = self.student(**inputs, use_cache=False).logits
+        return loss

@@ -1,0 +1,197 @@
+"""On-policy distillation (Agarwal et al. 2024): the student answers the prompts of the training rows, and learns what
+its teacher thinks of each token of its own answer. The loop is TRL's; the order of rows, the optimizer, its schedule,
+records, checkpoints and stopping are those of every other stage.
+
+Before a step each rank draws from a seed made of the run's, the step and the rank: so a run that goes on answers as one
+that was never stopped."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from trl import DistillationConfig as TRLConfig
+from trl import DistillationTrainer
+
+from scaleup.artifacts.train_state import TrainState
+from scaleup.config.stages.distill import DistillConfig
+from scaleup.data.prompts import Prompt, PromptOrder, read_prompts
+from scaleup.data.tokenization import Encoder
+from scaleup.distributed.runtime import Runtime, seed_everything
+from scaleup.errors import ScaleupError
+from scaleup.models.adapted import load_finished
+from scaleup.models.load import load_tokenizer
+from scaleup.plan.arithmetic import epochs_to_rows, rows_to_steps
+from scaleup.plan.types import BatchPlan
+from scaleup.train.checkpoint import Checkpointer, sound_checkpoint
+from scaleup.train.finish import TrainedModel
+from scaleup.train.fit import is_due, stop_run
+from scaleup.train.job import Job
+from scaleup.train.metrics import MetricsLog, peak_memory_mib
+from scaleup.train.model import trainable_model
+from scaleup.train.optim import build_optimizer, build_schedule
+
+
+def train_on_policy(job: Job[DistillConfig]) -> TrainedModel:
+    """Train the student on its own answers to the prompts of the training rows.
+
+    Raises ScaleupError as reading and loading do and where the loss is not finite, and Stopped after a signal."""
+    config, plan, runtime = job.config, job.plan, job.runtime
+    assert plan.batch is not None
+    runtime.progress.report("reading prompts")
+    tokenizer = load_tokenizer(config.model, plan.model.tokenizer_at)
+    encoder = Encoder(tokenizer, plan.model.task, config.data)
+    train, held_out = (read_prompts(config.data, split, encoder) for split in ("train", "validation"))
+    num_steps = _num_steps(config, plan.batch, sum(len(prompts) for prompts in train))
+    newest = sound_checkpoint(runtime, job.folder)
+    done, rows = newest.step if newest else 0, plan.batch.global_batch
+    order = PromptOrder(train, [s.weight for s in config.data.train or []], config.train.seed, config.data.shuffle)
+
+    runtime.progress.report("loading the model and its teacher")
+    student = trainable_model(config, plan.model, runtime.device)
+    teacher = load_finished(config.teacher, plan.models["teacher"], None, config.mixed_precision, runtime.device)
+    optimizer = build_optimizer(student, config.train)
+    schedule = build_schedule(optimizer, config.train, num_steps)
+    with tempfile.TemporaryDirectory() as unused:  # TRL wants a folder for checkpoints, which are ours
+        trainer = OnPolicyTrainer(
+            model=student,
+            teacher_model=teacher.requires_grad_(False),
+            args=_arguments(config, plan.batch, runtime, num_steps - done, unused),
+            train_dataset=_dataset(order[position] for position in range(done * rows, num_steps * rows)),
+            eval_dataset=_dataset(prompt for prompts in held_out for prompt in prompts) if held_out else None,
+            processing_class=deepcopy(tokenizer),  # which TRL gives a pad token where there is none
+            optimizers=(optimizer, schedule),
+        )
+        steps = Steps(job, trainer, num_steps)
+        trainer.train()
+    if steps.state.step < num_steps:
+        stop_run(runtime, job.folder, steps.checkpointer, steps.state, num_steps)
+    runtime.progress.heartbeat.end_steps()
+    steps.metrics.close()
+    return TrainedModel(trainer.model_wrapped, tokenizer, steps.state, num_dropped=0)
+
+
+class OnPolicyTrainer(DistillationTrainer):
+    """TRL's, for prompts that are token ids already and with a run's own checkpoints."""
+
+    save: Callable[[], None]
+
+    def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return prompts, None, {}
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.save()
+
+
+class Steps(TrainerCallback):
+    """What the run does around TRL's steps, which start from 0 in each attempt."""
+
+    checkpointer: Checkpointer[TrainState]
+
+    def __init__(self, job: Job[DistillConfig], trainer: OnPolicyTrainer, num_steps: int) -> None:
+        self.config = job.config
+        self.runtime = job.runtime
+        self.folder = job.folder
+        self.trainer = trainer
+        self.num_steps = num_steps
+        self.state = TrainState()
+        self.tokens_before = 0
+        trainer.save = lambda: self.checkpointer.save(self.state)
+        trainer.add_callback(self)
+        trainer.remove_callback(PrinterCallback)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        trainer = self.trainer
+        self.checkpointer = Checkpointer(
+            self.runtime.around(trainer.accelerator),
+            self.folder,
+            trainer.model_wrapped,
+            trainer.optimizer,
+            trainer.lr_scheduler,
+            self.config.train,
+        )
+        self.state = self.checkpointer.restore()
+        self.tokens_before = self.state.num_tokens
+        shown = self.config.model_dump(mode="json")
+        self.metrics = MetricsLog(self.runtime, self.folder, self.config.name, shown, self.state.step)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self.runtime.progress.heartbeat.begin_step(self.state.step + 1)
+        self.runtime.progress.enter_phase("answering and learning")
+        place = (self.config.train.seed, self.state.step, self.runtime.rank)
+        seed_everything(int(np.random.SeedSequence(place).generate_state(1)[0]))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        train, last = self.config.train, self.num_steps
+        self.state.step += 1
+        self.state.num_tokens = self.tokens_before + state.num_input_tokens_seen
+        step = self.state.step
+        control.should_log = is_due(train.logging_steps, step, last)
+        control.should_evaluate = self.trainer.eval_dataset is not None and is_due(train.eval_steps, step, last)
+        stop, save = self.runtime.sum(self.runtime.stop.requested, self.checkpointer.is_time())
+        control.should_save = step < last and (save > 0 or is_due(train.save_steps, step, last))  # the result follows
+        control.should_training_stop = step == last or stop > 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **others: Any) -> None:
+        if "train_runtime" in logs:  # TRL's summary of an attempt
+            return
+        values = {name: value for name, value in logs.items() if not name.endswith(SKIPPED_METRICS)}
+        if not math.isfinite(values.get("loss", 0.0)):
+            raise ScaleupError.of(
+                f"training step {self.state.step}", f"the loss is {values['loss']}", "lower train.learning_rate"
+            )
+        if "loss" in values:
+            values |= {"num_tokens": self.state.num_tokens, "memory_mib": peak_memory_mib(self.runtime.device)}
+            self.runtime.progress.report("training", self.state.step, self.num_steps, loss=round(values["loss"], 4))
+        else:
+            self.state.note_evaluation(values["eval_loss"], threshold=0.0)
+        self.metrics.log(self.state.step, **values)
+
+
+SKIPPED_METRICS = ("epoch", "eval_num_tokens", "_per_second", "_runtime")
+"""Ends of names of TRL's metrics that a run's own metrics hold already, or that nobody needs."""
+
+
+def _num_steps(config: DistillConfig, batch: BatchPlan, num_prompts: int) -> int:
+    if config.train.max_steps is not None:
+        return config.train.max_steps
+    assert config.train.num_train_epochs is not None, "the plan refuses anything else"
+    return rows_to_steps(epochs_to_rows(config.train.num_train_epochs, num_prompts), batch.global_batch)
+
+
+def _dataset(prompts: Iterable[Prompt]) -> Dataset:
+    return Dataset.from_dict({"prompt": [list(prompt.ids) for prompt in prompts]})
+
+
+def _arguments(config: DistillConfig, batch: BatchPlan, runtime: Runtime, num_steps: int, folder: str) -> TRLConfig:
+    """Settings of TRL's trainer. Logging, evaluation and saving are requested step by step (`Steps`)."""
+    train, generation = config.train, config.distill.generation
+    return TRLConfig(
+        output_dir=folder,
+        max_steps=num_steps,
+        per_device_train_batch_size=batch.micro_batch,
+        per_device_eval_batch_size=train.per_device_eval_batch_size,
+        gradient_accumulation_steps=batch.accumulation,
+        max_grad_norm=train.max_grad_norm,
+        seed=train.seed,
+        beta=config.distill.jsd_beta,
+        max_completion_length=generation.max_new_tokens,
+        generation_kwargs={"temperature": generation.temperature, "top_p": generation.top_p},
+        shuffle_dataset=False,
+        gradient_checkpointing=False,  # the student has it already where it is asked for
+        bf16=config.mixed_precision == "bf16",
+        use_cpu=runtime.device.type == "cpu",
+        ddp_find_unused_parameters=False,
+        eval_strategy="no",
+        logging_strategy="no",
+        save_strategy="no",
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+    )

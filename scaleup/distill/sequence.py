@@ -1,0 +1,54 @@
+"""Rows that a teacher writes: its own answers to the prompts of the training rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from scaleup.artifacts.files import write_text
+from scaleup.config.schema import SourceConfig
+from scaleup.config.stages.distill import DistillConfig
+from scaleup.data.sources import read_prompts
+from scaleup.data.tokenization import Encoder
+from scaleup.distributed.runtime import seed_everything
+from scaleup.models.adapted import load_finished
+from scaleup.models.generation import generate_answers
+from scaleup.models.load import load_tokenizer
+from scaleup.train.job import Job
+
+
+def with_written_rows(job: Job[DistillConfig]) -> Job[DistillConfig]:
+    """Return the job with what the teacher wrote in place of each source of data.train; in the run folder, once: a run
+    that goes on reads it again. Empty answers make no row. Every rank must call it."""
+    config, runtime, folder = job.config, job.runtime, job.folder
+    sources, place = config.data.train or [], folder.path.absolute() / "teacher"
+    files = [place / f"{number}.jsonl" for number in range(len(sources))]
+    if not all(file.is_file() for file in files):
+        prompts = [read_prompts(config.data, source, "train") for source in sources]
+        answers = iter(_answers(job, [prompt for part in prompts for prompt in part]))
+        for file, part in zip(files, prompts, strict=True):
+            rows: list[dict[str, Any]] = [{"prompt": prompt, "completion": next(answers)} for prompt in part]
+            if runtime.is_main:
+                place.mkdir(exist_ok=True)
+                lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["completion"].strip()]
+                write_text(file, "".join(lines))
+        runtime.barrier()
+    own = {name: name for name in ("prompt", "completion")}
+    written = [
+        SourceConfig(path=str(file), weight=source.weight, columns=own, prompt="{prompt}", completion="{completion}")
+        for file, source in zip(files, sources, strict=True)
+    ]
+    return replace(job, config=config.model_copy(update={"data": config.data.model_copy(update={"train": written})}))
+
+
+def _answers(job: Job[DistillConfig], prompts: Sequence[Any]) -> list[str]:
+    config, teacher, runtime = job.config, job.plan.models["teacher"], job.runtime
+    runtime.progress.report("loading the teacher")
+    tokenizer = load_tokenizer(config.teacher, teacher.tokenizer_at)
+    model = load_finished(config.teacher, teacher, None, config.mixed_precision, runtime.device)
+    ids = Encoder(tokenizer, teacher.task, config.data).prompt_ids(prompts)
+    seed_everything(config.train.seed + runtime.rank)
+    how, size = config.distill.generation, config.train.per_device_eval_batch_size
+    return generate_answers(runtime, model, tokenizer, ids, how, size, job.parts, "what the teacher writes")

@@ -1,0 +1,85 @@
+"""A worker's heartbeat: a notice that shows that its process runs, and how far its main thread is.
+
+The main thread only sets attributes; a thread of its own writes them, for the node's agent (launcher/hung.py)."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+
+from scaleup.artifacts.noticeboard import NoticeBoard
+
+BEAT_SECONDS = 3.0
+
+
+class Heartbeat:
+    """Counts what the main thread enters, and writes it every `BEAT_SECONDS`.
+
+    `collectives` orders the ranks of a group: all enter the same ones in the same order, so if a group stands still,
+    those that have entered fewest are behind, and the others wait for them. `phases`, entered since the last one,
+    orders ranks that wait for each other within a model's forward pass, where nobody counts."""
+
+    def __init__(self, file: Path | None = None, node_rank: int = 0) -> None:
+        self._file = file
+        self._node = node_rank
+        self._beat = 0
+        self.phase = "starting"
+        self.step: int | None = None
+        """The current step, from 1; None outside of the training loop."""
+        self.steps = 0
+        """The number of steps that this process has begun."""
+        self.collectives = 0
+        self.phases = 0
+
+    def start(self) -> Heartbeat:
+        """Write from now on, until the process ends; make SIGUSR2 print the stacks of all threads."""
+        faulthandler.register(signal.SIGUSR2, file=sys.stderr, all_threads=True)
+        Thread(target=self._beat_on, name="heartbeat", daemon=True).start()
+        return self
+
+    def enter_phase(self, phase: str) -> None:
+        """Note that the main thread begins a phase, or the next piece of the same one."""
+        self.phase = phase
+        self.phases += 1
+
+    def enter_collective(self) -> None:
+        """Note that the main thread enters a collective."""
+        self.collectives += 1
+        self.phases = 0
+
+    def begin_step(self, step: int) -> None:
+        """Note that the main thread begins a step, counted from 1."""
+        self.step = step
+        self.steps += 1
+
+    def end_steps(self) -> None:
+        """Note that the last step is done: what follows is not watched for progress."""
+        self.step = None
+
+    def _beat_on(self) -> None:
+        while True:
+            self._beat += 1
+            with suppress(OSError):  # a full disk is no reason to end a run
+                self._write()
+            time.sleep(BEAT_SECONDS)
+
+    def _write(self) -> None:
+        assert self._file is not None
+        state = {
+            "beat": self._beat,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "node": self._node,
+            "phase": self.phase,
+            "step": self.step,
+            "steps": self.steps,
+            "position": [self.collectives, self.phases],
+        }
+        NoticeBoard(self._file.parent, is_durable=False).post(self._file.stem, state)

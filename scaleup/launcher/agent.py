@@ -1,0 +1,233 @@
+"""One node's part of one attempt: starts its processes of every group, watches them, passes signals on, ends them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+from scaleup.artifacts.files import read_json
+from scaleup.artifacts.run_folder import Attempt, RunFolder
+from scaleup.launcher.ending import Part, killed_worker
+from scaleup.launcher.hung import HungWorkers
+from scaleup.launcher.peers import Nodes
+from scaleup.launcher.processes import STOP, RunProcess, kill, processes_of, signal_all
+from scaleup.launcher.rendezvous import Rendezvous, network_environment, rendezvous_arguments
+from scaleup.launcher.reward_group import END_SECONDS, Service
+from scaleup.launcher.signals import StopSignals
+from scaleup.launcher.watch import Watch
+from scaleup.plan.types import GroupPlan, Plan
+
+GRACE_SECONDS = 20.0
+CLOSING_SECONDS = 10.0
+"""How long groups that serve may take to end by themselves."""
+POLL_SECONDS = 0.1
+LIBC = ctypes.CDLL(None)  # loaded here, so that a forked child makes two system calls and nothing else
+SIG_IGN = 1
+LAUNCHER_ENVIRONMENT = {"PET_SIGNALS_TO_HANDLE": "SIGQUIT"}
+"""torchrun would take SIGTERM otherwise, give its workers 30 s, and kill them while they save."""
+
+
+@dataclass
+class NodeAgent:
+    """Runs the groups of a plan that are on this node, for one attempt."""
+
+    run: RunFolder
+    plan: Plan
+    attempt: Attempt
+    nodes: Nodes
+    signals: StopSignals
+    node_rank: int = 0
+    rendezvous: Rendezvous | None = None
+    _launchers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _services: dict[str, Service] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._hung = HungWorkers(self.attempt, self.plan, self.node_rank, self._processes)
+
+    def run_groups(self, watch: Watch) -> Part:
+        """Start everything and stay until it has ended; nothing of it runs on afterwards."""
+        with self.signals.passed_to(self._on_signal):
+            try:
+                self._start_all()
+                while self._is_running() and not self._must_end():
+                    self._heed_others()
+                    if (line := self._hung.look()) and self.signals.count:  # else it is the cause that is shown
+                        watch.say(line)
+                    self._tend_services(watch)
+                    watch.refresh()
+                    time.sleep(POLL_SECONDS)
+                watch.refresh()
+                failed, signalled = self._failed(), self.signals.count > 0  # before we end what is left
+                if not failed:
+                    self._let_services_end()
+            finally:
+                self._end_all()
+        gave_up = [service for service in self._services.values() if service.failed]
+        killed = [killed_worker(self.attempt, group.name, self.node_rank) for group in self._leading()]
+        killed = [self._hung.sentence, *killed, *(service.killed for service in gave_up)]
+        if not gave_up:  # the errors of a group whose client was gone are not the cause
+            for name in self._services:
+                self.attempt.forget_errors(name)
+        return Part(failed, next(filter(None, killed), ""), signalled)
+
+    def _here(self) -> list[GroupPlan]:
+        return [group for group in self.plan.groups if group.is_on(self.node_rank)]
+
+    def _leading(self) -> list[GroupPlan]:
+        """Return this node's groups whose end is the run's."""
+        return [group for group in self._here() if not group.serves]
+
+    def _start_all(self) -> None:
+        for group in self._here():
+            if self.signals.count or self.nodes.another_failed():
+                break
+            if group.serves:
+                self._services[group.name] = Service(self.run, self.attempt, group.name)
+                self._start_service(self._services[group.name])
+            else:
+                self._launchers[group.name] = self._start(group)
+        if self.signals.count:  # one that came in between did not reach every launcher
+            self._on_signal()
+
+    def _start_service(self, service: Service) -> None:
+        group = service.group_to_start()
+        self._launchers[service.name] = self._start(group, service.starts - 1)
+
+    def _tend_services(self, watch: Watch) -> None:
+        """Start services again that died, or are to have another size, while the group they serve goes on."""
+        for service in self._services.values():
+            launcher = self._launchers[service.name]
+            if launcher.poll() is None:
+                if service.must_end(self._hung.frozen_in(service.name)):
+                    service.tell()  # also one that hangs
+                    signal_all([worker for worker in self._workers() if worker.group == service.name], STOP)
+                elif service.told_at is not None and time.monotonic() - service.told_at > END_SECONDS:
+                    kill(partial(self._processes, service.name))
+                continue
+            if line := service.note_end(launcher, self.node_rank):
+                watch.say(line)
+            if service.may_start():
+                kill(partial(self._processes, service.name))  # what a launcher that died has left
+                self.attempt.forget_workers(service.name)
+                self._start_service(service)
+
+    def _let_services_end(self) -> None:
+        """Wait until services have ended, which they do by themselves once the group they serve is done."""
+        deadline = time.monotonic() + CLOSING_SECONDS
+        while time.monotonic() < deadline and any(self._launchers[name].poll() is None for name in self._services):
+            time.sleep(POLL_SECONDS)
+
+    def _start(self, group: GroupPlan, restart: int = 0) -> subprocess.Popen[bytes]:
+        command = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(self.run.launch_file(group.name)),
+        ]
+        command += rendezvous_arguments(group, self.rendezvous, self.node_rank)
+        command += ["-m", "scaleup.worker", str(self.run.path), group.name]
+        command += ["--attempt", str(self.attempt.number), "--node", str(self.node_rank)]
+        environment = os.environ | network_environment(group, self.rendezvous) | LAUNCHER_ENVIRONMENT
+        with self.attempt.launcher_log(group.name, self.node_rank, restart).open("ab") as file:
+            return subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=_leave_signals_to_the_agent,
+            )
+
+    def _is_running(self) -> bool:
+        """Return whether a group that leads still runs: one of this node, or if it has none, of the others."""
+        leading = [group.name for group in self._leading()]
+        if not leading:
+            return not self.nodes.have_ended(range(self.plan.groups[0].num_nodes))
+        return any(self._launchers[name].poll() is None for name in leading if name in self._launchers)
+
+    def _heed_others(self) -> None:
+        if not self.signals.count and self.nodes.another_stops():
+            self.signals.request()
+
+    def _must_end(self) -> bool:
+        """Return whether a group has failed, here or on another node: the others would only wait for it. After a signal
+        ours end one by one, unless one hangs."""
+        return (
+            self.nodes.another_failed()
+            or bool(self._hung.sentence)
+            or (not self.signals.count and bool(self._failed()))
+        )
+
+    def _failed(self) -> str:
+        """Return which group failed by itself. What a launcher makes of a run that was stopped does not count."""
+        if self.run.resumable_file.is_file():
+            return ""
+        codes = {name: launcher.poll() for name, launcher in self._launchers.items() if name not in self._services}
+        failed = [self._hung.sentence] if self._hung.sentence else []
+        failed += [f"group {name} ended with exit code {code}" for name, code in codes.items() if code]
+        failed += [service.failed for service in self._services.values() if service.failed]
+        missing = [f"group {group.name} was not started" for group in self._leading() if group.name not in codes]
+        return next(iter(failed + missing), "")
+
+    def _on_signal(self) -> None:
+        """Let the workers save and stop after a first signal; end them at once after a second Ctrl-C. A group that
+        serves is needed until the one it serves has stopped, here or on other nodes."""
+        if self.signals.at_once:
+            self._kill_all()
+            return
+        self.nodes.tell_to_stop()
+        if not self._leading():
+            return
+        workers = [process for process in self._workers() if process.group not in self._services]
+        signal_all(workers, STOP)
+        if not workers:  # not up yet, so there is nothing to save
+            self._kill_all()
+
+    def _processes(self, group: str | None = None) -> list[RunProcess]:
+        """Return this node's processes of this attempt and of one group: launchers, and workers also before they
+        register."""
+        ours = (self.attempt.number, self.node_rank)
+        processes = [process for process in processes_of(self.run.path) if (process.attempt, process.node) == ours]
+        return [process for process in processes if group in (None, process.group)]
+
+    def _workers(self) -> list[RunProcess]:
+        """Return the workers that have registered, and so handle signals."""
+        places = [read_json(file) for file in self.attempt.workers.glob("[!.]*.json")]
+        registered = {place["pid"] for place in places if place["host"] == socket.gethostname()}
+        return [process for process in self._processes() if process.pid in registered]
+
+    def _end_all(self) -> None:
+        if self._hung.sentence:  # no rank can save without the others, and a frozen one hears of nothing else
+            self._kill_all()
+        workers = self._workers()
+        saving = {worker.group for worker in workers}
+        signal_all(workers, STOP)
+        kill(lambda: [process for process in self._processes() if process.group not in saving])
+        deadline = time.monotonic() + GRACE_SECONDS
+        for launcher in self._launchers.values():
+            with suppress(subprocess.TimeoutExpired):
+                launcher.wait(max(0.1, deadline - time.monotonic()))
+        self._kill_all()
+        for launcher in self._launchers.values():
+            launcher.poll()  # nobody else reads how it ended
+
+    def _kill_all(self) -> None:
+        kill(self._processes)
+
+
+def _leave_signals_to_the_agent() -> None:
+    """Ignore SIGTERM in a launcher, and die with the agent (Linux: prctl PR_SET_PDEATHSIG).
+
+    Slurm signals all processes of a job, and a launcher that took SIGTERM would end workers that still save. If the
+    agent is killed outright, the kernel kills its launchers and signals their workers."""
+    LIBC.prctl(1, signal.SIGKILL)
+    LIBC.signal(signal.SIGTERM, SIG_IGN)

@@ -1,0 +1,78 @@
+"""Where the processes of several nodes meet in one attempt: an address and a port of the first node."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from scaleup.artifacts.bridge_file import free_port
+from scaleup.config.run import RunConfig
+from scaleup.errors import Problem
+from scaleup.launcher.addresses import interface_towards, own_address
+from scaleup.plan.types import GroupPlan, Plan
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    address: str
+    port: int
+
+
+def new_rendezvous(plan: Plan) -> Rendezvous | None:
+    """Choose an address and a port of the first node, which this one is; None if all are on one node. Each attempt has
+    its own: nothing of an earlier one answers there. Raises ScaleupError if the interface does not exist."""
+    if plan.num_nodes == 1:
+        return None
+    first = plan.groups[0]
+    address = first.main_address or own_address(first.interface)
+    return Rendezvous(address, first.main_port or free_port("parallel.main_port"))
+
+
+def rendezvous_arguments(group: GroupPlan, rendezvous: Rendezvous | None, node_rank: int) -> list[str]:
+    """Return the arguments of `accelerate launch` that the group's launch file leaves out."""
+    if group.num_nodes == 1 or rendezvous is None:
+        return []
+    place = ["--main_process_ip", rendezvous.address, "--main_process_port", str(rendezvous.port)]
+    return ["--machine_rank", str(node_rank - group.first_node), *place]
+
+
+def network_environment(group: GroupPlan, rendezvous: Rendezvous | None) -> dict[str, str]:
+    """Return the variables that name gloo's interface. By itself gloo takes the address that the host's name resolves
+    to, which is a loopback on many machines: it gets the interface that leads to the first node."""
+    if group.interface is not None:
+        return {"GLOO_SOCKET_IFNAME": group.interface, "NCCL_SOCKET_IFNAME": group.interface}
+    if rendezvous is None or "GLOO_SOCKET_IFNAME" in os.environ:
+        return {}
+    towards = interface_towards(rendezvous.address)
+    return {"GLOO_SOCKET_IFNAME": towards} if towards else {}
+
+
+def named_ports(config: RunConfig, node_rank: int = 0) -> Iterator[tuple[str, int]]:
+    """Return the ports that the config names and a run listens on at this node, each with its key."""
+    ports = {"parallel.main_port": config.parallel.main_port if node_rank == 0 else None}
+    if (reward := config.reward_group) is not None:
+        at = config.parallel.num_nodes if reward.own_nodes else 0
+        ports["reward.bridge_port"] = reward.bridge_port if node_rank == 0 else None
+        ports["reward.parallel.main_port"] = reward.parallel.main_port if node_rank == at else None
+    return ((key, port) for key, port in ports.items() if port is not None)
+
+
+def port_trouble(port: int) -> str:
+    """Return why nobody can listen there, e.g. `Address already in use`; empty if it is free."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trying:
+        trying.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just closed is free
+        try:
+            trying.bind(("", port))  # nobody can connect: it does not listen
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
+
+
+def port_problems(config: RunConfig) -> Iterator[Problem]:
+    """Refuse ports that are in use on the first node, before anything starts."""
+    for key, port in named_ports(config):
+        if trouble := port_trouble(port):
+            what = f"port {port} of {socket.gethostname()} cannot be used: {trouble}"
+            yield Problem(key, what, "leave it out, and a free one is found, or give another")

@@ -1,0 +1,103 @@
+"""A group that serves the one that leads: what its agent knows of it, and when it is started again alone."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from dataclasses import dataclass, field
+
+from scaleup.artifacts.run_folder import Attempt, RunFolder
+from scaleup.launcher.ending import killed_worker, restart_delay
+from scaleup.launcher.prepare import write_launch_file
+from scaleup.plan.types import GroupPlan, Plan
+
+LOOK_SECONDS = 1.0
+"""How often the run folder is looked at: for another size, and for a policy without answers."""
+PATIENT_LOOKS = 8
+"""A group that died shows it by itself in so many; one that hangs does not."""
+END_SECONDS = 5.0
+"""How long one that was told to end may take: it has nothing to save."""
+
+
+@dataclass
+class Service:
+    """One such group within an attempt."""
+
+    run: RunFolder
+    attempt: Attempt
+    name: str
+    starts: int = 0
+    restarts: int = 0
+    """Those after a death, of which there may be so many; not those to another size."""
+    failed: str = ""
+    """Why it is not started again."""
+    killed: str = ""
+    ended: bool = False
+    """As it should: the group that leads needs it no more."""
+    hung: str = ""
+    """Which of its workers gave no sign of life, when it was told to end."""
+    told_at: float | None = None
+    """When it was told to end, to be started again: it hangs, or is to have another size."""
+    _group: GroupPlan | None = None
+    _start_at: float | None = None
+    _looks_lost: int = 0
+    _next_look: float = field(default=0.0, repr=False)
+
+    def group_to_start(self) -> GroupPlan:
+        """Return the group as the plan has it now, after writing its launch file."""
+        self._group = self._planned()
+        self.run.lost_file.unlink(missing_ok=True)
+        write_launch_file(self.run, self._group)
+        self.starts += 1
+        self.told_at = self._start_at = None
+        self.hung = ""
+        return self._group
+
+    def must_end(self, hung: str = "") -> bool:
+        """Return whether a worker of it hangs (the sentence), the policy gets no answers from it, or the plan has
+        another size for it than when it was started. Looks every `LOOK_SECONDS`."""
+        if self.told_at is not None or time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        self._looks_lost = self._looks_lost + 1 if self.run.lost_file.exists() else 0
+        self.hung = hung
+        return bool(hung) or self._looks_lost > PATIENT_LOOKS or self._planned() != self._group
+
+    def tell(self) -> None:
+        self.told_at = time.monotonic()
+
+    def may_start(self) -> bool:
+        return self._start_at is not None and time.monotonic() >= self._start_at
+
+    def note_end(self, launcher: subprocess.Popen[bytes], node_rank: int) -> str:
+        """Decide what comes next after its launcher has ended, once. Return a line for the user, or nothing."""
+        if self._start_at is not None or self.ended or self.failed:
+            return ""
+        planned, code = self._planned(), launcher.returncode
+        if planned != self._group:
+            self._start_at = time.monotonic()
+            return f"group {self.name} starts again with {planned.num_processes} process(es)"
+        if code == 0 and self.told_at is None:
+            self.ended = True
+            return ""
+        self.killed = self.hung or killed_worker(self.attempt, self.name, node_rank, self.starts - 1)
+        hung = self.told_at is not None
+        what = self.killed or f"group {self.name} " + ("gave no answers" if hung else f"ended with exit code {code}")
+        if self.attempt.has_mistake(self.name) or self.restarts >= planned.max_restarts:
+            self.failed = (
+                f"group {self.name} gave no answers" if hung else f"group {self.name} ended with exit code {code}"
+            )
+            self.failed += f", after {self.restarts} restart(s)" if self.restarts else ""
+            return ""
+        self.restarts += 1
+        self._start_at = time.monotonic() + restart_delay(self.restarts)
+        return f"{what}; restart {self.restarts} of {planned.max_restarts} of group {self.name} alone"
+
+    def _planned(self) -> GroupPlan:
+        """Read the group's plan. One that cannot be read for a moment has not changed: a run does not end for that."""
+        try:
+            return Plan.read(self.run.plan_file).group(self.name)
+        except OSError:
+            if self._group is None:
+                raise
+            return self._group

@@ -1,0 +1,79 @@
+"""A model's head, swapped for one that gives something other than logits where a forward pass wants that.
+
+Only the class of the layer changes: it keeps its place, its parameters and their names, so every engine shards, gathers
+and ties it as before. What it is to give is told around a forward pass, since a model hands its head nothing but hidden
+states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class ToldHead(nn.Linear):
+    """A linear head that gives logits, or, inside of `told`, what its kind makes of the value that it is told."""
+
+    value: Any = None
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, S, H) -> logits (B, S, V), or what `answer` returns."""
+        return self.logits(hidden) if self.value is None else self.answer(hidden, self.value)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (..., H) -> logits (..., V)."""
+        return super().forward(hidden)
+
+    def answer(self, hidden: torch.Tensor, value: Any) -> Any:
+        """Each kind's own: hidden states (B, S, H) and what the head is told -> what stands in place of the logits."""
+        raise NotImplementedError
+
+
+class HiddenHead(ToldHead):
+    """A head that passes on its hidden states; or, told a function of them, calls it while its weights are gathered."""
+
+    value: Callable[[torch.Tensor], Any] | None = None
+
+    def forward(self, hidden: torch.Tensor) -> Any:
+        """Hidden states -> the same, or what the function returns."""
+        return hidden if self.value is None else self.value(hidden)
+
+
+@contextmanager
+def told(value: Any, *heads: ToldHead) -> Iterator[None]:
+    """Forward passes inside go by `value`, of the type that the heads' kind wants; outside, the heads give logits."""
+    for head in heads:
+        head.value = value
+    try:
+        yield
+    finally:
+        for head in heads:
+            head.value = None
+
+
+def swap_head(head: nn.Module, kind: type[ToldHead]) -> None:
+    """Turn a plain linear layer into a head of this kind."""
+    assert type(head) is nn.Linear, f"{type(head).__name__} is no plain linear layer"
+    head.__class__ = kind
+
+
+def has_plain_head(model: Any) -> bool:
+    """Whether a language model's logits are a linear layer's own output: some models scale, cap or shift them."""
+    head = model.get_output_embeddings()
+    return type(head) is nn.Linear and _is_returned_as_is(model, head)
+
+
+@torch.no_grad()
+def _is_returned_as_is(model: Any, head: nn.Linear) -> bool:
+    outputs: list[torch.Tensor] = []
+    hook = head.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    try:
+        token = torch.zeros((1, 1), dtype=torch.long, device=head.weight.device)
+        inputs = {"decoder_input_ids": token} if model.config.is_encoder_decoder else {}
+        logits = model(input_ids=token, **inputs, use_cache=False).logits
+    finally:
+        hook.remove()
+    return len(outputs) == 1 and logits is outputs[0]

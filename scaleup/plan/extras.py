@@ -1,0 +1,69 @@
+"""The extras of the package: what `pip install scaleup` leaves out, and the refusal of a run that needs one of them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+
+from scaleup.config.run import RunConfig
+from scaleup.errors import Problem, ScaleupError
+from scaleup.plan.machine import Machine
+from scaleup.plan.model_path import quantization_of
+
+MODULES: dict[str, tuple[str, ...]] = {
+    "train": ("torch", "transformers", "accelerate", "datasets", "peft"),
+    "deepspeed": ("deepspeed",),
+    "quantization": ("bitsandbytes", "torchao"),
+    "gguf": ("xllamacpp",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+}
+"""What each extra brings, as it is imported."""
+ZERO = ("zero1", "zero2", "zero3")
+
+
+class DataPlaneMissing(ScaleupError):
+    """Tells that models cannot be described, nor anything run: only the control plane is installed."""
+
+
+def missing_modules(extra: str) -> list[str]:
+    """Returns the modules of an extra that are not installed here."""
+    return [name for name in MODULES[extra] if importlib.util.find_spec(name) is None]
+
+
+def remedy(extra: str) -> str:
+    return f"pip install 'scaleup[{extra}]'"
+
+
+def check_data_plane() -> None:
+    """Raises DataPlaneMissing where torch, or what depends on it, is not installed."""
+    if missing := missing_modules("train"):
+        what = f"models are described, trained and measured with {', '.join(missing)}, not installed here"
+        raise DataPlaneMissing.of("scaleup[train]", what, remedy("train"))
+
+
+def extra_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    """Yields what the config needs of an extra that is not installed; nothing for a machine that is not this one."""
+    if machine.is_described:
+        return
+    yield from strategy_problems(config.parallel.strategy)
+    if config.reward_group is not None:
+        yield from strategy_problems(config.reward_group.parallel.strategy, "reward.parallel")
+    reward = getattr(config, "reward", None)
+    quantized = {"quantization": getattr(config, "quantization", None)}
+    quantized["reward.quantization"] = getattr(reward, "quantization", None)
+    for key, value in quantized.items():
+        if value is not None and "bitsandbytes" in missing_modules("quantization"):
+            yield Problem(key, f"{value} needs bitsandbytes, not installed here", remedy("quantization"))
+    made_by = quantization_of(config.model.path)
+    if made_by in missing_modules("quantization"):
+        what = f"{config.model.path} was quantized with {made_by}, not installed here"
+        yield Problem("model.path", what, remedy("quantization"))
+    method = getattr(getattr(config, "quantize", None), "method", "")
+    if method.startswith("int") and "torchao" in missing_modules("quantization"):
+        yield Problem("quantize.method", f"{method} needs torchao, not installed here", remedy("quantization"))
+
+
+def strategy_problems(strategy: str, where: str = "parallel") -> Iterator[Problem]:
+    """Yields the refusal of a strategy whose engine is not installed; `where` is the section's key."""
+    if strategy in ZERO and missing_modules("deepspeed"):
+        yield Problem(f"{where}.strategy", f"{strategy} needs deepspeed, not installed here", remedy("deepspeed"))

@@ -1,0 +1,92 @@
+"""Checks of classifiers that score texts, a reward model or the one that measures toxicity: by the config, and by the
+model's own files."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from scaleup.artifacts.reward_file import REWARD_FILE, read_reward
+from scaleup.config.schema import EvaluationConfig, ScorerConfig
+from scaleup.errors import Problem, ScaleupError
+from scaleup.plan.facts import ModelFacts
+from scaleup.plan.machine import Machine
+from scaleup.plan.model_path import model_path_problems, saved_settings
+from scaleup.records.template import Template
+
+FIELDS = ("prompt", "response")
+PROMPT_LEARNING = frozenset({"PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"})
+TOXICITY_MODEL = "evaluation.toxicity_model"
+"""The config key, and what the facts of that model go by."""
+TOXIC_LABEL = "evaluation.toxic_label"
+
+
+def template_problems(text: str, where: str) -> Iterator[Problem]:
+    try:
+        fields = Template(text).fields
+    except ScaleupError as error:
+        yield from (Problem(where, f"{item.where} {item.what}", item.remedy) for item in error.problems)
+        return
+    for field in fields:
+        if field not in FIELDS:
+            yield Problem(where, f"has no field {field!r}", "write {prompt} and {response}")
+    if "response" not in fields:
+        yield Problem(where, "does not hold {response}: all responses would score the same", "write {response} into it")
+
+
+def reward_model_problems(scorer: ScorerConfig, facts: ModelFacts, where: str = "reward.model") -> list[Problem]:
+    """Returns why a model cannot give the scores that `scorer` describes; `where` is the model's config key."""
+    return list(_reward_model_problems(scorer, facts, where, where.rpartition(".")[0]))
+
+
+def _reward_model_problems(scorer: ScorerConfig, facts: ModelFacts, where: str, section: str) -> Iterator[Problem]:
+    if facts.task != "sequence_classification" or not (facts.labels or facts.adapter):
+        what = f"({facts.architecture}) has no head that scores texts"
+        yield Problem(f"{where}.path", what, "name a finished reward run, or a sequence classifier")
+        return
+    if facts.adapter and saved_settings(Path(facts.adapter)).get("peft_type") in PROMPT_LEARNING:
+        what = "is a soft prompt or a prefix, which are not scored with"
+        yield Problem(f"{where}.path", what, "name a whole model, or another adapter")
+    labels = facts.labels or ("LABEL_0",)
+    if scorer.label is not None and scorer.label not in labels:
+        near = difflib.get_close_matches(scorer.label, labels, n=1, cutoff=0.5)
+        remedy = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(labels)}"
+        yield Problem(f"{section}.label", f"{scorer.label!r} is no label of {where}", remedy)
+    if scorer.label is None and len(labels) > 1:
+        what = f"is needed: {where} has {len(labels)} labels"
+        yield Problem(f"{section}.label", what, f"name the one that is rewarded: {', '.join(labels)}")
+    if scorer.template is not None:
+        yield from template_problems(scorer.template, f"{section}.template")
+    if scorer.max_length and facts.max_positions and scorer.max_length > facts.max_positions:
+        what = f"{scorer.max_length} tokens are more than the {facts.max_positions} that {where} has positions for"
+        yield Problem(f"{section}.max_length", what, f"use at most {facts.max_positions}")
+    try:
+        saved = read_reward(Path(facts.adapter or facts.location))
+    except ScaleupError as error:
+        yield from error.problems
+        return
+    if saved is not None and scorer.normalize and scorer.score != saved.score:
+        what = f"is {scorer.score}, and the mean and spread in {REWARD_FILE} are those of a {saved.score}"
+        yield Problem(f"{section}.score", what, f"use {saved.score}, or set {section}.normalize: false")
+
+
+def toxicity_problems(evaluation: EvaluationConfig, machine: Machine) -> Iterator[Problem]:
+    """Yields settings of toxicity that a config leaves out."""
+    if "toxicity" not in evaluation.metrics:
+        return
+    if evaluation.toxicity_model is None:
+        yield Problem(TOXICITY_MODEL, "is needed for toxicity", "name a sequence classifier")
+    else:
+        yield from model_path_problems(evaluation.toxicity_model, TOXICITY_MODEL, not machine.is_described)
+    if evaluation.toxic_label is None:
+        yield Problem(TOXIC_LABEL, "is needed for toxicity", "name the classifier's label for it, e.g. hate")
+
+
+def toxicity_model_problems(evaluation: EvaluationConfig, facts: ModelFacts) -> list[Problem]:
+    """Returns the problems that the classifier's own files tell."""
+    scorer = evaluation.toxicity_scorer
+    assert scorer is not None, "else nobody asked about it"
+    problems = reward_model_problems(scorer, facts, TOXICITY_MODEL)
+    return [replace(each, where=TOXIC_LABEL) if each.where == "evaluation.label" else each for each in problems]

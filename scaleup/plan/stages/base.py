@@ -1,0 +1,216 @@
+"""The planner's interface to a stage: one object in `plan/stages/NAME.py` answers every question about it.
+
+A config comes in, with the machine, the data that was checked or the facts of models; problems, and parts of the plan,
+go out. The methods stand in the order in which `plan/resolve.py` calls them. The defaults here fit a stage with one
+group that holds one model, and trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Generic, Literal, TypeVar
+
+from scaleup.config.run import RunConfig
+from scaleup.config.schema import EvaluationConfig, GenerationConfig, ModelConfig, RowFormat
+from scaleup.errors import Problem
+from scaleup.plan.compat import NOTHING, Tested
+from scaleup.plan.compute import Rate
+from scaleup.plan.extras import extra_problems
+from scaleup.plan.facts import MicroBatch, ModelFacts, ModelRequest
+from scaleup.plan.groups import patience_problems
+from scaleup.plan.machine import Machine
+from scaleup.plan.memory import inference_memory
+from scaleup.plan.model_path import model_path_problems, quantization_of
+from scaleup.plan.rules import (
+    arithmetic_problems,
+    evaluation_problems,
+    parallel_problems,
+    position_problems,
+    precision_problems,
+    row_problems,
+    runs_dir_problems,
+    split_problems,
+    tracker_problems,
+)
+from scaleup.plan.scorers import TOXICITY_MODEL, toxicity_model_problems
+from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan, RolloutPlan
+from scaleup.records.check import DataCheck
+from scaleup.records.examples import row_format
+
+C = TypeVar("C", bound=RunConfig)
+Rows = Literal["completions", "prompts"]
+"""What rows of a split must hold: a prompt with its completion, or a prompt alone."""
+Facts = Mapping[str, ModelFacts]
+"""Of every model of the run, by config key: `model`, `teacher`, `reward.model`, ..."""
+
+
+class StagePlanner(Generic[C]):
+    """Answers what the planner asks about a stage."""
+
+    shows = "training"
+    """Which of the tables of `reports/terminal.py` is printed in the end."""
+    tested: Tested = NOTHING
+    """Which combinations of strategy, adapter, quantization and precision this project's tests train."""
+    takes_classifiers = False
+    """Whether `model` may be a sequence classifier."""
+    writes_text = True
+    """Whether a finished run of it is a model that answers prompts."""
+
+    # What the config alone says.
+
+    def splits(self, config: C) -> dict[str, Rows]:
+        """Returns the data splits that the stage reads, and what their rows must hold."""
+        raise NotImplementedError  # the one question that no stage can leave open
+
+    def max_rows(self, config: C) -> int | None:
+        """Returns how many rows of a split are read at most; None: all."""
+        return None
+
+    def model_paths(self, config: C) -> dict[str, ModelConfig]:
+        """Returns the models that must be there, by config key."""
+        return {"model": config.model}
+
+    def measured(self, config: C) -> EvaluationConfig | None:
+        """Returns what an evaluation of the run measures, if it has one."""
+        evaluation: EvaluationConfig | None = getattr(config, "evaluation", None)
+        return evaluation
+
+    def answers(self, config: C) -> GenerationConfig | None:
+        """Returns how the stage itself lets a model answer, if it does."""
+        return None
+
+    def config_problems(self, config: C, machine: Machine) -> list[Problem]:
+        """Returns every problem that the config itself tells of, so that a user sees all mistakes at once."""
+        needs_weights = not machine.is_described
+        models = self.model_paths(config).items()
+        return [
+            *(each for where, model in models for each in model_path_problems(model, where, needs_weights)),
+            *arithmetic_problems(config, machine),
+            *parallel_problems(config, machine),
+            *patience_problems(config),
+            *self.problems(config, machine),
+            *split_problems(config, self.splits(config)),
+            *self.evaluation_problems(config, machine),
+            *tracker_problems(config),
+            *runs_dir_problems(config),
+            *extra_problems(config, machine),
+        ]
+
+    def problems(self, config: C, machine: Machine) -> Iterator[Problem]:
+        """Yields what cannot work, as far as the config itself tells."""
+        yield from self.quantized_problems(config)
+
+    def evaluation_problems(self, config: C, machine: Machine) -> Iterator[Problem]:
+        """Yields what cannot be measured of the run."""
+        if (evaluation := self.measured(config)) is not None:
+            reads_prompts = set(self.splits(config).values()) == {"prompts"}
+            yield from evaluation_problems(config, evaluation, reads_prompts, machine)
+
+    def quantized_problems(self, config: C) -> Iterator[Problem]:
+        """Yields a refusal of a model whose folder holds quantized weights: most stages need the plain ones."""
+        if (method := quantization_of(config.model.path)) is not None:
+            what = f"{config.model.path} is quantized already ({method}): stage {config.stage} needs the weights it was"
+            yield Problem("model.path", f"{what} made of", "name the unquantized model")
+
+    # What the rows say.
+
+    def data_problems(self, config: C, machine: Machine, data: DataCheck) -> Iterator[Problem]:
+        """Yields what cannot work with as many rows as were counted."""
+        yield from ()
+
+    def trains_as(self, config: C) -> RunConfig:
+        """Returns the config by which the run trains: its own, or another stage's where one is part of this one."""
+        return config
+
+    def batch(self, config: C, data: DataCheck) -> BatchPlan | None:
+        """Returns how large an optimizer step is; None for a stage that does not learn from rows as they are."""
+        return None
+
+    def batch_problems(self, config: C, batch: BatchPlan) -> Iterator[Problem]:
+        """Yields what cannot work over as many steps as there will be."""
+        yield from ()
+
+    # What the models' files say.
+
+    def models(self, config: C) -> dict[str, ModelRequest]:
+        """Returns the models whose facts are needed, by config key."""
+        quantization = getattr(config, "quantization", None)
+        return {"model": ModelRequest(**config.model.model_dump(), quantization=quantization)}
+
+    def micro_batch(self, config: C) -> MicroBatch | None:
+        """Returns what a rank trains on at a time, whose memory is traced; None where nothing is trained on rows."""
+        return None
+
+    def all_facts_problems(self, config: C, facts: ModelFacts, where: str) -> list[Problem]:
+        """Returns what only the files of the model at the config key `where` can tell, whosever model it is."""
+        measured = self.measured(config)
+        if where == TOXICITY_MODEL and measured is not None:
+            return toxicity_model_problems(measured, facts)
+        return list(self.facts_problems(config, facts, where))
+
+    def facts_problems(self, config: C, facts: ModelFacts, where: str) -> Iterator[Problem]:
+        """Yields what the files of the model at the config key `where` say against the run."""
+        yield from precision_problems(config, facts)
+        yield from self.length_problems(config, facts, where)
+        forms = self.row_formats(config)
+        yield from row_problems(facts, where, forms)
+        yield from self.task_problems(config, facts, where, forms)
+
+    def length_problems(self, config: C, facts: ModelFacts, where: str) -> Iterator[Problem]:
+        """Yields rows and answers that are longer than the model has positions for."""
+        yield from position_problems(config.data.max_length, self.answers(config), facts, where)
+
+    def task_problems(self, config: C, facts: ModelFacts, where: str, forms: list[RowFormat]) -> Iterator[Problem]:
+        """Yields a model of another kind than the stage works on; `forms` are the formats of all rows."""
+        if facts.task == "sequence_classification" and where == "model" and not self.takes_classifiers:
+            what = f"is a sequence classifier ({facts.architecture}): it scores texts and writes none"
+            remedy = f"stage {config.stage} needs a language model; evaluate takes this one"
+            yield Problem(f"{where}.path", what, remedy)
+
+    def model_problems(self, config: C, facts: Facts) -> Iterator[Problem]:
+        """Yields what the files of several models say against one another."""
+        yield from ()
+
+    def complete(self, config: C, facts: Facts) -> Facts:
+        """Returns the facts with what follows from those of other models."""
+        return facts
+
+    # What becomes of it: parts of the plan.
+
+    def trained(self, config: C, facts: Facts) -> ModelFacts:
+        """Returns the facts of what the first group's engine wraps."""
+        return facts["model"]
+
+    def memory(self, config: C, facts: Facts, strategy: str) -> MemoryPlan:
+        """Returns the bytes that a rank holds under a strategy."""
+        return inference_memory(facts["model"], strategy, getattr(config, "quantization", None))
+
+    def rollouts(self, config: C, data: DataCheck) -> RolloutPlan | None:
+        """Returns how rollouts divide into optimizer steps; None for a stage without them."""
+        return None
+
+    def compute(self, config: C, facts: Facts, batch: BatchPlan, rate: Rate) -> ComputePlan | None:
+        """Returns the arithmetic of a training run in floating-point operations."""
+        return None
+
+    def notes(self, config: C, facts: Facts, batch: BatchPlan | None, data: DataCheck) -> list[str]:
+        """Returns what the user should know although it is no mistake."""
+        return []
+
+    def untested_notes(self, config: C, strategy: str) -> list[str]:
+        """Returns a note where no test of this project trains what the config combines under a strategy."""
+        return []
+
+    # What becomes of a finished run.
+
+    def before(self, config: C) -> ModelConfig | None:
+        """Returns the model that a finished run's is compared with; None where there is none."""
+        return config.model
+
+    def generation(self, config: C) -> GenerationConfig:
+        """Returns how the model of a finished run answers."""
+        return getattr(config, "generation", None) or GenerationConfig()
+
+    def row_formats(self, config: C) -> list[RowFormat]:
+        """Returns the formats of all rows that are read."""
+        sources = [source for split in self.splits(config) for source in getattr(config.data, split) or []]
+        return [row_format(config.data, source) for source in sources]

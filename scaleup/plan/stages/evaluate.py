@@ -1,0 +1,86 @@
+"""The planner of evaluations: what cannot be measured, and beside what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from scaleup.config.schema import GenerationConfig, ModelConfig, RowFormat
+from scaleup.config.stages.evaluate import EvaluateConfig
+from scaleup.errors import Problem
+from scaleup.plan.facts import ModelFacts, ModelRequest
+from scaleup.plan.machine import Machine
+from scaleup.plan.rules import quantized_twice
+from scaleup.plan.saved_adapters import side_by_side_problems
+from scaleup.plan.stages.base import Rows, StagePlanner
+from scaleup.records.examples import row_format
+from scaleup.records.format_rules import holds_labels, holds_preferences
+
+
+class EvaluatePlanner(StagePlanner[EvaluateConfig]):
+    shows = "evaluate"
+    takes_classifiers = True
+
+    def splits(self, config: EvaluateConfig) -> dict[str, Rows]:
+        return {config.evaluation.split: "completions" if config.evaluation.needs_completions else "prompts"}
+
+    def model_paths(self, config: EvaluateConfig) -> dict[str, ModelConfig]:
+        beside = {} if config.baseline is None else {"baseline": config.baseline}
+        return super().model_paths(config) | beside
+
+    def answers(self, config: EvaluateConfig) -> GenerationConfig | None:
+        return config.generation
+
+    def problems(self, config: EvaluateConfig, machine: Machine) -> Iterator[Problem]:
+        yield from super().problems(config, machine)
+        if config.adapters and config.baseline is not None:
+            what = "and adapters exclude each other: these are compared with their base"
+            yield Problem("baseline", what, "leave it out")
+        yield from side_by_side_problems(config.adapters, config.model)
+
+    def quantized_problems(self, config: EvaluateConfig) -> Iterator[Problem]:
+        yield from quantized_twice(config.model, config.quantization)
+
+    def models(self, config: EvaluateConfig) -> dict[str, ModelRequest]:
+        models = super().models(config)
+        if config.baseline is None:
+            return models
+        return models | {"baseline": ModelRequest(**config.baseline.model_dump(), quantization=config.quantization)}
+
+    def task_problems(
+        self, config: EvaluateConfig, facts: ModelFacts, where: str, forms: list[RowFormat]
+    ) -> Iterator[Problem]:
+        yield from kind_problems(config, facts, where)
+
+    def before(self, config: EvaluateConfig) -> ModelConfig | None:
+        return None
+
+
+def kind_problems(config: EvaluateConfig, facts: ModelFacts, where: str) -> Iterator[Problem]:
+    """Yields rows of another kind than the model reads: texts, pairs of responses, or texts with a class."""
+    forms = [row_format(config.data, source) for source in getattr(config.data, config.evaluation.split) or []]
+    are_pairs = any(map(holds_preferences, forms))
+    are_classes = holds_labels(config.data, config.evaluation.split)
+    if facts.task != "sequence_classification":
+        if are_classes:
+            what = f"({facts.architecture}) is no classifier, and the rows are texts with a class"
+            yield Problem(f"{where}.path", what, "name a classifier, or rows with a prompt and a completion")
+        if are_pairs and config.evaluation.needs_completions:
+            what = f"({facts.architecture}) scores no texts, and the rows are preferences"
+            yield Problem(f"{where}.path", what, "name a reward model, or rows with a prompt and a completion")
+        return
+    if are_classes and len(facts.labels) < 2:
+        yield Problem("data.label", f"{where} has one score and no classes", "give data.chosen and data.rejected")
+    elif not are_pairs and not are_classes:
+        what = f"{where} is a reward model, which is measured on preferences"
+        yield Problem("data", what, "give data.chosen and data.rejected, or data.text and data.label for a classifier")
+    if config.adapters:
+        yield Problem("adapters", "of classifiers are not put side by side", "evaluate each by its own path")
+    if config.evaluation.metrics != ["perplexity"]:
+        what = f"{where} is a classifier, whose metrics follow from the rows: accuracy and the like"
+        yield Problem("evaluation.metrics", what, "leave it out")
+    if (are_pairs and len(facts.labels) > 1) or not (facts.labels or facts.adapter):
+        head = f"{len(facts.labels)} labels" if facts.labels else "no head"
+        yield Problem(f"{where}.path", f"has {head}, and one score is compared", "name a reward run")
+
+
+PLANNER = EvaluatePlanner()

@@ -1,0 +1,71 @@
+"""The planner of reward models: what they cannot be trained from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from scaleup.config.schema import ModelConfig, RowFormat
+from scaleup.config.stages.reward import RewardConfig
+from scaleup.errors import Problem
+from scaleup.plan.batches import packing_problems
+from scaleup.plan.compat import TESTED_PRECISIONS, Tested
+from scaleup.plan.compute import Workload
+from scaleup.plan.facts import ModelFacts, ModelRequest
+from scaleup.plan.machine import Machine
+from scaleup.plan.rules import packing_unsupported
+from scaleup.plan.scorers import template_problems
+from scaleup.plan.stages.supervised import SupervisedPlanner, no_classes
+
+
+class RewardPlanner(SupervisedPlanner[RewardConfig]):
+    tested = Tested(
+        adapters=frozenset({"full", "lora"}),
+        precisions=TESTED_PRECISIONS,
+        quantized=frozenset({"single", "ddp", "zero2"}),
+        kind="a reward model of ",
+    )
+    takes_classifiers = True
+    writes_text = False
+    work = Workload(texts_a_row=2)
+
+    def stage_problems(self, config: RewardConfig, machine: Machine) -> Iterator[Problem]:
+        yield from no_classes(config)
+        forms = self.row_formats(config)
+        for key in ("completion", "template", "messages", "text"):
+            if any(getattr(form, key) is not None for form in forms):
+                what = "says nothing of which response is preferred"
+                yield Problem(f"data.{key}", what, "give data.chosen and data.rejected, or data.completions with ranks")
+        if config.model.task not in ("auto", "sequence_classification"):
+            what = f"a reward model is a sequence classifier, not a {config.model.task} model"
+            yield Problem("model.task", what, "leave it out: whatever the model is, it gets a head of one score")
+        if config.data.packing:
+            yield packing_unsupported("reward models")
+        if any(form.completions is not None for form in forms):
+            for name in ("streaming", "validation_fraction"):
+                if getattr(config.data, name):
+                    whole = (
+                        "streamed rows make one pair each"
+                        if name == "streaming"
+                        else "pairs of one row would be parted"
+                    )
+                    yield Problem(f"data.{name}", f"does not go with rankings: {whole}", "write pairs, or leave it out")
+        yield from template_problems(config.reward.template, "reward.template")
+
+    def models(self, config: RewardConfig) -> dict[str, ModelRequest]:
+        models = super().models(config)
+        return models | {"model": models["model"].model_copy(update={"task": "sequence_classification"})}
+
+    def task_problems(
+        self, config: RewardConfig, facts: ModelFacts, where: str, forms: list[RowFormat]
+    ) -> Iterator[Problem]:
+        yield from packing_problems(config, facts)
+        if len(facts.labels) > 1:
+            what = f"is a classifier of {len(facts.labels)} labels ({', '.join(facts.labels)}), a reward model has one"
+            remedy = "name its base model; to reward one of these labels, no training is needed (ppo's reward.label)"
+            yield Problem(f"{where}.path", what, remedy)
+
+    def before(self, config: RewardConfig) -> ModelConfig | None:
+        return None  # the model that it came from has no score
+
+
+PLANNER = RewardPlanner()

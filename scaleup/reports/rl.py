@@ -1,0 +1,71 @@
+"""Reports of PPO runs: metrics and samples go in; a summary, a table of responses and a plot of scores come out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from scaleup.artifacts.files import read_json
+from scaleup.artifacts.train_state import TrainState
+from scaleup.reports.plots import figure
+
+
+def ppo_summary(lines: list[dict[str, Any]], state: TrainState) -> dict[str, Any]:
+    """The metrics of a manifest: those of the last rollout, and of held-out prompts before and after training. KL is in
+    nats a response."""
+    rollouts = [line for line in lines if "objective/scores" in line]
+    held_out = [line for line in lines if "eval/scores" in line]
+    last = rollouts[-1] if rollouts else {}
+    metrics: dict[str, Any] = {
+        "scores": last.get("objective/scores"),
+        "kl": last.get("objective/kl"),
+        "num_tokens": state.num_tokens,
+    }
+    if held_out:
+        before, after = held_out[0], held_out[-1]
+        metrics |= {
+            "held_out_before": before["eval/scores"],
+            "held_out_before_std": before["eval/scores_std"],
+            "held_out_after": after["eval/scores"],
+            "held_out_after_std": after["eval/scores_std"],
+            "held_out_kl": after["eval/kl"],
+        }
+    return metrics
+
+
+def sample_table(folder: Path) -> str:
+    """A Markdown table of the held-out responses of the first and the last evaluation in `folder`."""
+    files = sorted(folder.glob("rollout-*.json"))
+    if not files:
+        return "No held-out prompts: data.test was not given.\n"
+    first, last = read_json(files[0]), read_json(files[-1])
+    rows = [
+        f"| {_cell(old['prompt'])} | {_cell(old['response'])} | {old['score']:.3f} "
+        f"| {_cell(new['response'])} | {new['score']:.3f} |"
+        for old, new in zip(first, last, strict=True)
+    ]
+    return "\n".join(["| prompt | before | score | after | score |", "|---|---|---|---|---|", *rows]) + "\n"
+
+
+def _cell(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1].replace("|", "\\|")
+
+
+def plot_rewards(lines: list[dict[str, Any]], file: Path, title: str) -> None:
+    """Draw mean scores by rollout, and against the KL to the reference, into a PNG file."""
+    rollouts = [line for line in lines if "objective/scores" in line]
+    held_out = [line for line in lines if "eval/scores" in line]
+    with figure(file, 2, figsize=(10, 4)) as (drawn, (left, right)):
+        for axes, key, other, label in (
+            (left, "step", "step", "rollout"),
+            (right, "objective/kl", "eval/kl", "KL to the reference (nats a response)"),
+        ):
+            scores = [line["objective/scores"] for line in rollouts]
+            axes.plot([line[key] for line in rollouts], scores, ".-", label="rollouts")
+            scores = [line["eval/scores"] for line in held_out]
+            axes.plot([line[other] for line in held_out], scores, "o", label="held out")
+            axes.set(xlabel=label, ylabel="mean score")
+            axes.grid(alpha=0.3)
+            axes.legend()
+        drawn.suptitle(title)

@@ -1,0 +1,78 @@
+"""Metrics of a training run go in; what people read of it comes out: a summary, the loss curve, the model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import scaleup
+from scaleup.artifacts.train_state import TrainState
+from scaleup.config.stages.base import TrainingConfig
+from scaleup.plan.types import Plan
+from scaleup.reports.plots import figure
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def summary(lines: list[dict[str, Any]], state: TrainState, num_dropped: int) -> dict[str, Any]:
+    """Returns the metrics of a manifest: the last and the best losses, tokens, and rows that were left out."""
+    losses = [line["loss"] for line in lines if "loss" in line]
+    evaluations = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    return {
+        "train_loss": losses[-1] if losses else None,
+        "eval_loss": evaluations[-1] if evaluations else None,
+        "best_eval_loss": state.best_loss,
+        "best_step": state.best_step,
+        "num_tokens": state.num_tokens,
+        "rows_left_out": num_dropped,
+    }
+
+
+def plot_losses(lines: list[dict[str, Any]], file: Path, title: str, unit: str = "labelled token") -> None:
+    """Draws training and validation loss by optimizer step into a PNG file. `unit` is what a loss is a mean over."""
+    with figure(file, figsize=(7, 4)) as (_, axes):
+        for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
+            points = [(line["step"], line[key]) for line in lines if key in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1)
+        axes.set(xlabel="optimizer step", ylabel=f"loss (nats a {unit})", title=title)
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+
+def model_card(config: TrainingConfig, plan: Plan, metrics: dict[str, Any]) -> str:
+    """Returns the README of a model's folder: Markdown, with the metadata block that model hubs read."""
+    base, group = config.model.path, plan.groups[0]
+    data = ", ".join(f"{source.path} (weight {source.weight:g})" for source in config.data.train or [])
+    header: dict[str, Any] = {"library_name": "transformers", "tags": ["scaleup", config.stage]}
+    if plan.model.adapter or (config.adapter and config.adapter.type != "selective"):
+        header |= {"library_name": "peft", "base_model": plan.model.location}
+    rows = "\n".join(f"| {key} | {value} |" for key, value in metrics.items() if value is not None)
+    return f"""---
+{yaml.safe_dump(header, sort_keys=False).strip()}
+---
+
+# {config.name}
+
+{plan.model.architecture} fine-tuned by scaleup {scaleup.__version__} (stage `{config.stage}`).
+
+- base model: `{base}` ({plan.model.num_parameters:,} parameters, {plan.model.num_trainable_parameters:,} trained)
+- training data: {data}
+- processes: {group.num_processes} ({group.strategy}, {group.device}, mixed precision {group.mixed_precision})
+
+| metric | value |
+|---|---|
+{rows}
+
+## Config
+
+```yaml
+{yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True).strip()}
+```
+"""

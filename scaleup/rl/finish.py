@@ -1,0 +1,49 @@
+"""Finishes a PPO run: it writes the policy as an ordinary model or adapter, the values beside it, samples before and
+after, reward against KL, and last the manifest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
+
+from scaleup.artifacts.files import folder_aside, write_text
+from scaleup.artifacts.train_state import TrainState
+from scaleup.config.stages.ppo import PPOConfig
+from scaleup.models.adapters import drop_snapshot, is_adapted, save_adapter, save_over_base
+from scaleup.models.load import load_model
+from scaleup.reports.rl import plot_rewards, ppo_summary, sample_table
+from scaleup.reports.training import model_card, read_metrics
+from scaleup.train.job import Job
+
+POLICY = "policy."
+"""The prefix of the policy's parameters in `Policy`."""
+
+
+def finish_ppo(job: Job[PPOConfig], model: Any, tokenizer: PreTrainedTokenizerBase, state: TrainState) -> None:
+    """Write everything from rank 0; the other ranks wait for it. `model` is a prepared Policy."""
+    config, plan, runtime, run = job.config, job.plan, job.runtime, job.folder
+    runtime.progress.report("writing the model")
+    trained = runtime.trained_state(model)
+    if runtime.is_main:
+        lines = read_metrics(run.metrics_file)
+        metrics = ppo_summary(lines, state)
+        policy = {name.removeprefix(POLICY): part for name, part in trained.items() if name.startswith(POLICY)}
+        values = {name: part.contiguous() for name, part in trained.items() if not name.startswith(POLICY)}
+        whole = runtime.accelerator.unwrap_model(model, keep_fp32_wrapper=False).policy
+        with folder_aside(run.model) as aside:
+            if is_adapted(whole):
+                drop_snapshot(whole)
+                save_adapter(whole, aside, policy)
+            else:
+                save_over_base(load_model(config.model, plan.model), aside, policy)
+            tokenizer.save_pretrained(aside)
+            write_text(aside / "README.md", model_card(config, plan, metrics))
+        with folder_aside(run.path / "values") as aside:
+            aside.mkdir(parents=True, exist_ok=True)
+            save_file(values, aside / "values.safetensors", {"format": "pt"})
+        plot_rewards(lines, run.path / "reward.png", config.name)
+        write_text(run.path / "samples.md", sample_table(run.path / "samples"))
+        job.finish(metrics, state.step)
+    runtime.barrier()

@@ -1,0 +1,83 @@
+"""Builds the reward of a config: the policy's side of it, and the loop of a reward group."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+
+from scaleup.artifacts.bridge_file import BridgeFile
+from scaleup.artifacts.files import write_json
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.bridge.client import BridgeClient
+from scaleup.bridge.store import BridgePlace
+from scaleup.config.reward_source import RewardSource
+from scaleup.config.stages.ppo import PPOConfig
+from scaleup.distributed.signals import STOPPED
+from scaleup.models.scoring import Scorer, load_scorer
+from scaleup.plan.facts import ModelFacts
+from scaleup.plan.types import Plan
+from scaleup.rl.rewards.http import HttpRewards
+from scaleup.rl.rewards.interface import Rewards, Sample
+from scaleup.rl.rewards.placements import ColocatedRewards, FunctionRewards, GroupRewards
+from scaleup.rl.rewards.serve import serve
+from scaleup.train.job import Job
+
+
+def rewards_of(job: Job[PPOConfig]) -> Rewards:
+    """The rewards that every rank of the policy uses. Raises ScaleupError if the source is unusable."""
+    source, plan, runtime, run = job.config.reward, job.plan, job.runtime, job.folder
+    if source.placement == "function":
+        assert source.function is not None
+        return FunctionRewards(runtime, source.function)
+    if source.placement == "http":
+        assert source.url is not None
+        return HttpRewards(runtime, source.url, source.timeout_seconds, source.reconnect_seconds)
+    if source.placement == "colocated":
+        return ColocatedRewards(runtime, _score(_scorer(source, plan.models["reward.model"], runtime.device)))
+    place, model = _place(plan, run), _name(source)
+    client = BridgeClient(
+        runtime,
+        place,
+        model,
+        source.timeout_seconds,
+        source.reconnect_seconds,
+        on_lost=lambda why: write_json(run.lost_file, {"why": why}),
+        on_found=lambda: run.lost_file.unlink(missing_ok=True),
+    )
+    return GroupRewards(runtime, client)
+
+
+def serve_rewards(job: Job[PPOConfig]) -> None:
+    """Serve on every rank of the reward group until the policy needs no more scores. A process that is stopped before
+    ends with exit code 75: the policy still needs the group."""
+    source, plan, runtime = job.config.reward, job.plan, job.runtime
+    runtime.progress.report("loading the reward model")
+    scorer = _scorer(source, plan.models["reward.model"], runtime.device)
+    if runtime.gathers_weights:
+        scorer.model = runtime.prepare(scorer.model)
+    # the policy, which may take long to load, is watched by an agent: we end with it
+    patience = max(plan.group("policy").timeout_seconds, source.reconnect_seconds)
+    serve(runtime, _place(plan, job.folder), _name(source), _score(scorer), patience)
+    if runtime.stop.requested:
+        sys.exit(STOPPED)
+
+
+def _scorer(source: RewardSource, facts: ModelFacts | None, device: torch.device) -> Scorer:
+    assert facts is not None, "the plan has looked at the reward model"
+    return load_scorer(source.scorer, facts, device)
+
+
+def _score(scorer: Scorer) -> Callable[[Sequence[Sample]], list[float]]:
+    return lambda samples: scorer.score([(sample.prompt, sample.response) for sample in samples])
+
+
+def _name(source: RewardSource) -> str:
+    assert source.model is not None
+    return source.model.path
+
+
+def _place(plan: Plan, run: RunFolder) -> BridgePlace:
+    bridge = BridgeFile.read(run.bridge_file)
+    return BridgePlace(bridge.address, bridge.port, bridge.secret, plan.group("policy").num_processes)

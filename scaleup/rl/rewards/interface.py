@@ -1,0 +1,64 @@
+"""The interface of rewards: samples that are submitted are scored while the policy generates on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from scaleup.errors import ScaleupError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A response to be scored, as text: the reward model has a tokenizer of its own."""
+
+    prompt: str
+    response: str
+    finished: bool
+    """Whether it ended with an EOS, not at its limit."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """Other values of the prompt's row, for functions and services."""
+
+
+class Rewards(Protocol):
+    """Scores samples. Every rank of the policy has one and makes the same calls, each with samples of its own."""
+
+    def submit(self, samples: Sequence[Sample]) -> None:
+        """Send samples to be scored; returns at once if another process scores them."""
+
+    def collect(self) -> list[float]:
+        """Wait for the scores of all samples submitted since the last call, in order.
+
+        Raises ScaleupError if they cannot be obtained, are not finite, or are too few or too many."""
+
+    def close(self) -> None:
+        """Release what the placement holds; no request follows."""
+
+
+def checked_scores(scores: Any, count: int, where: str) -> list[float]:
+    """A list, an array or a tensor of `count` numbers as a list of floats.
+
+    Raises ScaleupError at `where` for anything else, for too few or too many, and for numbers that are not finite."""
+    values = scores.tolist() if hasattr(scores, "tolist") else scores
+    if not isinstance(values, (list, tuple)):
+        raise ScaleupError.of(where, f"a list of {count} scores is due, and {_shown(values)} came")
+    if len(values) != count:
+        raise ScaleupError.of(where, f"{count} texts were to be scored, and {len(values)} scores came")
+    numbers = [_number(value, position, where) for position, value in enumerate(values)]
+    for position, score in enumerate(numbers):
+        if not math.isfinite(score):
+            raise ScaleupError.of(where, f"score {position} of {count} is {score}", "rewards must be finite")
+    return numbers
+
+
+def _number(value: Any, position: int, where: str) -> float:
+    value = value.item() if hasattr(value, "item") else value
+    if not isinstance(value, (int, float)):
+        raise ScaleupError.of(where, f"score {position} is {_shown(value)}, not a number")
+    return float(value)
+
+
+def _shown(value: object) -> str:
+    return f"{type(value).__name__} {value!r}"[:80]

@@ -1,3 +1,0 @@
-from tests.unit.models.conftest import models_cache, own_cache
-
-__all__ = ["models_cache", "own_cache"]

@@ -1,0 +1,143 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scaleup.config.schema import ModelConfig
+from scaleup.describe.model import model_facts
+from scaleup.errors import Problem, ScaleupError
+from scaleup.models.sources import materialize
+from scaleup.plan.facts import ModelFacts, Tensors
+
+
+def problem(where: str = "model", **model: object) -> Problem:
+    with pytest.raises(ScaleupError) as caught:
+        model_facts(ModelConfig.model_validate(model), where)
+    [only] = caught.value.problems
+    return only
+
+
+def folder(path: Path, config: object) -> str:
+    path.mkdir()
+    (path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    return str(path)
+
+
+def test_what_it_says() -> None:
+    facts = model_facts(ModelConfig(path="builtin:tiny-qwen2"))
+    assert facts == ModelFacts(
+        location=materialize("builtin:tiny-qwen2"),
+        task="causal_lm",
+        model_type="qwen2",
+        architecture="Qwen2ForCausalLM",
+        num_parameters=90880,
+        num_trainable_parameters=90880,
+        tensors=(
+            Tensors(shape=(259, 64), count=1),
+            Tensors(shape=(64, 128), count=2),
+            Tensors(shape=(128, 64), count=4),
+            Tensors(shape=(64, 64), count=4),
+            Tensors(shape=(32, 64), count=4),
+            Tensors(shape=(64,), count=7),
+            Tensors(shape=(32,), count=4),
+        ),
+        largest_block=37_120,
+        vocab_size=259,
+        max_positions=512,
+        tokenizer_size=259,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        has_chat_template=True,
+        attention_width=2 * 64,
+        hidden_size=64,
+        num_lookup_parameters=0,
+        num_layers=2,
+        vocabulary=facts.vocabulary,
+    )
+    assert facts.vocabulary == model_facts(ModelConfig(path="builtin:tiny-llama")).vocabulary != ""
+    t5 = model_facts(ModelConfig(path="builtin:tiny-t5", task="seq2seq_lm"))
+    assert (t5.task, t5.max_positions, t5.has_chat_template) == ("seq2seq_lm", None, False)
+
+
+def test_t5_whose_files_tie_the_head_counts_it_once(tmp_path: Path) -> None:
+    from transformers import AutoModelForSeq2SeqLM
+
+    untied = model_facts(ModelConfig(path="builtin:tiny-t5"))
+    model = AutoModelForSeq2SeqLM.from_pretrained(untied.location)
+    model.lm_head.weight = model.shared.weight
+    shutil.copytree(untied.location, tmp_path / "tied")
+    model.save_pretrained(tmp_path / "tied")
+    tied = model_facts(ModelConfig(path=str(tmp_path / "tied")))
+    assert tied.num_parameters == untied.num_parameters - model.shared.weight.numel()
+
+
+def test_contradicting_tasks() -> None:
+    wrong = problem(path="builtin:tiny-bart", task="causal_lm")
+    assert (wrong.where, wrong.remedy) == ("model.task", "set it to seq2seq_lm or auto")
+    assert problem(path="builtin:tiny-gpt2", task="seq2seq_lm").where == "model.task"
+
+
+def test_folders_that_are_not_models(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    cases = {
+        str(tmp_path / "empty"): "no config.json",
+        folder(tmp_path / "broken", "{"): "not a valid JSON",
+        folder(tmp_path / "typeless", {}): "model_type",
+        folder(tmp_path / "unknown", {"model_type": "zork"}): "zork",
+        folder(tmp_path / "odd", {"model_type": "llama", "hidden_size": "x"}): "hidden_size",
+        folder(tmp_path / "encoder", {"model_type": "bert"}): "is an encoder",
+        folder(tmp_path / "vision", {"model_type": "vit"}): "cannot be built as a causal_lm",
+        folder(tmp_path / "wordless", {"model_type": "t5"}): "no tokenizer files",
+        str(tmp_path / "missing"): "cannot read the model",
+        "nobody/no-such-model": "cannot read the model",
+    }
+    for path, what in cases.items():
+        found = problem(path=path)
+        assert found.where == "model.path", path
+        assert what in found.what
+        assert found.remedy
+
+
+def test_code_in_the_folder_needs_trust(tmp_path: Path) -> None:
+    path = folder(tmp_path / "own", {"model_type": "zork", "auto_map": {"AutoConfig": "code.Config"}})
+    assert problem(path=path).where == "model.trust_remote_code"
+
+
+def test_where_is_the_requests() -> None:
+    assert problem("teacher", path="builtin:zzz").where == "teacher.path"
+    assert problem("teacher", path="builtin:tiny-t5", tokenizer="/nowhere/at/all").where == "teacher.tokenizer"
+
+
+def test_another_tokenizer(tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(Path(materialize("builtin:tiny-gpt2")) / "config.json", bare)
+    facts = model_facts(ModelConfig(path=str(bare), tokenizer="builtin:tiny-llama"))
+    assert facts.has_chat_template
+
+
+@pytest.mark.slow
+def test_as_a_process(tmp_path: Path) -> None:
+    """Prints of a model's own code, too, stay out of the answer."""
+    noisy = folder(tmp_path / "noisy", {"model_type": "zork", "auto_map": {"AutoConfig": "code.Config"}})
+    (Path(noisy) / "code.py").write_text("print('hello from remote code')\nraise OSError('broken code')\n")
+    requests = [
+        {"where": "model", "model": ModelConfig(path="builtin:tiny-gpt2").model_dump()},
+        {"where": "reward", "model": {"path": "builtin:tiny-gpd2"}},
+        {"where": "noisy", "model": {"path": noisy, "trust_remote_code": True}},
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "scaleup.describe.answer"],
+        input=json.dumps(requests),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    reply = json.loads(done.stdout)
+    assert ModelFacts.model_validate(reply["facts"][0]) == model_facts(ModelConfig(path="builtin:tiny-gpt2"))
+    assert reply["facts"][1:] == [None, None]
+    assert [found["where"] for found in reply["problems"]] == ["reward.path", "noisy.path"]
+    assert reply["problems"][0]["remedy"] == "did you mean builtin:tiny-gpt2?"

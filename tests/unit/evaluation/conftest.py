@@ -1,3 +1,0 @@
-from tests.unit.train.conftest import run, runtime
-
-__all__ = ["run", "runtime"]

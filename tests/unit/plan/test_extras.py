@@ -1,0 +1,87 @@
+"""What a run needs of an extra that is not installed is refused by the extra's name; on another machine it may be."""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaleup.config.load import load_mapping
+from scaleup.errors import ScaleupError
+from scaleup.plan.extras import DataPlaneMissing, check_data_plane, extra_problems
+from scaleup.plan.machine import Machine
+from tests.cli import differing
+from tests.unit.plan.conftest import RAW
+
+HERE = Machine(num_cores=8, num_gpus=0)
+CASES = {
+    "parallel.strategy": ({"parallel.strategy": "zero3", "parallel.num_processes": 2}, "deepspeed", "deepspeed"),
+    "quantization": ({"quantization": "8bit"}, "bitsandbytes", "quantization"),
+    "quantize.method": (
+        {"stage": "quantize", "quantize": {"method": "int8_dynamic"}, "train": None},
+        "torchao",
+        "quantization",
+    ),
+}
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    found = importlib.util.find_spec
+
+    def find_spec(name: str) -> ModuleSpec | None:
+        return None if name in names else found(name)
+
+    monkeypatch.setattr("scaleup.plan.extras.importlib.util.find_spec", find_spec)
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_refused_by_name(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes, module, extra = CASES[key]
+    config = load_mapping({name: value for name, value in differing(RAW, changes).items() if value is not None}).config
+    assert config is not None
+    assert list(extra_problems(config, HERE)) == []
+    hide(monkeypatch, module)
+    (problem,) = extra_problems(config, HERE)
+    assert problem.where == key
+    assert problem.what.endswith(f"needs {module}, not installed here")
+    assert problem.remedy == f"pip install 'scaleup[{extra}]'"
+    assert list(extra_problems(config, Machine(num_cores=8, num_gpus=0, is_described=True))) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "module", "where"),
+    [
+        ({"quantization": "4bit"}, "bitsandbytes", "reward.quantization"),
+        ({"parallel": {"strategy": "zero3"}}, "deepspeed", "reward.parallel.strategy"),
+    ],
+)
+def test_a_reward_group_has_its_own(
+    settings: dict[str, Any], module: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reward = {"model": {"path": "builtin:tiny-bert-classifier"}, **settings}
+    raw = {**RAW, "stage": "ppo", "ppo": {"num_rollouts": 1}, "reward": reward, "train": {}}
+    config = load_mapping(raw).config
+    assert config is not None
+    hide(monkeypatch, module)
+    assert [problem.where for problem in extra_problems(config, HERE)] == [where]
+
+
+def test_a_quantized_folder_needs_what_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "torchao"}}')
+    config = load_mapping({**RAW, "model": {"path": str(tmp_path)}}).config
+    assert config is not None
+    assert list(extra_problems(config, HERE)) == []
+    hide(monkeypatch, "torchao")
+    (problem,) = extra_problems(config, HERE)
+    assert problem.where == "model.path" and problem.what.endswith("was quantized with torchao, not installed here")
+
+
+def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_data_plane()
+    hide(monkeypatch, "torch", "peft")
+    with pytest.raises(DataPlaneMissing, match=r"torch, peft, not installed here -> pip install 'scaleup\[train\]'"):
+        check_data_plane()
+    assert issubclass(DataPlaneMissing, ScaleupError)

@@ -1,0 +1,37 @@
+"""What people read of a PPO run: its summary, the table of responses, the plot of scores."""
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from scaleup.artifacts.train_state import TrainState
+from scaleup.reports.rl import plot_rewards, ppo_summary, sample_table
+
+LINES = [
+    {"step": 0, "eval/scores": 1.0, "eval/scores_std": 0.5, "eval/kl": 0.0},
+    {"step": 1, "objective/scores": 1.5, "objective/kl": 0.25},
+    {"step": 2, "objective/scores": 2.0, "objective/kl": 0.75},
+    {"step": 2, "eval/scores": 3.0, "eval/scores_std": 0.25, "eval/kl": 0.5},
+]
+
+
+def test_the_summary_has_the_last_rollout_and_held_out_prompts_before_and_after() -> None:
+    metrics = ppo_summary(LINES, TrainState(step=2, num_tokens=42))
+    assert (metrics["scores"], metrics["kl"], metrics["num_tokens"]) == (2.0, 0.75, 42)
+    assert (metrics["held_out_before"], metrics["held_out_after"], metrics["held_out_kl"]) == (1.0, 3.0, 0.5)
+    assert "held_out_after" not in ppo_summary(LINES[1:3], TrainState(step=2))
+
+
+def test_the_table_compares_the_first_and_the_last_evaluation(tmp_path: Path) -> None:
+    assert sample_table(tmp_path).startswith("No held-out prompts")
+    for step, response in ((0, "no"), (1, "?"), (2, "a|b\nc")):
+        rows = [{"prompt": "Say", "response": response, "score": float(step)}]
+        (tmp_path / f"rollout-{step:06d}.json").write_text(json.dumps(rows))
+    assert sample_table(tmp_path).splitlines()[2] == r"| Say | no | 0.000 | a\|b\nc | 2.000 |"
+
+
+def test_the_plot_is_a_picture(tmp_path: Path) -> None:
+    plot_rewards(LINES, tmp_path / "reward.png", "run")
+    with Image.open(tmp_path / "reward.png") as image:
+        assert image.size == (1200, 480)

@@ -1,0 +1,263 @@
+"""Rewards that need no process group: a function, a service, a model in the policy's own process."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scaleup.distributed.runtime import Runtime
+from scaleup.errors import ScaleupError
+from scaleup.rl.rewards import http as http_rewards
+from scaleup.rl.rewards.http import HttpRewards
+from scaleup.rl.rewards.interface import Rewards, Sample, checked_scores
+from scaleup.rl.rewards.placements import ColocatedRewards, FunctionRewards
+from tests.unit.data.tiny import single_process
+
+SAMPLES = [Sample("ab", "cde", True, {"answer": 3}), Sample("é", "", False, {"answer": 5, "hint": "x"})]
+Answer = Callable[[dict[str, Any]], tuple[int, bytes]]
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
+    return single_process(tmp_path_factory.mktemp("placements"))
+
+
+def lengths(samples: Sequence[Sample]) -> list[float]:
+    return [float(len(sample.prompt + sample.response)) for sample in samples]
+
+
+def collected(rewards: Rewards, *batches: Sequence[Sample]) -> list[float]:
+    for batch in batches:
+        rewards.submit(batch)
+    return rewards.collect()
+
+
+def error_of(action: Callable[[], object]) -> str:
+    with pytest.raises(ScaleupError) as caught:
+        action()
+    return str(caught.value)
+
+
+# --- what counts as scores
+
+
+@pytest.mark.parametrize(
+    "values", [[1, 2.5], (1, 2.5), np.array([1, 2.5]), torch.tensor([1, 2.5]), [True, np.float32(2.5)]]
+)
+def test_scores_may_be_any_numbers(values: Any) -> None:
+    assert checked_scores(values, 2, "reward") == [1.0, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1.0], "reward: 2 texts were to be scored, and 1 scores came"),
+        ([1.0, math.nan], "reward: score 1 of 2 is nan"),
+        (torch.tensor([1.0, -math.inf]), "reward: score 1 of 2 is -inf"),
+        ([1.0, None], "reward: score 1 is NoneType None, not a number"),
+        ([1.0, "2"], "reward: score 1 is str '2', not a number"),
+        (None, "reward: a list of 2 scores is due, and NoneType None came"),
+        ({"scores": []}, "reward: a list of 2 scores is due, and dict"),
+    ],
+)
+def test_anything_else_is_refused(values: Any, message: str) -> None:
+    assert message in error_of(lambda: checked_scores(values, 2, "reward"))
+
+
+# --- in the policy's own process
+
+
+def test_a_colocated_model_scores_all_that_was_submitted(runtime: Runtime) -> None:
+    rewards = ColocatedRewards(runtime, lengths)
+    assert collected(rewards, SAMPLES, [], SAMPLES[:1]) == [5.0, 1.0, 5.0]
+    assert collected(rewards, []) == []
+    assert collected(rewards, SAMPLES[1:]) == [1.0]
+
+
+# --- a function
+
+
+def function(folder: Path, body: str) -> str:
+    (folder / "mine.py").write_text(body, encoding="utf-8")
+    return f"{folder / 'mine.py'}:reward"
+
+
+def test_a_function_gets_what_trl_gives_it(runtime: Runtime, tmp_path: Path) -> None:
+    body = (
+        "def reward(prompts, completions, **columns):\n    assert columns == {'answer': [3, 5], 'hint': [None, 'x']}\n"
+    )
+    rewards = FunctionRewards(
+        runtime, function(tmp_path, body + "    return [len(p + c) for p, c in zip(prompts, completions)]")
+    )
+    assert collected(rewards, SAMPLES) == [5.0, 1.0]
+    assert collected(rewards, []) == []
+
+
+def test_a_function_gets_only_the_columns_it_names(runtime: Runtime, tmp_path: Path) -> None:
+    rewards = FunctionRewards(runtime, function(tmp_path, "def reward(completions, answer):\n    return answer"))
+    assert collected(rewards, SAMPLES[:1], SAMPLES[1:]) == [3.0, 5.0]
+
+
+def test_a_function_of_a_module(runtime: Runtime) -> None:
+    with pytest.raises(ScaleupError, match="raised TypeError"):
+        collected(FunctionRewards(runtime, "math:sqrt"), SAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mine.py", "'mine.py' names no function -> write FILE.py:NAME or MODULE:NAME"),
+        ("absent.py:reward", "there is no file absent.py"),
+        ("no_such_module:reward", "no_such_module cannot be loaded: ModuleNotFoundError"),
+        ("{mine}:absent", "has no function absent -> its functions: reward"),
+        ("{mine}:NUMBER", "has no function NUMBER"),
+        ("{broken}:reward", "cannot be loaded: SyntaxError"),
+    ],
+)
+def test_a_function_that_cannot_be_loaded_is_named(runtime: Runtime, tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "broken.py").write_text("def reward(")
+    function(tmp_path, "NUMBER = 1\ndef reward(**columns): ...")
+    name = name.format(mine=tmp_path / "mine.py", broken=tmp_path / "broken.py")
+    error = error_of(lambda: FunctionRewards(runtime, name))
+    assert error.startswith("reward.function: ")
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise KeyError('gold')", "raised KeyError: 'gold'"),
+        ("return [1.0]", "2 texts were to be scored, and 1 scores came"),
+        ("return [1.0, float('nan')]", "score 1 of 2 is nan"),
+    ],
+)
+def test_a_function_that_fails_is_named(runtime: Runtime, tmp_path: Path, body: str, message: str) -> None:
+    rewards = FunctionRewards(runtime, function(tmp_path, f"def reward(**columns):\n    {body}"))
+    error = error_of(lambda: collected(rewards, SAMPLES))
+    assert error.startswith("reward.function: ")
+    assert message in error
+
+
+# --- a service
+
+
+class Service:
+    """A real server on a free port; `answer` says what it does with a request."""
+
+    def __init__(self) -> None:
+        self.answer: Answer = lambda asked: (200, json.dumps({"scores": [0.0] * len(asked["prompts"])}).encode())
+        self.asked: list[dict[str, Any]] = []
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                service.asked.append(asked)
+                status, body = service.answer(asked)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/score?model=m"
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    service = Service()
+    yield service
+    service.server.shutdown()
+    service.server.server_close()
+
+
+def scores(asked: dict[str, Any]) -> tuple[int, bytes]:
+    values = [len(prompt + text) for prompt, text in zip(asked["prompts"], asked["completions"], strict=True)]
+    return 200, json.dumps({"scores": values}).encode()
+
+
+def test_a_service_is_sent_texts_and_columns(runtime: Runtime, service: Service) -> None:
+    service.answer = scores
+    rewards = HttpRewards(runtime, service.url, 10, 10)
+    assert collected(rewards, SAMPLES, [], SAMPLES[:1]) == [5.0, 1.0, 5.0]
+    columns = {"answer": [3, 5], "hint": [None, "x"]}
+    assert service.asked[0] == {"prompts": ["ab", "é"], "completions": ["cde", ""], "finished": [True, False]} | columns
+    assert len(service.asked) == 2
+    rewards.close()
+
+
+def test_submit_does_not_wait_for_the_service(runtime: Runtime, service: Service) -> None:
+    submitted = threading.Event()
+
+    def patient(asked: dict[str, Any]) -> tuple[int, bytes]:
+        assert submitted.wait(10)
+        return scores(asked)
+
+    service.answer = patient
+    rewards = HttpRewards(runtime, service.url, 10, 10)
+    rewards.submit(SAMPLES)
+    submitted.set()
+    assert rewards.collect() == [5.0, 1.0]
+
+
+def test_a_service_that_is_busy_or_broken_for_a_while_is_asked_again(runtime: Runtime, service: Service) -> None:
+    replies = iter([(503, b"loading"), (429, b"slow down")])
+    service.answer = lambda asked: next(replies, None) or scores(asked)
+    assert collected(HttpRewards(runtime, service.url, 10, 10), SAMPLES) == [5.0, 1.0]
+    assert len(service.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (200, b"[1, 2]", "answers '[1, 2]'; {\"scores\": [...]} is due"),
+        (200, b"<html>", "answers '<html>'"),
+        (200, b'{"scores": [1]}', "2 texts were to be scored, and 1 scores came"),
+        (200, b'{"scores": [1, NaN]}', "score 1 of 2 is nan"),
+        (200, b'{"scores": [1, "2"]}', "score 1 is str '2'"),
+        (404, b"no such model", "refuses: 404 Not Found no such model"),
+        (200, b" " * 3000, "answers with more than 2000 bytes"),
+        (500, b"", "gave no answer for 1 s; the last try: status 500"),
+    ],
+)
+def test_a_service_that_answers_wrongly_is_named(
+    runtime: Runtime, service: Service, status: int, body: bytes, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_rewards, "MAX_ANSWER_BYTES", 2000)
+    service.answer = lambda asked: (status, body)
+    error = error_of(lambda: collected(HttpRewards(runtime, service.url, 10, 1), SAMPLES))
+    assert error.startswith("reward.url: ")
+    assert message in error
+
+
+def test_a_service_that_is_silent_or_absent_is_named(runtime: Runtime, service: Service) -> None:
+    never = threading.Event()
+    service.answer = lambda asked: (200, b"late" * never.wait(1))
+    error = error_of(lambda: collected(HttpRewards(runtime, service.url, 0.2, 0.1), SAMPLES))
+    assert "gave no answer for 0.1 s; the last try: timed out" in error
+    url = "http://127.0.0.1:9/score"
+    error = error_of(lambda: collected(HttpRewards(runtime, url, 1, 0.1), SAMPLES))
+    assert f"reward.url: {url} gave no answer for 0.1 s; the last try: [Errno 111] Connection refused" in error
+
+
+@pytest.mark.parametrize("url", ["localhost:80", "ftp://a/b", "http://", "http://a:x/"])
+def test_an_address_that_is_none_is_named(runtime: Runtime, url: str) -> None:
+    assert f"reward.url: {url!r} is no address" in error_of(lambda: HttpRewards(runtime, url, 1, 1))
+
+
+def test_a_column_that_is_no_json_is_named(runtime: Runtime, service: Service) -> None:
+    sample = Sample("a", "b", True, {"image": b"bytes"})
+    error = error_of(lambda: collected(HttpRewards(runtime, service.url, 1, 1), [sample]))
+    assert "reward.url: a column of the rows cannot be sent as JSON" in error

@@ -1,0 +1,48 @@
+"""What a finished run leaves behind."""
+
+import json
+
+from scaleup.artifacts.files import read_json
+from scaleup.config.schema import ModelConfig
+from scaleup.describe.model import model_facts
+from scaleup.models.classifier import plain_padding
+from scaleup.models.load import load_model, load_tokenizer
+from scaleup.reports.training import read_metrics
+from scaleup.train.finish import TrainedModel, finish_training, result_writer
+from scaleup.train.job import Job
+from tests.classifier import sharp_classifier_like
+from tests.unit.data import tiny
+from tests.unit.reports.test_training import CONFIG, LINES, METRICS, STATE
+
+
+def test_finishing_a_training(runtime, run):
+    run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    assert read_metrics(run.metrics_file) == LINES
+    model, tokenizer = tiny.model("llama"), tiny.tokenizer("llama")
+    job = Job(CONFIG, tiny.plan(run.path), runtime, run)
+    finish_training(job, TrainedModel(model, tokenizer, STATE, num_dropped=1))
+
+    assert read_json(run.manifest_file)["metrics"] == METRICS
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
+        file.name for file in run.model.iterdir()
+    }
+    facts = tiny.facts("llama").model_copy(update={"location": str(run.model)})
+    weights = model.state_dict()
+    assert all((weights[key] == weight).all() for key, weight in load_model(CONFIG.model, facts).state_dict().items())
+    again = load_tokenizer(CONFIG.model, str(run.model))
+    assert again("a b")["input_ids"] == tokenizer("a b")["input_ids"] and again.chat_template
+
+
+def test_a_decoder_that_classifies_is_saved_with_its_tokenizer_s_padding(runtime, run, tmp_path):
+    """Of which loading made one up: plain Transformers must refuse batches where pad is eos."""
+    named = ModelConfig(path=str(sharp_classifier_like("tiny-gpt2", tmp_path / "whole")))
+    facts = model_facts(named)
+    model, tokenizer = load_model(named, facts), load_tokenizer(named, facts.location)
+    tokenizer.pad_token = tokenizer.eos_token
+    plain_padding(model, tokenizer)
+    model.transformer.requires_grad_(False)  # so that the rest is read from the base again
+    config = CONFIG.model_copy(update={"model": named})
+    assert load_model(named, facts).config.pad_token_id is not None
+    job = Job(config, tiny.plan(tmp_path, model=facts), runtime, run)
+    result_writer(job, model)(tmp_path / "result")
+    assert read_json(tmp_path / "result/config.json").get("pad_token_id") is None
