@@ -1,5 +1,5 @@
-"""`bridge.json` of a run folder: where its policy listens for the reward group, and the secret by which they know each
-other. Only this user may read it; both groups do, however they were started."""
+"""This module reads and writes `bridge.json` of a run folder: where its policy listens for the reward group, and the
+secret by which they know each other. Only this user may read it; both groups do, however they were started."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from scaleup.artifacts.files import read_json, write_json
 from scaleup.errors import ScaleupError
 
 PORTS = range(20_000, 32_000)
-"""Below those that Linux gives to outgoing connections: no such connection takes one of them in between."""
+"""These ports lie below those that Linux gives to outgoing connections: no such connection takes one of them in
+between."""
 TRIES = 200
 
 

@@ -1,4 +1,4 @@
-"""Names of checkpoints, which of them are whole, and which may go."""
+"""A folder of checkpoints goes in; which of them are whole, which is sound, and which may go comes out."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from scaleup.errors import ScaleupError
 LISTING = "checkpoint.json"
 LAYOUT = "layout.json"
 DAMAGED = ".damaged"
-"""Behind the name of a folder that was a checkpoint."""
+"""Stands behind the name of a folder that was a checkpoint."""
 READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """`checkpoints/step-00000050`: the state after that many optimizer steps."""
+    """Stands for `checkpoints/step-00000050`, the state after that many optimizer steps."""
 
     path: Path
     step: int
@@ -31,18 +31,18 @@ class CheckpointFolder:
 
 @dataclass(frozen=True)
 class Layout:
-    """What wrote a checkpoint, so that whoever reads it need not guess what its files hold."""
+    """Tells what wrote a checkpoint, so that whoever reads it need not guess what its files hold."""
 
     strategy: str
     num_processes: int
     offload: list[str]
-    """What was kept in CPU memory: optimizer, parameters."""
+    """Tells what was kept in CPU memory: optimizer, parameters."""
     parameters: list[str]
-    """Names of what was trained, in the optimizer's order."""
+    """Names what was trained, in the optimizer's order."""
 
     def loads_into(self, other: Layout) -> bool:
-        """Return whether the library that wrote it loads it there itself. DeepSpeed does only if nothing has
-        changed."""
+        """Return whether the library that wrote the checkpoint loads it there itself. DeepSpeed does only if nothing
+        has changed."""
         families = [{"single": "ddp"}.get(layout.strategy, layout.strategy) for layout in (self, other)]
         if families[0] in ("ddp", "fsdp2"):
             return families[0] == families[1]
@@ -68,8 +68,8 @@ def checkpoint_folder(checkpoints: Path, step: int) -> Path:
 
 
 def write_listing(aside: Path, step: int) -> None:
-    """Write the last file of a checkpoint: what it consists of. A checkpoint without it, or with another size, is not
-    whole; one with another checksum is damaged."""
+    """Write the last file of a checkpoint, which lists the others. A checkpoint without it, or with another size, is
+    not whole; one with another checksum is damaged."""
     files = file_sizes(aside, ".")
     write_json(aside / LISTING, {"step": step, "files": files, "crc32": _checksums(aside, files)})
 

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or absent: written aside, then renamed."""
+"""This module writes files and folders that are either whole or absent: aside first, then renamed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifest: written last, atomically, by rank 0. A run without one is not finished."""
+"""This module reads and writes the manifest: written last, atomically, by rank 0. A run without one is not finished."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Manifest(BaseModel):
     name: str
     scaleup_version: str
     finished_at: str
-    """UTC, ISO 8601."""
+    """Gives the time in UTC, ISO 8601."""
     num_steps: int | None
     metrics: dict[str, Any]
     files: dict[str, int]
-    """Path inside the run folder -> bytes, of what the run leaves for others."""
+    """Maps path inside the run folder -> size in bytes, of what the run leaves for others."""
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

@@ -1,4 +1,5 @@
-"""A notice board: a folder that several processes see, in which each replaces one file that only it writes.
+"""This module keeps a notice board: a folder that several processes see, in which each replaces one file that only it
+writes.
 
 Agents of several nodes, workers and their agent, doctors, and a first node that refuses a run tell each other what
 they must on such boards: JSON goes in, and what each last wrote comes out. A notice is whole or absent. One that cannot
@@ -18,7 +19,7 @@ UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError)
 
 
 class NoticeBoard:
-    """`<folder>/<name>.json` for each participant. The folder must exist before somebody posts."""
+    """Keeps `<folder>/<name>.json` for each participant. The folder must exist before somebody posts."""
 
     def __init__(self, folder: Path, is_secret: bool = False, is_durable: bool = True) -> None:
         """`is_durable: False` does not wait for the disk: for notices that are worth nothing once the host crashes."""
@@ -53,7 +54,7 @@ class NoticeBoard:
 
 
 class Silence:
-    """For how many looks of our own each participant has said nothing new.
+    """Counts for how many looks of our own each participant has posted nothing new.
 
     Whoever looks first posts a notice, and does not look if that fails: a file system that hangs or a full disk then
     stops both sides, and a machine that was suspended has counted nothing."""
@@ -74,5 +75,5 @@ class Silence:
         self._last.update(notices)
 
     def looks(self, key: Hashable) -> int:
-        """Return the looks since the participant last said something new; 0 for one neither read nor expected."""
+        """Return the looks since the participant last posted something new; 0 for one neither read nor expected."""
         return self._looks.get(key, 0)

@@ -1,4 +1,5 @@
-"""`reward.json` beside a reward model: what it reads, and how its scores are brought to mean 0 and spread 1."""
+"""This module reads and writes `reward.json` beside a reward model: what it reads, and how its scores are brought to
+mean 0 and spread 1."""
 
 from __future__ import annotations
 
@@ -14,14 +15,14 @@ REWARD_FILE = "reward.json"
 
 
 class SavedReward(BaseModel):
-    """How a model is used as a reward. The defaults are those of a classifier that no reward run made."""
+    """Holds how a model is used as a reward. The defaults are those of a classifier that no reward run made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     template: Annotated[str, Field(min_length=1)] = "{prompt}{response}"
     max_length: Annotated[int, Field(ge=2)] = 512
     mean: Annotated[float, Field(allow_inf_nan=False)] = 0.0
-    """Of the scores of the reference samples."""
+    """Is the mean of the scores of the reference samples."""
     std: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     label: str | None = None
     score: Literal["logit", "probability"] = "logit"

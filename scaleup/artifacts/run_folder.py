@@ -1,4 +1,4 @@
-"""The layout of a run folder, and what state one is in. Whoever needs a path inside a run asks here."""
+"""This module lays out a run folder, and tells what state one is in. Whoever needs a path inside a run asks here."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "generation",
     }
 )
-"""Keys that do not move the trajectory. Any other difference makes it another run."""
+"""These keys do not move the trajectory. Any other difference makes it another run."""
 RESULTS = ("model", "metrics.jsonl", "metrics.json", "predictions.jsonl", "loss.png")
-"""What a run leaves for others: the manifest names its files and their sizes."""
+"""These files and folders a run leaves for others: the manifest names its files and their sizes."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`<runs_dir>/<name>`. Finished when `manifest.json` is there, which is written last."""
+    """Stands for `<runs_dir>/<name>`. The run is finished when `manifest.json` is there, which is written last."""
 
     path: Path
 
@@ -76,17 +76,19 @@ class RunFolder:
 
     @property
     def resumable_file(self) -> Path:
-        """Written when a signal stopped the run after a checkpoint; gone once the run goes on."""
+        """Return the file that is written when a signal stopped the run after a checkpoint; gone once the run goes
+        on."""
         return self.path / "resumable.json"
 
     @property
     def bridge_file(self) -> Path:
-        """How the groups of a run find each other, with their secret: for the user's eyes only."""
+        """Return the file by which the groups of a run find each other, with their secret: for the user's eyes only."""
         return self.path / "bridge.json"
 
     @property
     def lost_file(self) -> Path:
-        """Written by a policy that gets no answers from its reward group: it may be alive, and hang."""
+        """Return the file that a policy writes when it gets no answers from its reward group: it may be alive, and
+        hang."""
         return self.path / "reward-lost.json"
 
     def launch_file(self, group: str) -> Path:
@@ -115,7 +117,7 @@ class RunFolder:
             lock.release()
 
     def new_attempt(self) -> Attempt:
-        """Make the folder of one more start, which all nodes share. Only the first node makes one."""
+        """Make the folder of one more start of the run, which all nodes share. Only the first node makes one."""
         newest = self.newest_attempt()
         attempt = self.attempt(newest.number + 1 if newest else 1)
         for folder in (attempt.logs, attempt.errors, attempt.workers, attempt.heartbeats, attempt.nodes):
@@ -141,7 +143,7 @@ class RunFolder:
             raise ScaleupError.of(str(self.config_file), what, "name a run folder that scaleup wrote") from error
 
     def finish(self, stage: str, name: str, metrics: dict[str, Any], num_steps: int | None) -> None:
-        """Write the manifest: from here on the run is finished. On rank 0, after everything else."""
+        """Write the manifest: from here on the run is finished. Rank 0 calls it, after everything else."""
         self.resumable_file.unlink(missing_ok=True)
         manifest = Manifest(
             stage=stage,
@@ -158,7 +160,8 @@ class RunFolder:
         return Manifest.model_validate(read_json(self.manifest_file)) if self.manifest_file.is_file() else None
 
     def state(self, config: RunConfig, may_change: Set[str] = frozenset()) -> str:
-        """`absent`, `finished` or `unfinished` for a folder that holds this very run, the keys in `may_change` aside.
+        """Return `absent`, `finished` or `unfinished` for a folder that holds this very run, the keys in `may_change`
+        aside.
 
         Raises ScaleupError when it holds another run, or something that is no run."""
         where = f"runs_dir/name ({self.path})"
@@ -180,8 +183,8 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a run: its logs, the ids of its worker processes, the error each rank ended with, and what the
-    agents of several nodes tell one another."""
+    """Stands for one start of a run: its logs, the ids of its worker processes, the error each rank ended with, and
+    what the agents of several nodes tell one another."""
 
     path: Path
 
@@ -203,23 +206,23 @@ class Attempt:
 
     @property
     def heartbeats(self) -> Path:
-        """A notice board of the workers, which their agent reads."""
+        """Return the notice board of the workers, which their agent reads."""
         return self.path / "heartbeats"
 
     @property
     def nodes(self) -> Path:
-        """A notice board of the agents of several nodes."""
+        """Return the notice board of the agents of several nodes."""
         return self.path / "nodes"
 
     def progress_file(self, group: str) -> Path:
         return self.path / f"progress-{group}.json"
 
     def notes_file(self, group: str) -> Path:
-        """Lines that a group's rank 0 has for the user."""
+        """Return the file of lines that a group's rank 0 has for the user."""
         return self.progress_file(group).with_suffix(".txt")
 
     def launcher_log(self, group: str, node_rank: int, restart: int = 0) -> Path:
-        """Each start of a group's launcher has one of its own."""
+        """Return the log of one start of a group's launcher; each start has its own."""
         again = f"-restart{restart}" if restart else ""
         return self.logs / f"{group}-node{node_rank}{again}.log"
 

@@ -1,4 +1,5 @@
-"""Where a training run stands, apart from tensors: small enough for a JSON file in each checkpoint."""
+"""This module keeps where a training run stands, apart from tensors: small enough for a JSON file in each
+checkpoint."""
 
 from __future__ import annotations
 
@@ -12,13 +13,13 @@ from scaleup.artifacts.files import read_json, write_json
 @dataclass
 class TrainState:
     step: int = 0
-    """Optimizer steps done. The data position follows from it."""
+    """Counts the optimizer steps done. The data position follows from it."""
     num_tokens: int = 0
     best_loss: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
     schedule: dict[str, Any] = field(default_factory=dict)
-    """The learning-rate schedule's own state."""
+    """Holds the learning-rate schedule's own state."""
 
     def note_evaluation(self, loss: float, threshold: float) -> bool:
         """Note a validation loss. Return whether it is the best so far, by more than the threshold."""

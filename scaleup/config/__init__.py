@@ -1,1 +1,2 @@
-"""The run's configuration: typed, frozen, complete. `load` reads it, `schema` and `stages` say what it may hold."""
+"""This package holds the run's configuration: typed, frozen, complete. `load` reads it, `schema` and `stages` say what
+it may hold."""

@@ -1,4 +1,5 @@
-"""Adapters and partial training: one section a method, with PEFT's own key names and defaults."""
+"""This module holds the sections of adapters and partial training: one a method, with PEFT's own key names and
+defaults."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ class _Adapter(Section):
 
 
 class LoraAdapter(_Adapter):
-    """Low-rank updates of matrices (Hu et al. 2021); `use_rslora` scales them by the rank's square root, `use_dora`
-    trains magnitudes apart from directions."""
+    """Trains low-rank updates of matrices (Hu et al. 2021); `use_rslora` scales them by the rank's square root,
+    `use_dora` trains magnitudes apart from directions."""
 
     type: Literal["lora"]
     r: Count = Field(8, description="The rank of an update.")
@@ -53,7 +54,7 @@ class LoraAdapter(_Adapter):
 
 
 class IA3Adapter(_Adapter):
-    """A factor for each activation of some modules (Liu et al. 2022)."""
+    """Trains a factor for each activation of some modules (Liu et al. 2022)."""
 
     type: Literal["ia3"]
     target_modules: Patterns | None = Field(
@@ -66,8 +67,9 @@ class IA3Adapter(_Adapter):
 
 
 class AdaLoraAdapter(_Adapter):
-    """LoRA whose ranks are allotted in training (Zhang et al. 2023): every matrix starts with init_r, and the least
-    important are masked step by step until target_r are left on average. Over the run's own number of steps."""
+    """Trains a LoRA whose ranks are allotted in training (Zhang et al. 2023): every matrix starts with init_r, and the
+    least important are masked step by step until target_r are left on average. The schedule goes over the run's own
+    number of steps."""
 
     type: Literal["adalora"]
     target_r: Count = Field(8, description="The rank of an update in the end, on average.")
@@ -89,7 +91,7 @@ class AdaLoraAdapter(_Adapter):
 
     def schedule_problems(self, num_steps: int | None) -> Iterator[Problem]:
         """Yields what the schedule of ranks needs of the number of the run's steps (None: unknown): one to weigh ranks
-        by, and one to take them. An adapter that is trained further keeps its ranks."""
+        by, and one to mask them. An adapter that is trained further keeps its ranks."""
         if self.path is not None:
             return
         if num_steps is None:
@@ -103,7 +105,7 @@ class AdaLoraAdapter(_Adapter):
 
 
 class PromptTuningAdapter(_Adapter):
-    """Soft prompts (Lester et al. 2021): learned vectors in front of the embedded tokens of every row."""
+    """Trains soft prompts (Lester et al. 2021): vectors in front of the embedded tokens of every row."""
 
     type: Literal["prompt_tuning"]
     num_virtual_tokens: Count | None = Field(
@@ -119,7 +121,7 @@ class PromptTuningAdapter(_Adapter):
 
 
 class PrefixAdapter(_Adapter):
-    """Prefix tuning (Li and Liang 2021): learned keys and values that each layer attends to beside the row's own. In an
+    """Trains a prefix (Li and Liang 2021): keys and values that each layer attends to beside the row's own. In an
     encoder-decoder model these are the decoder's layers."""
 
     type: Literal["prefix", "prefix_tuning"] = Field(description="Both are the same; the second is PEFT's name.")
@@ -136,7 +138,7 @@ class PrefixAdapter(_Adapter):
 
 
 class SelectiveAdapter(Section):
-    """Some of the model's own parameters, the others stay as they are. The result is a whole model."""
+    """Trains some of the model's own parameters; the others stay as they are. The result is a whole model."""
 
     type: Literal["selective"]
     parameters: Patterns = Field(

@@ -1,4 +1,5 @@
-"""The job that runs a run, and what it requests from a scheduler. Nothing here changes what is trained."""
+"""This module holds the section of the job that runs a run, and what it requests from a scheduler. Nothing here changes
+what is trained."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from scaleup.config.fields import Count, Int, PathText, Section, Text, Written, absolute
 
 UNITS = (86_400, 3_600, 60, 1)
-"""Seconds of a day, an hour, a minute, a second."""
+"""Holds the seconds of a day, an hour, a minute and a second."""
 DAYS = re.compile(r"(\d+)-(\d{1,2})(?::(\d{1,2}))?(?::(\d{1,2}))?")
 HOURS = re.compile(r"(\d+):(\d{1,2}):(\d{1,2})")
 MINUTES = re.compile(r"(\d+)(?::(\d{1,2}))?")
@@ -76,7 +77,7 @@ OWN_OPTIONS = {
     "signal": "use cluster.signal_seconds",
     "wrap": "the script is scaleup's",
 }
-"""Options of sbatch that a job's script relies on -> what to do instead."""
+"""Maps each option of sbatch that a job's script relies on -> what to do instead."""
 SHORT = {"-a": "array", "-J": "job-name", "-N": "nodes", "-n": "ntasks", "-o": "output"}
 OPTION = re.compile(r"--([a-z][a-z0-9-]*)(=.*)?|(-[A-Za-z])( ?.*)")
 
@@ -92,7 +93,7 @@ def _sbatch_option(value: str) -> str:
 
 
 Word = Annotated[str, Written(r"[^\s\"'\\#]+", "one word without quotes, backslashes and '#'")]
-"""One word of an #SBATCH line."""
+"""Holds one word of an #SBATCH line."""
 Time = Annotated[str, BeforeValidator(_quoted_time), AfterValidator(_valid_time)]
 Memory = Annotated[str, Written(r"[1-9][0-9]*[MGT]", "a whole number with M, G or T behind it, e.g. 64G")]
 VariableName = Annotated[
@@ -106,7 +107,7 @@ Mount = Annotated[
 ]
 PART = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
-"""Of Kubernetes' names (RFC 1123), and of its labels."""
+"""Matches one word of Kubernetes' names (RFC 1123), and of its labels."""
 Label = Annotated[
     str,
     Field(max_length=63),
@@ -130,7 +131,7 @@ Options = Annotated[
 
 
 class NodeResources(Section):
-    """Of each node."""
+    """Holds what is requested of each node."""
 
     gpus_per_node: Annotated[Int, Field(ge=0)] | None = Field(
         None, description="By default what the run's processes need, where its device is cuda."
@@ -140,7 +141,7 @@ class NodeResources(Section):
 
 
 class RewardResources(NodeResources):
-    """Of the reward group's own node, where it is another kind than the policy's."""
+    """Holds what is requested of the reward group's own node, where it is another kind than the policy's."""
 
     partition: Word | None = None
     constraint: Word | None = None
@@ -159,7 +160,8 @@ class SlurmConfig(Section):
 
 
 class KubernetesConfig(Section):
-    """The volume is mounted where this machine has it: paths in a config hold here and in the pods."""
+    """Holds what only Kubernetes needs. The volume is mounted where this machine has it: paths in a config hold here
+    and in the pods."""
 
     kind: Literal["job", "jobset", "trainjob"] = Field(
         "job",
@@ -186,7 +188,7 @@ class ContainerConfig(Section):
 
 
 class ClusterConfig(NodeResources):
-    """What a run's job asks a scheduler for. See docs/design/clusters.md."""
+    """Holds what a run's job requests from a scheduler. See docs/design/clusters.md."""
 
     gpu_memory: Memory | None = Field(
         None, description="Of one GPU, e.g. 80G: asked for nothing, but parallel.strategy: auto goes by it."

@@ -1,4 +1,4 @@
-"""The base class of sections, and the types of single values."""
+"""This module holds the base class of sections, and the types of single values."""
 
 from __future__ import annotations
 

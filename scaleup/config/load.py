@@ -1,5 +1,5 @@
-"""Reads a YAML file and dotted overrides into a RunConfig, or reports every mistake at once, each with its key and the
-nearest valid name."""
+"""This module reads a YAML file and dotted overrides into a RunConfig, or reports every mistake at once, each with its
+key and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def dump(config: RunConfig) -> str:
 
 
 BREAKS = frozenset("\x85\u2028\u2029")
-"""Line breaks besides the usual ones."""
+"""Holds the line breaks besides the usual ones."""
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -91,7 +91,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)
-"""PyYAML lets the last two through: an impossible date, brackets without end."""
+"""Holds what reading YAML may raise. PyYAML lets the last two through: an impossible date, brackets without end."""
 
 
 def _parse(text: str) -> Any:
@@ -169,7 +169,8 @@ def _validate(raw: Raw, problems: list[Problem]) -> Loaded:
 
 
 ROUNDS = 5
-"""A faulty key is taken out; a required one is then missing in the next round, and a stand-in takes its place."""
+"""Bounds how often keys are taken out. A faulty key is taken out; a required one is then missing in the next round, and
+a stand-in takes its place."""
 
 STAND_INS: Raw = {
     "name": "stand-in",
@@ -182,8 +183,8 @@ STAND_INS: Raw = {
     "every": 2,
     "parameters": ["*"],
 }
-"""For required keys: enough to look for mistakes elsewhere in the file. Never run, since what it replaces is
-one. A stage's config class has those of its own keys (`stand_ins`)."""
+"""Holds values of required keys: enough to look for mistakes elsewhere in the file. They are never run, since what they
+replace is a mistake. A stage's config class has those of its own keys (`stand_ins`)."""
 
 
 def _remove(raw: Any, key: Key) -> None:

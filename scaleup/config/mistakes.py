@@ -1,5 +1,5 @@
-"""Translates pydantic's errors into the words of a config file: which key, what is wrong with it, and the nearest valid
-name."""
+"""This module translates pydantic's errors into the words of a config file: which key, what is wrong with it, and the
+nearest valid name."""
 
 from __future__ import annotations
 

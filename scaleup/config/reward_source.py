@@ -1,4 +1,4 @@
-"""Sources of scores for texts: a reward model, a service or a function."""
+"""This module holds the sources of scores for texts: a reward model, a service or a function."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from scaleup.config.schema import (
 
 
 class RewardSource(Section):
-    """Where scores come from: a reward model in a process group of its own, one in every policy process, a service, or
-    a Python function. All give the same scores for the same texts."""
+    """Says where scores come from: a reward model in a process group of its own, one in every policy process, a
+    service, or a Python function. All give the same scores for the same texts."""
 
     placement: Literal["group", "colocated", "http", "function"] = "group"
     model: ModelConfig | None = Field(
@@ -65,7 +65,7 @@ class RewardSource(Section):
 
     @property
     def scorer(self) -> ScorerConfig:
-        """What is asked of the reward model. There must be one: placement group or colocated."""
+        """Returns how the reward model scores. There must be one: placement group or colocated."""
         assert self.model is not None
         return ScorerConfig(
             model=self.model,

@@ -1,4 +1,4 @@
-"""The config of a run: what every stage has."""
+"""This module holds the config of a run: what every stage has."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from scaleup.config.schema import DataConfig, MixedPrecision, ModelConfig, Paral
 
 
 class RunConfig(Section):
-    """What every stage has. A stage adds its own sections in `scaleup.config.stages`."""
+    """Holds what every stage has. A stage adds its own sections in `scaleup.config.stages`."""
 
     stand_ins: ClassVar[dict[str, Any]] = {}
-    """For the stage's required keys: enough to look for mistakes elsewhere in a file that leaves them out."""
+    """Holds values of the stage's required keys: enough to look for mistakes elsewhere in a file that leaves them
+    out."""
 
     stage: str
     name: Name
@@ -30,9 +31,9 @@ class RunConfig(Section):
     )
 
     free_on_resume: ClassVar[frozenset[str]] = frozenset()
-    """Keys of the stage's own sections that may change when a run goes on."""
+    """Holds the keys of the stage's own sections that may change when a run goes on."""
     plans_its_batch: ClassVar[bool] = False
-    """Whether the stage's own keys say how large a step is, however it is split over processes."""
+    """Tells whether the stage's own keys say how large a step is, however it is split over processes."""
 
     @property
     def reward_group(self) -> RewardSource | None:

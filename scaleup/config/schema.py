@@ -1,5 +1,6 @@
-"""One pydantic model a section. Names follow Hugging Face where it has one. Nothing here knows of other sections' files
-or machines: cross-section rules live in `scaleup.plan.rules`, so that every mistake is reported at once."""
+"""This module holds one pydantic model a section. Names follow Hugging Face where it has one. Nothing here knows of
+other sections' files or machines: cross-section rules live in `scaleup.plan.rules`, so that every mistake is reported
+at once."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ def _as_sources(value: Any) -> Any:
 
 
 class ModelConfig(Section):
-    """A Hugging Face folder or hub name, a finished run folder, `package:NAME` or `builtin:NAME`."""
+    """Names a model: a Hugging Face folder or hub name, a finished run folder, `package:NAME` or `builtin:NAME`."""
 
     path: PathText
     task: Literal["auto", "causal_lm", "seq2seq_lm", "sequence_classification"] = Field(
@@ -41,9 +42,9 @@ class ModelConfig(Section):
 
 
 class RowFormat(Section):
-    """How a row becomes an example. Exactly one of: `prompt` + `completion`, `template`, `messages`, `text`; for reward
-    models `chosen` + `rejected`, or `completions` + `ranks` or `ratings`, each after a `prompt` or without one; for
-    classifiers `text` + `label`."""
+    """Says how a row becomes an example. Exactly one of: `prompt` + `completion`, `template`, `messages`, `text`; for
+    reward models `chosen` + `rejected`, or `completions` + `ranks` or `ratings`, each after a `prompt` or without one;
+    for classifiers `text` + `label`."""
 
     prompt: Text | None = Field(None, description="A template over columns, e.g. 'Review: {text}\\nSentiment:'.")
     completion: Text | None = Field(None, description="A template over columns; the loss is on this part.")
@@ -67,7 +68,8 @@ class RowFormat(Section):
 
 
 class SourceConfig(RowFormat):
-    """A .jsonl, .json, .csv or .parquet file, a folder of them, or a `datasets` name; its format overrides `data`'s."""
+    """Names rows: a .jsonl, .json, .csv or .parquet file, a folder of them, or a `datasets` name; its format overrides
+    `data`'s."""
 
     path: Text
     weight: Annotated[Float, Field(gt=0)] = Field(
@@ -115,7 +117,7 @@ SCHEDULES = Literal[
 
 
 class OptimizationConfig(Section):
-    """What every training stage has: micro-batches, the optimizer and its schedule, when to log and to save."""
+    """Holds what every training stage has: micro-batches, the optimizer and its schedule, when to log and to save."""
 
     per_device_train_batch_size: Count | None = Field(
         None, description="Rows a micro-batch, or sequences with packing; 8 unless tokens_per_device is given."
@@ -143,7 +145,7 @@ class OptimizationConfig(Section):
 
 
 class TrainConfig(OptimizationConfig):
-    """Of the stages that learn from rows as they are."""
+    """Holds the training section of the stages that learn from rows as they are."""
 
     max_steps: Count | None = None
     num_train_epochs: Annotated[Float, Field(gt=0)] | None = None
@@ -173,14 +175,14 @@ class ScorerConfig:
 
     model: ModelConfig
     label: str | None = None
-    """Of a classifier with several labels: the one whose logit or probability is the score."""
+    """Names, of a classifier with several labels, the one whose logit or probability is the score."""
     score: Literal["logit", "probability"] = "logit"
     template: str | None = None
-    """The text that is read, over {prompt} and {response}; None: as the model was trained."""
+    """Makes the text that is read, from {prompt} and {response}; None: as the model was trained."""
     max_length: int | None = None
-    """Tokens that are read, the last ones; None: as the model was trained."""
+    """Counts the tokens that are read, the last ones; None: as the model was trained."""
     normalize: bool = True
-    """By the mean and spread that a reward run saved with its model."""
+    """Tells whether scores are normalised by the mean and spread that a reward run saved with its model."""
     batch_size: int = 16
     quantization: Literal["8bit", "4bit"] | None = None
     mixed_precision: MixedPrecision = "no"
@@ -205,8 +207,8 @@ class EvaluationConfig(Section):
 
     @property
     def toxicity_scorer(self) -> ScorerConfig | None:
-        """What is asked about each answer, which is read alone: the probability of the toxic label. None if toxicity
-        is not measured, or no classifier is named."""
+        """Returns how each answer, which is read alone, is scored: by the probability of the toxic label. None if
+        toxicity is not measured, or no classifier is named."""
         if "toxicity" not in self.metrics or self.toxicity_model is None:
             return None
         return ScorerConfig(

@@ -1,4 +1,5 @@
-"""The registry of stages: each is one module here, with its settings and its config class, found by its name."""
+"""This package is the registry of stages: each is one module here, with its settings and its config class, found by its
+name."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ NAMES = (
     "evaluate",
     "generate",
 )
-"""In the order in which documents list them. A new stage adds its name here."""
+"""Lists the stages, in the order in which documents do. A new stage adds its name here."""
 
 
 def _config_class(name: str) -> type[RunConfig]:

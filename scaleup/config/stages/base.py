@@ -1,4 +1,4 @@
-"""Sections shared by the configs of several stages."""
+"""This module holds sections shared by the configs of several stages."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ QUANTIZATION = "Matrices of the base model in 8 bits (LLM.int8) or 4 (nf4, quant
 SIDE_BY_SIDE = "Several adapters of the base that model.path names, each a folder or a finished run"
 
 Adapters = Annotated[dict[Name, PathText], Field(min_length=1)]
-"""A name for the results -> an adapter."""
+"""Maps a name for the results -> an adapter."""
 
 
 class SideBySide(RunConfig):
-    """A mixin of the configs that have a field `adapters`, whose folders become absolute paths."""
+    """Serves as a mixin of the configs that have a field `adapters`, whose folders become absolute paths."""
 
     def with_absolute_paths(self) -> Self:
         config = super().with_absolute_paths()
@@ -30,7 +30,7 @@ class SideBySide(RunConfig):
 
 
 class TrainingConfig(RunConfig):
-    """What every stage that trains a model has: of the whole model, or of an adapter."""
+    """Holds what every stage that trains a model has: of the whole model, or of an adapter."""
 
     train: OptimizationConfig = Field(default_factory=OptimizationConfig)
     adapter: AdapterConfig | None = Field(
@@ -44,7 +44,7 @@ class TrainingConfig(RunConfig):
 
 
 class SupervisedConfig(TrainingConfig):
-    """What the stages have in common that learn from rows as they are."""
+    """Holds what the stages have in common that learn from rows as they are."""
 
     train: TrainConfig
     evaluation: EvaluationConfig = Field(

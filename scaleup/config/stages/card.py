@@ -1,4 +1,5 @@
-"""The deployment card: what variants of a model cost and what they can do, beside the model they come from."""
+"""This module holds the config of the deployment card: what variants of a model cost and what they can do, beside the
+model they come from."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ from scaleup.config.run import RunConfig
 from scaleup.config.schema import EvaluationConfig, GenerationConfig, ModelConfig
 
 Variants = Annotated[dict[Name, PathText], Field(min_length=1)]
-"""A name for the card -> a Hugging Face folder, or a finished run that made one."""
+"""Maps a name for the card -> a Hugging Face folder, or a finished run that made one."""
 
 
 class CardSettings(Section):
-    """How much is measured. Quality is that of data.test's first rows; each model's speed and memory are measured in a
-    process of its own, one sequence at a time."""
+    """Says how much is measured. Quality is that of data.test's first rows; each model's speed and memory are measured
+    in a process of its own, one sequence at a time."""
 
     max_rows: Count = Field(200, description="Rows of data.test.")
     bootstrap_samples: Annotated[Int, Field(ge=100)] = Field(
@@ -34,8 +35,8 @@ class CardSettings(Section):
 
 
 class CardConfig(RunConfig):
-    """A deployment card: quality, size, memory and speed of a model's variants beside the model itself, and whether
-    each is a real gain."""
+    """Makes a deployment card: quality, size, memory and speed of a model's variants beside the model itself, and
+    whether each is a real gain."""
 
     stand_ins: ClassVar[dict[str, Any]] = {"variants": {"stand-in": "scaleup/stand-in"}}
 

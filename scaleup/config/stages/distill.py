@@ -1,4 +1,4 @@
-"""Distillation: what a student learns from its teacher, and what the student is."""
+"""This module holds the config of distillation: what a student learns from its teacher, and what the student is."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Layer = Annotated[Int, Field(ge=0)]
 
 
 class EveryLayer(Section):
-    """The first layer and every so many after it."""
+    """Chooses the first layer and every so many after it."""
 
     every: Annotated[Int, Field(ge=2)]
 
 
 class HiddenSettings(Section):
     """The student's layers learn what the teacher's give (Romero et al. 2015), of an encoder-decoder model those of the
-    decoder; both are taken before the final norm. Summed over labelled positions, of a classifier's row the mean over
-    its tokens; the mean over the pairs of layers."""
+    decoder; both are taken before the final norm. The loss is summed over labelled positions, of a classifier's row it
+    is the mean over its tokens; it is the mean over the pairs of layers."""
 
     weight: Annotated[Float, Field(gt=0)] = Field(1.0, description="Of this part in the loss.")
     loss: Literal["mse", "cosine"] = Field(
@@ -41,8 +41,8 @@ class HiddenSettings(Section):
 
 
 class CacheSettings(Section):
-    """What the teacher says of each labelled token is written to the run's folder before training, which then needs no
-    teacher: its likeliest tokens, and all others as one (the tail), without which the divergence would be biased."""
+    """What the teacher predicts at each labelled token is written to the run's folder before training, which then needs
+    no teacher: its likeliest tokens, and all others as one (the tail), without which the divergence would be biased."""
 
     top_k: Annotated[Int, Field(ge=1)] = Field(
         64,
@@ -52,8 +52,8 @@ class CacheSettings(Section):
 
 
 class DistillSettings(Section):
-    """alpha T^2 D(teacher, student) + (1 - alpha) cross-entropy a labelled token (Hinton et al. 2015), and what hidden
-    states add."""
+    """The loss a labelled token is alpha T^2 D(teacher, student) + (1 - alpha) cross-entropy (Hinton et al. 2015), and
+    what hidden states add."""
 
     mode: Literal["offline", "sequence", "on_policy"] = Field(
         "offline",
@@ -93,8 +93,8 @@ class DistillSettings(Section):
 
 
 class DistillConfig(SupervisedConfig):
-    """A student, which learns from rows and from what its teacher makes of them; both causal models, both
-    encoder-decoder models or both classifiers, with one tokenizer. `model` is what the student starts as."""
+    """Trains a student, which learns from rows and from what its teacher makes of them; both are causal models,
+    encoder-decoder models or classifiers, with one tokenizer. `model` is what the student starts as."""
 
     stand_ins: ClassVar[dict[str, Any]] = {"teacher": {"path": "scaleup/stand-in"}}
 

@@ -1,4 +1,4 @@
-"""The config of an evaluation."""
+"""This module holds the config of an evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scaleup.config.stages.base import QUANTIZATION, SIDE_BY_SIDE, Adapters, Sid
 
 
 class EvaluateConfig(SideBySide):
-    """Metrics of a model on held-out rows, beside those of a baseline where one is named."""
+    """Measures a model on held-out rows, beside a baseline where one is named."""
 
     stage: Literal["evaluate"]
     baseline: ModelConfig | None = Field(None, description="The model to compare with: the 'before' column.")

@@ -1,4 +1,4 @@
-"""The config of an export: a model in a format that others load."""
+"""This module holds the config of an export: a model in a format that others load."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from scaleup.config.schema import Count, DataConfig, Float, Int, PathText, Secti
 
 
 class ExportSettings(Section):
-    """What is written, and how it is checked. Of safetensors by logits in float32, on drawn token ids and on rows of
-    data.test; of gguf by greedy text through llama.cpp; of onnx by logits through ONNX Runtime."""
+    """Says what is written, and how it is checked: safetensors by logits in float32, on drawn token ids and on rows of
+    data.test; gguf by greedy text through llama.cpp; onnx by logits through ONNX Runtime."""
 
     format: Literal["safetensors", "gguf", "onnx"] = Field(
         "safetensors",
@@ -40,7 +40,7 @@ class ExportSettings(Section):
 
 
 class ExportConfig(RunConfig):
-    """A model for others, as it is or with its adapter merged into the unquantized base: as plain Transformers,
+    """Exports a model for others, as it is or with its adapter merged into the unquantized base: as plain Transformers,
     llama.cpp or ONNX Runtime loads it."""
 
     stage: Literal["export"]

@@ -1,4 +1,4 @@
-"""The config of generation."""
+"""This module holds the config of generation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scaleup.config.stages.base import QUANTIZATION, SIDE_BY_SIDE, Adapters, Sid
 
 
 class GenerateConfig(SideBySide):
-    """Text from a model, for prompts given here or those of data.test."""
+    """Generates text from a model, for prompts given here or those of data.test."""
 
     stage: Literal["generate"]
     adapters: Adapters | None = Field(None, description=f"{SIDE_BY_SIDE}: each answers every prompt.")

@@ -1,4 +1,4 @@
-"""The config of PPO."""
+"""This module holds the config of PPO."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from scaleup.config.stages.base import TrainingConfig
 
 
 class PPOSettings(Section):
-    """Proximal policy optimization (Schulman et al. 2017) of language models. A step of the run is a rollout: responses
-    to some prompts, their rewards, and a few passes over them."""
+    """Holds the settings of proximal policy optimization (Schulman et al. 2017) of language models. A step of the run
+    is a rollout: responses to some prompts, their rewards, and a few passes over them."""
 
     num_rollouts: Count
     rollout_batch_size: Count = Field(64, description="Prompts a rollout, over all processes.")
@@ -69,8 +69,8 @@ class PPOSettings(Section):
 
 
 class PPOConfig(TrainingConfig):
-    """Reinforcement learning from a reward: `model` and `parallel` are the policy's, `reward` may be a group of its
-    own. Rows give prompts; those of data.test are held out, and answered before and after."""
+    """Trains a policy by reinforcement learning from a reward: `model` and `parallel` are the policy's, `reward` may be
+    a group of its own. Rows give prompts; those of data.test are held out, and answered before and after."""
 
     stand_ins: ClassVar[dict[str, Any]] = {"ppo": {"num_rollouts": 1}, "num_rollouts": 1, "reward": {}}
 

@@ -1,4 +1,4 @@
-"""The config of pruning: the sizes of what is left, and the scores that choose it."""
+"""This module holds the config of pruning: the sizes of what is left, and the scores that choose it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ Layers = Annotated[
 
 
 class PruneSettings(Section):
-    """New sizes, each smaller than the model's; and zeros among the weights that are left. What is not named stays."""
+    """Holds new sizes, each smaller than the model's, and zeros among the weights that are left. What is not named
+    stays."""
 
     layers: Layers | None = Field(
         None,
@@ -94,7 +95,7 @@ class PruneSettings(Section):
 
 
 class RecoverySettings(Section):
-    """Training after each round of cuts, whose teacher is the model as it was before the first."""
+    """Trains after each round of cuts, with the model as it was before the first as the teacher."""
 
     train: TrainConfig
     distill: DistillSettings = Field(default_factory=DistillSettings)
@@ -107,7 +108,7 @@ class RecoverySettings(Section):
 
 
 class PruneConfig(RunConfig):
-    """A smaller model made of a larger one: fewer layers, narrower MLPs, fewer heads, or zeros. Rows of data.train
+    """Makes a smaller model of a larger one: fewer layers, narrower MLPs, fewer heads, or zeros. Rows of data.train
     calibrate what goes, and train what is left where `recovery` says so; with data.test perplexity is measured before
     and after. A sequence classifier's rows are texts with a class (data.text, data.label), and accuracy is measured."""
 

@@ -1,4 +1,4 @@
-"""The config of quantization."""
+"""This module holds the config of quantization."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scaleup.config.schema import Count, DataConfig, Int, Section, Text
 
 
 class QuantizeSettings(Section):
-    """How weights are stored. No method needs calibration."""
+    """Says how weights are stored. No method needs calibration."""
 
     method: Literal["int8_weight_only", "int8_dynamic", "int4_weight_only", "bfloat16", "float16"] = Field(
         description="int8 and int4 through torchao; int8_dynamic computes in 8 bits too, with activations rounded as "
@@ -36,7 +36,7 @@ class QuantizeSettings(Section):
 
 
 class QuantizeConfig(RunConfig):
-    """A model whose weights take fewer bits, as a folder that plain Transformers loads."""
+    """Makes a model whose weights take fewer bits, as a folder that plain Transformers loads."""
 
     stand_ins: ClassVar[dict[str, Any]] = {"quantize": {"method": "bfloat16"}, "method": "bfloat16"}
 

@@ -1,4 +1,4 @@
-"""The config of reward models that are trained."""
+"""This module holds the config of reward models that are trained."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from scaleup.config.stages.base import SupervisedConfig
 
 
 class RewardModelSettings(Section):
-    """How a reward model is trained: Bradley-Terry, -log sigmoid(chosen - rejected - margin) a pair (Ouyang et al.
-    2022, equation 1)."""
+    """Says how a reward model is trained: by Bradley-Terry, -log sigmoid(chosen - rejected - margin) a pair (Ouyang et
+    al. 2022, equation 1)."""
 
     template: Text = Field("{prompt}{response}", description="What the model reads, over {prompt} and {response}.")
     center_coefficient: NotNegative | None = Field(
@@ -24,8 +24,8 @@ class RewardModelSettings(Section):
 
 
 class RewardConfig(SupervisedConfig):
-    """A reward model from preferences: a backbone of any kind with a head of one score, trained on pairs of a chosen
-    and a rejected response. Also a sequence classifier of one label, which is trained further."""
+    """Trains a reward model from preferences: a backbone of any kind with a head of one score, on pairs of a chosen and
+    a rejected response. It may start from a sequence classifier of one label, which is trained further."""
 
     stage: Literal["reward"]
     reward: RewardModelSettings = Field(default_factory=RewardModelSettings)

@@ -1,4 +1,4 @@
-"""The config of supervised fine-tuning."""
+"""This module holds the config of supervised fine-tuning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scaleup.config.stages.base import SupervisedConfig
 
 
 class SFTConfig(SupervisedConfig):
-    """Supervised fine-tuning, causal or encoder-decoder: of the whole model, or of an adapter."""
+    """Fine-tunes a causal or an encoder-decoder model: all of it, or an adapter."""
 
     stage: Literal["sft"]
     generation: GenerationConfig = Field(default_factory=GenerationConfig)

@@ -1,4 +1,5 @@
-"""Commented configs to start from, by stage (`scaleup init`). One YAML file per stage is beside this."""
+"""This package holds commented configs to start from, by stage (`scaleup init`). One YAML file per stage is beside
+this."""
 
 from __future__ import annotations
 
