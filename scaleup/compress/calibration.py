@@ -1,5 +1,8 @@
-"""Statistics of a model's activations on some rows: each rank takes its share of the batches, sums are added up over
-all ranks. Padding is left out. So what is chosen by them does not depend on the number of ranks."""
+"""This module runs a model over calibration rows and returns statistics of its activations: distances between hidden
+states, and norms of matrices' inputs.
+
+Each rank takes its share of the batches, and sums are added up over all ranks; padding is left out. So what is pruned
+by these statistics does not depend on the number of ranks."""
 
 from __future__ import annotations
 
@@ -27,25 +30,28 @@ from scaleup.records.examples import row_problem
 
 @dataclass(frozen=True)
 class Distances:
-    """Of hidden states x_l before layer l and x_(l+n) before layer l + n, in the mean over positions; for each l from 0
-    to L - n, x_L being what the last layer gives, before the final norm."""
+    """Holds distances between the hidden states x_l before layer l and x_(l+n) before layer l + n, in the mean over
+    positions: (L - n + 1) each, for l from 0 to L - n. x_L is the output of the last layer, before the final norm."""
 
     influence: torch.Tensor
-    """1 - cos(x_l, x_(l+n)): block influence where n is 1 (Men et al. 2024)."""
+    """Is 1 - cos(x_l, x_(l+n)): block influence where n is 1 (Men et al. 2024)."""
     angular: torch.Tensor
-    """arccos(cos(x_l, x_(l+n))) / pi (Gromov et al. 2024)."""
+    """Is arccos(cos(x_l, x_(l+n))) / pi (Gromov et al. 2024)."""
 
 
 @dataclass(frozen=True)
 class Statistics:
+    """Holds what `calibrate` measures, summed over all ranks: tensors on the CPU in float64."""
+
     distances: dict[str, Distances]
-    """Of each stack that was asked for."""
+    """Holds the distances by the name of the stack, for the stacks in `spans`."""
     input_norms: dict[str, torch.Tensor]
-    """||X||_2 of each input feature over all positions, by the name of the matrix in the model."""
+    """Holds ||X||_2 of each input feature over all positions (in), by the name of the matrix in the model."""
 
 
 def calibration_rows(data: DataConfig, encoder: RowEncoder, count: int) -> list[TokenRow]:
-    """The first rows of data.train that fit. Raises ScaleupError for a row that cannot be used, or too few."""
+    """Returns the first `count` rows of data.train that fit. Raises ScaleupError for a row that cannot be used, or too
+    few."""
     rows = list(islice(_encoded(data, encoder), count))
     if len(rows) < count:
         what = f"{count} are asked for, and data.train has {len(rows)} that fit data.max_length {data.max_length}"
@@ -72,29 +78,31 @@ def calibrate(
     spans: Mapping[str, int],
     matrices: Sequence[str],
 ) -> Statistics:
-    """Over all batches, of which each rank takes every world-th: distances over so many layers of the stacks in
-    `spans`, and input norms of the matrices. Every rank must call it and gets the same."""
-    found = architecture_of(model)
-    masks = Masks(found)
-    layers = [_LayerSums(stack, spans[stack.name], masks) for stack in found.stacks if stack.name in spans]
+    """Returns distances over `spans[stack]` layers of each stack in `spans`, and input norms of the matrices with these
+    names, over all batches.
+
+    Each rank runs every world-th batch. Every rank must call it and gets the same."""
+    architecture = architecture_of(model)
+    masks = Masks(architecture)
+    layers = [_LayerSums(stack, spans[stack.name], masks) for stack in architecture.stacks if stack.name in spans]
     inputs = [_InputSums(name, model.get_submodule(name), masks) for name in matrices]
-    every: list[_LayerSums | _InputSums] = [*layers, *inputs]
+    accumulators: list[_LayerSums | _InputSums] = [*layers, *inputs]
     model.eval()
     with ExitStack() as hooks:
-        for each in every:
-            hooks.enter_context(each.hooked())
+        for accumulator in accumulators:
+            hooks.enter_context(accumulator.hooked())
         for batch in batches[runtime.rank :: runtime.world]:
             batch = batch.to(runtime.device)
             masks.read(batch)
             model(**batch.inputs, use_cache=False)
-    parts = [tensor for each in every for tensor in each.sums()]
+    parts = [tensor for accumulator in accumulators for tensor in accumulator.sums()]
     total = iter(runtime.sum_tensor(torch.cat(parts)).split([len(part) for part in parts]) if parts else ())
-    distances = {each.stack.name: each.distances(*islice(total, 3)) for each in layers}
-    return Statistics(distances, {each.name: next(total).sqrt() for each in inputs})
+    distances = {layer.stack.name: layer.distances(*islice(total, 3)) for layer in layers}
+    return Statistics(distances, {matrix.name: next(total).sqrt() for matrix in inputs})
 
 
 def matrices_of(model: Any) -> dict[str, nn.Module]:
-    """Linear and Conv1D modules of all layers by their names in the model: never embeddings or heads."""
+    """Returns the Linear and Conv1D modules of all layers by their names in the model: never embeddings or heads."""
     inside = {id(module) for layer in architecture_of(model).layers for module in layer.module.modules()}
     return {
         name: module
@@ -104,27 +112,33 @@ def matrices_of(model: Any) -> dict[str, nn.Module]:
 
 
 class Masks:
-    """Which positions of the batch at hand are real: (B, S) booleans, of the encoder and of the decoder."""
+    """Tells which positions of the current batch are real: (B, S) booleans, of the encoder and of the decoder."""
 
-    def __init__(self, found: Architecture) -> None:
-        self._stacks = {module: stack.name for stack in found.stacks for module in stack.blocks.modules()}
+    def __init__(self, architecture: Architecture) -> None:
+        self._stacks = {module: stack.name for stack in architecture.stacks for module in stack.blocks.modules()}
         # keys and values over an encoder's states are made of its positions, not the decoder's
-        cross = [module for each in found.attentions if each.is_cross for module in (each.key, each.value)]
+        cross = [
+            module
+            for attention in architecture.attentions
+            if attention.is_cross
+            for module in (attention.key, attention.value)
+        ]
         self._stacks |= dict.fromkeys(cross, "encoder")
         self._masks: dict[str, torch.Tensor] = {}
 
     def read(self, batch: Batch) -> None:
+        """Takes the masks of a batch; the modules that `real` is called with run on this batch from now on."""
         source = batch.inputs["attention_mask"].bool()
         is_double = "decoder_input_ids" in batch.inputs
         self._masks = {"encoder": source, "decoder": batch.labels != IGNORE if is_double else source}
 
     def real(self, module: nn.Module, states: torch.Tensor) -> torch.Tensor:
-        """(B, S, H) -> the (N, H) at real positions, float64."""
+        """Returns the states (N, H) at the N real positions of a module's input or output (B, S, H), in float64."""
         return states[self._masks[self._stacks[module]]].double()
 
 
 class _InputSums:
-    """Sums of squares of a matrix's input features."""
+    """Adds up the squares of a matrix's input features."""
 
     def __init__(self, name: str, module: nn.Module, masks: Masks) -> None:
         self.name, self._module, self._masks = name, module, masks
@@ -139,15 +153,16 @@ class _InputSums:
         finally:
             handle.remove()
 
-    def _add(self, module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-        self._sums += self._masks.real(module, given[0]).square().sum(0).to(self._sums.device)
+    def _add(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        self._sums += self._masks.real(module, args[0]).square().sum(0).to(self._sums.device)
 
     def sums(self) -> list[torch.Tensor]:
         return [self._sums]
 
 
 class _LayerSums:
-    """Cosines between hidden states that are `span` layers apart. No more states are held than that."""
+    """Adds up cosines and angles between hidden states that are `span` layers apart. It holds no more than span + 1
+    states."""
 
     def __init__(self, stack: Stack, span: int, masks: Masks) -> None:
         self.stack, self._span, self._masks = stack, span, masks
@@ -169,12 +184,12 @@ class _LayerSums:
             for handle in handles:
                 handle.remove()
 
-    def _before(self, place: int, block: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def _before(self, place: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if place == 0:
             self._window.clear()
-        self._add(block, place, given[0] if given else named["hidden_states"])
+        self._add(block, place, args[0] if args else kwargs["hidden_states"])
 
-    def _after(self, block: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+    def _after(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         states = output[0] if isinstance(output, tuple) else output
         self._add(block, len(self.stack.blocks), states)
         self._count += len(self._window[-1])
@@ -197,5 +212,5 @@ Collate = Callable[[Sequence[TokenRow]], Batch]
 
 
 def in_batches(rows: Sequence[TokenRow], collate: Collate, size: int) -> list[Batch]:
-    """The same batches whatever the number of ranks."""
+    """Returns the rows in batches of `size`, the same whatever the number of ranks."""
     return [collate(rows[first : first + size]) for first in range(0, len(rows), size)]

@@ -1,4 +1,5 @@
-"""One shot of pruning: measure, choose, cut; and the metrics of what is left.
+"""This module prunes a model once: it measures activations, chooses layers, columns, heads and weights, cuts them, and
+returns metrics of the pruned model.
 
 Whole parts are cut first, by scores of the whole model; zeros are chosen by scores of what is left."""
 
@@ -31,36 +32,39 @@ from scaleup.reports.model_cards import DENSE
 
 
 def cut_parts(runtime: Runtime, model: Any, settings: PruneSettings, batches: Sequence[Batch]) -> dict[str, list[int]]:
-    """Cut layers, MLP columns and heads in place. The numbers of the layers that were kept, by stack. Every rank must
-    call it and cuts the same."""
-    found = architecture_of(model)
-    depths = {stack.name: len(stack.blocks) for stack in found.stacks}
+    """Cuts layers, MLP columns and heads in place; returns the numbers of the layers that were kept, by stack. Every
+    rank must call it and cuts the same."""
+    architecture = architecture_of(model)
+    depths = {stack.name: len(stack.blocks) for stack in architecture.stacks}
     spans = _spans(settings, depths)
-    matrices = _chosen_by(found, settings)
+    matrices = _matrices_to_measure(architecture, settings)
     names = {id(module): name for name, module in model.named_modules()}
-    measured = calibrate(runtime, model, batches, spans, [names[id(matrix)] for matrix in matrices])
-    kept = {name: _layers(settings, depth, measured.distances.get(name)) for name, depth in depths.items()}
+    statistics = calibrate(runtime, model, batches, spans, [names[id(matrix)] for matrix in matrices])
+    kept = {name: _layers(settings, depth, statistics.distances.get(name)) for name, depth in depths.items()}
     scores = {
-        id(matrix): feature_scores(measured.input_norms[names[id(matrix)]], _outwards(matrix)) for matrix in matrices
+        id(matrix): feature_scores(statistics.input_norms[names[id(matrix)]], _out_in_weight(matrix))
+        for matrix in matrices
     }
     if settings.num_key_value_heads is not None or settings.head_dim is not None:
-        _cut_heads(model, found, settings, scores)
+        _cut_heads(model, architecture, settings, scores)
     if settings.intermediate_size is not None:
         size = settings.intermediate_size
-        keep_intermediate(model, [torch.tensor(top_indices(scores[id(layer.mlp.out)], size)) for layer in found.layers])
+        keep_intermediate(
+            model, [torch.tensor(top_indices(scores[id(layer.mlp.out)], size)) for layer in architecture.layers]
+        )
     keep_layers(model, kept)
     return kept
 
 
 def make_zeros(runtime: Runtime, model: Any, settings: PruneSettings, batches: Sequence[Batch]) -> None:
-    """Set the share `settings.sparsity` of each matrix of each layer to zero. Every rank must call it and does the
-    same."""
+    """Sets the share `settings.sparsity` of each matrix of each layer to zero, in place: by magnitude or by Wanda's
+    score (Sun et al. 2023). Every rank must call it and does the same."""
     assert settings.sparsity is not None
     matrices = matrices_of(model)
     is_wanda = settings.sparsity_score == "wanda"
     norms = calibrate(runtime, model, batches, {}, list(matrices)).input_norms if is_wanda else {}
     for name, matrix in matrices.items():
-        scores = weight_scores(_outwards(matrix), norms.get(name))
+        scores = weight_scores(_out_in_weight(matrix), norms.get(name))
         if settings.pattern == "2:4":
             mask = keep_two_of_four(scores)
         elif is_wanda:
@@ -68,11 +72,11 @@ def make_zeros(runtime: Runtime, model: Any, settings: PruneSettings, batches: S
         else:  # of the whole matrix
             mask = keep_mask(scores.reshape(1, -1), settings.sparsity).reshape(scores.shape)
         with torch.no_grad():
-            _outwards(matrix).mul_(mask)
+            _out_in_weight(matrix).mul_(mask)
 
 
 def sparsify(model: Any, rows: Sequence[Batch]) -> None:
-    """Set two of every four weights of each linear module but the head to zero, in place, as SparseGPT chooses them
+    """Sets two of every four weights of each linear module but the head to zero, in place, as SparseGPT chooses them
     (Frantar and Alistarh 2023). As of 0.47 modelopt leaves the other weights as they are.
 
     `rows` are batches of one row: modelopt knows no padding. The plan has checked that the optional package is
@@ -92,14 +96,14 @@ def sparsify(model: Any, rows: Sequence[Batch]) -> None:
 
 
 def share_of_zeros(model: Any) -> float:
-    """Share of the weights of the layers' matrices that are zero."""
-    weights = [_outwards(matrix) for matrix in matrices_of(model).values()]
+    """Returns the share of the weights of the layers' matrices that are zero, from 0 to 1."""
+    weights = [_out_in_weight(matrix) for matrix in matrices_of(model).values()]
     return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
 
 def sizes_of(model: Any, when: str) -> dict[str, int]:
-    """Metrics of a model's size: its parameters, each shared tensor counted once; and those that are neither embeddings
-    nor tied to them."""
+    """Returns metrics of a model's size: its parameters, each shared tensor counted once; and those that are neither
+    embeddings nor tied to them."""
     return {
         f"num_parameters_{when}": model.num_parameters(),
         f"num_non_embedding_parameters_{when}": model.num_parameters(exclude_embeddings=True),
@@ -107,8 +111,8 @@ def sizes_of(model: Any, when: str) -> dict[str, int]:
 
 
 def cut_metrics(model: Any, settings: PruneSettings, kept: Mapping[str, list[int]]) -> dict[str, Any]:
-    """Metrics of a cut: the layers that are left, by stack, and the share of weights that are zero, with a note that
-    they are stored densely."""
+    """Returns metrics of a cut: the layers that are left, by stack, and the share of weights that are zero, with a note
+    that they are stored densely."""
     metrics: dict[str, Any] = {}
     if settings.layers is not None:
         metrics |= {f"{name}_layers": " ".join(map(str, layers)) for name, layers in kept.items()}
@@ -137,28 +141,34 @@ def _layers(settings: PruneSettings, depth: int, distances: Distances | None) ->
     return top_indices(distances.influence, settings.layers)
 
 
-def _chosen_by(found: Architecture, settings: PruneSettings) -> list[torch.nn.Module]:
-    """Matrices by whose inputs columns and heads are chosen: those that lead out of each MLP and attention."""
-    matrices = [layer.mlp.out for layer in found.layers] if settings.intermediate_size is not None else []
+def _matrices_to_measure(architecture: Architecture, settings: PruneSettings) -> list[torch.nn.Module]:
+    """Returns the matrices whose inputs give the scores of columns and heads: those that lead out of each MLP and
+    attention."""
+    matrices = [layer.mlp.out for layer in architecture.layers] if settings.intermediate_size is not None else []
     if settings.num_key_value_heads is not None or settings.head_dim is not None:
-        matrices += [attention.out for attention in found.attentions]
+        matrices += [attention.out for attention in architecture.attentions]
     return matrices
 
 
-def _cut_heads(model: Any, found: Architecture, settings: PruneSettings, scores: Mapping[int, torch.Tensor]) -> None:
-    """A group of heads counts by what it gives to the output; a feature of T5's queries and keys by the norms of its
-    weights in both."""
-    all_heads = torch.arange(found.num_key_value_heads)
-    groups = [all_heads] * len(found.attentions)
+def _cut_heads(
+    model: Any, architecture: Architecture, settings: PruneSettings, scores: Mapping[int, torch.Tensor]
+) -> None:
+    """Cuts groups of heads and features of heads. A group is scored by what it adds to the output; a feature of T5's
+    queries and keys by the product of its weights' norms in both."""
+    all_heads = torch.arange(architecture.num_key_value_heads)
+    groups = [all_heads] * len(architecture.attentions)
     if (count := settings.num_key_value_heads) is not None:
-        of_groups = [head_scores(scores[id(each.out)], found.num_key_value_heads) for each in found.attentions]
-        groups = [torch.tensor(top_indices(each, count)) for each in _shared(found, of_groups)]
+        group_scores = [
+            head_scores(scores[id(attention.out)], architecture.num_key_value_heads)
+            for attention in architecture.attentions
+        ]
+        groups = [torch.tensor(top_indices(group, count)) for group in _shared_scores(architecture, group_scores)]
     dims = []
     if (width := settings.head_dim) is not None:
-        for attention, kept in zip(found.attentions, groups, strict=True):
-            together = [_outwards(part).double().norm(dim=1).cpu() for part in (attention.query, attention.key)]
-            query_key = top_dims_per_head(together[0] * together[1], found.num_heads, width)
-            value = top_dims_per_head(scores[id(attention.out)], found.num_heads, width)
+        for attention, kept in zip(architecture.attentions, groups, strict=True):
+            norms = [_out_in_weight(part).double().norm(dim=1).cpu() for part in (attention.query, attention.key)]
+            query_key = top_dims_per_head(norms[0] * norms[1], architecture.num_heads, width)
+            value = top_dims_per_head(scores[id(attention.out)], architecture.num_heads, width)
             dims.append(HeadDims(query_key[kept], value[kept]))
     if count is not None:
         keep_kv_groups(model, groups)
@@ -166,20 +176,21 @@ def _cut_heads(model: Any, found: Architecture, settings: PruneSettings, scores:
         keep_head_dim(model, dims)
 
 
-def _shared(found: Architecture, scores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Self-attentions of a stack that share T5's relative bias keep the same heads: they have one score together."""
-    together = list(scores)
-    for stack in found.stacks:
+def _shared_scores(architecture: Architecture, scores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Returns the scores of groups, with one score for all self-attentions of a stack that share T5's relative bias:
+    they must keep the same heads."""
+    shared = list(scores)
+    for stack in architecture.stacks:
         if not any(attention.relative_bias is not None for layer in stack.layers for attention in layer.attentions):
             continue
-        own = {id(each.module) for layer in stack.layers for each in layer.attentions if not each.is_cross}
-        places = [place for place, each in enumerate(found.attentions) if id(each.module) in own]
+        own = {id(part.module) for layer in stack.layers for part in layer.attentions if not part.is_cross}
+        places = [place for place, part in enumerate(architecture.attentions) if id(part.module) in own]
         total = torch.stack([scores[place].square() for place in places]).sum(0).sqrt()
         for place in places:
-            together[place] = total
-    return together
+            shared[place] = total
+    return shared
 
 
-def _outwards(matrix: Any) -> torch.Tensor:
-    """The weight as (out, in): a view where a Conv1D has it the other way."""
+def _out_in_weight(matrix: Any) -> torch.Tensor:
+    """Returns the weight as (out, in): a view where a Conv1D stores (in, out)."""
     return matrix.weight.detach().T if isinstance(matrix, Conv1D) else matrix.weight.detach()

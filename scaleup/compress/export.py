@@ -1,4 +1,5 @@
-"""A model as a folder that plain Transformers loads, proved to be the same model by its logits.
+"""This module takes a config's model and writes a folder that plain Transformers loads, proved to be the same model by
+its logits.
 
 An adapter is merged into the unquantized base, whatever it was trained on: merging into quantized weights would round
 the sum once more (docs/design/adapters.md)."""
@@ -30,32 +31,36 @@ T5_LIKE = ("t5", "mt5", "umt5")
 
 @dataclass(frozen=True)
 class Check:
-    """What logits are compared on, and how far they may move."""
+    """Holds the probes on which logits are compared, and the largest difference that is taken for none."""
 
     probes: Sequence[Probe]
     tolerance: float
     device: torch.device
     where: str = "export.tolerance"
-    """The config key that bounds it."""
+    """Is the config key that bounds the difference."""
     done: str = "exported"
+    """Names, in errors, what is not done where the difference is too large."""
 
     def logits(self, model: Any) -> list[torch.Tensor]:
+        """Returns a model's logits on each probe, on the CPU in float32."""
         return logits_on(model, self.probes, self.device)
 
     def equal(self, model: Any, true: Sequence[torch.Tensor], what: str, remedy: str) -> float:
-        """How far a model's logits are from the true ones. Raises ScaleupError at `where` if too far."""
-        found = difference(self.logits(model), true)
-        if not found <= self.tolerance:  # nor where it is not a number
-            what = f"{what} by {found:.1e} of the largest logit, more than {self.tolerance:g}: nothing was {self.done}"
+        """Returns how far a model's logits are from the true ones, as a share of the largest. Raises ScaleupError at
+        `where` if that is more than `tolerance`."""
+        moved = difference(self.logits(model), true)
+        if not moved <= self.tolerance:  # nor where it is not a number
+            what = f"{what} by {moved:.1e} of the largest logit, more than {self.tolerance:g}: nothing was {self.done}"
             raise ScaleupError.of(self.where, what, remedy)
-        return found
+        return moved
 
 
 def whole_model(config: ExportConfig, facts: ModelFacts, check: Check) -> tuple[Any, dict[str, float]]:
-    """The model to write, in float32, with the adapter that `model.path` names merged into it; of an encoder that is
-    no classifier, the encoder. How far the adapter moves its base, and how far merging moves the two.
+    """Returns the model to write, in float32, with the adapter that `model.path` names merged into it; of an encoder
+    that is no classifier, the encoder. With it come how far the adapter moves logits of its base (`adapter`), and how
+    far merging moves those of the two (`merged`).
 
-    Raises ScaleupError if that is not the same model, or cannot be done."""
+    Raises ScaleupError if the merged model is another one, or the adapter cannot be merged."""
     base = load_base(config.model, facts, None, "no", check.device).to(check.device)
     if facts.adapter is None:
         is_encoder = facts.task == "sequence_classification" and not facts.labels
@@ -72,7 +77,8 @@ def whole_model(config: ExportConfig, facts: ModelFacts, check: Check) -> tuple[
 def from_trained(
     config: ExportConfig, facts: ModelFacts, check: Check, true: Sequence[torch.Tensor]
 ) -> dict[str, float]:
-    """How far the exported logits are from those of the base in 8 or 4 bits with the adapter, as it was trained."""
+    """Returns how far the exported logits are from those of the base in 8 or 4 bits with the adapter, as it was
+    trained."""
     if config.export.trained_in is None:
         return {}
     trained = load_finished(config.model, facts, config.export.trained_in, "no", check.device)
@@ -82,25 +88,26 @@ def from_trained(
 def write_folder(
     model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype, check: Check
 ) -> tuple[dict[str, float], list[torch.Tensor]]:
-    """Weights, config and tokenizer. What rounding to `dtype` moved, and the logits that the written weights must give:
-    in float32, so that only weights are compared, not arithmetic."""
-    true, found = check.logits(model), {}
+    """Writes weights in `dtype`, config and tokenizer. Returns how far rounding moved the logits, and the logits that
+    the written weights must give: in float32, so that only weights are compared, not arithmetic."""
+    true, metrics = check.logits(model), {}
     if dtype != torch.float32:
         cast(model, dtype)
         cast(model, torch.float32)
         exact, true = true, check.logits(model)
-        found = {"rounded": difference(true, exact)}
+        metrics = {"rounded": difference(true, exact)}
         cast(model, dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     head = model.get_output_embeddings()
     if model.config.model_type in T5_LIKE and head is not None and head.weight is not model.shared.weight:
         say_untied(folder / "config.json")  # this version of transformers sees it in the weights, others read it here
-    return found, true
+    return metrics, true
 
 
 def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """The weights alone: `to` would round what a model computes for itself as well, its rotary frequencies say."""
+    """Casts the parameters alone, in place: `to` would round what a model computes for itself as well, its rotary
+    frequencies for example."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 
@@ -108,7 +115,8 @@ def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
 def read_back(
     config: ModelConfig, facts: ModelFacts, folder: Path, check: Check, true: Sequence[torch.Tensor]
 ) -> dict[str, float]:
-    """Load what was written with plain Transformers. Raises ScaleupError if it is another model."""
+    """Loads the written folder with plain Transformers; returns how far its logits are from the true ones. Raises
+    ScaleupError if it is another model."""
     options = {"dtype": torch.float32, "trust_remote_code": config.trust_remote_code}
     model = auto_class(facts.task).from_pretrained(folder, **options).to(check.device)
     remedy = "report this: the architecture is not written as it is held"
@@ -116,16 +124,18 @@ def read_back(
 
 
 def stored_dtype(config: ExportConfig, facts: ModelFacts) -> str:
-    """The type to write: of the files that the weights come from, where the config says auto."""
+    """Returns the name of the dtype to write; where the config says auto, that of the files that the weights come
+    from."""
     return dtype_of_files(config.model, facts) if config.export.dtype == "auto" else config.export.dtype
 
 
 def dtype_of_files(model: ModelConfig, facts: ModelFacts) -> str:
-    """What the weights are stored in at `facts.location`."""
+    """Returns the name of the dtype in which the weights at `facts.location` are stored; float32 where their config
+    names none."""
     from transformers import AutoConfig
 
-    found = AutoConfig.from_pretrained(facts.location, trust_remote_code=model.trust_remote_code).dtype
-    return next((name for name, dtype in DTYPES.items() if found in (dtype, name)), "float32")
+    stored = AutoConfig.from_pretrained(facts.location, trust_remote_code=model.trust_remote_code).dtype
+    return next((name for name, dtype in DTYPES.items() if stored in (dtype, name)), "float32")
 
 
 def _merge(adapted: Any) -> Any:
@@ -144,8 +154,8 @@ def _merge(adapted: Any) -> Any:
 
 
 def _untie(base: Any) -> None:
-    """Give the head weights of its own where an adapter moves it, or the embeddings that it shares weights with: merged
-    into shared weights it would move both."""
+    """Gives the head weights of its own where an adapter moves it, or the embeddings that it shares weights with:
+    merged into shared weights it would move both."""
     head, embeddings = base.get_output_embeddings(), base.get_input_embeddings()
     if not (hasattr(head, "base_layer") or hasattr(embeddings, "base_layer")):
         return

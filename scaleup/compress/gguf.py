@@ -1,4 +1,5 @@
-"""A causal model as one file for llama.cpp, written by its own converter and read again by its own server."""
+"""This module takes a merged causal model and writes one file for llama.cpp: its own converter writes it, and its own
+server reads it again for comparison."""
 
 from __future__ import annotations
 
@@ -25,14 +26,14 @@ PROMPTS = (
     "def add(a, b):\n    return",
     "1,000,000 ≈ 10⁶.",
 )
-"""Digits, contractions, spaces, line ends and letters beyond ASCII: what tokenizers cut text by."""
+"""Hold digits, contractions, spaces, line ends and letters beyond ASCII: what tokenizers cut text by."""
 F16_MARGIN = 2e-3
-"""How far below the best logit, as a share of the largest, llama.cpp's choice may lie: its products of 16-bit weights
-round their input to 16 bits as well. docs/design/export.md says what was measured."""
+"""Bounds how far below the best logit, as a share of the largest, llama.cpp's choice may lie: its products of 16-bit
+weights round their input to 16 bits as well. docs/design/export.md says what was measured."""
 
 
 def write_gguf(merged: Path, settings: ExportSettings, folder: Path, name: str) -> None:
-    """Convert the Hugging Face folder `merged`; `name` is what the file calls its model.
+    """Converts the Hugging Face folder `merged` to one file in `folder`, which calls its model `name`.
 
     Raises ScaleupError with the converter's own reason."""
     script = converter_folder(settings.converter) / CONVERTER_FILE
@@ -48,7 +49,7 @@ def write_gguf(merged: Path, settings: ExportSettings, folder: Path, name: str) 
 
 
 def prompts_of(rows: Sequence[Probe], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Texts of our own, and the first halves of rows."""
+    """Returns the texts to continue: `PROMPTS`, and the first halves of rows."""
     halves = [row["input_ids"][0][: row["input_ids"].shape[1] // 2 + 1] for row in rows]
     return [*PROMPTS, *(str(tokenizer.decode(half)) for half in halves)]
 
@@ -56,23 +57,24 @@ def prompts_of(rows: Sequence[Probe], tokenizer: PreTrainedTokenizerBase) -> lis
 def read_gguf(
     model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Probe], settings: ExportSettings, folder: Path
 ) -> dict[str, Any]:
-    """Token by token along llama.cpp's greedy text: is its choice the model's own, and if not, how far below the best
-    logit of the same text it is, as a share of the largest. A near tie falls either way by rounding, and changes what
-    comes after it: both are asked after the same text each time, so one such place says nothing of the next.
+    """Returns metrics that compare the model with the written file, token by token along llama.cpp's greedy text:
+    whether its choice is the model's own, and if not, how far below the best logit for the same text it is, as a share
+    of the largest. A near tie falls either way by rounding, and changes what comes after it: both models continue the
+    same text each time, so one such position says nothing of the next.
 
-    Raises ScaleupError where texts become other tokens, and of f16 where rounding cannot make a choice."""
+    Raises ScaleupError where texts become other tokens, and for f16 where rounding cannot explain a choice."""
     prompts = prompts_of(rows, tokenizer)
     ids = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
     longest = max(map(len, ids)) + settings.max_new_tokens
     total, same, worst, first = 0, 0, 0.0, None
     with served(folder / FILE, max(256, longest), torch.get_num_threads()) as llama:
         for prompt, own in zip(prompts, ids, strict=True):
-            _same_tokens(prompt, own, llama.tokens(prompt))
+            _check_tokens(prompt, own, llama.tokens(prompt))
             chosen = llama.continued(own, settings.max_new_tokens)
-            for place, (token, best, gap) in enumerate(_gaps(model, own, chosen)):
+            for place, (token, best, gap) in enumerate(_logit_gaps(model, own, chosen)):
                 total, same, worst = total + 1, same + (token == best), max(worst, gap)
                 if token != best and first is None:
-                    words = [repr(tokenizer.decode([each])) for each in (token, best)]
+                    words = [repr(tokenizer.decode([choice])) for choice in (token, best)]
                     first = f"{prompt!r}, token {place + 1}: {words[0]}, not {words[1]}, {gap:.1e} below it"
     if not total:
         raise ScaleupError.of("export.format", "llama.cpp continued none of the texts it was given", "report this")
@@ -88,20 +90,21 @@ def read_gguf(
     }
 
 
-def _same_tokens(prompt: str, own: list[int], found: list[int]) -> None:
-    if own == found:
+def _check_tokens(prompt: str, own: list[int], read: list[int]) -> None:
+    if own == read:
         return
     place = next(
-        (i for i, pair in enumerate(zip(own, found, strict=False)) if pair[0] != pair[1]), min(len(own), len(found))
+        (i for i, pair in enumerate(zip(own, read, strict=False)) if pair[0] != pair[1]), min(len(own), len(read))
     )
-    what = f"llama.cpp reads {prompt!r} as other tokens, from the {place + 1}. on: {found[place : place + 3]}"
+    what = f"llama.cpp reads {prompt!r} as other tokens, from the {place + 1}. on: {read[place : place + 3]}"
     what += f", not {own[place : place + 3]}"
     raise ScaleupError.of("export.format", what, "use safetensors: the converter mistakes this tokenizer for another")
 
 
 @torch.no_grad()
-def _gaps(model: Any, prompt: list[int], chosen: list[int]) -> Iterator[tuple[int, int, float]]:
-    """Of each chosen token: itself, the model's own choice after the same text, and how far below that its logit is."""
+def _logit_gaps(model: Any, prompt: list[int], chosen: list[int]) -> Iterator[tuple[int, int, float]]:
+    """Yields for each chosen token: itself, the model's own choice after the same text, and how far below that its
+    logit is, as a share of the largest."""
     if not chosen:
         return
     whole = torch.tensor([prompt + chosen[:-1]], device=model.device)

@@ -1,4 +1,5 @@
-"""A sequence classifier or an encoder as one ONNX graph of free batch and sequence, compared with the model itself."""
+"""This module takes a sequence classifier or an encoder, writes one ONNX graph of free batch and sequence, and compares
+it with the model itself."""
 
 from __future__ import annotations
 
@@ -19,13 +20,14 @@ from scaleup.plan.facts import ModelFacts
 FILE = "model.onnx"
 INPUTS = ("input_ids", "attention_mask")
 SHAPES = ((1, 1), (1, 9), (3, 16), (5, 33))
-"""Rows and tokens of the batches that are compared; rows are shorter one by one, and padded on the right."""
+"""Are rows and tokens of the batches that are compared; rows are shorter one by one, and padded on the right."""
 MOST_INLINE = 2**30
-"""Bytes of weights within the graph's own file, which protobuf bounds at 2 GiB; more are written beside it."""
+"""Bounds the bytes of weights within the graph's own file, which protobuf limits to 2 GiB; more are written beside
+it."""
 
 
 class Scores(torch.nn.Module):
-    """What the graph computes: input_ids and attention_mask (B, S) -> logits (B, L), as `classify` reads them."""
+    """Computes a classifier's graph: input_ids and attention_mask (B, S) -> logits (B, L), as `classify` reads them."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -36,7 +38,7 @@ class Scores(torch.nn.Module):
 
 
 class States(torch.nn.Module):
-    """Of an encoder: input_ids and attention_mask (B, S) -> its last hidden states (B, S, H), float32."""
+    """Computes an encoder's graph: input_ids and attention_mask (B, S) -> its last hidden states (B, S, H), float32."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -48,12 +50,12 @@ class States(torch.nn.Module):
 
 
 def graph_of(model: Any) -> tuple[torch.nn.Module, str]:
-    """What is traced, and the name of what it gives."""
+    """Returns the module to trace, and the name of its output."""
     return (Scores(model), "logits") if is_sequence_classifier(model) else (States(model), "last_hidden_state")
 
 
 def write_graph(model: Any, facts: ModelFacts, folder: Path) -> None:
-    """Raises ScaleupError for an architecture that cannot be traced."""
+    """Writes a model's graph to `folder`. Raises ScaleupError for an architecture that cannot be traced."""
     ids, mask = padded(facts, 2, 8)
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     graph, output = graph_of(model.eval())
@@ -79,33 +81,37 @@ def write_graph(model: Any, facts: ModelFacts, folder: Path) -> None:
 
 @torch.no_grad()
 def read_graph(model: Any, facts: ModelFacts, folder: Path, tolerance: float) -> dict[str, Any]:
-    """How far ONNX Runtime's logits or states are from the model's, over batches of several sizes.
+    """Returns how far ONNX Runtime's logits or states are from the model's, as a share of the largest, over batches of
+    several sizes.
 
-    Raises ScaleupError where that is more than export.tolerance, or where a shape is not taken."""
+    Raises ScaleupError where that is more than `tolerance`, or where ONNX Runtime does not take a shape."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
     graph, output = graph_of(model)
-    found, true = [], []
+    outputs, true = [], []
     for rows, length in SHAPES:
         ids, mask = padded(facts, rows, min(length, facts.max_positions or length))
         true.append(graph(ids, mask))
         try:
-            (given,) = session.run(None, dict(zip(INPUTS, (ids.numpy(), mask.numpy()), strict=True)))
+            (result,) = session.run(None, dict(zip(INPUTS, (ids.numpy(), mask.numpy()), strict=True)))
         except Exception as error:  # onnxruntime's own errors share no base class
             what = f"ONNX Runtime does not take {rows} rows of {length} tokens: {first_line(error)}"
             raise ScaleupError.of("export.format", what, "report this: the graph is not free in its shape") from error
-        found.append(torch.from_numpy(given))
-    off = difference(found, true)
-    if not off <= tolerance:
-        what = f"ONNX Runtime moves {output} by {off:.1e} of the largest, more than {tolerance:g}: nothing was exported"
+        outputs.append(torch.from_numpy(result))
+    moved = difference(outputs, true)
+    if not moved <= tolerance:
+        what = (
+            f"ONNX Runtime moves {output} by {moved:.1e} of the largest, more than {tolerance:g}: nothing was exported"
+        )
         raise ScaleupError.of("export.tolerance", what, "raise it if that is near enough")
-    return {"reloaded": off, "batches": len(SHAPES)}
+    return {"reloaded": moved, "batches": len(SHAPES)}
 
 
 def padded(facts: ModelFacts, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Drawn ids and their mask (rows, length), the same each time: each row a token shorter than the one before it."""
-    chance = torch.Generator().manual_seed(SEED)
-    ids = torch.randint(facts.vocab_size, (rows, length), generator=chance)
+    """Returns drawn ids and their mask (rows, length), the same each time: each row a token shorter than the one before
+    it."""
+    generator = torch.Generator().manual_seed(SEED)
+    ids = torch.randint(facts.vocab_size, (rows, length), generator=generator)
     lengths = (length - torch.arange(rows)).clamp(min=1)
     return ids, (torch.arange(length) < lengths[:, None]).long()

@@ -1,4 +1,5 @@
-"""Inputs on which two models' logits are compared, to see whether they are one model."""
+"""This module makes inputs (probes) from a model's facts or from rows, and compares two models' logits on them, to tell
+whether they are one model."""
 
 from __future__ import annotations
 
@@ -20,21 +21,21 @@ from scaleup.plan.facts import ModelFacts
 from scaleup.records.examples import example_maker, row_problem
 
 Probe = Mapping[str, torch.Tensor]
-"""A model's keyword arguments, one sequence."""
+"""Holds a model's keyword arguments for one sequence, (1, S) each."""
 
 NUM_DRAWN = 4
 DRAWN_LENGTH = 32
 ROW_LENGTH = 64
-"""The part of a row that is looked at."""
+"""Is how many tokens of a row are compared, at most."""
 SEED = 0
 
 
 def drawn_probes(facts: ModelFacts, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Probe]:
-    """Token ids from all of the model's vocabulary, the same each time. With a classifier's tokenizer they end as each
-    row that it reads."""
-    chance = torch.Generator().manual_seed(SEED)
+    """Returns probes of token ids drawn from all of the model's vocabulary, the same each time. With a classifier's
+    tokenizer they end as each row that it reads."""
+    generator = torch.Generator().manual_seed(SEED)
     shape = (NUM_DRAWN, 2, min(DRAWN_LENGTH, facts.max_positions or DRAWN_LENGTH))
-    ids = torch.randint(facts.vocab_size, shape, generator=chance)
+    ids = torch.randint(facts.vocab_size, shape, generator=generator)
     if tokenizer is not None and facts.pooling is not None:
         end = Reader(tokenizer, facts.pooling).ended
         return [{"input_ids": torch.tensor([end(source.tolist())[-len(source) :]])} for source, _ in ids]
@@ -42,7 +43,7 @@ def drawn_probes(facts: ModelFacts, tokenizer: PreTrainedTokenizerBase | None = 
 
 
 def row_probes(data: DataConfig, num_rows: int, tokenizer: PreTrainedTokenizerBase, facts: ModelFacts) -> list[Probe]:
-    """The beginnings of the first rows of data.test. Raises ScaleupError for a row that cannot be used."""
+    """Returns the beginnings of the first rows of data.test. Raises ScaleupError for a row that cannot be used."""
     encoder = Encoder(tokenizer, facts.task, data.model_copy(update={"overlong": "truncate"}))
     sources = ((source, row) for source in data.test or [] for row in read_source(data, source, "test", data.streaming))
     probes = []
@@ -62,20 +63,21 @@ def _of_row(facts: ModelFacts, row: Tokens) -> Probe:
 
 
 def _probe(facts: ModelFacts, source: torch.Tensor, target: torch.Tensor) -> Probe:
-    """Of a target, an encoder-decoder model is shown what came before each token."""
+    """Returns a probe of source ids (S); an encoder-decoder model's decoder gets the target ids (T)."""
     probe = {"input_ids": source[None]}
     return probe | ({"decoder_input_ids": target[None]} if facts.task == "seq2seq_lm" else {})
 
 
 @torch.no_grad()
 def logits_on(model: Any, probes: Sequence[Probe], device: torch.device) -> list[torch.Tensor]:
-    """Of each position of each probe, on the CPU in float32."""
+    """Returns the logits for each probe, on the CPU in float32: (1, S, V) of a language model, (1, L) of a
+    classifier."""
     model.eval()
-    found = []
+    logits = []
     for probe in probes:
         inputs = {name: ids.to(device) for name, ids in probe.items()}
-        found.append(_logits(model, inputs).float().cpu())
-    return found
+        logits.append(_logits(model, inputs).float().cpu())
+    return logits
 
 
 def _logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -86,8 +88,8 @@ def _logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def difference(logits: Sequence[torch.Tensor], true: Sequence[torch.Tensor]) -> float:
-    """The largest difference of a logit, as a share of the largest of the true ones; not a number where a logit is
-    none."""
+    """Returns the largest difference of a logit, as a share of the largest of the true ones; NaN where a logit is
+    NaN."""
     largest = torch.stack([part.abs().max() for part in true]).max()
     furthest = torch.stack([(one - other).abs().max() for one, other in zip(logits, true, strict=True)]).max()
     return float(furthest / largest)

@@ -1,7 +1,7 @@
-"""A model whose weights take fewer bits, in a folder that plain Transformers loads.
+"""This module takes a model, quantizes its weights to fewer bits and writes a folder that plain Transformers loads.
 
-torchao's 8-bit tensors are written by Transformers as what they consist of, plain tensors in safetensors with the rest
-in the file's header; nothing is pickled (docs/design/quantization.md)."""
+Transformers writes torchao's 8-bit tensors as what they consist of, plain tensors in safetensors with the rest in the
+file's header; nothing is pickled (docs/design/quantization.md)."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ INT4_GROUP = 128
 
 @dataclass(frozen=True)
 class Choice:
-    """Names of a model's matrices."""
+    """Holds the names of a model's matrices: those that are quantized, and those that are left as they are."""
 
     quantized: list[str]
     left: list[str]
 
 
 def chosen_matrices(model: ModelConfig, settings: QuantizeSettings) -> Choice:
-    """Which matrices are quantized, told on the model without storage.
+    """Returns which matrices are quantized, as read from the model without storage.
 
     Raises ScaleupError for a pattern that matches nothing, and where nothing is left to quantize, or not in groups."""
     shell = shell_of(model).model
     matrices = {name: module for name, module in shell.named_modules() if type(module) is torch.nn.Linear}
-    left = _left(shell, matrices, settings)
+    left = _unquantized(shell, matrices, settings)
     chosen = [name for name in matrices if name not in left]
     if not chosen:
         what = f"leaves nothing: {type(shell).__name__} has {len(matrices)} matrices of the kind that torchao quantizes"
@@ -55,12 +55,13 @@ def chosen_matrices(model: ModelConfig, settings: QuantizeSettings) -> Choice:
 
 
 def group_size(settings: QuantizeSettings) -> int | None:
+    """Returns how many inputs of a row share a scale; None where a whole row does."""
     return settings.group_size or (INT4_GROUP if settings.method == "int4_weight_only" else None)
 
 
-def _left(shell: Any, matrices: dict[str, torch.nn.Linear], settings: QuantizeSettings) -> set[str]:
-    """The head, or what the patterns say. In any case a head that shares weights, and what Transformers keeps in
-    float32 (T5's `wo`)."""
+def _unquantized(shell: Any, matrices: dict[str, torch.nn.Linear], settings: QuantizeSettings) -> set[str]:
+    """Returns the matrices that are not quantized: the head, or what the patterns say; and in any case a head that
+    shares weights, and what Transformers keeps in float32 (T5's `wo`)."""
     head, embeddings = shell.get_output_embeddings(), shell.get_input_embeddings()
     heads = {name for name, module in matrices.items() if module is head}
     is_tied = head is not None and head.weight is embeddings.weight
@@ -72,18 +73,18 @@ def _left(shell: Any, matrices: dict[str, torch.nn.Linear], settings: QuantizeSe
         if not any(fnmatchcase(name, pattern) for name in names):
             what = f"{pattern!r} matches no module of {type(shell).__name__}"
             raise ScaleupError.of("quantize.skip", what, f"write a pattern of names like {next(iter(matrices), '')!r}")
-    found = {name for name in matrices if any(_is_within(name, pattern) for pattern in settings.skip)}
-    return found | kept | (heads if is_tied else set())
+    matched = {name for name in matrices if any(_is_within(name, pattern) for pattern in settings.skip)}
+    return matched | kept | (heads if is_tied else set())
 
 
 def _is_within(name: str, pattern: str) -> bool:
-    """Whether a pattern matches a module or one that it is in."""
+    """Returns whether a pattern matches a module or one that it is in."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:count]), pattern) for count in range(1, len(parts) + 1))
 
 
 def load_quantized(config: QuantizeConfig, facts: ModelFacts, choice: Choice | None, device: torch.device) -> Any:
-    """From the unquantized files; in 16 bits, rounded to them and held in float32."""
+    """Loads the model from the unquantized files: quantized by torchao, or rounded to 16 bits and held in float32."""
     if config.quantize.is_low_precision:
         model = load_model(config.model, facts)
         cast(model, DTYPES[config.quantize.method])
@@ -92,8 +93,8 @@ def load_quantized(config: QuantizeConfig, facts: ModelFacts, choice: Choice | N
     assert choice is not None
     options = {"quantization_config": _torchao(config.quantize, choice), "device_map": {"": str(device)}}
     model = load_model(config.model, facts, quantized=options)
-    found = {name for name, module in model.named_modules() if _is_quantized(module)}
-    assert found == set(choice.quantized), sorted(found ^ set(choice.quantized))
+    quantized = {name for name, module in model.named_modules() if _is_quantized(module)}
+    assert quantized == set(choice.quantized), sorted(quantized ^ set(choice.quantized))
     return model.eval()
 
 
@@ -103,12 +104,12 @@ def _torchao(settings: QuantizeSettings, choice: Choice) -> Any:
 
     size = group_size(settings)
     if settings.method == "int8_dynamic":
-        how: Any = ao.Int8DynamicActivationInt8WeightConfig()
+        scheme: Any = ao.Int8DynamicActivationInt8WeightConfig()
     elif settings.method == "int4_weight_only":
-        how = ao.Int4WeightOnlyConfig(group_size=size)
+        scheme = ao.Int4WeightOnlyConfig(group_size=size)
     else:
-        how = ao.Int8WeightOnlyConfig(granularity=ao.PerGroup(size) if size else ao.PerRow())
-    return TorchAoConfig(how, modules_to_not_convert=choice.left)
+        scheme = ao.Int8WeightOnlyConfig(granularity=ao.PerGroup(size) if size else ao.PerRow())
+    return TorchAoConfig(scheme, modules_to_not_convert=choice.left)
 
 
 def _is_quantized(module: Any) -> bool:
@@ -118,6 +119,7 @@ def _is_quantized(module: Any) -> bool:
 
 
 def write_quantized(model: Any, tokenizer: Any, settings: QuantizeSettings, folder: Path) -> None:
+    """Writes weights, config and tokenizer to `folder`; 16-bit weights are rounded in place."""
     if settings.is_low_precision:
         cast(model, DTYPES[settings.method])
     model.save_pretrained(folder)
@@ -132,17 +134,17 @@ def read_quantized(
     written: Sequence[torch.Tensor],
     device: torch.device,
 ) -> tuple[Any, float]:
-    """The model of the written folder, and how far its logits are from those that were `written`: by nothing but the
-    order of sums.
+    """Loads the written folder; returns its model, and how far its logits are from `written`, those of the model that
+    was written. Only the order of sums may move them.
 
     Raises ScaleupError where it is another model."""
     model = load_model(config.model, facts.model_copy(update={"location": str(folder)})).to(device).eval()
-    off = difference(logits_on(model, probes, device), written)
-    if not off <= SAME:
-        what = f"reading the written folder again moves logits by {off:.1e} of the largest: nothing was written"
+    moved = difference(logits_on(model, probes, device), written)
+    if not moved <= SAME:
+        what = f"reading the written folder again moves logits by {moved:.1e} of the largest: nothing was written"
         raise ScaleupError.of("quantize.method", what, "report this: the architecture is not written as it is held")
-    return model, off
+    return model, moved
 
 
 SAME = 1e-5
-"""Of the largest logit."""
+"""Bounds that difference, as a share of the largest logit."""
