@@ -37,8 +37,8 @@ Sweep = Annotated[
 MaxParallel = Annotated[int | None, typer.Option(min=1, help="Runs of a sweep at the same time (Slurm).")]
 
 
-def _print_version(is_asked: bool) -> None:
-    if is_asked:
+def _print_version(is_given: bool) -> None:
+    if is_given:
         print(f"scaleup {__version__}")
         raise typer.Exit
 

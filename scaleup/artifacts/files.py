@@ -43,6 +43,11 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def folder_bytes(folder: Path, pattern: str = "*") -> int:
+    """Return the bytes of the files in a folder whose names match the pattern, those of folders in it aside."""
+    return sum(file.stat().st_size for file in folder.glob(pattern) if file.is_file())
+
+
 def write_problem(folder: Path) -> str:
     """Return why nothing can be written to a folder, e.g. `No space left on device`; empty where it can."""
     probe = folder / f".probe.{os.getpid()}.tmp"

@@ -61,7 +61,7 @@ class _Track:
     def __init__(self, attempt: Attempt, group: str, console: Console, bar: Progress, name: str) -> None:
         self._file = attempt.progress_file(group)
         self._notes = attempt.notes_file(group)
-        self._said = 0
+        self._printed_bytes = 0
         self._console = console
         self._bar = bar
         self._name = name
@@ -88,9 +88,9 @@ class _Track:
     def _say_notes(self) -> None:
         """Print the whole lines that are new in the group's notes."""
         with suppress(OSError):
-            if self._notes.stat().st_size > self._said:
-                new, end, _ = self._notes.read_bytes()[self._said :].rpartition(b"\n")
-                self._said += len(new + end)
+            if self._notes.stat().st_size > self._printed_bytes:
+                new, end, _ = self._notes.read_bytes()[self._printed_bytes :].rpartition(b"\n")
+                self._printed_bytes += len(new + end)
                 for line in new.decode(errors="replace").splitlines():
                     self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 

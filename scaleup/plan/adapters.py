@@ -1,4 +1,4 @@
-"""Checks of a config's adapter, by itself and beside the rest of the run."""
+"""A config goes in; problems of its adapter come out, by itself and beside the rest of the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scaleup.plan.compat import adapter_of, compat_problems
 from scaleup.plan.model_path import adapter_folder, adapter_path_problems, saved_settings
 
 VIRTUAL = frozenset({"prompt_tuning", "prefix"})
-"""Adapters that put virtual tokens in front of a row."""
+"""Names the adapters that put virtual tokens in front of a row."""
 
 
 def adapter_problems(config: TrainingConfig) -> Iterator[Problem]:

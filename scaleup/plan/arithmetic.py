@@ -1,4 +1,5 @@
-"""Rows, epochs, steps and sizes: arithmetic and constants that the plan and the workers must agree on."""
+"""This module holds arithmetic and constants that the plan and the workers must agree on: rows, epochs, steps and
+sizes."""
 
 from __future__ import annotations
 
@@ -6,9 +7,9 @@ import math
 from fractions import Fraction
 
 DEFAULT_BATCH_SIZE = 8
-"""Rows of a micro-batch if train.per_device_train_batch_size is not given."""
+"""Counts the rows of a micro-batch if train.per_device_train_batch_size is not given."""
 LOGITS_CHUNK = 256
-"""Positions whose logits exist at a time in a fused head (train/head_loss.py)."""
+"""Counts the positions whose logits exist at a time in a fused head (train/head_loss.py)."""
 
 
 def held_out_rows(num_rows: int, fraction: float) -> int:

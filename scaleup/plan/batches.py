@@ -1,4 +1,5 @@
-"""The size of an optimizer step and its unit, and the settings for filling it that exclude each other."""
+"""A config goes in; the size of an optimizer step and its unit come out, or settings for filling it that exclude each
+other."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ PACKABLE = frozenset({
     "phi3", "qwen2", "qwen3", "smollm3", "stablelm", "starcoder2",
 })
 # fmt: on
-"""Architectures in which no token sees beyond the place where positions start over. Others (OPT, Bloom, Mamba) take
-such positions silently and let rows see each other; tests/unit/data/test_packing.py proves each one here."""
+"""Names the architectures in which no token sees beyond the place where positions start over. Others (OPT, Bloom,
+Mamba) take such positions silently and let rows see each other; tests/unit/data/test_packing.py proves each one
+here."""
 
 
 def micro_batch(config: SupervisedConfig) -> int:

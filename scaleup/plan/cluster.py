@@ -1,4 +1,5 @@
-"""The job of a run: what it is granted on each node, the machine that this makes to plan for, and what cannot work."""
+"""A config and its cluster section go in; what the job is granted on each node, the machine that this makes to plan
+for, and what cannot work come out."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from scaleup.plan.machine import CORES_A_GPU, Machine
 
 BYTES = {"M": 2**20, "G": 2**30, "T": 2**40}
 ENOUGH_LINES = 20
-"""Of metrics, from the end: how long steps take now."""
+"""Counts lines of metrics, from the end, that tell how long steps take now."""
 
 
 @dataclass(frozen=True)

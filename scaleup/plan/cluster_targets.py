@@ -1,4 +1,4 @@
-"""Checks of a run's job that hold for Slurm or for Kubernetes, whatever its nodes."""
+"""A run's job goes in; what cannot work on Slurm or on Kubernetes comes out, whatever its nodes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from scaleup.config.run import RunConfig
 from scaleup.errors import Problem
 
 GPU_GRES = re.compile(r"gpu(?::[^:,=]+)??(?::(\d+))?")
-"""One kind of GPUs, of a type or not; other requests are not looked into."""
+"""Matches one kind of GPUs, of a type or not; other requests are not looked into."""
 LONGEST_SIGNAL = 65535
-"""sbatch's documentation of --signal."""
+"""This is the limit in seconds that sbatch's documentation of --signal gives."""
 KUBERNETES_NAME = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 LONGEST_NAME = 40
-"""Of 63 characters of a pod's host name, Kubernetes adds the group, an index and what makes it unique."""
+"""Leaves, of the 63 characters of a pod's host name, room for what Kubernetes adds: the group, an index and what makes
+it unique."""
 NAMES = ("path", "tokenizer", "function")
-"""Keys that name a folder or a file, or something else: a hub's name, `package:...`, `builtin:...`."""
+"""Lists the keys that name a folder or a file, or something else: a hub's name, `package:...`, `builtin:...`."""
 
 
 def slurm_problems(config: RunConfig, cluster: ClusterConfig, is_sweep: bool) -> Iterator[Problem]:

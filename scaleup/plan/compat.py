@@ -1,5 +1,5 @@
-"""The table of strategies, quantizations, adapters and precisions that train together: the planner refuses by it, and
-docs/compatibility.md is written from it.
+"""This module holds the table of strategies, quantizations, adapters and precisions that train together: the planner
+refuses by it, and docs/compatibility.md is written from it.
 
 What cannot work is refused, with a reason and what to do instead. What is ok is trained on a CPU by a test: the loss
 falls, and what should change does and nothing else (tests/distributed/test_compatibility.py goes through this very
@@ -28,7 +28,7 @@ class Cell:
     strategy: str
     quantization: str | None
     adapter: str
-    """A config's `adapter.type`; dora is lora with use_dora, full is no adapter."""
+    """Is a config's `adapter.type`; dora is lora with use_dora, full is no adapter."""
     precision: str
     stage: str = "sft"
 
@@ -37,7 +37,7 @@ class Cell:
 class Verdict:
     status: Literal["ok", "refused", "untested here"]
     where: str = ""
-    """The config key to change."""
+    """Is the config key to change."""
     reason: str = ""
     remedy: str = ""
 
@@ -195,11 +195,11 @@ REFUSALS = (
 )
 
 USES = ("evaluate", "generate", "export")
-"""Stages that take what an adapter's training made."""
+"""Names the stages that take what an adapter's training made."""
 UNMERGEABLE = frozenset(
     {"prompt_tuning", "prefix", "multitask_prompt_tuning", "p_tuning", "cpt", "cartridge", "adaption_prompt"}
 )
-"""PEFT's methods that add tokens or activations, ours and those of adapters from elsewhere."""
+"""Names PEFT's methods that add tokens or activations, ours and those of adapters from elsewhere."""
 
 
 def use_verdict(stage: str, adapter: str) -> Verdict:
@@ -214,7 +214,7 @@ def use_verdict(stage: str, adapter: str) -> Verdict:
 
 
 TESTED_PRECISIONS = frozenset({"no", "bf16"})
-"""fp16's loss scale skips steps: nothing that a CPU shows is proof for a GPU."""
+"""Leaves out fp16, whose loss scale skips steps: nothing that a CPU shows is proof for a GPU."""
 
 
 @dataclass(frozen=True)
@@ -222,15 +222,15 @@ class Tested:
     """Holds which cells of a stage this project's tests train."""
 
     adapters: frozenset[str] = frozenset()
-    """Those that are trained under every strategy."""
+    """Names the adapters that tests train under every strategy."""
     precisions: frozenset[str] = frozenset()
     quantized: frozenset[str] = frozenset()
-    """Strategies under which they are trained on a quantized base in float32."""
+    """Names the strategies under which tests train `adapters` on a quantized base, in `quantized_precisions`."""
     quantized_precisions: frozenset[str] = frozenset({"no"})
     also: frozenset[tuple[str, str, str | None, str]] = frozenset()
-    """(adapter, strategy, quantization, precision): single cells beside these."""
+    """Lists single cells beside these: (adapter, strategy, quantization, precision)."""
     kind: str = ""
-    """What a note calls the stage, e.g. `PPO of `."""
+    """Is what a note calls the stage, e.g. `PPO of `."""
 
     def covers(self, cell: Cell) -> bool:
         """Returns whether a test trains the cell."""

@@ -1,5 +1,5 @@
-"""The arithmetic of a run in floating-point operations, its duration at a stated rate, and the size of its data beside
-the model's.
+"""A config, its batch and its model's facts go in; the arithmetic of the run in floating-point operations, its duration
+at a stated rate, and the size of its data beside the model's come out.
 
 A token costs 2 N operations forward and 4 N backward (Kaplan et al. 2020, section 2.1), N the parameters that products
 use, and 12 L H Q T more for attention over T tokens (Chowdhery et al. 2022, appendix B), where L H Q is the width of
@@ -15,7 +15,8 @@ from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import BatchPlan, ComputePlan
 
 TOKENS_A_PARAMETER = 20
-"""What trains a model from nothing best for its cost, about: Hoffmann et al. 2022, table 3."""
+"""Counts the tokens a parameter that train a model from nothing best for its cost, about: Hoffmann et al. 2022, table
+3."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,11 @@ class Workload:
     """Holds what a stage adds to one forward and backward pass over each row."""
 
     texts_a_row: int = 1
-    """Two of a pair."""
+    """Counts the texts of a row: two of a pair."""
     teacher: ModelFacts | None = None
-    """Costs its forward pass."""
+    """Adds the cost of its forward pass."""
     is_cached: bool = False
-    """The teacher goes over the rows once, before training."""
+    """Tells whether the teacher goes over the rows once, before training."""
 
 
 def compute_plan(

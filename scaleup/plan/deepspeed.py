@@ -1,4 +1,5 @@
-"""DeepSpeed's settings for a ZeRO stage, every one resolved: no "auto" is left for a library to fill in differently."""
+"""A config goes in; DeepSpeed's settings for a ZeRO stage come out, every one resolved: no "auto" is left for a library
+to fill in differently."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from scaleup.config.schema import ParallelConfig
 from scaleup.config.stages.base import TrainingConfig
 
 BUCKET = 50_000_000
-"""Elements that travel at once, in every collective."""
+"""Counts the elements that travel at once, in every collective."""
 LIVE = 500_000_000
 """ZeRO-3 gathers ahead of use up to so many elements: a bucket more with each module, so smaller models are whole."""
 PERSISTENT = 100_000

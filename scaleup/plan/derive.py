@@ -1,5 +1,5 @@
-"""A finished run -> the config that evaluates or exports it, or generates from it: same data, same formats, a folder
-inside it."""
+"""A finished run goes in; the config that evaluates or exports it, or generates from it, comes out: same data, same
+formats, a folder inside it."""
 
 from __future__ import annotations
 

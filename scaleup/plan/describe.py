@@ -1,5 +1,5 @@
-"""Descriptions of models, computed by the data plane in a process of its own; those of local models are kept in the
-user's cache, so that planning the same model again costs nothing."""
+"""Models' paths go in; their facts come out, computed by the data plane in a process of its own; those of local models
+are kept in the user's cache, so that planning the same model again costs nothing."""
 
 from __future__ import annotations
 

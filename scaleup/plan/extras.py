@@ -1,4 +1,5 @@
-"""The extras of the package: what `pip install scaleup` leaves out, and the refusal of a run that needs one of them."""
+"""A config goes in; refusals come out of a run that needs an extra of the package, which `pip install scaleup` leaves
+out."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ MODULES: dict[str, tuple[str, ...]] = {
     "quantization": ("bitsandbytes", "torchao"),
     "gguf": ("xllamacpp",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "sparsegpt": ("modelopt",),
 }
-"""What each extra brings, as it is imported."""
+"""Maps each extra -> the modules that it brings, by the names they are imported with."""
 ZERO = ("zero1", "zero2", "zero3")
 
 

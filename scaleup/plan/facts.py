@@ -1,5 +1,5 @@
-"""Facts of a model that the plan needs. The data plane computes them in a process of its own, without loading weights
-(`python -m scaleup.describe.answer`), and hands them back as JSON."""
+"""This module holds the facts of a model that the plan needs. The data plane computes them in a process of its own,
+without loading weights (`python -m scaleup.describe.answer`), and hands them back as JSON."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Tensors(BaseModel):
 
 
 Arithmetic = Literal["float32", "autocast", "low"]
-"""Float32 throughout; float32 weights with autocast; weights and all else in two bytes."""
+"""Names what a pass computes in: float32 throughout; float32 weights with autocast; weights and all else in two
+bytes."""
 
 
 class MicroBatch(BaseModel):
@@ -42,12 +43,12 @@ class MicroBatch(BaseModel):
 
     rows: int
     tokens: int | None = None
-    """Instead of rows: padding included, and prompt and target together."""
+    """Counts tokens in place of rows: padding included, and prompt and target together."""
     max_length: int
     packing: bool = False
     gradient_checkpointing: bool = False
     arithmetics: tuple[Arithmetic, ...] = ("float32",)
-    """Those that the run's strategies may use at its precision."""
+    """Names those that the run's strategies may use at its precision."""
 
     def shape(self, is_double: bool) -> tuple[int, int]:
         """Returns the rows, and the tokens of each: of the prompt and of the target alike for an encoder-decoder model,
@@ -66,12 +67,12 @@ class Footprint(BaseModel):
 
     arithmetic: Arithmetic
     forward: int
-    """Alive when the forward pass ends: what was saved for the backward pass."""
+    """Counts the bytes alive when the forward pass ends: what was saved for the backward pass."""
     logits: int
-    """What the head and the loss have at most, beyond what there was before them."""
+    """Counts the bytes that the head and the loss have at most, beyond what there was before them."""
     moments: tuple[tuple[int, int], ...]
-    """(without gradients, gradients settled) at the fullest moments: the first has the most without gradients, the last
-    the most gradients, those between are the fullest where gradients are held in part."""
+    """Holds the bytes (without gradients, gradients settled) at the fullest moments: the first has the most without
+    gradients, the last the most gradients, those between are the fullest where gradients are held in part."""
 
     def most(self, held: float) -> int:
         """Returns the bytes at the fullest moment, if the share `held` of the settled gradients is counted."""
@@ -100,18 +101,18 @@ class Parts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     depths: tuple[int, ...]
-    """Layers of each stack."""
+    """Counts the layers of each stack."""
     intermediate_size: int
     num_key_value_heads: int
     head_dim: int
     fixed: dict[str, str]
-    """Setting -> why it cannot be changed."""
+    """Maps each setting that cannot be changed -> why."""
     widths: tuple[int, ...] = ()
-    """Inputs of the matrices of the layers that are left, each width once."""
+    """Counts the inputs of the matrices of the layers that are left, each width once."""
     num_parameters: int | None = None
-    """After the cut; None where it cannot be made."""
+    """Counts them after the cut; None where it cannot be made."""
     refused: str | None = None
-    """What Transformers has against the config of the cut model."""
+    """Says what Transformers has against the config of the cut model."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -124,59 +125,60 @@ class ModelFacts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     location: str
-    """The folder or hub name that workers load: package and built-in models have become folders by now."""
+    """Is the folder or hub name that workers load: package and built-in models have become folders by now."""
     task: Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
     model_type: str
-    """Transformers' own, e.g. llama, qwen2, gpt2, t5, bart."""
+    """Is Transformers' own, e.g. llama, qwen2, gpt2, t5, bart."""
     architecture: str
-    """The class, e.g. LlamaForCausalLM."""
+    """Names the class, e.g. LlamaForCausalLM."""
     num_parameters: int
-    """Each shared tensor counted once."""
+    """Counts each shared tensor once."""
     num_trainable_parameters: int
     tensors: tuple[Tensors, ...]
-    """The parameters by shape, each shared tensor counted once: what sharding with its padding comes to."""
+    """Groups the parameters by shape, each shared tensor counted once: what sharding with its padding comes to."""
     largest_block: int
-    """Elements of the largest part that FSDP2 gathers at once: a layer, the embeddings, or the head."""
+    """Counts the elements of the largest part that FSDP2 gathers at once: a layer, the embeddings, or the head."""
     vocab_size: int
     hidden_size: int = 0
-    """Of the trunk's last states; 0 where the architecture does not say."""
+    """Is the width of the trunk's last states; 0 where the architecture does not say."""
     num_layers: int = 0
-    """Of the decoder, or of the only stack there is."""
+    """Counts the layers of the decoder, or of the only stack there is."""
     layers: dict[str, tuple[int, ...]] | None = None
-    """Which of the layers at `location` it has, by the name of the stack; None: all."""
+    """Tells which of the layers at `location` the model has, numbered from 0, by the name of the stack; None: all."""
     pad_token: str | None
     eos_token: str | None
-    """As the tokenizer has them, before anything is filled in."""
+    """Is, as the pad token, what the tokenizer has before anything is filled in."""
     tokenizer_size: int
-    """Ids the tokenizer can give; the model must have at least as many."""
+    """Counts the ids that the tokenizer can give; the model must have at least as many."""
     vocabulary: str = ""
-    """A hash of which token has which id."""
+    """Is a hash of which token has which id."""
     max_positions: int | None
-    """The longest input the position embeddings allow; None where there is no limit (T5's relative positions)."""
+    """Is the longest input, in tokens, that the position embeddings allow; None where there is no limit (T5's relative
+    positions)."""
     num_virtual_tokens: int = 0
-    """Of an adapter that is a prompt or a prefix: they take positions beside those of a row."""
+    """Counts those of an adapter that is a prompt or a prefix: they take positions beside those of a row."""
     labels: tuple[str, ...] = ()
-    """Of a sequence classifier, in the order of its logits; none where the head is new."""
+    """Names the labels of a sequence classifier, in the order of its logits; none where the head is new."""
     new_labels: tuple[str, ...] = ()
-    """Those that a new head is to have; none where it has one score."""
+    """Names the labels that a new head is to have; none where it has one score."""
     pooling: Literal["whole", "last", "eos"] | None = None
-    """What a sequence classifier reads its scores from: models/classifier.py."""
+    """Tells which hidden states a sequence classifier reads its scores from: models/classifier.py."""
     has_chat_template: bool
     adapter: str | None = None
-    """The folder of the adapter that goes on top of the weights, where the config's path names one."""
+    """Is the folder of the adapter that goes on top of the weights, where the config's path names one."""
     tokenizer_location: str | None = None
-    """Where the tokenizer lies, if not beside the weights."""
+    """Tells where the tokenizer lies, if not beside the weights."""
 
     attention_width: int = 0
-    """Heads times their size, added up over the layers."""
+    """Is the number of heads times their size, added up over the layers."""
     num_lookup_parameters: int = 0
-    """Of embeddings that are only looked up in: no product uses them."""
+    """Counts the parameters of embeddings that are only looked up in: no product uses them."""
     parts: Parts | None = None
-    """Of a model that is to be pruned."""
+    """Holds the parts of a model that is to be pruned."""
     footprints: tuple[Footprint, ...] = ()
-    """Of the run's micro-batch, where it trains."""
+    """Holds the footprint of the run's micro-batch in each arithmetic, where it trains."""
     untraced: str | None = None
-    """Why the model could not be traced, where it trains; None if it was."""
+    """Says why the model could not be traced, where it trains; None if it was."""
 
     @property
     def tokenizer_at(self) -> str:
@@ -194,6 +196,6 @@ class ModelRequest(ModelConfig):
     quantization: Quantization | None = None
     prune: PruneSettings | None = None
     layers: tuple[int, ...] | EveryLayer | None = None
-    """Keep these alone, from 0."""
+    """Keeps these layers alone, numbered from 0."""
     takes_encoders: bool = False
-    """An encoder without a head is taken too, as a classifier without labels."""
+    """Tells whether an encoder without a head is taken too, as a classifier without labels."""

@@ -1,4 +1,5 @@
-"""The groups of a run: the one that trains, generates or evaluates, and a reward model's own beside a PPO policy."""
+"""A config and its models' facts go in; the groups of the run come out: the one that trains, generates or evaluates,
+and a reward model's own beside a PPO policy."""
 
 from __future__ import annotations
 
@@ -25,9 +26,9 @@ def device_of(parallel: ParallelConfig, machine: Machine) -> Literal["cpu", "cud
 
 
 BEFORE_COLLECTIVES = 0.9
-"""The share of a collective's timeout after which a group that stands still hangs: later it would end unnamed."""
+"""Is the share of a collective's timeout after which a group that stands still hangs: later it would end unnamed."""
 BESIDE_AN_ANSWER = 30.0
-"""Seconds by which waiting for scores may last longer than the answer."""
+"""Is the time in seconds by which waiting for scores may last longer than the answer."""
 
 
 def progress_timeout(config: RunConfig) -> float:

@@ -1,5 +1,5 @@
-"""The machine at hand, examined without torch; or one that is described instead: `scaleup plan CONFIG --gpus 64
---gpu-memory 80`."""
+"""This module examines the machine at hand, without torch, or takes one that is described instead: `scaleup plan CONFIG
+--gpus 64 --gpu-memory 80`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 GPU_MEMORY = ("nvidia-smi", "--query-gpu=memory.total --format=csv,noheader,nounits")
 
 CORES_A_GPU = 8
-"""Of a described machine: only the number of threads depends on it."""
+"""Counts the cores a GPU of a described machine: only the number of threads depends on it."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,12 @@ class Machine:
     num_cores: int
     num_gpus: int
     memory: int | None = None
-    """Bytes of main memory that this process and its children may use together; None where it cannot be read."""
+    """Counts the bytes of main memory that this process and its children may use together; None where it cannot be
+    read."""
     gpu_memory: int | None = None
-    """Bytes of the smallest GPU; None where there is none, or no driver to ask."""
+    """Counts the bytes of the smallest GPU; None where there is none, or no driver to ask."""
     is_described: bool = False
-    """It is described and not this one: nothing can be started, so a model may lack its weights."""
+    """Tells that the machine is described and not this one: nothing can be started, so a model may lack its weights."""
 
 
 def this_machine() -> Machine:
@@ -55,7 +56,7 @@ def _memory() -> int | None:
     """Returns the bytes that the machine has, or that its container or job may use if that is less."""
     try:
         total = psutil.virtual_memory().total
-    except (OSError, KeyError, psutil.Error):  # KeyError: a /proc/meminfo without that line
+    except (OSError, KeyError):  # KeyError: a /proc/meminfo without that line
         return None
     return min([total, *_limits()])
 

@@ -1,4 +1,4 @@
-"""Memory that a rank holds while it trains, by exact arithmetic on the shapes of a model's parameters. In bytes.
+"""Shapes of a model's parameters go in; the bytes that a rank holds while it trains come out, by exact arithmetic.
 
 What is counted is held at the fullest moment of a step, which is the end of its backward pass: weights, gradients, what
 the optimizer keeps, and the buffers that an engine keeps to communicate. Activations come on top, and what lives for a
@@ -90,8 +90,9 @@ def _replicated(facts: ModelFacts, config: TrainingConfig, strategy: str, proces
 
 
 def _zero1_or_2(facts: ModelFacts, config: TrainingConfig, strategy: str, processes: int) -> MemoryPlan:
-    """DeepSpeed casts the model to the run's precision, lays each of the optimizer's groups out flat, padded to twice
-    the number of ranks, and keeps a float32 copy of a rank's partition beside it, also of a float32 model.
+    """Returns the memory of ZeRO-1 and ZeRO-2. DeepSpeed casts the model to the run's precision, lays each of the
+    optimizer's groups out flat, padded to twice the number of ranks, and keeps a float32 copy of a rank's partition
+    beside it, also of a float32 model.
 
     ZeRO-1 holds every gradient until the end of the backward pass, ZeRO-2 its partition's. Offloaded, the partition's
     gradients lie in main memory in float32, with the partition's new weights on their way back."""
@@ -114,9 +115,9 @@ def _zero1_or_2(facts: ModelFacts, config: TrainingConfig, strategy: str, proces
 
 
 def _zero3(facts: ModelFacts, config: TrainingConfig, strategy: str, processes: int) -> MemoryPlan:
-    """DeepSpeed shards each tensor by itself, padded to the number of ranks, and keeps a float32 copy of a rank's
-    shards. Small tensors are whole on each rank as well. Others are gathered ahead of their use, as many as the
-    settings allow. Of a 4-bit base a product keeps the gathered matrix until its backward pass."""
+    """Returns the memory of ZeRO-3. DeepSpeed shards each tensor by itself, padded to the number of ranks, and keeps a
+    float32 copy of a rank's shards. Small tensors are whole on each rank as well. Others are gathered ahead of their
+    use, as many as the settings allow. Of a 4-bit base a product keeps the gathered matrix until its backward pass."""
     width = width_of(config)
     plain = [tensors for tensors in facts.tensors if not tensors.quantized]
     trainable = sum(_padded(t.elements, processes) // processes * t.count for t in plain if t.trainable)
@@ -143,9 +144,9 @@ def _zero3(facts: ModelFacts, config: TrainingConfig, strategy: str, processes: 
 
 
 def _fsdp2(facts: ModelFacts, config: TrainingConfig, strategy: str, processes: int) -> MemoryPlan:
-    """torch cuts each tensor along its first dimension; the first rank's piece is the largest. Shards, their gradients
-    and the optimizer's state are float32 in any precision. To communicate it takes up to four times its largest block
-    in float32, and half of that number in less."""
+    """Returns the memory of FSDP2. torch cuts each tensor along its first dimension; the first rank's piece is the
+    largest. Shards, their gradients and the optimizer's state are float32 in any precision. To communicate it takes up
+    to four times its largest block in float32, and half of that number in less."""
     width = width_of(config)
     shards = _cut_by_rows(facts.tensors, processes)
     trainable = _cut_by_rows((t for t in facts.tensors if t.trainable), processes)

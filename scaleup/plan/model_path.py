@@ -1,4 +1,5 @@
-"""Checks of a model's path without loading anything: whether it exists, has weights, and of what family it is."""
+"""A model's path goes in; whether it exists, has weights, and of what family it is comes out, without loading
+anything."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from scaleup.errors import Problem
 
 ADAPTER_FILE = "adapter_config.json"
 GGUF_FILE = "model.gguf"
-"""What an export for llama.cpp is called in its folder."""
+"""Is the name of an export for llama.cpp in its folder."""
 CONVERTER_FILE = "convert_hf_to_gguf.py"
 BUILTIN = (
     "tiny-llama",
@@ -27,7 +28,7 @@ BUILTIN = (
     "tiny-bert-classifier",
     "tiny-hate-classifier",
 )
-"""What scaleup.models.builtin can build: `builtin:NAME`."""
+"""Names what scaleup.models.builtin can build: `builtin:NAME`."""
 HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 

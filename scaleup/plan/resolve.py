@@ -1,4 +1,5 @@
-"""Resolves a config and a machine into a plan, or into every refusal at once. Starts no worker and loads no weights.
+"""A config and a machine go in; a plan comes out, or every refusal at once. No worker is started and no weights are
+loaded.
 
 The parts that differ between stages are the stage's planner's (`plan/stages/base.py`), called in the order of this
 file."""
@@ -29,7 +30,7 @@ from scaleup.records.check import DataCheck, check_data
 from scaleup.records.examples import format_problems
 
 REWARD_MODEL = "reward.model"
-"""The config key of the model that a reward group serves."""
+"""Is the config key of the model that a reward group serves."""
 
 
 def resolve(

@@ -1,4 +1,5 @@
-"""Checks that a config may resume what a run folder holds, also on other processes and under another strategy."""
+"""This module checks that a config may resume what a run folder holds, also on other processes and under another
+strategy."""
 
 from __future__ import annotations
 
@@ -16,10 +17,11 @@ SPLIT_KEYS = frozenset(
         "train.global_batch_size",
     }
 )
-"""How a step's rows are split. They may change between attempts if a step holds the same rows before and after."""
+"""These keys say how a step's rows are split. They may change between attempts if a step holds the same rows before and
+after."""
 
 STRATEGY_KEYS = frozenset({"parallel.strategy", "parallel.offload_optimizer", "parallel.offload_parameters"})
-"""Where weights and optimizer state lie. Checkpoints of any strategy load into any other."""
+"""These keys say where weights and optimizer state lie. Checkpoints of any strategy load into any other."""
 
 
 def state_of(run: RunFolder, config: RunConfig, batch: BatchPlan | None) -> str:

@@ -1,5 +1,6 @@
-"""Problems of any stage, found by name before anything loads: a config's conflicts with itself and the machine, and a
-model's files' with the run. Each planner of a stage calls these beside rules of its own."""
+"""A config, the machine and models' facts go in; problems that any stage may have come out, by name before anything
+loads: a config's conflicts with itself and the machine, and a model's files' with the run. Each planner of a stage
+calls these beside rules of its own."""
 
 from __future__ import annotations
 

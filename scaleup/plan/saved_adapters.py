@@ -1,5 +1,5 @@
-"""Checks of adapters that are named by their folders: trained on the base they are put on, and of one kind where
-several share it. Reads adapter_config.json and config.json alone."""
+"""This module checks adapters that are named by their folders: that they were trained on the base they are put on, and
+are of one kind where several share it. It reads adapter_config.json and config.json alone."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from scaleup.plan.facts import ModelFacts
 from scaleup.plan.model_path import adapter_base, adapter_folder, adapter_path_problems, saved_settings
 
 TAKEN = frozenset({"metric", "before", "baseline", "prompt", "reference", "completion"})
-"""What columns and keys of results are called already."""
+"""Lists the names that columns and keys of results have already."""
 
 MOVING_STARTS = ("pissa", "olora", "corda", "loftq", "eva")
-"""Initializations (LoRA's init_lora_weights) that take something out of the base's own weights."""
+"""Lists initializations (LoRA's init_lora_weights) that take something out of the base's own weights."""
 
 SIZE = re.compile(r"(^|_)(?<!ngram_)(size|layers?|heads?|dim|width|model|kv|ff|embd|inner|experts)$")
-"""Keys of a config.json that say how large weights are."""
+"""Matches the keys of a config.json that say how large weights are."""
 
 
 def named_adapters(config: RunConfig) -> dict[str, str]:

@@ -1,5 +1,5 @@
-"""Checks of classifiers that score texts, a reward model or the one that measures toxicity: by the config, and by the
-model's own files."""
+"""This module checks classifiers that score texts, a reward model or the one that measures toxicity: by the config, and
+by the model's own files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scaleup.records.template import Template
 FIELDS = ("prompt", "response")
 PROMPT_LEARNING = frozenset({"PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"})
 TOXICITY_MODEL = "evaluation.toxicity_model"
-"""The config key, and what the facts of that model go by."""
+"""Is the config key, and what the facts of that model go by."""
 TOXIC_LABEL = "evaluation.toxic_label"
 
 

@@ -1,4 +1,5 @@
-"""The choice of a run's strategy, and what must come up for it. `parallel.strategy: auto` is resolved here alone."""
+"""A config and its predicted memory go in; the run's strategy comes out, with why, and what must come up for it.
+`parallel.strategy: auto` is resolved here alone."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ from scaleup.plan.memory import predicted_memory
 from scaleup.plan.types import MemoryPlan
 
 FOR_ACTIVATIONS = 0.3
-"""The share of a rank's memory that `auto` leaves to activations of a model that cannot be traced: a guess."""
+"""Is the share of a rank's memory that `auto` leaves to activations of a model that cannot be traced: a guess."""
 MARGIN = 0.1
-"""The share of it that `auto` leaves beside a predicted peak: to the libraries' own memory and to fragmentation."""
+"""Is the share of it that `auto` leaves beside a predicted peak: to the libraries' own memory and to fragmentation."""
 
 BY_COMMUNICATION = ("ddp", "zero1", "zero2", "fsdp2")
-"""What `auto` tries for several processes, in this order: docs/design/auto.md."""
+"""Lists what `auto` tries for several processes, in this order: docs/design/auto.md."""
 
 
 @dataclass(frozen=True)

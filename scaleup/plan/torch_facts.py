@@ -1,5 +1,5 @@
-"""Facts of this machine by torch. The data plane gathers them in a process of its own (`python -m
-scaleup.describe.devices`), and hands them back as JSON."""
+"""This module holds the facts of this machine that torch tells. The data plane gathers them in a process of its own
+(`python -m scaleup.describe.devices`), and hands them back as JSON."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class DeviceFacts(BaseModel):
 
     name: str
     memory: int
-    """Bytes in all."""
+    """Counts the bytes of the device's memory, in all."""
     capability: str
-    """CUDA's compute capability, e.g. 9.0."""
+    """Is CUDA's compute capability, e.g. 9.0."""
     bf16: bool
-    """Whether it has arithmetic for it, and does not only imitate it."""
+    """Tells whether the device has arithmetic for bfloat16, and does not only imitate it."""
 
 
 class TorchFacts(BaseModel):
@@ -26,19 +26,20 @@ class TorchFacts(BaseModel):
 
     version: str
     cuda: str | None
-    """What it was built for; None: for CPUs."""
+    """Is the version of CUDA that torch was built for; None: for CPUs."""
     nccl: str | None
     backends: tuple[str, ...]
-    """Of torch.distributed."""
+    """Names the backends of torch.distributed."""
     devices: tuple[DeviceFacts, ...]
     cuda_error: str | None
-    """Why a torch that was built for CUDA finds no GPU."""
+    """Says why a torch that was built for CUDA finds no GPU."""
     cpu_bf16: float | None
-    """How many times as long as in float32 a product of matrices takes on this CPU; None where it fails."""
+    """Tells how many times as long as in float32 a product of matrices in bfloat16 takes on this CPU; None where it
+    fails."""
     ops_folder: str | None
-    """Where DeepSpeed's operations for CPUs are compiled; None where a package is missing."""
+    """Tells where DeepSpeed's operations for CPUs are compiled; None where a package is missing."""
     ops_built: tuple[str, ...]
-    """Those that are."""
+    """Names the operations that are compiled there already."""
 
 
 def ask_torch() -> TorchFacts:

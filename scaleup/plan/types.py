@@ -1,4 +1,5 @@
-"""The plan: everything a launch decides, resolved once, written to `plan.json` and checked by every worker."""
+"""This module holds the plan: everything a launch decides, resolved once, written to `plan.json` and checked by every
+worker."""
 
 from __future__ import annotations
 
@@ -19,14 +20,14 @@ class BatchPlan(_Frozen):
     """Splits a batch: micro_batch x accumulation x processes = global_batch, in `unit`."""
 
     unit: Literal["rows", "sequences", "micro-batches"] = "rows"
-    """What is counted. Sequences are packed; micro-batches hold as many rows as `tokens` allows."""
+    """Names what the sizes count. Sequences are packed; micro-batches hold as many rows as `tokens` allows."""
     tokens: int | None = None
-    """What a micro-batch may hold at most, with its padding."""
+    """Counts the tokens that a micro-batch may hold at most, with its padding."""
     micro_batch: int
     accumulation: int
     global_batch: int
     num_steps: int | None
-    """Optimizer steps in all; None where only reading the data will tell."""
+    """Counts the optimizer steps of the run; None where only reading the data will tell."""
     num_train_rows: int | None
 
 
@@ -36,28 +37,29 @@ class RolloutPlan(_Frozen):
 
     num_rollouts: int
     rows: int
-    """Of a rollout."""
+    """Counts the rows of a rollout."""
     passes: int
     num_mini_batches: int
     mini_batch: int
-    """Of an optimizer step."""
+    """Counts the rows of an optimizer step."""
     rank_mini_batch: int
-    """Of it, on each process."""
+    """Counts the rows of an optimizer step on each process."""
     micro_batch: int
-    """On a process at a time; the last micro-batch of a mini-batch may have fewer."""
+    """Counts the rows of a forward pass on a process; the last micro-batch of a mini-batch may have fewer."""
     num_steps: int
-    """Optimizer steps in all."""
+    """Counts the optimizer steps of the run."""
     num_prompts: int | None
-    """Rows of data.train; None where they are not counted."""
+    """Counts the rows of data.train; None where they are not counted."""
 
 
 class BridgePlan(_Frozen):
     """Holds where the policy listens for the group that gives rewards."""
 
     address: str | None
-    """None: the first node's, as it is found at each start."""
+    """Is the address where the policy listens; None: the first node's, as it is found at each start."""
     port: int | None
-    """None: a free one at each start. What holds, with the run's secret, is in the run folder's bridge.json."""
+    """Is the port there; None: a free one at each start. What holds, with the run's secret, is in the run folder's
+    bridge.json."""
 
 
 class GroupPlan(_Frozen):
@@ -65,42 +67,42 @@ class GroupPlan(_Frozen):
 
     name: str
     serves: bool = False
-    """Whether it works for the first group, whose end is the run's. It has one node."""
+    """Tells whether it works for the first group, whose end is the run's. It has one node."""
     max_restarts: int = 0
-    """How often a group that serves is started again by itself, while the first one waits."""
+    """Tells how often a group that serves is started again by itself, while the first one waits."""
     timeout_seconds: int = 1800
     """A collective that waits longer ends the group."""
     heartbeat_timeout_seconds: float = 120
     """A worker without a sign of life for so long hangs."""
     progress_timeout_seconds: float = 1620
-    """A group none of whose ranks gets further for so long hangs; of a group that serves nobody asks."""
+    """A group none of whose ranks gets further for so long hangs; a group that serves is not watched for it."""
     first_device: int = 0
-    """Its first GPU on a node: groups have GPUs of their own, one after another."""
+    """Numbers its first GPU on a node: groups have GPUs of their own, one after another."""
     num_processes: int
     num_nodes: int
     first_node: int = 0
-    """Of the run's nodes, which are counted through all groups."""
+    """Numbers its first node among the run's, which are counted through all groups."""
     device: Literal["cpu", "cuda"]
     backend: Literal["gloo", "nccl"]
     strategy: Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
     why: str
     is_chosen: bool = False
-    """Whether the plan chose the strategy, because the config says auto."""
+    """Tells whether the plan chose the strategy, because the config says auto."""
     distributed_type: Literal["NO", "MULTI_CPU", "MULTI_GPU", "DEEPSPEED", "FSDP"]
-    """What Accelerate must report in every worker."""
+    """Is what Accelerate must report in every worker."""
     engine: Literal["none", "DistributedDataParallel", "DeepSpeedEngine", "FSDPModule"]
-    """The class that must wrap the model in every worker."""
+    """Names the class that must wrap the model in every worker."""
     zero_stage: int | None = None
     deepspeed: dict[str, Any] | None = None
-    """DeepSpeed's settings, complete."""
+    """Holds DeepSpeed's complete settings."""
     mixed_precision: Literal["no", "bf16", "fp16"]
     threads_per_process: int
     main_address: str | None
-    """Of its first node; None: what that node finds for itself at each start."""
+    """Is the address of its first node; None: what that node finds for itself at each start."""
     main_port: int | None
-    """None: a free one at each start."""
+    """Is the port of its first node where processes meet; None: a free one at each start."""
     interface: str | None = None
-    """The network interface that its processes use between nodes."""
+    """Names the network interface that its processes use between nodes."""
 
     def is_on(self, node_rank: int) -> bool:
         return self.first_node <= node_rank < self.first_node + self.num_nodes
@@ -113,21 +115,22 @@ class MemoryPlan(_Frozen):
     weights: int
     gradients: int
     optimizer: int
-    """Moments, and DeepSpeed's float32 copy of the weights."""
+    """Counts the moments, and DeepSpeed's float32 copy of the weights."""
     reference: int = 0
-    """A frozen copy of the model, that a policy is compared with."""
+    """Counts a frozen copy of the model, that a policy is compared with."""
     buffers: int = 0
-    """What the engine communicates with: buckets, and weights gathered from other ranks."""
+    """Counts what the engine communicates with: buckets, and weights gathered from other ranks."""
     host: int = 0
-    """Offloaded: in main memory beside the device's. On a CPU both are the same memory."""
+    """Counts what is offloaded: in main memory beside the device's. On a CPU both are the same memory."""
     activations: int | None = None
-    """Of one micro-batch, and what lives for a moment in the backward pass; None where it could not be traced."""
+    """Counts the activations of one micro-batch, and what lives for a moment in the backward pass; None where it could
+    not be traced."""
     logits: int | None = None
-    """What the head and its loss add to them."""
+    """Counts what the head and its loss add to the activations."""
     step: int = 0
-    """Gradients and temporaries during the optimizer's step, when activations are gone."""
+    """Counts gradients and temporaries during the optimizer's step, when activations are gone."""
     peak: int | None = None
-    """The most on the device at any moment of a step; less than the sum where the moments differ."""
+    """Counts the most on the device at any moment of a step; less than the sum where the moments differ."""
 
     @property
     def total(self) -> int:
@@ -140,10 +143,11 @@ class ComputePlan(_Frozen):
 
     flops_per_token: int
     tokens: int | None
-    """Of all steps, if every row were as long as it may be; None where the number of steps is not known."""
+    """Counts the tokens of all steps, if every row were as long as it may be; None where the number of steps is not
+    known."""
     total_flops: int | None
     teraflops: float | None
-    """What one device could do in a second, as told."""
+    """Is the peak rate of one device as the user states it, in 10^12 floating-point operations a second."""
     utilisation: float
     hours: float | None
 
@@ -154,7 +158,7 @@ EARLIER_FIELDS = {
     "reward": "reward.model",
     "toxicity": "evaluation.toxicity_model",
 }
-"""Of plans written before `Plan.models`: their name -> the model's config key."""
+"""Maps the fields of plans that were written before `Plan.models` -> the model's config key."""
 
 
 class Plan(_Frozen):
@@ -164,21 +168,21 @@ class Plan(_Frozen):
     groups: list[GroupPlan]
     model: ModelFacts
     models: dict[str, ModelFacts] = {}
-    """The run's other models by config key: `teacher`, `baseline`, `reward.model`, `variants.NAME`, ..."""
+    """Holds the run's other models by config key: `teacher`, `baseline`, `reward.model`, `variants.NAME`, ..."""
     batch: BatchPlan | None = None
     rollouts: RolloutPlan | None = None
     bridge: BridgePlan | None = None
-    """Where there is a reward group."""
+    """Holds where rewards come over, where there is a reward group."""
     memory: list[MemoryPlan]
     reward_memory: MemoryPlan | None = None
-    """Of a rank of the reward group."""
+    """Holds the memory of a rank of the reward group."""
     device_memory: int | None = None
-    """Bytes of a rank, where they are known."""
+    """Counts the bytes of memory that a rank has, where they are known."""
     fitting: list[str] | None = None
-    """Strategies whose peak fits in that beside a margin; None if the memory of a rank is unknown."""
+    """Names the strategies whose peak fits in that beside a margin; None if the memory of a rank is unknown."""
     compute: ComputePlan | None = None
     notes: list[str]
-    """What the user should know although it is no mistake, e.g. how often a mixture repeats a small source."""
+    """Tells what the user should know although it is no mistake, e.g. how often a mixture repeats a small source."""
 
     @model_validator(mode="before")
     @classmethod

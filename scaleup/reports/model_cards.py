@@ -76,11 +76,6 @@ Perplexities are of the labelled tokens of the test rows."""
     return _card(header, Path(config.model.path).name, what, metrics)
 
 
-def folder_bytes(folder: Path, pattern: str = "*") -> int:
-    """Return the bytes of a folder's files."""
-    return sum(file.stat().st_size for file in folder.glob(pattern) if file.is_file())
-
-
 def _card(header: dict[str, Any], title: str, text: str, metrics: dict[str, Any]) -> str:
     rows = "\n".join(f"| {key} | {value} |" for key, value in metrics.items() if value is not None)
     return f"""---

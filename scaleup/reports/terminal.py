@@ -167,7 +167,7 @@ def show_evaluation(console: Console, run: RunFolder) -> None:
     for key in results:
         table.add_column(titles.get(key, key), justify="right")
     for metric in next(iter(results.values())):
-        table.add_row(metric, *(_number(found[metric]) for found in results.values()))
+        table.add_row(metric, *(_number(metrics[metric]) for metrics in results.values()))
     console.print(table)
     console.print(f"model: {Plan.read(run.plan_file).model.location}", highlight=False, soft_wrap=True)
 
@@ -188,76 +188,79 @@ def show_export(console: Console, run: RunFolder) -> None:
     """What was written, and every difference of logits that was found on the way."""
     manifest = run.manifest()
     assert manifest is not None
-    found = manifest.metrics
+    metrics = manifest.metrics
     _heading(console, f"export in {run.path}")
     table = _pairs()
     titles = {
         "adapter": "moved by the adapter",
         "merged": "moved by merging it",
-        "rounded": f"moved by rounding to {found['dtype']}",
+        "rounded": f"moved by rounding to {metrics['dtype']}",
         "reloaded": "moved by writing and reading",
-        "trained": f"from the base in {found.get('trained_in')} that it was trained on",
+        "trained": f"from the base in {metrics.get('trained_in')} that it was trained on",
     }
     for key, title in titles.items():
-        if key in found:
-            bound = f", at most {found['tolerance']:g}" if key in ("merged", "reloaded") else ""
-            table.add_row(title, f"{found[key]:.1e} of the largest logit{bound}")
-    for key, value in _read_again(found):
+        if key in metrics:
+            bound = f", at most {metrics['tolerance']:g}" if key in ("merged", "reloaded") else ""
+            table.add_row(title, f"{metrics[key]:.1e} of the largest logit{bound}")
+    for key, value in _read_again(metrics):
         table.add_row(key, value)
-    table.add_row("written", f"{found['num_parameters']:,} parameters as {found['format']}, {found['dtype']}")
-    table.add_row("bytes", f"{found['bytes']:,}")
+    table.add_row("written", f"{metrics['num_parameters']:,} parameters as {metrics['format']}, {metrics['dtype']}")
+    table.add_row("bytes", f"{metrics['bytes']:,}")
     table.add_row("model", str(run.model))
     console.print(table)
 
 
-def _read_again(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _read_again(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What a format was checked on."""
-    if found["format"] == "gguf":
-        yield "checked on", f"{found['tokens']} tokens that llama.cpp continued {found['prompts']} prompts with"
-        yield "the same choice", f"{found['agreement']:.1%}, others at most {found['largest_gap']:.1e} below the best"
-        if found["first_difference"]:
-            yield "first difference", found["first_difference"]
-    elif found["format"] == "onnx":
-        yield "checked on", f"{found['batches']} batches of several sizes, by ONNX Runtime"
+    if metrics["format"] == "gguf":
+        yield "checked on", f"{metrics['tokens']} tokens that llama.cpp continued {metrics['prompts']} prompts with"
+        yield (
+            "the same choice",
+            f"{metrics['agreement']:.1%}, others at most {metrics['largest_gap']:.1e} below the best",
+        )
+        if metrics["first_difference"]:
+            yield "first difference", metrics["first_difference"]
+    elif metrics["format"] == "onnx":
+        yield "checked on", f"{metrics['batches']} batches of several sizes, by ONNX Runtime"
     else:
-        yield "checked on", f"{found['sequences']} sequences, {found['rows']} of them rows"
+        yield "checked on", f"{metrics['sequences']} sequences, {metrics['rows']} of them rows"
 
 
 def show_quantization(console: Console, run: RunFolder) -> None:
     """Size and quality, before and after."""
     manifest = run.manifest()
     assert manifest is not None
-    found = manifest.metrics
+    metrics = manifest.metrics
     _heading(console, f"quantization in {run.path}")
     table = _pairs()
-    table.add_row("method", found["method"])
-    table.add_row("bytes of weights", " -> ".join(_number(found[key]) for key in ("bytes_before", "bytes")))
-    table.add_row("bits a parameter", " -> ".join(f"{found[key]:.2f}" for key in ("bits_before", "bits")))
-    table.add_row("moved", f"{found['moved']:.1e} of the largest logit")
-    if "perplexity" in found:
-        table.add_row("perplexity", f"{found['perplexity_before']:,.4f} -> {found['perplexity']:,.4f}")
+    table.add_row("method", metrics["method"])
+    table.add_row("bytes of weights", " -> ".join(_number(metrics[key]) for key in ("bytes_before", "bytes")))
+    table.add_row("bits a parameter", " -> ".join(f"{metrics[key]:.2f}" for key in ("bits_before", "bits")))
+    table.add_row("moved", f"{metrics['moved']:.1e} of the largest logit")
+    if "perplexity" in metrics:
+        table.add_row("perplexity", f"{metrics['perplexity_before']:,.4f} -> {metrics['perplexity']:,.4f}")
     table.add_row("model", str(run.model))
     console.print(table)
 
 
 def show_card(console: Console, run: RunFolder) -> None:
     """A row a model: what it costs, how good it is, and whether that is a gain."""
-    found: dict[str, dict[str, Any]] = read_json(run.path / "card.json")["models"]
+    models: dict[str, dict[str, Any]] = read_json(run.path / "card.json")["models"]
     _heading(console, f"deployment card in {run.path}")
     table = Table()
     for column in ("model", "parameters", "MB", "perplexity", "decode tokens/s"):
         table.add_column(column, justify="left" if column == "model" else "right")
     table.add_column("real gain?", overflow="fold")
-    for name, each in found.items():
-        decode = each["eager"].get("decode_tokens_per_second")
+    for name, model in models.items():
+        decode = model["eager"].get("decode_tokens_per_second")
         numbers = (
-            f"{each['bytes'] / 1e6:.1f}",
-            f"{each['quality']['perplexity']:.2f}",
+            f"{model['bytes'] / 1e6:.1f}",
+            f"{model['quality']['perplexity']:.2f}",
             f"{decode:.1f}" if decode else "",
         )
-        said = each.get("verdict", {"gain": False, "words": ""})
-        words = f"{'yes: ' if said['gain'] else ''}{said['words']}"
-        table.add_row(name, f"{each['num_parameters']:,}", *numbers, words)
+        verdict = model.get("verdict", {"gain": False, "words": ""})
+        words = f"{'yes: ' if verdict['gain'] else ''}{verdict['words']}"
+        table.add_row(name, f"{model['num_parameters']:,}", *numbers, words)
     console.print(table)
     console.print(f"card: {run.path / 'card.md'}", highlight=False, soft_wrap=True)
 
@@ -266,18 +269,18 @@ def show_prune(console: Console, run: RunFolder) -> None:
     """Before and after."""
     manifest = run.manifest()
     assert manifest is not None
-    found = dict(manifest.metrics)
+    metrics = dict(manifest.metrics)
     _heading(console, f"pruned in {run.path}")
     table = Table()
     for column in ("", "before", "after"):
         table.add_column(column, justify="right" if column else "left")
     for key in ("num_parameters", "num_non_embedding_parameters", "loss", "perplexity"):
-        before, after = (found.pop(f"{key}_{when}", None) for when in ("before", "after"))
+        before, after = (metrics.pop(f"{key}_{when}", None) for when in ("before", "after"))
         if before is not None:
             table.add_row(key, _number(before), _number(after))
     console.print(table)
     others = _pairs()
-    for key, value in found.items():
+    for key, value in metrics.items():
         if value is not None:
             others.add_row(key, _number(value))
     others.add_row("model", str(run.model))

@@ -69,43 +69,45 @@ class PPO:
     quantization: str | None = None
 
 
-def run_ppo(job: PPO) -> PPOState:
+def run_ppo(training: PPO) -> PPOState:
     """Train rollout by rollout, from the newest checkpoint on. Raises Stopped after a signal."""
-    ppo, train, runtime = job.ppo, job.train, job.runtime
+    ppo, train, runtime = training.ppo, training.train, training.runtime
     checkpointer = PPOCheckpointer(
         runtime,
-        job.run,
-        job.model,
-        job.optimizer,
-        job.schedule,
+        training.run,
+        training.model,
+        training.optimizer,
+        training.schedule,
         train,
     )
     state = checkpointer.restore()
-    metrics = MetricsLog(runtime, job.run, job.name, job.hyperparameters, state.step)
-    tolerance = tolerance_of(runtime.group.mixed_precision, job.quantization)
-    updater = Updater(runtime, job.model, job.optimizer, job.schedule, ppo, train, job.sampling.pad_id, tolerance)
+    metrics = MetricsLog(runtime, training.run, training.name, training.hyperparameters, state.step)
+    tolerance = tolerance_of(runtime.group.mixed_precision, training.quantization)
+    updater = Updater(
+        runtime, training.model, training.optimizer, training.schedule, ppo, train, training.sampling.pad_id, tolerance
+    )
     try:
-        _rollouts(job, state, checkpointer, metrics, updater)
+        _rollouts(training, state, checkpointer, metrics, updater)
     except StopWhileWaiting:  # nothing has been learned since the last rollout
-        stop_run(runtime, job.run, checkpointer, state, ppo.num_rollouts)
+        stop_run(runtime, training.run, checkpointer, state, ppo.num_rollouts)
     runtime.progress.heartbeat.end_steps()
     metrics.close()
     return state
 
 
 def _rollouts(
-    job: PPO, state: PPOState, checkpointer: Checkpointer[Any], metrics: MetricsLog, updater: Updater
+    training: PPO, state: PPOState, checkpointer: Checkpointer[Any], metrics: MetricsLog, updater: Updater
 ) -> None:
-    ppo, train, runtime = job.ppo, job.train, job.runtime
+    ppo, train, runtime = training.ppo, training.train, training.runtime
     if state.step == 0:
         state.kl_coef = ppo.kl_coef
-        _evaluate(job, metrics, state)
+        _evaluate(training, metrics, state)
     while state.step < ppo.num_rollouts:
         runtime.progress.heartbeat.begin_step(state.step + 1)
         started = time.perf_counter()
-        experience, estimates, learned = _rollout(job, updater, state, checkpointer)
+        experience, estimates, learned = _rollout(training, updater, state, checkpointer)
         values = _metrics(experience, estimates, state) | learned
-        _adapt(job, state, values["objective/kl"])
+        _adapt(training, state, values["objective/kl"])
         state.step += 1
         if state.step % train.logging_steps == 0 or state.step == ppo.num_rollouts:
             values |= {"time/rollout": time.perf_counter() - started, "memory_mib": peak_memory_mib(runtime.device)}
@@ -113,22 +115,22 @@ def _rollouts(
         shown = {"reward": round(values["objective/scores"], 3), "kl": round(values["objective/kl"], 3)}
         runtime.progress.report("rollouts", state.step, ppo.num_rollouts, **shown)
         if is_due(train.eval_steps, state.step, ppo.num_rollouts):
-            _evaluate(job, metrics, state)
+            _evaluate(training, metrics, state)
         stop, save = runtime.sum(runtime.stop.requested, checkpointer.is_time())
         if save or is_due(train.save_steps, state.step, ppo.num_rollouts):
             checkpointer.save(state)
         if stop and state.step < ppo.num_rollouts:
-            stop_run(runtime, job.run, checkpointer, state, ppo.num_rollouts)
+            stop_run(runtime, training.run, checkpointer, state, ppo.num_rollouts)
 
 
 def _rollout(
-    job: PPO, updater: Updater, state: PPOState, checkpointer: Checkpointer[Any]
+    training: PPO, updater: Updater, state: PPOState, checkpointer: Checkpointer[Any]
 ) -> tuple[Experience, Advantages, dict[str, float]]:
-    ppo, runtime, train = job.ppo, job.runtime, job.train
+    ppo, runtime, train = training.ppo, training.runtime, training.train
     assert state.kl_coef is not None
-    prompts = job.prompts.rollout(state.step, ppo.rollout_batch_size)
+    prompts = training.prompts.rollout(state.step, ppo.rollout_batch_size)
     seeds = response_seeds(train.seed, state.step, len(prompts))
-    experience = _experience(job, prompts, seeds)
+    experience = _experience(training, prompts, seeds)
     estimates = compute_advantages(experience, ppo, state.kl_coef)
     if ppo.self_checks:
         check_experience(experience, estimates, state.kl_coef, state.num_updates == 0, updater.tolerance)
@@ -138,27 +140,27 @@ def _rollout(
     learned["time/training"] = time.perf_counter() - started
     if ppo.self_checks:
         check_steps(steps, ppo.num_ppo_epochs * ppo.num_mini_batches, ppo.target_kl is not None)
-        check_equal_ranks(runtime, job.model)
+        check_equal_ranks(runtime, training.model)
     state.num_updates += steps
     state.num_tokens += int(experience.lengths.sum())
     return experience, estimates, learned
 
 
-def _experience(job: PPO, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]]) -> Experience:
+def _experience(training: PPO, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]]) -> Experience:
     maker = ExperienceMaker(
-        job.runtime,
-        job.model,
-        job.tokenizer,
-        job.sampling,
-        job.rewards,
-        generation_batch_size=job.train.per_device_eval_batch_size,
-        forward_batch_size=micro_batch_size(job.train),
+        training.runtime,
+        training.model,
+        training.tokenizer,
+        training.sampling,
+        training.rewards,
+        generation_batch_size=training.train.per_device_eval_batch_size,
+        forward_batch_size=micro_batch_size(training.train),
     )
     return maker.make(prompts, seeds)
 
 
-def _adapt(job: PPO, state: PPOState, kl: float) -> None:
-    ppo = job.ppo
+def _adapt(training: PPO, state: PPOState, kl: float) -> None:
+    ppo = training.ppo
     if ppo.kl_controller == "adaptive":
         assert state.kl_coef is not None
         size = ppo.rollout_batch_size
@@ -190,16 +192,19 @@ def _metrics(experience: Experience, estimates: Advantages, state: PPOState) -> 
     }
 
 
-def _evaluate(job: PPO, metrics: MetricsLog, state: PPOState) -> None:
+def _evaluate(training: PPO, metrics: MetricsLog, state: PPOState) -> None:
     """Evaluate on the held-out prompts, with the same seeds each time; some responses are kept as text."""
-    if not job.held_out:
+    if not training.held_out:
         return
-    job.runtime.progress.report("answering held-out prompts")
-    world = job.runtime.world
-    filled = [*job.held_out, *([job.held_out[-1]] * (-len(job.held_out) % world))]  # every rank has as many
-    seeds = response_seeds(job.train.seed, HELD_OUT, len(filled))
-    experience = _experience(job, filled, seeds)
-    count = len(job.held_out)
+    training.runtime.progress.report("answering held-out prompts")
+    world = training.runtime.world
+    filled = [
+        *training.held_out,
+        *([training.held_out[-1]] * (-len(training.held_out) % world)),
+    ]  # every rank has as many
+    seeds = response_seeds(training.train.seed, HELD_OUT, len(filled))
+    experience = _experience(training, filled, seeds)
+    count = len(training.held_out)
     scores, kl = experience.scores[:count], experience.log_ratio[:count].sum(dim=1)
     metrics.log(
         state.step,
@@ -210,18 +215,18 @@ def _evaluate(job: PPO, metrics: MetricsLog, state: PPOState) -> None:
             "eval/length_mean": float(experience.lengths[:count].double().mean()),
         },
     )
-    if job.runtime.is_main:
-        texts = job.tokenizer.batch_decode(
+    if training.runtime.is_main:
+        texts = training.tokenizer.batch_decode(
             [row[:n] for row, n in zip(experience.tokens.tolist(), experience.lengths.tolist(), strict=True)],
             skip_special_tokens=True,
         )
         rows = [
             {"prompt": prompt.text, "response": text, "score": score}
-            for prompt, text, score in zip(job.held_out, texts, scores.tolist(), strict=False)
+            for prompt, text, score in zip(training.held_out, texts, scores.tolist(), strict=False)
         ]
-        file = samples_file(job.run, state.step)
+        file = samples_file(training.run, state.step)
         file.parent.mkdir(exist_ok=True)
-        write_json(file, rows[: job.ppo.num_samples])
+        write_json(file, rows[: training.ppo.num_samples])
 
 
 def samples_file(run: RunFolder, step: int) -> Path:

@@ -9,14 +9,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from scaleup.artifacts.files import folder_aside, write_text
+from scaleup.artifacts.files import folder_aside, folder_bytes, write_text
 from scaleup.compress.export import DTYPES, Check, from_trained, read_back, stored_dtype, whole_model, write_folder
 from scaleup.compress.gguf import read_gguf, write_gguf
 from scaleup.compress.onnx import read_graph, write_graph
 from scaleup.compress.probes import Probe, drawn_probes, row_probes
 from scaleup.config.stages.export import ExportConfig
 from scaleup.models.load import load_tokenizer
-from scaleup.reports.model_cards import export_card, folder_bytes
+from scaleup.reports.model_cards import export_card
 from scaleup.train.job import Job
 
 

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from scaleup.artifacts.files import folder_aside, write_text
+from scaleup.artifacts.files import folder_aside, folder_bytes, write_text
 from scaleup.compress.probes import difference, drawn_probes, logits_on, row_probes
 from scaleup.compress.quantize import chosen_matrices, load_quantized, read_quantized, write_quantized
 from scaleup.config.schema import EvaluationConfig, GenerationConfig
@@ -17,7 +17,7 @@ from scaleup.data.sources import read_examples
 from scaleup.evaluation.evaluate import Evaluator
 from scaleup.models.adapted import load_base
 from scaleup.models.load import load_tokenizer
-from scaleup.reports.model_cards import folder_bytes, quantize_card
+from scaleup.reports.model_cards import quantize_card
 from scaleup.train.job import Job
 
 WEIGHTS = "*.safetensors"

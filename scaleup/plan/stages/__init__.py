@@ -1,4 +1,4 @@
-"""The planners of the stages, found by name: `plan/stages/NAME.py` holds the planner of the stage NAME."""
+"""This package finds the planners of the stages by name: `plan/stages/NAME.py` holds the planner of the stage NAME."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The planner's interface to a stage: one object in `plan/stages/NAME.py` answers every question about it.
+"""This module holds the planner's interface to a stage: one object in `plan/stages/NAME.py` answers every question
+about it.
 
 A config comes in, with the machine, the data that was checked or the facts of models; problems, and parts of the plan,
 go out. The methods stand in the order in which `plan/resolve.py` calls them. The defaults here fit a stage with one
@@ -38,22 +39,22 @@ from scaleup.records.examples import row_format
 
 C = TypeVar("C", bound=RunConfig)
 Rows = Literal["completions", "prompts"]
-"""What rows of a split must hold: a prompt with its completion, or a prompt alone."""
+"""Says what rows of a split must hold: a prompt with its completion, or a prompt alone."""
 Facts = Mapping[str, ModelFacts]
-"""Of every model of the run, by config key: `model`, `teacher`, `reward.model`, ..."""
+"""Maps the config key of every model of the run -> its facts: `model`, `teacher`, `reward.model`, ..."""
 
 
 class StagePlanner(Generic[C]):
     """Answers what the planner asks about a stage."""
 
     shows = "training"
-    """Which of the tables of `reports/terminal.py` is printed in the end."""
+    """Names the table of `reports/terminal.py` that is printed in the end."""
     tested: Tested = NOTHING
-    """Which combinations of strategy, adapter, quantization and precision this project's tests train."""
+    """Tells which combinations of strategy, adapter, quantization and precision this project's tests train."""
     takes_classifiers = False
-    """Whether `model` may be a sequence classifier."""
+    """Tells whether `model` may be a sequence classifier."""
     writes_text = True
-    """Whether a finished run of it is a model that answers prompts."""
+    """Tells whether a finished run of it is a model that answers prompts."""
 
     # What the config alone says.
 

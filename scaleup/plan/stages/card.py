@@ -1,4 +1,4 @@
-"""The planner of deployment cards: what cannot be compared, refused by name before a model loads."""
+"""This module plans deployment cards: what cannot be compared is refused by name before a model loads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scaleup.plan.model_path import adapter_folder, gguf_file, model_path_proble
 from scaleup.plan.stages.base import Facts, Rows, StagePlanner
 
 VARIANTS = "variants"
-"""The config key; the facts of each go by `variants.NAME`."""
+"""Is the config key; the facts of each variant go by `variants.NAME`."""
 
 
 class CardPlanner(StagePlanner[CardConfig]):

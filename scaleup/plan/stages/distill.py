@@ -1,4 +1,5 @@
-"""The planner of distillation: what cannot be taught, and what a teacher costs."""
+"""This module plans distillation: what cannot be taught is refused, and a teacher's memory and arithmetic are
+counted."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ from scaleup.records.examples import row_format
 from scaleup.records.format_rules import holds_labels
 
 TEACHER = "teacher"
-"""The config key, and what the facts of that model go by."""
+"""Is the config key, and what the facts of that model go by."""
 
 
 class DistillPlanner(SupervisedPlanner[DistillConfig]):

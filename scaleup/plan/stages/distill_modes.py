@@ -1,5 +1,5 @@
-"""Two ways to distil beside the plain one: on the student's own answers, where TRL's trainer does not support some
-settings, and from a teacher that goes over the rows once, before training."""
+"""This module plans the two ways to distil beside the plain one: on the student's own answers, where TRL's trainer does
+not support some settings, and from a teacher that goes over the rows once, before training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scaleup.records.format_rules import holds_labels
 
 PROMPTS = ("prompt_tuning", "prefix", "prefix_tuning")
 MODES = ("offline", "sequence")
-"""Those whose rows are all known before training."""
+"""Names the modes whose rows are all known before training."""
 
 
 def on_policy_problems(config: DistillConfig) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""The planner of evaluations: what cannot be measured, and beside what."""
+"""This module plans evaluations: it tells what cannot be measured, and beside what."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The planner of exports: what cannot be written in a format, as far as it can be seen before anything loads."""
+"""This module plans exports: what cannot be written in a format is refused, as far as it can be seen before anything
+loads."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from scaleup.plan.rules import is_t5, one_process, t5_in_fp16
 from scaleup.plan.stages.base import Rows, StagePlanner
 
 NEEDED = {"gguf": ("xllamacpp",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
-"""Packages that write a format, or read it back. They are in the extra of its name."""
+"""Maps a format -> the packages that write it, or read it back. They are in the extra of its name."""
 
 
 class ExportPlanner(StagePlanner[ExportConfig]):

@@ -1,4 +1,4 @@
-"""The planner of generation: text from a model, for prompts of the config or those of data.test."""
+"""This module plans generation: text from a model, for prompts of the config or those of data.test."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The planner of PPO: how a rollout divides into optimizer steps and over processes, what a rank holds of a policy, and
-where rewards come from."""
+"""This module plans PPO: how a rollout divides into optimizer steps and over processes, what a rank holds of a policy,
+and where rewards come from."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from scaleup.plan.types import MemoryPlan, RolloutPlan
 from scaleup.records.check import DataCheck
 
 REWARD_MODEL = "reward.model"
-"""The config key, and what the facts of that model go by."""
+"""Is the config key, and what the facts of that model go by."""
 OF_A_MODEL = ("label", "score", "template", "max_length", "normalize", "batch_size", "quantization", "mixed_precision")
 OF_A_GROUP = ("parallel", "own_nodes", "max_restarts", "bridge_port")
 OF_OTHERS = ("timeout_seconds", "reconnect_seconds")
-"""Of what is asked over a connection."""
+"""Lists the keys of what is requested over a connection."""
 
 MEANT = {
     "group": ("model", *OF_A_MODEL, *OF_A_GROUP, *OF_OTHERS),
@@ -41,7 +41,7 @@ MEANT = {
     "http": ("url", *OF_OTHERS),
     "function": ("function",),
 }
-"""Keys that a placement reads."""
+"""Maps each placement -> the keys that it reads."""
 NEEDED = {"group": "model", "colocated": "model", "http": "url", "function": "function"}
 
 
@@ -207,7 +207,7 @@ def policy_facts(config: PPOConfig, facts: ModelFacts, with_reference: bool = Tr
 
 
 COUNTS = {"num_parameters": True, "num_trainable_parameters": False}
-"""A count of the facts, and whether frozen tensors are in it."""
+"""Maps each count of the facts -> whether frozen tensors are in it."""
 
 
 def policy_memory(config: PPOConfig, facts: ModelFacts, strategy: str) -> MemoryPlan:

@@ -1,15 +1,15 @@
-"""The planner of pruning: what cannot be cut, by name, before any weight is loaded; and the training of what was cut,
-which is a distillation with the stage's own data."""
+"""This module plans pruning: what cannot be cut is refused, by name, before any weight is loaded; and the training of
+what was cut is planned, which is a distillation with the stage's own data."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 
 from scaleup.config.run import RunConfig
 from scaleup.config.schema import RowFormat
 from scaleup.config.stages.prune import PruneConfig, PruneSettings
 from scaleup.errors import Problem
+from scaleup.plan.extras import missing_modules, remedy
 from scaleup.plan.facts import ModelFacts, ModelRequest, Parts
 from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import adapter_folder
@@ -22,7 +22,7 @@ from scaleup.plan.types import BatchPlan
 from scaleup.records.check import DataCheck
 
 OWN_KEYS = ("train", "distill", "gradient_checkpointing")
-"""Sections of a distillation that a pruning run has within `recovery`."""
+"""Lists the sections of a distillation that a pruning run has within `recovery`."""
 
 
 class PrunePlanner(StagePlanner[PruneConfig]):
@@ -108,12 +108,8 @@ def _sparsity_problems(settings: PruneSettings, num_processes: int) -> Iterator[
         yield Problem("prune.pattern", "nvidia-modelopt's SparseGPT makes two zeros in four", 'set it to "2:4"')
     if is_sparsegpt and num_processes > 1:
         yield Problem("parallel.num_processes", "SparseGPT measures in one process", "leave it out, or use wanda")
-    if is_sparsegpt and importlib.util.find_spec("modelopt") is None:
-        yield Problem(
-            "prune.sparsity_score",
-            "sparsegpt needs nvidia-modelopt",
-            "pip install -c constraints.txt 'scaleup[sparsegpt]'",
-        )
+    if is_sparsegpt and missing_modules("sparsegpt"):
+        yield Problem("prune.sparsity_score", "sparsegpt needs nvidia-modelopt", remedy("sparsegpt"))
 
 
 def calibration_problems(config: PruneConfig, data: DataCheck) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""The planner of quantization: what cannot be stored in fewer bits."""
+"""This module plans quantization: what cannot be stored in fewer bits is refused."""
 
 from __future__ import annotations
 

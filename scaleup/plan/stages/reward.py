@@ -1,4 +1,4 @@
-"""The planner of reward models: what they cannot be trained from."""
+"""This module plans reward models: what they cannot be trained from is refused."""
 
 from __future__ import annotations
 

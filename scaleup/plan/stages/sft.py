@@ -1,4 +1,4 @@
-"""The planner of supervised fine-tuning."""
+"""This module plans supervised fine-tuning."""
 
 from __future__ import annotations
 

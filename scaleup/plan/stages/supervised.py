@@ -1,4 +1,4 @@
-"""Planners shared by the stages that train, and by those that learn from rows as they are."""
+"""This module holds the planners shared by the stages that train, and by those that learn from rows as they are."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class SupervisedPlanner(TrainingPlanner[S]):
     """Answers for a stage that learns from rows as they are, by the one loop of `train/fit.py`."""
 
     work = Workload()
-    """What a row costs beside one forward and backward pass."""
+    """Says what a row costs beside one forward and backward pass."""
 
     def splits(self, config: S) -> dict[str, Rows]:
         return (

@@ -30,7 +30,7 @@ TOKENIZER = {"model.tokenizer": "builtin:tiny-llama"}
 LABELLED = {"data.prompt": None, "data.completion": None, "data.text": "{text}", "data.label": "label"}
 
 NO_MODELOPT = (
-    ["error: prune.sparsity_score: sparsegpt needs nvidia-modelopt -> pip install -c constraints.txt"]
+    ["error: prune.sparsity_score: sparsegpt needs nvidia-modelopt -> pip install 'scaleup[sparsegpt]'"]
     if importlib.util.find_spec("modelopt") is None
     else []
 )

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from scaleup.artifacts.files import aside_of, commit_folder, folder_aside, read_json, write_json, write_text
+from scaleup.artifacts.files import (
+    aside_of,
+    commit_folder,
+    folder_aside,
+    folder_bytes,
+    read_json,
+    write_json,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -108,3 +116,11 @@ def test_a_rename_that_fails_brings_the_old_back(tmp_path: Path) -> None:
 
 def disk_is_full(descriptor: int) -> None:
     raise OSError(28, "No space left on device")
+
+
+def test_bytes_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(bytes(3))
+    (tmp_path / "b.txt").write_bytes(bytes(4))
+    (tmp_path / "inner.bin").mkdir()
+    assert folder_bytes(tmp_path) == 7
+    assert folder_bytes(tmp_path, "*.bin") == 3

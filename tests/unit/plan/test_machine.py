@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from scaleup.plan import machine
 from scaleup.plan.machine import this_machine
+
+VIRTUAL_MEMORY = psutil.virtual_memory
 
 
 @pytest.fixture
@@ -46,8 +49,12 @@ def test_the_jobs_limit_if_that_is_less(place: Path, groups: str, limits: dict[s
     assert this_machine().memory == expected
 
 
-def test_a_machine_that_does_not_tell(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("psutil.virtual_memory", lambda: (place / "proc/meminfo").read_text())
+@pytest.mark.parametrize("meminfo", [None, "MemFree: 5 kB\n"])
+def test_a_machine_that_does_not_tell(place: Path, monkeypatch: pytest.MonkeyPatch, meminfo: str | None) -> None:
+    if meminfo is not None:
+        write(place / "proc/meminfo", meminfo)
+    monkeypatch.setattr(psutil, "virtual_memory", VIRTUAL_MEMORY)
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(place / "proc"))
     assert this_machine().memory is None
 
 
