@@ -26,7 +26,7 @@ PROMPTS = (
     "def add(a, b):\n    return",
     "1,000,000 ≈ 10⁶.",
 )
-"""Hold digits, contractions, spaces, line ends and letters beyond ASCII: what tokenizers cut text by."""
+"""Holds digits, contractions, spaces, line ends and letters beyond ASCII: what tokenizers cut text by."""
 F16_MARGIN = 2e-3
 """Bounds how far below the best logit, as a share of the largest, llama.cpp's choice may lie: its products of 16-bit
 weights round their input to 16 bits as well. docs/design/export.md says what was measured."""

@@ -20,7 +20,7 @@ from scaleup.plan.facts import ModelFacts
 FILE = "model.onnx"
 INPUTS = ("input_ids", "attention_mask")
 SHAPES = ((1, 1), (1, 9), (3, 16), (5, 33))
-"""Are rows and tokens of the batches that are compared; rows are shorter one by one, and padded on the right."""
+"""Holds rows and tokens of the batches that are compared; rows are shorter one by one, and padded on the right."""
 MOST_INLINE = 2**30
 """Bounds the bytes of weights within the graph's own file, which protobuf limits to 2 GiB; more are written beside
 it."""

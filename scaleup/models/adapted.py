@@ -1,4 +1,5 @@
-"""A config's model as a stage uses it: base weights, quantized or not, and the adapter on top."""
+"""This module takes a config's model and its facts, and returns the model as a stage uses it: base weights, quantized
+or not, and the adapter on top."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def load_base(
     mixed_precision: str,
     device: torch.device,
 ) -> Any:
-    """The weights at `facts.location` alone: on the CPU, or quantized on `device`."""
+    """Loads the weights at `facts.location` alone: on the CPU, or quantized on `device`."""
     if quantization is None:
         return load_model(model, facts)
     loaded = load_model(model, facts, quantized=loading_options(quantization, mixed_precision, device, facts.task))
@@ -36,8 +37,8 @@ def load_base(
 
 
 def make_trainable(model: Any, facts: ModelFacts, adapter: AnyAdapter | None, tokenizer: str | None = None) -> Any:
-    """With a new adapter, with the one that the model's path names, or as it is: all of it is trained. `tokenizer` is
-    the config's own, if it names one."""
+    """Returns the model with a new adapter, with the one that the model's path names, or as it is: then all of it is
+    trained. `tokenizer` is the config's own, if it names one."""
     if adapter is not None:
         own = materialize(tokenizer, "model.tokenizer") if tokenizer else None
         return adapt(model, adapter, facts.task, own or facts.tokenizer_at)
@@ -51,7 +52,7 @@ def load_finished(
     mixed_precision: str,
     device: torch.device,
 ) -> Any:
-    """On `device`, for evaluation: with the adapter that the model's path names."""
+    """Loads the model on `device` in evaluation mode, with the adapter that the model's path names."""
     loaded = load_base(model, facts, quantization, mixed_precision, device)
     if quantization is None:
         loaded = loaded.to(device)
@@ -61,11 +62,12 @@ def load_finished(
 def each_adapter(
     base: Any, model: ModelConfig, facts: ModelFacts, adapters: Mapping[str, str]
 ) -> Iterator[tuple[str, Any, PreTrainedTokenizerBase]]:
-    """Name, model and tokenizer for each adapter of a config, in turn: one model, on which the next becomes active."""
+    """Yields name, model and tokenizer for each adapter of a config, in turn: one model, on which the next adapter
+    becomes active."""
     folders = {name: adapter_folder(path) for name, path in adapters.items()}
-    found = {name: folder for name, folder in folders.items() if folder is not None}
-    assert found.keys() == adapters.keys(), "the plan has looked for them"
-    adapted = load_side_by_side(base, found)
-    for number, (name, folder) in enumerate(found.items()):
+    saved = {name: folder for name, folder in folders.items() if folder is not None}
+    assert saved.keys() == adapters.keys(), "the plan has looked for them"
+    adapted = load_side_by_side(base, saved)
+    for number, (name, folder) in enumerate(saved.items()):
         use_adapter(adapted, number)
         yield name, adapted, load_tokenizer(model, str(tokenizer_beside(folder) or facts.location))

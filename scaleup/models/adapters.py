@@ -1,5 +1,6 @@
-"""Adapters: what is trained on top of a model that stays as it is. PEFT's, saved so that plain PEFT loads them again,
-and our own `selective`, which trains some of the model's parameters."""
+"""This module puts adapters on a loaded model, and saves them: what is trained on top of a model that stays as it is.
+They are PEFT's, saved so that plain PEFT loads them again, and our own `selective`, which trains some of the model's
+parameters."""
 
 from __future__ import annotations
 
@@ -29,13 +30,13 @@ from scaleup.plan.model_path import adapter_folder
 
 AnyPeft = LoraAdapter | IA3Adapter | AdaLoraAdapter | PromptTuningAdapter | PrefixAdapter
 SNAPSHOT = "start"
-"""The adapter of a policy's reference, within PEFT."""
+"""Is the name within PEFT of the adapter that serves as a policy's reference."""
 TASK_TYPES = {"causal_lm": "CAUSAL_LM", "seq2seq_lm": "SEQ_2_SEQ_LM", "sequence_classification": "SEQ_CLS"}
 
 
 def adapt(model: Any, adapter: AnyAdapter, task: str, tokenizer: str = "") -> Any:
-    """The model with a new adapter, or one to go on from; only what it trains has gradients. A prompt that starts as a
-    text needs the folder or hub name of its `tokenizer`.
+    """Returns the model with a new adapter, or one to go on from; only what it trains has gradients. A prompt that
+    starts as a text needs the folder or hub name of its `tokenizer`.
 
     Raises ScaleupError at `adapter.target_modules`, `adapter.parameters` or `adapter.path`."""
     if isinstance(adapter, SelectiveAdapter):
@@ -52,7 +53,7 @@ def adapt(model: Any, adapter: AnyAdapter, task: str, tokenizer: str = "") -> An
 
 
 def shell_adapted(shell: Any, adapter: AnyAdapter | None, folder: Path | None, task: str) -> Any:
-    """What `adapt` or `load_adapter` would make, of a model without storage: only shapes are read."""
+    """Returns what `adapt` or `load_adapter` would make, of a model without storage: only shapes are read."""
     import_bitsandbytes()
     from peft import PeftConfig, get_peft_model
 
@@ -78,7 +79,7 @@ def shell_adapted(shell: Any, adapter: AnyAdapter | None, folder: Path | None, t
 
 
 def load_adapter(model: Any, folder: Path, trainable: bool, where: str = "model.path") -> Any:
-    """The model with a saved adapter. Raises ScaleupError at `where` if it does not fit."""
+    """Returns the model with a saved adapter. Raises ScaleupError at `where` if it does not fit."""
     import_bitsandbytes()
     from peft import PeftConfig, PeftModel
     from safetensors import SafetensorError
@@ -99,7 +100,8 @@ def _does_not_fit(where: str, folder: Path, model: Any, error: Exception) -> Sca
 
 
 def load_side_by_side(base: Any, adapters: Mapping[str, Path]) -> Any:
-    """The base with several saved adapters of one kind, of which `use_adapter` makes one active; for evaluation.
+    """Returns the base with several saved adapters of one kind, of which `use_adapter` makes one active; for
+    evaluation.
 
     Raises ScaleupError at `adapters.NAME` if one does not fit."""
     import_bitsandbytes()
@@ -108,24 +110,24 @@ def load_side_by_side(base: Any, adapters: Mapping[str, Path]) -> Any:
 
     model: Any = None
     for number, (name, folder) in enumerate(adapters.items()):
-        inside = _inside(number)
+        peft_name = _peft_name(number)
         try:
             if model is None:
-                model = PeftModel.from_pretrained(base, str(folder), adapter_name=inside)
+                model = PeftModel.from_pretrained(base, str(folder), adapter_name=peft_name)
             else:
-                model.load_adapter(str(folder), adapter_name=inside)
+                model.load_adapter(str(folder), adapter_name=peft_name)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise _does_not_fit(f"adapters.{name}", folder, base, error) from error
     return model.eval()
 
 
 def use_adapter(model: Any, number: int) -> None:
-    """Make the nth of the adapters of `load_side_by_side` the active one."""
-    model.set_adapter(_inside(number), inference_mode=True)
+    """Makes the nth of the adapters of `load_side_by_side` the active one."""
+    model.set_adapter(_peft_name(number), inference_mode=True)
 
 
 def snapshot_adapter(model: Any) -> None:
-    """Put a frozen copy of a model's only adapter beside it, for `initial_adapter`."""
+    """Puts a frozen copy of a model's only adapter beside it, for `initial_adapter`."""
     model.add_adapter(SNAPSHOT, model.peft_config[ADAPTER])
     copies = {name: part for name, part in model.named_parameters() if f".{SNAPSHOT}" in name}
     own = dict(model.named_parameters())
@@ -136,7 +138,7 @@ def snapshot_adapter(model: Any) -> None:
 
 @contextmanager
 def initial_adapter(model: Any) -> Iterator[None]:
-    """Forward passes inside use the adapter that `snapshot_adapter` copied. PEFT's own `set_adapter` would change
+    """Makes forward passes inside use the adapter that `snapshot_adapter` copied. PEFT's own `set_adapter` would change
     which parameters have gradients, under engines that have seen to that."""
     parts = [part for part in model.modules() if getattr(part, "_active_adapter", None)]
     before = [part._active_adapter for part in parts]
@@ -150,18 +152,20 @@ def initial_adapter(model: Any) -> Iterator[None]:
 
 
 def drop_snapshot(model: Any) -> None:
-    """Remove the copy, if there is one, so that the adapter alone is saved."""
+    """Removes the copy, if there is one, so that the adapter alone is saved."""
     if SNAPSHOT in model.peft_config:
         model.delete_adapter(SNAPSHOT)
 
 
-def _inside(number: int) -> str:
-    """An adapter's name within PEFT, which looks for names within names of parameters: users' own could be there."""
+def _peft_name(number: int) -> str:
+    """Returns an adapter's name within PEFT, which looks for names within names of parameters: users' own could be
+    there."""
     return f"adapter{number:03d}"
 
 
 def save_adapter(model: Any, folder: Path, trained: dict[str, torch.Tensor]) -> None:
-    """`adapter_config.json` and `adapter_model.safetensors`, of the trained parameters by their names in the model."""
+    """Writes `adapter_config.json` and `adapter_model.safetensors`, of the trained parameters by their names in the
+    model."""
     if model.active_peft_config.is_prompt_learning:
         save_prompt(model, folder, trained)
     else:
@@ -169,14 +173,14 @@ def save_adapter(model: Any, folder: Path, trained: dict[str, torch.Tensor]) -> 
 
 
 def save_over_base(base: Any, folder: Path, trained: dict[str, torch.Tensor]) -> None:
-    """A whole model of which a part was trained. The rest is read from the base again: it is not rounded then, whatever
-    precision it was held in."""
+    """Writes a whole model of which a part was trained. `base` has the rest, read again: it is not rounded then,
+    whatever precision it was held in."""
     base.load_state_dict(trained, strict=False)
     base.save_pretrained(str(folder))
 
 
 def is_adapted(model: Any) -> bool:
-    """Whether a model's result is an adapter, not a whole model."""
+    """Returns whether a model's result is an adapter, not a whole model."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
@@ -185,7 +189,7 @@ def is_adalora(model: Any) -> bool:
 
 
 def peft_config(adapter: AnyPeft, task: str, model: Any, tokenizer: str) -> Any:
-    """PEFT's settings for a new adapter on a model of this config."""
+    """Returns PEFT's settings for a new adapter on a model with the config `model`."""
     import_bitsandbytes()
     from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 
@@ -223,15 +227,15 @@ def _is_matrix(module: torch.nn.Module) -> bool:
 
 
 def _select(model: Any, patterns: list[str]) -> Any:
-    """Freeze everything but the parameters whose name, or another name of theirs, matches a pattern."""
+    """Freezes everything but the parameters of which a name matches a pattern; a shared parameter has several names."""
     chosen: set[torch.nn.Parameter] = set()
     for pattern in patterns:
-        found = {p for name, p in model.named_parameters(remove_duplicate=False) if fnmatchcase(name, pattern)}
-        if not found:
+        matched = {p for name, p in model.named_parameters(remove_duplicate=False) if fnmatchcase(name, pattern)}
+        if not matched:
             some = ", ".join(name for name, _ in list(model.named_parameters())[-3:])
             what = f"{pattern!r} matches no parameter of {type(model).__name__}"
             raise ScaleupError.of("adapter.parameters", what, f"its names are like {some}")
-        chosen |= found
+        chosen |= matched
     for parameter in model.parameters():
         parameter.requires_grad_(parameter in chosen)
     return model

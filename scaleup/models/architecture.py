@@ -1,7 +1,8 @@
-"""Where the parts that can be cut lie in a Hugging Face model: stacks of layers, each layer's attentions and MLP.
+"""This module takes a Hugging Face model and returns where the parts lie that can be cut: stacks of layers, each
+layer's attentions and MLP.
 
-Known are decoders built like Llama (Qwen 2 and 3, Mistral, Gemma, SmolLM: found by their modules, not by name), GPT-2,
-BERT and RoBERTa, T5 and mT5."""
+It knows decoders built like Llama (Qwen 2 and 3, Mistral, Gemma, SmolLM: recognised by their modules, not by name),
+GPT-2, BERT and RoBERTa, T5 and mT5."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ KNOWN = "decoders built like llama (qwen2, qwen3, mistral, gemma), gpt2, bert, r
 
 @dataclass(frozen=True)
 class Attention:
-    """Projections (in -> out features) of one attention: query, key and value hidden -> heads * width, out back."""
+    """Holds the projections (in -> out features) of one attention: query, key and value hidden -> heads * width, out
+    back."""
 
     module: nn.Module
     query: nn.Module
@@ -27,13 +29,15 @@ class Attention:
     value: nn.Module
     out: nn.Module
     relative_bias: nn.Embedding | None = None
-    """T5's, (buckets, heads): a stack's first self-attention has it, and the others use what it gives."""
+    """Is T5's relative bias, (buckets, heads): a stack's first self-attention has it, and the others use what it
+    computes."""
     is_cross: bool = False
 
 
 @dataclass(frozen=True)
 class Mlp:
-    """`into` are the projections hidden -> intermediate (gate and up, say), `out` goes back."""
+    """Holds the projections of an MLP: `into` are those hidden -> intermediate (gate and up, for example), `out` goes
+    back."""
 
     into: tuple[nn.Module, ...]
     out: nn.Module
@@ -41,43 +45,50 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Layer:
+    """Holds one layer, its MLP and its attentions."""
+
     module: nn.Module
     mlp: Mlp
     attentions: tuple[Attention, ...] = ()
-    """Where heads can be cut. None in architectures whose heads are as wide as their number says."""
+    """Holds the attentions whose heads can be cut: none in architectures that derive the width of a head from the
+    number of heads."""
 
 
 @dataclass(frozen=True)
 class Stack:
-    """One run of layers over the same hidden states; an encoder-decoder model has two."""
+    """Holds one run of layers over the same hidden states; an encoder-decoder model has two."""
 
     name: str
     blocks: nn.ModuleList
     layers: tuple[Layer, ...]
     config: Any
-    """Of the stack: the model's own, or a copy of it in T5."""
+    """Is the stack's config: the model's own, or a copy of it in T5."""
     depth_keys: tuple[tuple[Any, str], ...]
-    """Each (config, key) that holds the number of layers."""
+    """Lists each (config, key) that holds the number of layers."""
 
 
 @dataclass(frozen=True)
 class Architecture:
+    """Holds a model's stacks, and the sizes that all of its layers share."""
+
     stacks: tuple[Stack, ...]
     intermediate_key: str
+    """Is the config key of the MLPs' intermediate size."""
     num_heads: int
     num_key_value_heads: int
     head_dim: int
     fixed: dict[str, str] = field(default_factory=dict)
-    """What of layers, num_key_value_heads and head_dim cannot be changed, and why."""
+    """Maps what of layers, num_key_value_heads and head_dim cannot be changed to the reason."""
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """Of all stacks, an encoder's first."""
+        """Returns the layers of all stacks, an encoder's first."""
         return tuple(layer for stack in self.stacks for layer in stack.layers)
 
     @property
     def attentions(self) -> tuple[Attention, ...]:
-        """Of all layers in order; a T5 decoder layer has two, its own and the one over the encoder's states."""
+        """Returns the attentions of all layers in order; a T5 decoder layer has two, its own and the one over the
+        encoder's states."""
         return tuple(attention for layer in self.layers for attention in layer.attentions)
 
     @property
@@ -86,10 +97,10 @@ class Architecture:
 
     @property
     def configs(self) -> list[Any]:
-        """The model's config and its stacks' copies, each once."""
-        found = [pair[0] for stack in self.stacks for pair in stack.depth_keys]
-        found += [stack.config for stack in self.stacks]
-        return list({id(config): config for config in found}.values())
+        """Returns the model's config and its stacks' copies, each once."""
+        configs = [pair[0] for stack in self.stacks for pair in stack.depth_keys]
+        configs += [stack.config for stack in self.stacks]
+        return list({id(config): config for config in configs}.values())
 
 
 ROTARY = "rotary frequencies depend on the width of a head"
@@ -97,7 +108,7 @@ DERIVED = "{} has no width of heads of its own: it is the hidden width divided b
 
 
 def architecture_of(model: Any, where: str = "model.path") -> Architecture:
-    """Raises ScaleupError at `where` for a model whose parts are not known."""
+    """Returns where a model's parts lie. Raises ScaleupError at `where` for a model whose parts are not known."""
     base, config = model.base_model, model.config
     kind = config.model_type
     if kind in ("t5", "mt5"):
@@ -124,16 +135,17 @@ def _llama_like(base: Any, config: Any) -> Architecture:
         attn, mlp = block.self_attn, block.mlp
         attention = Attention(attn, attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj)
         layers.append(Layer(block, Mlp((mlp.gate_proj, mlp.up_proj), mlp.down_proj), (attention,)))
-        if strange := list(_unknown(block, layers[-1], width, config.hidden_size)):
-            raise LookupError(strange)  # experts, a second branch, sinks, norms over all heads
+        if unknown := list(_unknown_parameters(block, layers[-1], width, config.hidden_size)):
+            raise LookupError(unknown)  # experts, a second branch, sinks, norms over all heads
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
     stack = Stack("decoder", base.layers, tuple(layers), config, ((config, "num_hidden_layers"),))
     return Architecture((stack,), "intermediate_size", heads, groups, width, {"head_dim": ROTARY})
 
 
-def _unknown(block: nn.Module, layer: Layer, head_dim: int, hidden_size: int) -> Iterator[str]:
-    """Parameters of a layer that are neither in its projections nor norms of hidden states or single heads."""
+def _unknown_parameters(block: nn.Module, layer: Layer, head_dim: int, hidden_size: int) -> Iterator[str]:
+    """Yields the parameters of a layer that are neither in its projections nor norms of hidden states or single
+    heads."""
     attention = layer.attentions[0]
     parts = (attention.query, attention.key, attention.value, attention.out, *layer.mlp.into, layer.mlp.out)
     if any(type(part) is not nn.Linear for part in parts):
@@ -172,7 +184,7 @@ def _t5(base: Any, config: Any) -> Architecture:
     if hasattr(base, "decoder"):
         # each stack has a copy of the config; only the model's is saved, and tells the two depths apart
         keys = [(base.decoder.config, "num_layers")]
-        keys += [(each, "num_decoder_layers") for each in (config, base.encoder.config, base.decoder.config)]
+        keys += [(copy, "num_decoder_layers") for copy in (config, base.encoder.config, base.decoder.config)]
         stacks.append(_t5_stack("decoder", base.decoder, tuple(keys)))
     return Architecture(tuple(stacks), "d_ff", config.num_heads, config.num_heads, config.d_kv)
 

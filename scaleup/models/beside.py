@@ -1,4 +1,5 @@
-"""What stands around a trained model: an engine, an adapter, and a module that holds frozen models beside it."""
+"""This module reaches a model through what stands around it: an engine, an adapter, and a module that holds frozen
+models beside it."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from torch import nn
 
 
 class Beside(nn.Module):
-    """A trained model and a frozen one beside it in one module, so that one engine wraps, shards and saves both.
+    """Holds a trained model and a frozen one beside it in one module, so that one engine wraps, shards and saves both.
 
     A subclass names its two parts, which are its submodules; the frozen one may be None."""
 
@@ -16,7 +17,7 @@ class Beside(nn.Module):
     frozen_part: ClassVar[str]
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of all parts but the frozen one, which stays in evaluation mode."""
+        """Sets the mode of all parts but the frozen one, which stays in evaluation mode."""
         super().train(mode)
         frozen = getattr(self, self.frozen_part)
         if frozen is not None:
@@ -38,10 +39,10 @@ class Beside(nn.Module):
 
 
 def unwrap(model: Any) -> Any:
-    """The model itself, whether or not an engine has wrapped it."""
+    """Returns the model itself, whether or not an engine has wrapped it."""
     return getattr(model, "module", model)
 
 
 def base_of(model: Any) -> Any:
-    """Transformers' own model, whether or not PEFT has wrapped it."""
+    """Returns Transformers' own model, whether or not PEFT has wrapped it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,9 +1,9 @@
-"""Small random models with byte-level tokenizers, built offline: what tests, examples and dry runs train on.
+"""This module writes small random models with byte-level tokenizers, built offline, by their names: what tests,
+examples and dry runs train on.
 
 They have the shape of the real ones (grouped-query attention, tied or untied heads, chat template, the special tokens
 of T5, BART and BERT) at a size where a training step takes milliseconds. Dropout is 0 everywhere, so that one
-trajectory can be compared across splits of the same batch.
-"""
+trajectory can be compared across splits of the same batch."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _bert_classifier() -> PreTrainedConfig:
 
 
 def _hate_classifier() -> PreTrainedConfig:
-    """Weights large enough that texts are told apart, by no rule that anybody knows."""
+    """Returns a config with weights large enough that texts are told apart, by no rule that anybody knows."""
     config = _bert()
     config.initializer_range = 0.2
     config.id2label = {0: "nothate", 1: "hate"}
@@ -162,7 +162,7 @@ BUILTIN: dict[str, Callable[[], PreTrainedConfig]] = {
 
 
 def build(name: str, folder: Path) -> None:
-    """Write the built-in model `name` to `folder` in Hugging Face's layout: the same bytes every time.
+    """Writes the built-in model `name` to `folder` in Hugging Face's layout: the same bytes every time.
 
     The caller's random state stays as it was. Raises KeyError for a name that is not in `BUILTIN`."""
     config = BUILTIN[name]()
@@ -190,14 +190,16 @@ def _model(config: PreTrainedConfig, is_classifier: bool) -> PreTrainedModel:
 
 
 def say_untied(path: Path) -> None:
-    """FLAN-T5's own config.json says so; transformers' save_pretrained turns it into true."""
+    """Sets `tie_word_embeddings` to false in a config.json. FLAN-T5's own has that; transformers' save_pretrained turns
+    it into true."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["tie_word_embeddings"] = False
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _tokenizer(model_type: str) -> PreTrainedTokenizerFast:
-    """One token a UTF-8 byte, after the special ones; nothing is ever unknown, so there is no unk."""
+    """Returns a tokenizer with one token a UTF-8 byte, after the special ones; nothing is ever unknown, so there is no
+    unk."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

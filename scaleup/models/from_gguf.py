@@ -1,4 +1,5 @@
-"""A GGUF file, dequantized to a Hugging Face folder in float32. Slow: `sources` does it once a package."""
+"""This module dequantizes a GGUF file to a Hugging Face folder in float32. It is slow: `sources` calls it once a
+package."""
 
 from __future__ import annotations
 
@@ -11,13 +12,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 GPT2_SPLITS = {"gpt-2"}
-"""GGUF's names of splits that are GPT-2's, which is what transformers does with a name it does not know."""
+"""Lists GGUF's names of splits that are GPT-2's, which is what transformers does with a name it does not know."""
 DIGIT_SPLITS = {"smollm"}
-"""Names of splits that take every digit alone and then do GPT-2's. transformers 5.23 does not know them."""
+"""Lists names of splits that take every digit alone and then do GPT-2's. transformers 5.23 does not know them."""
 
 
 def convert(file: Path, folder: Path, where: str) -> None:
-    """Write the GGUF `file` to `folder`: weights in float32, tokenizer and chat template.
+    """Writes the GGUF `file` to `folder`: weights in float32, tokenizer and chat template.
 
     Raises ScaleupError at `where` if its tokenizer cannot be rebuilt exactly."""
     import torch
@@ -35,7 +36,7 @@ def convert(file: Path, folder: Path, where: str) -> None:
 
 
 def split_like(tokenizer: PreTrainedTokenizerBase, split: str | None, where: str) -> None:
-    """Make `tokenizer` cut text into words as GGUF's pre-tokenizer `split` does. None (no byte-level BPE) is left.
+    """Makes `tokenizer` cut text into words as GGUF's pre-tokenizer `split` does. None (no byte-level BPE) is left.
 
     Raises ScaleupError at `where` for a name that neither transformers nor this module knows: some texts would get
     other tokens than the model learned."""

@@ -1,4 +1,4 @@
-"""Batched generation, the prompts shared out over the ranks."""
+"""This module takes prompts and returns generated texts, in batches, the prompts shared out over the ranks."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def generate_answers(
     parts: Path,
     phase: str,
 ) -> list[str]:
-    """The decoded continuation of each prompt (token ids), in order, on every rank. Of a prompt that leaves no room for
-    the answer in the model's positions, the end is taken.
+    """Returns the decoded continuation of each prompt (token ids), in order, on every rank. Of a prompt that leaves no
+    room for the answer in the model's positions, the end is taken.
 
     Ranks hand their answers over as JSON files under `parts`, which must lie in the run folder."""
     positions = getattr(model.config, "max_position_embeddings", None)
@@ -46,14 +46,14 @@ def generate_answers(
     parts.mkdir(parents=True, exist_ok=True)
     (parts / f"{runtime.rank}.json").write_text(json.dumps(answers), encoding="utf-8")
     runtime.barrier()
-    together: dict[str, str] = {}
+    gathered: dict[str, str] = {}
     for rank in range(runtime.world):
-        together |= json.loads((parts / f"{rank}.json").read_text(encoding="utf-8"))
+        gathered |= json.loads((parts / f"{rank}.json").read_text(encoding="utf-8"))
     runtime.barrier()
     if runtime.is_main:
         shutil.rmtree(parts)
     runtime.barrier()  # the next call writes there again
-    return [together[str(index)] for index in range(len(prompts))]
+    return [gathered[str(index)] for index in range(len(prompts))]
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
-"""A model's head, swapped for one that gives something other than logits where a forward pass wants that.
+"""This module swaps a model's head for one that returns something other than logits where a forward pass wants that.
 
 Only the class of the layer changes: it keeps its place, its parameters and their names, so every engine shards, gathers
-and ties it as before. What it is to give is told around a forward pass, since a model hands its head nothing but hidden
-states."""
+and ties it as before. What it is to compute is told around a forward pass, since a model hands its head nothing but
+hidden states."""
 
 from __future__ import annotations
 
@@ -15,36 +15,40 @@ from torch import nn
 
 
 class ToldHead(nn.Linear):
-    """A linear head that gives logits, or, inside of `told`, what its kind makes of the value that it is told."""
+    """Computes logits like any linear head or, inside of `told`, what its subclass makes of the value that it is
+    told."""
 
     value: Any = None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states (B, S, H) -> logits (B, S, V), or what `answer` returns."""
+        """Returns logits (B, S, V) of hidden states (B, S, H), or what `answer` returns."""
         return self.logits(hidden) if self.value is None else self.answer(hidden, self.value)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states (..., H) -> logits (..., V)."""
+        """Returns logits (..., V) of hidden states (..., H)."""
         return super().forward(hidden)
 
     def answer(self, hidden: torch.Tensor, value: Any) -> Any:
-        """Each kind's own: hidden states (B, S, H) and what the head is told -> what stands in place of the logits."""
+        """Returns what stands in place of the logits, from hidden states (B, S, H) and what the head is told;
+        subclasses define it."""
         raise NotImplementedError
 
 
 class HiddenHead(ToldHead):
-    """A head that passes on its hidden states; or, told a function of them, calls it while its weights are gathered."""
+    """Returns its hidden states as they are; or, told a function of them, calls it while the head's weights are
+    gathered."""
 
     value: Callable[[torch.Tensor], Any] | None = None
 
     def forward(self, hidden: torch.Tensor) -> Any:
-        """Hidden states -> the same, or what the function returns."""
+        """Returns the hidden states (..., H), or what the function returns for them."""
         return hidden if self.value is None else self.value(hidden)
 
 
 @contextmanager
 def told(value: Any, *heads: ToldHead) -> Iterator[None]:
-    """Forward passes inside go by `value`, of the type that the heads' kind wants; outside, the heads give logits."""
+    """Makes forward passes inside use `value`, of the type that the heads' class wants; outside, the heads return
+    logits."""
     for head in heads:
         head.value = value
     try:
@@ -55,13 +59,14 @@ def told(value: Any, *heads: ToldHead) -> Iterator[None]:
 
 
 def swap_head(head: nn.Module, kind: type[ToldHead]) -> None:
-    """Turn a plain linear layer into a head of this kind."""
+    """Turns a plain linear layer into a head of this class."""
     assert type(head) is nn.Linear, f"{type(head).__name__} is no plain linear layer"
     head.__class__ = kind
 
 
 def has_plain_head(model: Any) -> bool:
-    """Whether a language model's logits are a linear layer's own output: some models scale, cap or shift them."""
+    """Returns whether a language model's logits are a linear layer's own output: some models scale, cap or shift
+    them."""
     head = model.get_output_embeddings()
     return type(head) is nn.Linear and _is_returned_as_is(model, head)
 

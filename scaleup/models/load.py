@@ -1,4 +1,5 @@
-"""Loading: the tokenizer and the model of a config, from safetensors only, and only if the files hold every weight."""
+"""This module loads the tokenizer and the model of a config, from safetensors only, and only if the files hold every
+weight."""
 
 from __future__ import annotations
 
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 
 
 PLAIN = ("TokenizersBackend", "PreTrainedTokenizerFast")
-"""The tokenizer is what tokenizer.json says and nothing else."""
+"""Lists tokenizer classes whose tokenizer is what tokenizer.json says and nothing else."""
 
 
 def load_tokenizer(model: ModelConfig, location: str, where: str = "model") -> PreTrainedTokenizerBase:
-    """The tokenizer of `model.tokenizer`, or else the one at `location`, with the pad and eos tokens it came with.
+    """Loads the tokenizer of `model.tokenizer`, or else the one at `location`, with the pad and eos tokens it came
+    with.
 
     Raises ScaleupError at `{where}.tokenizer` or `{where}.path` if there is none."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -55,8 +57,8 @@ def load_model(
     dtype: torch.dtype | Literal["auto"] = torch.float32,
     quantized: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """The model at `facts.location` as `facts.task` has it, on the CPU in `dtype` (auto: that of its files); with the
-    options of `quantized.loading_options`, on their device. Of its layers those that the facts name. A sequence
+    """Loads the model at `facts.location` for `facts.task`, on the CPU in `dtype` (auto: that of its files); with the
+    options of `quantized.loading_options`, on their device. It keeps the layers that the facts name. A sequence
     classifier's head may be missing where the facts have no labels: it is drawn, with their new labels or one output.
 
     Raises ScaleupError at `model.path` if a weight is missing, has another shape or cannot be read."""
@@ -93,7 +95,7 @@ def load_model(
 
 
 def _new_head(facts: ModelFacts) -> dict[str, Any]:
-    """As options of loading: one score, or the labels that the facts name."""
+    """Returns options of loading for a new head: one score, or the labels that the facts name."""
     if not facts.new_labels:
         return {"num_labels": 1}
     names = dict(enumerate(facts.new_labels))
@@ -101,7 +103,7 @@ def _new_head(facts: ModelFacts) -> dict[str, Any]:
 
 
 def auto_class(task: str) -> Any:
-    """Transformers' class that loads or builds a model for a task."""
+    """Returns Transformers' class that loads or builds a model for a task."""
     import transformers
 
     names = {"causal_lm": "CausalLM", "seq2seq_lm": "Seq2SeqLM", "sequence_classification": "SequenceClassification"}
@@ -109,12 +111,13 @@ def auto_class(task: str) -> Any:
 
 
 def base_revision(model: ModelConfig, facts: ModelFacts) -> str:
-    """Of the base model: a config's revision is one of the adapter's repository where the path names an adapter."""
+    """Returns the revision of the base model: a config's revision is one of the adapter's repository where the path
+    names an adapter."""
     return "main" if facts.adapter or model.revision is None else model.revision
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel, **options: bool) -> None:
-    """Recompute activations in the backward pass (not reentrant: frozen inputs and DDP work unchanged).
+    """Makes the backward pass recompute activations (not reentrant: frozen inputs and DDP work unchanged).
 
     Raises ScaleupError for an architecture that cannot."""
     if not model.supports_gradient_checkpointing:
@@ -124,9 +127,10 @@ def enable_gradient_checkpointing(model: PreTrainedModel, **options: bool) -> No
 
 
 def quiet_libraries() -> None:
-    """Progress bars, which a log has no use for and of which a terminal has ours; and what users cannot act on: that
-    bitsandbytes lacks a kernel it would download, that torchao lacks those of GPUs that are not there, that PEFT asks
-    Transformers by an old name, that DeepSpeed, which saving imports, takes the CPU where it is all there is."""
+    """Turns off progress bars, which a log has no use for and of which a terminal has ours; and what users cannot act
+    on: that bitsandbytes lacks a kernel it would download, that torchao lacks those of GPUs that are not there, that
+    PEFT asks Transformers by an old name, that DeepSpeed, which saving imports, takes the CPU where it is all there
+    is."""
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # DeepSpeed sets its logger's level when it is imported, but leaves filters alone.
@@ -139,7 +143,7 @@ def quiet_libraries() -> None:
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What to fill batches with: pad if there is one, else eos, else 0. Masks never come from it."""
+    """Returns the id to fill batches with: pad if there is one, else eos, else 0. Masks never come from it."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
@@ -147,7 +151,7 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def first_line(error: Exception) -> str:
-    """The error in one line, with its class where the message is empty."""
+    """Returns the error in one line, with its class where the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
 

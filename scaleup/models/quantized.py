@@ -1,5 +1,6 @@
-"""Base models whose matrices bitsandbytes keeps in 8 bits (LLM.int8, Dettmers et al. 2022) or 4 (nf4 with double
-quantization, Dettmers et al. 2023). The head and what a model shares with its embeddings stay as they are."""
+"""This module loads base models whose matrices bitsandbytes keeps in 8 bits (LLM.int8, Dettmers et al. 2022) or 4 (nf4
+with double quantization, Dettmers et al. 2023), and their shapes without storage. The head and what a model shares with
+its embeddings stay as they are."""
 
 from __future__ import annotations
 
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 COMPUTE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Mixed precision -> what products are computed in: with 4-bit matrices, and of a scorer."""
+"""Maps mixed precision to the dtype in which products are computed: with 4-bit matrices, and of a scorer."""
 
 
 def import_bitsandbytes() -> None:
-    """Before PEFT and Transformers do. It has `torch.compile` wrap its fallbacks: importing the compiler takes longer
-    than all else of it, and a 4-bit matrix of odd width would wait for minutes for what is quick as it is."""
+    """Imports bitsandbytes before PEFT and Transformers do. It has `torch.compile` wrap its fallbacks: importing the
+    compiler takes longer than all else of it, and a 4-bit matrix of odd width would wait for minutes for what is quick
+    as it is."""
     if "bitsandbytes" not in sys.modules:
         with uncompiled():
             importlib.import_module("bitsandbytes")
@@ -31,7 +33,8 @@ def import_bitsandbytes() -> None:
 def loading_options(
     quantization: Quantization, mixed_precision: str, device: torch.device, task: str = "causal_lm"
 ) -> dict[str, Any]:
-    """What `from_pretrained` needs. Without the device, several processes would all load onto the first one."""
+    """Returns the options that `from_pretrained` needs. Without the device, several processes would all load onto the
+    first one."""
     import_bitsandbytes()
     from transformers import BitsAndBytesConfig
 
@@ -49,8 +52,9 @@ def loading_options(
 
 
 def keep_as_loaded(model: torch.nn.Module) -> None:
-    """Never let bitsandbytes lay 4-bit weights out anew. On a CPU with avx512_bf16 the first forward of an evaluation
-    would do so in place, after which gradients, merged and saved weights are wrong. And keep 8-bit matrices' scales."""
+    """Keeps bitsandbytes from laying 4-bit weights out anew. On a CPU with avx512_bf16 the first forward of an
+    evaluation would do so in place, after which gradients, merged and saved weights are wrong. And it keeps 8-bit
+    matrices' scales."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     for module in model.modules():
@@ -61,14 +65,14 @@ def keep_as_loaded(model: torch.nn.Module) -> None:
 
 
 def _keep_scales(module: Any, inputs: Any) -> None:
-    """PEFT's DoRA reads the matrix in every pass, and on a CPU leaves it to be taken up anew, without the scales of its
-    rows: the next pass would fail."""
+    """Gives an 8-bit matrix its scales back. PEFT's DoRA reads the matrix in every pass, and on a CPU leaves it to be
+    taken up anew, without the scales of its rows: the next pass would fail."""
     if module.weight.CB is not None and module.weight.SCB is None:
         module.weight.SCB = module.state.SCB
 
 
 def release_file_mappings(model: torch.nn.Module) -> None:
-    """Copy the tensors that are not quantized. Those of float32 files are views of the mapped file, all of which was
+    """Copies the tensors that are not quantized. Those of float32 files are views of the mapped file, all of which was
     read to quantize the rest, and stays resident for as long as one view is alive."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and type(tensor) in (torch.Tensor, torch.nn.Parameter):
@@ -76,8 +80,9 @@ def release_file_mappings(model: torch.nn.Module) -> None:
 
 
 class QuantizedShell(torch.nn.Linear):
-    """In a model without storage, what loading would make of a matrix. Its passes take what bitsandbytes' do on a CPU:
-    the whole matrix for as long as a product lasts, and 8 bits keep their input although no gradient needs it."""
+    """Stands, in a model without storage, for what loading would make of a matrix. Its passes take the memory that
+    bitsandbytes' do on a CPU: the whole matrix for as long as a product lasts, and 8 bits keep their input although no
+    gradient needs it."""
 
     def __init__(self, rows: int, columns: int, bias: torch.nn.Parameter | None, quantization: Quantization) -> None:
         super().__init__(columns, rows, bias=False, device="meta")
@@ -104,19 +109,20 @@ class _Product(torch.autograd.Function):
 
 
 def quantize_shell(shell: PreTrainedModel, quantization: Quantization) -> dict[torch.nn.Parameter, tuple[int, ...]]:
-    """Put a QuantizedShell wherever loading would quantize. Their weights, with their shapes (rows, columns)."""
+    """Puts a QuantizedShell wherever loading would quantize. Returns their weights, with their shapes (rows,
+    columns)."""
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     heads = UNQUANTIZED if is_sequence_classifier(shell) else ()
     kept = [*(heads or get_keys_to_not_convert(shell)), *(shell._keep_in_fp32_modules or [])]
-    found: dict[torch.nn.Parameter, tuple[int, ...]] = {}
+    shapes: dict[torch.nn.Parameter, tuple[int, ...]] = {}
     for name, module in list(shell.named_modules()):
         if should_convert_module(name, kept) and (type(module) is torch.nn.Linear or isinstance(module, Conv1D)):
             weight: Any = module.weight
             rows, columns = reversed(weight.shape) if isinstance(module, Conv1D) else weight.shape
             low: Any = QuantizedShell(rows, columns, module.bias, quantization)
             shell.set_submodule(name, low)
-            found[cast("torch.nn.Parameter", low.weight)] = (rows, columns)
-    return found
+            shapes[cast("torch.nn.Parameter", low.weight)] = (rows, columns)
+    return shapes

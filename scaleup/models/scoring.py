@@ -1,4 +1,5 @@
-"""Texts -> token ids -> scores: the same in training, evaluation and PPO, whatever the batch, padding and order."""
+"""This module turns texts into token ids and those into scores: the same in training, evaluation and PPO, whatever the
+batch, padding and order."""
 
 from __future__ import annotations
 
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BOTH = "{prompt}{response}"
-"""What is read of a prompt and a response where nothing else is said."""
+"""Is the template of a prompt and a response where no other is configured."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """What a reward model reads of a prompt and a response."""
+    """Turns prompts and responses into the rows of token ids that a reward model reads."""
 
     tokenizer: PreTrainedTokenizerBase
     pooling: Pooling
@@ -38,36 +39,37 @@ class Reader:
 
     @property
     def pad_id(self) -> int:
-        """What to fill batches with. Masks tell padding, but encoder-decoders count eos tokens: any other will do."""
+        """Returns the id to fill batches with. Masks tell padding, but encoder-decoders count eos tokens: any other
+        will do."""
         pad, eos = pad_token_id(self.tokenizer), self.tokenizer.eos_token_id
         return int(eos == 0) if self.pooling == "eos" and pad == eos else pad
 
     @property
     def filler_id(self) -> int:
-        """A token that makes a row by itself."""
+        """Returns a token that makes a row by itself."""
         return int(self.tokenizer.eos_token_id) if self.pooling == "eos" else self.pad_id
 
     def ids(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
-        """Token ids of (prompt, response) texts, whole, with the tokenizer's special tokens. Those of models that read
-        the score at a row's end have one eos there; in an encoder-decoder's there is no other."""
+        """Returns the token ids of (prompt, response) texts, whole, with the tokenizer's special tokens. Those of
+        models that read the score at a row's end have one eos there; in an encoder-decoder's there is no other."""
         template = Template(self.template)
         texts = [template.render({"prompt": prompt, "response": response}) for prompt, response in pairs]
         return [self.ended(ids) for ids in self.tokenizer(texts)["input_ids"]]
 
     def cut(self, ids: list[int]) -> list[int]:
-        """The last `max_length` tokens, after those that every row begins with."""
+        """Returns at most `max_length` tokens: those that every row begins with, and the last ones."""
         if len(ids) <= self.max_length:
             return ids
         start = ids[: self._num_first]
         return start + ids[len(ids) - self.max_length + len(start) :]
 
     def batch(self, rows: Sequence[list[int]], device: torch.device) -> dict[str, torch.Tensor]:
-        """input_ids and attention_mask (B, S) of rows, padded on the right."""
+        """Returns input_ids and attention_mask (B, S) of rows, padded on the right."""
         ids, mask = pad(rows, self.pad_id)
         return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
     def ended(self, ids: list[int]) -> list[int]:
-        """As every row ends: with one eos token, where the score is read from it."""
+        """Returns ids as every row ends: with one eos token, where the score is read from it."""
         eos = self.tokenizer.eos_token_id
         if self.pooling == "eos":
             return [*(token for token in ids if token != eos), eos]
@@ -90,17 +92,17 @@ class Scorer:
     device: torch.device
     batch_size: int = 16
     label: int = 0
-    """The place of the logit that is the score."""
+    """Is the index of the logit that is the score."""
     as_probability: bool = False
-    """Softmax over the labels, of a single one its sigmoid."""
+    """Tells whether a score is the softmax over the labels, of a single one its sigmoid, and not the logit."""
     mean: float = 0.0
     std: float = 1.0
     compute: torch.dtype = torch.float32
-    """What products are computed in."""
+    """Is the dtype in which products are computed."""
 
     @torch.no_grad()
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """A score for each (prompt, response), in order: (score - mean) / std.
+        """Returns a score for each (prompt, response), in order: (score - mean) / std.
 
         Where the model is sharded over ranks, all of them must call it together with equally many pairs, and none with
         an empty list: a rank that has fewer repeats one of its own and leaves out its scores."""
@@ -112,19 +114,20 @@ class Scorer:
             places = order[first : first + self.batch_size]
             with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
                 logits = classify(self.model, self.reader.batch([rows[place] for place in places], self.device))
-            for place, found in zip(places, self._chosen(logits).tolist(), strict=True):
-                scores[place] = (found - self.mean) / self.std
+            for place, value in zip(places, self._unnormalized(logits).tolist(), strict=True):
+                scores[place] = (value - self.mean) / self.std
         return scores
 
-    def _chosen(self, logits: torch.Tensor) -> torch.Tensor:
+    def _unnormalized(self, logits: torch.Tensor) -> torch.Tensor:
         if not self.as_probability:
             return logits[:, self.label]
         return logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)[:, self.label]
 
 
 def load_scorer(config: ScorerConfig, facts: ModelFacts, device: torch.device) -> Scorer:
-    """Of a finished reward run, an adapter of one, or any sequence classifier, as `config` says; its problems have been
-    looked for (plan/scorers.py). Mean and std of a run are those of its logits: probabilities stay as they are.
+    """Loads the scorer of a finished reward run, of an adapter of one, or of any sequence classifier, as `config` says;
+    its problems have been looked for (plan/scorers.py). Mean and std of a run are those of its logits: probabilities
+    stay as they are.
 
     Raises ScaleupError as loading does."""
     assert facts.pooling is not None, "the plan has looked at the model"
@@ -148,5 +151,5 @@ def load_scorer(config: ScorerConfig, facts: ModelFacts, device: torch.device) -
 
 
 def saved_reward(facts: ModelFacts) -> SavedReward | None:
-    """What a reward run wrote beside its model."""
+    """Returns what a reward run wrote beside its model; None for any other model."""
     return read_reward(Path(facts.adapter or facts.location))

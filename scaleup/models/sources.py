@@ -1,4 +1,4 @@
-"""Where models come from: turns a config's `model.path` into what `from_pretrained` can load."""
+"""This module turns a config's `model.path` into the folder or hub name that `from_pretrained` can load."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from scaleup.models import builtin
 from scaleup.plan.model_path import ADAPTER_FILE, builtin_problems
 
 CONVERSION = 1
-"""Part of a converted package's folder name: count up when a conversion would come out different."""
+"""Is part of a converted package's folder name: count it up when a conversion would come out different."""
 
 
 def materialize(path: str, where: str = "model.path") -> str:
-    """The folder or hub name that `from_pretrained` can load for a config's model path.
+    """Returns the folder or hub name that `from_pretrained` can load for a config's model path.
 
     `builtin:NAME` and `package:DIST` become folders, made once in the cache; a finished run folder becomes its `model`;
     a Hugging Face folder or a hub name stays as it is. Raises ScaleupError at `where` for a model that is not there."""
@@ -37,7 +37,7 @@ def materialize(path: str, where: str = "model.path") -> str:
 
 
 def publish(target: Path, build: Callable[[Path], None], where: str) -> Path:
-    """Let `build` fill a folder beside `target`, then rename it: `target` is whole or not there, whoever else builds.
+    """Lets `build` fill a folder beside `target`, then renames it: `target` is whole or not there, whoever else builds.
 
     Raises ScaleupError at `where` if the cache cannot be written."""
     if target.is_dir():
@@ -78,19 +78,19 @@ def _package(name: str, where: str) -> Path:
     files = [Path(str(distribution.locate_file(file))) for file in distribution.files or []]
     weights = {file.parent for file in files if file.suffix == ".safetensors"}
     folders = [file.parent for file in files if file.name == "config.json" and file.parent in weights]
-    found = sorted(folders) or sorted(file for file in files if file.suffix == ".gguf")
-    if not found:
+    models = sorted(folders) or sorted(file for file in files if file.suffix == ".gguf")
+    if not models:
         what = f"the package {name!r} has no model: no folder with config.json and *.safetensors, and no *.gguf"
         raise ScaleupError.of(where, what, "name a package that carries a model")
-    if len(found) > 1:
-        remedy = f"give one folder's path as the model: {', '.join(map(str, found))}"
-        raise ScaleupError.of(where, f"the package {name!r} has {len(found)} models", remedy)
+    if len(models) > 1:
+        remedy = f"give one folder's path as the model: {', '.join(map(str, models))}"
+        raise ScaleupError.of(where, f"the package {name!r} has {len(models)} models", remedy)
     if folders:
-        return found[0]
+        return models[0]
     folder = cache_folder() / "packages" / f"{name}-{distribution.version}-{CONVERSION}"
     if not folder.is_dir():
         print(f"Converting {name} once, about half a minute ...", file=sys.stderr, flush=True)
-    return publish(folder, partial(_convert, found[0], where), where)
+    return publish(folder, partial(_convert, models[0], where), where)
 
 
 def _convert(file: Path, where: str, folder: Path) -> None:
@@ -100,7 +100,7 @@ def _convert(file: Path, where: str, folder: Path) -> None:
 
 
 def _run_model(folder: Path, where: str) -> Path:
-    """The model of a run folder; a folder that is neither a run nor a model is an error."""
+    """Returns the model of a run folder. Raises ScaleupError for a folder that is neither a run nor a model."""
     finished, model = (folder / "manifest.json").is_file(), folder / "model"
     if finished and model.is_dir():
         return model
