@@ -1,4 +1,5 @@
-"""The commands. No logic: each reads its arguments, calls one function and gives its exit code."""
+"""This module holds the commands. They have no logic: each reads its arguments, calls one function and gives its exit
+code."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from scaleup.errors import ScaleupError
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 TRAIN, RESULTS, CLUSTER, MACHINE = "Train", "Results", "Cluster", "Machine"
-"""Panels of `scaleup --help`."""
+"""Names the panels of `scaleup --help`."""
 
 ConfigFile = Annotated[Path, typer.Argument(help="The run's YAML file.", show_default=False)]
 Target = Annotated[Path, typer.Argument(help="A finished run's folder, or a config file.", show_default=False)]

@@ -1,4 +1,5 @@
-"""Errors for users: what is wrong, where, and what to do. Everything else is a bug of ours and keeps its traceback."""
+"""This module holds the errors for users: what is wrong, where, and what to do. Everything else is a bug of ours and
+keeps its traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Which rows share a micro-batch: planned an epoch at a time from their lengths alone, so the same in every process."""
+"""Lengths of rows go in; which rows share a micro-batch comes out: planned an epoch at a time from the lengths alone,
+so the same in every process."""
 
 from __future__ import annotations
 
@@ -11,17 +12,17 @@ import numpy as np
 from scaleup.data.tokenization import LabelledTokens, PairTokens, TokenRow
 
 Unit = Sequence[Any]
-"""Rows of one type that stay together: a micro-batch by tokens, a packed sequence, or a single row."""
+"""Holds rows of one type that stay together: a micro-batch by tokens, a packed sequence, or a single row."""
 
 EpochPlanner = Callable[[int, Sequence[TokenRow]], list[Unit]]
-"""(epoch, its rows in their shuffled order) -> each of them once, in units, in the order of training."""
+"""Maps (epoch, its rows in their shuffled order) -> each of them once, in units, in the order of training."""
 
 WINDOW = 50
-"""Batches that are sorted by length together: more waste less on padding, fewer mix rows better."""
+"""Counts the batches that are sorted by length together: more waste less on padding, fewer mix rows better."""
 
 
 def widths(rows: Sequence[TokenRow], task: str) -> np.ndarray:
-    """(rows, 1) of causal models, (rows, 2) of all others: the tokens of each row in each tensor that is padded.
+    """Return the tokens of each row in each tensor that is padded: (rows, 1) of causal models, (rows, 2) of all others.
 
     The two texts of a pair are padded alike; a text with a class counts as a pair does."""
     return np.array([_widths(row, task) for row in rows])
@@ -36,13 +37,13 @@ def _widths(row: TokenRow, task: str) -> tuple[int, ...]:
 
 
 def padded_size(rows: Sequence[TokenRow], task: str) -> int:
-    """Tokens of a micro-batch with its padding: rows x longest; for seq2seq models rows x (longest prompt + target),
-    for pairs 2 x rows x longest."""
+    """Return the tokens of a micro-batch with its padding: rows x longest; for seq2seq models rows x (longest prompt +
+    target), for pairs 2 x rows x longest."""
     return len(rows) * int(widths(rows, task).max(axis=0).sum())
 
 
 def plan_by_tokens(budget: int, task: str, seed: int) -> EpochPlanner:
-    """Micro-batches of rows of similar length, none larger than `budget` with its padding, in a random order."""
+    """Plan micro-batches of rows of similar length, none larger than `budget` with its padding, in a random order."""
 
     def plan(epoch: int, rows: Sequence[TokenRow]) -> list[Unit]:
         sizes = widths(rows, task)
@@ -54,7 +55,7 @@ def plan_by_tokens(budget: int, task: str, seed: int) -> EpochPlanner:
 
 
 def plan_by_length(global_batch: int, epoch_rows: int, task: str, seed: int) -> EpochPlanner:
-    """Single rows, so that those of one step are of similar length; the steps in a random order."""
+    """Plan single rows, so that those of one step are of similar length; the steps come in a random order."""
 
     def plan(epoch: int, rows: Sequence[TokenRow]) -> list[Unit]:
         order = order_by_length(widths(rows, task).sum(axis=1), WINDOW * global_batch)
@@ -69,7 +70,7 @@ def plan_by_length(global_batch: int, epoch_rows: int, task: str, seed: int) -> 
 
 
 def plan_packs(capacity: int, seed: int) -> EpochPlanner:
-    """Sequences of whole rows, none longer than `capacity`, in a random order."""
+    """Plan sequences of whole rows, none longer than `capacity`, in a random order."""
 
     def plan(epoch: int, rows: Sequence[Any]) -> list[Unit]:
         packs = pack([len(row.input_ids) for row in rows], capacity)
@@ -79,8 +80,8 @@ def plan_packs(capacity: int, seed: int) -> EpochPlanner:
 
 
 def order_by_length(lengths: np.ndarray, window: int) -> np.ndarray:
-    """Places of the rows, sorted by length within each window, up and down by turns: so neighbours are of similar
-    length where two windows meet, too."""
+    """Return the places of the rows, sorted by length within each window, up and down by turns: so neighbours are of
+    similar length where two windows meet, too."""
     windows = []
     for number, first in enumerate(range(0, len(lengths), window)):
         ascending = first + np.argsort(lengths[first : first + window], kind="stable")
@@ -89,7 +90,7 @@ def order_by_length(lengths: np.ndarray, window: int) -> np.ndarray:
 
 
 def cut_by_tokens(sizes: np.ndarray, order: np.ndarray, budget: int) -> list[np.ndarray]:
-    """`order` cut into runs, each as long as its padded size allows. A row beyond the budget is a run of its own."""
+    """Cut `order` into runs, each as long as its padded size allows. A row beyond the budget is a run of its own."""
     cuts, first, longest = [], 0, np.zeros_like(sizes[0])
     for at, row in enumerate(order):
         longest = np.maximum(longest, sizes[row])
@@ -100,7 +101,8 @@ def cut_by_tokens(sizes: np.ndarray, order: np.ndarray, budget: int) -> list[np.
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best fit, longest first: each row goes where the least room is left beside it."""
+    """Pack rows by best fit, longest first: each row goes where the least room is left beside it. Return the rows'
+    places in each pack."""
     shortest = min(lengths)
     packs: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (room left, pack), sorted, of packs that may still take a row
@@ -118,7 +120,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def deal(units: Sequence[Unit], size: Callable[[Unit], int], micro_batch: int, world: int) -> list[Sequence[Unit]]:
-    """Micro-batches for the ranks by turns, the largest units first, back and forth: so that in each pass the ranks
+    """Deal micro-batches to the ranks by turns, the largest units first, back and forth: so that in each pass the ranks
     have micro-batches of similar size, and no rank always has the largest."""
     ordered = sorted(units, key=size, reverse=True)
     micro_batches = [ordered[first : first + micro_batch] for first in range(0, len(ordered), micro_batch)]

@@ -1,4 +1,4 @@
-"""Token lists -> Batch: padded on the right, masks by position, labels beside them."""
+"""Token lists go in; a Batch comes out: padded on the right, masks by position, labels beside them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from scaleup.data.tokenization import FILLER, IGNORE, Tokens
 
 
 class TopK:
-    """A teacher's distribution at N labelled positions, row by row: its k likeliest tokens, all others as one event.
+    """Holds a teacher's distribution at N labelled positions, row by row: its k likeliest tokens, all others as one
+    event.
 
     No dataclass: engines look for tensors in these, and round what a model is called with to the run's precision."""
 
     def __init__(self, ids: torch.Tensor, log_probs: torch.Tensor) -> None:
         self.ids = ids
-        """(N, k)"""
+        """Holds token ids (N, k), int32, the likeliest first."""
         self.log_probs = log_probs
-        """(N, k + 1) in float32, the last that of all others together: -inf where there are none."""
+        """Holds natural logarithms of probabilities (N, k + 1) in float32, the last that of all others together: -inf
+        where there are none."""
 
     def __getitem__(self, rows: slice) -> TopK:
         return TopK(self.ids[rows], self.log_probs[rows])
@@ -32,18 +34,19 @@ class TopK:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward takes. Shapes: B rows, S tokens (T for the target of encoder-decoder models)."""
+    """Holds what one forward pass takes. Shapes: B rows, S tokens (T for the target of encoder-decoder models)."""
 
     inputs: dict[str, torch.Tensor]
-    """The model's own keyword arguments: input_ids and attention_mask (B, S); seq2seq also decoder_input_ids (B, T).
-    Packed: position_ids (B, S) in place of the mask."""
+    """Holds the model's own keyword arguments: input_ids and attention_mask (B, S); seq2seq also decoder_input_ids (B,
+    T). Packed rows have position_ids (B, S) in place of the mask."""
     labels: torch.Tensor
-    """(B, S) or (B, T): the token that the logits of the same column must predict; IGNORE where there is no loss."""
+    """Holds (B, S) or (B, T): the token that the logits of the same column must predict; IGNORE where there is no
+    loss."""
     num_labels: int
     num_tokens: int
-    """Real tokens, without padding and fillers."""
+    """Counts the real tokens, without padding and fillers."""
     teacher_top_k: TopK | None = None
-    """At the labelled positions, where the teacher is cached."""
+    """Holds the teacher's distribution at the labelled positions, where the teacher is cached."""
 
     def to(self, device: torch.device) -> Batch:
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
@@ -52,7 +55,7 @@ class Batch:
 
 
 Collator = Callable[[Sequence[Any]], Batch]
-"""Rows of the type that it is made for, and fillers -> a batch."""
+"""Maps rows of the type that it is made for, and fillers -> a batch."""
 
 
 def causal_collator(pad_id: int) -> Collator:
@@ -65,8 +68,8 @@ def causal_collator(pad_id: int) -> Collator:
 
 
 def packed_collator(pad_id: int) -> Collator:
-    """For sequences of several rows. Without a mask, Transformers lets no token see beyond the place where positions
-    start over; each padding token, at position 0, sees itself alone."""
+    """Return the collator of sequences of several rows. Without a mask, Transformers lets no token see beyond the place
+    where positions start over; each padding token, at position 0, sees itself alone."""
 
     def collate(rows: Sequence[Tokens]) -> Batch:
         input_ids, _ = pad([row.input_ids for row in rows], pad_id)
@@ -82,7 +85,8 @@ def _positions(row: Tokens) -> np.ndarray:
 
 
 def seq2seq_collator(pad_id: int, shift_right: Callable[[torch.Tensor], torch.Tensor]) -> Collator:
-    """`shift_right` is the model's own `prepare_decoder_input_ids_from_labels`."""
+    """Return the collator of encoder-decoder models. `shift_right` is the model's own
+    `prepare_decoder_input_ids_from_labels`."""
 
     def collate(rows: Sequence[Tokens]) -> Batch:
         input_ids, mask = pad([row.input_ids for row in rows], pad_id)
@@ -94,7 +98,7 @@ def seq2seq_collator(pad_id: int, shift_right: Callable[[torch.Tensor], torch.Te
 
 
 def top_k_collator(collate: Collator, top_k: int) -> Collator:
-    """A collator that adds the rows' teacher_top_k; fillers have no labelled position, and none of it."""
+    """Return a collator that adds the rows' teacher_top_k; fillers have no labelled position, and none of it."""
     nothing = (np.empty((0, top_k), np.int32), np.empty((0, top_k + 1), np.float32))
 
     def collate_top_k(rows: Sequence[Tokens]) -> Batch:
@@ -106,14 +110,15 @@ def top_k_collator(collate: Collator, top_k: int) -> Collator:
 
 
 def _shifted(labels: np.ndarray) -> np.ndarray:
-    """The logits at t predict token t + 1, so the labels move one to the left."""
+    """Move the labels one to the left: the logits at t predict token t + 1."""
     return np.append(labels[1:], np.int32(IGNORE))
 
 
 def pad(
     rows: Sequence[np.ndarray] | Sequence[Sequence[int]], value: int, left: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, S) int64 of B rows, filled up with `value` on the right or left, and the mask (B, S) of what is not padding.
+    """Return (B, S) int64 of B rows, filled up with `value` on the right or left, and the mask (B, S), 1 where there is
+    no padding.
 
     Prompts of causal models are padded on the left, so that all answers start in one column; those of an encoder on the
     right, where T5's relative positions count from the start."""

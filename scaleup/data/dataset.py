@@ -1,4 +1,4 @@
-"""The data section of a config -> what the training loop draws from."""
+"""The data section of a config goes in; what the training loop draws from comes out."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class TrainingData:
     sources: list[Source]
     validation: list[TokenRow]
     num_rows: int | None
-    """Training rows after leaving out the unusable; None when streaming."""
+    """Counts the training rows after leaving out the unusable; None when streaming."""
     num_dropped: int
     task: str
 
     def whole_sources(self) -> list[MapSource]:
-        """The sources of a run that does not stream."""
+        """Return the sources of a run that does not stream."""
         sources = [source for source in self.sources if isinstance(source, MapSource)]
         assert len(sources) == len(self.sources), "the plan refuses streaming"
         return sources
@@ -78,7 +78,7 @@ def collator_for(
 def train_loader(
     config: SupervisedConfig, data: TrainingData, collate: Collator, split: Split
 ) -> tuple[TrainLoader, int]:
-    """The loader and the number of optimizer steps it is good for."""
+    """Return the loader and the number of optimizer steps it is good for."""
     weights = [source.weight for source in config.data.train or []]
     drawn, num_steps = None, config.train.max_steps
     if num_steps is None:
@@ -93,7 +93,7 @@ def train_loader(
 
 
 def _batching(config: SupervisedConfig, data: TrainingData, split: Split) -> Batching | None:
-    """What goes by the rows' lengths; None where rows come as they are shuffled."""
+    """Return how rows are put together from their lengths; None where rows come as they are shuffled."""
     train, task = config.train, data.task
     if not (config.data.packing or train.tokens_per_device or train.group_by_length):
         return None

@@ -1,5 +1,6 @@
-"""Steps -> this rank's micro-batches. Stateless: which rows a step holds follows from its number alone, whatever the
-number of processes or the accumulation, so one global batch split in any way is the same batch."""
+"""A step's number goes in; this rank's micro-batches come out. The loader is stateless: which rows a step holds follows
+from its number alone, whatever the number of processes or the accumulation, so one global batch split in any way is the
+same batch."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from scaleup.data.tokenization import FILLER, TokenRow, join
 
 @dataclass(frozen=True)
 class Split:
-    """How a global batch is cut: micro_batch x accumulation x world, in rows or other units."""
+    """Says how a global batch is cut: micro_batch x accumulation x world, in rows or other units."""
 
     micro_batch: int
     accumulation: int
@@ -29,7 +30,7 @@ class Split:
 
 
 class TrainLoader:
-    """Micro-batches of any step. `num_rows` ends the stream: rows beyond it are fillers without loss."""
+    """Gives the micro-batches of any step. `num_rows` ends the stream: rows beyond it are fillers without loss."""
 
     def __init__(
         self, sources: Sequence[Source], weights: Sequence[float], collate: Collator, split: Split, num_rows: int | None
@@ -41,7 +42,7 @@ class TrainLoader:
         self._num_rows = num_rows
 
     def batches(self, step: int) -> list[Batch]:
-        """The micro-batches of this rank in optimizer step `step`, counted from 0."""
+        """Return the micro-batches of this rank in optimizer step `step`, counted from 0."""
         split = self._split
         batches = []
         for micro in range(split.accumulation):
@@ -59,18 +60,18 @@ class TrainLoader:
 
 @dataclass(frozen=True)
 class Batching:
-    """How rows are put together from their lengths."""
+    """Says how rows are put together from their lengths."""
 
     plan: EpochPlanner
     size: Callable[[Unit], int]
     epoch_rows: int
     packed: bool = False
-    """Whether a unit becomes one sequence, or stays as many rows as it holds."""
+    """Tells whether a unit becomes one sequence, or stays as many rows as it holds."""
 
 
 class PlannedLoader(TrainLoader):
-    """Micro-batches planned from the rows' lengths, an epoch at a time. As rows do without a plan, units run on from
-    epoch to epoch and are cut into steps; beyond the last one are fillers."""
+    """Gives micro-batches planned from the rows' lengths, an epoch at a time. As rows do without a plan, units run on
+    from epoch to epoch and are cut into steps; beyond the last one are fillers."""
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class PlannedLoader(TrainLoader):
         super().__init__(sources, weights, collate, split, num_rows)
         self._batching = batching
         self._starts = [0]
-        """The first unit of each epoch planned so far, and of the one after."""
+        """Holds the first unit of each epoch planned so far, and of the one after."""
         self._epoch = -1
         self._units: list[Unit] = []
 
@@ -98,7 +99,7 @@ class PlannedLoader(TrainLoader):
         return [self._collate([row for unit in micro_batch for row in unit]) for micro_batch in mine]
 
     def count_units(self) -> int:
-        """Units of all epochs, which `num_rows` must end."""
+        """Count the units of all epochs, which `num_rows` must end."""
         while self._plan_epoch(len(self._starts) - 1):
             pass
         return self._starts[-1]
@@ -129,7 +130,7 @@ class PlannedLoader(TrainLoader):
 def eval_batches(
     rows: Sequence[TokenRow], collate: Collator, batch_size: int, rank: int, world: int
 ) -> Iterator[Batch]:
-    """Every row once over all ranks; all ranks get equally many batches."""
+    """Yield every row once over all ranks; all ranks get equally many batches."""
     for first in range(0, len(rows), batch_size * world):
         mine = rows[first + rank * batch_size : first + (rank + 1) * batch_size]
         yield collate([*mine] or [FILLER])

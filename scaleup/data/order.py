@@ -1,4 +1,5 @@
-"""Which row comes when: a pure function of the seed and the position, so a position is all a checkpoint must hold."""
+"""A seed and a position go in; which row comes then goes out: a pure function, so a position is all a checkpoint must
+hold."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import numpy as np
 
 
 class ShuffledOrder:
-    """The endless order of one source's rows: every epoch is a permutation of its own."""
+    """Stands for the endless order of one source's rows: every epoch is a permutation of its own."""
 
     def __init__(self, num_rows: int, seed: Sequence[int], shuffle: bool) -> None:
         self._num_rows = num_rows
@@ -18,7 +19,7 @@ class ShuffledOrder:
         self._permutation = np.arange(num_rows)
 
     def __getitem__(self, draw: int) -> int:
-        """The row of the nth draw."""
+        """Return the row of the draw, counted from 0."""
         epoch, place = divmod(draw, self._num_rows)
         if self._shuffle and epoch != self._epoch:
             self._permutation = np.random.default_rng([*self._seed, epoch]).permutation(self._num_rows)
@@ -27,8 +28,8 @@ class ShuffledOrder:
 
 
 class MixtureOrder:
-    """Position -> (source, how many rows that source gave before). Each next row comes from the source whose share is
-    due first, among those that are not ahead of theirs: so at every position each source has given its share to
+    """Maps position -> (source, how many rows that source gave before). Each next row comes from the source whose share
+    is due first, among those that are not ahead of theirs: so at every position each source has given its share to
     within a row. (Giving to the source furthest behind is not enough: with many sources one falls further back.)"""
 
     def __init__(self, weights: Sequence[float]) -> None:

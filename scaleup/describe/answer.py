@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scaleup.describe.footprint import Timeline
 
 FEW_LAYERS = 6
-"""Models with at most so many layers are traced whole."""
+"""Bounds the layers of a model that is traced whole."""
 
 
 def describe(model: ModelRequest, micro_batch: MicroBatch | None, where: str = "model") -> ModelFacts:

@@ -32,14 +32,15 @@ LOW = torch.bfloat16
 
 @dataclass(frozen=True)
 class Timeline:
-    """The memory of one micro-batch, in bytes beyond parameters and buffers."""
+    """Holds the memory of one micro-batch, in bytes beyond parameters and buffers."""
 
     forward: int
-    """Alive when the forward pass ends."""
+    """Counts the bytes alive when the forward pass ends."""
     logits: int
-    """What the head and its loss had at most, beyond what there was before them."""
+    """Counts the bytes that the head and its loss had at most, beyond what there was before them."""
     moments: list[tuple[int, int]]
-    """(the most alive without settled gradients, settled gradients), one for each gradient that settles."""
+    """Holds bytes (the most alive without settled gradients, settled gradients), one pair for each gradient that
+    settles."""
 
 
 def trace(model: Any, batch_shape: tuple[int, int], arithmetic: Arithmetic, packing: bool) -> Timeline:
@@ -219,7 +220,7 @@ def _pairs(rows: int, length: int) -> Batch:
 
 @contextmanager
 def _autocast(model: Any) -> Iterator[None]:
-    """Around the model's forward, as Accelerate has it: what the model returns is float32 again."""
+    """Wrap the model's forward in autocast, as Accelerate does: what the model returns is float32 again."""
     forward = model.forward
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:

@@ -26,7 +26,7 @@ CLASSIFIER = "ForSequenceClassification"
 
 @dataclass(frozen=True)
 class Shell:
-    """A model without storage, with what will be trained on top of it."""
+    """Holds a model without storage, with what will be trained on top of it."""
 
     location: str
     config: PreTrainedConfig
@@ -34,15 +34,15 @@ class Shell:
     model: Any
     architecture: str
     adapter: Path | None
-    """The adapter that the path names."""
+    """Is the folder of the adapter that the path names."""
     quantized: Mapping[torch.nn.Parameter, tuple[int, ...]]
-    """Parameter -> the shape that it has before it is quantized."""
+    """Maps each parameter that is quantized -> the shape that it has before."""
     largest_block: int
-    """Elements of the largest part that FSDP2 gathers at once."""
+    """Counts the elements of the largest part that FSDP2 gathers at once."""
     num_lookup_parameters: int
-    """Elements of embeddings that are only looked up in."""
+    """Counts the elements of embeddings that are only looked up in."""
     layers: dict[str, tuple[int, ...]] | None
-    """By stack, the numbers of the files' layers that are kept; None: all."""
+    """Holds, by stack, the numbers of the files' layers that are kept; None: all."""
 
 
 def shell_of(model: ModelConfig, where: str = "model", config: PreTrainedConfig | None = None) -> Shell:

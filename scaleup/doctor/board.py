@@ -1,4 +1,4 @@
-"""The doctors of several nodes find one another on a notice board in a folder that all must see.
+"""This module lets the doctors of several nodes find one another on a notice board in a folder that all must see.
 
 Each posts a nonce of its own, made at its start, and the nonces of the others as it reads them. Whoever posts ours back
 lives now, and reads what we post: a notice that an earlier doctor left cannot know it. Nobody leads, and nobody leaves
@@ -22,15 +22,15 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True)
 class Node:
-    """What a node tells of itself."""
+    """Holds what a node tells of itself."""
 
     rank: int
     host: str
     boot: str
-    """The same for all that run under one kernel."""
+    """Is the same for all that run under one kernel."""
     address: str | None
     port: int | None
-    """Where it listens; None where it cannot."""
+    """Is the port where the node listens; None where it cannot."""
     versions: dict[str, str]
     nonce: str = field(default_factory=lambda: secrets.token_hex(16))
 
@@ -42,7 +42,7 @@ class Node:
 class DoctorNotice:
     node: Node
     heard: dict[str, str]
-    """The others' nonces, by rank."""
+    """Maps each other node's rank -> its nonce."""
     is_done: bool = False
 
     @classmethod
@@ -51,10 +51,10 @@ class DoctorNotice:
 
 
 class DoctorBoard:
-    """One node's place on the board."""
+    """Stands for one node's place on the board."""
 
     def __init__(self, folder: Path, own: Node, num_nodes: int) -> None:
-        """Raises OSError if the folder cannot be made or written."""
+        """Take the place. Raises OSError if the folder cannot be made or written."""
         self._board, self._own = NoticeBoard(folder, is_secret=True), own
         self._others = [rank for rank in range(num_nodes) if rank != own.rank]
         self._notices: dict[int, DoctorNotice] = {}

@@ -1,4 +1,5 @@
-"""Do the driver, CUDA_VISIBLE_DEVICES and torch agree on the devices, and what can these compute?"""
+"""This module examines whether the driver, CUDA_VISIBLE_DEVICES and torch agree on the devices, and what these can
+compute."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ DRIVER = Path("/proc/driver/nvidia")
 
 @dataclass(frozen=True)
 class Driver:
-    """What NVIDIA's kernel module tells, without any library."""
+    """Holds what NVIDIA's kernel module tells, without any library."""
 
     num_gpus: int
     version: str | None

@@ -1,4 +1,5 @@
-"""All checks, in the order of the table: the machine, its place among others, and what a run needs of it."""
+"""This module makes all checks, in the order of the table: the machine, its place among others, and what a run needs of
+it."""
 
 from __future__ import annotations
 
@@ -30,12 +31,12 @@ from scaleup.plan.torch_facts import TorchFacts, ask_torch
 from scaleup.plan.types import Plan
 
 RUNS_DIR = "runs"
-"""Where runs go that do not say where."""
+"""Is where runs go that do not say where."""
 
 
 def doctor(path: Path | None, overrides: Sequence[str], place: Place, console: Console, as_json: bool = False) -> int:
-    """Examine this machine, and what a run needs of it; print the table. The exit code: 0 when nothing fails, 2 when
-    the config would be refused, 1 for anything else that fails.
+    """Examine this machine, and what a run needs of it; print the table. Return the exit code: 0 when nothing fails, 2
+    when the config would be refused, 1 for anything else that fails.
 
     Raises ScaleupError for a config that cannot be read and a place that does not exist."""
     if place.node_rank >= place.num_nodes:

@@ -1,4 +1,4 @@
-"""What a check found: one row of the doctor's table."""
+"""This module holds what a check yields: one row of the doctor's table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ Level = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """`name` is what was looked at, or the config key at fault; `remedy` is what to do about it."""
+    """Holds one result of a check: `name` is what was looked at, or the config key at fault; `remedy` is what to do
+    about it."""
 
     name: str
     level: Level
@@ -26,12 +27,12 @@ def ok(name: str, what: str) -> Finding:
 
 
 def warn(name: str, what: str, remedy: str = "") -> Finding:
-    """It may run all the same."""
+    """Return a finding with which a run may run all the same."""
     return Finding(name, "warn", what, remedy)
 
 
 def fail(name: str, what: str, remedy: str = "") -> Finding:
-    """A run would end here."""
+    """Return a finding at which a run would end."""
     return Finding(name, "fail", what, remedy)
 
 

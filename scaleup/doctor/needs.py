@@ -1,4 +1,4 @@
-"""What a run's plan needs, against what this machine has."""
+"""A run's plan and this machine go in; findings come out where the machine lacks what the plan needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scaleup.plan.torch_facts import TorchFacts
 from scaleup.plan.types import GroupPlan, Plan
 
 IN_SRUN = "srun bash -c 'scaleup doctor CONFIG --nodes {n} --node-rank $SLURM_PROCID'"
-"""The rank is expanded on the node: where srun is started it is 0, or nothing."""
+"""Starts the doctor within srun. The rank is expanded on the node: where srun is started it is 0, or nothing."""
 
 
 def plan_findings(plan: Plan, node_rank: int, num_nodes: int, machine: Machine) -> Iterator[Finding]:
@@ -39,7 +39,7 @@ def _nodes(plan: Plan, num_nodes: int) -> Iterator[Finding]:
 
 
 def on_node(group: GroupPlan) -> int:
-    """Processes of a group on each of its nodes."""
+    """Return the number of processes of a group on each of its nodes."""
     return group.num_processes // group.num_nodes
 
 
@@ -53,7 +53,7 @@ def _cores(here: list[GroupPlan], machine: Machine) -> Iterator[Finding]:
 
 
 def _memory(plan: Plan) -> Iterator[Finding]:
-    """As `scaleup plan` predicts it, with the same margin."""
+    """Yield whether memory is enough, as `scaleup plan` predicts it, with the same margin."""
     group = plan.groups[0]
     row = next((row for row in plan.memory if row.strategy == group.strategy), None)
     if row is None or plan.device_memory is None:
@@ -107,7 +107,8 @@ def _group_precision(group: GroupPlan, facts: TorchFacts) -> Iterator[Finding]:
 
 
 def _operations(here: list[GroupPlan], facts: TorchFacts) -> Iterator[Finding]:
-    """DeepSpeed's for CPUs: what a run under ZeRO lacks of them, it compiles before its first step."""
+    """Yield what is missing of DeepSpeed's operations for CPUs: what a run under ZeRO lacks of them, it compiles before
+    its first step."""
     needed = {op for group in here for op in _operations_of(group)}
     missing = sorted(needed - set(facts.ops_built))
     name, compiler = "DeepSpeed's operations", (os.environ.get("CXX") or "c++").split()[0]
@@ -133,8 +134,8 @@ def _operations_of(group: GroupPlan) -> Iterator[str]:
 
 
 def need_of(config: RunConfig, plan: Plan) -> Need | None:
-    """What the run writes. A checkpoint holds what is trained, and the optimizer's state of it, in float32; ZeRO below
-    that keeps the low weights beside a float32 copy of its own."""
+    """Return the bytes that the run writes. A checkpoint holds what is trained, and the optimizer's state of it, in
+    float32; ZeRO below that keeps the low weights beside a float32 copy of its own."""
     if not isinstance(config, TrainingConfig):
         return None
     trained = planner_of(config).trained(config, plan.facts).num_trainable_parameters

@@ -1,4 +1,5 @@
-"""What this host is called, where it is reached, and whether the ports that a run names are free."""
+"""This module examines what this host is called, where it is reached, and whether the ports that a run names are
+free."""
 
 from __future__ import annotations
 

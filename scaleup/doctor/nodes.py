@@ -1,4 +1,4 @@
-"""The doctors of several nodes, together: who came, who is who, who reaches whom."""
+"""This module examines several nodes together: who came, who is who, who reaches whom."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from scaleup.launcher.addresses import own_address
 
 COMPARED = ("torch", "accelerate", "deepspeed", "transformers", "peft")
 LEAVE_SECONDS = 30.0
-"""How long a node that is done waits for the others: their calls time out in a few seconds."""
+"""Is how many seconds a node that is done waits for the others: their calls time out in a few seconds."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which of how many nodes this is."""
+    """Tells which of how many nodes this is."""
 
     node_rank: int = 0
     num_nodes: int = 1
     interface: str | None = None
     port: int | None = None
-    """Where to listen; None: anywhere."""
+    """Is the port to listen on; None: anywhere."""
     wait: float = 60.0
-    """Seconds that the other nodes may take to come."""
+    """Counts the seconds that the other nodes may take to come."""
 
 
 def node_findings(place: Place, folder: Path) -> Iterator[Finding]:

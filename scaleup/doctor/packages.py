@@ -1,5 +1,5 @@
-"""Are the packages there that scaleup and its extras declare, in the versions that they ask of one another and that
-were pinned?"""
+"""This module examines whether the packages are there that scaleup and its extras declare, in the versions that they
+require of one another and that were pinned."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from scaleup.doctor.finding import Finding, fail, ok, warn
 
 SHOWN = ("torch", "accelerate", "deepspeed", "transformers", "peft", "bitsandbytes", "trl")
 RUNS, TOOLS = "train", "dev"
-"""The extra without which nothing runs, and the one of developers, which no run needs."""
+"""Name the extra without which nothing runs, and the one of developers, which no run needs."""
 CONSTRAINTS = Path(scaleup.__file__).parent.parent / "constraints.txt"
-"""Beside the package in a checkout; a wheel has none."""
+"""Lies beside the package in a checkout; a wheel has none."""
 PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)==(\S+)$", re.M)
 
 
@@ -104,7 +104,7 @@ def _conflicts(packages: list[metadata.Distribution]) -> Iterator[Finding]:
 
 
 def _differing(constraints: Path) -> Iterator[Finding]:
-    """A build's local part (`+cpu`) is no difference."""
+    """Yield packages of other versions than the pinned ones. A build's local part (`+cpu`) is no difference."""
     if not constraints.is_file():
         return
     different = []

@@ -1,4 +1,5 @@
-"""Do the nodes reach one another over TCP, at the addresses that a run would use, and do their clocks agree?
+"""This module examines whether the nodes reach one another over TCP, at the addresses that a run would use, and whether
+their clocks agree.
 
 One line of JSON each way. Whoever does not know the listener's nonce, which stands in the shared folder, gets no
 answer."""
@@ -23,9 +24,9 @@ from scaleup.doctor.network import WITH_INTERFACE
 from scaleup.doctor.storage import clock_finding
 
 LINE = 4096
-"""Bytes of the longest line that is read."""
+"""Counts the bytes of the longest line that is read."""
 SECONDS = 5.0
-"""Of a connection, until it is made and until each line."""
+"""Bounds the seconds of a connection, until it is made and until each line."""
 AT_ONCE = 16
 Clock = Callable[[], float]
 
@@ -71,9 +72,9 @@ class Listener:
 @dataclass(frozen=True)
 class Answer:
     seconds: float
-    """There and back."""
+    """Counts the seconds there and back."""
     skew: float
-    """By how many seconds its clock is ahead of ours."""
+    """Tells by how many seconds its clock is ahead of ours."""
 
 
 def call(node: Node, clock: Clock = time.time) -> Answer:
@@ -91,7 +92,8 @@ def call(node: Node, clock: Clock = time.time) -> Answer:
 
 
 def _read_line(connection: socket.socket) -> dict[str, Any]:
-    """Raises OSError for a line that does not come in time, ValueError for one that is too long or no JSON mapping."""
+    """Read a line of JSON. Raises OSError for a line that does not come in time, ValueError for one that is too long or
+    no JSON mapping."""
     deadline, read = time.monotonic() + SECONDS, b""
     while not read.endswith(b"\n"):
         connection.settimeout(max(0.01, deadline - time.monotonic()))

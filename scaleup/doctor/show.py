@@ -1,4 +1,4 @@
-"""The doctor's findings as a table, or as JSON."""
+"""The doctor's findings go in; a table, or JSON, comes out."""
 
 from __future__ import annotations
 

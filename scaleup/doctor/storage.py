@@ -1,4 +1,5 @@
-"""Can a run write its folder? With space for its checkpoints, how fast, and by whose clock?"""
+"""This module examines whether a run can write its folder: with space for its checkpoints, how fast, and by whose
+clock."""
 
 from __future__ import annotations
 
@@ -14,20 +15,20 @@ from pathlib import Path
 from scaleup.doctor.finding import Finding, fail, ok, size_text, warn
 
 PROBE, BLOCK = 64 * 2**20, 2**20
-"""Bytes that are written to measure, and at a time."""
+"""Count the bytes that are written to measure, and those at a time."""
 SLOW_SECONDS = 300.0
-"""A checkpoint that takes longer is worth a word: all ranks wait for it."""
+"""Bounds the seconds of a checkpoint: one that takes longer is worth a word, since all ranks wait for it."""
 WARN_SKEW, FAIL_SKEW = 2.0, 60.0
-"""Seconds between two clocks: from where logs mislead, and from where certificates and `make` do."""
+"""Bound the seconds between two clocks: from where logs mislead, and from where certificates and `make` do."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes, estimated, of what a run writes."""
+    """Estimates the bytes that a run writes."""
 
     checkpoint: int
     kept: int
-    """Checkpoints that exist at the same time at most, with the one that is written aside."""
+    """Counts the checkpoints that exist at the same time at most, with the one that is written aside."""
     model: int
 
     @property

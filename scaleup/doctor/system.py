@@ -1,4 +1,5 @@
-"""Limits of the system that end runs in odd ways: shared memory, open files, locked memory; and locks left behind."""
+"""This module examines limits of the system that end runs in odd ways: shared memory, open files, locked memory; and
+locks left behind."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ SHARED_MEMORY, LEAST_SHARED = Path("/dev/shm"), 2**30
 LEAST_FILES = 4096
 INFINIBAND = Path("/sys/class/infiniband")
 STALE_SECONDS = 3600.0
-"""Compiling takes minutes; another host that shares the folder may be at it, and is not seen from here."""
+"""Is the age in seconds from which a lock counts as left behind. Compiling takes minutes; another host that shares the
+folder may be at it, and is not seen from here."""
 
 
 def limit_findings(shared: Path = SHARED_MEMORY, infiniband: Path = INFINIBAND) -> Iterator[Finding]:

@@ -1,4 +1,5 @@
-"""Pad and eos of the run's tokenizers, and what scaleup does where they are missing or the same."""
+"""The run's tokenizers go in; findings come out: pad and eos, and what scaleup does where they are missing or the
+same."""
 
 from __future__ import annotations
 

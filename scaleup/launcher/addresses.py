@@ -1,4 +1,4 @@
-"""This host's addresses and network interfaces (IPv4), read without torch."""
+"""This module reads this host's addresses and network interfaces (IPv4), without torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psutil
 from scaleup.errors import ScaleupError
 
 ELSEWHERE = "198.51.100.1"
-"""No host has it (RFC 5737). Nothing is sent: the kernel only says which address it would use."""
+"""Is an address that no host has (RFC 5737). Nothing is sent: the kernel only says which address it would use."""
 
 
 def interfaces() -> dict[str, str]:

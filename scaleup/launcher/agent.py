@@ -1,4 +1,5 @@
-"""One node's part of one attempt: starts its processes of every group, watches them, passes signals on, ends them."""
+"""This module runs one node's part of one attempt: it starts the node's processes of every group, watches them, passes
+signals on, and ends them."""
 
 from __future__ import annotations
 
@@ -27,12 +28,12 @@ from scaleup.plan.types import GroupPlan, Plan
 
 GRACE_SECONDS = 20.0
 CLOSING_SECONDS = 10.0
-"""How long groups that serve may take to end by themselves."""
+"""Counts the seconds that groups that serve may take to end by themselves."""
 POLL_SECONDS = 0.1
 LIBC = ctypes.CDLL(None)  # loaded here, so that a forked child makes two system calls and nothing else
 SIG_IGN = 1
 LAUNCHER_ENVIRONMENT = {"PET_SIGNALS_TO_HANDLE": "SIGQUIT"}
-"""torchrun would take SIGTERM otherwise, give its workers 30 s, and kill them while they save."""
+"""Keeps torchrun from taking SIGTERM: it would give its workers 30 s, and kill them while they save."""
 
 
 @dataclass

@@ -1,4 +1,5 @@
-"""How an attempt ended, whether the run is started again, and what the user is told.
+"""The parts of all nodes go in; how an attempt ended, whether the run is started again, and what the user is told come
+out.
 
 Exit codes: 0 finished, 2 a mistake of the user's, 75 stopped by a signal, to be resumed (EX_TEMPFAIL), 1 others."""
 
@@ -28,14 +29,15 @@ TORCHRUN_FAILURE = re.compile(
 TORCHRUN_DEATH = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: \d+ \(pid: (\d+)\)")  # comes earlier, names one
 SINGLE_DEATH = re.compile(r"died with <Signals\.\w+: (\d+)>")
 AT_ONCE_SECONDS = 5.0
-"""Later deaths are torchrun's doing: it gives the other workers 30 s to end, then kills them."""
+"""Bounds the seconds after a first death within which others are their own. Later deaths are torchrun's doing: it gives
+the other workers 30 s to end, then kills them."""
 OWN_DEATHS = {signal.SIGABRT, signal.SIGTERM}
-"""Signals that a worker gets because of something else, which says more."""
+"""Names signals that a worker gets because of something else, which says more."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """How one node's part of an attempt ended. `failed` and `killed` are sentences, empty when there is none."""
+    """Tells how one node's part of an attempt ended. `failed` and `killed` are sentences, empty when there is none."""
 
     failed: str = ""
     killed: str = ""
@@ -44,12 +46,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Ending:
-    """How an attempt ended on all nodes together; `what` is the cause of a failure."""
+    """Tells how an attempt ended on all nodes together; `what` is the cause of a failure."""
 
     kind: Literal["finished", "stopped", "refused", "failed"]
     what: str = ""
     final: bool = False
-    """Starting again would not help."""
+    """Tells that starting again would not help."""
 
 
 def ending_of(run: RunFolder, attempt: Attempt, parts: Sequence[Part]) -> Ending:

@@ -1,4 +1,5 @@
-"""Finds workers that are alive and do not go on: by their heartbeats, on a notice board in the attempt's folder.
+"""This module finds workers that are alive and do not go on: by their heartbeats, on a notice board in the attempt's
+folder.
 
 Two kinds. *Frozen*: the process shows no beat (SIGSTOP, a device or a file system that does not answer). *Standing
 still*: it beats, and its main thread gets no further; then all ranks of its group stand still, and those that have
@@ -24,15 +25,15 @@ from scaleup.plan.types import GroupPlan, Plan
 
 LOOK_SECONDS = 2.0
 STACK_SECONDS = 1.0
-"""What workers that hang may take to print their stacks."""
+"""Counts the seconds that workers that hang may take to print their stacks."""
 
 
 @dataclass(frozen=True)
 class WorkerState:
-    """What a worker's last heartbeat says."""
+    """Holds what a worker's last heartbeat says."""
 
     name: str
-    """policy-rank1"""
+    """Is its group's name and its rank: `policy-rank1`."""
     host: str
     node: int
     pid: int
@@ -41,7 +42,7 @@ class WorkerState:
     step: int | None
     steps: int
     position: tuple[int, ...]
-    """Collectives entered, and what was begun since: the smaller, the further behind."""
+    """Counts the collectives entered, and what was begun since: the smaller, the further behind."""
 
     @classmethod
     def parse(cls, name: str, value: Any) -> WorkerState:
@@ -87,14 +88,15 @@ class HungWorkers:
     plan: Plan
     node_rank: int
     alive: Callable[[], list[RunProcess]]
-    """This node's processes of the attempt, now."""
+    """Holds this node's processes of the attempt, now."""
     sentence: str = ""
-    """Which worker of a group that leads hangs, and how; empty as long as none does."""
+    """Says which worker of a group that leads hangs, and how; empty as long as none does."""
     _beats: Silence = field(default_factory=Silence)
     _positions: dict[str, Silence] = field(default_factory=dict)
     _states: dict[str, list[WorkerState]] = field(default_factory=dict)
     _far_states: dict[str, dict[int, WorkerState]] = field(default_factory=dict)
-    """The last of each rank that could be read: of many on a network file system, some cannot be now and then."""
+    """Holds the last state of each rank that could be read: of many on a network file system, some cannot be now and
+    then."""
     _next_look: float = 0.0
     _next_far_look: dict[str, float] = field(default_factory=dict)
 
@@ -145,7 +147,8 @@ class HungWorkers:
         return no_progress_sentence(group, states, timeout) if stands else ""
 
     def _own_states(self, group: GroupPlan) -> list[WorkerState]:
-        """A group that serves may have another size than planned, and is small."""
+        """Return the states of this node's workers of a group. A group that serves may have another size than planned,
+        and is small."""
         count = group.num_processes // group.num_nodes
         ranks = range((self.node_rank - group.first_node) * count, (self.node_rank - group.first_node + 1) * count)
         if group.serves:
@@ -159,7 +162,7 @@ class HungWorkers:
         return self._board.read(name, partial(WorkerState.parse, name))
 
     def _can_post(self) -> bool:
-        """Whether files can be written now, as a worker writes its heartbeat."""
+        """Tell whether files can be written now, as a worker writes its heartbeat."""
         try:
             self._board.post(f".node{self.node_rank}", {"time": time.time()})
         except OSError:

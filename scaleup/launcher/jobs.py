@@ -1,4 +1,5 @@
-"""`scaleup render` and `scaleup submit`: config -> a job's files -> a scheduler."""
+"""This module renders and submits jobs: a config goes in; a job's files, or what a scheduler calls the job, come
+out."""
 
 from __future__ import annotations
 
@@ -39,18 +40,18 @@ RULES: dict[str, Rule] = {
     "torchrun": torchrun_problems,
 }
 SUBMIT = {"slurm": ["sbatch", "--parsable"], "kubernetes": ["kubectl", "create", "--output=name", "--filename"]}
-"""A scheduler's own command, to which the file is added. It prints what the job is called. Not `kubectl apply`, which
-changes nothing of a job that has ended, and says that all is well."""
+"""Maps each scheduler -> its own command, to which the file is added. It prints what the job is called. It is not
+`kubectl apply`, which changes nothing of a job that has ended, and says that all is well."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for."""
+    """Holds what the command line requests."""
 
     config: Path
     overrides: Sequence[str] = ()
     target: str | None = None
-    """None: what the config's cluster section is for."""
+    """Names the target; None: what the config's cluster section is for."""
     sweeps: Sequence[str] = ()
     max_parallel: int | None = None
 

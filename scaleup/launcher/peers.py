@@ -1,4 +1,4 @@
-"""How the agents of several nodes agree, on a notice board in the file system they share.
+"""This module lets the agents of several nodes agree, on a notice board in the file system they share.
 
 Each keeps one notice in the attempt's folder (`attempts/2/nodes/1.json`) and reads the others'. Node 0 leads: it alone
 makes attempts, says where their processes meet, and decides whether there is another."""
@@ -18,7 +18,7 @@ from scaleup.launcher.rendezvous import Rendezvous
 
 BEAT_SECONDS = 1.0
 GONE_BEATS = 60
-"""An agent is gone when we have beaten so often and it has not: a file system that hangs stops both."""
+"""Counts our own beats after which an agent that has not beaten is gone: a file system that hangs stops both."""
 
 
 class NodeGone(Exception):
@@ -31,20 +31,21 @@ class NodeGone(Exception):
 
 @dataclass(frozen=True)
 class NodeNotice:
-    """What a node's agent tells the others of an attempt."""
+    """Holds what a node's agent tells the others of an attempt."""
 
     state: Literal["running", "ended", "over"]
-    """`ended`: nothing of the node's part is alive any more; `over`: node 0 has decided how the run ends."""
+    """Is how far the node is: `ended`: nothing of the node's part is alive any more; `over`: node 0 has decided how the
+    run ends."""
     beat: int = 0
     """Counts on while the agent lives."""
     rendezvous: Rendezvous | None = None
-    """Where the attempt's processes meet, from node 0."""
+    """Tells where the attempt's processes meet, from node 0."""
     stops: bool = False
-    """A signal has come to the node."""
+    """Tells that a signal has come to the node."""
     part: Part | None = None
-    """How its part ended."""
+    """Tells how its part ended."""
     ending: Ending | None = None
-    """How the run ended, from node 0, after so many `restarts`."""
+    """Tells how the run ended, from node 0, after so many `restarts`."""
     restarts: int = 0
 
     @classmethod
@@ -54,7 +55,8 @@ class NodeNotice:
 
 
 class Nodes:
-    """What this node's agent tells the others, and what they last told. With one node there is nobody, and no file."""
+    """Keeps what this node's agent tells the others, and what they last told. With one node there is nobody, and no
+    file."""
 
     def __init__(self, run: RunFolder, node_rank: int, num_nodes: int) -> None:
         self._run = run

@@ -10,13 +10,14 @@ from typing import Any
 from scaleup.reports.plots import figure
 
 NOTICEABLE = 0.05
-"""Ratios nearer to one than this count as no difference: timings vary as much from run to run on one machine."""
+"""Bounds what counts as a difference: ratios nearer to one than this do not: timings vary as much from run to run on
+one machine."""
 MANY_ZEROS = 0.1
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A quantity that a user pays with: bytes, memory, or time (as a speed)."""
+    """Describes a quantity that a user pays with: bytes, memory, or time (as a speed)."""
 
     name: str
     value: float

@@ -29,7 +29,7 @@ config.json with the labels. `reloaded` is how far ONNX Runtime's numbers are fr
 over `batches` of several sizes.""",
 }
 LIBRARY = {"safetensors": "transformers", "gguf": "llama.cpp", "onnx": "onnx"}
-"""As model hubs call what loads a format."""
+"""Maps a format -> what model hubs call the library that loads it."""
 
 
 def export_card(config: ExportConfig, facts: ModelFacts, metrics: dict[str, Any]) -> str:

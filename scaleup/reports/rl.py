@@ -12,8 +12,8 @@ from scaleup.reports.plots import figure
 
 
 def ppo_summary(lines: list[dict[str, Any]], state: TrainState) -> dict[str, Any]:
-    """The metrics of a manifest: those of the last rollout, and of held-out prompts before and after training. KL is in
-    nats a response."""
+    """Returns the metrics of a manifest: those of the last rollout, and of held-out prompts before and after training.
+    KL is in nats a response."""
     rollouts = [line for line in lines if "objective/scores" in line]
     held_out = [line for line in lines if "eval/scores" in line]
     last = rollouts[-1] if rollouts else {}
@@ -35,7 +35,7 @@ def ppo_summary(lines: list[dict[str, Any]], state: TrainState) -> dict[str, Any
 
 
 def sample_table(folder: Path) -> str:
-    """A Markdown table of the held-out responses of the first and the last evaluation in `folder`."""
+    """Returns a Markdown table of the held-out responses of the first and the last evaluation in `folder`."""
     files = sorted(folder.glob("rollout-*.json"))
     if not files:
         return "No held-out prompts: data.test was not given.\n"
@@ -53,7 +53,7 @@ def _cell(text: str) -> str:
 
 
 def plot_rewards(lines: list[dict[str, Any]], file: Path, title: str) -> None:
-    """Draw mean scores by rollout, and against the KL to the reference, into a PNG file."""
+    """Draws mean scores by rollout, and against the KL to the reference, into a PNG file."""
     rollouts = [line for line in lines if "objective/scores" in line]
     held_out = [line for line in lines if "eval/scores" in line]
     with figure(file, 2, figsize=(10, 4)) as (drawn, (left, right)):

@@ -1,4 +1,4 @@
-"""Plans and results as tables on a terminal."""
+"""Plans and results go in; tables on a terminal come out."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _compute(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _show_memory(console: Console, plan: Plan) -> None:
-    """A column a strategy; a part that no strategy has, or that is not known, has no row."""
+    """Prints a column a strategy; a part that no strategy has, or that is not known, has no row."""
     rows, chosen = plan.memory, plan.groups[0].strategy
     if not rows:
         return
@@ -158,7 +158,7 @@ def show_training(console: Console, run: RunFolder) -> None:
 
 
 def show_evaluation(console: Console, run: RunFolder) -> None:
-    """One column a model: before and after where there is a baseline, or the base and each of its adapters."""
+    """Prints one column a model: before and after where there is a baseline, or the base and each of its adapters."""
     results: dict[str, dict[str, Any]] = read_json(run.path / "metrics.json")
     _heading(console, f"evaluation in {run.path}")
     table = Table()
@@ -173,7 +173,7 @@ def show_evaluation(console: Console, run: RunFolder) -> None:
 
 
 def show_generations(console: Console, run: RunFolder) -> None:
-    """Each prompt with its answer behind it, or with a line for each adapter's."""
+    """Prints each prompt with its answer behind it, or with a line for each adapter's."""
     for answer in read_json(run.path / "generations.json"):
         if "completion" in answer:
             console.print(answer["prompt"], style="dim", end="", markup=False, highlight=False)
@@ -185,7 +185,7 @@ def show_generations(console: Console, run: RunFolder) -> None:
 
 
 def show_export(console: Console, run: RunFolder) -> None:
-    """What was written, and every difference of logits that was found on the way."""
+    """Prints what was written, and every difference of logits that was found on the way."""
     manifest = run.manifest()
     assert manifest is not None
     metrics = manifest.metrics
@@ -211,7 +211,7 @@ def show_export(console: Console, run: RunFolder) -> None:
 
 
 def _read_again(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a format was checked on."""
+    """Yields what a format was checked on."""
     if metrics["format"] == "gguf":
         yield "checked on", f"{metrics['tokens']} tokens that llama.cpp continued {metrics['prompts']} prompts with"
         yield (
@@ -227,7 +227,7 @@ def _read_again(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def show_quantization(console: Console, run: RunFolder) -> None:
-    """Size and quality, before and after."""
+    """Prints size and quality, before and after."""
     manifest = run.manifest()
     assert manifest is not None
     metrics = manifest.metrics
@@ -244,7 +244,7 @@ def show_quantization(console: Console, run: RunFolder) -> None:
 
 
 def show_card(console: Console, run: RunFolder) -> None:
-    """A row a model: what it costs, how good it is, and whether that is a gain."""
+    """Prints a row a model: what it costs, how good it is, and whether that is a gain."""
     models: dict[str, dict[str, Any]] = read_json(run.path / "card.json")["models"]
     _heading(console, f"deployment card in {run.path}")
     table = Table()
@@ -266,7 +266,7 @@ def show_card(console: Console, run: RunFolder) -> None:
 
 
 def show_prune(console: Console, run: RunFolder) -> None:
-    """Before and after."""
+    """Prints sizes and quality, before and after."""
     manifest = run.manifest()
     assert manifest is not None
     metrics = dict(manifest.metrics)
@@ -318,7 +318,7 @@ TABLES: dict[str, Callable[[Console, RunFolder], None]] = {
     "evaluate": show_evaluation,
     "generate": show_generations,
 }
-"""What a stage's planner names as `shows` -> the function that prints it."""
+"""Maps what a stage's planner names as `shows` -> the function that prints it."""
 
 
 def show_result(console: Console, run: RunFolder, shows: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
-"""Attributes of PEFT's allocator: how important each weight is, and how uncertain that is."""
+"""Names attributes of PEFT's allocator: how important each weight is, and how uncertain that is."""
 
 
 class RankAllocation:

@@ -39,7 +39,7 @@ from scaleup.errors import ScaleupError
 from scaleup.train.adalora import RankAllocation
 
 NO_DISK = (torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError)
-"""Failures while saving that have nothing to do with the disk: as anywhere else, the run may be started again."""
+"""Lists failures while saving that have nothing to do with the disk: as anywhere else, the run may be started again."""
 
 STATE = "train_state.json"
 RANKS = "rank_allocation.safetensors"
@@ -50,7 +50,8 @@ class Checkpointer(Generic[State]):
     """Saves and restores the checkpoints of one run. Every rank must make the same calls."""
 
     state_class: type[State] = TrainState  # type: ignore[assignment]
-    """What a run begins with and a checkpoint restores; a stage with a state of its own derives a class."""
+    """Is the class of what a run begins with and a checkpoint restores; a stage with a state of its own derives a
+    class."""
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class Checkpointer(Generic[State]):
         train: OptimizationConfig,
         ranks: RankAllocation | None = None,
     ) -> None:
-        """Of `train`, `save_total_limit` and `save_minutes` count here; when else to save is the loop's to say."""
+        """Take `save_total_limit` and `save_minutes` from `train`; when else to save is the loop's to say."""
         self._runtime = runtime
         self._run = run
         self._model = model
@@ -76,8 +77,8 @@ class Checkpointer(Generic[State]):
         self.last_step: int | None = None
 
     def is_time(self) -> bool:
-        """Whether `save_minutes` have passed since the last checkpoint (or the start), by rank 0's clock. False on all
-        other ranks: the caller must share the answer."""
+        """Tell whether `save_minutes` have passed since the last checkpoint (or the start), by rank 0's clock. False on
+        all other ranks: the caller must share the answer."""
         return self._runtime.is_main and time.monotonic() - self._saved_at >= self._seconds
 
     def save(self, state: State) -> None:

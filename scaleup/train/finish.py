@@ -22,16 +22,16 @@ from scaleup.train.job import Job
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What a training comes to, before it is written."""
+    """Holds what a training comes to, before it is written."""
 
     wrapped: Any
-    """The model under the run's strategy."""
+    """Is the model under the run's strategy."""
     tokenizer: PreTrainedTokenizerBase
     state: TrainState
     num_dropped: int
-    """Rows that were left out, e.g. for their length."""
+    """Counts the rows that were left out, e.g. for their length."""
     part: str | None = None
-    """The name of the module within the model that is the result; None: all of it."""
+    """Is the name of the module within the model that is the result; None: all of it."""
 
 
 def finish_training(

@@ -37,7 +37,8 @@ class Stopped(Exception):
 
 @dataclass
 class Training:
-    """All that a supervised training consists of, prepared. `validation` gives this rank's batches, anew each call."""
+    """Holds all that a supervised training consists of, prepared. `validation` gives this rank's batches, anew each
+    call."""
 
     config: SupervisedConfig
     runtime: Runtime
@@ -50,7 +51,7 @@ class Training:
     objective: Objective
     validation: Callable[[], Iterable[Batch]] | None
     ranks: RankAllocation | None = None
-    """Given for an AdaLoRA adapter."""
+    """Allocates the ranks of an AdaLoRA adapter; None: there is none."""
 
 
 def fit(training: Training) -> TrainState:

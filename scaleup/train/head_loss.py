@@ -20,10 +20,10 @@ from scaleup.plan.arithmetic import LOGITS_CHUNK
 
 
 class LossHead(ToldHead):
-    """A head that, told labels, returns the sum of the loss where a model expects logits."""
+    """Returns, told labels, the sum of the loss where a model expects logits."""
 
     def answer(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Hidden states (B, S, H), labels (B, S) -> the loss, a float32 scalar."""
+        """Return the loss, a float32 scalar, of hidden states (B, S, H) and labels (B, S)."""
         chosen = labels != IGNORE
         return linear_loss_sum(hidden[chosen], self.weight, self.bias, labels[chosen])
 
@@ -53,8 +53,8 @@ def linear_loss_sum(
 
 
 IntoGradient = Callable[[torch.Tensor, slice], torch.Tensor]
-"""(a chunk's float32 logits (C, V), which of the N positions they are) -> their loss, a scalar; the logits become its
-gradient by them, in place."""
+"""Maps (a chunk's float32 logits (C, V), which of the N positions they are) -> their loss, a scalar; the logits become
+its gradient by them, in place."""
 
 Parts = Sequence[torch.Tensor | None]
 

@@ -17,7 +17,8 @@ Config = TypeVar("Config", bound=RunConfig, covariant=True)
 
 @dataclass(frozen=True)
 class Job(Generic[Config]):
-    """One run as one of its processes sees it. `Job[SFTConfig]` is a `Job[SupervisedConfig]`, as their configs are."""
+    """Stands for one run as one of its processes sees it. `Job[SFTConfig]` is a `Job[SupervisedConfig]`, as their
+    configs are."""
 
     config: Config
     plan: Plan
@@ -26,7 +27,7 @@ class Job(Generic[Config]):
 
     @property
     def parts(self) -> Path:
-        """The folder in which ranks leave what they generated for one another."""
+        """Return the folder in which ranks leave what they generated for one another."""
         return self.folder.path / ".parts"
 
     def finish(self, metrics: Mapping[str, Any], num_steps: int | None = None) -> None:

@@ -15,13 +15,14 @@ from scaleup.distributed.runtime import Runtime
 
 
 class MetricsLog:
-    """Rank 0 writes; other ranks' calls do nothing. A run that goes on keeps one line a step: what a killed attempt
-    logged after the checkpoint is taken out first."""
+    """Logs the metrics of a run: rank 0 writes; other ranks' calls do nothing. A run that goes on keeps one line a
+    step: what a killed attempt logged after the checkpoint is taken out first."""
 
     def __init__(
         self, runtime: Runtime, run: RunFolder, name: str, hyperparameters: Mapping[str, Any], start_step: int
     ) -> None:
-        """`name` and `hyperparameters` (nested mappings of what JSON can hold) are what trackers show of the run."""
+        """Open the log: `name` and `hyperparameters` (nested mappings of what JSON can hold) are what trackers show of
+        the run."""
         self._runtime = runtime
         self._file = run.metrics_file
         goes_on = start_step > 0
@@ -41,12 +42,12 @@ class MetricsLog:
         self._runtime.accelerator.log(values, step=step)
 
     def close(self) -> None:
-        """Flush and end the trackers. Not Accelerate's `end_training`, which ends the process group with them."""
+        """Flush and end the trackers. It is not Accelerate's `end_training`, which ends the process group with them."""
         for tracker in self._runtime.accelerator.trackers:
             tracker.finish()
 
     def _lines(self) -> list[str]:
-        """Whole lines only: a killed process may have left half of one."""
+        """Return whole lines only: a killed process may have left half of one."""
         if not self._file.is_file():
             return []
         return [
@@ -55,7 +56,8 @@ class MetricsLog:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory this process has held so far: on the GPU where there is one, else its resident set."""
+    """Return the most memory in MiB that this process has held so far: on the GPU where there is one, else its resident
+    set."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)

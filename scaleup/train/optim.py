@@ -30,8 +30,8 @@ def build_optimizer(model: torch.nn.Module, train: OptimizationConfig) -> torch.
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, train: OptimizationConfig, num_steps: int) -> LambdaLR:
-    """Build one of Transformers' schedules, one tick an optimizer step. Not through its `get_scheduler`: importing that
-    takes PEFT, bitsandbytes and torch's compiler with it, three seconds of each process."""
+    """Build one of Transformers' schedules, one tick an optimizer step. It does not go through its `get_scheduler`:
+    importing that takes PEFT, bitsandbytes and torch's compiler with it, three seconds of each process."""
     warmup = (
         train.warmup_steps if train.warmup_steps is not None else math.ceil((train.warmup_ratio or 0.0) * num_steps)
     )
@@ -69,4 +69,4 @@ _AFTER_WARMUP: dict[str, Callable[[float, int, int, float], float]] = {
     "constant_with_warmup": lambda rate, step, warmup, progress: 1.0,
     "inverse_sqrt": _inverse_sqrt,
 }
-"""(peak rate, step, warm-up steps, progress after them in [0, 1]) -> the share of the peak rate."""
+"""Maps (peak rate, step, warm-up steps, progress after them in [0, 1]) -> the share of the peak rate."""

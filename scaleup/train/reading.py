@@ -21,11 +21,11 @@ from scaleup.plan.facts import ModelFacts
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows become the inputs of a model."""
+    """Says how rows become the inputs of a model."""
 
     encoder: RowEncoder
     collator: Callable[[Any], Collator]
-    """Makes one for a model: encoder-decoders shift labels each in their own way."""
+    """Makes a collator for a model: encoder-decoders shift labels each in their own way."""
 
 
 def reading_of(

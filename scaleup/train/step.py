@@ -1,5 +1,5 @@
-"""A model and the batches of one step go in; updated weights and the step's loss come out. And of an evaluation, its
-mean loss."""
+"""A model and the batches of one step go in; updated weights and the step's loss come out. An evaluation's mean loss
+comes from here, too."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from scaleup.distributed.engines import NonFiniteError, base_optimizer
 from scaleup.distributed.runtime import Runtime
 
 Objective = Callable[[Any, Batch], torch.Tensor]
-"""(model, batch) -> the loss summed over the batch's labelled tokens."""
+"""Maps (model, batch) -> the loss summed over the batch's labelled tokens, a float32 scalar."""
 
 
 @dataclass(frozen=True)
 class StepResult:
     loss: float
     learning_rate: float
-    """The one this step was taken with."""
+    """Is the rate that this step was taken with."""
     grad_norm: float
     num_tokens: int
-    """Real tokens of the global batch."""
+    """Counts the real tokens of the global batch."""
     stop_requested: bool
-    """Some rank got a signal."""
+    """Tells that some rank got a signal."""
     save_requested: bool
-    """Some rank wants a checkpoint."""
+    """Tells that some rank wants a checkpoint."""
     skipped: bool
-    """fp16 only: the gradient overflowed, and the loss scale went down instead of the weights moving."""
+    """Tells (fp16 only) that the gradient overflowed, and the loss scale went down instead of the weights moving."""
 
 
 def train_step(

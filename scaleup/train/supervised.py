@@ -28,7 +28,7 @@ from scaleup.train.step import Objective
 class Trained:
     model: Any
     wrapped: Any
-    """The model under the run's strategy."""
+    """Is the model under the run's strategy."""
     state: TrainState
 
 
