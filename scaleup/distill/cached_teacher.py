@@ -1,5 +1,5 @@
-"""A teacher that runs once: its top k at every labelled position of the rows that a run learns from, in files of the
-run's folder."""
+"""This module runs a teacher once over the rows that a run learns from, and writes its top k at every labelled position
+to files of the run's folder, from which training reads them."""
 
 from __future__ import annotations
 
@@ -36,22 +36,26 @@ INDEX = "index.json"
 
 @dataclass(frozen=True)
 class Cache:
-    """`ids-P.npy` (n_P, k) in int32 and `log_probs-P.npy` (n_P, k + 1) in float32 for each of so many parts. Row i of
-    the run is in part i % parts, after the rows of that part before it; so each process writes files of its own, and
-    any number of processes can read them. It is whole: the folder gets its name when all of it is written."""
+    """Holds the folder of a teacher's top k, and reads and makes its files: `ids-P.npy` (n_P, k) in int32 and
+    `log_probs-P.npy` (n_P, k + 1) in float32 for each part P.
+
+    Row i of the run is in part i % parts, after the rows of that part before it; so each process writes files of its
+    own, and any number of processes can read them. A cache is whole: the folder gets its name when all of it is
+    written."""
 
     folder: Path
     top_k: int
     fingerprint: str
-    """Of the rows: those of another fingerprint are not taken for them."""
+    """Is a hash of the rows: a cache of other rows is not read."""
 
     def is_written(self) -> bool:
+        """Returns whether the folder is there and holds these rows."""
         index = self.folder / INDEX
         return index.is_file() and read_json(index)["fingerprint"] == self.fingerprint
 
     def read(self, counts: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The top k of each row, whose numbers of labelled positions are `counts`: ids (n, k) and log-probabilities
-        (n, k + 1), views of files that are read when they are used."""
+        """Returns the top k of each row, whose numbers of labelled positions are `counts`: ids (n, k) and
+        log-probabilities (n, k + 1), views of files that are read when they are used."""
         parts = read_json(self.folder / INDEX)["parts"]
         top_k: list[Any] = [None] * len(counts)
         for part in range(parts):
@@ -63,11 +67,12 @@ class Cache:
         return top_k
 
     def num_bytes(self, count: int) -> int:
-        """Bytes that so many positions take."""
+        """Returns the bytes that `count` positions take."""
         return count * (4 * self.top_k + 4 * (self.top_k + 1))
 
     def part(self, number: int, count: int) -> tuple[np.memmap, np.memmap]:
-        """Make a part's files, ids (count, k) and log-probabilities (count, k + 1), beside where the folder will be."""
+        """Makes a part's files, ids (count, k) and log-probabilities (count, k + 1), beside where the folder will
+        be."""
         ids, log_probs = _files(aside_of(self.folder), number)
         return (
             open_memmap(ids, "w+", np.int32, (count, self.top_k)),
@@ -78,8 +83,8 @@ class Cache:
 def with_cached_teacher(
     job: Job[DistillConfig], settings: CacheSettings, data: TrainingData, collator: Callable[[Any], Collator]
 ) -> TrainingData:
-    """The data with the teacher's top k in each row, also of validation: written once, and read again by a run that is
-    resumed. `collator` makes one for a model. Every rank must call it.
+    """Returns the data with the teacher's top k in each row, also of validation: written once, and read again by a run
+    that is resumed. `collator` makes one for a model. Every rank must call it.
 
     Raises ScaleupError as loading does, and where the disk is too small."""
     config, runtime = job.config, job.runtime
@@ -105,7 +110,7 @@ def with_cached_teacher(
 
 @dataclass(frozen=True)
 class TopKTeacher:
-    """A teacher of which the top k at the labelled positions of rows are wanted."""
+    """Computes a teacher's top k at the labelled positions of rows."""
 
     model: Any
     collate: Collator
@@ -118,7 +123,7 @@ class TopKTeacher:
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[Tokens], device: torch.device) -> TopK:
-        """The top k at the N labelled positions of the rows.
+        """Returns the top k at the N labelled positions of the rows: ids (N, k) and log-probabilities (N, k + 1).
 
         As in training, logits of a few hundred positions exist at a time, where the head is plain."""
         batch = self.collate(rows).to(device)
@@ -141,7 +146,7 @@ class TopKTeacher:
 def _write(
     cache: Cache, teacher: TopKTeacher, rows: Sequence[Tokens], counts: Sequence[int], batch_size: int, runtime: Runtime
 ) -> None:
-    """Let each rank write its part, and the first one the index and the folder's name. Rows of similar length share a
+    """Lets each rank write its part, and the first one the index and the folder's name. Rows of similar length share a
     batch."""
     aside = aside_of(cache.folder)
     if runtime.is_main:
@@ -173,7 +178,7 @@ def _files(folder: Path, part: int) -> tuple[Path, Path]:
 
 
 def _starts(counts: Sequence[int]) -> np.ndarray:
-    """Offsets (rows + 1): where each row begins, and where the last one ends."""
+    """Returns offsets (rows + 1): where each row begins, and where the last one ends."""
     return np.cumsum([0, *counts])
 
 
@@ -186,9 +191,9 @@ def _fingerprint(rows: Sequence[Tokens]) -> str:
 
 
 def _check_disk(cache: Cache, count: int) -> None:
-    """Refuse a disk that is too small: if it fills up, a process that writes to a mapped file dies without a word."""
+    """Refuses a disk that is too small: if it fills up, a process that writes to a mapped file dies without a word."""
     needed, free = cache.num_bytes(count), shutil.disk_usage(cache.folder.parent).free
     if needed > free:
-        place, sizes = cache.folder.parent, [f"{size / 2**30:.1f} GiB" for size in (needed, free)]
-        what = f"{count:,} positions take {sizes[0]} in {place}, which has {sizes[1]} left"
+        folder, sizes = cache.folder.parent, [f"{size / 2**30:.1f} GiB" for size in (needed, free)]
+        what = f"{count:,} positions take {sizes[0]} in {folder}, which has {sizes[1]} left"
         raise ScaleupError.of("distill.cache.top_k", what, "use fewer, or another runs_dir")

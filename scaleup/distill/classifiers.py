@@ -1,4 +1,5 @@
-"""A classifier that learns from a larger one: its class probabilities, the labels, and its hidden states."""
+"""This module computes the loss of a classifier that learns from a larger one: its class probabilities, the labels, and
+its hidden states."""
 
 from __future__ import annotations
 
@@ -12,11 +13,12 @@ from scaleup.models.classifier import classify
 
 
 class ClassifierDistillation(StudentWithTeacher):
-    """Two sequence classifiers of the same labels. The recipe of DistilBERT (Sanh et al. 2019), on a task: softened
-    cross-entropy, the task's own, and the cosine of hidden states."""
+    """Distils a sequence classifier into another one of the same labels. It is the recipe of DistilBERT (Sanh et al.
+    2019), on a task: softened cross-entropy, the task's own, and the cosine of hidden states."""
 
     def forward(self, labels: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-        """The loss summed over the rows with a label of (B,), a float32 scalar. Fillers count as nothing."""
+        """Returns the loss summed over the rows with a label of (B,), a float32 scalar. Fillers, whose label is IGNORE,
+        add nothing."""
         real = labels != IGNORE
         teacher, states = self._teacher_outputs(inputs)
         with outputs_of(self.student, (layer for layer, _ in self.pairs)) as own_states:
@@ -28,7 +30,7 @@ class ClassifierDistillation(StudentWithTeacher):
 
     @torch.no_grad()
     def _teacher_outputs(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor | None, dict[int, torch.Tensor]]:
-        """The teacher's logits (B, L), and the states (B, S, H) of the pairs' layers: what the loss needs."""
+        """Returns the teacher's logits (B, L), and the states (B, S, H) of the pairs' layers: what the loss needs."""
         if self.loss.alpha == 0 and not self.pairs:
             return None, {}
         with outputs_of(self.teacher, (layer for _, layer in self.pairs)) as states:
@@ -38,7 +40,8 @@ class ClassifierDistillation(StudentWithTeacher):
     def _distance(
         self, own: dict[int, torch.Tensor], states: dict[int, torch.Tensor], mask: torch.Tensor, real: torch.Tensor
     ) -> torch.Tensor:
-        """A row's is the mean over its tokens, so that long texts weigh no more than short ones."""
+        """Returns the distance of hidden states summed over the rows, in the mean over the pairs of layers. A row's is
+        the mean over its tokens, so that long texts weigh no more than short ones."""
         kept = mask & real[:, None]
         share = (1 / mask.sum(dim=1, keepdim=True)).expand(mask.shape)[kept]
         pairs = zip(self.projected([own[layer][kept] for layer, _ in self.pairs]), self.pairs, strict=True)

@@ -1,4 +1,5 @@
-"""The heads of a student and its teacher, which give the loss together, a few hundred positions at a time.
+"""This module swaps the heads of a student and its teacher for ones that compute the loss together, a few hundred
+positions at a time.
 
 The student's head calls the teacher's from inside its own forward, so that an engine that gathers a module's weights
 before its forward has gathered both."""
@@ -21,26 +22,27 @@ LossAndGradients = tuple[torch.Tensor, list[torch.Tensor | None]]
 
 @dataclass(frozen=True)
 class DistillTargets:
-    """What a student's head learns at N labelled positions of (B, S)."""
+    """Holds what a student's head learns at N labelled positions of (B, S)."""
 
     chosen: torch.Tensor
-    """(B, S): which positions these are."""
+    """Marks these positions: (B, S) booleans."""
     labels: torch.Tensor
-    """(N)"""
+    """Holds their labels (N)."""
     loss: SoftAndHard
     teacher: HiddenHead | None = None
-    """The teacher's head, where it is to give logits; None where its top k are known or the labels are all there is."""
+    """Is the teacher's head, where it is to compute logits; None where its top k are known or the labels are all there
+    is."""
     hidden: torch.Tensor | None = None
-    """(N, H_t): the teacher's last hidden states at these positions."""
+    """Holds the teacher's last hidden states at these positions (N, H_t)."""
     top_k: TopK | None = None
-    """The teacher's likeliest tokens at these positions, where they are cached."""
+    """Holds the teacher's likeliest tokens at these positions, where they are cached."""
 
 
 class StudentHead(ToldHead):
-    """A head that, told targets, returns the sum of the loss where a model expects logits."""
+    """Computes, told targets, the sum of the loss where a model expects logits."""
 
     def answer(self, hidden: torch.Tensor, targets: DistillTargets) -> torch.Tensor:
-        """Hidden states (B, S, H) -> the loss, a float32 scalar."""
+        """Returns the loss of hidden states (B, S, H), a float32 scalar."""
         hidden = hidden[targets.chosen]
         parts = (hidden, self.weight, self.bias)
         needs, dtype, head = needed(*parts), product_dtype(hidden), targets.teacher
@@ -70,7 +72,7 @@ class StudentHead(ToldHead):
 
 
 def swap_heads(student: Any, teacher: Any) -> bool:
-    """Let both heads give the loss together if both are plain; whether they are."""
+    """Lets both heads compute the loss together if both are plain; returns whether they are."""
     if not (has_plain_head(student) and has_plain_head(teacher)):
         return False
     swap_head(student.get_output_embeddings(), StudentHead)
@@ -81,11 +83,11 @@ def swap_heads(student: Any, teacher: Any) -> bool:
 def logits_loss(
     logits: torch.Tensor, teacher: torch.Tensor | TopK | None, labels: torch.Tensor, loss: SoftAndHard
 ) -> torch.Tensor:
-    """The same loss from logits (N, V), where heads are not plain, a float32 scalar.
+    """Returns the same loss from logits (N, V), where heads are not plain, a float32 scalar.
 
     `teacher` is its logits (N, V) or its top k, None where only the labels (N) count."""
-    own = logits.detach().to(torch.float32, copy=True)
+    student = logits.detach().to(torch.float32, copy=True)
     if isinstance(teacher, torch.Tensor):
         teacher = teacher.to(torch.float32, copy=True)
-    total = loss(own, own if teacher is None else teacher, labels)
-    return with_gradients(total, (logits,), (own.to(logits.dtype),))
+    total = loss(student, student if teacher is None else teacher, labels)
+    return with_gradients(total, (logits,), (student.to(logits.dtype),))

@@ -1,4 +1,4 @@
-"""Hidden states of the layers of two models, and the distance between them."""
+"""This module takes two models, returns hidden states of their layers, and the distance between them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from scaleup.models.classifier import is_sequence_classifier
 
 
 def layer_pairs(settings: HiddenSettings, num_student: int, num_teacher: int) -> list[tuple[int, int]]:
-    """(student's layer, teacher's layer), from 0: those of the config, or each of the student's with the one that
-    stands at the same share of the teacher's depth."""
+    """Returns (student's layer, teacher's layer), from 0: those of the config, or each of the student's with the one
+    that stands at the same share of the teacher's depth."""
     if settings.layers is not None:
         return settings.layers
     return [(layer, (layer + 1) * num_teacher // num_student - 1) for layer in range(num_student)]
 
 
 def layers_of(model: Any) -> nn.ModuleList:
-    """The layers of a causal model, of an encoder-decoder's decoder, or of a classifier. Raises ScaleupError for a
-    classifier whose architecture is not known."""
+    """Returns the layers of a causal model, of an encoder-decoder's decoder, or of a classifier. Raises ScaleupError
+    for a classifier whose architecture is not known."""
     base = base_of(model)
     if is_sequence_classifier(base):
         return architecture_of(base).stacks[-1].blocks
@@ -39,8 +39,8 @@ def layers_of(model: Any) -> nn.ModuleList:
 
 @contextmanager
 def outputs_of(model: Any, numbers: Iterable[int]) -> Iterator[dict[int, torch.Tensor]]:
-    """The output (B, S, H) of each of these layers in the forward pass inside. A model's own `hidden_states[-1]`
-    is behind the final norm, and so not its last layer's."""
+    """Collects the output (B, S, H) of each of these layers, by its number, in the forward pass inside. A model's own
+    `hidden_states[-1]` is behind the final norm, and so not its last layer's."""
     outputs: dict[int, torch.Tensor] = {}
 
     def keep(number: int, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -58,9 +58,10 @@ def outputs_of(model: Any, numbers: Iterable[int]) -> Iterator[dict[int, torch.T
 def distance_sum(
     student: torch.Tensor, teacher: torch.Tensor, kind: str, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Distance of hidden states (N, H) summed over positions, weighted by `weights` (N) if given, a float32 scalar.
+    """Returns the distance of hidden states (N, H) summed over positions, weighted by `weights` (N) if given, a float32
+    scalar.
 
     `kind` is mse, the squared difference in the mean over the width, or cosine, 1 - cos."""
     one, other = student.float(), teacher.float()
-    each = 1 - F.cosine_similarity(one, other, dim=-1) if kind == "cosine" else (one - other).square().mean(dim=-1)
-    return (each if weights is None else each * weights).sum()
+    distances = 1 - F.cosine_similarity(one, other, dim=-1) if kind == "cosine" else (one - other).square().mean(dim=-1)
+    return (distances if weights is None else distances * weights).sum()

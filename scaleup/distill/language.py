@@ -1,4 +1,5 @@
-"""A language model that learns from a larger one: its distribution over tokens, the labels, its hidden states."""
+"""This module computes the loss of a language model that learns from a larger one: its distribution over tokens, the
+labels, its hidden states."""
 
 from __future__ import annotations
 
@@ -19,27 +20,27 @@ from scaleup.train.losses import labelled_logits
 
 
 class Distillation(StudentWithTeacher):
-    """Two causal or two encoder-decoder models of one vocabulary."""
+    """Distils a language model into another one of the same vocabulary; both are causal or both encoder-decoders."""
 
     def __init__(self, student: Any, teacher: Any, settings: DistillSettings) -> None:
         super().__init__(student, teacher, settings)
         self.is_fused = swap_heads(student, teacher)
 
     def forward(self, labels: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-        """The loss summed over the labelled positions of a batch (B, S), a float32 scalar: soft, hard and of hidden
-        states. Without labels it is a zero that still has a gradient."""
+        """Returns the loss summed over the labelled positions of a batch (B, S), a float32 scalar: soft, hard and of
+        hidden states. Without labels it is a zero that still has a gradient."""
         own_labels = F.pad(labels, (num_prepended(self.student), 0), value=IGNORE)
         chosen, own_chosen = labels != IGNORE, own_labels != IGNORE
         last, states = self._teacher_outputs(labels, chosen, inputs)
-        with outputs_of(self.student, (own for own, _ in self.pairs)) as own_states:
+        with outputs_of(self.student, (layer for layer, _ in self.pairs)) as own_states:
             if self.is_fused:
                 teacher = None if last is None else self.teacher.get_output_embeddings()
                 targets = DistillTargets(own_chosen, labels[chosen], self.loss, teacher, last)
                 with told(targets, self.student.get_output_embeddings()):
                     loss = self.student(**inputs, use_cache=False).logits
             else:
-                logits, own = labelled_logits(self.student, own_labels, inputs)
-                loss = logits_loss(logits, last, own, self.loss)
+                logits, kept_labels = labelled_logits(self.student, own_labels, inputs)
+                loss = logits_loss(logits, last, kept_labels, self.loss)
         if self.hidden is None:
             return loss
         return loss + self.hidden.weight * self._distance(own_states, own_chosen, states)
@@ -48,8 +49,9 @@ class Distillation(StudentWithTeacher):
     def _teacher_outputs(
         self, labels: torch.Tensor, chosen: torch.Tensor, inputs: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """The teacher's outputs at the labelled positions: what its head is given (N, H_t), or its logits (N, V) where
-        the heads are not plain, and the states (N, H_t) of the pairs' layers. Nothing that the loss does not need."""
+        """Returns the teacher's outputs at the labelled positions: what its head gets (N, H_t), or its logits (N, V)
+        where the heads are not plain, and the states (N, H_t) of the pairs' layers. It leaves out what the loss does
+        not need."""
         if self.loss.alpha == 0 and not self.pairs:
             return None, []
         with outputs_of(self.teacher, (layer for _, layer in self.pairs)) as states:
@@ -63,13 +65,14 @@ class Distillation(StudentWithTeacher):
         self, own_states: dict[int, torch.Tensor], chosen: torch.Tensor, states: list[torch.Tensor]
     ) -> torch.Tensor:
         assert self.hidden is not None
-        own = self.projected([own_states[layer][chosen] for layer, _ in self.pairs])
+        projected = self.projected([own_states[layer][chosen] for layer, _ in self.pairs])
         kind = self.hidden.loss
-        return torch.stack([distance_sum(*pair, kind) for pair in zip(own, states, strict=True)]).mean()
+        return torch.stack([distance_sum(*pair, kind) for pair in zip(projected, states, strict=True)]).mean()
 
 
 class CachedDistillation(StudentWithTeacher):
-    """A student whose teacher is cached: its top k come in the order of the labels, whatever stands before the tokens.
+    """Trains a student whose teacher is cached: its top k come in the order of the labels, whatever stands before the
+    tokens.
 
     A soft prompt moves positions, and leaves no label out."""
 
@@ -80,12 +83,12 @@ class CachedDistillation(StudentWithTeacher):
             swap_head(student.get_output_embeddings(), StudentHead)
 
     def forward(self, labels: torch.Tensor, teacher_top_k: TopK, **inputs: torch.Tensor) -> torch.Tensor:
-        """The loss summed over the N labelled positions of a batch (B, S), a float32 scalar."""
+        """Returns the loss summed over the N labelled positions of a batch (B, S), a float32 scalar."""
         assert teacher_top_k.log_probs.dtype == torch.float32, "an engine has rounded the teacher's log-probabilities"
         own_labels = F.pad(labels, (num_prepended(self.student), 0), value=IGNORE)
         if not self.is_fused:
-            logits, own = labelled_logits(self.student, own_labels, inputs)
-            return logits_loss(logits, teacher_top_k, own, self.loss)
+            logits, kept_labels = labelled_logits(self.student, own_labels, inputs)
+            return logits_loss(logits, teacher_top_k, kept_labels, self.loss)
         targets = DistillTargets(own_labels != IGNORE, labels[labels != IGNORE], self.loss, top_k=teacher_top_k)
         with told(targets, self.student.get_output_embeddings()):
             loss: torch.Tensor = self.student(**inputs, use_cache=False).logits

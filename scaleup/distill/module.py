@@ -1,4 +1,5 @@
-"""What distillation trains: a student, its frozen teacher and the projections of its hidden states in one module."""
+"""This module puts a student, its frozen teacher and the projections of its hidden states into one module, which an
+engine trains."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ from scaleup.distill.hidden_states import layer_pairs, layers_of
 from scaleup.models.beside import Beside
 
 STUDENT = "student"
-"""The submodule that is the result."""
+"""Names the submodule that is the result."""
 
 
 class StudentWithTeacher(Beside):
-    """A student beside its teacher, which has no gradients and no dropout; or alone, where the teacher's top k are
-    cached."""
+    """Holds a student beside its teacher, which has no gradients and no dropout; or alone, where the teacher's top k
+    are cached."""
 
     trained_part = STUDENT
     frozen_part = "teacher"
@@ -41,8 +42,8 @@ class StudentWithTeacher(Beside):
                 self.projections.extend(nn.Linear(widths[0], widths[1], bias=False) for _ in self.pairs)
 
     def projected(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The student's states (N, H) of each pair of layers -> the same, of the teacher's width (N, H_t)."""
+        """Returns the student's states (N, H) of each pair of layers in the teacher's width (N, H_t)."""
         if not len(self.projections):
             return states
-        makers: list[Any] = list(self.projections)
-        return [make(each.to(make.weight.dtype)) for make, each in zip(makers, states, strict=True)]
+        projections: list[Any] = list(self.projections)
+        return [project(state.to(project.weight.dtype)) for project, state in zip(projections, states, strict=True)]

@@ -1,6 +1,6 @@
-"""On-policy distillation (Agarwal et al. 2024): the student answers the prompts of the training rows, and learns what
-its teacher thinks of each token of its own answer. The loop is TRL's; the order of rows, the optimizer, its schedule,
-records, checkpoints and stopping are those of every other stage.
+"""This module trains a student on its own answers (on-policy distillation; Agarwal et al. 2024): it answers the prompts
+of the training rows, and learns its teacher's distribution at each token of its own answer. The loop is TRL's; the
+order of rows, the optimizer, its schedule, records, checkpoints and stopping are those of every other stage.
 
 Before a step each rank draws from a seed made of the run's, the step and the rank: so a run that goes on answers as one
 that was never stopped."""
@@ -39,7 +39,7 @@ from scaleup.train.optim import build_optimizer, build_schedule
 
 
 def train_on_policy(job: Job[DistillConfig]) -> TrainedModel:
-    """Train the student on its own answers to the prompts of the training rows.
+    """Trains the student on its own answers to the prompts of the training rows.
 
     Raises ScaleupError as reading and loading do and where the loss is not finite, and Stopped after a signal."""
     config, plan, runtime = job.config, job.plan, job.runtime
@@ -78,7 +78,7 @@ def train_on_policy(job: Job[DistillConfig]) -> TrainedModel:
 
 
 class OnPolicyTrainer(DistillationTrainer):
-    """TRL's, for prompts that are token ids already and with a run's own checkpoints."""
+    """Adapts TRL's trainer to prompts that are token ids already, and to a run's own checkpoints."""
 
     save: Callable[[], None]
 
@@ -90,7 +90,7 @@ class OnPolicyTrainer(DistillationTrainer):
 
 
 class Steps(TrainerCallback):
-    """What the run does around TRL's steps, which start from 0 in each attempt."""
+    """Does what the run needs around TRL's steps, which start from 0 in each attempt."""
 
     checkpointer: Checkpointer[TrainState]
 
@@ -106,7 +106,7 @@ class Steps(TrainerCallback):
         trainer.add_callback(self)
         trainer.remove_callback(PrinterCallback)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         self.checkpointer = Checkpointer(
             self.runtime.around(trainer.accelerator),
@@ -121,13 +121,13 @@ class Steps(TrainerCallback):
         shown = self.config.model_dump(mode="json")
         self.metrics = MetricsLog(self.runtime, self.folder, self.config.name, shown, self.state.step)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.runtime.progress.heartbeat.begin_step(self.state.step + 1)
         self.runtime.progress.enter_phase("answering and learning")
-        place = (self.config.train.seed, self.state.step, self.runtime.rank)
-        seed_everything(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        entropy = (self.config.train.seed, self.state.step, self.runtime.rank)
+        seed_everything(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         train, last = self.config.train, self.num_steps
         self.state.step += 1
         self.state.num_tokens = self.tokens_before + state.num_input_tokens_seen
@@ -138,7 +138,7 @@ class Steps(TrainerCallback):
         control.should_save = step < last and (save > 0 or is_due(train.save_steps, step, last))  # the result follows
         control.should_training_stop = step == last or stop > 0
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **others: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         if "train_runtime" in logs:  # TRL's summary of an attempt
             return
         values = {name: value for name, value in logs.items() if not name.endswith(SKIPPED_METRICS)}
@@ -155,7 +155,7 @@ class Steps(TrainerCallback):
 
 
 SKIPPED_METRICS = ("epoch", "eval_num_tokens", "_per_second", "_runtime")
-"""Ends of names of TRL's metrics that a run's own metrics hold already, or that nobody needs."""
+"""Lists ends of names of TRL's metrics that a run's own metrics hold already, or that nobody needs."""
 
 
 def _num_steps(config: DistillConfig, batch: BatchPlan, num_prompts: int) -> int:
@@ -170,7 +170,7 @@ def _dataset(prompts: Iterable[Prompt]) -> Dataset:
 
 
 def _arguments(config: DistillConfig, batch: BatchPlan, runtime: Runtime, num_steps: int, folder: str) -> TRLConfig:
-    """Settings of TRL's trainer. Logging, evaluation and saving are requested step by step (`Steps`)."""
+    """Returns the settings of TRL's trainer. Logging, evaluation and saving are requested step by step (`Steps`)."""
     train, generation = config.train, config.distill.generation
     return TRLConfig(
         output_dir=folder,

@@ -1,4 +1,5 @@
-"""Rows that a teacher writes: its own answers to the prompts of the training rows."""
+"""This module lets a teacher write training rows: it reads the prompts of data.train and writes the teacher's own
+answers to them."""
 
 from __future__ import annotations
 
@@ -20,24 +21,26 @@ from scaleup.train.job import Job
 
 
 def with_written_rows(job: Job[DistillConfig]) -> Job[DistillConfig]:
-    """Return the job with what the teacher wrote in place of each source of data.train; in the run folder, once: a run
-    that goes on reads it again. Empty answers make no row. Every rank must call it."""
+    """Returns the job with what the teacher wrote in place of each source of data.train. It is written once, to the run
+    folder: a run that goes on reads it again. Empty answers make no row. Every rank must call it."""
     config, runtime, folder = job.config, job.runtime, job.folder
-    sources, place = config.data.train or [], folder.path.absolute() / "teacher"
-    files = [place / f"{number}.jsonl" for number in range(len(sources))]
+    sources, teacher_folder = config.data.train or [], folder.path.absolute() / "teacher"
+    files = [teacher_folder / f"{number}.jsonl" for number in range(len(sources))]
     if not all(file.is_file() for file in files):
         prompts = [read_prompts(config.data, source, "train") for source in sources]
         answers = iter(_answers(job, [prompt for part in prompts for prompt in part]))
         for file, part in zip(files, prompts, strict=True):
             rows: list[dict[str, Any]] = [{"prompt": prompt, "completion": next(answers)} for prompt in part]
             if runtime.is_main:
-                place.mkdir(exist_ok=True)
+                teacher_folder.mkdir(exist_ok=True)
                 lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["completion"].strip()]
                 write_text(file, "".join(lines))
         runtime.barrier()
-    own = {name: name for name in ("prompt", "completion")}
+    columns = {name: name for name in ("prompt", "completion")}
     written = [
-        SourceConfig(path=str(file), weight=source.weight, columns=own, prompt="{prompt}", completion="{completion}")
+        SourceConfig(
+            path=str(file), weight=source.weight, columns=columns, prompt="{prompt}", completion="{completion}"
+        )
         for file, source in zip(files, sources, strict=True)
     ]
     return replace(job, config=config.model_copy(update={"data": config.data.model_copy(update={"train": written})}))
@@ -50,5 +53,5 @@ def _answers(job: Job[DistillConfig], prompts: Sequence[Any]) -> list[str]:
     model = load_finished(config.teacher, teacher, None, config.mixed_precision, runtime.device)
     ids = Encoder(tokenizer, teacher.task, config.data).prompt_ids(prompts)
     seed_everything(config.train.seed + runtime.rank)
-    how, size = config.distill.generation, config.train.per_device_eval_batch_size
-    return generate_answers(runtime, model, tokenizer, ids, how, size, job.parts, "what the teacher writes")
+    generation, size = config.distill.generation, config.train.per_device_eval_batch_size
+    return generate_answers(runtime, model, tokenizer, ids, generation, size, job.parts, "what the teacher writes")

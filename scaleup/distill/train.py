@@ -1,4 +1,4 @@
-"""A distillation's config -> a student trained beside its teacher."""
+"""This module takes a distillation's config and returns a student trained beside its teacher."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from scaleup.train.supervised import train_supervised
 
 
 def train_student(job: Job[DistillConfig]) -> TrainedModel:
-    """Train the student on the run's rows, beside its teacher or what a cache holds of it.
+    """Trains the student on the run's rows, beside its teacher or what a cache holds of it.
 
     Raises ScaleupError as reading, loading and fitting do, and Stopped after a signal."""
     config, plan, runtime = job.config, job.plan, job.runtime
@@ -54,8 +54,9 @@ def train_student(job: Job[DistillConfig]) -> TrainedModel:
 def load_distillation(
     config: DistillConfig, facts: ModelFacts, teacher: ModelFacts, device: torch.device
 ) -> StudentWithTeacher:
-    """The student as stage `sft` would train it, and its teacher as it is, on the CPU in float32: the engine moves or
-    shards it; none where its top k are cached. The same on every rank. Raises ScaleupError as loading does."""
+    """Loads the student as stage `sft` would train it, and its teacher as it is, on the CPU in float32: the engine
+    moves or shards it; none where its top k are cached. It is the same on every rank. Raises ScaleupError as loading
+    does."""
     if config.distill.cache is not None:
         return CachedDistillation(trainable_model(config, facts, device), config.distill)
     frozen = load_finished(config.teacher, teacher, None, config.mixed_precision, torch.device("cpu"))
@@ -67,7 +68,7 @@ def load_distillation(
 
 
 def distillation_loss(model: Any, batch: Batch) -> torch.Tensor:
-    """The objective of the loop: summed over a batch's labelled positions, a float32 scalar."""
+    """Returns the objective of the loop: the loss summed over a batch's labelled positions, a float32 scalar."""
     cached = {} if batch.teacher_top_k is None else {"teacher_top_k": batch.teacher_top_k}
     loss: torch.Tensor = model(labels=batch.labels, **cached, **batch.inputs)
     return loss

@@ -1,4 +1,5 @@
-"""DeepSpeed's C++ operations for CPUs, compiled once, in a folder of ours; and imports without torch's compiler.
+"""This module compiles DeepSpeed's C++ operations for CPUs once, in a folder of ours, and loads them; and it imports
+libraries without torch's compiler.
 
 DeepSpeed compiles them on first use without a word, and torch's build lock outlives a killed build: later runs wait for
 it for ever. So every process loads them here before DeepSpeed does, one process at a time under a lock that the kernel
@@ -24,24 +25,24 @@ from scaleup.artifacts.files import cache_folder
 from scaleup.errors import ScaleupError
 
 OPS = ("ShareMemCommBuilder", "CPUAdamBuilder")
-"""Operations of runs on CPUs: every gloo run needs the first, offloaded optimizers the second."""
+"""Names the operations of runs on CPUs: every gloo run needs the first, offloaded optimizers the second."""
 
 Announce = Callable[[str], None]
 
 
 class Builder(Protocol):
-    """The part of a DeepSpeed op builder that is used here."""
+    """Describes the part of a DeepSpeed op builder that is used here."""
 
     name: str
 
     def load(self, verbose: bool = False) -> object:
-        """Compile it unless that is done, and import it."""
+        """Compiles the op unless that is done, and imports it."""
 
 
 def ops_folder() -> Path:
-    """The folder `deepspeed-ops/KEY` in scaleup's cache. The key covers what a build depends on: torch, deepspeed and
-    Python, where they are installed, the compiler's name and the CPU's instructions (different machines share home
-    folders).
+    """Returns the folder `deepspeed-ops/KEY` in scaleup's cache. The key covers what a build depends on: torch,
+    deepspeed and Python, where they are installed, the compiler's name and the CPU's instructions (different machines
+    share home folders).
 
     Raises ScaleupError if a package is missing."""
     try:
@@ -56,7 +57,8 @@ def ops_folder() -> Path:
 
 
 def ensure_built(ops: Sequence[str], announce: Announce) -> None:
-    """Build (once, under a lock, with a line to `announce`) and load DeepSpeed's ops, named by their builders' classes.
+    """Builds (once, under a lock, with a line to `announce`) and loads DeepSpeed's ops, named by their builders'
+    classes.
 
     Call it in every process, before DeepSpeed starts. Ops that this machine's accelerator has no use for are left out.
     Raises ScaleupError: no deepspeed, ninja or compiler, a failed build, or the lock of a killed one."""
@@ -64,14 +66,14 @@ def ensure_built(ops: Sequence[str], announce: Announce) -> None:
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
     tools = str(Path(sys.executable).parent)  # ninja's place when the virtual environment is not activated
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    os.environ["PATH"] = os.pathsep.join([tools, *(place for place in path if place != tools)])
+    os.environ["PATH"] = os.pathsep.join([tools, *(entry for entry in path if entry != tools)])
     if shutil.which("ninja") is None:  # torch asks for it even when there is nothing to build
         raise ScaleupError.of("ninja", "not found: DeepSpeed needs it", "pip install -c constraints.txt ninja")
     build(folder, _builders(ops), announce)
 
 
 def build(folder: Path, builders: Sequence[Builder], announce: Announce) -> None:
-    """Load each builder's op, which compiles it into `folder` the first time. Raises ScaleupError."""
+    """Loads each builder's op, which compiles it into `folder` the first time. Raises ScaleupError."""
 
     def say_waiting() -> None:
         if not all(_marker(folder, builder).exists() for builder in builders):
@@ -107,7 +109,7 @@ def _marker(folder: Path, builder: Builder) -> Path:
 
 @contextmanager
 def _locked(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Let one process at a time in. The kernel releases the lock when its holder ends, however it ends; a lock that
+    """Lets one process at a time in. The kernel releases the lock when its holder ends, however it ends; a lock that
     could outlive it, filelock's way out on file systems without flock, is refused."""
     lock = FileLock(folder / ".flock", fallback_to_soft=False)
     try:
@@ -141,7 +143,7 @@ def _builders(ops: Sequence[str]) -> list[Builder]:
 
 
 def _cpu() -> str:
-    """The CPU's instructions: DeepSpeed compiles for exactly these."""
+    """Returns the CPU's instructions: DeepSpeed compiles for exactly these."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -151,7 +153,7 @@ def _cpu() -> str:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Import libraries inside without torch's compiler: functions that they decorate with `torch.compile` stay as they
+    """Imports libraries inside without torch's compiler: functions that they decorate with `torch.compile` stay as they
     are. We never call those, and importing the compiler takes seconds in every worker."""
     import torch  # not above: `make setup` runs this file
 
@@ -168,7 +170,8 @@ def _say(line: str) -> None:
 
 
 def main() -> int:
-    """Build what every ZeRO run on CPUs needs; `make setup` calls it. The optimizer's is built when first offloaded."""
+    """Builds what every ZeRO run on CPUs needs; `make setup` calls it. The optimizer's op is built when it is first
+    offloaded."""
     try:
         ensure_built(OPS[:1], _say)
     except ScaleupError as error:

@@ -1,5 +1,5 @@
-"""Engines, one for each kind of strategy: how a process joins its process group, what wraps the model, and who clips
-gradients and steps.
+"""This module holds the engines, one for each kind of strategy: how a process joins its process group, what wraps the
+model, and who clips gradients and steps.
 
 `replicated` (single, ddp) and `fsdp2` step a torch optimizer; under ZeRO DeepSpeed's engine does it. The loop above
 sees one interface, and every engine takes a loss scaled the same way: all of them average gradients over ranks."""
@@ -25,52 +25,52 @@ from scaleup.plan.types import GroupPlan
 
 
 class NonFiniteError(ArithmeticError):
-    """The loss or the gradient is NaN or infinite."""
+    """Tells that the loss or the gradient is NaN or infinite."""
 
 
 class Engine(Protocol):
-    """The interface of a strategy to the training loop."""
+    """Is the interface of a strategy to the training loop."""
 
     def accelerator(self, group: GroupPlan, timeout: timedelta, **common: Any) -> Accelerator:
-        """Join the group's process group."""
+        """Joins the group's process group."""
 
     def prepare(self, accelerator: Accelerator, *parts: Any) -> Any:
-        """Wrap a model (and optimizer) for this strategy."""
+        """Wraps a model (and optimizer) for this strategy."""
 
     def wrapper(self, model: torch.nn.Module) -> tuple[str, int | None]:
-        """The name of the class that wraps a prepared model, and the ZeRO stage."""
+        """Returns the name of the class that wraps a prepared model, and the ZeRO stage."""
 
     def micro_batch(self, accelerator: Accelerator, model: Any, last: bool) -> AbstractContextManager[Any]:
-        """Enter around forward and backward: gradients are reduced over ranks with the last micro-batch of a step
-        only."""
+        """Returns the context of a micro-batch's forward and backward: gradients are reduced over ranks with the last
+        micro-batch of a step only."""
 
     def backward(self, accelerator: Accelerator, model: Any, loss: torch.Tensor) -> None:
-        """Add the gradients of a micro-batch's loss to those of the step."""
+        """Adds the gradients of a micro-batch's loss to those of the step."""
 
     def update(self, accelerator: Accelerator, model: Any, optimizer: Any, max_norm: float) -> tuple[float, bool]:
-        """Clip gradients to `max_norm` (infinite: no clipping), step, and clear gradients. Returns the gradient norm
+        """Clips gradients to `max_norm` (infinite: no clipping), steps, and clears gradients. Returns the gradient norm
         and whether fp16 skipped the step. Raises NonFiniteError."""
 
     def full_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
-        """Float32 weights and buffers, shared ones once, of a model that is trained as a whole; on rank 0. Every rank
-        must call it."""
+        """Returns float32 weights and buffers, shared ones once, of a model that is trained as a whole; on rank 0.
+        Every rank must call it."""
 
     def trained_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
-        """Float32 weights of the trained parameters alone, on rank 0. Every rank must call it."""
+        """Returns float32 weights of the trained parameters alone, on rank 0. Every rank must call it."""
 
     def save_options(self) -> dict[str, Any]:
-        """Arguments of Accelerate's save_state that leave frozen weights out."""
+        """Returns the arguments of Accelerate's save_state that leave frozen weights out."""
 
     def load_options(self) -> dict[str, Any]:
-        """Arguments of Accelerate's load_state that allow them to be missing."""
+        """Returns the arguments of Accelerate's load_state that allow them to be missing."""
 
     def put(self, model: Any, optimizer: Any, source: Source) -> None:
-        """Copy a checkpoint's weights and optimizer state into a prepared model and optimizer. Every rank must call
+        """Copies a checkpoint's weights and optimizer state into a prepared model and optimizer. Every rank must call
         it."""
 
 
 class ReplicatedEngine:
-    """`single` and `ddp`: the whole model on every rank."""
+    """Keeps the whole model on every rank: `single` and `ddp`."""
 
     def accelerator(self, group: GroupPlan, timeout: timedelta, **common: Any) -> Accelerator:
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
@@ -126,7 +126,7 @@ class ReplicatedEngine:
 
 
 class FSDP2Engine(ReplicatedEngine):
-    """Parameters, gradients and optimizer state sharded over ranks by torch's `fully_shard`."""
+    """Shards parameters, gradients and optimizer state over ranks by torch's `fully_shard`."""
 
     def accelerator(self, group: GroupPlan, timeout: timedelta, **common: Any) -> Accelerator:
         backend = InitProcessGroupKwargs(backend=group.backend, timeout=timeout)
@@ -141,7 +141,7 @@ class FSDP2Engine(ReplicatedEngine):
         return Accelerator(fsdp_plugin=plugin, kwargs_handlers=[backend], **common)
 
     def prepare(self, accelerator: Accelerator, *parts: Any) -> Any:
-        """Prepare a model, one that is not trained with an optimizer that does nothing: Accelerate demands one."""
+        """Prepares a model, one that is not trained with an optimizer that does nothing: Accelerate demands one."""
         with _embeddings_left_to_the_root(parts[0]):
             if len(parts) > 1:
                 return accelerator.prepare(*parts)
@@ -154,7 +154,7 @@ class FSDP2Engine(ReplicatedEngine):
 
 
 class DeepSpeedEngine:
-    """ZeRO stages 1, 2 and 3 (Rajbhandari et al. 2020): optimizer state, gradients, parameters sharded in turn."""
+    """Runs ZeRO stages 1, 2 and 3 (Rajbhandari et al. 2020): optimizer state, gradients, parameters sharded in turn."""
 
     def accelerator(self, group: GroupPlan, timeout: timedelta, **common: Any) -> Accelerator:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -199,7 +199,8 @@ class DeepSpeedEngine:
         return norm, skipped
 
     def full_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
-        """One parameter at a time, from the float32 master weights: only rank 0 ever holds them all."""
+        """Returns the float32 master weights, gathered one parameter at a time, and buffers: only rank 0 ever holds
+        them all."""
         state = self.trained_state(accelerator, model)
         saved = model.module.state_dict().keys()
         return state | {name: buffer.cpu() for name, buffer in model.module.named_buffers() if name in saved}
@@ -226,28 +227,28 @@ class DeepSpeedEngine:
 
 
 def engine_for(strategy: str) -> Engine:
-    """The engine of a strategy: single, ddp, zero1 to zero3, or fsdp2."""
+    """Returns the engine of a strategy: single, ddp, zero1 to zero3, or fsdp2."""
     if strategy.startswith("zero"):
         return DeepSpeedEngine()
     return FSDP2Engine() if strategy == "fsdp2" else ReplicatedEngine()
 
 
 def base_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """The torch optimizer inside Accelerate's and DeepSpeed's, whose learning rate counts."""
+    """Returns the torch optimizer inside Accelerate's and DeepSpeed's, whose learning rate counts."""
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer
 
 
 def _let_accelerate_shard_on_cpus() -> None:
-    """Replace the private method by which Accelerate 1.15 never turns FSDP on for CPUs, although torch's FSDP2 runs on
+    """Replaces the private method by which Accelerate 1.15 never turns FSDP on for CPUs, although torch's FSDP2 runs on
     gloo. Call it before an Accelerator is made."""
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
 
 
 def _embeddings_in_a_block(model: Any) -> bool:
-    """Whether the input embedding is part of something that Transformers says not to split, as BERT's is."""
+    """Returns whether the input embedding is part of something that Transformers says not to split, as BERT's is."""
     names, embedding = set(model._no_split_modules or ()), model.get_input_embeddings()
     blocks = (module for module in model.modules() if type(module).__name__ in names)
     return any(part is embedding for block in blocks for part in block.modules())
@@ -255,9 +256,9 @@ def _embeddings_in_a_block(model: Any) -> bool:
 
 @contextmanager
 def _embeddings_left_to_the_root(model: Any) -> Iterator[None]:
-    """Hide the input embedding from Accelerate 1.15, which shards it by itself. Encoder-decoder models share it between
-    three modules, and torch refuses one parameter in two groups; encoders have it in a block that is sharded before.
-    Hidden, it stays in the root's group, or in that block's."""
+    """Hides the input embedding from Accelerate 1.15, which shards it by itself. Encoder-decoder models share it
+    between three modules, and torch refuses one parameter in two groups; encoders have it in a block that is sharded
+    before. Hidden, it stays in the root's group, or in that block's."""
     if not model.config.is_encoder_decoder and not _embeddings_in_a_block(model):
         yield
         return

@@ -1,4 +1,4 @@
-"""A worker's heartbeat: a notice that shows that its process runs, and how far its main thread is.
+"""This module writes a worker's heartbeat: a notice that shows that its process runs, and how far its main thread is.
 
 The main thread only sets attributes; a thread of its own writes them, for the node's agent (launcher/hung.py)."""
 
@@ -32,35 +32,35 @@ class Heartbeat:
         self._beat = 0
         self.phase = "starting"
         self.step: int | None = None
-        """The current step, from 1; None outside of the training loop."""
+        """Is the current step, from 1; None outside of the training loop."""
         self.steps = 0
-        """The number of steps that this process has begun."""
+        """Counts the steps that this process has begun."""
         self.collectives = 0
         self.phases = 0
 
     def start(self) -> Heartbeat:
-        """Write from now on, until the process ends; make SIGUSR2 print the stacks of all threads."""
+        """Writes from now on, until the process ends; makes SIGUSR2 print the stacks of all threads."""
         faulthandler.register(signal.SIGUSR2, file=sys.stderr, all_threads=True)
         Thread(target=self._beat_on, name="heartbeat", daemon=True).start()
         return self
 
     def enter_phase(self, phase: str) -> None:
-        """Note that the main thread begins a phase, or the next piece of the same one."""
+        """Notes that the main thread begins a phase, or the next piece of the same one."""
         self.phase = phase
         self.phases += 1
 
     def enter_collective(self) -> None:
-        """Note that the main thread enters a collective."""
+        """Notes that the main thread enters a collective."""
         self.collectives += 1
         self.phases = 0
 
     def begin_step(self, step: int) -> None:
-        """Note that the main thread begins a step, counted from 1."""
+        """Notes that the main thread begins a step, counted from 1."""
         self.step = step
         self.steps += 1
 
     def end_steps(self) -> None:
-        """Note that the last step is done: what follows is not watched for progress."""
+        """Notes that the last step is done: what follows is not watched for progress."""
         self.step = None
 
     def _beat_on(self) -> None:

@@ -1,4 +1,5 @@
-"""A checkpoint of any strategy, read as whole parameters one at a time and put into whichever engine is there.
+"""This module reads a checkpoint of any strategy as whole parameters, one at a time, and puts them into whichever
+engine is there.
 
 Nothing is converted on the disk: the readers look into what the strategies wrote (mapped, not read whole, so a rank
 holds one parameter at a time), and every rank takes its own share of each. Only what an optimizer moves is carried
@@ -20,22 +21,25 @@ from scaleup.artifacts.checkpoints import Layout
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole parameter and its optimizer state, in float32."""
+    """Holds a whole parameter and its optimizer state, in float32."""
 
     weight: torch.Tensor
     moments: dict[str, torch.Tensor]
-    """Optimizer state of the weight's shape, by torch's names: exp_avg, exp_avg_sq, momentum_buffer."""
+    """Holds optimizer state of the weight's shape, by torch's names: exp_avg, exp_avg_sq, momentum_buffer."""
     step: float | None
-    """Optimizer steps taken, where the optimizer counts them."""
+    """Counts the optimizer steps taken, where the optimizer counts them."""
 
 
 class Source(Protocol):
+    """Reads what a strategy wrote."""
+
     def parameter(self, names: tuple[str, ...]) -> Whole:
-        """A parameter by its names: first its name in lists of parameters, then those of modules that share it."""
+        """Returns a parameter by its names: first its name in lists of parameters, then those of modules that share
+        it."""
 
 
 def source_of(folder: Path, layout: Layout) -> Source:
-    """The reader of what a strategy wrote."""
+    """Returns the reader of what a strategy wrote."""
     if layout.strategy.startswith("zero"):
         return ZeroSource(folder / "pytorch_model", layout.num_processes)
     return FSDP2Source(folder) if layout.strategy == "fsdp2" else ReplicatedSource(folder, layout.parameters)
@@ -91,7 +95,7 @@ class _DistributedReader:
 
 @dataclass(frozen=True)
 class _Fragment:
-    """The position of a part of a parameter in a rank's flat tensors."""
+    """Holds the position of a part of a parameter in a rank's flat tensors."""
 
     rank: int
     group: int
@@ -134,7 +138,8 @@ class ZeroSource:
 
 
 def _slices(mappings: list[list[dict[str, Any]]]) -> Iterator[tuple[str, _Fragment]]:
-    """ZeRO-1 and 2 cut a group's parameters, laid end to end, into one piece a rank; each rank says what it has."""
+    """Yields the fragments of each parameter under ZeRO-1 and 2, which cut a group's parameters, laid end to end, into
+    one piece a rank; each rank wrote what it has."""
     for rank, groups in enumerate(mappings):
         for group, mapping in enumerate(groups):
             for name, address in mapping.items():
@@ -142,7 +147,8 @@ def _slices(mappings: list[list[dict[str, Any]]]) -> Iterator[tuple[str, _Fragme
 
 
 def _stage3_slices(groups: list[dict[str, torch.Size]], world: int) -> Iterator[tuple[str, _Fragment]]:
-    """ZeRO-3 cuts every parameter into equal shares, the last one padded."""
+    """Yields the fragments of each parameter under ZeRO-3, which cuts every parameter into equal shares, the last one
+    padded."""
     for group, shapes in enumerate(groups):
         start = 0
         for name, shape in shapes.items():
@@ -153,7 +159,7 @@ def _stage3_slices(groups: list[dict[str, torch.Size]], world: int) -> Iterator[
 
 
 def _unpickled(folder: Path, pattern: str) -> dict[str, Any]:
-    """Unpickle a file of DeepSpeed's: only plain data and the few classes that such files are known to hold."""
+    """Unpickles a file of DeepSpeed's: only plain data and the few classes that such files are known to hold."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -172,7 +178,7 @@ def _is_moment(value: Any) -> bool:
 
 
 def names_of(model: torch.nn.Module) -> dict[torch.nn.Parameter, tuple[str, ...]]:
-    """All names of each trained parameter; the first is its name in lists of parameters."""
+    """Returns all names of each trained parameter; the first is its name in lists of parameters."""
     names: dict[torch.nn.Parameter, tuple[str, ...]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
@@ -182,7 +188,7 @@ def names_of(model: torch.nn.Module) -> dict[torch.nn.Parameter, tuple[str, ...]
 
 @torch.no_grad()
 def put_into_torch(source: Source, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Copy a checkpoint into a model, replicated or sharded by FSDP2, and its optimizer."""
+    """Copies a checkpoint into a model, replicated or sharded by FSDP2, and its optimizer."""
     for parameter, names in names_of(model).items():
         whole = source.parameter(names)
         parameter.copy_(_like(parameter, whole.weight))
@@ -193,7 +199,7 @@ def put_into_torch(source: Source, model: torch.nn.Module, optimizer: torch.opti
 
 
 def _like(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """A copy on the parameter's device, and sharded like it."""
+    """Returns a copy of a whole tensor on the parameter's device, and sharded like it."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     placed = whole.to(parameter.device, copy=True)
@@ -204,7 +210,7 @@ def _like(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def put_into_zero(source: Source, engine: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Copy a checkpoint into a DeepSpeed engine: the float32 weights that its optimizer steps, and their moments."""
+    """Copies a checkpoint into a DeepSpeed engine: the float32 weights that its optimizer steps, and their moments."""
     is_stage3 = engine.zero_optimization_stage() == 3
     if is_stage3:
         engine.optimizer.checkpoint_event_prologue()
@@ -229,8 +235,8 @@ def put_into_zero(source: Source, engine: Any, optimizer: torch.optim.Optimizer)
 
 
 FlatSlices = Iterator[tuple[torch.Tensor, int, torch.Tensor]]
-"""A flat tensor of this rank, a position in it, and the values that belong there from that position on. Empty if the
-rank has no part of the parameter."""
+"""Yields a flat tensor of this rank, a position in it, and the values that belong there from that position on. It is
+empty if the rank has no part of the parameter."""
 
 
 def _flat_slices(zero: Any, parameter: Any, whole: torch.Tensor) -> FlatSlices:
@@ -247,5 +253,6 @@ def _stage3_flat_slices(zero: Any, parameter: Any, whole: torch.Tensor) -> FlatS
 
 
 def _step_like(optimizer: torch.optim.Optimizer, step: float, device: torch.device) -> Any:
-    """Torch counts in a tensor beside the weights, DeepSpeed's optimizer on the CPU in an int."""
+    """Returns a step as the optimizer counts: torch in a tensor beside the weights, DeepSpeed's optimizer on the CPU in
+    an int."""
     return torch.tensor(step, device=device) if type(optimizer).__module__.startswith("torch.") else int(step)

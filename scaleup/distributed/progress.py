@@ -1,4 +1,5 @@
-"""Progress of this group: the launcher reads it from a file; a process that was started by hand prints lines."""
+"""This module reports the progress of this group: the launcher reads it from a file; a process that was started by hand
+prints lines."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ class Progress:
         self._phase = ""
 
     def report(self, phase: str, done: int = 0, total: int | None = None, **shown: Any) -> None:
-        """Report `done` of `total` (None: unknown) in a phase, with values to show beside it."""
+        """Reports `done` of `total` (None: unknown) in a phase, with values to show beside it."""
         self.heartbeat.enter_phase(phase)
         now = time.monotonic()
         if not self._enabled or (phase == self._phase and done != total and now < self._next):
@@ -37,11 +38,11 @@ class Progress:
         write_text(self._file, json.dumps(position), is_durable=False)
 
     def enter_phase(self, phase: str) -> None:
-        """Note what this rank alone begins. It is not shown, and costs nothing."""
+        """Notes what this rank alone begins. It is not shown, and costs nothing."""
         self.heartbeat.enter_phase(phase)
 
     def say(self, line: str) -> None:
-        """Print a line of rank 0 that the user should read; the launcher shows it above the progress."""
+        """Prints a line of rank 0 that the user should read; the launcher shows it above the progress."""
         if not self._enabled:
             return
         print(line, flush=True)

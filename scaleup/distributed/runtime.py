@@ -1,4 +1,5 @@
-"""Runtime: this process in its process group. Nothing else builds an Accelerator.
+"""This module takes a planned group and returns a Runtime: this process in its process group. Nothing else builds an
+Accelerator.
 
 Most ways to start processes on a CPU fail silently: every process believes it is alone and trains a model of its own.
 So `start` compares what came up with the plan, and `prepare` does the same with what wraps the model."""
@@ -32,7 +33,7 @@ from scaleup.plan.types import GroupPlan
 
 
 class Runtime:
-    """A process of a group of the plan: rank, device, collectives, and the model under the planned strategy."""
+    """Holds a process of a group of the plan: rank, device, collectives, and the model under the planned strategy."""
 
     def __init__(self, accelerator: Accelerator, group: GroupPlan, progress: Progress, stop: StopFlag) -> None:
         self.accelerator = accelerator
@@ -52,7 +53,7 @@ class Runtime:
         stop: StopFlag | None = None,
         heartbeat: Heartbeat | None = None,
     ) -> Runtime:
-        """Join the process group of a planned group. Raises ScaleupError if it is not as planned."""
+        """Joins the process group of a planned group. Raises ScaleupError if it is not as planned."""
         _check_environment(group)
         torch.set_num_threads(group.threads_per_process)
         accelerator = engine_for(group.strategy).accelerator(
@@ -69,7 +70,7 @@ class Runtime:
         return runtime
 
     def around(self, accelerator: Accelerator) -> Runtime:
-        """A Runtime of the same process group with another Accelerator, for models that a library's own loop
+        """Returns a Runtime of the same process group with another Accelerator, for models that a library's own loop
         prepared."""
         accelerator.register_save_state_pre_hook(_only_trained)
         return Runtime(accelerator, self.group, self.progress, self.stop)
@@ -91,7 +92,7 @@ class Runtime:
         return self.accelerator.device
 
     def sum(self, *values: float) -> list[float]:
-        """Each value summed over all ranks, in float64. Every rank must call it."""
+        """Returns each value summed over all ranks, in float64. Every rank must call it."""
         self.progress.heartbeat.enter_collective()
         if self.world == 1:
             return [float(value) for value in values]
@@ -100,8 +101,8 @@ class Runtime:
         return total.tolist()
 
     def sum_tensor(self, mine: torch.Tensor) -> torch.Tensor:
-        """A tensor of any shape summed over all ranks, on the CPU in float64. Every rank must call it, with tensors of
-        one shape."""
+        """Returns a tensor of any shape summed over all ranks, on the CPU in float64. Every rank must call it, with
+        tensors of one shape."""
         total = mine.to(self.device, torch.float64)
         if self.world > 1:
             total = total.clone()
@@ -110,8 +111,8 @@ class Runtime:
         return total.cpu()
 
     def gather(self, mine: torch.Tensor) -> torch.Tensor:
-        """Rows of all ranks, (n, ...) -> (n x world, ...) on the CPU, interleaved: row i is row i // world of rank
-        i % world. Every rank must call it, with tensors of one shape and type."""
+        """Returns the rows of all ranks, (n, ...) -> (n x world, ...) on the CPU, interleaved: row i is row i // world
+        of rank i % world. Every rank must call it, with tensors of one shape and type."""
         if self.world == 1:
             return mine.cpu()
         sent = mine.to(self.device).contiguous()
@@ -123,20 +124,20 @@ class Runtime:
 
     @property
     def gathers_weights(self) -> bool:
-        """Whether ranks hold shards of the weights, and so must all make the same forward passes."""
+        """Returns whether ranks hold shards of the weights, and so must all make the same forward passes."""
         return self.group.strategy in ("zero3", "fsdp2")
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank. Every rank must call it."""
+        """Returns whether the flag is set on any rank. Every rank must call it."""
         return self.sum(float(flag))[0] > 0
 
     def barrier(self) -> None:
-        """Wait for all ranks. Every rank must call it."""
+        """Waits for all ranks. Every rank must call it."""
         self.progress.heartbeat.enter_collective()
         self.accelerator.wait_for_everyone()
 
     def prepare(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """Wrap a model (and optimizer) for the planned strategy. Raises ScaleupError if another engine wraps it."""
+        """Wraps a model (and optimizer) for the planned strategy. Raises ScaleupError if another engine wraps it."""
         parts = (model,) if optimizer is None else (model, optimizer)
         prepared = self._engine.prepare(self.accelerator, *parts)
         engine, stage = self._engine.wrapper(prepared if optimizer is None else prepared[0])
@@ -145,48 +146,48 @@ class Runtime:
         return prepared
 
     def micro_batch(self, model: torch.nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """Enter around forward and backward: gradients are reduced over ranks with the last micro-batch of a step
-        only."""
+        """Returns the context of a micro-batch's forward and backward: gradients are reduced over ranks with the last
+        micro-batch of a step only."""
         return self._engine.micro_batch(self.accelerator, model, last)
 
     def backward(self, model: Any, loss: torch.Tensor) -> None:
-        """Add the gradients of a micro-batch's loss, a scalar, to those of the step."""
+        """Adds the gradients of a micro-batch's loss, a scalar, to those of the step."""
         self.progress.heartbeat.enter_collective()
         self._engine.backward(self.accelerator, model, loss)
 
     def update(self, model: Any, optimizer: Any, max_grad_norm: float) -> tuple[float, bool]:
-        """Clip gradients to `max_grad_norm` (0: no clipping), step, and clear gradients. Returns the gradient norm and
-        whether fp16 skipped the step.
+        """Clips gradients to `max_grad_norm` (0: no clipping), steps, and clears gradients. Returns the gradient norm
+        and whether fp16 skipped the step.
 
         Raises NonFiniteError."""
         self.progress.heartbeat.enter_collective()
         return self._engine.update(self.accelerator, model, optimizer, max_grad_norm or math.inf)
 
     def full_state(self, model: Any) -> dict[str, torch.Tensor]:
-        """Float32 weights of the whole model by name, on rank 0. Every rank must call it."""
+        """Returns float32 weights of the whole model by name, on rank 0. Every rank must call it."""
         self.progress.heartbeat.enter_collective()
         return self._engine.full_state(self.accelerator, model)
 
     def trained_state(self, model: Any) -> dict[str, torch.Tensor]:
-        """Float32 weights of the trained parameters by name, on rank 0. Every rank must call it."""
+        """Returns float32 weights of the trained parameters by name, on rank 0. Every rank must call it."""
         self.progress.heartbeat.enter_collective()
         return self._engine.trained_state(self.accelerator, model)
 
     def save(self, model: torch.nn.Module, folder: Path) -> None:
-        """Save Accelerate's state; of a partly frozen model without the frozen weights, if the engine can leave them
+        """Saves Accelerate's state; of a partly frozen model without the frozen weights, if the engine can leave them
         out."""
         self.progress.heartbeat.enter_collective()
         options = self._engine.save_options() if is_partly_frozen(model) else {}
         self.accelerator.save_state(str(folder), safe_serialization=True, **options)
 
     def load(self, model: torch.nn.Module, folder: Path) -> None:
-        """Load what `save` wrote."""
+        """Loads what `save` wrote."""
         self.progress.heartbeat.enter_collective()
         options = self._engine.load_options() if is_partly_frozen(model) else {}
         self.accelerator.load_state(str(folder), **options)
 
     def put(self, model: Any, optimizer: Any, source: Source) -> None:
-        """Copy a checkpoint's weights and optimizer state into what `prepare` returned. Every rank must call it."""
+        """Copies a checkpoint's weights and optimizer state into what `prepare` returned. Every rank must call it."""
         self._engine.put(model, optimizer, source)
 
     def _check_world(self) -> None:
@@ -197,10 +198,10 @@ class Runtime:
         if self.world == 1:
             return
         _expect(self.group, "backend", self.group.backend, dist.get_backend())
-        place = torch.tensor([self.rank, zlib.crc32(socket.gethostname().encode()), os.getpid()], device=self.device)
-        places = [torch.empty_like(place) for _ in range(self.world)]
-        dist.all_gather(places, place)
-        answers = [tuple(other.tolist()) for other in places]
+        identity = torch.tensor([self.rank, zlib.crc32(socket.gethostname().encode()), os.getpid()], device=self.device)
+        identities = [torch.empty_like(identity) for _ in range(self.world)]
+        dist.all_gather(identities, identity)
+        answers = [tuple(other.tolist()) for other in identities]
         _expect(self.group, "distinct ranks that answer", self.world, len({rank for rank, _, _ in answers}))
         _expect(
             self.group, "distinct processes that answer", self.world, len({(host, pid) for _, host, pid in answers})
@@ -231,7 +232,7 @@ def is_partly_frozen(model: torch.nn.Module) -> bool:
 
 
 def _only_trained(models: list[torch.nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
-    """Drop frozen weights from what Accelerate is about to save: they stay as they were loaded."""
+    """Drops frozen weights from what Accelerate is about to save: they stay as they were loaded."""
     for model, state in zip(models, weights, strict=False):  # there are none where the engine saves the model itself
         trained = {name for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
         if is_partly_frozen(model):
@@ -240,7 +241,7 @@ def _only_trained(models: list[torch.nn.Module], weights: list[dict[str, torch.T
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch (all devices). Ranks create models with the same seed, and drop out with their
+    """Seeds Python, NumPy and torch (all devices). Ranks create models with the same seed, and drop out with their
     own."""
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -1,5 +1,5 @@
-"""Stops by signals: a signal sets a flag, and at the next step boundary all ranks agree to stop. Where there are no
-steps, or none yet, there is nothing to save: the process ends."""
+"""This module turns signals into stops: a signal sets a flag, and at the next step boundary all ranks agree to stop.
+Where there are no steps, or none yet, there is nothing to save: the process ends."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 STOPPED = 75
-"""EX_TEMPFAIL: stopped, and can go on."""
+"""Is the exit code EX_TEMPFAIL: stopped, and can go on."""
 GRACE_SECONDS = 5.0
-"""How long a process goes on after a signal that nobody has taken over: by then every node has been told, so that none
-fails because others have ended."""
+"""Bounds how long a process goes on after a signal that nobody has taken over: by then every node has been told, so
+that none fails because others have ended."""
 
 
 class StopFlag:
-    """A request to stop, set by SIGUSR1, which the node's agent sends, or SIGTERM, which others send. A second signal
-    changes nothing: schedulers may send several."""
+    """Holds a request to stop, set by SIGUSR1, which the node's agent sends, or SIGTERM, which others send. A second
+    signal changes nothing: schedulers may send several."""
 
     def __init__(self, ends_process: bool = False) -> None:
-        """`ends_process`: whether a signal ends this process until somebody calls `take_over`."""
+        """Takes `ends_process`: whether a signal ends this process until somebody calls `take_over`."""
         self.requested = False
         self._ends_process = ends_process
 
@@ -33,17 +33,18 @@ class StopFlag:
         return self
 
     def take_over(self) -> None:
-        """Leave the reaction to the caller, who from now on looks at `requested` and saves before the process ends."""
+        """Leaves the reaction to the caller, who from now on looks at `requested` and saves before the process ends."""
         self._ends_process = False
 
     @property
     def is_ending(self) -> bool:
-        """Whether a signal is about to end this process; failures of the processes that end with it are no errors."""
+        """Returns whether a signal is about to end this process; failures of the processes that end with it are no
+        errors."""
         return self.requested and self._ends_process
 
     def leave_to_the_agent(self) -> None:
-        """Take over, and ignore SIGTERM: a scheduler sends it to all processes of a job, and those that save still need
-        those that serve them."""
+        """Takes over, and ignores SIGTERM: a scheduler sends it to all processes of a job, and those that save still
+        need those that serve them."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.take_over()
         self.requested = False
@@ -62,6 +63,6 @@ class StopFlag:
 
 
 def stop_with_parent() -> None:
-    """Let the kernel send us SIGUSR1 if the launcher is killed, so that no worker trains on unwatched (Linux: prctl
+    """Lets the kernel send us SIGUSR1 if the launcher is killed, so that no worker trains on unwatched (Linux: prctl
     PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGUSR1)
