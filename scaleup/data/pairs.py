@@ -15,8 +15,8 @@ from scaleup.data.collate import Batch, Collator, pad
 from scaleup.data.tokenization import PairTokens, TokenRow
 from scaleup.records.preferences import Preference, preference_maker
 
-Read = Callable[[Sequence[tuple[str, str]]], list[list[int]]]
-"""(prompt, response) texts -> the token ids that a reward model reads, whole."""
+Read = Callable[[Sequence[tuple[Any, Any]]], list[list[int]]]
+"""(prompt, response) -> the token ids that a reward model reads, whole."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from scaleup.data.order import ShuffledOrder
 from scaleup.data.tokenization import FILLER, RowEncoder, TokenRow
 from scaleup.errors import ScaleupError
 from scaleup.plan.arithmetic import held_out_rows
+from scaleup.records.chats import Chat
 from scaleup.records.examples import Example, example_maker, prompt_maker, row_problem
 from scaleup.records.formats import data_files, local_path, read_rows
 
@@ -120,14 +121,12 @@ def read_examples(data: DataConfig, source: SourceConfig, split: str) -> list[Ex
     return _made(example_maker(data, source), data, source, split)
 
 
-def read_prompts(data: DataConfig, source: SourceConfig, split: str) -> list[str | list[dict[str, str]]]:
+def read_prompts(data: DataConfig, source: SourceConfig, split: str) -> list[str | Chat]:
     """As `read_examples`, for rows that need no answer."""
     return _made(prompt_maker(data, source), data, source, split)
 
 
-def read_prompt_rows(
-    data: DataConfig, source: SourceConfig, split: str
-) -> list[tuple[str | list[dict[str, str]], dict[str, Any]]]:
+def read_prompt_rows(data: DataConfig, source: SourceConfig, split: str) -> list[tuple[str | Chat, dict[str, Any]]]:
     """As `read_prompts`, each with its row."""
     make = prompt_maker(data, source)
     return _made(lambda values, index: (make(values, index), values), data, source, split)

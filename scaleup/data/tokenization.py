@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.errors import ScaleupError
-from scaleup.records.examples import Chat, Example, Opening, PlainText, PromptCompletion, example_maker
+from scaleup.records.chats import Chat, Message
+from scaleup.records.examples import Example, Opening, PlainText, PromptCompletion, example_maker
 
 IGNORE = -100
 """The label of a position without loss, as in Transformers."""
@@ -94,6 +95,11 @@ def last_answer(chat: Chat) -> int:
     return max(turn for turn, message in enumerate(chat.messages) if message["role"] == "assistant")
 
 
+def opening(chat: Chat) -> Chat:
+    """The chat before the assistant's last message."""
+    return replace(chat, messages=chat.messages[: last_answer(chat)])
+
+
 @dataclass(frozen=True)
 class Encoder:
     """Tokenizes examples for one task, with one tokenizer, under `data`'s rules."""
@@ -122,25 +128,25 @@ class Encoder:
 
     def prompts(self, examples: Sequence[PromptCompletion | Chat | Opening]) -> list[list[int]]:
         """The token ids that an answer to each example starts from, the last `max_length` of them."""
-        return self.prompt_ids([e.messages[: last_answer(e)] if isinstance(e, Chat) else e.prompt for e in examples])
+        return self.prompt_ids([opening(e) if isinstance(e, Chat) else e.prompt for e in examples])
 
-    def prompt_ids(self, prompts: Sequence[str | list[dict[str, str]]]) -> list[list[int]]:
+    def prompt_ids(self, prompts: Sequence[str | Chat]) -> list[list[int]]:
         """As `prompts`, for texts and chats."""
         limit = self.data.max_length
         if self.task == "seq2seq_lm":
             texts = [self.as_text(prompt) for prompt in prompts]
             return self.tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
         ids = [
-            self._plain_ids(self._template(prompt, add_generation_prompt=True))
-            if isinstance(prompt, list)
+            self._plain_ids(self._template(prompt.messages, add_generation_prompt=True))
+            if isinstance(prompt, Chat)
             else next(self._ids([prompt]))
             for prompt in prompts
         ]
         return [tokens[-limit:] for tokens in ids]
 
-    def as_text(self, prompt: str | list[dict[str, str]]) -> str:
+    def as_text(self, prompt: str | Chat) -> str:
         """A prompt as the model reads it: of a chat, what the template makes of it."""
-        return self._template(prompt, add_generation_prompt=True) if isinstance(prompt, list) else prompt
+        return self._template(prompt.messages, add_generation_prompt=True) if isinstance(prompt, Chat) else prompt
 
     def _segments(self, examples: Sequence[Example]) -> list[list[tuple[list[int], bool]]]:
         """For each example its token runs, in order, and whether each is learned."""
@@ -174,7 +180,7 @@ class Encoder:
         eos = self.tokenizer.eos_token_id
         return ids if eos is None or (ids and ids[-1] == eos) else [*ids, eos]
 
-    def _chat_segments(self, messages: list[dict[str, str]]) -> list[tuple[str, bool]]:
+    def _chat_segments(self, messages: list[Message]) -> list[tuple[str, bool]]:
         """The chat template's text, split so that every assistant turn (with what ends it) stands by itself."""
         segments, done = [], ""
         for turn, message in enumerate(messages):
@@ -192,7 +198,7 @@ class Encoder:
             done = after
         return segments
 
-    def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
+    def _template(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
         if not messages:
             return ""
         try:

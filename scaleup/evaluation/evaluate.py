@@ -23,7 +23,8 @@ from scaleup.models.adapted import each_adapter, load_finished
 from scaleup.models.generation import generate_answers
 from scaleup.models.load import load_tokenizer
 from scaleup.plan.facts import ModelFacts
-from scaleup.records.examples import Chat, Example, Opening, PlainText
+from scaleup.records.chats import Chat
+from scaleup.records.examples import Example, Opening, PlainText
 from scaleup.train.head_loss import fuse_head
 from scaleup.train.job import Job
 from scaleup.train.losses import token_loss_sum

@@ -9,12 +9,12 @@ from typing import Any
 
 from scaleup.config.schema import DataConfig, RowFormat, SourceConfig
 from scaleup.errors import Problem, ScaleupError
+from scaleup.records.chats import Chat, Message
 from scaleup.records.format_rules import format_mistakes, format_problems, row_format
 from scaleup.records.instructions import INSTRUCTIONS, phrasing_of
 from scaleup.records.template import Template, column_problem
 
 __all__ = [
-    "Chat",
     "Example",
     "Labelled",
     "Opening",
@@ -32,8 +32,6 @@ __all__ = [
 
 ROLES = ("system", "user", "assistant", "tool")
 
-Message = dict[str, str]
-
 
 @dataclass(frozen=True)
 class PromptCompletion:
@@ -41,13 +39,6 @@ class PromptCompletion:
 
     prompt: str
     completion: str
-
-
-@dataclass(frozen=True)
-class Chat:
-    """Holds a conversation: [{role, content}, ...]."""
-
-    messages: list[Message]
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ class Labelled:
 class Opening:
     """Holds a prompt, text or messages, without an answer."""
 
-    prompt: str | list[Message]
+    prompt: str | Chat
 
 
 Example = PromptCompletion | Chat | PlainText
@@ -101,7 +92,7 @@ def labelled_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, 
     return lambda values, index: Labelled(**rendered(text, values), label=_label(column, values))
 
 
-def prompt_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, int], str | list[Message]]:
+def prompt_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, int], str | Chat]:
     """Returns a function that makes only the prompt, and needs no completion. Of a chat it takes the messages before
     the assistant's last one."""
     form = valid_format(data, source, prompts_only=True)
@@ -176,12 +167,12 @@ def _messages(column: str, values: Values) -> list[Message]:
     return messages
 
 
-def _opening(column: str, values: Values) -> list[Message]:
+def _opening(column: str, values: Values) -> Chat:
     messages = _well_formed(column, values)
     last = max((at for at, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
     if not any(message["content"].strip() for message in messages[:last]):
         raise ScaleupError.of(column, "has no message before the assistant's last", "start it with a user message")
-    return messages[:last]
+    return Chat(messages[:last])
 
 
 def _well_formed(column: str, values: Values) -> list[Message]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from scaleup.config.schema import DataConfig, RowFormat, SourceConfig
 from scaleup.errors import ScaleupError
+from scaleup.records.chats import Chat, Message
 from scaleup.records.examples import rendered, valid_format
 from scaleup.records.template import Template, column_problem
 
@@ -20,11 +21,11 @@ TIED, EQUAL, EMPTY = "tied", "equal", "empty"
 
 @dataclass(frozen=True)
 class Preference:
-    """Holds two responses to a prompt, which may be empty."""
+    """Holds two responses to a prompt, which may be empty: texts, or messages that go on a conversation."""
 
-    prompt: str
-    chosen: str
-    rejected: str
+    prompt: str | Chat
+    chosen: str | list[Message]
+    rejected: str | list[Message]
     margin: float = 0.0
     """By how much the chosen one's score should be higher, at least."""
 

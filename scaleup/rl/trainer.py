@@ -25,6 +25,7 @@ from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.models.adapters import is_adapted
 from scaleup.plan.types import GroupPlan
+from scaleup.records.chats import Chat
 from scaleup.rl.loop import PPO, PPOState, run_ppo
 from scaleup.rl.policy import Policy
 from scaleup.rl.rewards.interface import Rewards
@@ -94,8 +95,9 @@ class PPOTrainer:
 
 
 def _prompts(encoder: Encoder, prompts: Sequence[Any]) -> list[Prompt]:
-    ids = encoder.prompt_ids(prompts) if prompts else []
-    return [Prompt(tokens, encoder.as_text(prompt)) for tokens, prompt in zip(ids, prompts, strict=True)]
+    openings = [Chat(prompt) if isinstance(prompt, list) else prompt for prompt in prompts]
+    ids = encoder.prompt_ids(openings) if openings else []
+    return [Prompt(tokens, encoder.as_text(opening)) for tokens, opening in zip(ids, openings, strict=True)]
 
 
 def _group() -> GroupPlan:

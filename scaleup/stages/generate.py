@@ -16,12 +16,13 @@ from scaleup.distributed.runtime import seed_everything
 from scaleup.models.adapted import each_adapter, load_finished
 from scaleup.models.generation import generate_answers
 from scaleup.models.load import load_tokenizer
+from scaleup.records.chats import Chat
 from scaleup.train.job import Job
 
 
 def run(job: Job[GenerateConfig]) -> None:
     config, plan, runtime = job.config, job.plan, job.runtime
-    prompts: list[str | list[dict[str, str]]] = list(config.generation.prompts or [])
+    prompts: list[str | Chat] = list(config.generation.prompts or [])
     if not prompts:
         sources = config.data.test or []
         prompts = list(chain.from_iterable(read_prompts(config.data, source, "test") for source in sources))
@@ -43,7 +44,9 @@ def run(job: Job[GenerateConfig]) -> None:
 
     if runtime.is_main:
         rows = [
-            {"prompt": prompt} | {name: texts[i] for name, texts in answers.items()} for i, prompt in enumerate(prompts)
+            {"prompt": prompt.messages if isinstance(prompt, Chat) else prompt}
+            | {name: texts[i] for name, texts in answers.items()}
+            for i, prompt in enumerate(prompts)
         ]
         write_json(job.folder.path / "generations.json", rows)
         job.finish({"prompts": len(prompts)})

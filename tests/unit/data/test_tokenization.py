@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from scaleup.data.tokenization import IGNORE, Encoder, last_answer
 from scaleup.errors import ScaleupError
-from scaleup.records.examples import Chat, PlainText, PromptCompletion
+from scaleup.records.chats import Chat
+from scaleup.records.examples import PlainText, PromptCompletion
 from tests.unit.data import tiny
 
 PAD, EOS = "<|endoftext|>", "<|im_end|>"

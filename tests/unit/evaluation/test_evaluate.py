@@ -9,7 +9,8 @@ from scaleup.config.schema import DataConfig, EvaluationConfig, GenerationConfig
 from scaleup.data.tokenization import IGNORE
 from scaleup.errors import ScaleupError
 from scaleup.evaluation.evaluate import Evaluator, evaluate_model, reference
-from scaleup.records.examples import Chat, PlainText, PromptCompletion
+from scaleup.records.chats import Chat
+from scaleup.records.examples import PlainText, PromptCompletion
 from scaleup.train.losses import token_loss_sum
 from tests.unit.data import tiny
 

@@ -4,8 +4,8 @@ import pytest
 
 from scaleup.config.schema import DataConfig
 from scaleup.errors import ScaleupError
+from scaleup.records.chats import Chat
 from scaleup.records.examples import (
-    Chat,
     PlainText,
     PromptCompletion,
     example_maker,
@@ -92,8 +92,8 @@ def test_a_row_problem_says_all_in_one_line():
     [
         ({"prompt": "{a}:"}, {"a": "x"}, "x:"),
         (PAIR, {"a": "x"}, "x:"),
-        ({"messages": "m"}, {"m": [USER, ANSWER, USER, ANSWER]}, [USER, ANSWER, USER]),
-        ({"messages": "m"}, {"m": [USER]}, [USER]),
+        ({"messages": "m"}, {"m": [USER, ANSWER, USER, ANSWER]}, Chat([USER, ANSWER, USER])),
+        ({"messages": "m"}, {"m": [USER]}, Chat([USER])),
     ],
 )
 def test_prompts_need_no_completion(keys, values, prompt):
