@@ -134,7 +134,7 @@ class RunFolder:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The resolved config that the run was started with. Workers read this and nothing else."""
+        """Return the resolved config that the run was started with. Workers read this and nothing else."""
         try:
             raw = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
             return STAGES[raw["stage"]].model_validate(raw)

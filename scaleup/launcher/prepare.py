@@ -1,4 +1,5 @@
-"""Plan -> a run folder that any node can start from: config.yaml, plan.json and a launch file a group."""
+"""A plan goes in; a run folder that any node can start from comes out: config.yaml, plan.json and a launch file a
+group."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ ENGINE_SETTINGS: dict[str, Any] = {
     "DEEPSPEED": {"deepspeed_config": {"zero3_init_flag": False, "deepspeed_multinode_launcher": "standard"}},
     "FSDP": {"fsdp_config": {"fsdp_version": 2}},
 }
-"""Enough for `accelerate launch` to start every process under its agent, also a single one, each node its own
+"""Suffices for `accelerate launch` to start every process under its agent, also a single one, each node its own
 (`standard`: not over ssh from the first). The settings themselves stand in the plan, which the worker hands to
 Accelerate."""
 

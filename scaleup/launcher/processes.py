@@ -1,4 +1,5 @@
-"""A run's processes on this host, known by their command lines. Ids are used again, command lines are not."""
+"""This module finds and ends a run's processes on this host, which it knows by their command lines. Ids are used again,
+command lines are not."""
 
 from __future__ import annotations
 
@@ -16,9 +17,10 @@ from rich.console import Console
 from scaleup.errors import ScaleupError
 
 LEFTOVER_SECONDS = 30.0
-"""How long workers that an earlier start left behind may go on: they were told to stop, and may be saving."""
+"""Counts the seconds that workers that an earlier start left behind may go on: they were told to stop, and may be
+saving."""
 STOP = signal.SIGUSR1
-"""What tells a worker to save and end. Not SIGTERM, which schedulers send to all processes of a job: those that serve
+"""Tells a worker to save and end. It is not SIGTERM, which schedulers send to all processes of a job: those that serve
 do not take it, because the ones that save need them until they have."""
 KILL_SECONDS = 10.0
 POLL_SECONDS = 0.1
@@ -26,7 +28,7 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class RunProcess:
-    """A launcher or a worker of one attempt."""
+    """Stands for a launcher or a worker of one attempt."""
 
     pid: int
     group: str
@@ -72,8 +74,8 @@ def signal_all(processes: Iterable[RunProcess], number: signal.Signals) -> None:
 
 
 def end_leftovers(run: Path, before: int | None, console: Console, node: int | None = None) -> None:
-    """When an agent is killed outright, its workers outlive it for a while and may still save. Wait for those of
-    attempts before this one (None: of any), and for those of a node in this very one, then kill them.
+    """Wait for the workers of attempts before this one (None: of any), and for those of a node in this very one, then
+    kill them. When an agent is killed outright, its workers outlive it for a while and may still save.
 
     Raises ScaleupError when one does not end."""
 

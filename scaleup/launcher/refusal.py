@@ -1,4 +1,5 @@
-"""What the first node refuses, posted for the nodes that wait for it: they end with the same mistakes, and at once.
+"""This module posts what the first node refuses for the nodes that wait for it: they end with the same mistakes, and at
+once.
 
 A notice beside the run folder, which may not be there yet (`runs/.NAME.refused.json`)."""
 
@@ -23,7 +24,7 @@ from scaleup.plan.cluster import nodes_of
 class Refusal:
     start: str
     id: str
-    """One for each refusal: the same mistakes may be refused again."""
+    """Is new for each refusal: the same mistakes may be refused again."""
     problems: list[Problem]
 
     @classmethod
@@ -51,14 +52,15 @@ def refusal_posted(config: RunConfig | None) -> Iterator[None]:
 
 
 class Refusals:
-    """What a node that has just been started reads. What an earlier start was refused for does not count."""
+    """Reads the first node's refusals for a node that has just been started. What an earlier start was refused for does
+    not count."""
 
     def __init__(self, run: RunFolder) -> None:
         self._board, self._name = _place(run)
         self._first = self._read()
 
     def check(self) -> None:
-        """Raises ScaleupError with the first node's mistakes, once it has refused the run."""
+        """Raise ScaleupError with the first node's mistakes, once it has refused the run."""
         refusal = self._read()
         if refusal is not None and (refusal != self._first or refusal.start == _start() != ""):
             raise ScaleupError(refusal.problems)
@@ -72,7 +74,7 @@ def _place(run: RunFolder) -> tuple[NoticeBoard, str]:
 
 
 def _start() -> str:
-    """What the nodes of one start have in common; nothing where no scheduler says it. A first node may be refused
-    before another has even begun to look."""
+    """Return what the nodes of one start have in common; nothing where no scheduler says it. A first node may be
+    refused before another has even begun to look."""
     job = os.environ.get("SLURM_HET_JOB_ID") or os.environ.get("SLURM_JOB_ID")
     return f"{job}.{os.environ.get('SLURM_STEP_ID')}.{os.environ.get('SLURM_RESTART_COUNT')}" if job else ""

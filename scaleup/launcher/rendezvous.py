@@ -1,4 +1,5 @@
-"""Where the processes of several nodes meet in one attempt: an address and a port of the first node."""
+"""This module decides where the processes of several nodes meet in one attempt: an address and a port of the first
+node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Another size for a group that serves, also while its run goes on."""
+"""This module gives another size to a group that serves, also while its run goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A node's agent through all attempts of one start: the first node leads, the others follow.
+"""This module takes a node's agent through all attempts of one start: the first node leads, the others follow.
 
 An attempt begins only after every node has said that nothing of the one before is alive, each with launchers of its
 own: torchrun's `--max_restarts` keeps its store, and new workers met what old ones had left there."""
@@ -40,14 +40,15 @@ NOTICE_SECONDS = 5.0
 
 
 def lead_run(run: RunFolder, plan: Plan, console: Console, max_restarts: int = 0) -> int:
-    """Run the first node's part of a prepared run, again and again if need be, until it has ended. The exit code."""
+    """Run the first node's part of a prepared run, again and again if need be, until it has ended. Return the exit
+    code."""
     with StopSignals() as signals:
         attempts = Attempts(run, plan, console, signals, Nodes(run, 0, plan.num_nodes), 0)
         return _exit_code(run, attempts.lead(max_restarts), console)
 
 
 def join_run(run: RunFolder, console: Console, node_rank: int, patience_seconds: float) -> int:
-    """Run a further node's part, from the attempt that the first node begins or is at. The exit code.
+    """Run a further node's part, from the attempt that the first node begins or is at. Return the exit code.
 
     Raises ScaleupError if node 0 does not appear in time, if it refuses the run, or if the run has fewer nodes."""
     with StopSignals() as signals:
@@ -106,7 +107,7 @@ def wait_for(find: Callable[[], Value | None], signals: StopSignals, or_signal: 
 
 @dataclass
 class Attempts:
-    """All attempts of one start, as one node's agent goes through them."""
+    """Goes through all attempts of one start, as one node's agent goes through them."""
 
     run: RunFolder
     plan: Plan

@@ -1,4 +1,5 @@
-"""A group that serves the one that leads: what its agent knows of it, and when it is started again alone."""
+"""This module keeps what an agent knows of a group that serves the one that leads, and decides when it is started again
+alone."""
 
 from __future__ import annotations
 
@@ -12,32 +13,34 @@ from scaleup.launcher.prepare import write_launch_file
 from scaleup.plan.types import GroupPlan, Plan
 
 LOOK_SECONDS = 1.0
-"""How often the run folder is looked at: for another size, and for a policy without answers."""
+"""Is how many seconds pass between two looks at the run folder: for another size, and for a policy without answers."""
 PATIENT_LOOKS = 8
-"""A group that died shows it by itself in so many; one that hangs does not."""
+"""Counts the looks before a group without answers is ended. One that died shows it by itself in so many; a group that
+hangs does not."""
 END_SECONDS = 5.0
-"""How long one that was told to end may take: it has nothing to save."""
+"""Counts the seconds that a group that was told to end may take: it has nothing to save."""
 
 
 @dataclass
 class Service:
-    """One such group within an attempt."""
+    """Stands for one such group within an attempt."""
 
     run: RunFolder
     attempt: Attempt
     name: str
     starts: int = 0
     restarts: int = 0
-    """Those after a death, of which there may be so many; not those to another size."""
+    """Counts the restarts after a death, of which `max_restarts` are allowed; not those to another size."""
     failed: str = ""
-    """Why it is not started again."""
+    """Says why it is not started again."""
     killed: str = ""
     ended: bool = False
-    """As it should: the group that leads needs it no more."""
+    """Tells that it ended as it should: the group that leads needs it no more."""
     hung: str = ""
-    """Which of its workers gave no sign of life, when it was told to end."""
+    """Says which of its workers gave no sign of life, when it was told to end."""
     told_at: float | None = None
-    """When it was told to end, to be started again: it hangs, or is to have another size."""
+    """Is the monotonic time in seconds when it was told to end, to be started again: it hangs, or is to have another
+    size."""
     _group: GroupPlan | None = None
     _start_at: float | None = None
     _looks_lost: int = 0

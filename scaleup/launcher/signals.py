@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C to a node agent, from its first attempt to the end of its last wait."""
+"""This module passes SIGTERM and Ctrl-C on to a node agent, from its first attempt to the end of its last wait."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.count = 0
         self.at_once = False
-        """A second Ctrl-C here: nobody waits for anything any more."""
+        """Tells that a second Ctrl-C came here: nobody waits for anything any more."""
         self._interrupts = 0
         self._act: Callable[[], None] = lambda: None
         self._before: dict[int, Any] = {}

@@ -1,4 +1,4 @@
-"""Loaded config -> a run, from the first check to the exit code."""
+"""A loaded config goes in; the exit code of its run comes out, from the first check on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from scaleup.reports.terminal import show_result
 
 
 def start(loaded: Loaded, console: Console, resume: bool = False) -> int:
-    """Check, plan, prepare and run, on the first node. The exit code.
+    """Check, plan, prepare and run, on the first node. Return the exit code.
 
     Raises ScaleupError for the user's mistakes, which nodes that wait for this one report too."""
     with refusal_posted(loaded.config):
@@ -75,7 +75,8 @@ def _slurm_nodes(environment: Mapping[str, str]) -> int | None:
 
 
 def join(loaded: Loaded, console: Console, node_rank: int) -> int:
-    """Run a further node's part of the same command, which the first node checks, plans and prepares. The exit code.
+    """Run a further node's part of the same command, which the first node checks, plans and prepares. Return the exit
+    code.
 
     Raises ScaleupError if the config is invalid, if node 0 refuses the run, or if node 0 does not appear."""
     config = loaded.config

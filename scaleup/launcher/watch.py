@@ -1,4 +1,4 @@
-"""Shows a run's progress: a bar on a terminal, a line now and then in a log."""
+"""This module shows a run's progress: a bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Watch:
 
 
 class _Track:
-    """One group's progress. `name` stands before its phases; the first group's need none."""
+    """Shows one group's progress. `name` stands before its phases; the first group's need none."""
 
     def __init__(self, attempt: Attempt, group: str, console: Console, bar: Progress, name: str) -> None:
         self._file = attempt.progress_file(group)

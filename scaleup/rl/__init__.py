@@ -1,4 +1,5 @@
-"""PPO: pure functions, a policy with values, placements of rewards, and a trainer without config or launcher."""
+"""This package does PPO: pure functions, a policy with values, placements of rewards, and a trainer without config or
+launcher."""
 
 from scaleup.config.schema import OptimizationConfig
 from scaleup.config.stages.ppo import PPOSettings

@@ -1,4 +1,4 @@
-"""The maths of PPO: pure functions from scores to advantages, and from advantages to losses.
+"""This module holds the maths of PPO: pure functions from scores to advantages, and from advantages to losses.
 
 B responses of up to T tokens; masks (B, T) are true on a response's tokens, its EOS included, and come from positions,
 never from token ids. Losses are per token and of any shape: the caller masks, sums and divides by the number of tokens
@@ -11,11 +11,12 @@ from typing import Literal
 import torch
 
 LOG_RATIO_LIMIT = 20.0
-"""In nats; exp() of more would leave float32's useful range, and no step that still learns gets there."""
+"""Bounds the absolute log-ratio in nats; exp() of more would leave float32's useful range, and no step that still
+learns gets there."""
 
 
 def response_lengths(tokens: torch.Tensor, eos_ids: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
-    """The number of tokens (B,) of each response: up to its first EOS, which counts, or its limit.
+    """Return the number of tokens (B,) of each response: up to its first EOS, which counts, or its limit.
 
     tokens (B, T): what was generated, with any padding after the EOS; eos_ids (E,); limits (B,)."""
     is_eos = torch.isin(tokens, eos_ids)
@@ -24,13 +25,14 @@ def response_lengths(tokens: torch.Tensor, eos_ids: torch.Tensor, limits: torch.
 
 
 def response_mask(lengths: torch.Tensor, width: int) -> torch.Tensor:
-    """A mask (B, width), true on the first `lengths` (B,) positions of each row."""
+    """Return a mask (B, width), true on the first `lengths` (B,) positions of each row."""
     return torch.arange(width, device=lengths.device) < lengths[:, None]
 
 
 def kl_estimate(log_ratio: torch.Tensor, kind: Literal["k1", "k2", "k3"]) -> torch.Tensor:
-    """KL(p || q) in nats at each token, estimated from log p - log q of a token drawn from p, of any shape (Schulman
-    2020, "Approximating KL Divergence"). k1 is unbiased, k2 has a low variance, k3 has both and is never negative."""
+    """Return KL(p || q) in nats at each token, estimated from log p - log q of a token drawn from p, of any shape
+    (Schulman 2020, "Approximating KL Divergence"). k1 is unbiased, k2 has a low variance, k3 has both and is never
+    negative."""
     if kind == "k1":
         return log_ratio
     if kind == "k2":
@@ -39,7 +41,7 @@ def kl_estimate(log_ratio: torch.Tensor, kind: Literal["k1", "k2", "k3"]) -> tor
 
 
 def token_rewards(scores: torch.Tensor, penalties: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Token rewards (B, T): minus the penalty at each token, plus the score at the response's last token.
+    """Return token rewards (B, T): minus the penalty at each token, plus the score at the response's last token.
 
     r_t = -beta kl_t + [t = last] score (Ziegler et al. 2019, eq. 2). scores (B,), penalties (B, T) = beta kl_t in nats,
     mask (B, T) with at least one token a row."""
@@ -51,7 +53,7 @@ def token_rewards(scores: torch.Tensor, penalties: torch.Tensor, mask: torch.Ten
 def gae(
     rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Advantages and returns (B, T) by generalized advantage estimation (Schulman et al. 2016, eq. 16).
+    """Return advantages and returns (B, T) by generalized advantage estimation (Schulman et al. 2016, eq. 16).
 
     rewards, values, mask (B, T); values[:, t] is of the state before token t. The value after a response's last token
     is 0, also where a limit cut it off. What is outside the mask changes nothing; results there are 0."""
@@ -67,14 +69,14 @@ def gae(
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean, a scalar, of values (B, T) where the mask (B, T) is true."""
+    """Return the mean, a scalar, of values (B, T) where the mask (B, T) is true."""
     return torch.where(mask, values, 0.0).sum() / mask.sum()
 
 
 def whiten(values: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True) -> torch.Tensor:
-    """Values (B, T) scaled to variance 1 over all masked positions, with mean 0 unless `shift_mean` is false; 0
-    elsewhere. Statistics are of the global batch: the caller passes the rows of all processes. A single position, or
-    no variance, gives 0."""
+    """Return values (B, T) scaled to variance 1 over all masked positions, with mean 0 unless `shift_mean` is false; 0
+    elsewhere. Statistics are of the global batch: the caller passes the rows of all processes. A single position, or no
+    variance, gives 0."""
     mean = masked_mean(values, mask)
     centred = torch.where(mask, values - mean, 0.0)
     variance = centred.square().sum() / (mask.sum() - 1).clamp(min=1)
@@ -83,12 +85,13 @@ def whiten(values: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True) ->
 
 
 def log_ratio(logprobs: torch.Tensor, old_logprobs: torch.Tensor) -> torch.Tensor:
-    """log pi(a|s) - log pi_old(a|s) in nats, clamped to what exp() can take. Any shape."""
+    """Return log pi(a|s) - log pi_old(a|s) in nats, clamped to what exp() can take. The tensors may be of any shape."""
     return (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 
 
 def policy_loss(ratio: torch.Tensor, advantages: torch.Tensor, cliprange: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The clipped surrogate loss, to be minimised, and whether clipping decided it (Schulman et al. 2017, eq. 7).
+    """Return the clipped surrogate loss, to be minimised, and whether clipping decided it (Schulman et al. 2017, eq.
+    7).
 
     Two tensors of one shape with `ratio` = pi(a|s) / pi_old(a|s)."""
     free = -advantages * ratio
@@ -99,15 +102,16 @@ def policy_loss(ratio: torch.Tensor, advantages: torch.Tensor, cliprange: float)
 def value_loss(
     values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, cliprange: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Half the squared error of values clipped to `cliprange` around those of the rollout, and whether clipping decided
-    it (Huang et al. 2024, "The N implementation details of RLHF with PPO", detail 9 of the PPO part). Any shape."""
+    """Return half the squared error of values clipped to `cliprange` around those of the rollout, and whether clipping
+    decided it (Huang et al. 2024, "The N implementation details of RLHF with PPO", detail 9 of the PPO part). The
+    tensors may be of any shape."""
     clipped = old_values + (values - old_values).clamp(-cliprange, cliprange)
     free_error, clipped_error = (values - returns).square(), (clipped - returns).square()
     return torch.maximum(free_error, clipped_error) / 2, clipped_error > free_error
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, num_responses: int, horizon: float) -> float:
-    """The weight of the KL penalty after a rollout of `num_responses` with a mean KL of `kl` nats a response: a
+    """Return the weight of the KL penalty after a rollout of `num_responses` with a mean KL of `kl` nats a response: a
     proportional controller whose error is clipped to 0.2 (Ziegler et al. 2019, section 2.2)."""
     error = min(max(kl / target - 1, -0.2), 0.2)
     return kl_coef * (1 + error * num_responses / horizon)

@@ -1,5 +1,5 @@
-"""Self-checks of every rollout. A PPO run that fails one of them would still train, but another objective: it stops
-instead."""
+"""This module checks every rollout. A PPO run that fails one of these self-checks would still train, but another
+objective: it stops instead."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from scaleup.rl.experience import Advantages, Experience
 
 TOLERANCE = {"no": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
 INT8_TOLERANCE = 5e-2
-"""Nats a token, on average: what rounding may differ between one batch and another. LLM.int8 rounds activations too."""
+"""Is, in nats a token, on average, what rounding may differ between one batch and another. LLM.int8 rounds activations
+too."""
 
 
 def tolerance_of(mixed_precision: str, quantization: str | None) -> float:
-    """Nats a token by which log-probabilities may differ from rounding alone."""
+    """Return the nats a token by which log-probabilities may differ from rounding alone."""
     return max(TOLERANCE[mixed_precision], INT8_TOLERANCE if quantization == "8bit" else 0.0)
 
 

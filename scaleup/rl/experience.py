@@ -1,4 +1,5 @@
-"""A rollout as PPO learns from it: responses, their log-probabilities under policy and reference, values and scores.
+"""Prompts go in; a rollout as PPO learns from it comes out: responses, their log-probabilities under policy and
+reference, values and scores.
 
 Each rank responds to its own prompts; then all ranks get the whole rollout. It is small (no logits), and everything
 that follows (advantages, whitening, minibatches) is then the same arithmetic on every rank, whatever their number."""
@@ -24,52 +25,52 @@ from scaleup.rl.rollout import Responses, Sampling, respond
 
 @dataclass(frozen=True)
 class Experience:
-    """N responses of up to T tokens, of all ranks, in the order of their prompts. On the CPU."""
+    """Holds N responses of up to T tokens, of all ranks, in the order of their prompts. All are on the CPU."""
 
     prompts: Sequence[Prompt]
     tokens: torch.Tensor
-    """(N, T)"""
+    """Holds token ids (N, T)."""
     lengths: torch.Tensor
-    """(N,)"""
+    """Counts the tokens (N,) of each response."""
     finished: torch.Tensor
-    """(N,) whether they end with an EOS."""
+    """Tells (N,) whether responses end with an EOS."""
     logprobs: torch.Tensor
-    """(N, T) of the policy at the time of the rollout, in nats; like all that follow float64, and 0 behind the
-    response."""
+    """Holds log-probabilities (N, T) under the policy at the time of the rollout, in nats; like all that follow
+    float64, and 0 behind the response."""
     entropies: torch.Tensor
-    """(N, T) in nats."""
+    """Holds entropies (N, T) of the policy's distribution at each token, in nats."""
     values: torch.Tensor
-    """(N, T) of the state before each token."""
+    """Holds values (N, T) of the state before each token."""
     ref_logprobs: torch.Tensor
-    """(N, T) of the reference, in nats."""
+    """Holds log-probabilities (N, T) under the reference, in nats."""
     scores: torch.Tensor
-    """(N,) of the reward model, before clipping and penalties."""
+    """Holds scores (N,) of the reward model, before clipping and penalties."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """What this rank spent on generation, forward passes and waiting for scores."""
+    """Holds the seconds that this rank spent on generation, forward passes and waiting for scores."""
 
     @property
     def mask(self) -> torch.Tensor:
-        """(N, T), true on a response's tokens."""
+        """Return a mask (N, T), true on a response's tokens."""
         return response_mask(self.lengths, self.tokens.shape[1])
 
     @property
     def log_ratio(self) -> torch.Tensor:
-        """(N, T) log pi(token) - log pi_ref(token), in nats."""
+        """Return (N, T) log pi(token) - log pi_ref(token), in nats."""
         return self.logprobs - self.ref_logprobs
 
 
 @dataclass(frozen=True)
 class Advantages:
-    """What PPO learns from an experience; 0 behind the responses."""
+    """Holds what PPO learns from an experience; 0 behind the responses."""
 
     rewards: torch.Tensor
-    """(N, T) token rewards: the score at the last token, minus the KL penalty at each."""
+    """Holds token rewards (N, T): the score at the last token, minus the KL penalty at each."""
     advantages: torch.Tensor
-    """(N, T)"""
+    """Holds advantages (N, T), whitened where the config says so."""
     returns: torch.Tensor
-    """(N, T) targets of the values: advantages before whitening, plus values."""
+    """Holds targets (N, T) of the values: advantages before whitening, plus values."""
     scores: torch.Tensor
-    """(N,) after clipping and the penalty for a missing EOS."""
+    """Holds scores (N,) after clipping and the penalty for a missing EOS."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,14 @@ class ExperienceMaker:
 
     runtime: Runtime
     model: Any
-    """A Policy under the run's strategy."""
+    """Is a Policy under the run's strategy."""
     tokenizer: Any
     sampling: Sampling
     rewards: Rewards
     generation_batch_size: int
-    """Prompts that a rank responds to, and has scored, at a time."""
+    """Counts the prompts that a rank responds to, and has scored, at a time."""
     forward_batch_size: int
-    """Responses a forward pass."""
+    """Counts the responses of a forward pass."""
 
     def make(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]]) -> Experience:
         """Respond to the N prompts of all ranks, each with a seed of its own. A batch is scored while the next ones are
@@ -121,8 +122,8 @@ class ExperienceMaker:
     def _logprobs_and_values(
         self, prompts: Sequence[Sequence[int]], tokens: torch.Tensor, lengths: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Log-probabilities, entropies, values and the reference's log-probabilities of this rank's n responses, (n, T)
-        each, by the same forward pass that training takes. tokens (n, T), lengths (n,)."""
+        """Return log-probabilities, entropies, values and the reference's log-probabilities of this rank's n responses,
+        (n, T) each, by the same forward pass that training takes. Given are tokens (n, T) and lengths (n,)."""
         policy = unwrap(self.model)
         computed = {name: torch.zeros(tokens.shape, dtype=torch.float64) for name in NAMES}
         for rows in by_length(prompts, lengths, self.forward_batch_size):
@@ -138,7 +139,7 @@ class ExperienceMaker:
 
 
 def samples_of(tokenizer: Any, prompts: Sequence[Prompt], responses: Responses) -> list[Sample]:
-    """What a reward model reads: a sample each of B responses, decoded without special tokens."""
+    """Return what a reward model reads: a sample each of B responses, decoded without special tokens."""
     rows = zip(responses.tokens.tolist(), responses.lengths.tolist(), strict=True)
     texts = tokenizer.batch_decode([row[:length] for row, length in rows], skip_special_tokens=True)
     ends = responses.finished.tolist()
@@ -151,8 +152,8 @@ NAMES = ("logprobs", "entropies", "values", "ref_logprobs")
 def inputs_of(
     prompts: Sequence[Sequence[int]], tokens: torch.Tensor, lengths: torch.Tensor, pad_id: int, is_seq2seq: bool
 ) -> dict[str, torch.Tensor]:
-    """The arguments of a Policy for B rows: prompt_ids and prompt_mask (B, P), response_ids and response_mask (B, T),
-    as wide as the longest of them."""
+    """Return the arguments of a Policy for B rows: prompt_ids and prompt_mask (B, P), response_ids and response_mask
+    (B, T), as wide as the longest of them."""
     ids, mask = pad(prompts, pad_id, left=not is_seq2seq)
     width = int(lengths.max())
     return {
@@ -164,14 +165,15 @@ def inputs_of(
 
 
 def by_length(prompts: Sequence[Sequence[int]], lengths: torch.Tensor, batch_size: int) -> Iterator[list[int]]:
-    """Row numbers in batches of similar length: how rows are batched changes nothing but the time it takes."""
+    """Return row numbers in batches of similar length: how rows are batched changes nothing but the time it takes."""
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]) + int(lengths[row]))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 
 
 def compute_advantages(experience: Experience, ppo: PPOSettings, kl_coef: float) -> Advantages:
-    """Token rewards, advantages and returns of a rollout by `token_rewards` and `gae`, whitened over all its rows."""
+    """Return token rewards, advantages and returns of a rollout by `token_rewards` and `gae`, whitened over all its
+    rows."""
     mask, scores = experience.mask, experience.scores
     if ppo.reward_clip is not None:
         scores = scores.clamp(-ppo.reward_clip, ppo.reward_clip)
@@ -187,7 +189,7 @@ def compute_advantages(experience: Experience, ppo: PPOSettings, kl_coef: float)
 
 
 class Clock:
-    """Seconds by what they were spent on."""
+    """Sums seconds by what they were spent on."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

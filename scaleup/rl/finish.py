@@ -1,5 +1,5 @@
-"""Finishes a PPO run: it writes the policy as an ordinary model or adapter, the values beside it, samples before and
-after, reward against KL, and last the manifest."""
+"""A trained policy goes in; the policy as an ordinary model or adapter, the values beside it, samples before and after,
+reward against KL, and last the manifest come out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scaleup.reports.training import model_card, read_metrics
 from scaleup.train.job import Job
 
 POLICY = "policy."
-"""The prefix of the policy's parameters in `Policy`."""
+"""Is the prefix of the policy's parameters in `Policy`."""
 
 
 def finish_ppo(job: Job[PPOConfig], model: Any, tokenizer: PreTrainedTokenizerBase, state: TrainState) -> None:

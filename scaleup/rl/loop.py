@@ -1,5 +1,5 @@
-"""PPO's loop: rollouts, their rewards, passes over them; time, logging, evaluation, checkpoints and stopping. The maths
-is in `advantages`."""
+"""A prepared PPO run goes in; where it stands in the end comes out. This is PPO's loop: rollouts, their rewards, passes
+over them; time, logging, evaluation, checkpoints and stopping. The maths is in `advantages`."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ HELD_OUT = 2**31
 
 @dataclass
 class PPOState(TrainState):
-    """Where a PPO run stands; `step` counts rollouts."""
+    """Tells where a PPO run stands; `step` counts rollouts."""
 
     kl_coef: float | None = None
     num_updates: int = 0
-    """Optimizer steps."""
+    """Counts the optimizer steps."""
 
 
 class PPOCheckpointer(Checkpointer[PPOState]):
@@ -48,17 +48,17 @@ class PPOCheckpointer(Checkpointer[PPOState]):
 
 @dataclass
 class PPO:
-    """A PPO run, prepared to start."""
+    """Holds a PPO run, prepared to start."""
 
     name: str
     ppo: PPOSettings
     train: OptimizationConfig
     hyperparameters: Mapping[str, Any]
-    """What trackers show of the run, beside its name."""
+    """Holds what trackers show of the run, beside its name."""
     runtime: Runtime
     run: RunFolder
     model: Any
-    """A Policy under the run's strategy."""
+    """Is a Policy under the run's strategy."""
     optimizer: Any
     schedule: LRScheduler
     prompts: PromptOrder
@@ -168,7 +168,7 @@ def _adapt(training: PPO, state: PPOState, kl: float) -> None:
 
 
 def _metrics(experience: Experience, estimates: Advantages, state: PPOState) -> dict[str, float]:
-    """The metrics of a rollout, under TRL's names; means over responses unless the name says otherwise."""
+    """Return the metrics of a rollout, under TRL's names; means over responses unless the name says otherwise."""
     mask, lengths = experience.mask, experience.lengths.double()
     kl = experience.log_ratio.sum(dim=1)
     non_score = estimates.rewards.sum(dim=1) - estimates.scores

@@ -1,5 +1,5 @@
-"""The model that PPO trains: policy, value head and reference in one module, so that one engine wraps, shards and saves
-them together."""
+"""This module holds the model that PPO trains: policy, value head and reference in one module, so that one engine
+wraps, shards and saves them together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Role = Literal["policy", "reference", "generate"]
 
 
 class Policy(Beside):
-    """A causal or encoder-decoder model with a value head and its frozen reference."""
+    """Joins a causal or encoder-decoder model with a value head and its frozen reference."""
 
     trained_part = "policy"
     frozen_part = "reference"
@@ -29,8 +29,8 @@ class Policy(Beside):
     def __init__(
         self, model: Any, temperature: float, separate_value: bool = False, adapter_is_new: bool = True
     ) -> None:
-        """The reference is the model as it is now: a frozen copy of it; of an adapter that was trained before, a copy
-        of the adapter alone; of a new adapter, which changes nothing yet, the model without it."""
+        """Take the model as it is now for the reference: a frozen copy of it; of an adapter that was trained before, a
+        copy of the adapter alone; of a new adapter, which changes nothing yet, the model without it."""
         super().__init__()
         _switch_dropout_off(model)
         base = base_of(model)
@@ -71,8 +71,8 @@ class Policy(Beside):
         return token_stats(model, *self._model_inputs(inputs))
 
     def _values(self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Hidden states (B, T, H) before each token, or those of the value trunk -> values (B, T), 0 outside of the
-        mask."""
+        """Return values (B, T), 0 outside of the mask, from hidden states (B, T, H) before each token, or from those of
+        the value trunk."""
         if self.value_trunk is not None:
             arranged, query = self._model_inputs(inputs)
             whole = self.value_trunk(**arranged, use_cache=False).logits
@@ -81,8 +81,8 @@ class Policy(Beside):
         return torch.where(inputs["response_mask"], values, 0.0)
 
     def _model_inputs(self, inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], TokenQuery]:
-        """prompt_ids, prompt_mask (B, P), response_ids, response_mask (B, T) -> the model's own arguments, and the
-        columns that predict the responses.
+        """Return the model's own arguments, and the columns that predict the responses, from prompt_ids, prompt_mask
+        (B, P), response_ids, response_mask (B, T).
 
         A causal model's prompts are padded on the left, so that all responses start in one column. In an
         encoder-decoder model the decoder's column t predicts token t."""
@@ -106,7 +106,8 @@ class Policy(Beside):
 
 
 def _trunk(model: Any) -> Any:
-    """A copy of a model whose head returns hidden states, and whose other weights are trained if the model's are."""
+    """Return a copy of a model whose head returns hidden states, and whose other weights are trained if the model's
+    are."""
     copy = deepcopy(model)
     if not has_plain_head(copy):
         what = f"the head of {type(model).__name__} is not plain, so its trunk cannot be separated"

@@ -1,4 +1,5 @@
-"""The head of a policy: hidden states and sampled tokens go in; log-probabilities and entropies come out, not logits.
+"""Hidden states and sampled tokens go in; log-probabilities and entropies come out, not logits: this is the head of a
+policy.
 
 Log-probabilities and entropies come from TRL's kernel, which never has all logits."""
 
@@ -12,44 +13,46 @@ import torch
 from scaleup.models.heads import ToldHead, has_plain_head, swap_head, told
 
 VOCABULARY_CHUNK = 8192
-"""Columns of the logits that exist at a time, for up to 4096 positions."""
+"""Counts the columns of the logits that exist at a time, for up to 4096 positions."""
 
 
 @dataclass(frozen=True)
 class TokenQuery:
-    """B responses of up to T tokens, and the columns of hidden states that predict them: `first` to `first` + T - 1."""
+    """Holds B responses of up to T tokens, and the columns of hidden states that predict them: `first` to `first` + T -
+    1."""
 
     first: int
     tokens: torch.Tensor
-    """(B, T)"""
+    """Holds token ids (B, T)."""
     mask: torch.Tensor
-    """(B, T), true on a response's tokens."""
+    """Is a mask (B, T), true on a response's tokens."""
     temperature: float
 
 
 @dataclass(frozen=True)
 class TokenStats:
-    """Statistics of B responses of up to T tokens, in float32; 0 outside of the mask."""
+    """Holds statistics of B responses of up to T tokens, in float32; 0 outside of the mask."""
 
     logprobs: torch.Tensor
-    """(B, T) log pi(token | all tokens before it) at the sampling temperature, in nats."""
+    """Holds (B, T) log pi(token | all tokens before it) at the sampling temperature, in nats."""
     entropies: torch.Tensor
-    """(B, T) of the distribution that the token was drawn from, in nats."""
+    """Holds entropies (B, T) of the distribution that the token was drawn from, in nats."""
     hidden: torch.Tensor
-    """(B, T, H): the trunk's last hidden state before each token."""
+    """Holds the trunk's last hidden states (B, T, H), before each token."""
 
 
 class PolicyHead(ToldHead):
-    """A head that, given a `TokenQuery`, returns all `TokenStats` in one tensor in place of the logits."""
+    """Returns, given a `TokenQuery`, all `TokenStats` in one tensor in place of the logits."""
 
     def answer(self, hidden: torch.Tensor, query: TokenQuery) -> torch.Tensor:
-        """Hidden states (B, S, H) -> (B, T, H + 2): hidden states, log-probabilities, entropies."""
+        """Return (B, T, H + 2) of hidden states (B, S, H): hidden states, log-probabilities, entropies."""
         hidden = hidden[:, query.first : query.first + query.tokens.shape[1]]
         logprobs, entropies = self._logprobs_and_entropies(hidden[query.mask], query)
         return torch.cat([hidden.float(), *(_spread(part, query.mask)[..., None] for part in (logprobs, entropies))], 2)
 
     def _logprobs_and_entropies(self, hidden: torch.Tensor, query: TokenQuery) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states (N, H) before N tokens -> log-probabilities and entropies (N,)."""
+        """Return log-probabilities and entropies (N,) in nats of N tokens, from the hidden states (N, H) before
+        them."""
         from trl.kernels import ChunkedLogProbFunction
 
         tokens, chunk = query.tokens[query.mask], min(VOCABULARY_CHUNK, self.out_features)
@@ -67,8 +70,8 @@ def swap_policy_head(model: Any) -> None:
 
 
 def token_stats(model: Any, inputs: dict[str, torch.Tensor], query: TokenQuery) -> TokenStats:
-    """Statistics of tokens by one forward pass. A head that is not plain gives all its logits, from which they are
-    computed."""
+    """Return the statistics of tokens by one forward pass. A head that is not plain gives all its logits, from which
+    they are computed."""
     head = model.get_output_embeddings()
     if isinstance(head, PolicyHead):
         with told(query, head):
@@ -88,5 +91,5 @@ def token_stats(model: Any, inputs: dict[str, torch.Tensor], query: TokenQuery) 
 
 
 def _spread(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Values (N,) at the N true positions of a mask (B, T); 0 elsewhere."""
+    """Return values (N,) at the N true positions of a mask (B, T); 0 elsewhere."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)

@@ -1,4 +1,4 @@
-"""Generates responses to prompts. A response depends on its prompt, its seed and the weights alone: neither on the
+"""Prompts go in; responses come out. A response depends on its prompt, its seed and the weights alone: neither on the
 process that draws it, nor on the other rows of its batch."""
 
 from __future__ import annotations
@@ -21,31 +21,32 @@ from scaleup.rl.advantages import response_lengths
 
 @dataclass(frozen=True)
 class Responses:
-    """B responses of up to T tokens."""
+    """Holds B responses of up to T tokens."""
 
     tokens: torch.Tensor
-    """(B, T), padded with the pad token."""
+    """Holds token ids (B, T), padded with the pad token."""
     lengths: torch.Tensor
-    """(B,) in tokens, with the EOS."""
+    """Counts the tokens (B,) of each, with the EOS."""
     finished: torch.Tensor
-    """(B,) whether they end with an EOS."""
+    """Tells (B,) whether they end with an EOS."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of generation. Tokens are drawn from the whole distribution at a temperature: with top-k or top-p the
-    ratio of probabilities would be wrong."""
+    """Holds the settings of generation. Tokens are drawn from the whole distribution at a temperature: with top-k or
+    top-p the ratio of probabilities would be wrong."""
 
     max_new_tokens: int
     min_limit: int | None
-    """In tokens. If given, each response's limit is drawn uniformly between this and max_new_tokens."""
+    """Bounds responses from below, in tokens. If given, each response's limit is drawn uniformly between this and
+    max_new_tokens."""
     temperature: float
     eos_ids: tuple[int, ...]
     pad_id: int
 
 
 def draws_of(seed: Sequence[int], count: int) -> np.ndarray:
-    """Uniform numbers (count,) in [0, 1), which depend on the seed alone."""
+    """Return uniform numbers (count,) in [0, 1), which depend on the seed alone."""
     return np.random.default_rng(list(seed)).random(count)
 
 
@@ -58,8 +59,8 @@ def respond(
     device: torch.device,
     together: bool = False,
 ) -> Responses:
-    """Responses of a (wrapped) Policy in evaluation mode to B prompts (token ids), each with a seed of its own.
-    `together`: all ranks generate equally many tokens, as ranks must that gather weights for each of them."""
+    """Return the responses of a (wrapped) Policy in evaluation mode to B prompts (token ids), each with a seed of its
+    own. `together`: all ranks generate equally many tokens, as ranks must that gather weights for each of them."""
     policy = unwrap(model)
     ids, mask = pad(prompts, sampling.pad_id, left=not policy.is_seq2seq)
     draws = np.stack([draws_of(seed, sampling.max_new_tokens + 1) for seed in seeds])
@@ -125,7 +126,7 @@ def _drawing(model: Any, sampling: Sampling) -> Iterator[None]:
 
 
 def sampling_of(ppo: PPOSettings, model: Any, tokenizer: PreTrainedTokenizerBase) -> Sampling:
-    """The config's settings, with every token that ends a text for the model or the tokenizer as an EOS."""
+    """Return the config's settings, with every token that ends a text for the model or the tokenizer as an EOS."""
     named = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
     return Sampling(

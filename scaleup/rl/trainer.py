@@ -1,4 +1,5 @@
-"""PPO as a library: a model, a tokenizer, prompts and a reward, without a config file or a launcher.
+"""A model, a tokenizer, prompts and a reward go in; a policy trained by PPO comes out, without a config file or a
+launcher.
 
     trainer = PPOTrainer(model, tokenizer, prompts, reward, PPOSettings(num_rollouts=100), output_dir="out")
     trainer.train()
@@ -101,7 +102,8 @@ def _prompts(encoder: Encoder, prompts: Sequence[Any]) -> list[Prompt]:
 
 
 def _group() -> GroupPlan:
-    """The plan of a group as the environment describes it: the launcher that started this process set WORLD_SIZE."""
+    """Return the plan of a group as the environment describes it: the launcher that started this process set
+    WORLD_SIZE."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     on_gpu = torch.cuda.is_available()
     several = {"distributed_type": "MULTI_GPU" if on_gpu else "MULTI_CPU", "engine": "DistributedDataParallel"}

@@ -1,4 +1,5 @@
-"""PPO's passes over a rollout: minibatches of all its rows, one optimizer step each."""
+"""A rollout goes in; an updated policy and metrics come out, by passes over it: minibatches of all its rows, one
+optimizer step each."""
 
 from __future__ import annotations
 
@@ -21,21 +22,21 @@ from scaleup.rl.experience import Advantages, Experience, by_length, inputs_of
 from scaleup.train.step import StepResult, train_step
 
 SHUFFLES = 1
-"""Second part of the seeds of minibatches; of the seeds of responses it is 0."""
+"""Is the second part of the seeds of minibatches; of the seeds of responses it is 0."""
 
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """B rows of an experience, as one forward pass takes them: what `train_step` calls a batch."""
+    """Holds B rows of an experience, as one forward pass takes them: what `train_step` calls a batch."""
 
     inputs: dict[str, torch.Tensor]
-    """The Policy's arguments (`inputs_of`)."""
+    """Holds the Policy's arguments (`inputs_of`)."""
     old: dict[str, torch.Tensor]
-    """(B, T) each, from the rollout: logprobs, values, advantages and returns."""
+    """Holds (B, T) each, from the rollout: logprobs, values, advantages and returns."""
     num_labels: int
-    """Tokens of responses."""
+    """Counts the tokens of responses."""
     num_tokens: int
-    """Tokens of prompts and responses."""
+    """Counts the tokens of prompts and responses."""
 
     def to(self, device: torch.device) -> MiniBatch:
         inputs, old = ({name: part.to(device) for name, part in each.items()} for each in (self.inputs, self.old))
@@ -55,7 +56,7 @@ class Tally:
             self.sums[name] = self.sums.get(name, 0.0) + float(value.detach().double().sum())
 
     def means(self, runtime: Runtime) -> dict[str, float]:
-        """Means over the tokens of all ranks, which must all call it."""
+        """Return means over the tokens of all ranks, which must all call it."""
         names = sorted(self.sums)
         *sums, tokens = runtime.sum(*(self.sums[name] for name in names), float(self.tokens))
         return {name: value / max(tokens, 1.0) for name, value in zip(names, sums, strict=True)}
@@ -73,7 +74,7 @@ class Updater:
     train: OptimizationConfig
     pad_id: int
     tolerance: float
-    """Of the self-checks, in nats a token."""
+    """Bounds the differences that self-checks let pass, in nats a token."""
 
     def learn(self, experience: Experience, estimates: Advantages, rollout: int) -> tuple[dict[str, float], int]:
         """Take all passes over a rollout, or fewer where the KL to the rollout's policy exceeds `target_kl`. Returns
@@ -109,7 +110,8 @@ class Updater:
         return result
 
     def _mini_batches(self, count: int, rollout: int, epoch: int) -> Iterator[np.ndarray]:
-        """This rank's rows of each minibatch. Which rows a minibatch holds does not depend on the number of ranks."""
+        """Return this rank's rows of each minibatch. Which rows a minibatch holds does not depend on the number of
+        ranks."""
         order = np.random.default_rng([self.train.seed, SHUFFLES, rollout, epoch]).permutation(count)
         for rows in np.split(order, self.ppo.num_mini_batches):
             yield rows[self.runtime.rank :: self.runtime.world]
@@ -151,13 +153,13 @@ class Updater:
 
 
 def micro_batch_size(train: OptimizationConfig) -> int:
-    """Rows a forward pass."""
+    """Return the rows of a forward pass."""
     return train.per_device_train_batch_size or DEFAULT_BATCH_SIZE
 
 
 def ppo_loss_sum(model: Any, batch: MiniBatch, ppo: PPOSettings, tally: Tally) -> torch.Tensor:
-    """The objective of PPO, to be minimised: policy loss + vf_coef x value loss - entropy_coef x entropy, summed over
-    the tokens of a batch's responses (Schulman et al. 2017, eq. 9). A scalar."""
+    """Return the objective of PPO, to be minimised: policy loss + vf_coef x value loss - entropy_coef x entropy, summed
+    over the tokens of a batch's responses (Schulman et al. 2017, eq. 9). A scalar."""
     logprobs, entropies, values = model("policy", **batch.inputs)
     mask, old = batch.inputs["response_mask"], batch.old
     log_ratios = log_ratio(logprobs, old["logprobs"])
@@ -179,5 +181,5 @@ def ppo_loss_sum(model: Any, batch: MiniBatch, ppo: PPOSettings, tally: Tally) -
 
 
 def response_seeds(seed: int, rollout: int, size: int) -> Sequence[Sequence[int]]:
-    """Seeds of a rollout's `size` responses, one each."""
+    """Return the seeds of a rollout's `size` responses, one each."""
     return [(seed, 0, rollout, row) for row in range(size)]

@@ -1,4 +1,5 @@
-"""A deployment card: each variant measured beside the model it comes from -> card.json, card.md, card.png."""
+"""A model and its variants go in; card.json, card.md and card.png come out: each variant measured beside the model it
+comes from."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from scaleup.reports.deployment import markdown, plot, verdict
 from scaleup.train.job import Job
 
 BASE = "model"
-"""The name of the row of the model that the variants come from."""
+"""Is the name of the row of the model that the variants come from."""
 
 
 def run(job: Job[CardConfig]) -> None:

@@ -1,5 +1,5 @@
-"""PPO: prompts -> responses -> rewards -> a better policy -> a model folder, samples and a manifest. In the reward
-group: texts -> scores for the policy."""
+"""Prompts go in; a better policy comes out as a model folder, with samples and a manifest: prompts -> responses ->
+rewards -> updates. In the reward group texts go in, and scores for the policy come out."""
 
 from __future__ import annotations
 

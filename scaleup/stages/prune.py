@@ -32,7 +32,7 @@ from scaleup.train.job import Job
 from scaleup.train.reading import reading_of
 
 TOLERANCE = 1e-4
-"""How far writing and reading may move a logit, as a share of the largest."""
+"""Bounds how far writing and reading may move a logit, as a share of the largest."""
 
 
 def run(job: Job[PruneConfig]) -> None:

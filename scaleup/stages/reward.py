@@ -1,4 +1,4 @@
-"""A reward model: pairs of responses -> the one loop -> a classifier's folder that says how its scores are read."""
+"""Pairs of responses go in; a classifier's folder that says how its scores are read comes out, by the one loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scaleup.train.preference import preference_loss
 from scaleup.train.supervised import train_supervised
 
 REFERENCE_PAIRS = 256
-"""How many pairs of each training source are scored if there are no validation pairs."""
+"""Counts the pairs of each training source that are scored if there are no validation pairs."""
 
 
 def run(job: Job[RewardConfig]) -> None:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: rows -> tokens -> the one loop -> a model folder, its card and a manifest."""
+"""Rows go in; a fine-tuned model's folder, its card and a manifest come out: rows -> tokens -> the one loop."""
 
 from __future__ import annotations
 

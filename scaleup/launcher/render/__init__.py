@@ -1,1 +1,2 @@
-"""A run's job as files that a scheduler takes: pure functions of the config, for Slurm, Kubernetes and no scheduler."""
+"""This package renders a run's job as files that a scheduler takes, by pure functions of the config: for Slurm,
+Kubernetes and no scheduler."""

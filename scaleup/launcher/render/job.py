@@ -1,4 +1,4 @@
-"""What every target is rendered from, and how values are quoted in what is rendered. Nothing else quotes."""
+"""This module holds what every target is rendered from, and quotes values in what is rendered. Nothing else quotes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from scaleup.config.run import RunConfig
 from scaleup.plan.cluster import Granted, granted, granted_to_reward, nodes_of
 
 Files = dict[str, str]
-"""Name within the job's folder -> text."""
+"""Maps a name within the job's folder -> the file's text."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run, or the points of a sweep, which differ in nothing that a scheduler sees."""
+    """Stands for one run, or the points of a sweep, which differ in nothing that a scheduler sees."""
 
     name: str
     folder: Path
-    """Absolute; where the rendered files lie when the job begins."""
+    """Is the absolute path where the rendered files lie when the job begins."""
     configs: tuple[RunConfig, ...]
-    """Complete, a run each."""
+    """Holds complete configs, one a run."""
     is_sweep: bool = False
     max_parallel: int | None = None
-    """Of a sweep's runs, at a time."""
+    """Bounds how many of a sweep's runs there are at a time."""
 
     @property
     def config(self) -> RunConfig:
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def reward_node(self) -> Granted | None:
-        """Where the reward group's node is of another kind."""
+        """Return what the reward group's node has, where it is of another kind."""
         return granted_to_reward(self.config, self.cluster)
 
     def config_name(self, number: int) -> str:
@@ -55,7 +55,7 @@ class Job:
 
     @property
     def config_files(self) -> Files:
-        """What is run, as it was when the job was made: nobody edits these."""
+        """Return what is run, as it was when the job was made: nobody edits these."""
         return {self.config_name(number): dump(config) for number, config in enumerate(self.configs)}
 
 

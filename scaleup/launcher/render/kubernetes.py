@@ -1,5 +1,5 @@
-"""Manifests of a run for Kubernetes: an Indexed Job, which any cluster has, a JobSet or a TrainJob; each with the run's
-config beside it. docs/design/clusters.md says what restarts what."""
+"""A job goes in; its manifests for Kubernetes come out: an Indexed Job, which any cluster has, a JobSet or a TrainJob;
+each with the run's config beside it. docs/design/clusters.md says what restarts what."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from scaleup.launcher.render.pods import Manifest
 from scaleup.plan.cluster import Granted, granted, granted_to_reward, has_reward_node, nodes_of
 
 MISTAKES = (2, 126, 127)
-"""Exit codes for what would fail again: scaleup's own, and the shell's for a command that it cannot start."""
+"""Lists the exit codes for what would fail again: scaleup's own, and the shell's for a command that it cannot start."""
 TORCH_JOB = "node"
-"""The replicated job of Kubeflow's torch runtime."""
+"""Names the replicated job of Kubeflow's torch runtime."""
 FORGET_TORCHRUN = 'unset "${!PET_@}"'
-"""What the torch runtime sets for a torchrun of its own, which ours would obey."""
+"""Unsets what the torch runtime sets for a torchrun of its own, which ours would obey."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Text of several lines is written as such."""
+    """Writes text of several lines as such."""
 
 
 def _text(dumper: _Dumper, text: str) -> yaml.Node:
@@ -58,7 +58,8 @@ def dumped(documents: list[Manifest]) -> str:
 
 
 def _config_map(config: RunConfig, kubernetes: KubernetesConfig) -> Manifest:
-    """Immutable: a pod that starts again reads what the first one read."""
+    """Return the ConfigMap of the run's config. It is immutable: a pod that starts again reads what the first one
+    read."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -69,7 +70,7 @@ def _config_map(config: RunConfig, kubernetes: KubernetesConfig) -> Manifest:
 
 
 def _service(config: RunConfig, kubernetes: KubernetesConfig) -> Manifest:
-    """Headless: gives each pod a name that the others can look up, also before it is ready."""
+    """Return the headless Service, which gives each pod a name that the others can look up, also before it is ready."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -83,7 +84,8 @@ def _service(config: RunConfig, kubernetes: KubernetesConfig) -> Manifest:
 
 
 def _job(config: RunConfig, cluster: ClusterConfig, kubernetes: KubernetesConfig) -> Manifest:
-    """A pod that saved and ended, or failed, comes again, and so do its peers, which end with it."""
+    """Return an Indexed Job. A pod that saved and ended, or failed, comes again, and so do its peers, which end with
+    it."""
     count = nodes_of(config)
     template = pods.pod(config.name, cluster, kubernetes, granted(config, cluster))
     template["spec"]["subdomain"] = config.name
@@ -116,7 +118,7 @@ def _job_spec(count: int, template: Manifest, cluster: ClusterConfig, backoff_li
 
 
 def _job_set(config: RunConfig, cluster: ClusterConfig, kubernetes: KubernetesConfig) -> Manifest:
-    """All pods start again together when one has failed. It is done when the policy is."""
+    """Return a JobSet. All pods start again together when one has failed. It is done when the policy is."""
     count = config.parallel.num_nodes
     policy = _replicated("policy", count, config, granted(config, cluster), None)
     jobs = [policy]
@@ -146,7 +148,7 @@ def _replicated(name: str, count: int, config: RunConfig, node: Granted, rank: i
 
 
 def _train_job(config: RunConfig, cluster: ClusterConfig, kubernetes: KubernetesConfig) -> Manifest:
-    """The runtime says how its pods start again; ours is the command, and the pods' resources."""
+    """Return a TrainJob. The runtime says how its pods start again; ours is the command, and the pods' resources."""
     assert cluster.container is not None
     trainer: dict[str, Any] = {
         "image": cluster.container.image,

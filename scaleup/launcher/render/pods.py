@@ -1,4 +1,5 @@
-"""What every kind of Kubernetes job has: pods that start `scaleup run`, with the run's volume and its config."""
+"""This module renders what every kind of Kubernetes job has: pods that start `scaleup run`, with the run's volume and
+its config."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from scaleup.plan.cluster import Granted
 Manifest = dict[str, Any]
 
 CONTAINER = "node"
-"""Also what Kubeflow's torch runtime calls it."""
+"""Names the container, as Kubeflow's torch runtime does."""
 CONFIG_FOLDER = "/etc/scaleup"
 CONFIG_FILE = "config.yaml"
 RANK = "SCALEUP_NODE_RANK"

@@ -1,5 +1,5 @@
-"""A job of Slurm: one sbatch script that starts `scaleup run` once a node, has it save before the time limit or a
-preemption ends it, and queues it again. docs/design/clusters.md has what was tried."""
+"""A job goes in; its files for Slurm come out: one sbatch script that starts `scaleup run` once a node, has it save
+before the time limit or a preemption ends it, and queues it again. docs/design/clusters.md has what was tried."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from scaleup.plan.cluster_targets import local_paths
 
 SCRIPT = "job.sbatch"
 TASK = 'bash -c "$task" scaleup "$@"'
-"""What srun starts on every node; `$task` is set above it."""
+"""Is what srun starts on every node; `$task` is set above it."""
 RUN = 'exec scaleup run "$@" --resume --node-rank "$SLURM_PROCID"'
-"""Expanded on each node: the batch script's own rank would be the same for all."""
+"""Is expanded on each node: the batch script's own rank would be the same for all."""
 
 UNCHECKED = "# shellcheck disable=SC1003,SC1091,SC2016,SC2317 # values are quoted; the trap calls stop"
 SRUN_OPTIONS = ("--label", "--export=ALL", "--kill-on-bad-exit=0", "--wait=60")
@@ -56,7 +56,8 @@ USAGE = {
     False: "--nodes=2 --gpus-per-node=8 launch/slurm.sbatch",
     True: "--nodes=2 --gpus-per-node=8 : --gpus-per-node=1 launch/slurm_ppo.sbatch",
 }
-"""By whether the reward group's node is of another kind. Where all are alike, slurm.sbatch splits one allocation."""
+"""Shows how sbatch is called, by whether the reward group's node is of another kind. Where all are alike, slurm.sbatch
+splits one allocation."""
 
 
 def slurm_files(job: Job) -> Files:

@@ -1,4 +1,4 @@
-"""`--sweep KEY=[V1,V2,...]`: the points, and each one's overrides."""
+"""Each `--sweep KEY=[V1,V2,...]` goes in; the points come out, with each one's overrides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scaleup.errors import Problem
 
 EXAMPLE = 'write KEY=[VALUE,...], e.g. "train.learning_rate=[1.0e-5, 3.0e-5]"'
 NOT_SWEPT = ("name", "runs_dir", "stage", "cluster")
-"""A point's run is named by us, and all are in one job."""
+"""Lists the keys that no sweep may change: a point's run is named by us, and all are in one job."""
 
 
 def sweep_points(sweeps: Sequence[str], problems: list[Problem]) -> list[list[str]]:

@@ -1,4 +1,5 @@
-"""A run without a scheduler: one script that is started on every node, with the node's rank."""
+"""A job goes in; its files without a scheduler come out: one script that is started on every node, with the node's
+rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds the reward of a config: the policy's side of it, and the loop of a reward group."""
+"""The reward of a config goes in; the policy's side of it, or the loop of a reward group, comes out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from scaleup.train.job import Job
 
 
 def rewards_of(job: Job[PPOConfig]) -> Rewards:
-    """The rewards that every rank of the policy uses. Raises ScaleupError if the source is unusable."""
+    """Return the rewards that every rank of the policy uses. Raises ScaleupError if the source is unusable."""
     source, plan, runtime, run = job.config.reward, job.plan, job.runtime, job.folder
     if source.placement == "function":
         assert source.function is not None

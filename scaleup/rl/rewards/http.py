@@ -1,4 +1,4 @@
-"""Rewards of a service: texts are posted as JSON, scores come back."""
+"""Texts go in; scores of a service come out: texts are posted as JSON, scores come back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LONGEST_PAUSE = 10.0
 
 
 class _Retry(Exception):
-    """A failure that may pass."""
+    """Tells of a failure that may pass."""
 
 
 class HttpRewards(PlacedRewards):
@@ -34,7 +34,7 @@ class HttpRewards(PlacedRewards):
     where = "reward.url"
 
     def __init__(self, runtime: Runtime, url: str, timeout_seconds: float, reconnect_seconds: float) -> None:
-        """Raises ScaleupError if `url` is no address."""
+        """Raise ScaleupError if `url` is no address."""
         super().__init__(runtime)
         if not _is_address(url):
             raise ScaleupError.of(self.where, f"{url!r} is no address", "write http://HOST:PORT/PATH, or https")
@@ -82,7 +82,7 @@ class HttpRewards(PlacedRewards):
         return checked_scores(self._read(answer), len(samples), self.where)
 
     def _post(self, body: bytes) -> bytes:
-        """The body of a 200 answer. Raises _Retry, httpx2.RequestError, and ScaleupError for another status."""
+        """Return the body of a 200 answer. Raises _Retry, httpx2.RequestError, and ScaleupError for another status."""
         due, answer = time.monotonic() + self._timeout, b""
         headers = {"Content-Type": "application/json"}
         with (

@@ -1,4 +1,4 @@
-"""The interface of rewards: samples that are submitted are scored while the policy generates on."""
+"""This module holds the interface of rewards: samples that are submitted are scored while the policy generates on."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from scaleup.errors import ScaleupError
 
 @dataclass(frozen=True)
 class Sample:
-    """A response to be scored, as text: the reward model has a tokenizer of its own."""
+    """Holds a response to be scored, as text: the reward model has a tokenizer of its own."""
 
     prompt: str
     response: str
     finished: bool
-    """Whether it ended with an EOS, not at its limit."""
+    """Tells whether it ended with an EOS, not at its limit."""
     columns: dict[str, Any] = field(default_factory=dict)
-    """Other values of the prompt's row, for functions and services."""
+    """Holds other values of the prompt's row, for functions and services."""
 
 
 class Rewards(Protocol):
@@ -38,7 +38,7 @@ class Rewards(Protocol):
 
 
 def checked_scores(scores: Any, count: int, where: str) -> list[float]:
-    """A list, an array or a tensor of `count` numbers as a list of floats.
+    """Return a list, an array or a tensor of `count` numbers as a list of floats.
 
     Raises ScaleupError at `where` for anything else, for too few or too many, and for numbers that are not finite."""
     values = scores.tolist() if hasattr(scores, "tolist") else scores

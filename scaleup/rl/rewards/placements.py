@@ -1,5 +1,5 @@
-"""Placements of a reward: a model in this process, a Python function, a reward group; a service is in `http.py`. All
-give the same scores for the same texts."""
+"""This module holds the placements of a reward: a model in this process, a Python function, a reward group; a service
+is in `http.py`. All give the same scores for the same texts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Score = Callable[[Sequence[Sample]], list[float]]
 
 
 class PlacedRewards(ABC):
-    """The base of all placements: it checks scores, and tells all ranks if one of them has none."""
+    """Serves as the base of all placements: it checks scores, and tells all ranks if one of them has none."""
 
     where = "reward"
 
@@ -85,7 +85,7 @@ class FunctionRewards(ColocatedRewards):
     where = "reward.function"
 
     def __init__(self, runtime: Runtime, function: str) -> None:
-        """`function`: FILE.py:NAME or MODULE:NAME. Raises ScaleupError if it cannot be loaded."""
+        """Load `function`: FILE.py:NAME or MODULE:NAME. Raises ScaleupError if it cannot be loaded."""
         self._name = function
         self._function = load_function(function)
         super().__init__(runtime, self._call)
@@ -124,7 +124,7 @@ class GroupRewards(PlacedRewards):
 
 
 def columns_of(samples: Sequence[Sample]) -> dict[str, list[Any]]:
-    """Lists of B values: `prompts`, `completions`, and each column that any sample has (None for samples without
+    """Return lists of B values: `prompts`, `completions`, and each column that any sample has (None for samples without
     it)."""
     names = {name: None for sample in samples for name in sample.columns}
     columns = {name: [sample.columns.get(name) for sample in samples] for name in names}

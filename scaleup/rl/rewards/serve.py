@@ -1,4 +1,4 @@
-"""The reward group's loop: it scores what comes over the bridge until the policy closes it.
+"""Texts come over the bridge; their scores go back until the policy closes it: this is the reward group's loop.
 
 Replicated ranks (single, ddp) serve independently of each other. Sharded ones (zero3, fsdp2) must do every forward pass
 together: rank 0 takes a request and broadcasts it, each scores its share, rank 0 answers."""
@@ -85,12 +85,12 @@ def _serve_together(runtime: Runtime, server: BridgeServer, score: Score) -> Non
 
 
 def _samples(body: bytes) -> list[Sample]:
-    """The samples of a request. The body is signed, so it is as the policy's GroupRewards wrote it."""
+    """Return the samples of a request. The body is signed, so it is as the policy's GroupRewards wrote it."""
     return [Sample(prompt, response, finished) for prompt, response, finished in json.loads(body)]
 
 
 def _scores(score: Score, samples: list[Sample]) -> list[float] | ScaleupError:
-    """The scores, or what the scorer raised: an answer too, by which the bridge is not lost."""
+    """Return the scores, or what the scorer raised: an answer too, by which the bridge is not lost."""
     try:
         return checked_scores(score(samples), len(samples), WHERE) if samples else []
     except ScaleupError as error:
@@ -101,7 +101,8 @@ def _scores(score: Score, samples: list[Sample]) -> list[float] | ScaleupError:
 
 
 def _scores_together(runtime: Runtime, score: Score, samples: list[Sample]) -> list[float] | ScaleupError:
-    """Every rank scores each `world`th sample; the last one is repeated until shares are equal."""
+    """Return the scores of all samples: every rank scores each `world`th sample; the last one is repeated until shares
+    are equal."""
     if not samples:
         return []
     rank, world = runtime.rank, runtime.world
@@ -121,7 +122,7 @@ def _scores_together(runtime: Runtime, score: Score, samples: list[Sample]) -> l
 
 
 def _broadcast(runtime: Runtime, data: bytes, length: int, source: int) -> bytes:
-    """The `data` of rank `source`, on all ranks."""
+    """Return the `data` of rank `source`, on all ranks."""
     if runtime.world == 1:
         return data
     sent = torch.frombuffer(bytearray(data.ljust(length, b"\0")[:length]), dtype=torch.uint8).to(runtime.device)
