@@ -1,4 +1,5 @@
-"""The policy's end of the bridge: it sends texts to the reward model's process group, gets scores, and outlives it.
+"""This module is the policy's end of the bridge: it sends texts to the reward model's process group, returns their
+scores, and outlives it.
 
 Why a third group: Accelerate and DeepSpeed use the default process group for everything, so policy and reward model are
 two ordinary jobs, connected by a gloo group that is neither's default (docs/design/bridge.md)."""
@@ -43,14 +44,14 @@ _CLOSE_SECONDS = 5.0
 
 
 class StopWhileWaiting(Exception):
-    """A signal asked for a stop while the policy waited for a reward group. All ranks raise it together."""
+    """Tells that a signal requested a stop while the policy waited for a reward group. All ranks raise it together."""
 
 
 @dataclass
 class _Request:
     frame: Frame
     sent: float = 0.0
-    """Monotonic seconds."""
+    """Is the time of sending in monotonic seconds."""
     pending: Pending | None = None
     scores: list[float] | None = None
 
@@ -72,7 +73,7 @@ class BridgeClient:
         on_lost: Callable[[str], object] | None = None,
         on_found: Callable[[], object] | None = None,
     ) -> None:
-        """Open the store, so that a reward group may join. `model`: the reward model that must score; a reward group
+        """Opens the store, so that a reward group may join. `model`: the reward model that must score; a reward group
         with another one is refused. On rank 0 `on_lost` is called with the reason when the reward group is lost, and
         `on_found` when another one has joined.
 
@@ -96,7 +97,7 @@ class BridgeClient:
         self._open_next()
 
     def connect(self) -> None:
-        """Wait for a reward group, if none has joined. All ranks must call it; the first `submit` does it too.
+        """Waits for a reward group, if none has joined. All ranks must call it; the first `submit` does it too.
 
         Raises ScaleupError if none joins within `reconnect_seconds` or it is not this run's, and StopWhileWaiting."""
         began = time.monotonic()
@@ -112,7 +113,7 @@ class BridgeClient:
                 self._open_next()
 
     def submit(self, items: Sequence[Any]) -> None:
-        """Send items (anything that JSON can hold) to be scored. Returns at once when there is a reward group;
+        """Sends items (anything that JSON can hold) to be scored. Returns at once when there is a reward group;
         `collect` raises what goes wrong, on all ranks."""
         self.connect()
         body = json.dumps(list(items), ensure_ascii=False).encode(errors="surrogatepass")  # loads() takes them
@@ -126,7 +127,7 @@ class BridgeClient:
         self._send(request)
 
     def collect(self) -> list[float]:
-        """Wait for the scores of all items since the last call, in order.
+        """Waits for the scores of all items since the last call, and returns them in order.
 
         Raises on all ranks: ScaleupError for what the reward model raised, for an answer that is not this run's and for
         no reward group within `reconnect_seconds`; StopWhileWaiting."""
@@ -140,7 +141,7 @@ class BridgeClient:
         return scores
 
     def close(self) -> None:
-        """Tell the reward group to end, with exit code 0. Never raises: a group that is gone need not be told."""
+        """Tells the reward group to end, with exit code 0. It never raises: a group that is gone need not be told."""
         try:
             if self._runtime.is_main:
                 self._store.write("closed", "")
@@ -196,7 +197,7 @@ class BridgeClient:
             time.sleep(_POLL_SECONDS)
 
     def _linked(self) -> Link:
-        """The connection to the group whose hello was read. Raises ScaleupError if it is not this run's, and
+        """Returns the connection to the group whose hello was read. Raises ScaleupError if it is not this run's, and
         BridgeLost."""
         prefix = f"g{self._generation}/"
         offer, hello = (self._store.read(prefix + name) for name in ("offer", "hello"))
@@ -225,7 +226,7 @@ class BridgeClient:
             request.pending = None  # `collect` sees it
 
     def _receive(self) -> ScaleupError | BridgeLost | None:
-        """Receive all answers that are still due; return what prevents it, or None."""
+        """Receives all answers that are still due; returns the error that prevents it, or None."""
         try:
             for request in self._requests:
                 if request.scores is None:
@@ -249,7 +250,8 @@ class BridgeClient:
         return scores_of(frame)
 
     def _is_lost(self, problem: ScaleupError | BridgeLost | None) -> bool:
-        """Whether any rank lost the bridge: a decision of all ranks. Raises ScaleupError on all if one rank has one."""
+        """Returns whether any rank lost the bridge: a decision of all ranks. Raises ScaleupError on all if one rank has
+        one."""
         wrong, lost = self._runtime.sum(isinstance(problem, ScaleupError), isinstance(problem, BridgeLost))
         if wrong:
             elsewhere = ScaleupError.of("reward bridge", "another process of the policy got no scores", "see its log")

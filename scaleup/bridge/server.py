@@ -1,4 +1,5 @@
-"""The reward model's end of the bridge: joins a generation that the policy has opened, takes requests, answers them."""
+"""This module is the reward model's end of the bridge: it joins a generation that the policy has opened, takes
+requests, and answers them."""
 
 from __future__ import annotations
 
@@ -24,10 +25,10 @@ from scaleup.errors import ScaleupError
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 3.0
-"""Between knowing that the policy is gone and ending this process if it does not end by itself."""
+"""Bounds the time between knowing that the policy is gone and ending this process if it does not end by itself."""
 _MAX_SILENCE = 60
-"""Seconds without an answer of the policy's store after which it, or the network between, counts as gone. Counted one
-by one: time in which both processes were suspended proves nothing."""
+"""Bounds the seconds without an answer of the policy's store, after which it, or the network between, counts as gone.
+They are counted one by one: time in which both processes were suspended proves nothing."""
 
 
 class BridgeServer:
@@ -51,8 +52,8 @@ class BridgeServer:
         self._watch: _Watch | None = None
 
     def join(self, seconds: float) -> bool:
-        """Wait at most `seconds` for the policy to open its store, then for a generation, as long as the policy lives.
-        All ranks must call it. False if the policy closed the bridge, or a signal asks for a stop.
+        """Waits at most `seconds` for the policy to open its store, then for a generation, as long as the policy lives.
+        All ranks must call it. Returns False if the policy closed the bridge, or a signal requests a stop.
 
         Raises BridgeLost if the policy is gone, ScaleupError if it is not this run's."""
         self._runtime.progress.report("waiting for the policy")
@@ -83,8 +84,8 @@ class BridgeServer:
         return True
 
     def next(self, seconds: float) -> tuple[Frame, int] | None:
-        """The next request and the rank that sent it, or None if none came within `seconds`. Ranks that do not receive
-        only wait.
+        """Returns the next request and the rank that sent it, or None if none came within `seconds`. Ranks that do not
+        receive only wait.
 
         Raises BridgeLost, and ScaleupError for a message that is not the policy's."""
         try:
@@ -102,7 +103,7 @@ class BridgeServer:
         return arrived
 
     def check(self) -> None:
-        """Raise BridgeLost if the watch has found the policy gone."""
+        """Raises BridgeLost if the watch has noticed that the policy is gone."""
         assert self._watch
         if self._watch.lost:
             raise BridgeLost(self._watch.lost)
@@ -116,7 +117,7 @@ class BridgeServer:
             raise BridgeLost("the policy is gone: its store has been silent for too long")
 
     def answer(self, request: tuple[Frame, int], result: list[float] | ScaleupError) -> None:
-        """Send the scores of a request, or the error that scoring raised. Raises BridgeLost."""
+        """Sends the scores of a request, or the error that scoring raised. Raises BridgeLost."""
         frame, source = request
         if isinstance(result, ScaleupError):
             answer = failure_frame(frame.sequence, result)
@@ -129,7 +130,7 @@ class BridgeServer:
             self._watch.ended.set()
 
     def _claimed(self, store: BridgeStore) -> int:
-        """The generation that rank 0 claimed for this group; 0 if there will be none."""
+        """Returns the generation that rank 0 claimed for this group; 0 if there will be none."""
         tried, claimed, problem = 0, 0, None
         while True:
             over = store.read("closed") is not None
@@ -149,7 +150,8 @@ class BridgeServer:
             time.sleep(_POLL_SECONDS)
 
     def _claim(self, store: BridgeStore, generation: int) -> bool:
-        """Raises ScaleupError, before it claims anything, when the policy is not this run's."""
+        """Claims a generation; returns whether this group has it. Raises ScaleupError, before it claims anything, when
+        the policy is not this run's."""
         key, topic = self._key(store, generation), f"g{generation}/hello"
         if not store.claim(generation):
             return False  # another reward group has it; the policy may open a next one
@@ -165,7 +167,7 @@ class BridgeServer:
         return session_key(self._place, generation, offer["nonce"])
 
     def _receive(self) -> None:
-        """Receive requests in a thread of its own: the main thread must react to signals and to the watch."""
+        """Receives requests in a thread of its own: the main thread must react to signals and to the watch."""
         try:
             while True:
                 arrived = self._link.next_request()

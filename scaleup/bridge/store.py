@@ -1,4 +1,4 @@
-"""The store through which the policy's and the reward model's process groups find each other: messages in it are
+"""This module holds the store through which the policy's and the reward model's process groups meet: messages in it are
 signed, because a TCPStore lets anybody write."""
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from scaleup.errors import ScaleupError
 
 PROTOCOL = 1
 CONNECT_SECONDS = 30.0
-"""Timeout of what takes moments between two processes that are both alive."""
+"""Bounds what takes moments between two processes that are both alive."""
 
 
 class BridgeLost(Exception):
-    """The other group died, hangs, or went on without this one."""
+    """Tells that the other group died, hangs, or went on without this one."""
 
 
 @dataclass(frozen=True)
 class BridgePlace:
-    """Address and secret of the bridge, the same for both groups."""
+    """Holds address and secret of the bridge, the same for both groups."""
 
     address: str
-    """Of the policy's rank 0; it listens on this address only."""
+    """Is the address of the policy's rank 0; it listens on this address only."""
     port: int
     secret: str
-    """Hexadecimal, of this run alone: whoever has it may request and send scores."""
+    """Is this run's own, in hexadecimal: whoever has it may request and send scores."""
     policy_size: int
 
     @property
@@ -46,16 +46,16 @@ class BridgePlace:
 
 
 class BridgeStore:
-    """The TCPStore that the policy's rank 0 hosts. Its keys are `generation`, a number, and under `g<number>/` the
-    messages of that generation: offer, hello, go. Every method raises BridgeLost if the store, and so the policy, is
-    gone."""
+    """Wraps the TCPStore that the policy's rank 0 hosts. Its keys are `generation`, a number, and under `g<number>/`
+    the messages of that generation: offer, hello, go. Every method raises BridgeLost if the store, and so the policy,
+    is gone."""
 
     def __init__(self, store: TCPStore) -> None:
         self._store = store
 
     @classmethod
     def host(cls, place: BridgePlace) -> BridgeStore:
-        """Open the store on the policy's rank 0. Raises ScaleupError if the port cannot be opened."""
+        """Opens the store on the policy's rank 0. Raises ScaleupError if the port cannot be opened."""
         family = socket.getaddrinfo(place.address, place.port, type=socket.SOCK_STREAM)[0][0]
         try:  # by itself TCPStore listens on all interfaces
             listener = socket.create_server((place.address, place.port), family=family)
@@ -70,7 +70,8 @@ class BridgeStore:
 
     @classmethod
     def join(cls, place: BridgePlace, seconds: float, stopped: Callable[[], bool] = lambda: False) -> BridgeStore:
-        """Connect to the store, once it is opened. Raises BridgeLost if it is not within `seconds`, or if `stopped`."""
+        """Connects to the store, once it is opened. Raises BridgeLost if it is not within `seconds`, or if
+        `stopped`."""
         deadline = time.monotonic() + seconds
         while True:  # not in TCPStore's own loop, where signals are not noticed
             try:
@@ -86,21 +87,21 @@ class BridgeStore:
             time.sleep(0.1)
 
     def generation(self) -> int:
-        """The newest one that was opened; 0 before the first."""
+        """Returns the newest generation that was opened; 0 before the first."""
         return self._checked(lambda: self._store.add("generation", 0))
 
     def open_next(self) -> None:
         self._checked(lambda: self._store.add("generation", 1))
 
     def claim(self, generation: int) -> bool:
-        """Claim a generation for this reward group. False if another one has it."""
+        """Claims a generation for this reward group. Returns False if another one has it."""
         return self._checked(lambda: self._store.add(f"g{generation}/claims", 1)) == 1
 
     def write(self, key: str, text: str) -> None:
         self._checked(lambda: self._store.set(key, text))
 
     def read(self, key: str) -> bytes | None:
-        """The value of a key, or None if it was not written; never waits."""
+        """Returns the value of a key, or None if it was not written; never waits."""
         return self._checked(lambda: self._store.get(key) if self._store.check([key]) else None)
 
     def prefixed(self, prefix: str) -> PrefixStore:
@@ -114,13 +115,13 @@ class BridgeStore:
 
 
 def signed(key: bytes, topic: str, value: Any) -> str:
-    """A message for `verified`: HMAC-SHA256 in hexadecimal, then the value as JSON."""
+    """Returns a message for `verified`: HMAC-SHA256 in hexadecimal, then the value as JSON."""
     text = json.dumps(value)
     return hmac.new(key, f"{topic} {text}".encode(), hashlib.sha256).hexdigest() + text
 
 
 def verified(key: bytes, topic: str, message: bytes) -> Any:
-    """The value of a message of `signed`. Raises ScaleupError if it was not signed with this key and topic."""
+    """Returns the value of a message of `signed`. Raises ScaleupError if it was not signed with this key and topic."""
     mac, text = message[:64], message[64:]
     if not hmac.compare_digest(mac, hmac.new(key, topic.encode() + b" " + text, hashlib.sha256).hexdigest().encode()):
         raise foreign(f"the store's message {topic} is not signed with this run's secret")
@@ -128,18 +129,19 @@ def verified(key: bytes, topic: str, message: bytes) -> Any:
 
 
 def session_key(place: BridgePlace, generation: int, nonce: str) -> bytes:
-    """The key that signs the messages of one generation: messages of another one do not verify."""
+    """Returns the key that signs the messages of one generation: messages of another one do not verify."""
     return hmac.new(place.key, f"{PROTOCOL} {generation} {nonce}".encode(), hashlib.sha256).digest()
 
 
 def foreign(what: str) -> ScaleupError:
-    """The error for a message of another run."""
+    """Returns the error for a message of another run."""
     remedy = "end what else uses this address and port, and start both groups of one run anew"
     return ScaleupError.of("reward bridge", what, remedy)
 
 
 def own_address(place: BridgePlace) -> str:
-    """The address of this machine from which the planned one is reached; on that machine the planned one itself."""
+    """Returns the address of this machine from which the planned one is reached; on that machine the planned one
+    itself."""
     family, kind, protocol, _, address = socket.getaddrinfo(place.address, place.port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind, protocol) as probe:
         probe.connect(address)  # UDP: nothing is sent

@@ -1,5 +1,5 @@
-"""The messages between the policy's and the reward model's process groups: signed frames, over a gloo group of both. No
-pickle: texts travel as JSON, scores as float64."""
+"""This module sends messages between the policy's and the reward model's process groups: signed frames, over a gloo
+group of both. There is no pickle: texts travel as JSON, scores as float64."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from scaleup.bridge.store import (
 from scaleup.errors import Problem, ScaleupError
 
 MAX_BYTES = 64 * 2**20
-"""Of one request."""
+"""Bounds the bytes of one request."""
 REQUEST, CLOSE, SCORES, FAILURE = range(1, 5)
 _HEADER = struct.Struct("<IIQQQ32s")
-"""Protocol, kind, sequence, count, length, MAC."""
+"""Packs protocol, kind, sequence, count, length, MAC."""
 _PROBLEM_BYTES = 8192
-"""Room for an error in every answer: its receiver must know the size of an answer beforehand."""
+"""Is room for an error in every answer: its receiver must know the size of an answer beforehand."""
 _PROBLEM_TEXT = 300
 _FOREVER = timedelta(days=365)
 _HEADER_TAG, _BODY_TAG, _ANSWER_TAG = 11, 12, 13
@@ -40,18 +40,20 @@ _HEADER_TAG, _BODY_TAG, _ANSWER_TAG = 11, 12, 13
 
 @dataclass(frozen=True)
 class Frame:
+    """Holds one message: a request, an answer, or the request to close."""
+
     kind: int
     sequence: int
     count: int
-    """Texts of a request, scores of an answer."""
+    """Counts the texts of a request, the scores of an answer."""
     body: bytes = b""
 
 
 class Link:
-    """One generation of the third process group: the policy's ranks first, then the reward model's.
+    """Connects one generation of the third process group: the policy's ranks first, then the reward model's.
 
-    Torch's gloo moves the bytes in threads of its own. A wait that times out breaks the whole group, so nothing is
-    ever polled: waits without a limit are in a thread of their own. Every method raises BridgeLost."""
+    Torch's gloo moves the bytes in threads of its own. A wait that times out breaks the whole group, so nothing is ever
+    polled: waits without a limit are in a thread of their own. Every method raises BridgeLost."""
 
     def __init__(
         self, store: BridgeStore, place: BridgePlace, generation: int, key: bytes, rank: int, size: int
@@ -68,7 +70,7 @@ class Link:
             raise BridgeLost(f"the groups could not connect: {_short(error)}") from error
 
     def send_request(self, frame: Frame, server: int) -> Pending:
-        """Send a request to rank `server`; returns at once."""
+        """Sends a request to rank `server`; returns at once."""
         answer = _buffer(bytes(_answer_bytes(frame.count)))
         parts = [_buffer(self._header(frame, self.rank, server)), _buffer(frame.body)]
         try:
@@ -81,8 +83,8 @@ class Link:
         return Pending(server, frame.sequence, answer, coming, (parts, works))
 
     def wait_for_answer(self, pending: Pending, seconds: float) -> Frame:
-        """Wait for the answer. Raises BridgeLost if none comes within `seconds`, and ScaleupError for one that is not
-        from the reward group."""
+        """Waits for the answer and returns it. Raises BridgeLost if none comes within `seconds`, and ScaleupError for
+        one that is not from the reward group."""
         try:
             pending.coming.wait(timedelta(seconds=seconds))
         except RuntimeError as error:
@@ -95,7 +97,7 @@ class Link:
         return frame
 
     def next_request(self) -> tuple[Frame, int]:
-        """Wait, without a limit, for the next request; returns it and the rank that sent it.
+        """Waits, without a limit, for the next request; returns it and the rank that sent it.
 
         Raises ScaleupError for a message that is not signed or too large."""
         header = _buffer(bytes(_HEADER.size))
@@ -108,7 +110,7 @@ class Link:
         return self._opened(header.numpy().tobytes(), lambda size: self._body(size, source), source), source
 
     def send_answer(self, frame: Frame, source: int, num_texts: int) -> None:
-        """Send an answer to rank `source`. `num_texts` of the request determines the size that the policy expects."""
+        """Sends an answer to rank `source`. `num_texts` of the request determines the size that the policy expects."""
         data = self._header(frame, self.rank, source) + frame.body
         try:
             sent = self._group.send([_buffer(data.ljust(_answer_bytes(num_texts), b"\0"))], source, _ANSWER_TAG)
@@ -147,14 +149,14 @@ class Link:
 
 @dataclass(frozen=True)
 class Pending:
-    """A request that has not been answered."""
+    """Holds a request that has not been answered, with the receive that waits for its answer."""
 
     server: int
     sequence: int
     answer: torch.Tensor
     coming: Any
     kept: Any
-    """What gloo still sends from."""
+    """Keeps alive what gloo still sends from."""
 
 
 def scores_frame(sequence: int, scores: list[float]) -> Frame:
@@ -166,7 +168,7 @@ def scores_of(frame: Frame) -> list[float]:
 
 
 def failure_frame(sequence: int, error: ScaleupError) -> Frame:
-    """An error as an answer, cut to what fits into an answer to any request."""
+    """Returns an error as an answer, cut to what fits into an answer to any request."""
     fields = [[text[:_PROBLEM_TEXT] for text in vars(problem).values()] for problem in error.problems[:2]]
     return Frame(FAILURE, sequence, 0, json.dumps(fields, ensure_ascii=False).encode(errors="surrogatepass"))
 
@@ -184,5 +186,5 @@ def _buffer(data: bytes) -> torch.Tensor:
 
 
 def _short(error: Exception) -> str:
-    """The message of a gloo error, without its source line."""
+    """Returns the message of a gloo error, without its source line."""
     return str(error).split("] ", 1)[-1].split(". ", 1)[0][:200]
