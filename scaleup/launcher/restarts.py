@@ -107,7 +107,7 @@ def wait_for(find: Callable[[], Value | None], signals: StopSignals, or_signal: 
 
 @dataclass
 class Attempts:
-    """Goes through all attempts of one start, as one node's agent goes through them."""
+    """Takes one node's agent through all attempts of one start."""
 
     run: RunFolder
     plan: Plan
