@@ -31,7 +31,9 @@ class ModelConfig(Section):
         "auto", description="auto: what the model's files say; for the reward stage a sequence classifier."
     )
     tokenizer: PathText | None = Field(
-        None, description="A tokenizer's folder or hub name; by default the model's own."
+        None,
+        description="A folder that `tokenizer.save_pretrained` wrote, or whatever names a model, of which it is the "
+        "tokenizer; by default the model's own.",
     )
     revision: Text | None = Field(None, description="A branch, tag or commit of a hub name.")
     trust_remote_code: bool = False

@@ -15,7 +15,7 @@ from scaleup.config.schema import ModelConfig
 from scaleup.models.adapters import adapt, load_adapter, load_side_by_side, use_adapter
 from scaleup.models.load import load_model, load_tokenizer
 from scaleup.models.quantized import keep_as_loaded, loading_options, release_file_mappings
-from scaleup.models.sources import materialize
+from scaleup.models.sources import materialize_tokenizer
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.model_path import adapter_folder, tokenizer_beside
 
@@ -40,7 +40,7 @@ def make_trainable(model: Any, facts: ModelFacts, adapter: AnyAdapter | None, to
     """Returns the model with a new adapter, with the one that the model's path names, or as it is: then all of it is
     trained. `tokenizer` is the config's own, if it names one."""
     if adapter is not None:
-        own = materialize(tokenizer, "model.tokenizer") if tokenizer else None
+        own = materialize_tokenizer(tokenizer) if tokenizer else None
         return adapt(model, adapter, facts.task, own or facts.tokenizer_at)
     return load_adapter(model, Path(facts.adapter), trainable=True) if facts.adapter else model
 

@@ -13,7 +13,7 @@ import torch
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import ScaleupError
 from scaleup.models.classifier import is_of_head, pool_by_mask
-from scaleup.models.sources import materialize
+from scaleup.models.sources import materialize_tokenizer
 from scaleup.plan.facts import ModelFacts
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def load_tokenizer(model: ModelConfig, location: str, where: str = "model") -> P
     key, revision = f"{where}.path", model.revision
     if model.tokenizer is not None:
         key, revision = f"{where}.tokenizer", None  # the revision is one of the model's repository
-        location = materialize(model.tokenizer, key)
+        location = materialize_tokenizer(model.tokenizer, key)
     remedy = f"set {where}.tokenizer to the folder or hub name of this model's tokenizer"
     options = {"revision": revision or "main", "trust_remote_code": model.trust_remote_code}
     try:

@@ -14,10 +14,12 @@ from pathlib import Path
 from scaleup.artifacts.files import cache_folder
 from scaleup.errors import ScaleupError
 from scaleup.models import builtin
-from scaleup.plan.model_path import ADAPTER_FILE, builtin_problems
+from scaleup.plan.model_path import ADAPTER_FILE, adapter_base, adapter_folder, builtin_problems
 
 CONVERSION = 1
 """Is part of a converted package's folder name: count it up when a conversion would come out different."""
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
+"""Matches what tokenizers keep their tokens in, old and new. (`save_pretrained` writes a tokenizer_config.json.)"""
 
 
 def materialize(path: str, where: str = "model.path") -> str:
@@ -34,6 +36,26 @@ def materialize(path: str, where: str = "model.path") -> str:
     if not folder.is_dir() or any((folder / name).is_file() for name in ("config.json", ADAPTER_FILE)):
         return str(folder) if path.startswith("~") else path
     return str(_run_model(folder, where))
+
+
+def materialize_tokenizer(path: str, where: str = "model.tokenizer") -> str:
+    """Returns the folder or hub name that a tokenizer can be loaded from: a folder with one stays as it is, whether a
+    model lies beside it or not; whatever else names a model means that model's. Raises ScaleupError at `where`."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return materialize(path, where)
+    if not _has_tokenizer(folder) and any((folder / name).is_file() for name in ("manifest.json", "plan.json")):
+        folder = _run_model(folder, where)
+    if _has_tokenizer(folder):
+        return str(folder)
+    if (adapter := adapter_folder(str(folder))) and (base := adapter_base(adapter)):
+        return materialize_tokenizer(base, where)
+    remedy = "name a folder that tokenizer.save_pretrained wrote, a Hugging Face folder or a finished run"
+    raise ScaleupError.of(where, f"the folder {folder} has no tokenizer files", remedy)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(file.is_file() for pattern in TOKENIZER_FILES for file in folder.glob(pattern))
 
 
 def publish(target: Path, build: Callable[[Path], None], where: str) -> Path:

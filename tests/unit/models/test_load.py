@@ -96,6 +96,27 @@ def test_the_tokenizer_of_another_folder() -> None:
     assert load_tokenizer(model, materialize(model.path)).eos_token == "</s>"
 
 
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-qwen2", "tiny-t5"])
+def test_a_folder_that_a_tokenizer_saved_is_a_tokenizer(name: str, tmp_path: Path) -> None:
+    of_model = load_tokenizer(ModelConfig(path=f"builtin:{name}"), materialize(f"builtin:{name}"))
+    of_model.save_pretrained(tmp_path / "saved")
+    model = ModelConfig(path="builtin:tiny-gpt2", tokenizer=str(tmp_path / "saved"))
+    loaded = load_tokenizer(model, "not looked at", "teacher")
+    assert type(loaded) is type(of_model) and loaded.get_vocab() == of_model.get_vocab()
+    assert (loaded.eos_token, loaded.pad_token) == (of_model.eos_token, of_model.pad_token)
+    assert loaded.chat_template == of_model.chat_template
+    facts = model_facts(ModelConfig(path=f"builtin:{name}", tokenizer=str(tmp_path / "saved")))
+    assert facts == model_facts(ModelConfig(path=f"builtin:{name}"))
+
+
+def test_a_folder_without_a_tokenizer_is_refused_by_its_key(copy: Path) -> None:
+    for file in copy.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ScaleupError) as caught:
+        load_tokenizer(ModelConfig(path="builtin:tiny-gpt2", tokenizer=str(copy)), "not looked at", "teacher")
+    assert str(caught.value).startswith(f"teacher.tokenizer: the folder {copy} has no tokenizer files")
+
+
 def test_an_architecture_that_cannot_recompute_is_refused_by_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ModelConfig(path="builtin:tiny-llama")
     loaded = load_model(model, model_facts(model))

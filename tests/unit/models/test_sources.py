@@ -7,7 +7,7 @@ import pytest
 from scaleup.artifacts.files import cache_folder
 from scaleup.errors import Problem, ScaleupError
 from scaleup.models import builtin, from_gguf, sources
-from scaleup.models.sources import materialize
+from scaleup.models.sources import materialize, materialize_tokenizer
 
 
 def problem(path: str) -> Problem:
@@ -131,6 +131,29 @@ def test_folders_and_runs(tmp_path: Path) -> None:
     (run / "model" / "config.json").touch()
     assert materialize(str(run / "model")) == str(run / "model")
     assert materialize("someone/some-model") == "someone/some-model"
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "tokenizer.json", "vocab.txt", "spiece.model"])
+def test_folders_with_a_tokenizer(tmp_path: Path, file: str) -> None:
+    with pytest.raises(ScaleupError, match=r"reward\.model\.tokenizer: .* has no tokenizer files"):
+        materialize_tokenizer(str(tmp_path), "reward.model.tokenizer")
+    (tmp_path / file).touch()
+    assert materialize_tokenizer(str(tmp_path)) == str(tmp_path)
+
+
+def test_the_tokenizer_of_what_names_a_model(tmp_path: Path) -> None:
+    run, adapter = tmp_path / "run", tmp_path / "run" / "model"
+    adapter.mkdir(parents=True)
+    (run / "plan.json").touch()
+    with pytest.raises(ScaleupError, match="not finished"):
+        materialize_tokenizer(str(run))
+    (run / "manifest.json").touch()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "builtin:tiny-gpt2"}')
+    assert materialize_tokenizer(str(run)) == materialize("builtin:tiny-gpt2"), "the adapter has none of its own"
+    (adapter / "tokenizer.json").touch()
+    assert materialize_tokenizer(str(run)) == str(adapter)
+    assert materialize_tokenizer("builtin:tiny-gpt2") == materialize("builtin:tiny-gpt2")
+    assert materialize_tokenizer("someone/some-model") == "someone/some-model"
 
 
 def test_importing_sources_imports_nothing_heavy() -> None:
