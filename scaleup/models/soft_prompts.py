@@ -31,7 +31,7 @@ def num_prepended(model: Any) -> int:
 
 
 def make_prompt_trainable(model: Any) -> None:
-    """Gives a soft prompt gradients that PEFT has loaded, which it does for inference only."""
+    """Turns on the gradients of a soft prompt: PEFT loads one for inference only."""
     model.active_peft_config.inference_mode = False
     model.prompt_encoder.requires_grad_(True)
 
