@@ -22,18 +22,17 @@ WINDOW = 50
 
 
 def widths(rows: Sequence[TokenRow], task: str) -> np.ndarray:
-    """Return the tokens of each row in each tensor that is padded: (rows, 1) of causal models, (rows, 2) of all others.
-
-    The two texts of a pair are padded alike; a text with a class counts as a pair does."""
+    """Return the tokens of each row in each tensor that is padded: (rows, 1) of causal models and classifiers, (rows,
+    2) of encoder-decoders and pairs, whose two texts are padded alike."""
     return np.array([_widths(row, task) for row in rows])
 
 
 def _widths(row: TokenRow, task: str) -> tuple[int, ...]:
     if isinstance(row, PairTokens):
         return (max(len(row.chosen), len(row.rejected)),) * 2
-    if isinstance(row, LabelledTokens):
-        return (len(row.input_ids),) * 2
-    return (len(row.input_ids), len(row.labels)) if task == "seq2seq_lm" else (len(row.input_ids),)
+    if isinstance(row, LabelledTokens) or task != "seq2seq_lm":
+        return (len(row.input_ids),)
+    return len(row.input_ids), len(row.labels)
 
 
 def padded_size(rows: Sequence[TokenRow], task: str) -> int:

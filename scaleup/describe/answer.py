@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaleup.describe.model import model_facts
@@ -43,7 +46,8 @@ def describe(model: ModelRequest, micro_batch: MicroBatch | None, where: str = "
     if micro_batch is None:
         return facts
     try:
-        footprints = tuple(footprint_of(model, shell, micro_batch, kind) for kind in micro_batch.arithmetics)
+        with _silent():
+            footprints = tuple(footprint_of(model, shell, micro_batch, kind) for kind in micro_batch.arithmetics)
     except ScaleupError:
         return facts  # it cannot recompute activations: the worker says so, with the right key
     except Exception as error:  # an architecture may do anything at all with values that are not there
@@ -55,13 +59,11 @@ def footprint_of(model: ModelRequest, shell: Shell, micro_batch: MicroBatch, ari
     """Trace a micro-batch on the whole model, or on two and three of its layers if there are many and all alike."""
     from scaleup.describe.footprint import at_depth, footprint, trace
 
-    shape = micro_batch.shape(shell.task != "causal_lm")
-
     def traced(shallow: Shell) -> Timeline:
         whole = deepcopy(shallow.model)
         if micro_batch.gradient_checkpointing:  # the state of the random numbers needs values, and next to no space
             enable_gradient_checkpointing(whole, preserve_rng_state=False)
-        return trace(whole, shape, arithmetic, micro_batch.packing)
+        return trace(whole, micro_batch, shell.task, arithmetic)
 
     layers = getattr(shell.config, "num_hidden_layers", 0)
     if layers > FEW_LAYERS and (pair := _shallow(model, shell, layers)):
@@ -69,6 +71,22 @@ def footprint_of(model: ModelRequest, shell: Shell, micro_batch: MicroBatch, ari
         if len(two.moments) < len(three.moments) < 2 * len(two.moments):
             return footprint(arithmetic, at_depth(two, three, layers))
     return footprint(arithmetic, traced(shell))
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what a trace prints off stderr: torch logs the traceback of whatever fails without values, and the facts say
+    it in a sentence. The descriptor goes elsewhere: a log's handler keeps the stream that it was made with."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def _shallow(model: ModelRequest, shell: Shell, layers: int) -> list[Shell] | None:

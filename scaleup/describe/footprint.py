@@ -8,9 +8,10 @@ does that too, module by module, but not what gradients there are at each moment
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,11 +21,12 @@ from torch.utils._pytree import tree_leaves
 
 from scaleup.data.collate import Batch
 from scaleup.models.beside import base_of
-from scaleup.models.classifier import is_sequence_classifier, pool_by_mask
-from scaleup.plan.facts import Arithmetic, Footprint
+from scaleup.models.classifier import pool_by_mask
+from scaleup.plan.facts import Arithmetic, Footprint, MicroBatch
 from scaleup.train.head_loss import fuse_head
-from scaleup.train.losses import token_loss_sum
+from scaleup.train.losses import class_loss_sum, token_loss_sum
 from scaleup.train.preference import preference_loss
+from scaleup.train.step import Objective
 
 aten = torch.ops.aten
 LOW = torch.bfloat16
@@ -43,14 +45,15 @@ class Timeline:
     settles."""
 
 
-def trace(model: Any, batch_shape: tuple[int, int], arithmetic: Arithmetic, packing: bool) -> Timeline:
-    """Run one micro-batch of (rows, length), every position labelled, or of as many pairs, through a model on the meta
-    device, which comes out with fake parameters of the traced type. Frozen parameters stay so.
+def trace(model: Any, micro_batch: MicroBatch, task: str, arithmetic: Arithmetic) -> Timeline:
+    """Run one micro-batch, with a label at every position, for every text or for every pair, through a model on the
+    meta device, which comes out with fake parameters of the traced type. Frozen parameters stay so.
 
     Raises whatever an architecture raises that needs values where there are only shapes."""
     fake, alive = FakeTensorMode(), Alive()
     whole = base_of(model)
-    is_scored = is_sequence_classifier(whole)
+    loss_sum, make = _objective(task, micro_batch)
+    is_scored = task == "sequence_classification"
     with fake:
         _make_fake(model, LOW if arithmetic == "low" else torch.float32)
         model.train()
@@ -61,9 +64,9 @@ def trace(model: Any, batch_shape: tuple[int, int], arithmetic: Arithmetic, pack
                 fuse_head(model)
         with alive, _autocast(model) if arithmetic == "autocast" else nullcontext():
             alive.ignore(model)
-            batch = _pairs(*batch_shape) if is_scored else _batch(model, *batch_shape, packing)
+            batch = make(model, *micro_batch.shape(task))
             with nullcontext() if is_scored else alive.head(model.get_output_embeddings()):
-                loss = (preference_loss() if is_scored else token_loss_sum)(model, batch)
+                loss = loss_sum(model, batch)
                 forward = alive.bytes
                 loss.backward()
     return Timeline(forward, alive.logits, alive.moments)
@@ -203,7 +206,14 @@ def _make_fake(model: Any, dtype: torch.dtype) -> None:
         model.prompt_tokens[name] = torch.empty(tokens.shape, dtype=tokens.dtype, device="cpu")
 
 
-def _batch(model: Any, rows: int, length: int, packing: bool) -> Batch:
+def _objective(task: str, micro_batch: MicroBatch) -> tuple[Objective, Callable[[Any, int, int], Batch]]:
+    """Return the loss that trains a model of a task, and what makes its batch of (model, rows, length)."""
+    if task != "sequence_classification":
+        return token_loss_sum, partial(_tokens, packing=micro_batch.packing)
+    return (preference_loss(), _pairs) if micro_batch.pairs else (class_loss_sum, _classes)
+
+
+def _tokens(model: Any, rows: int, length: int, packing: bool) -> Batch:
     ids = torch.empty((rows, length), dtype=torch.long, device="cpu")
     labels = torch.empty_like(ids)
     inputs = {"input_ids": ids, "position_ids" if packing else "attention_mask": torch.empty_like(ids)}
@@ -212,10 +222,17 @@ def _batch(model: Any, rows: int, length: int, packing: bool) -> Batch:
     return Batch(inputs, labels, rows * length, rows * length)
 
 
-def _pairs(rows: int, length: int) -> Batch:
-    ids = torch.empty((2 * rows, length), dtype=torch.long, device="cpu")
-    inputs = {"input_ids": ids, "attention_mask": torch.empty_like(ids)}
-    return Batch(inputs, torch.empty(rows, device="cpu"), rows, 2 * rows * length)
+def _pairs(model: Any, rows: int, length: int) -> Batch:
+    return Batch(_texts(2 * rows, length), torch.empty(rows, device="cpu"), rows, 2 * rows * length)
+
+
+def _classes(model: Any, rows: int, length: int) -> Batch:
+    return Batch(_texts(rows, length), torch.empty(rows, dtype=torch.long, device="cpu"), rows, rows * length)
+
+
+def _texts(rows: int, length: int) -> dict[str, torch.Tensor]:
+    ids = torch.empty((rows, length), dtype=torch.long, device="cpu")
+    return {"input_ids": ids, "attention_mask": torch.empty_like(ids)}
 
 
 @contextmanager

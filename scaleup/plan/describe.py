@@ -69,7 +69,7 @@ def _cache_file(model: ModelConfig, micro_batch: MicroBatch | None) -> Path | No
     package = Path(scaleup.__file__).parent
     # What an answer follows from: how models are described and built, and the losses whose footprint is traced.
     sources = sorted(file for room in ("describe", "models", "train") for file in (package / room).glob("*.py"))
-    sources.append(package / "plan" / "arithmetic.py")
+    sources += [package / "plan" / name for name in ("arithmetic.py", "facts.py")]
     parts += [source.read_text(encoding="utf-8") for source in sources]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     return cache_folder() / "facts" / f"{key}.json"

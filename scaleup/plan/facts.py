@@ -46,16 +46,18 @@ class MicroBatch(BaseModel):
     """Counts tokens in place of rows: padding included, and prompt and target together."""
     max_length: int
     packing: bool = False
+    pairs: bool = False
+    """Tells whether a row is two texts, of which one is preferred."""
     gradient_checkpointing: bool = False
     arithmetics: tuple[Arithmetic, ...] = ("float32",)
     """Names those that the run's strategies may use at its precision."""
 
-    def shape(self, is_double: bool) -> tuple[int, int]:
-        """Returns the rows, and the tokens of each: of the prompt and of the target alike for an encoder-decoder model,
-        of both texts of a pair for a reward model."""
+    def shape(self, task: str) -> tuple[int, int]:
+        """Returns the rows, and the tokens of each: of the prompt and of the target alike for an encoder-decoder that
+        writes, of each text of a pair."""
         if self.tokens is None:
             return self.rows, self.max_length
-        tokens = self.tokens // (1 + is_double)
+        tokens = self.tokens // (2 if self.pairs or task == "seq2seq_lm" else 1)
         rows = max(1, tokens // self.max_length)
         return rows, max(self.max_length, tokens // rows)
 

@@ -1,5 +1,5 @@
-"""A language model and a batch go in; the loss summed over its labelled tokens comes out. The loop divides by the
-*global* number of labelled tokens, so the split of a batch does not matter."""
+"""A model and a batch go in; the loss summed over its labelled tokens, or texts, comes out. The loop divides by the
+*global* number of them, so the split of a batch does not matter."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from scaleup.data.collate import Batch
 from scaleup.data.tokenization import IGNORE
 from scaleup.models.beside import base_of, unwrap
+from scaleup.models.classifier import classify
 from scaleup.models.heads import told
 from scaleup.models.soft_prompts import num_prepended
 from scaleup.train.head_loss import loss_head
@@ -34,6 +35,12 @@ def token_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
             return model(**inputs, use_cache=False).logits
     logits, labels = labelled_logits(model, labels, inputs)
     return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+
+def class_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
+    """Return the cross-entropy summed over the texts of a classifier's batch, a float32 scalar: of a distillation the
+    student's own part."""
+    return F.cross_entropy(classify(model, batch.inputs), batch.labels, ignore_index=IGNORE, reduction="sum")
 
 
 def labelled_logits(

@@ -56,9 +56,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: str(file.relative_to(REPOSITORY / "configs")))
 def test_plans(
-    file: Path, cache: Path, tmp_path: Path, golden: Golden, describer: Describer, monkeypatch: pytest.MonkeyPatch
+    file: Path,
+    cache: Path,
+    tmp_path: Path,
+    golden: Golden,
+    describer: Describer,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """The user's own runs are not looked at: `auto` would stay with what a run of this name used."""
+    """The user's own runs are not looked at: `auto` would stay with what a run of this name used. What it trains can be
+    traced, and nothing but the plan is said."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(subprocess, "run", describer.run)
@@ -83,6 +90,7 @@ def test_plans(
         if not (run / "manifest.json").is_file():
             pytest.skip(f"{run} has not been made: the file says by which config")
     config, plan = resolve(loaded, MACHINE, check_run_folder=False)
+    assert plan.model.untraced is None and capfd.readouterr().err == ""
     assert plan.name == config.name
     assert config.name in (file.stem, f"{config.stage}-{file.stem}"), "a config's run is named after its file"
     assert plan.run_folder == str(tmp_path / config.name)

@@ -4,6 +4,7 @@ counted."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 from scaleup.config.adapters import SelectiveAdapter
 from scaleup.config.schema import ModelConfig, RowFormat
@@ -215,16 +216,18 @@ def hidden_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFa
 
 def distilled_facts(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> ModelFacts:
     """Returns the facts of what is trained as one module: the student with its teacher, frozen, and with what the
-    teacher leaves for the loss of a micro-batch, which is a state a position for its head, one for each pair of layers,
-    and three chunks of logits. What lives within the teacher's forward pass is less than the student's activations,
-    which come after."""
+    teacher leaves for the loss of a micro-batch: a state a position for each pair of layers and, of a language model,
+    one for its head and three chunks of logits. What lives within the teacher's forward pass is less than the student's
+    activations, which come after."""
     if config.distill.cache is not None:
         return trained_alone(config, config.distill.cache, student)
-    rows, length = micro_batch_of(config).shape(student.task != "causal_lm")
+    rows, length = micro_batch_of(config).shape(student.task)
+    is_language = student.task != "sequence_classification"
     hidden = config.distill.hidden
     pairs = 0 if hidden is None else len(hidden.layers or ()) or student.num_layers
-    states = FLOAT32 * rows * length * teacher.hidden_size * (1 + pairs)
-    chunks = 3 * FLOAT32 * min(LOGITS_CHUNK, rows * length) * student.vocab_size
+    states = FLOAT32 * rows * length * teacher.hidden_size * (is_language + pairs)
+    logits = (min(LOGITS_CHUNK, rows * length), student.vocab_size) if is_language else (rows, len(teacher.labels))
+    chunks = 3 * FLOAT32 * prod(logits)
     frozen = [tensors.model_copy(update={"trainable": False}) for tensors in teacher.tensors]
     frozen += _projections(config, student, teacher, pairs)
     trained = sum(tensors.elements * tensors.count for tensors in frozen if tensors.trainable)

@@ -118,7 +118,7 @@ def top_k_problems(config: DistillConfig, student: ModelFacts) -> Iterator[Probl
 def trained_alone(config: DistillConfig, cache: CacheSettings, student: ModelFacts) -> ModelFacts:
     """Returns the facts of the student with what was written for a micro-batch, and one more chunk of logits: those of
     both parts of the loss."""
-    rows, length = micro_batch_of(config).shape(student.task != "causal_lm")
+    rows, length = micro_batch_of(config).shape(student.task)
     written = rows * length * FLOAT32 * (2 * cache.top_k + 1)
     chunk = FLOAT32 * min(LOGITS_CHUNK, rows * length) * student.vocab_size
     return student.model_copy(update={"footprints": tuple(each.grown(written, chunk) for each in student.footprints)})

@@ -10,8 +10,9 @@ from scaleup.errors import Problem
 from scaleup.plan.batches import packing_problems
 from scaleup.plan.compat import TESTED_PRECISIONS, Tested
 from scaleup.plan.compute import Workload
-from scaleup.plan.facts import ModelFacts, ModelRequest
+from scaleup.plan.facts import MicroBatch, ModelFacts, ModelRequest
 from scaleup.plan.machine import Machine
+from scaleup.plan.memory import micro_batch_of
 from scaleup.plan.rules import packing_unsupported
 from scaleup.plan.scorers import template_problems
 from scaleup.plan.stages.supervised import SupervisedPlanner, no_classes
@@ -54,6 +55,9 @@ class RewardPlanner(SupervisedPlanner[RewardConfig]):
     def models(self, config: RewardConfig) -> dict[str, ModelRequest]:
         models = super().models(config)
         return models | {"model": models["model"].model_copy(update={"task": "sequence_classification"})}
+
+    def micro_batch(self, config: RewardConfig) -> MicroBatch | None:
+        return micro_batch_of(config).model_copy(update={"pairs": True})
 
     def task_problems(
         self, config: RewardConfig, facts: ModelFacts, where: str, forms: list[RowFormat]

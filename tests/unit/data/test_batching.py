@@ -19,7 +19,7 @@ from scaleup.data.batching import (
 )
 from scaleup.data.loader import Batching, PlannedLoader, Split
 from scaleup.data.sources import MapSource
-from scaleup.data.tokenization import FILLER, Tokens
+from scaleup.data.tokenization import FILLER, LabelledTokens, PairTokens, Tokens
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=60)
 BUDGET = 30
@@ -202,3 +202,9 @@ def test_the_padded_size():
     batch = [Tokens(np.zeros(5), np.zeros(2)), Tokens(np.zeros(3), np.zeros(4))]
     assert padded_size(batch, "causal_lm") == 2 * 5
     assert padded_size(batch, "seq2seq_lm") == 2 * (5 + 4)
+
+
+def test_a_text_with_a_class_is_padded_once_and_a_pair_twice():
+    text = np.zeros(5, np.int32)
+    assert padded_size([LabelledTokens(text, 1), LabelledTokens(text[:3], 0)], "sequence_classification") == 2 * 5
+    assert padded_size([PairTokens(text, text[:3], 0.0)], "sequence_classification") == 2 * 5

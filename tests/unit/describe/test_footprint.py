@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import TypeAdapter
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -20,18 +22,23 @@ from transformers import (
 
 from benchmarks.memory.storages import Peak
 from scaleup.config.adapters import AdapterConfig
+from scaleup.config.stages.distill import DistillSettings
 from scaleup.data.collate import Batch
 from scaleup.describe import answer
 from scaleup.describe.footprint import Timeline, footprint, trace
+from scaleup.distill.classifiers import ClassifierDistillation
 from scaleup.models.adapted import make_trainable
 from scaleup.models.adapters import adapt
 from scaleup.models.load import enable_gradient_checkpointing, load_model
-from scaleup.plan.facts import Arithmetic, Footprint, MicroBatch, ModelRequest
+from scaleup.plan.facts import Arithmetic, Footprint, MicroBatch, ModelFacts, ModelRequest
 from scaleup.train.head_loss import fuse_head
 from scaleup.train.losses import token_loss_sum
 from scaleup.train.preference import preference_loss
+from scaleup.train.step import Objective
+from tests.classifier import sharp_classifier_like
 
 ROWS, LENGTH = 3, 40
+BATCH = MicroBatch(rows=ROWS, max_length=LENGTH)
 LLAMA = LlamaConfig(
     vocab_size=301, hidden_size=48, intermediate_size=97, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False,
@@ -64,7 +71,7 @@ def traced(
     config: PreTrainedConfig, arithmetic: Arithmetic = "float32", checkpointing: bool = False, kind: str = ""
 ) -> Timeline:
     model = model_of(config, "meta", checkpointing, kind, preserve_rng_state=False)
-    return trace(model, (ROWS, LENGTH), arithmetic, False)
+    return trace(model, BATCH, "seq2seq_lm" if config.is_encoder_decoder else "causal_lm", arithmetic)
 
 
 def measured(config: PreTrainedConfig, low: bool, checkpointing: bool, kind: str = "") -> tuple[int, int]:
@@ -121,7 +128,7 @@ def test_frozen_parameters_need_no_gradients() -> None:
     model = model_of(LLAMA, "meta", False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("norm" in name)
-    found = trace(model, (ROWS, LENGTH), "float32", False)
+    found = trace(model, BATCH, "causal_lm", "float32")
     assert found.moments[-1][1] == 4 * 5 * 48
 
 
@@ -165,11 +172,18 @@ def test_the_hull_is_exact_for_any_share_of_the_gradients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "is_seq2seq", "shape"),
-    [(None, False, (8, 512)), (4096, False, (8, 512)), (700, False, (1, 700)), (4096, True, (4, 512))],
+    ("tokens", "task", "pairs", "shape"),
+    [
+        (None, "causal_lm", False, (8, 512)),
+        (4096, "causal_lm", False, (8, 512)),
+        (700, "causal_lm", False, (1, 700)),
+        (4096, "seq2seq_lm", False, (4, 512)),
+        (4096, "sequence_classification", False, (8, 512)),
+        (4096, "sequence_classification", True, (4, 512)),
+    ],
 )
-def test_the_shape_of_a_micro_batch(tokens: int | None, is_seq2seq: bool, shape: tuple[int, int]) -> None:
-    assert MicroBatch(rows=8, tokens=tokens, max_length=512).shape(is_seq2seq) == shape
+def test_the_shape_of_a_micro_batch(tokens: int | None, task: str, pairs: bool, shape: tuple[int, int]) -> None:
+    assert MicroBatch(rows=8, tokens=tokens, max_length=512, pairs=pairs).shape(task) == shape
 
 
 @pytest.mark.parametrize("is_adapted", [False, True], ids=["whole", "lora"])
@@ -179,21 +193,59 @@ def test_a_reward_model_is_traced_on_pairs(name: str, is_adapted: bool) -> None:
     lora = {"type": "lora", "r": 2, "target_modules": "all-linear"} if is_adapted else None
     given = {"path": f"builtin:tiny-{name}", "task": "sequence_classification", "adapter": lora}
     asked = ModelRequest.model_validate(given)
-    facts = answer.describe(asked, MicroBatch(rows=ROWS, max_length=LENGTH))
-    assert facts.untraced is None
+    facts = answer.describe(asked, BATCH.model_copy(update={"pairs": True}))
     model = make_trainable(load_model(asked, facts), facts, asked.adapter).train()
-    ids = torch.full((2 * ROWS, LENGTH), 5)
-    ids[:, -2] = 1 if name == "t5" else 2
+    _is_measured(facts, model, 2 * ROWS, torch.zeros(ROWS), preference_loss())
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5"])
+def test_a_classifier_is_traced_on_classes(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """By what its distillation takes, the teacher aside."""
+    asked = ModelRequest(path=str(sharp_classifier_like(f"tiny-{name}", tmp_path)))
+    capfd.readouterr()
+    facts = answer.describe(asked, BATCH)
+    assert capfd.readouterr().err == ""
+    student = ClassifierDistillation(load_model(asked, facts).train(), None, DistillSettings(alpha=0.0))
+
+    def objective(model: Any, batch: Batch) -> torch.Tensor:
+        loss: torch.Tensor = model(batch.labels, **batch.inputs)
+        return loss
+
+    _is_measured(facts, student, ROWS, torch.ones(ROWS, dtype=torch.long), objective)
+
+
+def _is_measured(facts: ModelFacts, model: Any, rows: int, labels: torch.Tensor, objective: Objective) -> None:
+    """The footprint is what a real pass over texts takes, or up to a tenth more."""
+    assert facts.untraced is None
+    ids = torch.full((rows, LENGTH), 5)
+    ids[:, -2] = 1 if facts.pooling == "eos" else 2
     mask = torch.ones_like(ids)
     mask[0, -1] = 0
-    batch = Batch({"input_ids": ids, "attention_mask": mask}, torch.zeros(ROWS), ROWS, ids.numel())
+    batch = Batch({"input_ids": ids, "attention_mask": mask}, labels, len(labels), ids.numel())
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     start = [*model.parameters(), *model.buffers(), *(parameter.grad for parameter in trained)]
     held = sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in start}.values())
     with Peak([*start, ids, mask, batch.labels]) as peak:
-        preference_loss()(model, batch).backward()
+        objective(model, batch).backward()
     most, [found] = peak.bytes - held, facts.footprints
     assert 0.98 * most <= found.most(0.0) <= 1.1 * most
     assert found.moments[-1][1] == sum(parameter.nbytes for parameter in trained)
+
+
+def test_what_cannot_be_traced_is_said_by_the_facts_alone(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """torch logs the traceback of an operation that fails without values, by a handler of its own."""
+
+    def breaks(*arguments: Any) -> Any:
+        with FakeTensorMode():
+            return torch.empty(4) + torch.empty(4, 2)
+
+    monkeypatch.setattr(answer, "footprint_of", breaks)
+    facts = answer.describe(ModelRequest(path="builtin:tiny-llama"), BATCH)
+    assert facts.untraced is not None and "[4, 2]" in facts.untraced
+    assert capfd.readouterr().err == ""
+    os.write(2, b"and then")
+    assert capfd.readouterr().err == "and then"
