@@ -44,15 +44,19 @@ class ModelConfig(Section):
 
 
 class RowFormat(Section):
-    """Says how a row becomes an example. Exactly one of: `prompt` + `completion`, `template`, `messages`, `text`; for
+    """Says how a row becomes an example. At most one of: `prompt` + `completion`, `template`, `messages`, `text`; for
     reward models `chosen` + `rejected`, or `completions` + `ranks` or `ratings`, each after a `prompt` or without one;
-    for classifiers `text` + `label`."""
+    for classifiers `text` + `label`. Where none is stated, the columns of a local file may tell: see docs/data.md."""
 
     prompt: Text | None = Field(None, description="A template over columns, e.g. 'Review: {text}\\nSentiment:'.")
     completion: Text | None = Field(None, description="A template over columns; the loss is on this part.")
     template: Text | None = Field(None, description="A named instruction template: see docs/data.md.")
     columns: dict[str, str] = Field(default_factory=dict, description="A template's field -> the data's column.")
     messages: Text | None = Field(None, description="The column with chat messages [{role, content}, ...].")
+    tools: Text | None = Field(
+        None,
+        description="The column with the tools that a chat's template shows; by default `tools` where rows have one.",
+    )
     text: Text | None = Field(None, description="A template over columns for plain language modelling, e.g. '{text}'.")
     label: Text | None = Field(
         None, description="The column with a text's class: one of the classifier's labels, or its number."

@@ -147,5 +147,5 @@ def reference(example: Row) -> str:
     if isinstance(example, PlainText | Opening):
         return ""
     if isinstance(example, Chat):
-        return example.messages[last_answer(example)]["content"].strip()
+        return (example.messages[last_answer(example)]["content"] or "").strip()
     return example.completion.strip()

@@ -18,6 +18,7 @@ from scaleup.data.tokenization import PairTokens
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
 from scaleup.models.scoring import load_scorer
+from scaleup.records.chats import as_written
 from scaleup.records.preferences import Preference
 from scaleup.train.job import Job
 from scaleup.train.preference import pair_scores
@@ -57,7 +58,12 @@ def evaluate_preferences(job: Job[EvaluateConfig]) -> Results:
             scores = score_pairs(runtime, scorer.model, rows, collate, config.evaluation.batch_size)
         left_out = {f"left_out_{reason}": count for reason, count in sorted(encoder.left_out.items())}
         scored = [
-            {**vars(pair), "chosen_score": float(one), "rejected_score": float(other)}
+            {
+                **vars(pair),
+                "prompt": as_written(pair.prompt),
+                "chosen_score": float(one),
+                "rejected_score": float(other),
+            }
             for (pair, _), (one, other) in zip(encoded, scores, strict=True)
         ]
         results[name] = preference_metrics(scores, rows) | left_out, scored

@@ -7,6 +7,7 @@ file."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from scaleup.artifacts.run_folder import RunFolder
@@ -94,7 +95,7 @@ def _check_data(config: RunConfig) -> DataCheck:
     splits = [split for split in rows if getattr(config.data, split) is not None]
     prompts_only = [split for split, needs in rows.items() if needs == "prompts"]
     check = check_data(config.data, splits, planner.max_rows(config), prompts_only)
-    return DataCheck(format_problems(config.data, splits, prompts_only) + check.problems, check.sources)
+    return replace(check, problems=format_problems(config.data, splits, prompts_only) + check.problems)
 
 
 def _hold_out_problems(config: RunConfig, data: DataCheck) -> list[Problem]:
@@ -144,7 +145,11 @@ def make_plan(config: RunConfig, machine: Machine, facts: Facts, data: DataCheck
         device_memory=budget.memory,
         fitting=None if budget.memory is None else [row.strategy for row in memory if budget.fits(row)],
         compute=None if batch is None else planner.compute(config, facts, batch, rate),
-        notes=[*planner.notes(config, facts, batch, data), *planner.untested_notes(config, groups[0].strategy)],
+        notes=[
+            *data.notes,
+            *planner.notes(config, facts, batch, data),
+            *planner.untested_notes(config, groups[0].strategy),
+        ],
     )
 
 

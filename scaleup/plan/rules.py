@@ -18,6 +18,7 @@ from scaleup.plan.groups import device_of
 from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import peek_model_type, quantization_of
 from scaleup.plan.scorers import toxicity_problems
+from scaleup.records.format_rules import chat_key
 
 
 def precision_problems(config: RunConfig, facts: ModelFacts) -> Iterator[Problem]:
@@ -53,12 +54,12 @@ def row_problems(facts: ModelFacts, where: str, forms: Sequence[RowFormat]) -> I
         yield Problem(f"{where}.tokenizer", what, "use the model's own tokenizer")
     if facts.task == "seq2seq_lm":
         what = f"{where} is an encoder-decoder model, which needs a prompt and a completion"
-        for key in ("text", "messages"):
-            if any(getattr(form, key) for form in forms):
-                yield Problem(f"data.{key}", what, "give data.prompt and data.completion")
-    elif not facts.has_chat_template and any(form.messages for form in forms):
+        unfit = ("text" if form.text else chat_key(form) for form in forms)
+        for name in dict.fromkeys(key for key in unfit if key):
+            yield Problem(f"data.{name}", what, "give data.prompt and data.completion")
+    elif not facts.has_chat_template and (keys := [key for form in forms if (key := chat_key(form))]):
         what = f"{where}'s tokenizer has no chat template"
-        yield Problem("data.messages", what, "use prompt and completion, or a tokenizer with a chat template")
+        yield Problem(f"data.{keys[0]}", what, "use prompt and completion, or a tokenizer with a chat template")
 
 
 T5_FAMILY = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})

@@ -9,6 +9,10 @@ Message = dict[str, Any]
 """Maps what the chat template reads of a turn: `role`, `content` (text or None) and every other key that the row has,
 but for `weight` and `train`, which say what is learned."""
 
+ROLES = ("system", "developer", "user", "assistant", "tool")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+KNOWN_KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", *REASONING_KEYS})
+
 
 @dataclass(frozen=True)
 class Chat:
@@ -18,3 +22,19 @@ class Chat:
     tools: list[dict[str, Any]] | None = None
     unlearned: frozenset[int] = frozenset()
     """Places of the assistant's messages that are read and not learned."""
+
+
+def says_something(message: Message) -> bool:
+    """Returns whether a message has words, reasoning or calls of tools."""
+    texts = (message.get(key) for key in ("content", *REASONING_KEYS))
+    return bool(message.get("tool_calls")) or any(text is not None and text.strip() for text in texts)
+
+
+def is_answer(message: Message) -> bool:
+    """Returns whether a message is one of the assistant's that says something."""
+    return message["role"] == "assistant" and says_something(message)
+
+
+def as_written(prompt: str | Chat | None) -> str | list[Message] | None:
+    """Returns a prompt, if there is one, as files of results show it."""
+    return prompt.messages if isinstance(prompt, Chat) else prompt

@@ -4,15 +4,16 @@ config's row formats are reported by `format_problems`, not repeated here."""
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.errors import Problem, ScaleupError
+from scaleup.records.chats import KNOWN_KEYS, Chat, Message
 from scaleup.records.examples import example_maker, labelled_maker, prompt_maker, row_problem
-from scaleup.records.format_rules import holds_preferences, row_format
+from scaleup.records.format_rules import holds_preferences, recognitions, row_format
 from scaleup.records.formats import data_files, local_path, read_rows
 from scaleup.records.preferences import Preferences, preference_maker, reasons
 from scaleup.records.template import MissingColumn
@@ -31,14 +32,18 @@ class SourceSummary:
     path: str
     rows: int | None
     left_out: Mapping[str, int] = field(default_factory=Counter)
+    unknown_keys: Mapping[str, int] = field(default_factory=Counter)
+    """Maps keys that only a chat template may know to the number of messages that have them."""
 
 
 @dataclass(frozen=True)
 class DataCheck:
-    """Holds the problems of the data, and each split's sources."""
+    """Holds the problems of the data, each split's sources, and notes."""
 
     problems: list[Problem]
     sources: dict[str, list[SourceSummary]]
+    notes: list[str] = field(default_factory=list)
+    """What the user should know of the rows although it is no mistake."""
 
 
 def check_data(
@@ -48,14 +53,16 @@ def check_data(
     would fail later. `prompts_only`: splits whose rows are answered and need no completion."""
     limit = max_rows or (NUM_STREAMED_ROWS if data.streaming else None)
     problems: list[Problem] = []
+    notes = list(recognitions(data, splits))
     sources: dict[str, list[SourceSummary]] = {}
     for split in splits:
         sources[split] = []
         for key, source in _sources(data, split):
             failures, summary = _check_source(data, source, key, limit, _maker(data, source, split in prompts_only))
             problems += failures
+            notes += _unknown_key_notes(key, summary.unknown_keys)
             sources[split].append(summary)
-    return DataCheck(problems + _leaks(data, splits), sources)
+    return DataCheck(problems + _leaks(data, splits), sources, notes)
 
 
 def _sources(data: DataConfig, split: str) -> Iterator[tuple[str, SourceConfig]]:
@@ -88,7 +95,7 @@ def _check_source(
     except ScaleupError as error:
         return [Problem(f"{key}.path", f"'{item.where}' {item.what}", item.remedy) for item in error.problems], summary
     failures = _Failures(limit)
-    is_whole, num_examples, left_out = True, 0, Counter[str]()
+    is_whole, num_examples, left_out, unknown_keys = True, 0, Counter[str](), Counter[str]()
     try:
         for row in islice(read_rows(path, failures.add_line), source.max_rows):
             failures.start_row()
@@ -96,6 +103,8 @@ def _check_source(
                 made = maker(row.values, failures.num_rows - 1) if maker is not None else None
                 num_examples += len(made.pairs) if isinstance(made, Preferences) else 1
                 left_out.update(made.left_out if isinstance(made, Preferences) else ())
+                for message in _messages(made):
+                    unknown_keys.update(message.keys() - KNOWN_KEYS)
             except ScaleupError as error:
                 failures.add(row.where, error)
     except _Enough:
@@ -106,7 +115,26 @@ def _check_source(
     elif not problems and not num_examples and is_whole:
         what = f"'{path}' holds no pair in which one response is preferred ({', '.join(reasons(left_out))})"
         problems = [Problem(f"{key}.path", what, "name a file with preferences")]
-    return problems, SourceSummary(source.path, num_examples if is_whole else None, left_out)
+    return problems, SourceSummary(source.path, num_examples if is_whole else None, left_out, unknown_keys)
+
+
+def _messages(made: Any) -> Iterable[Message]:
+    """Returns the messages that were read of a row, each once."""
+    if isinstance(made, Chat):
+        return made.messages
+    if not isinstance(made, Preferences):
+        return ()
+    parts: list[Any] = []
+    for pair in made.pairs:
+        if isinstance(pair.prompt, Chat):
+            parts += [pair.prompt.messages, pair.chosen, pair.rejected]
+    return {id(message): message for part in parts for message in part}.values()
+
+
+def _unknown_key_notes(where: str, unknown_keys: Mapping[str, int]) -> Iterator[str]:
+    for key, count in sorted(unknown_keys.items()):
+        have = "1 message has" if count == 1 else f"{count} messages have"
+        yield f"{where}: {have} the key '{key}', which only the chat template may read"
 
 
 class _Enough(Exception):

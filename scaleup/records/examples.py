@@ -4,15 +4,19 @@ itself."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from scaleup.config.schema import DataConfig, RowFormat, SourceConfig
 from scaleup.errors import Problem, ScaleupError
-from scaleup.records.chats import Chat, Message
-from scaleup.records.format_rules import format_mistakes, format_problems, row_format
+from scaleup.records.alpaca import ALPACA, read_alpaca
+from scaleup.records.chats import Chat, is_answer, says_something
+from scaleup.records.format_rules import chat_key, format_mistakes, format_problems, row_format
 from scaleup.records.instructions import INSTRUCTIONS, phrasing_of
+from scaleup.records.parts import Templates, is_list, read_parts, rendered, together
 from scaleup.records.template import Template, column_problem
+from scaleup.records.turns import read_tools, read_turns
 
 __all__ = [
     "Example",
@@ -24,13 +28,11 @@ __all__ = [
     "format_problems",
     "labelled_maker",
     "prompt_maker",
-    "rendered",
+    "response_faults",
     "row_format",
     "row_problem",
     "valid_format",
 ]
-
-ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,8 @@ def example_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, i
     """Returns a function from a row's values and its index in the source to an example. It raises ScaleupError for a
     row that it cannot use: add the row's place to that with `row_problem`."""
     form = valid_format(data, source)
-    if form.messages is not None:
-        column = form.messages
-        return lambda values, index: Chat(_messages(column, values))
+    if chat_key(form):
+        return lambda values, index: _learnable(form, _conversation(form, values))
     if form.text is not None:
         text = {"text": Template(form.text, form.columns)}
         return lambda values, index: PlainText(**rendered(text, values))
@@ -81,7 +82,9 @@ def example_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, i
         {"prompt": Template(prompt, form.columns), "completion": Template(completion, form.columns)}
         for prompt, completion in _phrasings(form)
     ]
-    return lambda values, index: PromptCompletion(**rendered(_chosen(pairs, index), values))
+    if form.template is not None:
+        return lambda values, index: PromptCompletion(**rendered(_chosen(pairs, index), values))
+    return lambda values, index: _prompt_completion(form, pairs[0], values)
 
 
 def labelled_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, int], Labelled]:
@@ -96,11 +99,10 @@ def prompt_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, in
     """Returns a function that makes only the prompt, and needs no completion. Of a chat it takes the messages before
     the assistant's last one."""
     form = valid_format(data, source, prompts_only=True)
-    if form.messages is not None:
-        column = form.messages
-        return lambda values, index: _opening(column, values)
+    if chat_key(form):
+        return lambda values, index: _opening(form, _conversation(form, values, with_answer=False))
     prompts = [{"prompt": Template(prompt, form.columns)} for prompt, _ in _phrasings(form)]
-    return lambda values, index: rendered(_chosen(prompts, index), values)["prompt"]
+    return lambda values, index: _prompt(form, _chosen(prompts, index), values)
 
 
 def row_problem(where: str, error: ScaleupError) -> Problem:
@@ -127,32 +129,6 @@ def _chosen(phrasings: list[dict[str, Template]], index: int) -> dict[str, Templ
     return phrasings[phrasing_of(index, len(phrasings))] if len(phrasings) > 1 else phrasings[0]
 
 
-def rendered(templates: dict[str, Template], values: Values) -> dict[str, str]:
-    """Returns the texts of a row. Raises ScaleupError for those that cannot be made, or are empty."""
-    texts: dict[str, str] = {}
-    problems: list[Problem] = []
-    for name, template in templates.items():
-        try:
-            texts[name] = template.render(values)
-        except ScaleupError as error:
-            problems += error.problems
-        else:
-            problems += _text_problems(name, texts[name])
-    if problems:
-        raise ScaleupError(list(dict.fromkeys(problems)))
-    return texts
-
-
-def _text_problems(name: str, text: str) -> list[Problem]:
-    if not text.strip():
-        return [Problem(name, "is empty", "mend or drop the row")]
-    try:
-        text.isascii() or text.encode()
-    except UnicodeEncodeError:  # JSON can spell these; tokenizers then fail in the middle of the training
-        return [Problem(name, "holds half of a surrogate pair", "mend or drop the row")]
-    return []
-
-
 def _label(column: str, values: Values) -> str | int:
     label = values.get(column)
     if isinstance(label, bool) or not isinstance(label, (str, int)) or label == "":
@@ -160,40 +136,75 @@ def _label(column: str, values: Values) -> str | int:
     return label
 
 
-def _messages(column: str, values: Values) -> list[Message]:
-    messages = _well_formed(column, values)
-    if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
-        raise ScaleupError.of(column, "has no answer of the assistant", "add an assistant message with content")
-    return messages
+def _conversation(form: RowFormat, values: Values, with_answer: bool = True) -> Chat:
+    if form.messages is None:
+        chat = partial(read_alpaca, values, form.columns, with_answer)
+    elif form.messages not in values:
+        raise ScaleupError(column_problem(form.messages, values))
+    else:
+        chat = partial(read_turns, form.messages, values[form.messages])
+    made = together({"chat": chat, "tools": partial(read_tools, form.tools, values)})
+    return replace(made["chat"], tools=made["tools"])
 
 
-def _opening(column: str, values: Values) -> Chat:
-    messages = _well_formed(column, values)
-    last = max((at for at, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
-    if not any(message["content"].strip() for message in messages[:last]):
-        raise ScaleupError.of(column, "has no message before the assistant's last", "start it with a user message")
-    return Chat(messages[:last])
+def _learnable(form: RowFormat, chat: Chat) -> Chat:
+    """Returns a chat in which something can be learned."""
+    answers = {at for at, message in enumerate(chat.messages) if is_answer(message)}
+    if not answers:
+        raise ScaleupError.of(_place(form), "has no answer of the assistant", "add an assistant message with content")
+    if answers <= chat.unlearned:
+        what = "has no answer that is learned: weight 0 or train false is on each"
+        raise ScaleupError.of(_place(form), what, "leave it out of one, or drop the row")
+    return chat
 
 
-def _well_formed(column: str, values: Values) -> list[Message]:
-    messages = values.get(column)
-    if not isinstance(messages, list):
-        raise ScaleupError(column_problem(column, values, wanted="a list of messages"))
-    problems = [problem for at, message in enumerate(messages) for problem in _faults(f"{column}[{at}]", message)]
-    if problems:
+def _opening(form: RowFormat, chat: Chat) -> Chat:
+    roles = [message["role"] for message in chat.messages]
+    last = max((at for at, role in enumerate(roles) if role == "assistant"), default=len(roles))
+    if form.template == ALPACA:
+        last = len(roles)  # its answer was not read
+    if not any(map(says_something, chat.messages[:last])):
+        what = "has no message before the assistant's last"
+        raise ScaleupError.of(_place(form), what, "start it with a user message")
+    unlearned = frozenset(at for at in chat.unlearned if at < last)
+    return replace(chat, messages=chat.messages[:last], unlearned=unlearned)
+
+
+def _place(form: RowFormat) -> str:
+    return form.messages or form.prompt or ALPACA
+
+
+def _prompt_completion(form: RowFormat, templates: Templates, values: Values) -> PromptCompletion | Chat:
+    if not any(is_list(template, values) for template in templates.values()):
+        return PromptCompletion(**rendered(templates, values))
+    parts, tools = read_parts(templates, form.tools, values)
+    prompt, completion = parts["prompt"], parts["completion"]
+    begin = len(prompt.messages)
+    if problems := [*_prompt_faults(prompt), *response_faults("completion", completion)]:
         raise ScaleupError(problems)
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+    messages = prompt.messages + completion.messages
+    read_only = {at for at, message in enumerate(prompt.messages) if message["role"] == "assistant"}
+    return _learnable(form, Chat(messages, tools, frozenset(read_only | {begin + at for at in completion.unlearned})))
 
 
-def _faults(where: str, message: Any) -> list[Problem]:
-    if not isinstance(message, Mapping):
-        return [Problem(where, "is no message", "write {role: ..., content: ...}")]
-    role, content = message.get("role"), message.get("content")
-    problems = []
-    if role not in ROLES:
-        problems.append(Problem(f"{where}.role", f"is {role!r}", f"use one of {', '.join(ROLES)}"))
-    if not isinstance(content, str):
-        problems.append(Problem(f"{where}.content", "is no text", "make it text"))
-    elif content:
-        problems += [problem for problem in _text_problems(f"{where}.content", content) if content.strip()]
-    return problems
+def _prompt(form: RowFormat, templates: Templates, values: Values) -> str | Chat:
+    if not is_list(templates["prompt"], values):
+        return rendered(templates, values)["prompt"]
+    parts, tools = read_parts(templates, form.tools, values)
+    if problems := _prompt_faults(parts["prompt"]):
+        raise ScaleupError(problems)
+    return replace(parts["prompt"], tools=tools)
+
+
+def _prompt_faults(prompt: Chat) -> list[Problem]:
+    return [] if any(map(says_something, prompt.messages)) else [Problem("prompt", "is empty", "mend or drop the row")]
+
+
+def response_faults(name: str, response: Chat) -> list[Problem]:
+    """Returns what keeps messages from going on a prompt."""
+    if response.messages and response.messages[0]["role"] != "assistant":
+        what = f"goes on with a message of role {response.messages[0]['role']}"
+        return [Problem(name, what, "let the assistant's follow the prompt")]
+    if not any(map(is_answer, response.messages)):
+        return [Problem(name, "is empty", "mend or drop the row")]
+    return []

@@ -1,27 +1,38 @@
-"""The row format of a source, and the mistakes a config can make in stating it. No data is read here."""
+"""The row format of a source, and the mistakes a config can make in stating it. Where it states none, the columns of
+the data may tell (`recognition`)."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from scaleup.config.schema import DataConfig, RowFormat, SourceConfig
 from scaleup.errors import Problem, ScaleupError
+from scaleup.records.alpaca import ALPACA, FIELDS
 from scaleup.records.instructions import INSTRUCTIONS
+from scaleup.records.recognition import columns_of, recognised
 from scaleup.records.template import Template
 
 TEMPLATE_KEYS = ("prompt", "completion", "text", "chosen", "rejected")
 PREFERENCE_KEYS = ("chosen", "rejected", "completions", "ranks", "ratings", "margin")
 FORMAT_KEYS = ("prompt", "completion", "template", "messages", "text", "label", *PREFERENCE_KEYS)
 SPLITS = ("train", "validation", "test")
+NUM_COLUMNS_SHOWN = 10
+
+
+TEMPLATES = {name: instruction.columns for name, instruction in INSTRUCTIONS.items()} | {ALPACA: FIELDS}
+"""Maps the named templates to the columns that they read."""
 
 
 def row_format(data: DataConfig, source: SourceConfig) -> RowFormat:
-    """Returns the source's own format if it states one, else that of the data; the source's `columns` override the
-    data's."""
-    own = source if states_format(source) else data
+    """Returns the source's own format if it states one, else that of the data, else what its columns tell; the
+    source's `columns` override the data's."""
+    own: RowFormat = source if states_format(source) else data
+    tools = source.tools or own.tools
+    if not states_format(own) and (found := recognised(data, source)):
+        own = found.form
     stated = {key: getattr(own, key) for key in FORMAT_KEYS}
-    return RowFormat(**stated, columns={**data.columns, **source.columns})
+    return RowFormat(**stated, tools=tools, columns={**data.columns, **source.columns})
 
 
 def states_format(section: RowFormat) -> bool:
@@ -29,27 +40,44 @@ def states_format(section: RowFormat) -> bool:
     return any(getattr(section, key) is not None for key in FORMAT_KEYS)
 
 
+def recognitions(data: DataConfig, splits: Iterable[str]) -> Iterator[str]:
+    """Yields how the rows of each source are read whose format nothing states: `data.train.0: rows are read as ...`."""
+    for split in splits:
+        for place, source in enumerate(getattr(data, split) or []):
+            if not states_format(source) and not states_format(data) and (found := recognised(data, source)):
+                yield f"data.{split}.{place}: rows are {found}"
+
+
+def told_by_columns(data: DataConfig, splits: Iterable[str]) -> str:
+    """Returns what to say after the name of a key that no config states: how the first such source is read."""
+    return next((f" ({note})" for note in recognitions(data, splits)), "")
+
+
 def format_problems(data: DataConfig, splits: Sequence[str], prompts_only: Container[str] = ()) -> list[Problem]:
     """Returns the mistakes in the row formats of the splits' sources, each once. In the splits of `prompts_only` (for
     generation) a prompt needs no completion, and plain text, which has no prompt, is refused."""
     problems: list[Problem] = []
+    unknown: list[Problem] = []
     for split in splits:
         for place, source in enumerate(getattr(data, split) or []):
             key = f"data.{split}.{place}"
             form = row_format(data, source)
-            problems += format_mistakes(form, key if states_format(source) else "data", split in prompts_only)
+            if states_format(form):
+                problems += format_mistakes(form, key if states_format(source) else "data", split in prompts_only)
+            else:
+                unknown.append(_no_format("data", key, columns_of(data, source)))
             problems += _unknown_fields(source.columns, _fields(form), f"{key}.columns")
     if any(getattr(data, split) for split in splits):
         problems += _unknown_fields(data.columns, _all_fields(data), "data.columns")
-    return list(dict.fromkeys(problems))
+    return list(dict.fromkeys(unknown[:1] + problems))
 
 
 def format_mistakes(form: RowFormat, where: str, prompts_only: bool = False) -> list[Problem]:
     """Returns the mistakes in one row format, `columns` aside; `where` is the config key of the section that states
     it."""
-    problems = _incompatible_keys(form, where, prompts_only)
-    if form.template is not None and form.template not in INSTRUCTIONS:
-        remedy = _nearest(form.template, INSTRUCTIONS)
+    problems = _incompatible_keys(form, where, prompts_only) or _misplaced_tools(form, where)
+    if form.template is not None and form.template not in TEMPLATES:
+        remedy = _nearest(form.template, TEMPLATES)
         problems.append(Problem(f"{where}.template", f"'{form.template}' is no template", remedy))
     for key in TEMPLATE_KEYS:
         if (text := getattr(form, key)) is not None:
@@ -70,6 +98,11 @@ def _template_mistakes(text: str, where: str, may_be_constant: bool) -> list[Pro
 def holds_preferences(form: RowFormat) -> bool:
     """Returns whether rows of a format are pairs or rankings of responses."""
     return any(getattr(form, key) is not None for key in PREFERENCE_KEYS)
+
+
+def chat_key(form: RowFormat) -> str | None:
+    """Returns the key that makes conversations of all rows, whatever they hold, if there is one."""
+    return "messages" if form.messages is not None else "template" if form.template == ALPACA else None
 
 
 def holds_labels(data: DataConfig, split: str) -> bool:
@@ -107,8 +140,7 @@ def _incompatible_keys(form: RowFormat, where: str, prompts_only: bool) -> list[
     first_keys |= {key: getattr(form, key) for key in ("template", "messages", "text")}
     stated = [name for name, value in first_keys.items() if value is not None]
     if not stated and form.label is None:
-        remedy = "set prompt and completion, or template, messages or text; for a reward model chosen and rejected"
-        return [Problem(where, "nothing says how a row becomes an example", remedy)]
+        return [_no_format(where)]
     if len(stated) > 1:
         names = [key for key in FORMAT_KEYS if getattr(form, key) is not None]
         what = f"is set beside {', '.join(names[:-1])}: a row has one format"
@@ -124,11 +156,27 @@ def _incompatible_keys(form: RowFormat, where: str, prompts_only: bool) -> list[
     return []
 
 
+def _no_format(where: str, source: str = "", columns: Sequence[str] = ()) -> Problem:
+    remedy = "set prompt and completion, or template, messages or text; for a reward model chosen and rejected"
+    shown = ", ".join(columns[:NUM_COLUMNS_SHOWN]) + (", ..." if len(columns) > NUM_COLUMNS_SHOWN else "")
+    found = f" ({source} has the columns {shown})" if columns else ""
+    return Problem(where, f"nothing says how a row becomes an example{found}", remedy)
+
+
+def _misplaced_tools(form: RowFormat, where: str) -> list[Problem]:
+    """Returns a refusal of tools beside rows that are never conversations."""
+    beside = next((key for key in ("text", "template") if getattr(form, key) is not None), None)
+    if form.tools is None or beside is None or chat_key(form):
+        return []
+    what = f"is set beside {beside}, whose rows are no conversations"
+    return [Problem(f"{where}.tools", what, "leave it out")]
+
+
 def _fields(form: RowFormat) -> set[str] | None:
     """Returns the names that `columns` may map; None when a mistake in the format leaves them unknown."""
-    if form.template is not None and form.template not in INSTRUCTIONS:
+    if form.template is not None and form.template not in TEMPLATES:
         return None
-    fields = set(INSTRUCTIONS[form.template].columns) if form.template is not None else set()
+    fields = set(TEMPLATES[form.template]) if form.template is not None else set()
     try:
         return fields.union(*(Template(getattr(form, key) or "").fields for key in TEMPLATE_KEYS))
     except ScaleupError:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import combinations
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import combinations, takewhile
 from typing import Any
 
 from scaleup.config.schema import DataConfig, RowFormat, SourceConfig
-from scaleup.errors import ScaleupError
-from scaleup.records.chats import Chat, Message
-from scaleup.records.examples import rendered, valid_format
+from scaleup.errors import Problem, ScaleupError
+from scaleup.records.chats import Chat, Message, is_answer
+from scaleup.records.examples import response_faults, valid_format
+from scaleup.records.parts import Templates, is_list, read_parts, rendered, text_part, together
 from scaleup.records.template import Template, column_problem
+from scaleup.records.turns import read_turns
 
 Values = Mapping[str, Any]
+Named = tuple[str, Any]
+"""A response, text or Chat, after its place in the row."""
 TIED, EQUAL, EMPTY = "tied", "equal", "empty"
 """Why a pair is left out: neither is preferred, both say the same, a response of a ranking is missing."""
 
@@ -43,39 +48,121 @@ def preference_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values
     form = valid_format(data, source)
     prompt = {"prompt": Template(form.prompt, form.columns)} if form.prompt is not None else {}
     if form.completions is not None:
-        return lambda values, index: _of_ranking(form, rendered(prompt, values), values)
+        return lambda values, index: _of_ranking(form, prompt, values)
     both = {key: Template(getattr(form, key), form.columns) for key in ("chosen", "rejected")}
-    return lambda values, index: _of_pair(form, rendered({**prompt, **both}, values), values)
+    return lambda values, index: _of_pair(form, {**prompt, **both}, values)
 
 
-def _of_pair(form: RowFormat, texts: Mapping[str, str], values: Values) -> Preferences:
+def _of_pair(form: RowFormat, templates: Templates, values: Values) -> Preferences:
     margin = 0.0 if form.margin is None else _number(_column(form, "margin"), values)
-    if texts["chosen"] == texts["rejected"]:
+    if not any(is_list(template, values) for template in templates.values()):
+        texts = rendered(templates, values)
+        pair = Preference(texts.get("prompt", ""), texts["chosen"], texts["rejected"], margin)
+    else:
+        _same_kind([is_list(templates[key], values) for key in ("chosen", "rejected")], "chosen, rejected")
+        parts, tools = read_parts(templates, form.tools, values)
+        chosen, rejected = parts["chosen"], parts["rejected"]
+        if chosen == rejected:
+            return Preferences([], Counter({EQUAL: 1}))
+        both = paired(parts.get("prompt"), tools, ("chosen", chosen), ("rejected", rejected))
+        pair = replace(both, margin=margin)
+    if pair.chosen == pair.rejected:
         return Preferences([], Counter({EQUAL: 1}))
-    return Preferences([Preference(texts.get("prompt", ""), texts["chosen"], texts["rejected"], margin)])
+    return Preferences([pair])
 
 
-def _of_ranking(form: RowFormat, texts: Mapping[str, str], values: Values) -> Preferences:
+def _of_ranking(form: RowFormat, prompt: Templates, values: Values) -> Preferences:
     """Returns every pair of responses of which one is preferred."""
     key, sign = ("ratings", 1.0) if form.ratings is not None else ("ranks", -1.0)
-    completions = _listed(_column(form, "completions"), values)
-    worths = _listed(_column(form, key), values)
+    column = _column(form, "completions")
+    completions, worths = _listed(column, values), _listed(_column(form, key), values)
     if len(worths) != len(completions):
         what = f"holds {len(worths)} numbers for {len(completions)} completions"
         raise ScaleupError.of(_column(form, key), what, "give each completion one")
+    responses, join = _responses(form, column, prompt, values)
     left_out: Counter[str] = Counter()
     pairs = []
-    for (one, of_one), (other, of_other) in combinations(zip(completions, worths, strict=True), 2):
-        if not (_is_text(one) and _is_text(other)) or of_one is None or of_other is None:
+    for (one, of_one), (other, of_other) in combinations(zip(responses, worths, strict=True), 2):
+        if one is None or other is None or of_one is None or of_other is None:
             left_out[EMPTY] += 1
             continue
         ahead = sign * (_as_number(of_one, form, key) - _as_number(of_other, form, key))
-        if ahead == 0 or one == other:
+        if ahead == 0 or one[1] == other[1]:
             left_out[TIED if ahead == 0 else EQUAL] += 1
             continue
-        chosen, rejected = (one, other) if ahead > 0 else (other, one)
-        pairs.append(Preference(texts.get("prompt", ""), chosen, rejected, abs(ahead) if form.margin else 0.0))
+        pair = join(one, other) if ahead > 0 else join(other, one)
+        pairs.append(replace(pair, margin=abs(ahead) if form.margin else 0.0))
     return Preferences(pairs, left_out)
+
+
+def _responses(
+    form: RowFormat, column: str, prompt: Templates, values: Values
+) -> tuple[list[Named | None], Callable[[Named, Named], Preference]]:
+    """Returns the responses of a ranking, None for each that says nothing, and what makes a pair of two of them."""
+    completions = values[column]
+    places = [f"{column}[{at}]" for at in range(len(completions))]
+    are_lists = [isinstance(each, list) for each in completions if each]
+    if not any(are_lists) and not any(is_list(template, values) for template in prompt.values()):
+        text = rendered(prompt, values).get("prompt", "")
+        found = [(place, one) if _is_text(one) else None for place, one in zip(places, completions, strict=True)]
+        return found, lambda chosen, rejected: Preference(text, chosen[1], rejected[1])
+    _same_kind(are_lists, column)
+    reads = {place: partial(_read, place, one) for place, one in zip(places, completions, strict=True)}
+    made = together({"prompt": partial(read_parts, prompt, form.tools, values), **reads})
+    parts, tools = made.pop("prompt")
+    responses = [None if chat is None else (place, chat) for place, chat in made.items()]
+    return responses, partial(paired, parts.get("prompt"), tools)
+
+
+def _read(place: str, completion: Any) -> Chat | None:
+    """Returns a response of a ranking in messages; None where it says nothing."""
+    if isinstance(completion, list):
+        chat = read_turns(place, completion)
+    else:
+        chat = text_part("completion", completion) if _is_text(completion) else Chat([])
+    return chat if any(map(is_answer, chat.messages)) else None
+
+
+def _same_kind(are_lists: Sequence[bool], where: str) -> None:
+    if len(set(are_lists)) > 1:
+        raise ScaleupError.of(where, "holds text beside messages", "write all responses as text, or all as messages")
+
+
+def paired(prompt: Chat | None, tools: list[dict[str, Any]] | None, chosen: Named, rejected: Named) -> Preference:
+    """Returns two responses, each with its place in the row, after their prompt. A prompt that both of them repeat is
+    cut off them; where none is given, it is the turns that both begin with.
+
+    Raises ScaleupError where the assistant does not go on in both of them."""
+    one, other = chosen[1].messages, rejected[1].messages
+    if prompt is not None and prompt.messages:
+        start = prompt.messages
+        num_shared = len(start) if one[: len(start)] == other[: len(start)] == start else 0
+    else:
+        num_shared = _num_shared(chosen, rejected)
+        start = one[:num_shared]
+    problems = []
+    for name, response in (chosen, rejected):
+        problems += response_faults(name, Chat(response.messages[num_shared:]))
+        for at in sorted(at for at in response.unlearned if at >= num_shared):
+            what = "has weight 0 or train false, which means nothing in a preference"
+            problems.append(Problem(f"{name}[{at}]", what, "leave it out"))
+    if problems:
+        raise ScaleupError(problems)
+    return Preference(Chat(start, tools), one[num_shared:], other[num_shared:])
+
+
+def _num_shared(chosen: Named, rejected: Named) -> int:
+    """Returns with how many turns both begin, and raises ScaleupError where that is not all before the answers."""
+    one, other = chosen[1].messages, rejected[1].messages
+    at = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False)))
+    if at < min(len(one), len(other)) and not one[at]["role"] == other[at]["role"] == "assistant":
+        what = f"has another prompt than {chosen[0]}"
+        raise ScaleupError.of(f"{rejected[0]}[{at}]", what, "let both begin with the same turns, up to the answer")
+    if at == min(len(one), len(other)):
+        longer, shorter = sorted((chosen, rejected), key=lambda named: -len(named[1].messages))
+        what = f"goes on where {shorter[0]} has ended"
+        raise ScaleupError.of(f"{longer[0]}[{at}]", what, "let both begin with the same turns, up to the answer")
+    return at
 
 
 def _column(form: RowFormat, key: str) -> str:

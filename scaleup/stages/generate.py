@@ -16,7 +16,7 @@ from scaleup.distributed.runtime import seed_everything
 from scaleup.models.adapted import each_adapter, load_finished
 from scaleup.models.generation import generate_answers
 from scaleup.models.load import load_tokenizer
-from scaleup.records.chats import Chat
+from scaleup.records.chats import Chat, as_written
 from scaleup.train.job import Job
 
 
@@ -44,8 +44,7 @@ def run(job: Job[GenerateConfig]) -> None:
 
     if runtime.is_main:
         rows = [
-            {"prompt": prompt.messages if isinstance(prompt, Chat) else prompt}
-            | {name: texts[i] for name, texts in answers.items()}
+            {"prompt": as_written(prompt)} | {name: texts[i] for name, texts in answers.items()}
             for i, prompt in enumerate(prompts)
         ]
         write_json(job.folder.path / "generations.json", rows)

@@ -31,7 +31,7 @@ from scaleup.plan.stages.distill_modes import (
 from scaleup.plan.stages.supervised import SupervisedPlanner, no_preferences
 from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan
 from scaleup.records.examples import row_format
-from scaleup.records.format_rules import holds_labels
+from scaleup.records.format_rules import chat_key, holds_labels
 
 TEACHER = "teacher"
 """Is the config key, and what the facts of that model go by."""
@@ -159,8 +159,9 @@ def _writing_problems(config: DistillConfig) -> Iterator[Problem]:
         yield Problem("data.streaming", what, "leave it out")
     if distill.mode == "on_policy":
         return
-    if any(row_format(config.data, source).messages is not None for source in config.data.train or []):
-        yield Problem("data.messages", "the teacher's answers are written as rows of text", "give data.prompt")
+    forms = (row_format(config.data, source) for source in config.data.train or [])
+    if key := next(filter(None, map(chat_key, forms)), None):
+        yield Problem(f"data.{key}", "the teacher's answers are written as rows of text", "give data.prompt")
 
 
 def pair_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ from scaleup.plan.memory import micro_batch_of
 from scaleup.plan.rules import packing_unsupported
 from scaleup.plan.scorers import template_problems
 from scaleup.plan.stages.supervised import SupervisedPlanner, no_classes
+from scaleup.records.format_rules import told_by_columns
 
 
 class RewardPlanner(SupervisedPlanner[RewardConfig]):
@@ -34,7 +35,8 @@ class RewardPlanner(SupervisedPlanner[RewardConfig]):
         forms = self.row_formats(config)
         for key in ("completion", "template", "messages", "text"):
             if any(getattr(form, key) is not None for form in forms):
-                what = "says nothing of which response is preferred"
+                told = told_by_columns(config.data, self.splits(config))
+                what = f"says nothing of which response is preferred{told}"
                 yield Problem(f"data.{key}", what, "give data.chosen and data.rejected, or data.completions with ranks")
         if config.model.task not in ("auto", "sequence_classification"):
             what = f"a reward model is a sequence classifier, not a {config.model.task} model"

@@ -21,7 +21,7 @@ from scaleup.plan.stages.base import Facts, Rows, StagePlanner
 from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan
 from scaleup.records.check import DataCheck
 from scaleup.records.examples import row_format
-from scaleup.records.format_rules import PREFERENCE_KEYS, holds_preferences
+from scaleup.records.format_rules import PREFERENCE_KEYS, holds_preferences, told_by_columns
 from scaleup.records.preferences import reasons
 
 T = TypeVar("T", bound=TrainingConfig)
@@ -173,13 +173,20 @@ def no_preferences(config: SupervisedConfig) -> Iterator[Problem]:
     forms = [row_format(config.data, source) for source in sources]
     if any(map(holds_preferences, forms)):
         key = next(key for key in PREFERENCE_KEYS if any(getattr(form, key) is not None for form in forms))
-        what = f"is of preferences, which stage {config.stage} does not learn from"
+        what = f"is of preferences, which stage {config.stage} does not learn from{_told(config)}"
         yield Problem(f"data.{key}", what, "use stage: reward")
+
+
+def _told(config: SupervisedConfig) -> str:
+    return told_by_columns(config.data, ("train", "validation"))
 
 
 def no_classes(config: SupervisedConfig) -> Iterator[Problem]:
     """Yields texts with a class."""
     sources = [source for split in ("train", "validation") for source in getattr(config.data, split) or []]
     if any(row_format(config.data, source).label is not None for source in sources):
-        what = f"is of classifiers, which stage {config.stage} does not train"
-        yield Problem("data.label", what, "use stage: distill, with a classifier as the teacher")
+        what = f"is of classifiers, which stage {config.stage} does not train{_told(config)}"
+        remedy = "use stage: distill, with a classifier as the teacher"
+        if _told(config):
+            remedy = f"set data.prompt and data.completion, or data.text; or {remedy}"
+        yield Problem("data.label", what, remedy)

@@ -83,7 +83,23 @@ DATA = [
         "error: data.template: 'sentimant' is no template -> did you mean 'sentiment'?",
         changes={**TEXT, "data.template": "sentimant"},
     ),
-    bad("no row format", "error: data: nothing says how a row becomes an example", changes=TEXT),
+    bad(
+        "no row format",
+        "error: data: nothing says how a row becomes an example (data.train.0 has the columns question, answer)",
+        changes={**TEXT, "data.validation": None},
+        prepare=rows('{"question": "a", "answer": "b"}'),
+    ),
+    bad(
+        "several row formats that the columns tell of",
+        "error: data: nothing says how a row becomes an example (data.train.0 has the columns messages, prompt, ",
+        changes={**TEXT, "data.validation": None},
+        prepare=rows('{"messages": [{"role": "user", "content": "a"}], "prompt": "a", "completion": "b"}'),
+    ),
+    bad(
+        "columns of classifiers",
+        "error: data.label: is of classifiers, which stage sft does not train (data.train.0: rows are read as texts",
+        changes=TEXT,
+    ),
     bad("two row formats", "error: data.text: is set beside prompt, completion", changes={"data.text": "{text}"}),
     bad("half a row format", "error: data.prompt: is set without a completion", changes={"data.completion": None}),
     bad(
@@ -101,6 +117,24 @@ DATA = [
             '{"turns": "hello"}',
             '{"turns": [{"role": "robot", "content": "a"}]}',
             '{"turns": [{"role": "user", "content": "a"}]}',
+        ),
+    ),
+    bad(
+        "chats that are no conversations, all their mistakes at once",
+        "rows.jsonl:1: 'turns[0].from' is 'alien'; 'turns[1].value' is no text",
+        "rows.jsonl:2: 'turns[1].tool_calls[0].function.arguments' is no JSON object",
+        "rows.jsonl:3: 'turns[0].content[0]' is a part of type 'image_url': only text is read",
+        "rows.jsonl:4: 'turns[0].weight' asks to learn a message of role user, which is not supported",
+        "rows.jsonl:5: 'tools' holds no list of tools",
+        changes={"data": {"train": "rows.jsonl", "messages": "turns"}},
+        prepare=rows(
+            '{"turns": [{"from": "alien", "value": "a"}, {"from": "gpt", "value": 1}]}',
+            '{"turns": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null, "tool_calls": '
+            '[{"type": "function", "function": {"name": "f", "arguments": "{not"}}]}]}',
+            '{"turns": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, '
+            '{"role": "assistant", "content": "b"}]}',
+            '{"turns": [{"role": "user", "content": "a", "weight": 1}, {"role": "assistant", "content": "b"}]}',
+            '{"turns": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": "hammer"}',
         ),
     ),
     bad(

@@ -25,6 +25,20 @@ REWARDS = [
         prepare=rows('{"good": "a", "bad": " ", "by": 1}', '{"good": "a", "bad": "b", "by": "much"}'),
     ),
     bad(
+        "conversations that do not begin alike, and text beside messages",
+        "rows.jsonl:1: 'rejected[0]' has another prompt than chosen",
+        "rows.jsonl:2: 'chosen, rejected' holds text beside messages",
+        "rows.jsonl:3: 'rejected' goes on with a message of role user",
+        changes={**REWARD, "data.prompt": "{prompt}"},
+        prepare=rows(
+            '{"prompt": [], "good": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "c"}], '
+            '"bad": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "d"}]}',
+            '{"prompt": "a", "good": [{"role": "assistant", "content": "c"}], "bad": "d"}',
+            '{"prompt": "a", "good": [{"role": "assistant", "content": "c"}], '
+            '"bad": [{"role": "user", "content": "d"}, {"role": "assistant", "content": "d"}]}',
+        ),
+    ),
+    bad(
         "equal responses only",
         "holds no pair in which one response is preferred (2 equal) -> name a file with preferences",
         changes=REWARD,

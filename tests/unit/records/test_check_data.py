@@ -154,6 +154,19 @@ def test_generation_needs_no_completion(check):
     assert check(rows, prompts_only=ALL).problems == []
 
 
+def test_keys_that_only_a_template_may_know_are_counted_and_noted(check):
+    user, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    messages = [{**user, "foo": 1}, {**answer, "foo": 2, "bar": None, "name": "n"}]
+    result = check([{"m": messages}, {"m": [user, {**answer, "z": 1}]}], messages="m")
+    assert result.problems == [] and result.notes == [
+        "data.train.0: 2 messages have the key 'foo', which only the chat template may read",
+        "data.train.0: 1 message has the key 'z', which only the chat template may read",
+    ]
+    pair = {"text": [{**user, "foo": 1}], "a": [answer], "b": [{**answer, "content": "c"}]}
+    result = check([pair], prompt="{text}", chosen="{a}", rejected="{b}")
+    assert result.notes == ["data.train.0: 1 message has the key 'foo', which only the chat template may read"]
+
+
 def test_a_mistaken_format_leaves_the_lines_to_check(check):
     result = check([GOOD, "{"], template="summarise")
     assert len(result.problems) == 1 and "JSON" in result.problems[0].what

@@ -80,6 +80,71 @@ def test_rows_that_cannot_be_used_name_all_their_faults(keys, values, where):
     assert [problem.where for problem in raised.value.problems] == where
 
 
+CALLING = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+TOOLS = [{"name": "f"}]
+SIDES = {"prompt": "{p}", "completion": "{c}"}
+
+
+def test_chats_are_whole():
+    messages = [USER, CALLING, {"role": "tool", "content": "x"}, {**ANSWER, "weight": 0}]
+    chat = maker(messages="m")({"m": messages, "tools": TOOLS}, 0)
+    assert chat == Chat([*messages[:3], ANSWER], TOOLS, frozenset({3}))
+    assert maker(messages="m", tools="t")({"m": [USER, CALLING], "t": "[]"}, 0) == Chat([USER, CALLING])
+    assert maker(prompt_maker, messages="m")({"m": messages, "tools": TOOLS}, 0) == Chat(messages[:3], TOOLS)
+
+
+def test_a_chat_of_which_nothing_is_learned_is_refused():
+    with pytest.raises(ScaleupError) as raised:
+        maker(messages="m")({"m": [USER, {**ANSWER, "train": False}]}, 0)
+    assert "no answer that is learned" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "chat"),
+    [
+        ({"p": [USER], "c": [ANSWER]}, Chat([USER, ANSWER])),
+        ({"p": "hi", "c": [ANSWER]}, Chat([USER, ANSWER])),
+        ({"p": [USER], "c": "hello", "tools": TOOLS}, Chat([USER, ANSWER], TOOLS)),
+        ({"p": [USER, ANSWER, USER], "c": [ANSWER]}, Chat([USER, ANSWER, USER, ANSWER], unlearned=frozenset({1}))),
+        (
+            {"p": [USER], "c": [{**ANSWER, "weight": 0}, USER, ANSWER]},
+            Chat([USER, ANSWER, USER, ANSWER], unlearned=frozenset({1})),
+        ),
+    ],
+)
+def test_a_prompt_and_a_completion_may_be_messages(row, chat):
+    assert maker(**SIDES)(row, 0) == chat
+
+
+def test_a_prompt_of_messages_is_taken_whole():
+    assert maker(prompt_maker, **SIDES)({"p": [USER, ANSWER, USER], "tools": TOOLS}, 0) == Chat(
+        [USER, ANSWER, USER], TOOLS
+    )
+    assert maker(prompt_maker, **SIDES)({"p": "hi"}, 0) == "hi"
+
+
+@pytest.mark.parametrize(
+    ("row", "where"),
+    [
+        ({"p": [], "c": [ANSWER]}, ["prompt"]),
+        ({"p": [USER], "c": [USER, ANSWER]}, ["completion"]),
+        ({"p": [USER], "c": []}, ["completion"]),
+        ({"p": [USER], "c": [{**ANSWER, "content": " "}]}, ["completion"]),
+        ({"p": [{"role": "user"}], "c": [1], "tools": "x"}, ["p[0].content", "c[0]", "tools"]),
+        ({"p": [USER]}, ["c"]),
+    ],
+)
+def test_messages_that_are_no_prompt_or_no_completion_are_refused(row, where):
+    with pytest.raises(ScaleupError) as raised:
+        maker(**SIDES)(row, 0)
+    assert [problem.where for problem in raised.value.problems] == where
+
+
+def test_messages_in_the_middle_of_a_text_are_refused():
+    with pytest.raises(ScaleupError):
+        maker(prompt="Q: {p}", completion="{c}")({"p": [USER], "c": "x"}, 0)
+
+
 def test_a_row_problem_says_all_in_one_line():
     with pytest.raises(ScaleupError) as raised:
         maker(**PAIR)({"a": None, "B": "x"}, 0)
@@ -146,6 +211,10 @@ MISTAKES = {
     "columns of one source only": (with_sources({}, {"text": "{t}"}, **PAIR, columns={"t": "x", "a": "y"}), []),
     "good": (config(template="translate", columns={"source": "en"}), []),
     "a constant prompt": (config(prompt="Go on:", completion="{a}"), []),
+    "tools of plain text": (config(text="{a}", tools="t"), ["data.tools"]),
+    "tools of a named template": (config(template="sentiment", tools="t"), ["data.tools"]),
+    "tools of Alpaca's form": (config(template="alpaca", tools="t"), []),
+    "tools of another source": (with_sources({"text": "{a}"}, {}, messages="m", tools="t"), []),
     "nothing to read": (DataConfig(), []),
 }
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from scaleup.config.schema import DataConfig
 from scaleup.errors import ScaleupError
+from scaleup.records.chats import Chat
 from scaleup.records.examples import format_problems
 from scaleup.records.preferences import Preference, preference_maker
 
@@ -88,6 +89,99 @@ def test_what_is_no_ranking_is_refused():
     assert refusal({"answers": "ab", "stars": [1]}, **RATED) == ["answers holds a str, not a list"]
     assert refusal({"answers": ["a", "b"], "stars": [1]}, **RATED) == ["stars holds 1 numbers for 2 completions"]
     assert refusal({"answers": ["a", "b"], "stars": [1, "2"]}, **RATED) == ["stars holds '2', which is no number"]
+
+
+SIDES = {"prompt": "{p}", "chosen": "{good}", "rejected": "{bad}"}
+IMPLICIT = {"chosen": "{good}", "rejected": "{bad}"}
+TOOLS = [{"name": "f"}]
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def says(text):
+    return {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize(
+    ("keys", "row"),
+    [
+        (SIDES, {"p": [user("hi")], "good": [says("a")], "bad": [says("b")]}),
+        (SIDES, {"p": "hi", "good": [says("a")], "bad": [says("b")]}),
+        (SIDES, {"p": [user("hi")], "good": "a", "bad": "b"}),
+        (SIDES, {"p": "hi", "good": [user("hi"), says("a")], "bad": [user("hi"), says("b")]}),
+        (SIDES, {"p": [], "good": [user("hi"), says("a")], "bad": [user("hi"), says("b")]}),
+        (IMPLICIT, {"good": [user("hi"), says("a")], "bad": [user("hi"), says("b")]}),
+    ],
+)
+def test_a_pair_of_messages(keys, row):
+    expected = Preference(Chat([user("hi")], TOOLS), [says("a")], [says("b")], 2.0)
+    assert made({**row, "tools": TOOLS, "by": 2}, **keys, margin="by").pairs == [expected]
+
+
+def test_the_turns_that_both_begin_with_are_the_prompt():
+    start = [user("hi"), says("a"), user("so?")]
+    good, bad = [*start, says("b"), user("and?"), says("c")], [*start, says("d")]
+    assert made({"good": good, "bad": bad}, **IMPLICIT).pairs == [Preference(Chat(start), good[3:], bad[3:])]
+    assert made({"good": [says("a")], "bad": [says("b")]}, **IMPLICIT).pairs == [
+        Preference(Chat([]), [says("a")], [says("b")])
+    ]
+
+
+def test_equal_conversations_are_left_out():
+    found = made({"good": [user("hi"), says("a")], "bad": [user("hi"), says("a")]}, **IMPLICIT)
+    assert (found.pairs, found.left_out) == ([], Counter(equal=1))
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "lines"),
+    [
+        ([user("a"), says("x")], [user("b"), says("y")], ["rejected[0] has another prompt than chosen"]),
+        ([user("a"), says("x")], [user("a"), user("b")], ["rejected[1] has another prompt than chosen"]),
+        ([user("a"), says("x")], [user("a")], ["chosen[1] goes on where rejected has ended"]),
+        ([user("a"), says(" ")], [user("a"), says("x")], ["chosen is empty"]),
+        ([says("x")], "y", ["chosen, rejected holds text beside messages"]),
+        ([1], [{"role": "user"}], ["good[0] is no message", "bad[0].content is no text"]),
+        (
+            [user("a"), says("x")],
+            [user("a"), {**says("y"), "weight": 0}],
+            ["rejected[1] has weight 0 or train false, which means nothing in a preference"],
+        ),
+    ],
+)
+def test_messages_that_are_no_pair_are_refused(good, bad, lines):
+    assert refusal({"good": good, "bad": bad}, **IMPLICIT) == lines
+
+
+def test_an_answer_must_follow_the_prompt_that_is_given():
+    row = {"p": "hi", "good": [user("hi"), says("a")], "bad": [says("b")]}
+    assert refusal(row, **SIDES) == ["chosen goes on with a message of role user"]
+
+
+def test_a_ranking_of_messages():
+    answers = [[says("c")], None, [says("a")], [], [says(" ")]]
+    values = {"q": [user("hi")], "answers": answers, "places": [2, 1, 1, 3, 3], "tools": TOOLS}
+    found = made(values, **RANKED)
+    assert found.pairs == [Preference(Chat([user("hi")], TOOLS), [says("a")], [says("c")])]
+    assert found.left_out == Counter(empty=9)
+    texts = made({"q": [user("hi")], "answers": ["c", "a"], "places": [2, 1]}, **RANKED)
+    assert texts.pairs == [Preference(Chat([user("hi")]), [says("a")], [says("c")])]
+    whole = made({"answers": [[user("hi"), says(text)] for text in "ab"], "stars": [1, 3]}, **RATED, margin="stars")
+    assert whole.pairs == [Preference(Chat([user("hi")]), [says("b")], [says("a")], 2.0)]
+
+
+def test_a_ranking_of_messages_that_is_none_is_refused():
+    values = {"q": [user("hi")], "answers": [[{"role": "x"}], [3]], "places": [2, 1]}
+    assert refusal(values, **RANKED) == [
+        "answers[0][0].role is 'x'",
+        "answers[0][0].content is no text",
+        "answers[1][0] is no message",
+    ]
+    values["answers"] = [[says("a")], "b"]
+    assert refusal(values, **RANKED) == ["answers holds text beside messages"]
+    values["answers"] = [[says("a")], [user("b"), says("b")]]
+    assert refusal(values, **RANKED) == ["answers[1] goes on with a message of role user"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,125 @@
+"""Where no config says how a row becomes an example, the columns of the file do; or nobody does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from scaleup.config.schema import DataConfig
+from scaleup.records.check import check_data
+from scaleup.records.examples import example_maker, format_problems, row_format
+
+TURNS = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
+MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+ALPACA = {"instruction": "a", "input": "", "output": "b"}
+
+
+@pytest.fixture
+def data_of(tmp_path):
+    def make(*rows, **keys):
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return DataConfig.model_validate({"root": str(tmp_path), "train": "rows.jsonl", **keys})
+
+    return make
+
+
+def form_of(data):
+    return row_format(data, data.train[0])
+
+
+@pytest.mark.parametrize(
+    ("row", "stated", "note"),
+    [
+        ({"messages": MESSAGES, "id": 1}, {"messages": "messages"}, "conversations (columns messages: role, content)"),
+        (
+            {"conversations": TURNS},
+            {"messages": "conversations"},
+            "conversations (columns conversations: from, value)",
+        ),
+        (
+            {"prompt": "a", "completion": "b"},
+            {"prompt": "{prompt}", "completion": "{completion}"},
+            "prompts and completions (columns prompt, completion)",
+        ),
+        (
+            {"chosen": "a", "rejected": "b"},
+            {"chosen": "{chosen}", "rejected": "{rejected}"},
+            "preferences (columns chosen, rejected)",
+        ),
+        (
+            {"prompt": "", "chosen": "a", "rejected": "b"},
+            {"prompt": "{prompt}", "chosen": "{chosen}", "rejected": "{rejected}"},
+            "preferences (columns prompt, chosen, rejected)",
+        ),
+        (ALPACA, {"template": "alpaca"}, "instructions with answers (columns instruction, input, output)"),
+        ({"text": "a", "id": 1}, {"text": "{text}"}, "plain text (columns text)"),
+        ({"text": "a", "label": 0}, {"text": "{text}", "label": "label"}, "texts with a class (columns text, label)"),
+    ],
+)
+def test_columns_tell_the_format_and_a_note_says_so(data_of, row, stated, note):
+    data = data_of(row)
+    assert form_of(data).model_dump(exclude_none=True) == {**stated, "columns": {}}
+    assert format_problems(data, ["train"]) == []
+    assert check_data(data, ["train"]).notes == [f"data.train.0: rows are read as {note}"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "a", "answer": "b"},
+        {"messages": MESSAGES, "prompt": "a", "chosen": "b", "rejected": "c"},
+        {**ALPACA, "text": "all of it"},
+        {"messages": "hi"},
+        {"messages": [{"speaker": "me"}]},
+        {"conversations": []},
+        {"prompt": "a"},
+        {"instruction": "a", "response": "b"},
+    ],
+)
+def test_columns_of_no_format_or_several_are_refused_with_their_names(data_of, row):
+    data = data_of(row, validation="rows.jsonl")
+    [problem] = format_problems(data, ["train", "validation"])
+    assert problem.where == "data"
+    assert problem.what.endswith(f"(data.train.0 has the columns {', '.join(row)})")
+
+
+def test_what_is_stated_comes_first(data_of):
+    source = {"path": "rows.jsonl", "text": "{output}"}
+    for data in (data_of(ALPACA, text="{output}"), data_of(ALPACA, train=source)):
+        assert form_of(data).text == "{output}" and form_of(data).template is None
+        assert check_data(data, ["train"]).notes == []
+
+
+def test_tools_may_be_named_beside_what_the_columns_tell(data_of):
+    data = data_of({"conversations": TURNS, "functions": [{"name": "f"}]}, tools="functions")
+    form = form_of(data)
+    assert (form.messages, form.tools) == ("conversations", "functions")
+    chat = example_maker(data, data.train[0])({"conversations": TURNS, "functions": [{"name": "f"}]}, 0)
+    assert chat.messages == MESSAGES and chat.tools == [{"name": "f"}]
+
+
+def test_a_file_that_changes_is_looked_at_again(data_of):
+    assert form_of(data_of({"text": "a"})).text == "{text}"
+    assert form_of(data_of(ALPACA)).template == "alpaca"
+
+
+def test_lines_that_are_none_are_passed_over(data_of, tmp_path):
+    data = data_of({"text": "a"})
+    (tmp_path / "rows.jsonl").write_text('{"text": \n{"text": "a"}\n')
+    assert form_of(data).text == "{text}"
+
+
+@pytest.mark.parametrize("path", ["imdb", "nothing.jsonl", "empty"])
+def test_what_cannot_be_looked_at_is_not_recognised(data_of, tmp_path, path):
+    (tmp_path / "empty").mkdir()
+    data = data_of({"text": "a"}, train=path)
+    [problem] = format_problems(data, ["train"])
+    assert problem.what == "nothing says how a row becomes an example"
+
+
+def test_each_source_is_looked_at(data_of, tmp_path):
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": MESSAGES}))
+    data = data_of(ALPACA, train=["rows.jsonl", "chats.jsonl"])
+    assert [row_format(data, source).messages for source in data.train] == [None, "messages"]
+    assert len(check_data(data, ["train"]).notes) == 2
