@@ -72,13 +72,18 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint, if there is one.")
     ] = False,
+    accept_changed_data: Annotated[
+        bool, typer.Option("--accept-changed-data", help="With --resume: go on with rows that have changed.")
+    ] = False,
     node_rank: Annotated[int, typer.Option(min=0, help="Rank of this node; every node runs this same command.")] = 0,
 ) -> None:
     """Check, plan and run a config, on this machine or on several."""
     from scaleup.launcher.start import join, start
 
     loaded = load_leniently(config, overrides or ())
-    raise typer.Exit(join(loaded, Console(), node_rank) if node_rank else start(loaded, Console(), resume))
+    if node_rank:
+        raise typer.Exit(join(loaded, Console(), node_rank))
+    raise typer.Exit(start(loaded, Console(), resume, accept_changed_data))
 
 
 @app.command(rich_help_panel=TRAIN)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 from filelock import FileLock, Timeout
@@ -22,6 +22,8 @@ from scaleup.errors import Problem, ScaleupError
 
 MAY_CHANGE_ON_RESUME = frozenset(
     {
+        "name",
+        "runs_dir",
         "cluster",
         "report_to",
         "train.save_steps",
@@ -39,7 +41,8 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "generation",
     }
 )
-"""These keys do not move the trajectory. Any other difference makes it another run."""
+"""These keys do not move the trajectory: a run goes on wherever its folder lies now, and whatever it is called. Any
+other difference makes it another run."""
 RESULTS = ("model", "metrics.jsonl", "metrics.json", "predictions.jsonl", "loss.png")
 """These files and folders a run leaves for others: the manifest names its files and their sizes."""
 
@@ -53,6 +56,11 @@ class RunFolder:
     @property
     def config_file(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def data_file(self) -> Path:
+        """Return the file that tells which rows the run began with."""
+        return self.path / "data.json"
 
     @property
     def plan_file(self) -> Path:
@@ -261,15 +269,22 @@ class Attempt:
 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted keys in which two nested mappings differ."""
+    """Return the dotted keys in which two nested mappings differ; of lists of mappings that are equally long, with the
+    place."""
     different: list[str] = []
     for key in sorted(one.keys() | other.keys()):
         left, right = one.get(key), other.get(key)
+        if _are_sections(left) and _are_sections(right) and len(left) == len(right):
+            left, right = (dict(zip(map(str, range(len(side))), side, strict=True)) for side in (left, right))
         if isinstance(left, dict) and isinstance(right, dict):
             different += differing_keys(left, right, f"{prefix}{key}.")
         elif left != right:
             different.append(f"{prefix}{key}")
     return different
+
+
+def _are_sections(value: Any) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
 def finished_run(path: Path) -> RunFolder:

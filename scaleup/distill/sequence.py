@@ -3,12 +3,13 @@ answers to them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from scaleup.artifacts.files import write_text
+from scaleup.artifacts.files import read_json, write_json, write_text
 from scaleup.config.schema import SourceConfig
 from scaleup.config.stages.distill import DistillConfig
 from scaleup.data.sources import read_prompts
@@ -19,15 +20,22 @@ from scaleup.models.generation import generate_answers
 from scaleup.models.load import load_tokenizer
 from scaleup.train.job import Job
 
+INDEX = "index.json"
+
 
 def with_written_rows(job: Job[DistillConfig]) -> Job[DistillConfig]:
-    """Returns the job with what the teacher wrote in place of each source of data.train. It is written once, to the run
-    folder: a run that goes on reads it again. Empty answers make no row. Every rank must call it."""
+    """Returns the job with what the teacher wrote in place of each source of data.train. It is written once for these
+    prompts, to the run folder: a run that goes on reads it again. Empty answers make no row. Every rank must call
+    it."""
     config, runtime, folder = job.config, job.runtime, job.folder
     sources, teacher_folder = config.data.train or [], folder.path.absolute() / "teacher"
     files = [teacher_folder / f"{number}.jsonl" for number in range(len(sources))]
-    if not all(file.is_file() for file in files):
-        prompts = [read_prompts(config.data, source, "train") for source in sources]
+    prompts = [read_prompts(config.data, source, "train") for source in sources]
+    fingerprint = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+    index = teacher_folder / INDEX
+    is_theirs = read_json(index)["fingerprint"] == fingerprint if index.is_file() else True  # older runs have none
+    runtime.barrier()  # before anybody writes what others look for
+    if not (is_theirs and all(file.is_file() for file in files)):
         answers = iter(_answers(job, [prompt for part in prompts for prompt in part]))
         for file, part in zip(files, prompts, strict=True):
             rows: list[dict[str, Any]] = [{"prompt": prompt, "completion": next(answers)} for prompt in part]
@@ -35,6 +43,8 @@ def with_written_rows(job: Job[DistillConfig]) -> Job[DistillConfig]:
                 teacher_folder.mkdir(exist_ok=True)
                 lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["completion"].strip()]
                 write_text(file, "".join(lines))
+        if runtime.is_main:
+            write_json(index, {"fingerprint": fingerprint})
         runtime.barrier()
     columns = {name: name for name in ("prompt", "completion")}
     written = [

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from scaleup.artifacts.bridge_file import new_bridge
+from scaleup.artifacts.data_file import RunData
 from scaleup.artifacts.files import write_text
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import dump
@@ -38,10 +39,13 @@ def written(run: RunFolder) -> Iterator[None]:
         raise ScaleupError.of("runs_dir", what, "make room there, or name another folder") from error
 
 
-def prepare_run(run: RunFolder, config: RunConfig, plan: Plan) -> None:
-    """Write the run folder, or bring that of an unfinished run up to date."""
+def prepare_run(run: RunFolder, config: RunConfig, plan: Plan, data: RunData | None = None) -> None:
+    """Write the run folder, or bring that of an unfinished run up to date; `data` is what the run's rows are known
+    by."""
     run.path.mkdir(parents=True, exist_ok=True)
     write_text(run.config_file, dump(config))  # first: it is what makes the folder this run's
+    if data is not None:
+        data.save(run.data_file)
     plan.save(run.plan_file)
     run.resumable_file.unlink(missing_ok=True)
     (run.path / "launch").mkdir(exist_ok=True)

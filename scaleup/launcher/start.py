@@ -19,21 +19,24 @@ from scaleup.launcher.restarts import check_node_rank, join_run, lead_run
 from scaleup.plan.cluster import nodes_of
 from scaleup.plan.extras import check_data_plane, strategy_problems
 from scaleup.plan.resolve import resolve
-from scaleup.plan.resume import state_of
+from scaleup.plan.resume import rows_of, state_of
 from scaleup.plan.stages import planner_of
 from scaleup.plan.types import Plan
 from scaleup.reports.terminal import show_result
 
 
-def start(loaded: Loaded, console: Console, resume: bool = False) -> int:
-    """Check, plan, prepare and run, on the first node. Return the exit code.
+def start(loaded: Loaded, console: Console, resume: bool = False, accepts_rows: bool = False) -> int:
+    """Check, plan, prepare and run, on the first node; `accepts_rows`: go on although rows have changed. Return the
+    exit code.
 
     Raises ScaleupError for the user's mistakes, which nodes that wait for this one report too."""
     with refusal_posted(loaded.config):
-        return _start(loaded, console, resume)
+        return _start(loaded, console, resume, accepts_rows)
 
 
-def _start(loaded: Loaded, console: Console, resume: bool) -> int:
+def _start(loaded: Loaded, console: Console, resume: bool, accepts_rows: bool) -> int:
+    if accepts_rows and not resume:
+        raise ScaleupError.of("--accept-changed-data", "is for a run that goes on", "add --resume, or leave it out")
     config, plan = resolve(loaded, resume=resume, peaks=False)
     chosen = plan.groups[0].strategy  # by `auto`, perhaps
     problems = [*granted_problems(plan, os.environ), *port_problems(config), *strategy_problems(chosen)]
@@ -42,13 +45,14 @@ def _start(loaded: Loaded, console: Console, resume: bool) -> int:
     run = RunFolder(Path(plan.run_folder))
     with run.locked():
         end_leftovers(run.path, None, console)
-        if state_of(run, config, plan.batch) == "finished":
+        if (state := state_of(run, config, plan.batch)) == "finished":
             console.print(f"{run.path} has finished already; nothing to do", highlight=False)
         else:
-            for note in plan.remarks:
+            data, notes = rows_of(run, config, state, accepts_rows)
+            for note in [*plan.remarks, *notes]:
                 console.print(f"note: {note}", highlight=False)
             with written(run):
-                prepare_run(run, config, plan)
+                prepare_run(run, config, plan, data)
             code = lead_run(run, plan, console, config.parallel.max_restarts)
             if code:
                 return code

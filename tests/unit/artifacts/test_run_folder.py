@@ -76,12 +76,23 @@ class TestState:
         )
         assert run.state(other) == "unfinished"
 
+    def test_the_place_of_a_run_and_its_name_may_change(self, run: RunFolder) -> None:
+        assert run.state(config(runs_dir="elsewhere", name="y")) == "unfinished"
+
+    def test_a_source_is_named_by_its_place(self, run: RunFolder) -> None:
+        other = config(data__train=["other.jsonl"])
+        assert refusal(run, other) == "holds another run, which differs in data.train.0.path"
+        two = config(data__train=["rows.jsonl", "other.jsonl"])
+        assert refusal(run, two) == "holds another run, which differs in data.train"
+
     def test_anything_else_makes_it_another_run(self, run: RunFolder) -> None:
         assert refusal(run, config(train__seed=1)) == "holds another run, which differs in train.seed"
-        many = config(train__seed=1, train__max_steps=5, data__max_length=9, mixed_precision="bf16", runs_dir="r")
-        many = many.model_copy(update={"name": "y"})
-        expected = "holds another run, which differs in data.max_length, mixed_precision, name, runs_dir, "
-        assert refusal(run, many) == f"{expected}train.max_steps and 1 more"
+        many = config(
+            train__seed=1, train__max_steps=5, train__weight_decay=0.1, data__max_length=9, mixed_precision="bf16",
+            gradient_checkpointing=True,
+        )  # fmt: skip
+        expected = "holds another run, which differs in data.max_length, gradient_checkpointing, mixed_precision, "
+        assert refusal(run, many) == f"{expected}train.max_steps, train.seed and 1 more"
         finish(run)
         assert "differs in train.seed" in refusal(run, config(train__seed=1))
 

@@ -84,7 +84,7 @@ def test_a_run_that_finishes(scaleup: Scaleup, folder: Path, capsys: pytest.Capt
     assert "loss" in capsys.readouterr().out
     files = sorted(str(file.relative_to(run)) for file in run.rglob("*") if file.is_file())
     model = ["model/config.json", "model/model.safetensors"]
-    assert files == ["config.yaml", "launch/policy.yaml", "manifest.json", *model, "plan.json"]
+    assert files == ["config.yaml", "data.json", "launch/policy.yaml", "manifest.json", *model, "plan.json"]
     assert RunFolder(run).config.name == Plan.read(run / "plan.json").name == "x"
     assert (run / "attempts/1/logs").is_dir()
 
@@ -124,6 +124,90 @@ def test_an_unfinished_run_goes_on_only_when_asked(scaleup: Scaleup, folder: Pat
 
 def test_resume_of_what_never_began_begins_it(scaleup: Scaleup) -> None:
     assert scaleup("run", "config.yaml", "--resume", ends=finish) == 0
+
+
+class TestRowsThatChanged:
+    """A run that goes on knows the rows it began with."""
+
+    @pytest.fixture
+    def begun(self, scaleup: Scaleup, folder: Path) -> Path:
+        (folder / "rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+        assert scaleup("run", "config.yaml", ends=lambda agent: RESUMABLE) == RESUMABLE
+        return folder
+
+    CHANGED = "data.train.0.path: 'rows.jsonl' has changed since the run began: 2 lines then, 3 lines now"
+
+    def add_a_row(self, folder: Path) -> None:
+        (folder / "rows.jsonl").write_text('{"text": "new"}\n{"text": "a"}\n{"text": "b"}\n')
+
+    def test_are_refused(self, scaleup: Scaleup, begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.add_a_row(begun)
+        before = (begun / "runs/x/config.yaml").stat()
+        assert scaleup("run", "config.yaml", "--resume", "train.save_steps=1") == 2
+        remedy = "put the old rows back, choose another name, or go on with these: --resume --accept-changed-data"
+        assert capsys.readouterr().err == f"error: {self.CHANGED} -> {remedy}\n"
+        assert (begun / "runs/x/config.yaml").stat() == before, "nothing is written"
+
+    def test_are_accepted_when_asked(self, scaleup: Scaleup, begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.add_a_row(begun)
+        accept = ("run", "config.yaml", "--resume", "--accept-changed-data")
+        assert scaleup(*accept, ends=lambda agent: RESUMABLE) == RESUMABLE
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"note: {self.CHANGED} note: changed rows were accepted: the trajectory is another one" in said
+        assert "the rows that are held out" in said
+        assert json.loads((begun / "runs/x/data.json").read_text())["accepted"] == [self.CHANGED]
+        assert scaleup("run", "config.yaml", "--resume", ends=finish) == 0, "these are the run's rows now"
+        assert "changed rows" not in capsys.readouterr().out
+
+    def test_held_out_rows_too(self, scaleup: Scaleup, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        command = ("run", "config.yaml", "data.validation=held.jsonl", "data.test=held.jsonl", "--resume")
+        (folder / "held.jsonl").write_text('{"text": "c"}\n')
+        scaleup(*command, ends=lambda agent: RESUMABLE)
+        (folder / "held.jsonl").write_text('{"text": "d"}\n')
+        assert scaleup(*command) == 2
+        [error] = capsys.readouterr().err.splitlines()  # stage sft does not read data.test
+        assert error.startswith("error: data.validation.0.path: 'held.jsonl' has changed since the run began: as many")
+
+    def test_rows_that_moved_are_the_same(self, scaleup: Scaleup, begun: Path) -> None:
+        (begun / "disk").mkdir()
+        (begun / "rows.jsonl").rename(begun / "disk/renamed.jsonl")
+        moved = ("data.root=disk", "data.train=renamed.jsonl")
+        assert scaleup("run", "config.yaml", *moved, "--resume", ends=finish) == 0
+
+    def test_what_reads_them_is_not_their_place(
+        self, scaleup: Scaleup, begun: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (begun / "rows.jsonl").rename(begun / "renamed.jsonl")
+        source = "data.train=[{path: renamed.jsonl, max_rows: 1}]"
+        assert scaleup("run", "config.yaml", source, "--resume") == 2
+        assert "differs in data.train.0.max_rows -> choose" in capsys.readouterr().err
+
+    def test_a_run_of_an_earlier_version_goes_on(
+        self, scaleup: Scaleup, begun: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (begun / "runs/x/data.json").unlink()
+        self.add_a_row(begun)
+        assert scaleup("run", "config.yaml", "--resume", ends=lambda agent: RESUMABLE) == RESUMABLE
+        assert "did not keep what its rows are known by" in " ".join(capsys.readouterr().out.split())
+        (begun / "rows.jsonl").write_text('{"text": "b"}\n')
+        assert scaleup("run", "config.yaml", "--resume") == 2, "from then on they are known"
+
+    def test_accepting_is_for_a_run_that_goes_on(
+        self, scaleup: Scaleup, capsys: pytest.CaptureFixture[str], folder: Path
+    ) -> None:
+        assert scaleup("run", "config.yaml", "--accept-changed-data") == 2
+        assert capsys.readouterr().err.startswith("error: --accept-changed-data: is for a run that goes on")
+
+
+def test_a_run_that_was_moved_goes_on_where_it_is(scaleup: Scaleup, folder: Path) -> None:
+    scaleup("run", "config.yaml", ends=lambda agent: RESUMABLE)
+    (folder / "disk").mkdir()
+    (folder / "runs/x").rename(folder / "disk/y")
+    assert scaleup("run", "config.yaml", "runs_dir=disk", "name=y", "--resume", ends=finish) == 0
+    moved = RunFolder(folder / "disk/y")
+    assert moved.manifest_file.is_file() and not (folder / "runs/x").exists()
+    for text in (moved.config_file.read_text(), moved.plan_file.read_text()):
+        assert str(folder / "runs") not in text
 
 
 def test_a_run_that_is_running_is_not_started_again(scaleup: Scaleup, folder: Path) -> None:

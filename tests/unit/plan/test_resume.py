@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from scaleup.artifacts.run_folder import RunFolder
+from scaleup.artifacts.run_folder import MAY_CHANGE_ON_RESUME, RunFolder
 from scaleup.config.load import dump, load_mapping
+from scaleup.config.stages import STAGES
 from scaleup.errors import ScaleupError
-from scaleup.plan.resume import state_of
+from scaleup.plan.resume import SPLIT_KEYS, STRATEGY_KEYS, state_of
 from scaleup.plan.types import Plan
 from tests.cli import differing
 from tests.unit.plan.conftest import RAW
@@ -71,3 +72,10 @@ def test_what_moves_the_trajectory_is_another_run(plan: Callable[..., Plan], key
     changes = {name: yaml.safe_load(value), "parallel.strategy": "zero2"}
     with pytest.raises(ScaleupError, match=f"holds another run, which differs in .*{name}"):
         state(plan, {"parallel.strategy": "ddp"}, changes)
+
+
+def test_the_guide_lists_what_may_change() -> None:
+    guide = (Path(__file__).parents[3] / "docs/guide.md").read_text(encoding="utf-8")
+    free = MAY_CHANGE_ON_RESUME | SPLIT_KEYS | STRATEGY_KEYS
+    free |= frozenset().union(*(stage.free_on_resume for stage in STAGES.values()))
+    assert [key for key in sorted(free) if f"`{key}`" not in guide] == []
