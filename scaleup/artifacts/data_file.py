@@ -114,14 +114,14 @@ class RunData(_Frozen):
 def source_marks(data: DataConfig, splits: Iterable[str]) -> dict[str, SourceMark]:
     """Returns what each source of these splits holds now, by its key. Raises ScaleupError as reading does."""
     return {
-        f"data.{split}.{place}": _mark(data, source)
+        f"data.{split}.{place}": _mark(data, source, split)
         for split in splits
         for place, source in enumerate(getattr(data, split) or [])
     }
 
 
-def _mark(data: DataConfig, source: SourceConfig) -> SourceMark:
-    path = local_path(data, source)
+def _mark(data: DataConfig, source: SourceConfig, split: str) -> SourceMark:
+    path = local_path(data, source, split)
     if path is None:
         return SourceMark(path=source.path, is_hub=True, revision=hub_revision(source.path))
     if source.max_rows is not None:

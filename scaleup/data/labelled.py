@@ -14,6 +14,7 @@ from scaleup.data.collate import Batch, Collator, pad
 from scaleup.data.tokenization import IGNORE, LabelledTokens, TokenRow
 from scaleup.errors import ScaleupError
 from scaleup.records.examples import labelled_maker
+from scaleup.records.labels import Label, class_number, no_class
 
 
 class Read(Protocol):
@@ -56,13 +57,11 @@ class LabelledEncoder:
             return None
         return LabelledTokens(np.asarray(self.reader.cut(ids), np.int32), number)
 
-    def _number(self, label: str | int) -> int:
-        if isinstance(label, int) and 0 <= label < len(self.names):
-            return label
-        if isinstance(label, str) and label in self.names:
-            return list(self.names).index(label)
-        remedy = f"use one of {', '.join(self.names)}, or its number"
-        raise ScaleupError.of("label", f"{label!r} is no class of the model", remedy)
+    def _number(self, label: Label) -> int:
+        number = class_number(label, self.names)
+        if number is None:
+            raise ScaleupError(no_class(label, self.names))
+        return number
 
 
 def labelled_collator(pad_id: int, filler_id: int) -> Collator:

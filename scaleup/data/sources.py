@@ -15,7 +15,7 @@ from scaleup.errors import ScaleupError
 from scaleup.plan.arithmetic import held_out_rows
 from scaleup.records.chats import Chat
 from scaleup.records.examples import Example, example_maker, prompt_maker, row_problem
-from scaleup.records.formats import data_files, local_path, read_rows
+from scaleup.records.formats import local_path, read_rows
 
 T = TypeVar("T")
 MOST_PROBLEMS = 5
@@ -94,10 +94,9 @@ def read_source(
 def _all_rows(
     data: DataConfig, source: SourceConfig, split: str, streaming: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    path = local_path(data, source)
+    path = local_path(data, source, split)
     if path is not None:
-        for file in data_files(path):
-            yield from ((row.where, row.values) for row in read_rows(file))
+        yield from ((row.where, row.values) for row in read_rows(path))
         return
     for index, values in enumerate(_hub_rows(source, split, streaming)):
         yield f"{source.path} row {index + 1}", values

@@ -27,7 +27,7 @@ from scaleup.plan.stages import planner_of
 from scaleup.plan.stages.base import Facts
 from scaleup.plan.strategy import available, budget_of
 from scaleup.plan.types import BatchPlan, GroupPlan, MemoryPlan, Plan
-from scaleup.records.check import DataCheck, check_data
+from scaleup.records.check import DataCheck, check_data, class_notes, class_problems
 from scaleup.records.examples import format_problems
 
 REWARD_MODEL = "reward.model"
@@ -64,10 +64,16 @@ def resolve(
     traces = peaks or config.parallel.strategy == "auto"
     facts: Facts = describe_models(models_of(config), planner_of(learner).micro_batch(learner) if traces else None)
     problems = [problem for where, each in facts.items() for problem in planner.all_facts_problems(config, each, where)]
+    problems += [problem for names in _class_names(facts) for problem in class_problems(data, names)]
     _refuse([*problems, *base_problems(config, facts["model"]), *planner.model_problems(config, facts)])
     facts = planner.complete(config, facts)
     plan = make_plan(learner, machine, facts, data, rate or Rate())
     return config, plan.model_copy(update={"stage": config.stage})
+
+
+def _class_names(facts: Facts) -> list[tuple[str, ...]]:
+    """Returns the names of the classes that rows may be labelled with, of each classifier that reads them."""
+    return list(dict.fromkeys(each.labels for each in facts.values() if len(each.labels) > 1))
 
 
 def _refuse(problems: Collection[Problem] | Iterator[Problem]) -> None:
@@ -130,6 +136,7 @@ def make_plan(config: RunConfig, machine: Machine, facts: Facts, data: DataCheck
     memory = [planner.memory(config, facts, name) for name in available(config)]
     groups = groups_of(config, machine, planner.trained(config, facts), _strategy_before(config, batch))
     budget = budget_of(config, machine, groups[0].device)
+    data_notes = [*data.notes, *(note for names in _class_names(facts) for note in class_notes(data, names))]
     return Plan(
         stage=config.stage,
         name=config.name,
@@ -146,7 +153,7 @@ def make_plan(config: RunConfig, machine: Machine, facts: Facts, data: DataCheck
         fitting=None if budget.memory is None else [row.strategy for row in memory if budget.fits(row)],
         compute=None if batch is None else planner.compute(config, facts, batch, rate),
         notes=[
-            *data.notes,
+            *data_notes,
             *planner.notes(config, facts, batch, data),
             *planner.untested_notes(config, groups[0].strategy),
         ],

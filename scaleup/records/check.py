@@ -7,14 +7,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.chats import KNOWN_KEYS, Chat, Message
-from scaleup.records.examples import example_maker, labelled_maker, prompt_maker, row_problem
+from scaleup.records.examples import Labelled, example_maker, labelled_maker, prompt_maker, row_problem
 from scaleup.records.format_rules import holds_preferences, recognitions, row_format
 from scaleup.records.formats import data_files, local_path, read_rows
+from scaleup.records.labels import SeenLabels, no_class
 from scaleup.records.preferences import Preferences, preference_maker, reasons
 from scaleup.records.template import MissingColumn
 
@@ -27,13 +29,16 @@ Maker = Callable[[Mapping[str, Any], int], Any]
 @dataclass(frozen=True)
 class SourceSummary:
     """Describes a source as the config names it. `rows` is None where they were not all counted: a hub name, a long
-    stream. Of preferences, pairs are counted, and those that are left out by the reason."""
+    stream. Of preferences, pairs are counted, and those that are left out by the reason. `notes`: what its files hold
+    and is not read. `labels`: those of texts with a class."""
 
     path: str
     rows: int | None
     left_out: Mapping[str, int] = field(default_factory=Counter)
     unknown_keys: Mapping[str, int] = field(default_factory=Counter)
     """Maps keys that only a chat template may know to the number of messages that have them."""
+    notes: Sequence[str] = ()
+    labels: SeenLabels = field(default_factory=SeenLabels, compare=False)
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,13 @@ def check_data(
     for split in splits:
         sources[split] = []
         for key, source in _sources(data, split):
-            failures, summary = _check_source(data, source, key, limit, _maker(data, source, split in prompts_only))
+            path, maker = local_path(data, source, split), _maker(data, source, split in prompts_only)
+            if path is None:
+                sources[split].append(SourceSummary(source.path, None))
+                continue
+            failures, summary = _check_source(source, path, key, limit, maker)
             problems += failures
-            notes += _unknown_key_notes(key, summary.unknown_keys)
+            notes += [*summary.notes, *_unknown_key_notes(key, summary.unknown_keys)]
             sources[split].append(summary)
     return DataCheck(problems + _leaks(data, splits), sources, notes)
 
@@ -85,19 +94,17 @@ def _maker(data: DataConfig, source: SourceConfig, prompts_only: bool) -> Maker 
 
 
 def _check_source(
-    data: DataConfig, source: SourceConfig, key: str, limit: int | None, maker: Maker | None
+    source: SourceConfig, path: Path, key: str, limit: int | None, maker: Maker | None
 ) -> tuple[list[Problem], SourceSummary]:
-    path, summary = local_path(data, source), SourceSummary(source.path, None)
-    if path is None:
-        return [], summary
     try:
         data_files(path)
     except ScaleupError as error:
-        return [Problem(f"{key}.path", f"'{item.where}' {item.what}", item.remedy) for item in error.problems], summary
-    failures = _Failures(limit)
+        problems = [Problem(f"{key}.path", f"'{item.where}' {item.what}", item.remedy) for item in error.problems]
+        return problems, SourceSummary(source.path, None)
+    failures, notes, labels = _Failures(limit), list[str](), SeenLabels()
     is_whole, num_examples, left_out, unknown_keys = True, 0, Counter[str](), Counter[str]()
     try:
-        for row in islice(read_rows(path, failures.add_line), source.max_rows):
+        for row in islice(read_rows(path, failures.add_line, notes.append), source.max_rows):
             failures.start_row()
             try:
                 made = maker(row.values, failures.num_rows - 1) if maker is not None else None
@@ -105,6 +112,8 @@ def _check_source(
                 left_out.update(made.left_out if isinstance(made, Preferences) else ())
                 for message in _messages(made):
                     unknown_keys.update(message.keys() - KNOWN_KEYS)
+                if isinstance(made, Labelled):
+                    labels.add(made.label, failures.num_rows, row.where)
             except ScaleupError as error:
                 failures.add(row.where, error)
     except _Enough:
@@ -115,7 +124,8 @@ def _check_source(
     elif not problems and not num_examples and is_whole:
         what = f"'{path}' holds no pair in which one response is preferred ({', '.join(reasons(left_out))})"
         problems = [Problem(f"{key}.path", what, "name a file with preferences")]
-    return problems, SourceSummary(source.path, num_examples if is_whole else None, left_out, unknown_keys)
+    num_rows = num_examples if is_whole else None
+    return problems, SourceSummary(source.path, num_rows, left_out, unknown_keys, tuple(notes), labels)
 
 
 def _messages(made: Any) -> Iterable[Message]:
@@ -135,6 +145,28 @@ def _unknown_key_notes(where: str, unknown_keys: Mapping[str, int]) -> Iterator[
     for key, count in sorted(unknown_keys.items()):
         have = "1 message has" if count == 1 else f"{count} messages have"
         yield f"{where}: {have} the key '{key}', which only the chat template may read"
+
+
+def class_problems(check: DataCheck, names: Sequence[str]) -> list[Problem]:
+    """Returns the labels of rows that a classifier does not have: the first of each source, and how many more."""
+    problems: dict[Problem, None] = {}
+    for summary in (each for split in check.sources.values() for each in split):
+        first, more = summary.labels.unknown(names)
+        problems |= {row_problem(where, ScaleupError([no_class(label, names)])): None for where, label in first}
+        if more:
+            problems[Problem(summary.path, f"and {more} more {'row fails' if more == 1 else 'rows fail'}")] = None
+    return list(problems)
+
+
+def class_notes(check: DataCheck, names: Sequence[str]) -> list[str]:
+    """Returns which labels are taken for a class's number, though they are text."""
+    notes = []
+    for summary in (each for split in check.sources.values() for each in split):
+        if spelled := sorted(summary.labels.spelled(names)):
+            read = ", ".join(f"{label!r} {name}" for label, name in spelled[:NUM_ROWS_LISTED])
+            more = ", ..." if len(spelled) > NUM_ROWS_LISTED else ""
+            notes.append(f"{summary.path}: labels that are no class's name are its number: {read}{more}")
+    return list(dict.fromkeys(notes))
 
 
 class _Enough(Exception):
@@ -231,7 +263,7 @@ def _leaks(data: DataConfig, splits: Sequence[str]) -> list[Problem]:
 def _identities(data: DataConfig, source: SourceConfig, split: str) -> list[tuple[str, ...]]:
     """Returns what a source reads: its files, wherever links and `..` lead, or a hub dataset's configuration and
     split."""
-    path = local_path(data, source)
+    path = local_path(data, source, split)
     if path is None:
         return [(source.path, source.name or "", source.split or split)]
     try:

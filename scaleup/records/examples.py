@@ -14,6 +14,7 @@ from scaleup.records.alpaca import ALPACA, read_alpaca
 from scaleup.records.chats import Chat, is_answer, says_something
 from scaleup.records.format_rules import chat_key, format_mistakes, format_problems, row_format
 from scaleup.records.instructions import INSTRUCTIONS, phrasing_of
+from scaleup.records.labels import Label, label_of
 from scaleup.records.parts import Templates, is_list, read_parts, rendered, together
 from scaleup.records.template import Template, column_problem
 from scaleup.records.turns import read_tools, read_turns
@@ -52,10 +53,10 @@ class PlainText:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Holds a text and its class, by name or by number."""
+    """Holds a text and its class, by name, by number or by truth value."""
 
     text: str
-    label: str | int
+    label: Label
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def labelled_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, 
     form = valid_format(data, source)
     assert form.text is not None and form.label is not None, "the format has been looked at"
     text, column = {"text": Template(form.text, form.columns)}, form.label
-    return lambda values, index: Labelled(**rendered(text, values), label=_label(column, values))
+    return lambda values, index: Labelled(**rendered(text, values), label=label_of(column, values))
 
 
 def prompt_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, int], str | Chat]:
@@ -127,13 +128,6 @@ def _phrasings(form: RowFormat) -> Sequence[tuple[str, str]]:
 
 def _chosen(phrasings: list[dict[str, Template]], index: int) -> dict[str, Template]:
     return phrasings[phrasing_of(index, len(phrasings))] if len(phrasings) > 1 else phrasings[0]
-
-
-def _label(column: str, values: Values) -> str | int:
-    label = values.get(column)
-    if isinstance(label, bool) or not isinstance(label, (str, int)) or label == "":
-        raise ScaleupError(column_problem(column, values, wanted="a label or its number"))
-    return label
 
 
 def _conversation(form: RowFormat, values: Values, with_answer: bool = True) -> Chat:

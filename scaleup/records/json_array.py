@@ -7,11 +7,29 @@ import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-DECODER = json.JSONDecoder()
 CHUNK = 1 << 16
 SPACE = re.compile(r"[ \t\r\n]*")
 LONGEST_TOKEN = 16
 """Of what a chunk may end in the middle of, strings aside: a keyword, a number's sign, an escape."""
+
+
+class RowDecoder(json.JSONDecoder):
+    """Reads JSON, and keeps in `doubled` the keys that an object of the last value has more than once."""
+
+    def __init__(self) -> None:
+        super().__init__(object_pairs_hook=self._object)
+        self.doubled: set[str] = set()
+
+    def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+        self.doubled.clear()
+        return super().raw_decode(s, idx)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            names = [name for name, _ in pairs]
+            self.doubled.update(name for name in made if names.count(name) > 1)
+        return made
 
 
 class ArraySyntaxError(Exception):
@@ -22,9 +40,9 @@ class ArraySyntaxError(Exception):
         self.line = line
 
 
-def array_items(file: TextIO) -> Iterator[tuple[int, str, Any]]:
+def array_items(file: TextIO, decoder: RowDecoder) -> Iterator[tuple[int, str, Any]]:
     """Yields line, text and value of each item of the file's one array."""
-    window = _Window(file)
+    window = _Window(file, decoder)
     window.take("[")
     following = window.take("]") if window.peek() == "]" else ","
     while following == ",":
@@ -39,8 +57,8 @@ def array_items(file: TextIO) -> Iterator[tuple[int, str, Any]]:
 class _Window:
     """Holds the part of a file that is in memory: all before `at` is done with."""
 
-    def __init__(self, file: TextIO) -> None:
-        self.file = file
+    def __init__(self, file: TextIO, decoder: RowDecoder) -> None:
+        self.file, self.decoder = file, decoder
         self.text = ""
         self.at = 0
         self.line = 1
@@ -64,7 +82,7 @@ class _Window:
         only."""
         while True:
             try:
-                value, end = DECODER.raw_decode(self.text, self.at)
+                value, end = self.decoder.raw_decode(self.text, self.at)
                 if end < len(self.text) or not self._fill():
                     break
             except json.JSONDecodeError as error:

@@ -11,6 +11,7 @@ from scaleup.errors import Problem, ScaleupError
 from scaleup.records.chats import Chat
 from scaleup.records.template import Template
 from scaleup.records.turns import read_tools, read_turns, text_faults
+from scaleup.records.values import messages_in
 
 Templates = Mapping[str, Template]
 Values = Mapping[str, Any]
@@ -24,7 +25,7 @@ def bare_column(template: Template) -> str | None:
 
 def is_list(template: Template, values: Values) -> bool:
     """Returns whether a row holds messages where the template stands."""
-    return isinstance(values.get(bare_column(template) or ""), list)
+    return messages_in(values.get(bare_column(template) or "")) is not None
 
 
 def rendered(templates: Templates, values: Values) -> dict[str, str]:
@@ -64,8 +65,8 @@ def text_part(name: str, text: str) -> Chat:
 
 def _part(name: str, template: Template, values: Values) -> Chat:
     column = bare_column(template)
-    if column is not None and isinstance(values.get(column), list):
-        return read_turns(column, values[column])
+    if column is not None and (messages := messages_in(values.get(column))) is not None:
+        return read_turns(column, messages)
     return text_part(name, _text(name, template, values))
 
 

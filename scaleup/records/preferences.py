@@ -14,8 +14,9 @@ from scaleup.errors import Problem, ScaleupError
 from scaleup.records.chats import Chat, Message, is_answer
 from scaleup.records.examples import response_faults, valid_format
 from scaleup.records.parts import Templates, is_list, read_parts, rendered, text_part, together
-from scaleup.records.template import Template, column_problem
+from scaleup.records.template import Template
 from scaleup.records.turns import read_turns
+from scaleup.records.values import list_of, number_in, number_of
 
 Values = Mapping[str, Any]
 Named = tuple[str, Any]
@@ -54,7 +55,7 @@ def preference_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values
 
 
 def _of_pair(form: RowFormat, templates: Templates, values: Values) -> Preferences:
-    margin = 0.0 if form.margin is None else _number(_column(form, "margin"), values)
+    margin = 0.0 if form.margin is None else number_of(_column(form, "margin"), values)
     if not any(is_list(template, values) for template in templates.values()):
         texts = rendered(templates, values)
         pair = Preference(texts.get("prompt", ""), texts["chosen"], texts["rejected"], margin)
@@ -75,11 +76,11 @@ def _of_ranking(form: RowFormat, prompt: Templates, values: Values) -> Preferenc
     """Returns every pair of responses of which one is preferred."""
     key, sign = ("ratings", 1.0) if form.ratings is not None else ("ranks", -1.0)
     column = _column(form, "completions")
-    completions, worths = _listed(column, values), _listed(_column(form, key), values)
+    completions, worths = list_of(column, values), list_of(_column(form, key), values)
     if len(worths) != len(completions):
         what = f"holds {len(worths)} numbers for {len(completions)} completions"
         raise ScaleupError.of(_column(form, key), what, "give each completion one")
-    responses, join = _responses(form, column, prompt, values)
+    responses, join = _responses(form, column, completions, prompt, values)
     left_out: Counter[str] = Counter()
     pairs = []
     for (one, of_one), (other, of_other) in combinations(zip(responses, worths, strict=True), 2):
@@ -96,10 +97,9 @@ def _of_ranking(form: RowFormat, prompt: Templates, values: Values) -> Preferenc
 
 
 def _responses(
-    form: RowFormat, column: str, prompt: Templates, values: Values
+    form: RowFormat, column: str, completions: Sequence[Any], prompt: Templates, values: Values
 ) -> tuple[list[Named | None], Callable[[Named, Named], Preference]]:
     """Returns the responses of a ranking, None for each that says nothing, and what makes a pair of two of them."""
-    completions = values[column]
     places = [f"{column}[{at}]" for at in range(len(completions))]
     are_lists = [isinstance(each, list) for each in completions if each]
     if not any(are_lists) and not any(is_list(template, values) for template in prompt.values()):
@@ -171,24 +171,11 @@ def _column(form: RowFormat, key: str) -> str:
     return str(column)
 
 
-def _listed(column: str, values: Values) -> list[Any]:
-    value = values.get(column)
-    if not isinstance(value, list):
-        raise ScaleupError(column_problem(column, values, wanted="a list"))
-    return value
-
-
-def _number(column: str, values: Values) -> float:
-    value = values.get(column)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-        raise ScaleupError(column_problem(column, values, wanted="a number"))
-    return float(value)
-
-
 def _as_number(value: Any, form: RowFormat, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+    number = number_in(value)
+    if number is None:
         raise ScaleupError.of(_column(form, key), f"holds {value!r}, which is no number", "give numbers, or null")
-    return float(value)
+    return number
 
 
 def _is_text(completion: Any) -> bool:

@@ -12,6 +12,7 @@ from scaleup.config.schema import DataConfig, RowFormat, SourceConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.alpaca import ALPACA, FIELDS, NEEDED
 from scaleup.records.formats import data_files, local_path, read_rows
+from scaleup.records.values import messages_in
 
 NUM_FILES_KEPT = 64
 
@@ -65,7 +66,7 @@ def _of_texts(row: Mapping[str, Any], kind: str, columns: Sequence[str]) -> Reco
 
 def _keys_of_turns(value: Any) -> tuple[str, ...]:
     """Returns the keys that make a list one of messages, by its first; nothing if it is none."""
-    first = value[0] if isinstance(value, list) and value else None
+    first = (messages_in(value) or [None])[0]
     if not isinstance(first, Mapping):
         return ()
     return next((keys for keys in (("role", "content"), ("from", "value")) if keys[0] in first), ())
@@ -73,7 +74,7 @@ def _keys_of_turns(value: Any) -> tuple[str, ...]:
 
 def _first_row(data: DataConfig, source: SourceConfig) -> Mapping[str, Any]:
     try:
-        path = local_path(data, source)
+        path = local_path(data, source, None)  # all splits have the same columns
         for file in [] if path is None else data_files(path):
             stat = file.stat()
             if row := _first_row_of(file, stat.st_mtime_ns, stat.st_size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from string import Formatter
@@ -50,7 +51,7 @@ class Template:
             value = values.get(column)
             if isinstance(value, str):
                 pieces.append(value)
-            elif isinstance(value, (int, float)) and value == value:
+            elif isinstance(value, (int, float)) and math.isfinite(value):
                 pieces.append(str(value))
             else:
                 problems.append(column_problem(column, values))
@@ -64,8 +65,10 @@ def column_problem(column: str, values: Mapping[str, Any], wanted: str = "text")
     if column not in values:
         return MissingColumn(column, "is no column of this row", _known_columns(column, tuple(map(str, values))))
     value = values[column]
-    if value is None or (isinstance(value, float) and value != value):
-        return Problem(column, "is null" if value is None else "is not a number", "give it a value or drop the row")
+    if value is None:
+        return Problem(column, "is null", "give it a value or drop the row")
+    if isinstance(value, float) and not math.isfinite(value):
+        return Problem(column, f"is {value}, no finite number", "give it a value or drop the row")
     return Problem(column, f"holds a {type(value).__name__}, not {wanted}", f"make it {wanted} or name another column")
 
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.chats import REASONING_KEYS, ROLES, Chat, Message
 from scaleup.records.template import column_problem
+from scaleup.records.values import list_in
 
 SHAREGPT_ROLES = {
     "system": "system",
@@ -24,11 +25,9 @@ Problems = list[Problem]
 def read_turns(where: str, value: Any) -> Chat:
     """Returns the messages of a list, without tools. Raises ScaleupError with all that is wrong with them; `where` is
     what the list is called there, which is a column or a place in one."""
-    if not isinstance(value, list):
-        raise ScaleupError(column_problem(where, {where: value}, wanted="a list of messages"))
     problems: Problems = []
     messages, unlearned = [], set()
-    for at, raw in enumerate(value):
+    for at, raw in enumerate(list_in(where, value, wanted="a list of messages")):
         message, is_learned = _turn(f"{where}[{at}]", raw, problems)
         messages.append(message)
         if not is_learned and message.get("role") == "assistant":

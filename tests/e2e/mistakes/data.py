@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
+from pathlib import Path
+
 from tests.e2e.mistakes.case import GOOD_ROW, bad, earlier, folder_of, rows
 
 TEXT = {"data.prompt": None, "data.completion": None}
+
+
+def no_text(folder: Path) -> None:
+    """Writes files that cannot be read as what their names say."""
+    packed = gzip.compress(GOOD_ROW.encode() * 100)
+    (folder / "utf16.csv").write_text("text,label\nfine,positive\n", encoding="utf-16")
+    (folder / "cut.jsonl.gz").write_bytes(packed[:-20])
+    (folder / "none.jsonl.bz2").write_text(GOOD_ROW)
+    (folder / "packed.jsonl").write_bytes(packed)
+
 
 DATA = [
     bad(
@@ -66,6 +79,27 @@ DATA = [
         "rows.parquet: is not readable Parquet",
         changes={"data.train": "rows.parquet"},
         prepare=lambda folder: (folder / "rows.parquet").write_text("PAR1 not really"),
+    ),
+    bad(
+        "files that are no text, are cut off, or are said to be what they are not",
+        "utf16.csv: holds UTF-16, not UTF-8 text -> save it as UTF-8",
+        "cut.jsonl.gz: cannot be read: Compressed file ended",
+        "none.jsonl.bz2: cannot be read: Invalid data stream",
+        "packed.jsonl: holds gzip's compressed bytes, not UTF-8 text -> let its name end in .gz",
+        changes={"data.train": ["utf16.csv", "cut.jsonl.gz", "none.jsonl.bz2", "packed.jsonl"]},
+        prepare=no_text,
+    ),
+    bad(
+        "numbers that are not finite and keys that come twice",
+        "rows.jsonl:1: 'text' is nan, no finite number",
+        "rows.jsonl:2: 'label' is inf, no finite number",
+        "rows.jsonl:4: names 'text' twice in one object -> keep one of them",
+        prepare=rows(
+            '{"text": NaN, "label": "x"}',
+            '{"text": "a", "label": 1e400}',
+            '{"text": "a", "label": "x", "unused": -Infinity}',
+            '{"text": "a", "label": "x", "text": "b"}',
+        ),
     ),
     bad(
         "a template that reaches into Python",

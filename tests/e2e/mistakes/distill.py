@@ -206,6 +206,24 @@ DISTILL = [
         asks=True,
     ),
     taught(
+        "error: rows.csv: and 1 more row fails",
+        *(
+            f"rows.csv:{line}: 'label' {label!r} is no class of the model -> use one of negative, positive, or its"
+            for line, label in ((3, "2"), (4, "-1"), (5, "0.5"), (6, "good"), (8, "2"))
+        ),
+        name="classes that there are not",
+        changes={
+            "model": {"path": "builtin:tiny-bert"},
+            "teacher": {"path": "builtin:tiny-bert-classifier"},
+            **{"data.prompt": None, "data.completion": None, "data.text": "{text}", "data.label": "label"},
+            **{"data.train": "rows.csv", "data.validation": None},
+        },
+        prepare=lambda folder: (folder / "rows.csv").write_text(
+            "text,label\na,1\na,2\na,-1\na,0.5\na,good\na,negative\na,2\na,3\n"
+        ),
+        asks=True,
+    ),
+    taught(
         "error: teacher.path: has a vocabulary of 258 tokens, and model one of 259",
         name="vocabularies of two sizes",
         changes={"model": {"path": "builtin:tiny-bart"}, "teacher": {"path": "builtin:tiny-t5"}},

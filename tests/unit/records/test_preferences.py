@@ -47,9 +47,21 @@ def test_a_pair_of_equals_is_left_out():
 
 def test_what_is_no_pair_is_refused():
     assert refusal({"q": "?", "good": "so", "bad": " "}, **PAIR) == ["rejected is empty"]
-    assert refusal({"q": "?", "good": "so", "bad": "no", "by": "2"}, **PAIR, margin="by") == [
-        "by holds a str, not a number"
-    ]
+    for by in ("two", "nan", "1e400", "", "0x2", "1,5"):
+        assert refusal({"q": "?", "good": "so", "bad": "no", "by": by}, **PAIR, margin="by") == [
+            "by holds a str, not a number"
+        ]
+    for by in (float("inf"), float("nan")):
+        assert "no finite number" in refusal({"q": "?", "good": "so", "bad": "no", "by": by}, **PAIR, margin="by")[0]
+
+
+def test_text_that_spells_numbers_and_lists_is_as_good_as_they():
+    """As CSV has them."""
+    pair = {"q": "?", "good": "so", "bad": "no"}
+    assert made({**pair, "by": " 1.5e0"}, **PAIR, margin="by") == made({**pair, "by": 1.5}, **PAIR, margin="by")
+    ranking = {"answers": ["bad", "good", None, "fair"], "stars": [1, 4.5, 2, 2]}
+    spelled = {"answers": '["bad", "good", null, "fair"]', "stars": '[1, "4.5", 2, 2]'}
+    assert made(spelled, **RATED, margin="stars") == made(ranking, **RATED, margin="stars")
 
 
 def test_a_ranking_makes_all_pairs():
@@ -86,9 +98,13 @@ def test_every_pair_is_there_or_counted(ranked):
 
 
 def test_what_is_no_ranking_is_refused():
-    assert refusal({"answers": "ab", "stars": [1]}, **RATED) == ["answers holds a str, not a list"]
+    for text in ("ab", "", '{"a": 1}', "['a', 'b']", "3"):
+        assert refusal({"answers": text, "stars": [1]}, **RATED) == ["answers holds a str, not a list or its JSON"]
+    assert refusal({"answers": 3, "stars": [1]}, **RATED) == ["answers holds a int, not a list"]
     assert refusal({"answers": ["a", "b"], "stars": [1]}, **RATED) == ["stars holds 1 numbers for 2 completions"]
-    assert refusal({"answers": ["a", "b"], "stars": [1, "2"]}, **RATED) == ["stars holds '2', which is no number"]
+    for star in ("two", True, float("inf")):
+        lines = refusal({"answers": ["a", "b"], "stars": [1, star]}, **RATED)
+        assert lines == [f"stars holds {star!r}, which is no number"]
 
 
 SIDES = {"prompt": "{p}", "chosen": "{good}", "rejected": "{bad}"}

@@ -1,7 +1,11 @@
 """Reading rows: each format, where each row stands, and every way a file can be broken."""
 
+import bz2
 import csv
+import gzip
 import json
+import lzma
+import math
 from pathlib import Path
 
 import pytest
@@ -50,6 +54,14 @@ GOOD = {
         [(":2", {"a": "1", "b": "x"}), (":4", {"a": "2", "b": "y\nz"}), (":6", {"a": "3", "b": 'p"q'})],
     ),
     "a csv of its header": ("a.csv", "a,b\n", []),
+    "an index without a name": ("a.csv", ",a\n0,x\n1,y\n", [(":2", {"a": "x"}), (":3", {"a": "y"})]),
+    "tabs": ("a.tsv", 'a\tb\r\n1,5\t"x\ty"\r\n', [(":2", {"a": "1,5", "b": "x\ty"})]),
+    "lines in .ndjson": ("a.ndjson", '{"a": 1}\r\n\r\n{"a": 2}\r\n', [(":1", {"a": 1}), (":3", {"a": 2})]),
+    "numbers that are not finite, which no one may need": (
+        "a.jsonl",
+        '{"a": Infinity}\n{"a": -1e400}',
+        [(":1", {"a": math.inf}), (":2", {"a": -math.inf})],
+    ),
     "an upper-case suffix": ("A.JSONL", '{"a": 1}', [(":1", {"a": 1})]),
 }
 
@@ -67,7 +79,19 @@ BAD = {
         [(":2", "JSON"), (":3", "object"), (":4", "UTF-8")],
     ),
     "too deep": ("a.jsonl", "[" * 100_000 + '\n{"a": 1}', [":2"], [(":1", "JSON")]),
-    "utf-16": ("a.jsonl", '{"a": 1}'.encode("utf-16"), [], [(":1", "UTF-8")]),
+    "utf-16": ("a.jsonl", '{"a": 1}'.encode("utf-16"), [], [("", "UTF-16, not UTF-8")]),
+    "utf-16 of the other order": ("a.csv", "a,b\n1,2".encode("utf-16-be"), [], [("", "UTF-16")]),
+    "utf-32": ("a.json", '[{"a": 1}]'.encode("utf-32"), [], [("", "UTF-16")]),
+    "gzip by another name": ("a.jsonl", gzip.compress(b'{"a": 1}'), [], [("", "gzip")]),
+    "Parquet by another name": ("a.csv", b"PAR1", [], [("", "Parquet")]),
+    "an archive by another name": ("a.json", b"PK\x03\x04", [], [("", "zip")]),
+    "a key twice": (
+        "a.jsonl",
+        '{"a": 1, "b": 2, "a": 3}\n{"a": [{"b": 1, "b": 1}]}\n{"a": {"b": 1}, "b": 2}',
+        [":3"],
+        [(":1", "'a' twice"), (":2", "'b' twice")],
+    ),
+    "a key twice in an item": ("a.json", '[{"a": 1, "a": 2},\n{"a": 1}]', [":2"], [(":1", "'a' twice")]),
     "an item that is no object": ("a.json", '[{"a": 1},\n3,\n{"a": 2}]', [":1", ":3"], [(":2", "object")]),
     "bad bytes in an item": ("a.json", b'[{"a": "\xff"},\n{"a": 2}]', [":2"], [(":1", "UTF-8")]),
     "a broken item": ("a.json", '[{"a": 1},\n{"a"\n: x}, {"a": 2}]', [":1"], [(":3", "JSON")]),
@@ -98,26 +122,76 @@ def test_bad_lines_are_all_reported_and_reading_goes_on(tmp_path, name, content,
     assert raised.value.problems[0].where == str(path) + bad[0][0]
 
 
-def test_parquet_rows_across_batches(tmp_path):
+def zst(content: bytes) -> bytes:
     import pyarrow
-    from pyarrow import parquet
 
-    rows = [{"text": f"row {number}", "tags": ["x"] * (number % 3)} for number in range(2500)]
-    path = tmp_path / "a.parquet"
-    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    found, problems = read(path)
-    assert [values for _, values in found] == rows and not problems
-    assert found[0][0] == ":row 1" and found[-1][0] == ":row 2500"
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as packed:
+        packed.write(content)
+    return sink.getvalue().to_pybytes()
 
 
-def test_a_parquet_file_that_was_cut_is_reported(tmp_path):
-    import pyarrow
-    from pyarrow import parquet
+PACKED = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zst}
 
-    path = tmp_path / "a.parquet"
-    parquet.write_table(pyarrow.table({"a": list(range(1000))}), path)
-    write(path, path.read_bytes()[:-100])
-    assert len(read(path)[1]) == 1
+
+@pytest.mark.parametrize("suffix", PACKED)
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (".jsonl", '\ufeff{"a": "é"}\r\n\n{"a": "y"}\n'),
+        (".ndjson", '{"a": "é"}\n\n{"a": "y"}'),
+        (".json", '[{"a": "é"},\n\n{"a": "y"}]'),
+        (".csv", 'a\n"é"\ny\n'),
+        (".tsv", "a\té\nx\tz\n"),
+    ],
+)
+def test_compressed_files_are_read_like_others(tmp_path, suffix, kind, content):
+    plain, packed = write(tmp_path / f"a{kind}", content), tmp_path / f"b{kind}{suffix}"
+    write(packed, PACKED[suffix](plain.read_bytes()))
+    assert read(packed) == read(plain) and read(plain)[0] and not read(plain)[1]
+    write(packed, PACKED[suffix](plain.read_bytes()) * 2)  # as `cat` and parallel compressors write
+    assert read(packed)[0] or read(packed)[1][0][0] == ":3"
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+def test_a_compressed_file_that_is_cut_or_none_is_named(tmp_path, suffix):
+    path = tmp_path / f"a.jsonl{suffix}"
+    whole = PACKED[suffix](b"".join(b'{"a": %d}\n' % number for number in range(20_000)))
+    for content in (whole[:-12], whole[: len(whole) // 2], b'{"a": 1}\n', whole[:20] + b"?" * 20 + whole[40:]):
+        problems = read(write(path, content))[1]
+        assert problems and "cannot be read" in problems[-1][1] and problems[-1][0] == ""
+
+
+def test_conversations_in_csv_are_those_of_json(tmp_path):
+    from scaleup.records.check import check_data
+    from scaleup.records.examples import example_maker, prompt_maker
+    from scaleup.records.preferences import preference_maker
+
+    turns = [{"role": "user", "content": "Hi, é"}, {"role": "assistant", "content": 'say "no"'}]
+    pair = {"chosen": turns, "rejected": [turns[0], {"role": "assistant", "content": "yes"}]}
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    for name, row, maker in (
+        ("chats", {"messages": turns, "tools": tools}, example_maker),
+        ("openings", {"messages": turns}, prompt_maker),
+        ("pairs", pair, preference_maker),
+        ("halves", {"prompt": turns[:1], "completion": turns[1:]}, example_maker),
+    ):
+        write(tmp_path / f"{name}.jsonl", json.dumps(row))
+        with (tmp_path / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([row, [json.dumps(value) for value in row.values()]])
+        made = []
+        for kind in ("jsonl", "csv"):
+            data = DataConfig(root=str(tmp_path), train=[{"path": f"{name}.{kind}"}])
+            assert check_data(data, ["train"]).problems == []
+            [found] = read_rows(tmp_path / f"{name}.{kind}")
+            made.append(maker(data, data.train[0])(found.values, 0))
+        assert made[0] == made[1]
+
+
+def test_an_index_without_a_name_is_said(tmp_path):
+    notes = []
+    list(read_rows(write(tmp_path / "a.csv", ",a\n0,x\n"), on_note=notes.append))
+    assert notes == [f"{tmp_path}/a.csv: the first column has no name: it is taken for an index, and not read"]
 
 
 def test_rows_are_read_as_they_are_asked_for(tmp_path):
@@ -131,7 +205,7 @@ def test_an_array_is_read_in_pieces(tmp_path, monkeypatch):
     path = write(tmp_path / "a.json", json.dumps(items, indent=1))
     assert [values for _, values in read(path)[0]] == items
     with path.open() as file:
-        lines = json_array.array_items(file)
+        lines = json_array.array_items(file, json_array.RowDecoder())
         next(lines)
         assert file.tell() < 100
 
@@ -225,7 +299,7 @@ def test_no_data_files_is_an_error(tmp_path, name, part):
 )
 def test_local_path_or_hub_name(tmp_path, path, is_local):
     (tmp_path / "there").mkdir()
-    found = local_path(DataConfig(root=str(tmp_path)), SourceConfig(path=path))
+    found = local_path(DataConfig(root=str(tmp_path)), SourceConfig(path=path), "train")
     assert (found is not None) == is_local
     if path in ("there", "missing.jsonl"):
         assert found == tmp_path / path

@@ -40,7 +40,15 @@ def test_malformed_templates_are_refused(text):
 
 
 @pytest.mark.parametrize(
-    ("value", "part"), [(None, "null"), ([1], "list"), ({}, "dict"), (b"x", "bytes"), (float("nan"), "not a number")]
+    ("value", "part"),
+    [
+        (None, "null"),
+        ([1], "list"),
+        ({}, "dict"),
+        (b"x", "bytes"),
+        (float("nan"), "no finite"),
+        (float("-inf"), "no finite"),
+    ],
 )
 def test_values_that_are_no_text_are_refused(value, part):
     with pytest.raises(ScaleupError) as raised:

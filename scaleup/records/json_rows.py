@@ -1,0 +1,68 @@
+"""Readers of JSON files: one object a line, or one array of objects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scaleup.errors import Problem
+from scaleup.records.json_array import ArraySyntaxError, RowDecoder, array_items
+from scaleup.records.rows import Listener, Row
+from scaleup.records.text_files import is_utf8, open_text
+
+
+def json_lines(file: Path, listener: Listener) -> Iterator[Row]:
+    name, decoder = str(file), RowDecoder()
+    with open_text(file, newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.isspace():
+                continue
+            where = f"{name}:{number}"
+            if not is_utf8(line):
+                listener.problem(not_utf8(where))
+                continue
+            try:
+                value = decoder.decode(line)
+            except (ValueError, RecursionError) as error:
+                detail = f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else error
+                listener.problem(Problem(where, f"is not valid JSON: {detail}", "write one JSON object a line"))
+                continue
+            yield from _row(where, value, decoder, listener)
+
+
+def json_file(file: Path, listener: Listener) -> Iterator[Row]:
+    """Yields the rows of one array of objects, or of JSON lines: the first character tells."""
+    with open_text(file, newline="\n") as text:
+        while (first := text.read(1)).isspace():
+            pass
+    if first != "[":
+        yield from json_lines(file, listener)
+        return
+    name, decoder = str(file), RowDecoder()
+    with open_text(file, newline="\n") as text:
+        try:
+            for line, raw, value in array_items(text, decoder):
+                where = f"{name}:{line}"
+                if is_utf8(raw):
+                    yield from _row(where, value, decoder, listener)
+                else:
+                    listener.problem(not_utf8(where))
+        except ArraySyntaxError as error:
+            what = f"is not valid JSON: {error}"
+            listener.problem(Problem(f"{name}:{error.line}", what, "mend it; no row after it is read"))
+
+
+def not_utf8(where: str) -> Problem:
+    return Problem(where, "is not valid UTF-8", "save the file as UTF-8")
+
+
+def _row(where: str, value: Any, decoder: RowDecoder, listener: Listener) -> Iterator[Row]:
+    if not isinstance(value, dict):
+        listener.problem(Problem(where, "is not a JSON object", 'a row looks like {"column": "value"}'))
+    elif decoder.doubled:
+        names = ", ".join(map(repr, sorted(decoder.doubled)))
+        listener.problem(Problem(where, f"names {names} twice in one object", "keep one of them"))
+    else:
+        yield Row(where, value)

@@ -1,0 +1,111 @@
+"""Reading tables: Parquet and Arrow files, and the folders that `datasets` saves."""
+
+from pathlib import Path
+
+import pytest
+
+from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.errors import ScaleupError
+from scaleup.records.formats import data_files, local_path, read_rows
+
+
+def read(path: Path):
+    """The rows as (place, values) and the problems as (place, what)."""
+    problems = []
+    rows = list(read_rows(path, problems.append))
+    place = len(str(path))
+    return [(row.where[place:], row.values) for row in rows], [(p.where[place:], p.what) for p in problems]
+
+
+def test_parquet_rows_across_batches(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"text": f"row {number}", "tags": ["x"] * (number % 3)} for number in range(2500)]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    found, problems = read(path)
+    assert [values for _, values in found] == rows and not problems
+    assert found[0][0] == ":row 1" and found[-1][0] == ":row 2500"
+
+
+def test_a_parquet_file_that_was_cut_is_reported(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"a": list(range(1000))}), path)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert len(read(path)[1]) == 1
+
+
+def test_nested_columns_and_nulls_of_parquet(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [
+        {"messages": [{"role": "user", "content": "Hi", "weight": None}], "at": {"x": 1.5}, "tag": None},
+        {"messages": None, "at": {"x": None}, "tag": "é"},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert [values for _, values in read(tmp_path / "a.parquet")[0]] == rows
+
+
+ROWS = [{"a": f"row {number}", "label": number % 2, "of": [{"k": number}]} for number in range(2500)]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder that `Dataset.save_to_disk` wrote, in two files, and one of a DatasetDict."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    train = datasets.Dataset.from_list(ROWS)
+    train.save_to_disk(tmp_path / "saved", num_shards=2)
+    both = datasets.DatasetDict({"train": train, "test": train.select(range(7, 3, -1))})
+    both.save_to_disk(tmp_path / "both")
+    return tmp_path
+
+
+def test_folders_that_datasets_saved(saved):
+    assert len(data_files(saved / "saved")) == 2
+    assert [row.values for row in read_rows(saved / "saved")] == ROWS
+    assert [row.values for row in read_rows(data_files(saved / "saved")[1])] == ROWS[1250:]
+    data = DataConfig(root=str(saved))
+    for source, split, rows in (
+        (SourceConfig(path="both"), "train", ROWS),
+        (SourceConfig(path="both"), "test", ROWS[7:3:-1]),
+        (SourceConfig(path="both", split="test"), "train", ROWS[7:3:-1]),
+    ):
+        assert [row.values for row in read_rows(local_path(data, source, split))] == rows
+    with pytest.raises(ScaleupError, match="its splits are train, test"):
+        data_files(local_path(data, SourceConfig(path="both"), "validation"))
+    with pytest.raises(ScaleupError, match="holds the splits train, test -> name the folder of one"):
+        data_files(saved / "both")
+
+
+def test_a_saved_dataset_that_is_damaged_is_named(saved):
+    first, second = data_files(saved / "saved")
+    second.write_bytes(second.read_bytes()[:2000])
+    where, what = read(saved / "saved")[1][0]
+    assert where.startswith(f"/{second.name}") and "cannot be read" in what
+    first.unlink()
+    assert read(saved / "saved")[1][0][0] == f"/{first.name}"
+    (saved / "saved" / "state.json").write_text("{}")
+    with pytest.raises(ScaleupError, match=r"state\.json: does not say which files"):
+        data_files(saved / "saved")
+
+
+def test_what_datasets_writes_beside_rows_is_no_row(tmp_path):
+    for name in ("dataset_info.json", "a.arrow"):
+        (tmp_path / name).touch()
+    assert [file.name for file in data_files(tmp_path)] == ["a.arrow"]
+
+
+def test_an_arrow_file_of_the_other_format(tmp_path):
+    import pyarrow
+
+    table = pyarrow.Table.from_pylist(ROWS)
+    with pyarrow.ipc.new_file(str(tmp_path / "a.arrow"), table.schema) as file:
+        file.write_table(table)
+    assert [values for _, values in read(tmp_path / "a.arrow")[0]] == ROWS
