@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from scaleup.artifacts.files import read_json, write_json, write_text
@@ -18,6 +19,7 @@ from scaleup.distributed.runtime import seed_everything
 from scaleup.models.adapted import load_finished
 from scaleup.models.generation import generate_answers
 from scaleup.models.load import load_tokenizer
+from scaleup.records.chats import Chat
 from scaleup.train.job import Job
 
 INDEX = "index.json"
@@ -31,29 +33,40 @@ def with_written_rows(job: Job[DistillConfig]) -> Job[DistillConfig]:
     sources, teacher_folder = config.data.train or [], folder.path.absolute() / "teacher"
     files = [teacher_folder / f"{number}.jsonl" for number in range(len(sources))]
     prompts = [read_prompts(config.data, source, "train") for source in sources]
-    fingerprint = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+    asked = [[written_row(prompt, "") for prompt in part] for part in prompts]
+    fingerprint = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     index = teacher_folder / INDEX
     is_theirs = read_json(index)["fingerprint"] == fingerprint if index.is_file() else True  # older runs have none
     runtime.barrier()  # before anybody writes what others look for
     if not (is_theirs and all(file.is_file() for file in files)):
         answers = iter(_answers(job, [prompt for part in prompts for prompt in part]))
         for file, part in zip(files, prompts, strict=True):
-            rows: list[dict[str, Any]] = [{"prompt": prompt, "completion": next(answers)} for prompt in part]
+            answered = [(prompt, next(answers)) for prompt in part]
             if runtime.is_main:
                 teacher_folder.mkdir(exist_ok=True)
-                lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["completion"].strip()]
-                write_text(file, "".join(lines))
+                rows = [written_row(prompt, answer) for prompt, answer in answered if answer.strip()]
+                write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         if runtime.is_main:
             write_json(index, {"fingerprint": fingerprint})
         runtime.barrier()
-    columns = {name: name for name in ("prompt", "completion")}
-    written = [
-        SourceConfig(
-            path=str(file), weight=source.weight, columns=columns, prompt="{prompt}", completion="{completion}"
-        )
-        for file, source in zip(files, sources, strict=True)
-    ]
+    written = [written_source(file, source) for file, source in zip(files, sources, strict=True)]
     return replace(job, config=config.model_copy(update={"data": config.data.model_copy(update={"train": written})}))
+
+
+def written_row(prompt: str | Chat, answer: str) -> dict[str, Any]:
+    """Returns the row of a prompt and what the teacher wrote for it: texts, or messages with their tools."""
+    if isinstance(prompt, Chat):
+        completion = [{"role": "assistant", "content": answer}]
+        return {"prompt": prompt.messages, "completion": completion, "tools": prompt.tools}
+    return {"prompt": prompt, "completion": answer}
+
+
+def written_source(file: Path, source: SourceConfig) -> SourceConfig:
+    """Returns the source of such rows, in place of the one whose prompts they have."""
+    columns = {name: name for name in ("prompt", "completion")}  # before those of `data`
+    return SourceConfig(
+        path=str(file), weight=source.weight, columns=columns, prompt="{prompt}", completion="{completion}"
+    )
 
 
 def _answers(job: Job[DistillConfig], prompts: Sequence[Any]) -> list[str]:

@@ -4,7 +4,7 @@ config's row formats are reported by `format_problems`, not repeated here."""
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.errors import Problem, ScaleupError
-from scaleup.records.chats import KNOWN_KEYS, Chat, Message
+from scaleup.records.chat_notes import ChatNotes
 from scaleup.records.examples import Labelled, example_maker, labelled_maker, prompt_maker, row_problem
 from scaleup.records.format_rules import holds_preferences, recognitions, row_format
 from scaleup.records.formats import data_files, local_path, read_rows
@@ -35,8 +35,6 @@ class SourceSummary:
     path: str
     rows: int | None
     left_out: Mapping[str, int] = field(default_factory=Counter)
-    unknown_keys: Mapping[str, int] = field(default_factory=Counter)
-    """Maps keys that only a chat template may know to the number of messages that have them."""
     notes: Sequence[str] = ()
     labels: SeenLabels = field(default_factory=SeenLabels, compare=False)
 
@@ -69,7 +67,7 @@ def check_data(
                 continue
             failures, summary = _check_source(source, path, key, limit, maker)
             problems += failures
-            notes += [*summary.notes, *_unknown_key_notes(key, summary.unknown_keys)]
+            notes += summary.notes
             sources[split].append(summary)
     return DataCheck(problems + _leaks(data, splits), sources, notes)
 
@@ -102,7 +100,7 @@ def _check_source(
         problems = [Problem(f"{key}.path", f"'{item.where}' {item.what}", item.remedy) for item in error.problems]
         return problems, SourceSummary(source.path, None)
     failures, notes, labels = _Failures(limit), list[str](), SeenLabels()
-    is_whole, num_examples, left_out, unknown_keys = True, 0, Counter[str](), Counter[str]()
+    is_whole, num_examples, left_out, chats = True, 0, Counter[str](), ChatNotes()
     try:
         for row in islice(read_rows(path, failures.add_line, notes.append), source.max_rows):
             failures.start_row()
@@ -110,8 +108,7 @@ def _check_source(
                 made = maker(row.values, failures.num_rows - 1) if maker is not None else None
                 num_examples += len(made.pairs) if isinstance(made, Preferences) else 1
                 left_out.update(made.left_out if isinstance(made, Preferences) else ())
-                for message in _messages(made):
-                    unknown_keys.update(message.keys() - KNOWN_KEYS)
+                chats.add(made)
                 if isinstance(made, Labelled):
                     labels.add(made.label, failures.num_rows, row.where)
             except ScaleupError as error:
@@ -125,26 +122,7 @@ def _check_source(
         what = f"'{path}' holds no pair in which one response is preferred ({', '.join(reasons(left_out))})"
         problems = [Problem(f"{key}.path", what, "name a file with preferences")]
     num_rows = num_examples if is_whole else None
-    return problems, SourceSummary(source.path, num_rows, left_out, unknown_keys, tuple(notes), labels)
-
-
-def _messages(made: Any) -> Iterable[Message]:
-    """Returns the messages that were read of a row, each once."""
-    if isinstance(made, Chat):
-        return made.messages
-    if not isinstance(made, Preferences):
-        return ()
-    parts: list[Any] = []
-    for pair in made.pairs:
-        if isinstance(pair.prompt, Chat):
-            parts += [pair.prompt.messages, pair.chosen, pair.rejected]
-    return {id(message): message for part in parts for message in part}.values()
-
-
-def _unknown_key_notes(where: str, unknown_keys: Mapping[str, int]) -> Iterator[str]:
-    for key, count in sorted(unknown_keys.items()):
-        have = "1 message has" if count == 1 else f"{count} messages have"
-        yield f"{where}: {have} the key '{key}', which only the chat template may read"
+    return problems, SourceSummary(source.path, num_rows, left_out, (*notes, *chats.lines(key)), labels)
 
 
 def class_problems(check: DataCheck, names: Sequence[str]) -> list[Problem]:

@@ -93,7 +93,7 @@ def labelled_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, 
     form = valid_format(data, source)
     assert form.text is not None and form.label is not None, "the format has been looked at"
     text, column = {"text": Template(form.text, form.columns)}, form.label
-    return lambda values, index: Labelled(**rendered(text, values), label=label_of(column, values))
+    return lambda values, index: _labelled(text, column, values)
 
 
 def prompt_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, int], str | Chat]:
@@ -128,6 +128,11 @@ def _phrasings(form: RowFormat) -> Sequence[tuple[str, str]]:
 
 def _chosen(phrasings: list[dict[str, Template]], index: int) -> dict[str, Template]:
     return phrasings[phrasing_of(index, len(phrasings))] if len(phrasings) > 1 else phrasings[0]
+
+
+def _labelled(text: Templates, column: str, values: Values) -> Labelled:
+    made = together({"texts": partial(rendered, text, values), "label": partial(label_of, column, values)})
+    return Labelled(**made["texts"], label=made["label"])
 
 
 def _conversation(form: RowFormat, values: Values, with_answer: bool = True) -> Chat:
@@ -171,23 +176,24 @@ def _place(form: RowFormat) -> str:
 def _prompt_completion(form: RowFormat, templates: Templates, values: Values) -> PromptCompletion | Chat:
     if not any(is_list(template, values) for template in templates.values()):
         return PromptCompletion(**rendered(templates, values))
-    parts, tools = read_parts(templates, form.tools, values)
+    parts = read_parts(templates, form.tools, values)
     prompt, completion = parts["prompt"], parts["completion"]
     begin = len(prompt.messages)
     if problems := [*_prompt_faults(prompt), *response_faults("completion", completion)]:
         raise ScaleupError(problems)
-    messages = prompt.messages + completion.messages
     read_only = {at for at, message in enumerate(prompt.messages) if message["role"] == "assistant"}
-    return _learnable(form, Chat(messages, tools, frozenset(read_only | {begin + at for at in completion.unlearned})))
+    unlearned = frozenset(read_only | {begin + at for at in completion.unlearned})
+    return _learnable(form, Chat(prompt.messages + completion.messages, parts["tools"], unlearned))
 
 
 def _prompt(form: RowFormat, templates: Templates, values: Values) -> str | Chat:
     if not is_list(templates["prompt"], values):
         return rendered(templates, values)["prompt"]
-    parts, tools = read_parts(templates, form.tools, values)
-    if problems := _prompt_faults(parts["prompt"]):
+    parts = read_parts(templates, form.tools, values)
+    prompt: Chat = parts["prompt"]
+    if problems := _prompt_faults(prompt):
         raise ScaleupError(problems)
-    return replace(parts["prompt"], tools=tools)
+    return replace(prompt, tools=parts["tools"])
 
 
 def _prompt_faults(prompt: Chat) -> list[Problem]:

@@ -33,15 +33,11 @@ def rendered(templates: Templates, values: Values) -> dict[str, str]:
     return together({name: partial(_text, name, template, values) for name, template in templates.items()})
 
 
-def read_parts(
-    templates: Templates, tools: str | None, values: Values
-) -> tuple[dict[str, Chat], list[dict[str, Any]] | None]:
-    """Returns the parts of a row as messages, and the tools beside them. A text is one message: of the user where it is
-    the prompt, else of the assistant. Raises ScaleupError for all that cannot be read."""
+def read_parts(templates: Templates, tools: str | None, values: Values) -> dict[str, Any]:
+    """Returns each part of a row as a Chat of its messages, and `tools`, those beside them. A text is one message: of
+    the user where it is the prompt, else of the assistant. Raises ScaleupError for all that cannot be read."""
     makes = {name: partial(_part, name, template, values) for name, template in templates.items()}
-    made = together({**makes, "tools": partial(read_tools, tools, values)})
-    found = made.pop("tools")
-    return made, found
+    return together({**makes, "tools": partial(read_tools, tools, values)})
 
 
 def together(makes: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:

@@ -55,28 +55,28 @@ def preference_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values
 
 
 def _of_pair(form: RowFormat, templates: Templates, values: Values) -> Preferences:
-    margin = 0.0 if form.margin is None else number_of(_column(form, "margin"), values)
-    if not any(is_list(template, values) for template in templates.values()):
-        texts = rendered(templates, values)
-        pair = Preference(texts.get("prompt", ""), texts["chosen"], texts["rejected"], margin)
-    else:
+    are_messages = any(is_list(template, values) for template in templates.values())
+    if are_messages:
         _same_kind([is_list(templates[key], values) for key in ("chosen", "rejected")], "chosen, rejected")
-        parts, tools = read_parts(templates, form.tools, values)
-        chosen, rejected = parts["chosen"], parts["rejected"]
-        if chosen == rejected:
-            return Preferences([], Counter({EQUAL: 1}))
-        both = paired(parts.get("prompt"), tools, ("chosen", chosen), ("rejected", rejected))
-        pair = replace(both, margin=margin)
-    if pair.chosen == pair.rejected:
+    read = partial(read_parts, templates, form.tools, values) if are_messages else partial(rendered, templates, values)
+    made = together({"parts": read, "margin": partial(_margin, form, values)})
+    parts = made["parts"]
+    chosen, rejected = parts["chosen"], parts["rejected"]
+    if chosen == rejected:
         return Preferences([], Counter({EQUAL: 1}))
-    return Preferences([pair])
+    if are_messages:
+        pair = paired(parts.get("prompt"), parts["tools"], ("chosen", chosen), ("rejected", rejected))
+    else:
+        pair = Preference(parts.get("prompt", ""), chosen, rejected)
+    return Preferences([replace(pair, margin=made["margin"])])
 
 
 def _of_ranking(form: RowFormat, prompt: Templates, values: Values) -> Preferences:
     """Returns every pair of responses of which one is preferred."""
     key, sign = ("ratings", 1.0) if form.ratings is not None else ("ranks", -1.0)
     column = _column(form, "completions")
-    completions, worths = list_of(column, values), list_of(_column(form, key), values)
+    listed = together({name: partial(list_of, name, values) for name in (column, _column(form, key))})
+    completions, worths = listed[column], listed[_column(form, key)]
     if len(worths) != len(completions):
         what = f"holds {len(worths)} numbers for {len(completions)} completions"
         raise ScaleupError.of(_column(form, key), what, "give each completion one")
@@ -109,9 +109,9 @@ def _responses(
     _same_kind(are_lists, column)
     reads = {place: partial(_read, place, one) for place, one in zip(places, completions, strict=True)}
     made = together({"prompt": partial(read_parts, prompt, form.tools, values), **reads})
-    parts, tools = made.pop("prompt")
+    parts = made.pop("prompt")
     responses = [None if chat is None else (place, chat) for place, chat in made.items()]
-    return responses, partial(paired, parts.get("prompt"), tools)
+    return responses, partial(paired, parts.get("prompt"), parts["tools"])
 
 
 def _read(place: str, completion: Any) -> Chat | None:
@@ -169,6 +169,10 @@ def _column(form: RowFormat, key: str) -> str:
     column = getattr(form, key)
     assert column is not None, "the format has been looked at"
     return str(column)
+
+
+def _margin(form: RowFormat, values: Values) -> float:
+    return 0.0 if form.margin is None else number_of(form.margin, values)
 
 
 def _as_number(value: Any, form: RowFormat, key: str) -> float:

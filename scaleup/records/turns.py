@@ -84,7 +84,8 @@ def _turn(where: str, raw: Any, problems: Problems) -> tuple[Message, bool]:
     for key in REASONING_KEYS:
         if not isinstance(rest.get(key, ""), str):
             problems.append(Problem(f"{where}.{key}", "is no text", "make it text"))
-    problems += _faults(where, rest)
+    if rest:
+        problems += _faults(where, rest)
     return {"role": role, "content": content, **rest}, is_learned
 
 

@@ -30,8 +30,7 @@ from scaleup.plan.stages.distill_modes import (
 )
 from scaleup.plan.stages.supervised import SupervisedPlanner, no_preferences
 from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan
-from scaleup.records.examples import row_format
-from scaleup.records.format_rules import chat_key, holds_labels
+from scaleup.records.format_rules import holds_labels
 
 TEACHER = "teacher"
 """Is the config key, and what the facts of that model go by."""
@@ -157,11 +156,6 @@ def _writing_problems(config: DistillConfig) -> Iterator[Problem]:
         if distill.mode == "sequence":
             what = "the teacher answers all prompts before training"
         yield Problem("data.streaming", what, "leave it out")
-    if distill.mode == "on_policy":
-        return
-    forms = (row_format(config.data, source) for source in config.data.train or [])
-    if key := next(filter(None, map(chat_key, forms)), None):
-        yield Problem(f"data.{key}", "the teacher's answers are written as rows of text", "give data.prompt")
 
 
 def pair_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> Iterator[Problem]:

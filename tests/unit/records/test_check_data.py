@@ -167,6 +167,17 @@ def test_keys_that_only_a_template_may_know_are_counted_and_noted(check):
     assert result.notes == ["data.train.0: 1 message has the key 'foo', which only the chat template may read"]
 
 
+def test_nulls_that_a_template_would_show_are_noted(check):
+    call = {"function": {"name": "f", "arguments": {"a": None}}}
+    answer = {"role": "assistant", "content": None}
+    tools = [{"name": "f", "parameters": {"a": {"type": "text", "unit": None}}}]
+    rows = [{"m": [{**answer, "tool_calls": [call]}]}, {"m": [{**answer, "content": "b"}], "tools": tools}]
+    good = {"m": [{**answer, "content": "b", "name": None}], "tools": None}
+    assert check([good], messages="m").notes == []
+    (note,) = check([*rows, good], messages="m").notes
+    assert note.startswith("data.train.0: 2 rows have nulls in tools or their calls")
+
+
 def test_a_mistaken_format_leaves_the_lines_to_check(check):
     result = check([GOOD, "{"], template="summarise")
     assert len(result.problems) == 1 and "JSON" in result.problems[0].what
