@@ -4,7 +4,8 @@ key and the nearest valid name."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from scaleup.config.mistakes import Key, as_problem, real_key, suggestion
+from scaleup.config.mistakes import Key, as_problem, as_quoted, in_quotes, real_key, suggestion
 from scaleup.config.run import RunConfig
 from scaleup.config.stages import STAGES
 from scaleup.errors import Problem, ScaleupError
@@ -52,7 +53,8 @@ def load_mapping(raw: Raw, overrides: Sequence[str] = ()) -> Loaded:
             _apply_override(raw, override)
         except ScaleupError as error:
             problems += error.problems
-    loaded = _validate(raw, problems)
+    written = {key: text for key, _, text in (override.partition("=") for override in overrides)}
+    loaded = _validate(raw, problems, written)
     # Later stages may run from another folder: what is relative here is relative to the folder of this command.
     config = loaded.config and loaded.config.with_absolute_paths()
     return Loaded(config, loaded.problems)
@@ -99,8 +101,10 @@ def _parse(text: str) -> Any:
 
 
 def _read_yaml(path: Path) -> Raw:
+    text = ""
     try:
-        raw = _parse(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        raw = _parse(text)
     except FileNotFoundError:
         raise ScaleupError.of(
             str(path), "there is no such config file", "name a YAML file, e.g. one of configs/"
@@ -110,12 +114,24 @@ def _read_yaml(path: Path) -> Raw:
     except BAD_YAML as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ScaleupError.of(
-            where, f"is not valid YAML: {' '.join(str(getattr(error, 'problem', error)).split())}", "mend that line"
-        ) from None
+        what = f"is not valid YAML: {' '.join(str(getattr(error, 'problem', error)).split())}"
+        line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+        raise ScaleupError.of(where, what, _mended(line)) from None
     if not isinstance(raw, dict):
         raise ScaleupError.of(str(path), "holds no mapping of keys to values", "start it with `stage: sft`")
     return raw
+
+
+FIELD = r"\{[^{}:,]+\}"
+TEMPLATE = re.compile(rf"\s*(?:- )?([\w-]+):\s+((?:[^\"'|>{{][^{{]*)?\{{?{FIELD}.*)")
+"""Matches a line whose value is text with a column's name in braces, without quotes."""
+
+
+def _mended(line: str) -> str:
+    """Returns what to do with a line that is not valid YAML."""
+    if found := TEMPLATE.fullmatch(line.rstrip()):
+        return f"put the value in quotes: {found[1]}: {as_quoted(found[2])}"
+    return "mend that line" + (": text with braces stands in quotes" if re.search(FIELD, line) else "")
 
 
 def _apply_override(raw: Raw, override: str) -> None:
@@ -126,7 +142,9 @@ def _apply_override(raw: Raw, override: str) -> None:
     try:
         value = _parse(text)
     except BAD_YAML:
-        raise ScaleupError.of(dotted, f"the value {text!r} is not valid YAML", "quote it") from None
+        raise ScaleupError.of(
+            dotted, f"the value {text!r} is not valid YAML", f"mend it, or quote it as text: {in_quotes(dotted, text)}"
+        ) from None
     here: Any = raw
     for key, following in zip(keys, [*keys[1:], None], strict=True):
         try:
@@ -145,7 +163,7 @@ def _apply_override(raw: Raw, override: str) -> None:
             raise ScaleupError.of(dotted, f"{here!r} has no key {key!r}", "write it as a mapping in the file") from None
 
 
-def _validate(raw: Raw, problems: list[Problem]) -> Loaded:
+def _validate(raw: Raw, problems: list[Problem], overrides: Mapping[str, str]) -> Loaded:
     stage = raw.get("stage")
     if not isinstance(stage, str) or stage not in STAGES:
         known = ", ".join(STAGES)
@@ -159,7 +177,7 @@ def _validate(raw: Raw, problems: list[Problem]) -> Loaded:
         except ValidationError as error:
             mistakes = [(real_key(rest, item["loc"]), dict(item)) for item in error.errors()]
         if attempt == 0:
-            problems += [as_problem(model, key, item) for key, item in mistakes]
+            problems += [as_problem(model, key, item, overrides) for key, item in mistakes]
         for key, item in sorted(mistakes, key=lambda pair: str(pair[0]), reverse=True):
             if item["type"] == "missing":
                 _fill(rest, key, STAND_INS | model.stand_ins)

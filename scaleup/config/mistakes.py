@@ -4,7 +4,9 @@ nearest valid name."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -40,9 +42,12 @@ def _is_tag(here: Any, part: int | str) -> bool:
     return isinstance(part, str) and part.startswith("[")
 
 
-def as_problem(model: type[BaseModel], key: Key, item: dict[str, Any]) -> Problem:
+def as_problem(model: type[BaseModel], key: Key, item: dict[str, Any], overrides: Mapping[str, str]) -> Problem:
+    """Returns what is wrong at a key; `overrides` maps keys that the command line gave to their text there."""
     where = ".".join(str(part) for part in key)
     kind = item["type"]
+    if kind == "string_type":
+        return _no_text(where, item["input"], overrides.get(where))
     if kind == "union_tag_not_found":
         return Problem(f"{where}.type", "is missing", "add it")
     if kind == "union_tag_invalid":
@@ -63,6 +68,39 @@ def as_problem(model: type[BaseModel], key: Key, item: dict[str, Any]) -> Proble
         )
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return Problem(where, f"{item['input']!r} {message[0].lower()}{message[1:]}", "mend the value")
+
+
+def _no_text(where: str, value: Any, override: str | None) -> Problem:
+    """Returns the problem of a value that YAML does not read as text."""
+    written = override or _unquoted(value)
+    if isinstance(value, dict) and written:
+        what = f"{written.strip()!r} should be a valid string, and without quotes YAML reads a mapping"
+    else:
+        what = f"{value!r} should be a valid string"
+    if not written:
+        return Problem(where, what, "put it in quotes, if it is text")
+    return Problem(where, what, f"put it in quotes: {in_quotes(where, written) if override else as_quoted(written)}")
+
+
+def _unquoted(value: Any) -> str | None:
+    """Returns the text that YAML, without quotes, read as a mapping: braces, or `a: {b}`. None where that cannot be
+    told."""
+    if not isinstance(value, dict) or not value:
+        return None
+    if all(each is None for each in value.values()):
+        return f"{{{', '.join(value)}}}"
+    (key, inner), *more = value.items()
+    return f"{key}: {text}" if not more and (text := _unquoted(inner)) else None
+
+
+def as_quoted(text: str) -> str:
+    """Returns YAML that is this text."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def in_quotes(key: str, text: str) -> str:
+    """Returns an override whose value is this text, as a shell takes it."""
+    return f"{key}={shlex.quote(as_quoted(text))}"
 
 
 def _no_such_type(where: str, tag: str, expected_tags: str, **_: Any) -> Problem:

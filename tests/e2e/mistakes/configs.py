@@ -169,7 +169,17 @@ OVERRIDES = [
     ),
     bad("no key", "error: =3: is not an override", overrides=("=3",)),
     bad("an empty part", "error: train..seed=3: is not an override", overrides=("train..seed=3",)),
-    bad("bad YAML", "error: train.seed: the value '[1' is not valid YAML -> quote it", overrides=("train.seed=[1",)),
+    bad(
+        "templates without quotes",
+        """error: data.prompt: '{text}' should be a valid string, and without quotes YAML reads a mapping""",
+        """error: data.completion: the value '{label} it is' is not valid YAML""",
+        overrides=("data.prompt={text}", "data.completion={label} it is"),
+    ),
+    bad(
+        "bad YAML",
+        "error: train.seed: the value '[1' is not valid YAML -> mend it, or quote it as text: train.seed='\"[1\"'",
+        overrides=("train.seed=[1",),
+    ),
     bad("a bad date", "error: name: the value '2026-99-99' is not valid YAML", overrides=("name=2026-99-99",)),
     bad("a key twice", "error: train: the value '{seed: 1, seed: 2}' is", overrides=("train={seed: 1, seed: 2}",)),
     bad(

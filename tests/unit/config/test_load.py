@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,52 @@ def test_a_baseline_becomes_absolute_too(folder: Path) -> None:
     config = load_mapping({**raw(stage="evaluate", baseline={"path": "b"}), "train": None}).config
     assert config is not None
     assert config.baseline.path == str(folder / "b")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [
+        ("{q}", "{q}"),
+        (" {q}", " {q}"),
+        ("Review: {text}", "Review: {text}"),
+        ("{q} more", "{q} more"),
+        ("{a}{b}", "{a}{b}"),
+        ("{a, b}", "{a, b}"),
+        ("{{q}}", "{{q}}"),
+        ("{q}: \\n", "{q}: \\\\n"),
+    ],
+)
+def test_a_template_without_quotes_on_the_command_line(text: str, quoted: str) -> None:
+    [line] = problems(raw(), f"data.text={text}")
+    assert line.startswith("data.text: ") and line.endswith(f"""data.text='"{quoted}"'""")
+    remedy = line.rpartition("-> ")[2].partition(": ")[2]
+    [override] = shlex.split(remedy)
+    config = load_mapping(raw(), [override]).config
+    assert config is not None and config.data.text == text, "the form that is told is right"
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("text: {q}", 'put it in quotes: "{q}"'),
+        ("text: {a, b}", 'put it in quotes: "{a, b}"'),
+        ("text: {q} more", 'put the value in quotes: text: "{q} more"'),
+        ("text: Review: {q}", 'put the value in quotes: text: "Review: {q}"'),
+        ("text: {{q}}", 'put the value in quotes: text: "{{q}}"'),
+        ("text: @{q}", 'put the value in quotes: text: "@{q}"'),
+        ('text: "{q}" more', "mend that line: text with braces stands in quotes"),
+        ("columns: {a: b, c: d: {q}}", "mend that line: text with braces stands in quotes"),
+        ("text: [a: b: c", "mend that line"),
+        ("text: no", "put it in quotes, if it is text"),
+    ],
+)
+def test_a_template_without_quotes_in_a_file(folder: Path, line: str, remedy: str) -> None:
+    text = TEXT.replace('data: {train: [rows.jsonl], text: "{text}"}', f"data:\n  train: rows.jsonl\n  {line}")
+    Path("config.yaml").write_text(text)
+    with pytest.raises(ScaleupError) as raised:
+        load(Path("config.yaml"))
+    [problem] = raised.value.problems
+    assert problem.remedy == remedy and problem.where in ("data.text", "config.yaml:7")
 
 
 def test_a_name_that_looks_like_a_date_must_be_quoted(folder: Path) -> None:
