@@ -1,5 +1,5 @@
-"""The row format of a source, and the mistakes a config can make in stating it. Where it states none, the columns of
-the data may tell (`recognition`)."""
+"""This module tells the row format of a source, and the mistakes a config can make in stating it. Where it states none,
+the columns of the data may tell (`recognition`)."""
 
 from __future__ import annotations
 

@@ -208,6 +208,14 @@ class TestFactsProblems:
         plan(changes)
 
 
+def test_what_the_rows_say_is_among_the_notes(plan: MakePlan, folder: Path) -> None:
+    turns = [{"from": "human", "value": "a", "odd": 1}, {"from": "gpt", "value": "b"}]
+    (folder / "chat.jsonl").write_text(json.dumps({"conversations": turns}) + "\n")
+    notes = plan({"data": {"train": "chat.jsonl"}}).notes
+    assert "data.train.0: rows are read as conversations (columns conversations: from, value)" in notes
+    assert "data.train.0: 1 message has the key 'odd', which only the chat template may read" in notes
+
+
 def test_follow_ons_of_a_faulty_key_are_not_reported(folder: Path) -> None:
     raw = {"stage": "sft", "name": "x", "model": {"path": 3}, "data": 3, "train": {"max_steps": "x"}}
     with pytest.raises(ScaleupError) as caught:
