@@ -90,7 +90,7 @@ def drawing(place: BridgePlace) -> Callable[[Runtime], dict[str, list[list[float
                 chosen = prompts[first : first + size]
                 seeds = [(0, row) for row in range(first, first + size)]
                 drawn = respond(policy, [prompt.ids for prompt in chosen], seeds, sampling, runtime.device)
-                rewards.submit(samples_of(tokenizer, chosen, drawn))
+                rewards.submit(samples_of(tokenizer, chosen, drawn, sampling.eos_ids))
                 scores += rewards.collect() if in_turn else []
             scores += [] if in_turn else rewards.collect()
             return time.perf_counter() - began, scores

@@ -21,6 +21,7 @@ from scaleup.errors import ScaleupError
 from scaleup.models.adapted import load_base, load_finished
 from scaleup.models.adapters import load_adapter
 from scaleup.models.builtin import say_untied
+from scaleup.models.generation import save_tokenizer
 from scaleup.models.load import auto_class, first_line
 from scaleup.plan.facts import ModelFacts
 
@@ -98,7 +99,7 @@ def write_folder(
         metrics = {"rounded": difference(true, exact)}
         cast(model, dtype)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     head = model.get_output_embeddings()
     if model.config.model_type in T5_LIKE and head is not None and head.weight is not model.shared.weight:
         say_untied(folder / "config.json")  # this version of transformers sees it in the weights, others read it here

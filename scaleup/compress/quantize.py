@@ -19,6 +19,7 @@ from scaleup.config.schema import ModelConfig
 from scaleup.config.stages.quantize import QuantizeConfig, QuantizeSettings
 from scaleup.describe.shell import shell_of
 from scaleup.errors import ScaleupError
+from scaleup.models.generation import save_tokenizer
 from scaleup.models.load import load_model
 from scaleup.plan.facts import ModelFacts
 
@@ -123,7 +124,7 @@ def write_quantized(model: Any, tokenizer: Any, settings: QuantizeSettings, fold
     if settings.is_low_precision:
         cast(model, DTYPES[settings.method])
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
 
 
 def read_quantized(

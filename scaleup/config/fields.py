@@ -92,3 +92,8 @@ def absolute_folder(path: str) -> str:
 
 def absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
+
+
+def is_template_file(named: str) -> bool:
+    """Tells whether a value of `data.chat_template` means a file: it has a suffix or a folder."""
+    return not named.startswith("trl:") and ("/" in named or "." in named)

@@ -9,7 +9,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
-from scaleup.config.fields import Count, Float, Int, PathText, Port, Section, Text, absolute, absolute_folder
+from scaleup.config.fields import (
+    Count,
+    Float,
+    Int,
+    PathText,
+    Port,
+    Section,
+    Text,
+    absolute,
+    absolute_folder,
+    is_template_file,
+)
 
 
 def _no_is_no(value: Any) -> Any:
@@ -104,6 +115,18 @@ class DataConfig(RowFormat):
         "truncate", description="Rows over max_length: cut at the end, or left out."
     )
     completion_only_loss: bool = True
+    train_on: Literal["assistant", "last", "all"] = Field(
+        "assistant",
+        description="What is learned of a conversation: the assistant's answers, the last of them, or everything.",
+    )
+    split_turns: bool = Field(
+        False, description="Make a row of each answer of a conversation, after what was before it."
+    )
+    chat_template: PathText | None = Field(
+        None,
+        description="A file, one of TRL's templates (`trl:qwen3_training`) or one of the tokenizer's own by its name: "
+        "in place of the tokenizer's template, and saved with the model.",
+    )
     shuffle: bool = True
     packing: bool = Field(
         False,
@@ -114,7 +137,13 @@ class DataConfig(RowFormat):
     shuffle_buffer: Count = Field(10_000, description="Rows shuffled together when streaming.")
 
     def with_absolute_paths(self) -> Self:
-        return self.model_copy(update={"root": absolute(self.root)})
+        template = self.chat_template
+        return self.model_copy(
+            update={
+                "root": absolute(self.root),
+                "chat_template": absolute(template) if template and is_template_file(template) else template,
+            }
+        )
 
 
 SCHEDULES = Literal[

@@ -10,6 +10,7 @@ from scaleup.config.schema import DataConfig
 from scaleup.data.order import MixtureOrder, ShuffledOrder
 from scaleup.data.sources import read_prompt_rows
 from scaleup.data.tokenization import Encoder
+from scaleup.records.chats import Chat
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Prompt:
     """What a reward model reads: of a chat, what its template made of it."""
     columns: dict[str, Any] = field(default_factory=dict)
     """The row it came from."""
+    chat: Chat | None = None
+    """The conversation that the text was made of, for a reward model with a template of its own."""
 
 
 class PromptOrder:
@@ -38,12 +41,19 @@ class PromptOrder:
         return [self[position] for position in range(number * size, (number + 1) * size)]
 
 
+def prompts_of(
+    encoder: Encoder, prompts: Sequence[str | Chat], columns: Sequence[dict[str, Any]] | None = None
+) -> list[Prompt]:
+    """Returns the prompts of texts and chats, with the columns of their rows."""
+    ids = encoder.prompt_ids(prompts) if prompts else []
+    rows = zip(ids, prompts, columns or [{}] * len(prompts), strict=True)
+    return [Prompt(i, encoder.as_text(p), row, p if isinstance(p, Chat) else None) for i, p, row in rows]
+
+
 def read_prompts(data: DataConfig, split: str, encoder: Encoder) -> list[list[Prompt]]:
     """The prompts of each source of a split. Raises ScaleupError for rows that cannot be used."""
     prompts = []
     for source in getattr(data, split) or []:
         rows = read_prompt_rows(data, source, split)
-        ids = encoder.prompt_ids([prompt for prompt, _ in rows])
-        texts = [encoder.as_text(prompt) for prompt, _ in rows]
-        prompts.append([Prompt(*three) for three in zip(ids, texts, [values for _, values in rows], strict=True)])
+        prompts.append(prompts_of(encoder, [prompt for prompt, _ in rows], [values for _, values in rows]))
     return prompts

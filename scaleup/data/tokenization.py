@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.data.chat import ChatTemplate, Rendered, use_template
+from scaleup.data.text import TextEncoder
 from scaleup.errors import ScaleupError
-from scaleup.records.chats import Chat, Message
+from scaleup.records.chats import Chat
 from scaleup.records.examples import Example, Opening, PlainText, PromptCompletion, example_maker
 
 IGNORE = -100
@@ -91,134 +93,115 @@ def join(rows: Sequence[Tokens]) -> Tokens:
 
 
 def last_answer(chat: Chat) -> int:
-    """The place of the assistant's last message."""
+    """Returns the place of the assistant's last message."""
     return max(turn for turn, message in enumerate(chat.messages) if message["role"] == "assistant")
 
 
 def opening(chat: Chat) -> Chat:
-    """The chat before the assistant's last message."""
+    """Returns the chat before the assistant's last message."""
     return replace(chat, messages=chat.messages[: last_answer(chat)])
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Tokenizes examples for one task, with one tokenizer, under `data`'s rules."""
+    """Tokenizes examples for one task, with one tokenizer, under `data`'s rules. The tokenizer gets the chat template
+    that `data` names, with which the model is saved then."""
 
     tokenizer: PreTrainedTokenizerBase
     task: str
     data: DataConfig
 
+    def __post_init__(self) -> None:
+        use_template(self.tokenizer, self.data.chat_template)
+
+    @cached_property
+    def text(self) -> TextEncoder:
+        """Tokenizes texts."""
+        return TextEncoder(self.tokenizer)
+
+    @cached_property
+    def chat(self) -> ChatTemplate:
+        """Renders conversations."""
+        return ChatTemplate(self.tokenizer)
+
     def maker(self, source: SourceConfig) -> Callable[[Mapping[str, Any], int], list[Example]]:
-        """What makes the example of a row's values and its index in the source."""
+        """Returns what makes the examples of a row's values and its index in the source."""
         make = example_maker(self.data, source)
-        return lambda values, index: [make(values, index)]
+
+        def made(values: Mapping[str, Any], index: int) -> list[Example]:
+            example = make(values, index)
+            return list(example.split()) if self.data.split_turns and isinstance(example, Chat) else [example]
+
+        return made
 
     def __call__(self, examples: Sequence[Example]) -> list[Tokens | None]:
-        """A row each; None where nothing is left to learn from (overlong and dropped, or cut before its labels)."""
+        """Returns a row each; None where nothing is left to learn from (overlong and dropped, or cut before its
+        labels)."""
         if not examples:
             return []
         if self.task == "seq2seq_lm":
             return self._seq2seq(examples)
+        pairs = iter(
+            self.text.continued([(e.prompt, e.completion) for e in examples if isinstance(e, PromptCompletion)])
+        )
+        plain = iter(self.text.encode([e.text for e in examples if isinstance(e, PlainText)]))
+        rendered = [self.rendered(e) for e in examples if isinstance(e, Chat)]
+        chats = iter(self.text.masked([(each.text, each.spans) for each in rendered]))
         rows: list[Tokens | None] = []
-        for segments in self._segments(examples):
-            ids = [token for tokens, _ in segments for token in tokens]
-            labelled = [on or not self.data.completion_only_loss for tokens, on in segments for _ in tokens]
-            rows.append(self._cut(ids, labelled))
+        for example in examples:
+            if isinstance(example, PromptCompletion):
+                prompt, completion = next(pairs)
+                completion = self.text.with_eos(completion)
+                ids, learned = prompt + completion, [False] * len(prompt) + [True] * len(completion)
+            elif isinstance(example, Chat):
+                ids, learned = next(chats)
+            else:
+                ids = self.text.with_eos(next(plain))
+                learned = [True] * len(ids)
+            rows.append(self._cut(ids, learned))
         return rows
 
+    def rendered(self, chat: Chat) -> Rendered:
+        """Returns the text of a conversation, and what of it is learned."""
+        return self.chat.conversation(chat, self.data.train_on if self.data.completion_only_loss else "all")
+
     def prompts(self, examples: Sequence[PromptCompletion | Chat | Opening]) -> list[list[int]]:
-        """The token ids that an answer to each example starts from, the last `max_length` of them."""
+        """Returns the token ids that an answer to each example starts from, the last `max_length` of them."""
         return self.prompt_ids([opening(e) if isinstance(e, Chat) else e.prompt for e in examples])
 
     def prompt_ids(self, prompts: Sequence[str | Chat]) -> list[list[int]]:
-        """As `prompts`, for texts and chats."""
+        """Returns what `prompts` does, for texts and chats."""
         limit = self.data.max_length
         if self.task == "seq2seq_lm":
-            texts = [self.as_text(prompt) for prompt in prompts]
-            return self.tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
-        ids = [
-            self._plain_ids(self._template(prompt.messages, add_generation_prompt=True))
-            if isinstance(prompt, Chat)
-            else next(self._ids([prompt]))
-            for prompt in prompts
-        ]
+            return self._cut_sources([self.as_text(prompt) for prompt in prompts], limit)
+        texts = iter(self.text.encode([prompt for prompt in prompts if isinstance(prompt, str)]))
+        chats = [self.as_text(prompt) for prompt in prompts if isinstance(prompt, Chat)]
+        of_chats = iter(self.text.encode(chats, special=False))
+        ids = [next(of_chats) if isinstance(prompt, Chat) else next(texts) for prompt in prompts]
         return [tokens[-limit:] for tokens in ids]
 
     def as_text(self, prompt: str | Chat) -> str:
-        """A prompt as the model reads it: of a chat, what the template makes of it."""
-        return self._template(prompt.messages, add_generation_prompt=True) if isinstance(prompt, Chat) else prompt
+        """Returns a prompt as the model reads it: of a chat, what the template makes of it."""
+        return self.chat.prompt(prompt) if isinstance(prompt, Chat) else prompt
 
-    def _segments(self, examples: Sequence[Example]) -> list[list[tuple[list[int], bool]]]:
-        """For each example its token runs, in order, and whether each is learned."""
-        prompts = self._ids([e.prompt for e in examples if isinstance(e, PromptCompletion)])
-        joint = self._ids([e.prompt + e.completion for e in examples if isinstance(e, PromptCompletion)])
-        segments: list[list[tuple[list[int], bool]]] = []
-        for example in examples:
-            if isinstance(example, PromptCompletion):
-                prompt, whole = next(prompts), next(joint)
-                # Apart where a token spans the seam: generation starts from the prompt's own tokens.
-                apart = whole[: len(prompt)] != prompt
-                completion = self._plain_ids(example.completion) if apart else whole[len(prompt) :]
-                segments.append([(prompt, False), (self._with_eos(completion), True)])
-            elif isinstance(example, Chat):
-                segments.append([(self._plain_ids(text), on) for text, on in self._chat_segments(example.messages)])
-            else:
-                [ids] = self._ids([example.text])
-                segments.append([(self._with_eos(ids), True)])
-        return segments
-
-    def _ids(self, texts: list[str]):  # type: ignore[no-untyped-def]
-        """Token ids with the tokenizer's own special tokens, but for the eos that some put at the end."""
-        adds_eos = self.tokenizer("a")["input_ids"][-1:] == [self.tokenizer.eos_token_id]
-        encoded = self.tokenizer(texts)["input_ids"] if texts else []
-        return iter([ids[:-1] for ids in encoded] if adds_eos else encoded)
-
-    def _plain_ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def _with_eos(self, ids: list[int]) -> list[int]:
+    def ends(self, with_chats: bool) -> list[int]:
+        """Returns the tokens that end an answer in training: the tokenizer's eos, and what ends a turn of chats."""
         eos = self.tokenizer.eos_token_id
-        return ids if eos is None or (ids and ids[-1] == eos) else [*ids, eos]
+        return sorted({*([] if eos is None else [eos]), *(self.chat.end_ids if with_chats else [])})
 
-    def _chat_segments(self, messages: list[Message]) -> list[tuple[str, bool]]:
-        """The chat template's text, split so that every assistant turn (with what ends it) stands by itself."""
-        segments, done = [], ""
-        for turn, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = self._template(messages[:turn], add_generation_prompt=True)
-            after = self._template(messages[: turn + 1])
-            if not before.startswith(done) or not after.startswith(before):
-                raise ScaleupError.of(
-                    "data.messages",
-                    "the chat template rewrites earlier turns, so the assistant's words cannot be told apart",
-                    "split such conversations into one row a turn",
-                )
-            segments += [(before[len(done) :], False), (after[len(before) :], True)]
-            done = after
-        return segments
-
-    def _template(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        if not messages:
-            return ""
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except TemplateError as error:  # templates refuse what they do not know, e.g. a system message
-            roles = ", ".join(message["role"] for message in messages)
-            what = f"the chat template refuses messages of {roles}: {error}"
-            raise ScaleupError.of("data.messages", what, "use only turns that the model's template knows") from None
-        assert isinstance(text, str)
-        return text
-
-    def _cut(self, ids: list[int], labelled: list[bool]) -> Tokens | None:
+    def _cut(self, ids: list[int], learned: list[bool]) -> Tokens | None:
         if len(ids) > self.data.max_length and self.data.overlong == "drop":
             return None
         input_ids = np.asarray(ids[: self.data.max_length], np.int32)
-        labels = np.where(labelled[: self.data.max_length], input_ids, IGNORE).astype(np.int32)
+        is_learned = np.asarray(learned[: self.data.max_length]) | (not self.data.completion_only_loss)
+        labels = np.where(is_learned, input_ids, IGNORE).astype(np.int32)
         row = Tokens(input_ids, labels)
         return row if (labels[1:] != IGNORE).any() else None
+
+    def _cut_sources(self, texts: Sequence[str], limit: int) -> list[list[int]]:
+        """Returns the ids of an encoder's texts, cut at their end, of which the special tokens stay."""
+        last = self.text.last
+        return [ids if len(ids) <= limit else ids[: limit - len(last)] + last for ids in self.text.ended(texts)]
 
     def _seq2seq(self, examples: Sequence[Example]) -> list[Tokens | None]:
         pairs = []
@@ -229,11 +212,11 @@ class Encoder:
                     f"data.{kind}", "an encoder-decoder model needs a prompt and a completion", "give both"
                 )
             pairs.append((example.prompt, example.completion))
-        limit = self.data.max_length
-        sources = self.tokenizer([prompt for prompt, _ in pairs])["input_ids"]
-        targets = self.tokenizer(text_target=[completion for _, completion in pairs])["input_ids"]
-        if self.data.overlong == "truncate":
-            sources = self.tokenizer([prompt for prompt, _ in pairs], truncation=True, max_length=limit)["input_ids"]
+        limit, cuts = self.data.max_length, self.data.overlong == "truncate"
+        prompts = [prompt for prompt, _ in pairs]
+        sources = self._cut_sources(prompts, limit) if cuts else self.text.ended(prompts)
+        targets = TextEncoder(self.tokenizer, is_target=True).ended([completion for _, completion in pairs])
+        if cuts:
             targets = [target[:limit] for target in targets]
         return [
             Tokens(np.asarray(source, np.int32), np.asarray(target, np.int32))

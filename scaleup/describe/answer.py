@@ -1,8 +1,9 @@
 """The planner's questions about models go in as JSON; facts and problems come out as JSON, from a process of its own.
 
-`python -m scaleup.describe.answer` reads a list of {"where": "model", "model": {...}, "micro_batch": {...} or null}
-and prints, as the last line of stdout, {"facts": [...], "problems": [...]}: facts in the same order, null where there
-is a problem. No weights are loaded."""
+`python -m scaleup.describe.answer` reads a list of {"where": "model", "model": {...}, "micro_batch": {...} or null,
+"facts": {...} or null, "rows": {...} or null} and prints, as the last line of stdout, {"facts": [...], "notes": [...],
+"problems": [...]}: facts in the same order, null where there is a problem, and notes on the rows. Facts that are known
+already are not looked for again. No weights are loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from scaleup.describe.model import model_facts
 from scaleup.describe.shell import Shell, shell_of
 from scaleup.errors import ScaleupError
 from scaleup.models.load import enable_gradient_checkpointing, first_line, quiet_libraries
-from scaleup.plan.facts import Arithmetic, Footprint, MicroBatch, ModelFacts, ModelRequest
+from scaleup.plan.facts import Arithmetic, Footprint, MicroBatch, ModelFacts, ModelRequest, RowsRequest
 
 if TYPE_CHECKING:
     from scaleup.describe.footprint import Timeline
@@ -112,19 +112,32 @@ def _shallow(model: ModelRequest, shell: Shell, layers: int) -> list[Shell] | No
 
 
 def answer(requests: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the facts of each request, None if there is a problem, and all problems."""
-    facts: list[dict[str, Any] | None] = []
+    """Return the facts of each request, None if there is a problem, notes on its rows, and all problems."""
+    answers: list[ModelFacts | None] = []
+    notes: list[list[str]] = []
     problems: list[dict[str, str]] = []
     for request in requests:
-        sizes = request.get("micro_batch")
-        micro_batch = MicroBatch.model_validate(sizes) if sizes else None
-        ask = partial(describe, ModelRequest.model_validate(request["model"]), micro_batch, request["where"])
+        described: ModelFacts | None = None
+        of_rows: list[str] = []
         try:
-            facts.append(ask().model_dump())
+            described, of_rows = _answer(request)
         except ScaleupError as error:
-            facts.append(None)
             problems.extend(asdict(problem) for problem in error.problems)
-    return {"facts": facts, "problems": problems}
+        answers.append(described)
+        notes.append(of_rows)
+    return {"facts": [each and each.model_dump() for each in answers], "notes": notes, "problems": problems}
+
+
+def _answer(request: dict[str, Any]) -> tuple[ModelFacts, list[str]]:
+    model, where = ModelRequest.model_validate(request["model"]), request["where"]
+    sizes, known, rows = (request.get(key) for key in ("micro_batch", "facts", "rows"))
+    micro_batch = MicroBatch.model_validate(sizes) if sizes else None
+    facts = ModelFacts.model_validate(known) if known else describe(model, micro_batch, where)
+    if rows is None:
+        return facts, []
+    from scaleup.describe.rows import row_notes
+
+    return facts, row_notes(model, facts, RowsRequest.model_validate(rows), where)
 
 
 def main() -> None:

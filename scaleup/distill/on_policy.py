@@ -26,6 +26,7 @@ from scaleup.data.tokenization import Encoder
 from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.errors import ScaleupError
 from scaleup.models.adapted import load_finished
+from scaleup.models.generation import answer_ends
 from scaleup.models.load import load_tokenizer
 from scaleup.plan.arithmetic import epochs_to_rows, rows_to_steps
 from scaleup.plan.types import BatchPlan
@@ -56,6 +57,7 @@ def train_on_policy(job: Job[DistillConfig]) -> TrainedModel:
     runtime.progress.report("loading the model and its teacher")
     student = trainable_model(config, plan.model, runtime.device)
     teacher = load_finished(config.teacher, plan.models["teacher"], None, config.mixed_precision, runtime.device)
+    student.generation_config.eos_token_id = answer_ends(tokenizer, student)  # where TRL ends an answer
     optimizer = build_optimizer(student, config.train)
     schedule = build_schedule(optimizer, config.train, num_steps)
     with tempfile.TemporaryDirectory() as unused:  # TRL wants a folder for checkpoints, which are ours

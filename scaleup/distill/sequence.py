@@ -17,7 +17,7 @@ from scaleup.data.sources import read_prompts
 from scaleup.data.tokenization import Encoder
 from scaleup.distributed.runtime import seed_everything
 from scaleup.models.adapted import load_finished
-from scaleup.models.generation import generate_answers
+from scaleup.models.generation import Generator
 from scaleup.models.load import load_tokenizer
 from scaleup.records.chats import Chat
 from scaleup.train.job import Job
@@ -77,4 +77,5 @@ def _answers(job: Job[DistillConfig], prompts: Sequence[Any]) -> list[str]:
     ids = Encoder(tokenizer, teacher.task, config.data).prompt_ids(prompts)
     seed_everything(config.train.seed + runtime.rank)
     generation, size = config.distill.generation, config.train.per_device_eval_batch_size
-    return generate_answers(runtime, model, tokenizer, ids, generation, size, job.parts, "what the teacher writes")
+    generator = Generator(runtime, model, tokenizer, generation, size, job.parts)
+    return generator.answers(ids, "what the teacher writes")

@@ -20,7 +20,7 @@ from scaleup.errors import ScaleupError
 from scaleup.evaluation.metrics import perplexity, score_answers
 from scaleup.evaluation.toxicity import measure_toxicity
 from scaleup.models.adapted import each_adapter, load_finished
-from scaleup.models.generation import generate_answers
+from scaleup.models.generation import Generator
 from scaleup.models.load import load_tokenizer
 from scaleup.plan.facts import ModelFacts
 from scaleup.records.chats import Chat
@@ -77,9 +77,8 @@ class Evaluator:
         model.eval()
         prompted = [example for example in examples if not isinstance(example, PlainText)]
         prompts, references = encoder.prompts(prompted), [reference(example) for example in prompted]
-        answers = generate_answers(
-            runtime, model, tokenizer, prompts, self.generation, settings.batch_size, self.parts, f"answers of {name}"
-        )
+        generator = Generator(runtime, model, tokenizer, self.generation, settings.batch_size, self.parts)
+        answers = generator.answers(prompts, f"answers of {name}")
         return Evaluation(metrics | score_answers(settings.metrics, answers, references, settings.labels), answers)
 
 
@@ -147,5 +146,5 @@ def reference(example: Row) -> str:
     if isinstance(example, PlainText | Opening):
         return ""
     if isinstance(example, Chat):
-        return (example.messages[last_answer(example)]["content"] or "").strip()
+        return (example.messages[last_answer(example)].get("content") or "").strip()
     return example.completion.strip()

@@ -1,87 +1,138 @@
-"""This module takes prompts and returns generated texts, in batches, the prompts shared out over the ranks."""
+"""Prompts go in; the answers that a model writes to them come out, the prompts shared out over the ranks."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from scaleup.artifacts.files import read_json, write_json
 from scaleup.config.schema import GenerationConfig
+from scaleup.data.chat import ChatTemplate
 from scaleup.data.collate import pad
+from scaleup.data.text import TextEncoder
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.load import pad_token_id
 from scaleup.models.soft_prompts import behind_prompt, num_prepended, num_virtual_tokens
 
+SETTINGS = "generation_config.json"
 
-def generate_answers(
-    runtime: Runtime,
-    model: Any,
+
+@dataclass(frozen=True)
+class Generator:
+    """Answers prompts with one model. Every rank must have one and make the same calls."""
+
+    runtime: Runtime
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    config: GenerationConfig
+    batch_size: int
+    parts: Path
+    """Is the folder, within the run folder, in which ranks hand their answers over as JSON files."""
+
+    def answers(self, prompts: Sequence[Sequence[int]], phase: str) -> list[str]:
+        """Returns the text that continues each prompt (token ids), in order, on every rank. Of a prompt that leaves no
+        room for the answer in the model's positions, the end is taken."""
+        runtime, model = self.runtime, self.model
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if positions is not None and not model.config.is_encoder_decoder:
+            room = positions - self.config.max_new_tokens - num_virtual_tokens(model)
+            prompts = [prompt[-max(1, room) :] for prompt in prompts]
+        mine = sorted(range(runtime.rank, len(prompts), runtime.world), key=lambda index: len(prompts[index]))
+        answers: dict[int, str] = {}
+        for start in range(0, len(mine), self.batch_size):
+            chosen = mine[start : start + self.batch_size]
+            answers.update(zip(chosen, self._batch([prompts[index] for index in chosen]), strict=True))
+            runtime.progress.report(phase, start + len(chosen), len(mine))
+        together = self._shared(answers)
+        return [together[str(index)] for index in range(len(prompts))]
+
+    def _shared(self, answers: dict[int, str]) -> dict[str, str]:
+        """Returns the answers of all ranks, by the number of the prompt."""
+        runtime, parts = self.runtime, self.parts
+        parts.mkdir(parents=True, exist_ok=True)
+        (parts / f"{runtime.rank}.json").write_text(json.dumps(answers), encoding="utf-8")
+        runtime.barrier()
+        together: dict[str, str] = {}
+        for rank in range(runtime.world):
+            together |= json.loads((parts / f"{rank}.json").read_text(encoding="utf-8"))
+        runtime.barrier()
+        if runtime.is_main:
+            shutil.rmtree(parts)
+        runtime.barrier()  # the next call writes there again
+        return together
+
+    @torch.no_grad()
+    def _batch(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+        runtime, model, config = self.runtime, self.model, self.config
+        encoder = model.config.is_encoder_decoder
+        ends = answer_ends(self.tokenizer, model)
+        ids, mask = pad(prompts, pad_token_id(self.tokenizer), left=not encoder)
+        width = ids.shape[1]
+        ids, mask = ids.to(runtime.device), mask.to(runtime.device)
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if num_prepended(model):
+            embeddings, mask = behind_prompt(model, ids, mask)
+            model, inputs = model.get_base_model(), {"inputs_embeds": embeddings, "attention_mask": mask}
+            width = 0  # without token ids, what is generated comes back alone
+        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if config.temperature > 0:
+            sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
+        with runtime.accelerator.autocast():
+            output = model.generate(
+                **inputs,
+                max_new_tokens=config.max_new_tokens,
+                num_beams=config.num_beams,
+                pad_token_id=pad_token_id(self.tokenizer),
+                eos_token_id=ends or None,
+                **sampling,
+            )
+        rows = (output[:, 1:] if encoder else output[:, width:]).tolist()
+        return answer_texts(self.tokenizer, None if encoder else prompts, rows, ends)
+
+
+def answer_texts(
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    config: GenerationConfig,
-    batch_size: int,
-    parts: Path,
-    phase: str,
+    prompts: Sequence[Sequence[int]] | None,
+    answers: Iterable[Sequence[int]],
+    ends: Collection[int],
 ) -> list[str]:
-    """Returns the decoded continuation of each prompt (token ids), in order, on every rank. Of a prompt that leaves no
-    room for the answer in the model's positions, the end is taken.
-
-    Ranks hand their answers over as JSON files under `parts`, which must lie in the run folder."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and not model.config.is_encoder_decoder:
-        room = positions - config.max_new_tokens - num_virtual_tokens(model)
-        prompts = [prompt[-max(1, room) :] for prompt in prompts]
-    mine = sorted(range(runtime.rank, len(prompts), runtime.world), key=lambda index: len(prompts[index]))
-    answers: dict[int, str] = {}
-    for start in range(0, len(mine), batch_size):
-        chosen = mine[start : start + batch_size]
-        texts = _generate(runtime, model, tokenizer, [prompts[index] for index in chosen], config)
-        answers.update(zip(chosen, texts, strict=True))
-        runtime.progress.report(phase, start + len(chosen), len(mine))
-    parts.mkdir(parents=True, exist_ok=True)
-    (parts / f"{runtime.rank}.json").write_text(json.dumps(answers), encoding="utf-8")
-    runtime.barrier()
-    gathered: dict[str, str] = {}
-    for rank in range(runtime.world):
-        gathered |= json.loads((parts / f"{rank}.json").read_text(encoding="utf-8"))
-    runtime.barrier()
-    if runtime.is_main:
-        shutil.rmtree(parts)
-    runtime.barrier()  # the next call writes there again
-    return [gathered[str(index)] for index in range(len(prompts))]
+    """Returns the text of each answer (token ids), up to the first of the tokens that end one. `prompts` (token ids)
+    are those that they continue; None where they stand alone, as an encoder-decoder model's do."""
+    whole = [list(takewhile(lambda token: token not in ends, answer)) for answer in answers]
+    if prompts is None:
+        return list(tokenizer.batch_decode(whole, skip_special_tokens=True))
+    return TextEncoder(tokenizer).answers(prompts, whole)
 
 
-@torch.no_grad()
-def _generate(
-    runtime: Runtime,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    config: GenerationConfig,
-) -> list[str]:
-    encoder = model.config.is_encoder_decoder
-    ids, mask = pad(prompts, pad_token_id(tokenizer), left=not encoder)
-    width = ids.shape[1]
-    ids, mask = ids.to(runtime.device), mask.to(runtime.device)
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-    if num_prepended(model):
-        embeddings, mask = behind_prompt(model, ids, mask)
-        model, inputs = model.get_base_model(), {"inputs_embeds": embeddings, "attention_mask": mask}
-        width = 0  # without token ids, what is generated comes back alone
-    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if config.temperature > 0:
-        sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
-    with runtime.accelerator.autocast():
-        output = model.generate(
-            **inputs,
-            max_new_tokens=config.max_new_tokens,
-            num_beams=config.num_beams,
-            pad_token_id=pad_token_id(tokenizer),
-            **sampling,
-        )
-    return tokenizer.batch_decode(output if encoder else output[:, width:], skip_special_tokens=True)
+def answer_ends(tokenizer: PreTrainedTokenizerBase, model: Any = None) -> list[int]:
+    """Returns the tokens that end an answer: the tokenizer's eos, what ends a turn in its chat template, and those of
+    the model's own generation config."""
+    own = model.generation_config.eos_token_id if model is not None and model.generation_config else None
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    if tokenizer.chat_template:
+        ends.update(ChatTemplate(tokenizer).end_ids)
+    return sorted(ends - {None})
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, base: str | None = None) -> None:
+    """Writes the tokenizer beside a saved model, and what ends an answer into the model's generation config, so that
+    Transformers and what reads its files stop there too. An adapter's folder gets that of its `base`, a folder; models
+    that do not generate have none."""
+    tokenizer.save_pretrained(str(folder))
+    source = next((file for file in (folder / SETTINGS, Path(base or "") / SETTINGS) if file.is_file()), None)
+    if source is None:
+        return
+    settings = read_json(source)
+    own = settings.get("eos_token_id")
+    ends = {*answer_ends(tokenizer), *(own if isinstance(own, list) else [own])} - {None}
+    if ends:
+        settings["eos_token_id"] = min(ends) if len(ends) == 1 else sorted(ends)
+    write_json(folder / SETTINGS, settings)

@@ -4,7 +4,7 @@ batch, padding and order."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,15 @@ import torch
 
 from scaleup.artifacts.reward_file import SavedReward, read_reward
 from scaleup.config.schema import ScorerConfig
+from scaleup.data.chat import ChatTemplate
 from scaleup.data.collate import pad
+from scaleup.data.text import TextEncoder
 from scaleup.models.adapted import load_finished
 from scaleup.models.classifier import Pooling, classify
 from scaleup.models.load import load_tokenizer, pad_token_id
 from scaleup.models.quantized import COMPUTE
 from scaleup.plan.facts import ModelFacts
+from scaleup.records.chats import Chat, Message
 from scaleup.records.template import Template
 
 if TYPE_CHECKING:
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
 BOTH = "{prompt}{response}"
 """Is the template of a prompt and a response where no other is configured."""
+
+Scored = tuple[str, str] | tuple[Chat, Sequence[Message]]
+"""Holds a prompt and a response: two texts, or a conversation and the messages that follow it."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +55,31 @@ class Reader:
         """Returns a token that makes a row by itself."""
         return int(self.tokenizer.eos_token_id) if self.pooling == "eos" else self.pad_id
 
-    def ids(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
-        """Returns the token ids of (prompt, response) texts, whole, with the tokenizer's special tokens. Those of
-        models that read the score at a row's end have one eos there; in an encoder-decoder's there is no other."""
+    @property
+    def reads_chats(self) -> bool:
+        """Tells whether conversations are read through the tokenizer's own chat template: it has one, and no other text
+        is configured."""
+        return bool(self.tokenizer.chat_template) and self.template == BOTH
+
+    def ids(self, pairs: Sequence[Scored]) -> list[list[int]]:
+        """Returns the token ids of prompts with their responses, whole. Texts have the tokenizer's special tokens,
+        conversations those of its chat template. Rows of models that read the score at the end have one eos there; in
+        an encoder-decoder's there is no other.
+
+        Raises ScaleupError at data.messages for what the chat template refuses."""
         template = Template(self.template)
-        texts = [template.render({"prompt": prompt, "response": response}) for prompt, response in pairs]
-        return [self.ended(ids) for ids in self.tokenizer(texts)["input_ids"]]
+        texts = [template.render({"prompt": p, "response": r}) for p, r in pairs if isinstance(p, str)]
+        chats = [_whole(p, r) for p, r in pairs if isinstance(p, Chat) and not isinstance(r, str)]
+        of_texts = iter(self._text.ended(texts))
+        of_chats = iter(self._text.encode([self._chat.whole(chat) for chat in chats], special=False))
+        return [self.ended(next(of_texts if isinstance(prompt, str) else of_chats)) for prompt, _ in pairs]
 
     def cut(self, ids: list[int]) -> list[int]:
-        """Returns at most `max_length` tokens: those that every row begins with, and the last ones."""
+        """Returns at most `max_length` tokens: the special ones that the row begins with, and the last ones."""
         if len(ids) <= self.max_length:
             return ids
-        start = ids[: self._num_first]
+        first = self._text.first
+        start = ids[: len(first)] if ids[: len(first)] == first else []
         return start + ids[len(ids) - self.max_length + len(start) :]
 
     def batch(self, rows: Sequence[list[int]], device: torch.device) -> dict[str, torch.Tensor]:
@@ -78,9 +97,16 @@ class Reader:
         return ids or [self.filler_id]
 
     @cached_property
-    def _num_first(self) -> int:
-        special = self.tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
-        return special.index(0)
+    def _text(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer)
+
+    @cached_property
+    def _chat(self) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer)
+
+
+def _whole(prompt: Chat, response: Sequence[Message]) -> Chat:
+    return replace(prompt, messages=[*prompt.messages, *response])
 
 
 @dataclass
@@ -101,7 +127,7 @@ class Scorer:
     """Is the dtype in which products are computed."""
 
     @torch.no_grad()
-    def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    def score(self, pairs: Sequence[Scored]) -> list[float]:
         """Returns a score for each (prompt, response), in order: (score - mean) / std.
 
         Where the model is sharded over ranks, all of them must call it together with equally many pairs, and none with

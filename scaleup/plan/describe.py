@@ -7,45 +7,81 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import scaleup
 from scaleup.artifacts.files import cache_folder, read_json, write_json
+from scaleup.config.fields import is_template_file
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.extras import check_data_plane
-from scaleup.plan.facts import MicroBatch, ModelFacts
+from scaleup.plan.facts import MicroBatch, ModelFacts, RowsRequest
 from scaleup.plan.model_path import model_folder
+from scaleup.records.chat_templates import read_template
+from scaleup.records.formats import data_files, local_path
 
 
-def describe_models(models: Mapping[str, ModelConfig], micro_batch: MicroBatch | None = None) -> dict[str, ModelFacts]:
-    """Returns the facts of models by config key (`model`, `baseline`), those of `model` with the footprint of a
-    micro-batch. Package and built-in models are made into folders on the way.
+@dataclass(frozen=True)
+class Described:
+    """Holds what the data plane knows of a config's models and rows."""
+
+    facts: dict[str, ModelFacts]
+    """Maps the config key of a model (`model`, `baseline`) to its facts."""
+    notes: tuple[str, ...] = ()
+    """Tells of rows that are not learned as one would think."""
+
+
+def describe_models(
+    models: Mapping[str, ModelConfig],
+    micro_batch: MicroBatch | None = None,
+    rows: RowsRequest | None = None,
+    readers: Collection[str] = (),
+) -> Described:
+    """Returns the facts of models by config key, those of `model` with the footprint of a micro-batch, and notes on the
+    rows that the `readers` among them read. Package and built-in models are made into folders on the way.
 
     Raises DataPlaneMissing where torch is not installed, ScaleupError with every problem the data plane found."""
     check_data_plane()
     requests = {where: (model, micro_batch if where == "model" else None) for where, model in models.items()}
     facts = {where: cached for where, request in requests.items() if (cached := _remembered(*request)) is not None}
-    missing = {where: request for where, request in requests.items() if where not in facts}
-    if missing:
-        for where, described in _ask(missing).items():
-            facts[where] = described
-            _remember(*missing[where], described)
-    return facts
-
-
-def _ask(models: Mapping[str, tuple[ModelConfig, MicroBatch | None]]) -> dict[str, ModelFacts]:
+    notes: dict[str, list[str]] = {}
+    if rows is not None:
+        notes = {where: known for where in readers if (known := _remembered_notes(models[where], rows)) is not None}
+    unread = [where for where in readers if rows is not None and where not in notes]
     question = [
-        {
-            "where": where,
-            "model": model.model_dump(mode="json"),
-            "micro_batch": micro_batch and micro_batch.model_dump(mode="json"),
-        }
-        for where, (model, micro_batch) in models.items()
+        _request(where, *requests[where], facts.get(where), rows if where in unread else None)
+        for where in requests
+        if where not in facts or where in unread
     ]
+    if question:
+        for where, described, of_rows in _ask(question):
+            if where not in facts:
+                facts[where] = described
+                _remember(*requests[where], described)
+            if where in unread and rows is not None:
+                notes[where] = of_rows
+                _write(_notes_file(models[where], rows), of_rows)
+    seen = dict.fromkeys(note for where in readers for note in notes.get(where, []))
+    return Described({where: facts[where] for where in models}, tuple(seen))
+
+
+def _request(
+    where: str,
+    model: ModelConfig,
+    micro_batch: MicroBatch | None,
+    facts: ModelFacts | None,
+    rows: RowsRequest | None,
+) -> dict[str, Any]:
+    parts = {"model": model, "micro_batch": micro_batch, "facts": facts, "rows": rows}
+    return {"where": where, **{name: part and part.model_dump(mode="json") for name, part in parts.items()}}
+
+
+def _ask(question: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ModelFacts, list[str]]]:
     command = [sys.executable, "-m", "scaleup.describe.answer"]
     answer = subprocess.run(command, input=json.dumps(question), stdout=subprocess.PIPE, text=True, check=False)
     if answer.returncode != 0 or not answer.stdout.strip():
@@ -53,13 +89,42 @@ def _ask(models: Mapping[str, tuple[ModelConfig, MicroBatch | None]]) -> dict[st
     reply = json.loads(answer.stdout.strip().splitlines()[-1])
     if reply["problems"]:
         raise ScaleupError([Problem(**problem) for problem in reply["problems"]])
-    return {where: ModelFacts.model_validate(facts) for where, facts in zip(models, reply["facts"], strict=True)}
+    for request, facts, notes in zip(question, reply["facts"], reply["notes"], strict=True):
+        yield request["where"], ModelFacts.model_validate(facts), notes
+
+
+def _notes_file(model: ModelConfig, rows: RowsRequest) -> Path | None:
+    """Returns where the notes on rows are cached; None if the rows or the model could change unnoticed."""
+    parts = [rows.model_dump_json()]
+    for split in rows.splits:
+        for source in getattr(rows.data, split) or []:
+            path = local_path(rows.data, source)
+            if path is None:
+                return None
+            parts += [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in data_files(path)]
+    if (template := rows.data.chat_template) is not None:
+        parts.append(read_template(template) if is_template_file(template) else metadata.version("trl"))
+    return _cached(model, parts)
+
+
+def _remembered_notes(model: ModelConfig, rows: RowsRequest) -> list[str] | None:
+    try:
+        file = _notes_file(model, rows)
+        notes = read_json(file) if file else None
+    except (ScaleupError, OSError, ValueError):
+        return None
+    return notes if isinstance(notes, list) else None
 
 
 def _cache_file(model: ModelConfig, micro_batch: MicroBatch | None) -> Path | None:
-    """Returns where the answer is cached; None if it could change unnoticed."""
-    parts = [model.model_dump_json(), *(metadata.version(name) for name in ("transformers", "torch", "peft"))]
-    parts.append(micro_batch.model_dump_json() if micro_batch else "")
+    """Returns where the facts are cached; None if they could change unnoticed."""
+    return _cached(model, [micro_batch.model_dump_json() if micro_batch else ""])
+
+
+def _cached(model: ModelConfig, parts: Sequence[str]) -> Path | None:
+    """Returns where an answer is cached that follows from a model and `parts`."""
+    versions = (metadata.version(name) for name in ("transformers", "torch", "peft"))
+    parts = [model.model_dump_json(), *versions, *parts]
     adapter = getattr(getattr(model, "adapter", None), "path", None)
     for path in filter(None, (model.path, model.tokenizer, adapter)):
         marks = _marks(path)
@@ -68,7 +133,9 @@ def _cache_file(model: ModelConfig, micro_batch: MicroBatch | None) -> Path | No
         parts += marks
     package = Path(scaleup.__file__).parent
     # What an answer follows from: how models are described and built, and the losses whose footprint is traced.
-    sources = sorted(file for room in ("describe", "models", "train") for file in (package / room).glob("*.py"))
+    sources = sorted(
+        file for room in ("describe", "models", "train", "data", "records") for file in (package / room).glob("*.py")
+    )
     sources += [package / "plan" / name for name in ("arithmetic.py", "facts.py")]
     parts += [source.read_text(encoding="utf-8") for source in sources]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
@@ -98,9 +165,14 @@ def _remembered(model: ModelConfig, micro_batch: MicroBatch | None) -> ModelFact
 
 
 def _remember(model: ModelConfig, micro_batch: MicroBatch | None, facts: ModelFacts) -> None:
-    if file := _cache_file(model, micro_batch):
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, facts.model_dump(mode="json"))
-        except OSError:
-            return  # a cache that cannot be written only costs time
+    _write(_cache_file(model, micro_batch), facts.model_dump(mode="json"))
+
+
+def _write(file: Path | None, answer: Any) -> None:
+    if file is None:
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, answer)
+    except OSError:
+        return  # a cache that cannot be written only costs time

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from scaleup.config.adapters import AdapterConfig, Quantization
-from scaleup.config.schema import ModelConfig
+from scaleup.config.schema import DataConfig, ModelConfig
 from scaleup.config.stages.distill import EveryLayer
 from scaleup.config.stages.prune import PruneSettings
 
@@ -189,6 +189,18 @@ class ModelFacts(BaseModel):
 
     def footprint(self, arithmetic: Arithmetic) -> Footprint | None:
         return next((each for each in self.footprints if each.arithmetic == arithmetic), None)
+
+
+class RowsRequest(BaseModel):
+    """Asks what a model's tokenizer and its chat template make of the rows of a config."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: DataConfig
+    splits: dict[str, Literal["completions", "prompts"]]
+    """Maps a data split to what its rows hold."""
+    max_rows: int | None = None
+    """Is how many rows of a source are read at most; None: all."""
 
 
 class ModelRequest(ModelConfig):

@@ -62,13 +62,15 @@ def resolve(
         _refuse(planner.batch_problems(config, batch))
 
     traces = peaks or config.parallel.strategy == "auto"
-    facts: Facts = describe_models(models_of(config), planner_of(learner).micro_batch(learner) if traces else None)
+    micro_batch = planner_of(learner).micro_batch(learner) if traces else None
+    described = describe_models(models_of(config), micro_batch, planner.rows(config), planner.readers(config))
+    facts: Facts = described.facts
     problems = [problem for where, each in facts.items() for problem in planner.all_facts_problems(config, each, where)]
     problems += [problem for names in _class_names(facts) for problem in class_problems(data, names)]
     _refuse([*problems, *base_problems(config, facts["model"]), *planner.model_problems(config, facts)])
     facts = planner.complete(config, facts)
     plan = make_plan(learner, machine, facts, data, rate or Rate())
-    return config, plan.model_copy(update={"stage": config.stage})
+    return config, plan.model_copy(update={"stage": config.stage, "notes": [*plan.notes, *described.notes]})
 
 
 def _class_names(facts: Facts) -> list[tuple[str, ...]]:

@@ -47,8 +47,9 @@ def position_problems(
         yield Problem("generation.max_new_tokens", what, "use fewer")
 
 
-def row_problems(facts: ModelFacts, where: str, forms: Sequence[RowFormat]) -> Iterator[Problem]:
-    """Yields rows that a model cannot read: ids without an embedding, formats without a meaning for it."""
+def row_problems(facts: ModelFacts, where: str, forms: Sequence[RowFormat], has_template: bool) -> Iterator[Problem]:
+    """Yields rows that a model cannot read: ids without an embedding, formats without a meaning for it.
+    `has_template`: the config names a chat template."""
     if facts.tokenizer_size > facts.vocab_size:
         what = f"the tokenizer has {facts.tokenizer_size} ids, and {where} only {facts.vocab_size} embeddings"
         yield Problem(f"{where}.tokenizer", what, "use the model's own tokenizer")
@@ -57,9 +58,9 @@ def row_problems(facts: ModelFacts, where: str, forms: Sequence[RowFormat]) -> I
         unfit = ("text" if form.text else chat_key(form) for form in forms)
         for name in dict.fromkeys(key for key in unfit if key):
             yield Problem(f"data.{name}", what, "give data.prompt and data.completion")
-    elif not facts.has_chat_template and (keys := [key for form in forms if (key := chat_key(form))]):
+    elif not (facts.has_chat_template or has_template) and (keys := [key for form in forms if (key := chat_key(form))]):
         what = f"{where}'s tokenizer has no chat template"
-        yield Problem(f"data.{keys[0]}", what, "use prompt and completion, or a tokenizer with a chat template")
+        yield Problem(f"data.{keys[0]}", what, "name one with data.chat_template, or use prompt and completion")
 
 
 T5_FAMILY = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Message = dict[str, Any]
@@ -22,6 +22,21 @@ class Chat:
     tools: list[dict[str, Any]] | None = None
     unlearned: frozenset[int] = frozenset()
     """Places of the assistant's messages that are read and not learned."""
+
+
+    @property
+    def answers(self) -> list[int]:
+        """Returns the places of the assistant's messages that are learned."""
+        roles = enumerate(message["role"] for message in self.messages)
+        return [turn for turn, role in roles if role == "assistant" and turn not in self.unlearned]
+
+    def split(self) -> list[Chat]:
+        """Returns a conversation for each answer that is learned, up to it, in which nothing else is."""
+        answers = self.answers
+        return [
+            replace(self, messages=self.messages[: turn + 1], unlearned=self.unlearned | (set(answers) - {turn}))
+            for turn in answers
+        ]
 
 
 def says_something(message: Message) -> bool:

@@ -18,6 +18,7 @@ from scaleup.data.collate import pad
 from scaleup.data.prompts import Prompt
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.beside import unwrap
+from scaleup.models.generation import answer_texts
 from scaleup.rl.advantages import gae, kl_estimate, response_mask, token_rewards, whiten
 from scaleup.rl.rewards.interface import Rewards, Sample
 from scaleup.rl.rollout import Responses, Sampling, respond
@@ -101,7 +102,8 @@ class ExperienceMaker:
             with clock.of("generation"):
                 drawn.append(self._respond([prompts[row].ids for row in rows], [seeds[row] for row in rows]))
             progress.enter_phase("asking for scores")
-            self.rewards.submit(samples_of(self.tokenizer, [prompts[row] for row in rows], drawn[-1]))
+            chosen, alone = [prompts[row] for row in rows], unwrap(self.model).is_seq2seq
+            self.rewards.submit(samples_of(self.tokenizer, chosen, drawn[-1], self.sampling.eos_ids, alone))
         tokens, lengths, finished = (
             torch.cat([getattr(part, name) for part in drawn]).cpu() for name in ("tokens", "lengths", "finished")
         )
@@ -138,12 +140,16 @@ class ExperienceMaker:
         return computed
 
 
-def samples_of(tokenizer: Any, prompts: Sequence[Prompt], responses: Responses) -> list[Sample]:
-    """Return what a reward model reads: a sample each of B responses, decoded without special tokens."""
+def samples_of(
+    tokenizer: Any, prompts: Sequence[Prompt], responses: Responses, eos_ids: Sequence[int], is_seq2seq: bool = False
+) -> list[Sample]:
+    """Return what a reward model reads: a sample each of B responses, with the text that was written behind the prompt,
+    without special tokens."""
     rows = zip(responses.tokens.tolist(), responses.lengths.tolist(), strict=True)
-    texts = tokenizer.batch_decode([row[:length] for row, length in rows], skip_special_tokens=True)
+    before = None if is_seq2seq else [prompt.ids for prompt in prompts]
+    texts = answer_texts(tokenizer, before, [row[:length] for row, length in rows], eos_ids)
     ends = responses.finished.tolist()
-    return [Sample(p.text, t, end, p.columns) for p, t, end in zip(prompts, texts, ends, strict=True)]
+    return [Sample(p.text, t, end, p.columns, p.chat) for p, t, end in zip(prompts, texts, ends, strict=True)]
 
 
 NAMES = ("logprobs", "entropies", "values", "ref_logprobs")

@@ -12,6 +12,7 @@ from scaleup.artifacts.files import folder_aside, write_text
 from scaleup.artifacts.train_state import TrainState
 from scaleup.config.stages.ppo import PPOConfig
 from scaleup.models.adapters import drop_snapshot, is_adapted, save_adapter, save_over_base
+from scaleup.models.generation import save_tokenizer
 from scaleup.models.load import load_model
 from scaleup.reports.rl import plot_rewards, ppo_summary, sample_table
 from scaleup.reports.training import model_card, read_metrics
@@ -38,7 +39,7 @@ def finish_ppo(job: Job[PPOConfig], model: Any, tokenizer: PreTrainedTokenizerBa
                 save_adapter(whole, aside, policy)
             else:
                 save_over_base(load_model(config.model, plan.model), aside, policy)
-            tokenizer.save_pretrained(aside)
+            save_tokenizer(tokenizer, aside, plan.model.location)
             write_text(aside / "README.md", model_card(config, plan, metrics))
         with folder_aside(run.path / "values") as aside:
             aside.mkdir(parents=True, exist_ok=True)

@@ -19,11 +19,12 @@ from scaleup.config.schema import OptimizationConfig
 from scaleup.config.stages.ppo import PPOSettings
 from scaleup.data.prompts import Prompt, PromptOrder
 from scaleup.distributed.runtime import Runtime
+from scaleup.models.beside import unwrap
 from scaleup.rl.advantages import adapted_kl_coef
 from scaleup.rl.checks import check_equal_ranks, check_experience, check_steps, tolerance_of
-from scaleup.rl.experience import Advantages, Experience, ExperienceMaker, compute_advantages
+from scaleup.rl.experience import Advantages, Experience, ExperienceMaker, compute_advantages, samples_of
 from scaleup.rl.rewards.interface import Rewards
-from scaleup.rl.rollout import Sampling
+from scaleup.rl.rollout import Responses, Sampling
 from scaleup.rl.update import Updater, micro_batch_size, response_seeds
 from scaleup.train.checkpoint import Checkpointer
 from scaleup.train.fit import finite, is_due, stop_run
@@ -216,13 +217,12 @@ def _evaluate(training: PPO, metrics: MetricsLog, state: PPOState) -> None:
         },
     )
     if training.runtime.is_main:
-        texts = training.tokenizer.batch_decode(
-            [row[:n] for row, n in zip(experience.tokens.tolist(), experience.lengths.tolist(), strict=True)],
-            skip_special_tokens=True,
-        )
+        drawn = Responses(experience.tokens, experience.lengths, experience.finished)
+        is_seq2seq = unwrap(training.model).is_seq2seq
+        samples = samples_of(training.tokenizer, filled, drawn, training.sampling.eos_ids, is_seq2seq)
         rows = [
-            {"prompt": prompt.text, "response": text, "score": score}
-            for prompt, text, score in zip(training.held_out, texts, scores.tolist(), strict=False)
+            {"prompt": sample.prompt, "response": sample.response, "score": score}
+            for sample, score in zip(samples, scores.tolist(), strict=False)
         ]
         file = samples_file(training.run, state.step)
         file.parent.mkdir(exist_ok=True)

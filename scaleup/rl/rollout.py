@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from scaleup.config.stages.ppo import PPOSettings
 from scaleup.data.collate import pad
 from scaleup.models.beside import base_of, unwrap
+from scaleup.models.generation import answer_ends
 from scaleup.models.load import pad_token_id
 from scaleup.rl.advantages import response_lengths
 
@@ -127,8 +128,5 @@ def _drawing(model: Any, sampling: Sampling) -> Iterator[None]:
 
 def sampling_of(ppo: PPOSettings, model: Any, tokenizer: PreTrainedTokenizerBase) -> Sampling:
     """Return the config's settings, with every token that ends a text for the model or the tokenizer as an EOS."""
-    named = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
-    return Sampling(
-        ppo.max_new_tokens, ppo.response_length_min, ppo.temperature, tuple(sorted(ends)), pad_token_id(tokenizer)
-    )
+    ends = tuple(answer_ends(tokenizer, model))
+    return Sampling(ppo.max_new_tokens, ppo.response_length_min, ppo.temperature, ends, pad_token_id(tokenizer))

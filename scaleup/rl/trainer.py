@@ -20,11 +20,12 @@ from transformers import PreTrainedTokenizerBase
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.schema import DataConfig, OptimizationConfig
 from scaleup.config.stages.ppo import PPOSettings
-from scaleup.data.prompts import Prompt, PromptOrder
+from scaleup.data.prompts import Prompt, PromptOrder, prompts_of
 from scaleup.data.tokenization import Encoder
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.models.adapters import is_adapted
+from scaleup.models.generation import save_tokenizer
 from scaleup.plan.types import GroupPlan
 from scaleup.records.chats import Chat
 from scaleup.rl.loop import PPO, PPOState, run_ppo
@@ -91,14 +92,12 @@ class PPOTrainer:
         if self.runtime.is_main:
             options = {"save_embedding_layers": False} if is_adapted(self._base) else {}
             self._base.save_pretrained(str(folder), **options)
-            self._job.tokenizer.save_pretrained(str(folder))
+            save_tokenizer(self._job.tokenizer, Path(folder))
         self.runtime.barrier()
 
 
 def _prompts(encoder: Encoder, prompts: Sequence[Any]) -> list[Prompt]:
-    openings = [Chat(prompt) if isinstance(prompt, list) else prompt for prompt in prompts]
-    ids = encoder.prompt_ids(openings) if openings else []
-    return [Prompt(tokens, encoder.as_text(opening)) for tokens, opening in zip(ids, openings, strict=True)]
+    return prompts_of(encoder, [Chat(prompt) if isinstance(prompt, list) else prompt for prompt in prompts])
 
 
 def _group() -> GroupPlan:

@@ -15,6 +15,7 @@ from scaleup.compress.gguf import read_gguf, write_gguf
 from scaleup.compress.onnx import read_graph, write_graph
 from scaleup.compress.probes import Probe, drawn_probes, row_probes
 from scaleup.config.stages.export import ExportConfig
+from scaleup.models.generation import save_tokenizer
 from scaleup.models.load import load_tokenizer
 from scaleup.reports.model_cards import export_card
 from scaleup.train.job import Job
@@ -84,6 +85,6 @@ def _onnx(job: Job[ExportConfig], model: Any, tokenizer: PreTrainedTokenizerBase
     model, facts = model.cpu(), job.plan.model
     write_graph(model, facts, aside)
     model.config.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
+    save_tokenizer(tokenizer, aside)
     job.runtime.progress.report("reading it again")
     return {"dtype": "float32", **read_graph(model, facts, aside, job.config.export.tolerance)}

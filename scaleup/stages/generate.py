@@ -14,7 +14,7 @@ from scaleup.data.sources import read_prompts
 from scaleup.data.tokenization import Encoder
 from scaleup.distributed.runtime import seed_everything
 from scaleup.models.adapted import each_adapter, load_finished
-from scaleup.models.generation import generate_answers
+from scaleup.models.generation import Generator
 from scaleup.models.load import load_tokenizer
 from scaleup.records.chats import Chat, as_written
 from scaleup.train.job import Job
@@ -38,9 +38,8 @@ def run(job: Job[GenerateConfig]) -> None:
         ids = Encoder(own, plan.model.task, config.data).prompt_ids(prompts)
         phase = f"generating with {name}" if config.adapters else "generating"
         seed_everything(runtime.rank)
-        answers[name] = generate_answers(
-            runtime, network, own, ids, config.generation, config.evaluation.batch_size, job.parts, phase
-        )
+        size = config.evaluation.batch_size
+        answers[name] = Generator(runtime, network, own, config.generation, size, job.parts).answers(ids, phase)
 
     if runtime.is_main:
         rows = [

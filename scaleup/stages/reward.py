@@ -6,6 +6,7 @@ from typing import Any
 
 from scaleup.artifacts.reward_file import REWARD_FILE, SavedReward
 from scaleup.config.stages.reward import RewardConfig
+from scaleup.data.chat import use_template
 from scaleup.data.dataset import TrainingData, load_training_data
 from scaleup.data.pairs import PairEncoder, pair_collator
 from scaleup.data.tokenization import PairTokens
@@ -27,6 +28,7 @@ def run(job: Job[RewardConfig]) -> None:
     assert plan.model.pooling is not None
     runtime.progress.report("reading data")
     tokenizer = load_tokenizer(config.model, plan.model.tokenizer_at)
+    use_template(tokenizer, config.data.chat_template)
     reader = Reader(tokenizer, plan.model.pooling, config.reward.template, config.data.max_length)
     encoder = PairEncoder(reader.ids, reader.cut, config.data)
     data = load_training_data(config, encoder)

@@ -15,6 +15,7 @@ from scaleup.artifacts.train_state import TrainState
 from scaleup.config.stages.base import SupervisedConfig
 from scaleup.distributed.runtime import is_partly_frozen
 from scaleup.models.adapters import is_adapted, save_adapter, save_over_base
+from scaleup.models.generation import save_tokenizer
 from scaleup.models.load import load_model
 from scaleup.reports.training import model_card, plot_losses, read_metrics, summary
 from scaleup.train.job import Job
@@ -50,7 +51,7 @@ def finish_training(
         metrics = summary(lines, state, trained.num_dropped) | dict(more_metrics or {})
         with folder_aside(run.model) as aside:
             write(aside)
-            trained.tokenizer.save_pretrained(aside)
+            save_tokenizer(trained.tokenizer, aside, job.plan.model.location)
             for name, values in (more_files or {}).items():
                 write_json(aside / name, values)
             write_text(aside / "README.md", model_card(config, job.plan, metrics))

@@ -16,7 +16,7 @@ from scaleup.errors import Problem
 from scaleup.plan.compat import NOTHING, Tested
 from scaleup.plan.compute import Rate
 from scaleup.plan.extras import extra_problems
-from scaleup.plan.facts import MicroBatch, ModelFacts, ModelRequest
+from scaleup.plan.facts import MicroBatch, ModelFacts, ModelRequest, RowsRequest
 from scaleup.plan.groups import patience_problems
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import inference_memory
@@ -65,6 +65,18 @@ class StagePlanner(Generic[C]):
     def max_rows(self, config: C) -> int | None:
         """Returns how many rows of a split are read at most; None: all."""
         return None
+
+    def readers(self, config: C) -> list[str]:
+        """Returns the config keys of the models whose tokenizers read the rows."""
+        return ["model"]
+
+    def rows(self, config: C) -> RowsRequest | None:
+        """Returns the rows that a tokenizer is to be tried on; None where they are plain text or have a class."""
+        splits = {split: needs for split, needs in self.splits(config).items() if getattr(config.data, split)}
+        forms = [row_format(config.data, source) for split in splits for source in getattr(config.data, split)]
+        if all(form.text is not None for form in forms):
+            return None
+        return RowsRequest(data=config.data, splits=splits, max_rows=self.max_rows(config))
 
     def model_paths(self, config: C) -> dict[str, ModelConfig]:
         """Returns the models that must be there, by config key."""
@@ -153,7 +165,7 @@ class StagePlanner(Generic[C]):
         yield from precision_problems(config, facts)
         yield from self.length_problems(config, facts, where)
         forms = self.row_formats(config)
-        yield from row_problems(facts, where, forms)
+        yield from row_problems(facts, where, forms, config.data.chat_template is not None)
         yield from self.task_problems(config, facts, where, forms)
 
     def length_problems(self, config: C, facts: ModelFacts, where: str) -> Iterator[Problem]:

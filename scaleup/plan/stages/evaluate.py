@@ -23,6 +23,9 @@ class EvaluatePlanner(StagePlanner[EvaluateConfig]):
     def splits(self, config: EvaluateConfig) -> dict[str, Rows]:
         return {config.evaluation.split: "completions" if config.evaluation.needs_completions else "prompts"}
 
+    def readers(self, config: EvaluateConfig) -> list[str]:
+        return ["model"] if config.baseline is None else ["model", "baseline"]
+
     def model_paths(self, config: EvaluateConfig) -> dict[str, ModelConfig]:
         beside = {} if config.baseline is None else {"baseline": config.baseline}
         return super().model_paths(config) | beside

@@ -15,7 +15,7 @@ from scaleup.bridge.store import BridgePlace
 from scaleup.config.reward_source import RewardSource
 from scaleup.config.stages.ppo import PPOConfig
 from scaleup.distributed.signals import STOPPED
-from scaleup.models.scoring import Scorer, load_scorer
+from scaleup.models.scoring import Reader, Scored, Scorer, load_scorer
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import Plan
 from scaleup.rl.rewards.http import HttpRewards
@@ -70,7 +70,14 @@ def _scorer(source: RewardSource, facts: ModelFacts | None, device: torch.device
 
 
 def _score(scorer: Scorer) -> Callable[[Sequence[Sample]], list[float]]:
-    return lambda samples: scorer.score([(sample.prompt, sample.response) for sample in samples])
+    return lambda samples: scorer.score([scored_of(scorer.reader, sample) for sample in samples])
+
+
+def scored_of(reader: Reader, sample: Sample) -> Scored:
+    """Return what a reward model is asked about: the conversation where it has a chat template, else the texts."""
+    if sample.chat is None or not reader.reads_chats:
+        return sample.prompt, sample.response
+    return sample.chat, [{"role": "assistant", "content": sample.response}]
 
 
 def _name(source: RewardSource) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from scaleup.errors import ScaleupError
+from scaleup.records.chats import Chat
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Sample:
     """Tells whether it ended with an EOS, not at its limit."""
     columns: dict[str, Any] = field(default_factory=dict)
     """Holds other values of the prompt's row, for functions and services."""
+    chat: Chat | None = None
+    """Holds the conversation that the prompt is the text of, for a reward model with a chat template of its own."""
 
 
 class Rewards(Protocol):

@@ -17,6 +17,7 @@ from typing import Any
 from scaleup.bridge.client import BridgeClient
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
+from scaleup.records.chats import Chat
 from scaleup.rl.rewards.interface import Sample, checked_scores
 
 Score = Callable[[Sequence[Sample]], list[float]]
@@ -114,13 +115,24 @@ class GroupRewards(PlacedRewards):
         self._client = client
 
     def _submit(self, samples: Sequence[Sample]) -> None:
-        self._client.submit([[sample.prompt, sample.response, sample.finished] for sample in samples])
+        self._client.submit([packed(sample) for sample in samples])
 
     def _collect(self) -> list[float]:
         return self._client.collect()
 
     def close(self) -> None:
         self._client.close()
+
+
+def packed(sample: Sample) -> list[Any]:
+    """Return what goes over the bridge of a sample, as JSON can hold it."""
+    chat = sample.chat and {"messages": sample.chat.messages, "tools": sample.chat.tools}
+    return [sample.prompt, sample.response, sample.finished, chat]
+
+
+def unpacked(prompt: str, response: str, finished: bool, chat: dict[str, Any] | None) -> Sample:
+    """Return the sample that `packed` was given, without its columns."""
+    return Sample(prompt, response, finished, chat=Chat(**chat) if chat else None)
 
 
 def columns_of(samples: Sequence[Sample]) -> dict[str, list[Any]]:

@@ -19,6 +19,7 @@ from scaleup.bridge.wire import CLOSE
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import Problem, ScaleupError
 from scaleup.rl.rewards.interface import Sample, checked_scores
+from scaleup.rl.rewards.placements import unpacked
 
 WHERE = "reward group"
 _POLL_SECONDS = 0.5
@@ -86,7 +87,7 @@ def _serve_together(runtime: Runtime, server: BridgeServer, score: Score) -> Non
 
 def _samples(body: bytes) -> list[Sample]:
     """Return the samples of a request. The body is signed, so it is as the policy's GroupRewards wrote it."""
-    return [Sample(prompt, response, finished) for prompt, response, finished in json.loads(body)]
+    return [unpacked(*item) for item in json.loads(body)]
 
 
 def _scores(score: Score, samples: list[Sample]) -> list[float] | ScaleupError:

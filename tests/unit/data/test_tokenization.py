@@ -233,7 +233,7 @@ def test_the_last_answer():
 
 @pytest.mark.parametrize(
     ("template", "messages", "words"),
-    [(FORGETFUL, CHAT[1:], "rewrites earlier turns"), (STRICT, CHAT[:3], "no system messages")],
+    [(STRICT, CHAT[:3], "no system messages"), ("{% for message in messages %}{{ message.nothing.at.all }}", CHAT, "")],
 )
 def test_templates_that_cannot_be_used(template, messages, words):
     encode = encoder(tiny.tokenizer("llama"))
@@ -243,11 +243,14 @@ def test_templates_that_cannot_be_used(template, messages, words):
     assert caught.value.problems[0].where == "data.messages"
 
 
-def test_a_template_that_rewrites_history_can_teach_one_answer():
+def test_a_template_that_rewrites_history_teaches_the_last_answer_behind_it():
+    """As it is at inference. It ends no turn, so nothing is learned but the words."""
     encode = encoder(tiny.tokenizer("llama"))
     encode.tokenizer.chat_template = FORGETFUL
-    [row] = encode([Chat(CHAT[1:3])])
-    assert runs(encode, row) == ["hello\n"]
+    [one], [two] = encode([Chat(CHAT[1:3])]), encode([Chat(CHAT[1:])])
+    assert runs(encode, one) == ["hello\n"] and runs(encode, two) == ["so long\n"]
+    assert encode.tokenizer.decode(two.input_ids) == "user:hi\nassistant:...\nuser:bye\nassistant:so long\n"
+    assert encode.rendered(Chat(CHAT[1:])).num_rewritten == 1
 
 
 @pytest.mark.parametrize(("name", "start"), [("t5", ""), ("bart", "<s>")])

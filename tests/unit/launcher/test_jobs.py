@@ -15,6 +15,7 @@ from scaleup.config.load import load
 from scaleup.errors import Problem, ScaleupError
 from scaleup.launcher.jobs import Request, plan_job, render, submit
 from scaleup.launcher.render.sweep import sweep_points
+from scaleup.plan.describe import Described
 from tests.cli import differing
 from tests.fake_facts import FACTS
 from tests.unit.plan.conftest import RAW
@@ -29,7 +30,9 @@ Write = Callable[..., Path]
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     """Writes the config of a run on two nodes of two GPUs, with dotted keys changed, in a folder with its rows."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("scaleup.plan.resolve.describe_models", lambda models, _: dict.fromkeys(models, FACTS))
+    monkeypatch.setattr(
+        "scaleup.plan.resolve.describe_models", lambda models, *_: Described(dict.fromkeys(models, FACTS))
+    )
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(16)))
 
     def write_config(**changes: Any) -> Path:

@@ -24,6 +24,7 @@ from scaleup.launcher.ending import RESUMABLE, Ending, Part
 from scaleup.launcher.peers import Nodes
 from scaleup.launcher.rendezvous import Rendezvous
 from scaleup.launcher.start import granted_problems
+from scaleup.plan.describe import Described
 from scaleup.plan.types import Plan
 from tests.unit.launcher.plans import group, plan_of
 
@@ -49,7 +50,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def scaleup(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Scaleup:
     """The command line with a known model, and groups that end in a way of the test's choosing. Gives the exit code."""
     facts = plan_of(RunFolder(folder)).model
-    monkeypatch.setattr("scaleup.plan.resolve.describe_models", lambda models, _: dict.fromkeys(models, facts))
+    monkeypatch.setattr(
+        "scaleup.plan.resolve.describe_models", lambda models, *_: Described(dict.fromkeys(models, facts))
+    )
 
     def command(*arguments: str, ends: Callable[[NodeAgent], int] = lambda agent: pytest.fail("launched")) -> int:
         monkeypatch.setattr(NodeAgent, "run_groups", lambda agent, watch: part(agent, ends(agent)))

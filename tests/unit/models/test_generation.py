@@ -10,7 +10,7 @@ from scaleup.config.schema import GenerationConfig
 from scaleup.data.tokenization import Encoder
 from scaleup.distributed.runtime import seed_everything
 from scaleup.models.adapters import TASK_TYPES
-from scaleup.models.generation import generate_answers
+from scaleup.models.generation import Generator
 from tests.unit.data import tiny
 
 TEXTS = ["a", "Review: a rather long one about a film.\nSentiment:", "one two", "?", "Translate to German: the house"]
@@ -33,7 +33,7 @@ def sharp(name):
 
 def answers(runtime, run, model, tokenizer, ids, batch_size, **settings):
     config = GenerationConfig(**{"max_new_tokens": 12, **settings})
-    return generate_answers(runtime, model, tokenizer, ids, config, batch_size, run.path / ".parts", "answering")
+    return Generator(runtime, model, tokenizer, config, batch_size, run.path / ".parts").answers(ids, "answering")
 
 
 def by_hand(model, tokenizer, ids):
@@ -92,6 +92,7 @@ class Echo:
 
     def __init__(self, is_encoder_decoder):
         self.config = SimpleNamespace(is_encoder_decoder=is_encoder_decoder)
+        self.generation_config = None
         self.asked = []
 
     def generate(self, input_ids, attention_mask, **settings):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from scaleup.config.load import load_mapping
+from scaleup.plan.describe import Described
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
 from scaleup.plan.resolve import resolve
@@ -46,7 +47,9 @@ def plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
     def make(
         changes: dict[str, Any] | None = None, num_gpus: int = 0, facts: ModelFacts = FACTS, **memory: int | None
     ) -> Plan:
-        monkeypatch.setattr("scaleup.plan.resolve.describe_models", lambda models, _: dict.fromkeys(models, facts))
+        monkeypatch.setattr(
+            "scaleup.plan.resolve.describe_models", lambda models, *_: Described(dict.fromkeys(models, facts))
+        )
         raw = {key: value for key, value in differing(RAW, changes or {}).items() if value is not None}
         return resolve(load_mapping(raw), Machine(num_cores=8, num_gpus=num_gpus, **memory), resume=True)[1]
 

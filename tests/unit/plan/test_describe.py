@@ -29,7 +29,8 @@ class DataPlane:
         requests = json.loads(input)
         self.asked.append([request["where"] for request in requests])
         facts = [None if self.problems else self.facts.model_dump(mode="json") for _ in requests]
-        answer = json.dumps({"facts": facts, "problems": self.problems})
+        notes = [["a note"] if request["rows"] else [] for request in requests]
+        answer = json.dumps({"facts": facts, "notes": notes, "problems": self.problems})
         return subprocess.CompletedProcess(
             command, self.code, stdout=f"{self.noise}{answer}\n" if not self.code else ""
         )
@@ -52,7 +53,7 @@ def data_plane(model: Path, facts: ModelFacts, tmp_path: Path, monkeypatch: pyte
 
 
 def ask(path: str | Path, **more: Any) -> ModelFacts:
-    return describe_models({"model": ModelConfig(path=str(path), **more)})["model"]
+    return describe_models({"model": ModelConfig(path=str(path), **more)}).facts["model"]
 
 
 @pytest.mark.parametrize("path", ["", "builtin:tiny-llama", "package:pydantic"])
@@ -128,7 +129,7 @@ def test_a_converted_model_that_is_gone_is_asked_about_again(data_plane: DataPla
 def test_only_what_is_not_remembered_is_asked_about_in_one_go(data_plane: DataPlane, model: Path) -> None:
     ask(model)
     models = {"model": ModelConfig(path=str(model)), "baseline": ModelConfig(path="gpt2"), "c": ModelConfig(path="t5")}
-    assert set(describe_models(models)) == set(models)
+    assert set(describe_models(models).facts) == set(models)
     assert data_plane.asked == [["model"], ["baseline", "c"]]
 
 

@@ -11,6 +11,7 @@ import pytest
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import dump, load_mapping
 from scaleup.errors import ScaleupError
+from scaleup.plan.describe import Described
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.groups import resized
 from scaleup.plan.machine import Machine
@@ -39,8 +40,8 @@ MakePlan = Callable[..., Plan]
 @pytest.fixture
 def ppo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> MakePlan:
     def make(changes: dict[str, Any] | None = None, num_gpus: int = 0, facts: ModelFacts = POLICY) -> Plan:
-        def known(models: Any, _: Any) -> dict[str, ModelFacts]:
-            return {where: SCORER if where == "reward.model" else facts for where in models}
+        def known(models: Any, *_: Any) -> Described:
+            return Described({where: SCORER if where == "reward.model" else facts for where in models})
 
         monkeypatch.setattr("scaleup.plan.resolve.describe_models", known)
         machine = Machine(num_cores=8, num_gpus=num_gpus)

@@ -11,6 +11,7 @@ from scaleup.errors import ScaleupError
 from scaleup.rl.checks import check_experience, check_first_ratio, check_steps, tolerance_of
 from scaleup.rl.experience import Advantages, Experience, by_length, compute_advantages, samples_of
 from scaleup.rl.rollout import Responses
+from tests.unit.data import tiny
 
 LENGTHS = torch.tensor([2, 3])
 
@@ -69,17 +70,17 @@ def test_whitening() -> None:
 
 
 def test_what_a_reward_model_reads() -> None:
-    class Letters:
-        def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
-            assert skip_special_tokens
-            return ["".join(chr(96 + token) for token in row if token != 2) for row in rows]
-
-    given = Responses(torch.tensor([[1, 3, 2], [5, 1, 1]]), torch.tensor([3, 1]), torch.tensor([True, False]))
-    samples = samples_of(Letters(), [Prompt([1], "x", {"k": 1}), Prompt([2], "y")], given)
-    assert [(s.prompt, s.response, s.finished, s.columns) for s in samples] == [
-        ("x", "ac", True, {"k": 1}),
-        ("y", "e", False, {}),
-    ]
+    tokenizer = tiny.tokenizer("llama")
+    a, c, e, x, y = tokenizer("acexy")["input_ids"]
+    end = tokenizer.eos_token_id
+    given = Responses(torch.tensor([[a, c, end], [e, a, a]]), torch.tensor([3, 1]), torch.tensor([True, False]))
+    prompts = [Prompt([x], "x", {"k": 1}), Prompt([y], "y")]
+    for is_seq2seq in (False, True):
+        samples = samples_of(tokenizer, prompts, given, [end], is_seq2seq)
+        assert [(s.prompt, s.response, s.finished, s.columns) for s in samples] == [
+            ("x", "ac", True, {"k": 1}),
+            ("y", "e", False, {}),
+        ]
 
 
 def test_batches_hold_each_row_once_and_like_lengths_together() -> None:

@@ -1,0 +1,159 @@
+"""Text goes in, and comes out as token ids that know which characters they stand for; and ids go back to text.
+
+The one way from text to tokens: prompts, completions, chats and what a reward model reads are all tokenized here, so
+that no stage sees other tokens of a text than another one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+Span = tuple[int, int]
+"""The characters from the first number up to the second."""
+MAX_CONTEXT = 8
+"""Tokens of a prompt that its answer is decoded with: enough for whatever a decoder does at a word's border."""
+CONTEXTS = ("\n", "a", ":", ".")
+"""Texts that a piece of text is tokenized behind, to see it as the continuation of another."""
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Tokenizes texts with one tokenizer, and decodes what continues them."""
+
+    tokenizer: PreTrainedTokenizerBase
+    is_target: bool = False
+    """Tokenizes what an encoder-decoder model is to say: some of their tokenizers begin and end that otherwise."""
+
+    def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        """Returns the ids (S) of each text as a whole. With the special tokens that the tokenizer begins a text with if
+        they are wanted: once, also where the text begins with them. Those that it ends a text with are left out, so
+        that the text can be continued."""
+        ids = self._tokenized(list(texts), add_special_tokens=special)["input_ids"] if texts else []
+        return [each[slice(*self._once(each))] if special else each for each in ids]
+
+    def ended(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids (S) of each text with the special tokens that the tokenizer begins and ends it with, once."""
+        return [ids if self.last == ids[len(ids) - len(self.last) :] else ids + self.last for ids in self.encode(texts)]
+
+    def masked(self, texts: Sequence[tuple[str, Sequence[Span]]]) -> list[tuple[list[int], list[bool]]]:
+        """Returns the ids (S) of each text without the tokenizer's special tokens, and of each token whether any
+        character of it lies in one of the text's spans (S). Transformers' mask of the assistant's tokens is the same:
+        a token over the border counts."""
+        if not texts:
+            return []
+        if not self.tokenizer.is_fast:
+            return [self._masked_by_prefixes(text, spans) for text, spans in texts]
+        encoded = self.tokenizer([text for text, _ in texts], add_special_tokens=False, return_offsets_mapping=True)
+        rows = zip(encoded["input_ids"], encoded["offset_mapping"], texts, strict=True)
+        return [(ids, [_is_within(token, spans) for token in offsets]) for ids, offsets, (_, spans) in rows]
+
+    def continued(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """Returns the ids of each prompt, which are those that generation starts from, and of the completion behind it.
+
+        Both are tokenized as one text. Where a token of that spans the border, it is split there."""
+        starts = self.encode([prompt for prompt, _ in pairs])
+        wholes = self.encode([prompt + completion for prompt, completion in pairs])
+        return [
+            (start, whole[len(start) :] if whole[: len(start)] == start else self._behind(start, whole, completion))
+            for start, whole, (_, completion) in zip(starts, wholes, pairs, strict=True)
+        ]
+
+    def with_eos(self, ids: list[int]) -> list[int]:
+        """Returns the ids with the tokenizer's eos at their end, once, if it has one."""
+        eos = self.tokenizer.eos_token_id
+        return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+
+    def answers(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[str]:
+        """Returns the text that each answer adds to its prompt, without special tokens. It is decoded behind the
+        prompt's last tokens: alone, many tokenizers would lose its first space."""
+        behind = [self._context(prompt) for prompt in prompts]
+        starts = self._decoded(behind)
+        wholes = self._decoded([[*context, *answer] for context, answer in zip(behind, answers, strict=True)])
+        alone = self._decoded(answers)
+        return [
+            whole[len(start) :] if whole.startswith(start) else text
+            for start, whole, text in zip(starts, wholes, alone, strict=True)
+        ]
+
+    @cached_property
+    def first(self) -> list[int]:
+        """The special tokens that the tokenizer begins every text with."""
+        return self._special[0]
+
+    @cached_property
+    def last(self) -> list[int]:
+        """The special tokens that the tokenizer ends every text with."""
+        return self._special[1]
+
+    @cached_property
+    def _special(self) -> tuple[list[int], list[int]]:
+        encoded = self._tokenized(["a"], return_special_tokens_mask=True)
+        [ids], [mask] = encoded["input_ids"], encoded["special_tokens_mask"]
+        num_first = len(list(takewhile(bool, mask)))
+        num_last = len(list(takewhile(bool, reversed(mask[num_first:]))))
+        return ids[:num_first], ids[len(ids) - num_last :]
+
+    def _tokenized(self, texts: list[str], **options: Any) -> Any:
+        which = "text_target" if self.is_target else "text"
+        return self.tokenizer(**{which: texts}, **options)
+
+    def _once(self, ids: list[int]) -> tuple[int, int]:
+        """Returns from where to where ids have the special tokens of a text's beginning once, and none of its end."""
+        first, last = self.first, self.last
+        is_doubled = first and ids[len(first) : 2 * len(first)] == first
+        ends = last and ids[len(ids) - len(last) :] == last
+        return len(first) if is_doubled else 0, len(ids) - len(last) if ends else len(ids)
+
+    def _masked_by_prefixes(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[bool]]:
+        """Does what `masked` does with a tokenizer that does not tell its tokens' characters: a place in the text is
+        where the tokens of the text up to there are the first of all."""
+        [ids] = self.encode([text], special=False)
+        places = [place for span in spans for place in span]
+        before = self.encode([text[:place] for place in places], special=False)
+        at = [num_common(part, ids) for part in before]
+        runs = list(zip(at[::2], at[1::2], strict=True))
+        return ids, [any(start <= place < end for start, end in runs) for place in range(len(ids))]
+
+    def _behind(self, start: list[int], whole: list[int], completion: str) -> list[int]:
+        """Returns tokens of the completion that read, behind the prompt's own, as the whole does. A tokenizer that puts
+        a space before any text would put one into the middle, so it is tried behind some short texts, and alone."""
+        [wanted] = self._decoded([whole])
+        tried: list[list[int]] = []
+        for context in ("", *CONTEXTS):
+            before, both = self.encode([context, context + completion], special=False)
+            if context and both[: len(before)] != before:
+                continue
+            tried.append(both[len(before) :] if context else both)
+            if self._decoded([[*start, *tried[-1]]]) == [wanted]:
+                return tried[-1]
+        return tried[0]
+
+    def _context(self, prompt: Sequence[int]) -> list[int]:
+        special = set(self.tokenizer.all_special_ids)
+        context = [token for token in prompt[-MAX_CONTEXT:] if token not in special]
+        return context if context and self._decoded([context])[0].strip() else self._neutral
+
+    @cached_property
+    def _neutral(self) -> list[int]:
+        return list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
+
+    def _decoded(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        texts: Any = self.tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True)
+        return list(texts)
+
+
+def num_common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Returns how many of the first characters or ids of two are the same."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _is_within(token: Span, spans: Sequence[Span]) -> bool:
+    """Tells whether a token has a character in one of the spans; one of no characters by where it stands."""
+    first, end = token[0], max(token[1], token[0] + 1)
+    return any(first < stop and end > start for start, stop in spans)

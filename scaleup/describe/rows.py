@@ -1,0 +1,175 @@
+"""A model's tokenizer and the data section of a config go in; what the tokenizer and its chat template make of the rows
+comes out: every row that the template refuses, with its place, and notes on what is not as one would think.
+
+The code that makes the training's tokens makes these: what is said here is what will be learned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from scaleup.config.schema import DataConfig, ModelConfig, SourceConfig
+from scaleup.data.chat import use_template
+from scaleup.data.sources import read_source
+from scaleup.data.tokenization import Encoder, opening
+from scaleup.errors import Problem, ScaleupError
+from scaleup.models.load import load_tokenizer
+from scaleup.plan.facts import ModelFacts, RowsRequest
+from scaleup.records.chats import Chat, Message
+from scaleup.records.check import NUM_ROWS_LISTED, NUM_STREAMED_ROWS
+from scaleup.records.examples import PromptCompletion, example_maker, prompt_maker, row_problem
+from scaleup.records.formats import local_path
+from scaleup.records.preferences import Preferences, preference_maker
+
+NUM_TOKENIZED = 200
+"""Rows of a source that are tokenized to see where a prompt ends: the row format decides that, not the row."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+
+
+def row_notes(model: ModelConfig, facts: ModelFacts, rows: RowsRequest, where: str) -> list[str]:
+    """Return notes on the rows of local sources. Hub datasets are not downloaded for this.
+
+    Raises ScaleupError with every row that the chat template refuses, up to five of a source and how many more."""
+    tokenizer = load_tokenizer(model, facts.tokenizer_at, where)
+    reads_pairs = facts.task == "sequence_classification"
+    if facts.task == "seq2seq_lm":
+        return []
+    use_template(tokenizer, rows.data.chat_template)
+    problems: list[Problem] = []
+    notes: list[str] = []
+    for split, needs in rows.splits.items():
+        for place, source in enumerate(getattr(rows.data, split) or []):
+            if local_path(rows.data, source) is None:
+                continue
+            look = _Look(tokenizer, facts.task, rows, f"data.{split}.{place}")
+            look.at(source, split, needs if not reads_pairs else "pairs")
+            problems += look.problems()
+            notes += look.notes()
+    if problems:
+        raise ScaleupError(problems)
+    return list(dict.fromkeys(notes))
+
+
+class _Look:
+    """Counts what one source's rows are like."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: str, rows: RowsRequest, key: str) -> None:
+        self._encoder = Encoder(tokenizer, task, rows.data.model_copy(update={"overlong": "truncate"}))
+        self._data, self._max_rows, self._key = rows.data, rows.max_rows, key
+        self._failing: list[Problem] = []
+        self._counts: Counter[str] = Counter()
+        self._sample: list[PromptCompletion | Chat] = []
+
+    def at(self, source: SourceConfig, split: str, needs: str) -> None:
+        """Look at every row."""
+        make = _maker(self._data, source, needs)
+        limit = self._max_rows or (NUM_STREAMED_ROWS if self._data.streaming else None)
+        for index, (where, values) in enumerate(islice(read_source(self._data, source, split), limit)):
+            try:
+                self._look(make(values, index))
+            except ScaleupError as error:
+                self._counts["failing"] += 1
+                if len(self._failing) < NUM_ROWS_LISTED:
+                    self._failing.append(row_problem(where, error))
+        self._tokenize()
+
+    def problems(self) -> list[Problem]:
+        """Return the first failing rows, and how many more there are."""
+        more = self._counts["failing"] - len(self._failing)
+        rest = [Problem(self._key, f"and {more} more {'row fails' if more == 1 else 'rows fail'}")] if more else []
+        return self._failing + rest
+
+    def notes(self) -> Iterator[str]:
+        """Yield what is not as one would think, with how often."""
+        count, key = self._counts, self._key
+        learns = count["learned"]
+        if number := count["rewritten"]:
+            yield (
+                f"{key}: of {number} of {learns} conversations the chat template shows earlier answers otherwise "
+                "than they were given: only the last is learned -> data.split_turns: true makes each a row"
+            )
+        if number := count["altered"]:
+            yield f"{key}: of {number} of {learns} conversations the chat template alters or drops an answer's words"
+        for what in ("tools", "reasoning"):
+            if number := count[f"no {what}"]:
+                yield f"{key}: of {number} of {learns} conversations the chat template leaves out the {what}"
+        if number := count["apart"]:
+            yield (
+                f"{key}: in {number} of the first {len(self._sample)} rows a token spans the end of the prompt and is "
+                "split there -> end the prompt without a space, and begin the completion with it"
+            )
+        if number := count["other prompt"]:
+            yield (
+                f"{key}: in {number} of the first {len(self._sample)} conversations generation starts from other "
+                f"tokens than the row has before the answer, {self._other}"
+            )
+        if learns and not self._encoder.chat.end_ids and self._data.train_on != "all":
+            end = self._encoder.chat.end.strip()
+            how = f"ends a turn with {end!r}, which is no token" if end else "ends no turn"
+            yield f"{key}: the chat template {how}: nothing that is learned stops generation -> data.chat_template"
+
+    def _look(self, example: Any) -> None:
+        if isinstance(example, Preferences):
+            for pair in example.pairs:
+                if isinstance(pair.prompt, Chat):
+                    for response in (pair.chosen, pair.rejected):
+                        assert not isinstance(response, str), "a chat goes on with messages"
+                        self._encoder.chat.whole(_longer(pair.prompt, response))
+        elif isinstance(example, Chat):
+            for row in example.split() if self._data.split_turns else [example]:
+                self._look_at_chat(row)
+        elif isinstance(example, PromptCompletion):
+            self._keep(example)
+
+    def _look_at_chat(self, chat: Chat) -> None:
+        if not chat.answers:  # rows that are answered
+            self._encoder.as_text(chat)
+            return
+        template = self._encoder.chat
+        rendered = self._encoder.rendered(chat)
+        self._counts["learned"] += 1
+        self._counts["rewritten"] += rendered.num_rewritten > 0
+        self._counts["altered"] += rendered.num_altered > 0
+        if chat.tools:
+            self._counts["no tools"] += template.whole(chat) == template.whole(replace(chat, tools=None))
+        if any(message.get(key) for message in chat.messages for key in REASONING):
+            bare = [{key: value for key, value in m.items() if key not in REASONING} for m in chat.messages]
+            self._counts["no reasoning"] += template.whole(chat) == template.whole(replace(chat, messages=bare))
+        self._keep(chat)
+
+    def _keep(self, example: PromptCompletion | Chat) -> None:
+        if len(self._sample) < NUM_TOKENIZED:
+            self._sample.append(example)
+
+    def _tokenize(self) -> None:
+        """See where prompts end, as generation would start from them."""
+        text = self._encoder.text
+        pairs = [(each.prompt, each.completion) for each in self._sample if isinstance(each, PromptCompletion)]
+        for start, whole in zip(
+            text.encode([prompt for prompt, _ in pairs]), text.encode(["".join(pair) for pair in pairs]), strict=True
+        ):
+            self._counts["apart"] += whole[: len(start)] != start
+        for chat in (each for each in self._sample if isinstance(each, Chat)):
+            if self._data.train_on == "all" or not chat.messages[: chat.answers[-1]]:
+                continue
+            shown = replace(chat, messages=chat.messages[: chat.answers[-1] + 1])
+            before, after = self._encoder.as_text(opening(shown)), self._encoder.rendered(chat).text
+            start, row = text.encode([before, after], special=False)
+            if row[: len(start)] != start:
+                self._counts["other prompt"] += 1
+                self._other = f"e.g. {before[-30:]!r}"
+
+
+def _longer(chat: Chat, more: Sequence[Message]) -> Chat:
+    return replace(chat, messages=[*chat.messages, *more])
+
+
+def _maker(data: DataConfig, source: SourceConfig, needs: str) -> Callable[[Mapping[str, Any], int], Any]:
+    if needs == "pairs":
+        return preference_maker(data, source)
+    return prompt_maker(data, source) if needs == "prompts" else example_maker(data, source)
