@@ -2,9 +2,10 @@
 come out.
 
 What is learned of an answer are the words that generation has to find by itself: from the end of the template's
-generation prompt to the token that ends the turn, and the line break that many templates put behind it. A template that marks its answers (`{% generation %}`) says so; of
-the others the places are found by rendering: the conversation before the answer with the generation prompt, the
-conversation with the answer, and one with another answer in its place, which shows what stands behind the words."""
+generation prompt to the token that ends the turn, and the line break that many templates put behind it. A template that
+marks its answers (`{% generation %}`) says so; of the others the places are found by rendering: the conversation before
+the answer with the generation prompt, the conversation with the answer, and one with another answer in its place, which
+shows what stands behind the words."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ PROBE = "Zq7x"
 """An answer whose place in the text is sought. No template's own words begin so."""
 MARKS_ANSWERS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 END = re.compile(r"\s*(?:(?:<[^<>]+>|\[[^\[\]]+\])+|\S[^\n]*)?\n*")
-"""What ends a turn: markers in a row, or else the rest of a line, with the line breaks that the template puts behind."""
+"""What ends a turn: markers in a row, or else the rest of a line, and the line breaks behind them."""
 MARKERS = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")
 
 

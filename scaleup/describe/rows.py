@@ -6,29 +6,28 @@ The code that makes the training's tokens makes these: what is said here is what
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from scaleup.config.schema import DataConfig, ModelConfig, SourceConfig
+from scaleup.config.schema import ModelConfig, SourceConfig
 from scaleup.data.chat import use_template
 from scaleup.data.sources import read_source
 from scaleup.data.tokenization import Encoder, opening
 from scaleup.errors import Problem, ScaleupError
 from scaleup.models.load import load_tokenizer
 from scaleup.plan.facts import ModelFacts, RowsRequest
-from scaleup.records.chats import Chat, Message
-from scaleup.records.check import NUM_ROWS_LISTED, NUM_STREAMED_ROWS
-from scaleup.records.examples import PromptCompletion, example_maker, prompt_maker, row_problem
+from scaleup.records.chats import REASONING_KEYS, Chat, Message
+from scaleup.records.check import NUM_ROWS_LISTED, NUM_STREAMED_ROWS, maker_of
+from scaleup.records.examples import PromptCompletion, row_problem
 from scaleup.records.formats import local_path
-from scaleup.records.preferences import Preferences, preference_maker
+from scaleup.records.preferences import Preferences
 
 NUM_TOKENIZED = 200
 """Rows of a source that are tokenized to see where a prompt ends: the row format decides that, not the row."""
-REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 def row_notes(model: ModelConfig, facts: ModelFacts, rows: RowsRequest, where: str) -> list[str]:
@@ -36,7 +35,6 @@ def row_notes(model: ModelConfig, facts: ModelFacts, rows: RowsRequest, where: s
 
     Raises ScaleupError with every row that the chat template refuses, up to five of a source and how many more."""
     tokenizer = load_tokenizer(model, facts.tokenizer_at, where)
-    reads_pairs = facts.task == "sequence_classification"
     if facts.task == "seq2seq_lm":
         return []
     use_template(tokenizer, rows.data.chat_template)
@@ -44,10 +42,10 @@ def row_notes(model: ModelConfig, facts: ModelFacts, rows: RowsRequest, where: s
     notes: list[str] = []
     for split, needs in rows.splits.items():
         for place, source in enumerate(getattr(rows.data, split) or []):
-            if local_path(rows.data, source) is None:
+            if local_path(rows.data, source, split) is None:
                 continue
             look = _Look(tokenizer, facts.task, rows, f"data.{split}.{place}")
-            look.at(source, split, needs if not reads_pairs else "pairs")
+            look.at(source, split, needs)
             problems += look.problems()
             notes += look.notes()
     if problems:
@@ -67,7 +65,8 @@ class _Look:
 
     def at(self, source: SourceConfig, split: str, needs: str) -> None:
         """Look at every row."""
-        make = _maker(self._data, source, needs)
+        make = maker_of(self._data, source, needs == "prompts")
+        assert make is not None, "the format has been looked at"
         limit = self._max_rows or (NUM_STREAMED_ROWS if self._data.streaming else None)
         for index, (where, values) in enumerate(islice(read_source(self._data, source, split), limit)):
             try:
@@ -137,8 +136,8 @@ class _Look:
         self._counts["altered"] += rendered.num_altered > 0
         if chat.tools:
             self._counts["no tools"] += template.whole(chat) == template.whole(replace(chat, tools=None))
-        if any(message.get(key) for message in chat.messages for key in REASONING):
-            bare = [{key: value for key, value in m.items() if key not in REASONING} for m in chat.messages]
+        if any(message.get(key) for message in chat.messages for key in REASONING_KEYS):
+            bare = [{key: value for key, value in m.items() if key not in REASONING_KEYS} for m in chat.messages]
             self._counts["no reasoning"] += template.whole(chat) == template.whole(replace(chat, messages=bare))
         self._keep(chat)
 
@@ -167,9 +166,3 @@ class _Look:
 
 def _longer(chat: Chat, more: Sequence[Message]) -> Chat:
     return replace(chat, messages=[*chat.messages, *more])
-
-
-def _maker(data: DataConfig, source: SourceConfig, needs: str) -> Callable[[Mapping[str, Any], int], Any]:
-    if needs == "pairs":
-        return preference_maker(data, source)
-    return prompt_maker(data, source) if needs == "prompts" else example_maker(data, source)

@@ -98,7 +98,7 @@ def _notes_file(model: ModelConfig, rows: RowsRequest) -> Path | None:
     parts = [rows.model_dump_json()]
     for split in rows.splits:
         for source in getattr(rows.data, split) or []:
-            path = local_path(rows.data, source)
+            path = local_path(rows.data, source, split)
             if path is None:
                 return None
             parts += [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in data_files(path)]

@@ -23,7 +23,6 @@ class Chat:
     unlearned: frozenset[int] = frozenset()
     """Places of the assistant's messages that are read and not learned."""
 
-
     @property
     def answers(self) -> list[int]:
         """Returns the places of the assistant's messages that are learned."""

@@ -13,6 +13,7 @@ from typing import Any
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.chat_notes import ChatNotes
+from scaleup.records.chats import Chat
 from scaleup.records.examples import Labelled, example_maker, labelled_maker, prompt_maker, row_problem
 from scaleup.records.format_rules import holds_preferences, recognitions, row_format
 from scaleup.records.formats import data_files, local_path, read_rows
@@ -61,11 +62,13 @@ def check_data(
     for split in splits:
         sources[split] = []
         for key, source in _sources(data, split):
-            path, maker = local_path(data, source, split), _maker(data, source, split in prompts_only)
+            path, maker = local_path(data, source, split), maker_of(data, source, split in prompts_only)
             if path is None:
                 sources[split].append(SourceSummary(source.path, None))
                 continue
-            failures, summary = _check_source(source, path, key, limit, maker)
+            failures, summary = _check_source(
+                source, path, key, limit, maker, data.split_turns and split not in prompts_only
+            )
             problems += failures
             notes += summary.notes
             sources[split].append(summary)
@@ -77,7 +80,7 @@ def _sources(data: DataConfig, split: str) -> Iterator[tuple[str, SourceConfig]]
         yield f"data.{split}.{place}", source
 
 
-def _maker(data: DataConfig, source: SourceConfig, prompts_only: bool) -> Maker | None:
+def maker_of(data: DataConfig, source: SourceConfig, prompts_only: bool) -> Maker | None:
     """Returns what makes examples of a source's rows; None when the format has mistakes: then only the reading is
     checked."""
     try:
@@ -92,7 +95,7 @@ def _maker(data: DataConfig, source: SourceConfig, prompts_only: bool) -> Maker 
 
 
 def _check_source(
-    source: SourceConfig, path: Path, key: str, limit: int | None, maker: Maker | None
+    source: SourceConfig, path: Path, key: str, limit: int | None, maker: Maker | None, split_turns: bool
 ) -> tuple[list[Problem], SourceSummary]:
     try:
         data_files(path)
@@ -106,7 +109,7 @@ def _check_source(
             failures.start_row()
             try:
                 made = maker(row.values, failures.num_rows - 1) if maker is not None else None
-                num_examples += len(made.pairs) if isinstance(made, Preferences) else 1
+                num_examples += _num_rows(made, split_turns)
                 left_out.update(made.left_out if isinstance(made, Preferences) else ())
                 chats.add(made)
                 if isinstance(made, Labelled):
@@ -123,6 +126,13 @@ def _check_source(
         problems = [Problem(f"{key}.path", what, "name a file with preferences")]
     num_rows = num_examples if is_whole else None
     return problems, SourceSummary(source.path, num_rows, left_out, (*notes, *chats.lines(key)), labels)
+
+
+def _num_rows(made: Any, split_turns: bool) -> int:
+    """Returns how many rows a run makes of one in the file."""
+    if isinstance(made, Preferences):
+        return len(made.pairs)
+    return len(made.answers) if split_turns and isinstance(made, Chat) else 1
 
 
 def class_problems(check: DataCheck, names: Sequence[str]) -> list[Problem]:
