@@ -81,7 +81,11 @@ class Cache:
 
 
 def with_cached_teacher(
-    job: Job[DistillConfig], settings: CacheSettings, data: TrainingData, collator: Callable[[Any], Collator]
+    job: Job[DistillConfig],
+    settings: CacheSettings,
+    data: TrainingData,
+    collator: Callable[[Any], Collator],
+    num_ids: int | None = None,
 ) -> TrainingData:
     """Returns the data with the teacher's top k in each row, also of validation: written once, and read again by a run
     that is resumed. `collator` makes one for a model. Every rank must call it.
@@ -98,7 +102,7 @@ def with_cached_teacher(
         _check_disk(cache, sum(counts))
         runtime.progress.report("loading the teacher")
         model = load_finished(config.teacher, job.plan.models["teacher"], None, config.mixed_precision, runtime.device)
-        outputs = TopKTeacher(model, collator(model), settings.top_k, config.distill.temperature)
+        outputs = TopKTeacher(model, collator(model), settings.top_k, config.distill.temperature, num_ids)
         _write(cache, outputs, rows, counts, config.train.per_device_eval_batch_size, runtime)
         del model, outputs
         runtime.accelerator.free_memory()
@@ -116,6 +120,8 @@ class TopKTeacher:
     collate: Collator
     top_k: int
     temperature: float
+    num_ids: int | None = None
+    """Counts the ids that are looked at (see `SoftAndHard`)."""
 
     def __post_init__(self) -> None:
         if has_plain_head(self.model):
@@ -131,12 +137,12 @@ class TopKTeacher:
         head = self.model.get_output_embeddings()
         if not isinstance(head, HiddenHead):
             logits, _ = labelled_logits(self.model, labels, batch.inputs)
-            return top_k_of(logits.float(), self.top_k, self.temperature)
+            return top_k_of(logits.float()[:, : self.num_ids], self.top_k, self.temperature)
         hidden = self.model(**batch.inputs, use_cache=False).logits[labels != IGNORE]
         chunks: list[TopK] = []
 
         def keep(logits: torch.Tensor, positions: slice) -> torch.Tensor:
-            chunks.append(top_k_of(logits, self.top_k, self.temperature))
+            chunks.append(top_k_of(logits[:, : self.num_ids], self.top_k, self.temperature))
             return logits.new_zeros(())
 
         linear_gradients(hidden, head.weight, head.bias, keep, needs=(False, False, False))

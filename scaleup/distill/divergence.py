@@ -32,6 +32,9 @@ class SoftAndHard:
     """Chooses D. 0: forward KL(p||q), 1: reverse KL(q||p), between: generalised Jensen-Shannon."""
     temperature: float
     alpha: float
+    num_ids: int | None = None
+    """Counts the ids that D is over, from 0: those beyond, which no tokenizer gives, are left out of both
+    distributions, where student and teacher have different numbers of them; None: all."""
 
     def __call__(self, logits: torch.Tensor, teacher: torch.Tensor | TopK, labels: torch.Tensor) -> torch.Tensor:
         """Returns the loss in nats summed over labels (C), a scalar; logits (C, V) become the gradient by them, and the
@@ -39,16 +42,19 @@ class SoftAndHard:
         if self.alpha == 0:
             return cross_entropy_(logits, labels)
         weight = self.alpha * self.temperature**2
-        soft = logits if self.alpha == 1 else logits.clone()
+        shared = logits[:, : self.num_ids]
+        soft = shared if self.alpha == 1 else shared.clone()
         if isinstance(teacher, TopK):
             loss = weight * top_k_divergence_(soft, teacher, self.temperature)
         else:
-            loss = weight * divergence_(soft, teacher, self.beta, self.temperature)
+            loss = weight * divergence_(soft, teacher[:, : self.num_ids], self.beta, self.temperature)
         if self.alpha == 1:
-            logits.mul_(weight)
+            shared.mul_(weight)
+            logits[:, shared.shape[1] :] = 0
             return loss
         loss += (1 - self.alpha) * cross_entropy_(logits, labels)
-        logits.mul_(1 - self.alpha).add_(soft, alpha=weight)
+        logits.mul_(1 - self.alpha)
+        shared.add_(soft, alpha=weight)
         return loss
 
 

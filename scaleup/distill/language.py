@@ -22,8 +22,8 @@ from scaleup.train.losses import labelled_logits
 class Distillation(StudentWithTeacher):
     """Distils a language model into another one of the same vocabulary; both are causal or both encoder-decoders."""
 
-    def __init__(self, student: Any, teacher: Any, settings: DistillSettings) -> None:
-        super().__init__(student, teacher, settings)
+    def __init__(self, student: Any, teacher: Any, settings: DistillSettings, num_ids: int | None = None) -> None:
+        super().__init__(student, teacher, settings, num_ids)
         self.is_fused = swap_heads(student, teacher)
 
     def forward(self, labels: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
@@ -76,8 +76,8 @@ class CachedDistillation(StudentWithTeacher):
 
     A soft prompt moves positions, and leaves no label out."""
 
-    def __init__(self, student: Any, settings: DistillSettings) -> None:
-        super().__init__(student, None, settings)
+    def __init__(self, student: Any, settings: DistillSettings, num_ids: int | None = None) -> None:
+        super().__init__(student, None, settings, num_ids)
         self.is_fused = has_plain_head(student)
         if self.is_fused:
             swap_head(student.get_output_embeddings(), StudentHead)

@@ -24,12 +24,14 @@ class StudentWithTeacher(Beside):
     trained_part = STUDENT
     frozen_part = "teacher"
 
-    def __init__(self, student: Any, teacher: Any | None, settings: DistillSettings) -> None:
+    def __init__(
+        self, student: Any, teacher: Any | None, settings: DistillSettings, num_ids: int | None = None
+    ) -> None:
         super().__init__()
         self.student = student
         self.teacher: Any = None if teacher is None else teacher.requires_grad_(False).eval()
         self.config = student.config
-        self.loss = SoftAndHard(settings.jsd_beta, settings.temperature, settings.alpha)
+        self.loss = SoftAndHard(settings.jsd_beta, settings.temperature, settings.alpha, num_ids)
         self.hidden = settings.hidden
         self.pairs: list[tuple[int, int]] = []
         self.projections = nn.ModuleList()

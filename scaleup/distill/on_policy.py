@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,13 +26,14 @@ from scaleup.artifacts.train_state import TrainState
 from scaleup.config.stages.distill import DistillConfig
 from scaleup.data.prompts import Prompt, PromptOrder, read_prompts
 from scaleup.data.tokenization import Encoder
+from scaleup.distill.train import shared_ids
 from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.errors import ScaleupError
 from scaleup.models.adapted import load_finished
 from scaleup.models.generation import answer_ends
 from scaleup.models.load import load_tokenizer
 from scaleup.plan.arithmetic import epochs_to_rows, rows_to_steps
-from scaleup.plan.types import BatchPlan
+from scaleup.plan.types import BatchPlan, Plan
 from scaleup.train.checkpoint import Checkpointer, sound_checkpoint
 from scaleup.train.finish import TrainedModel
 from scaleup.train.fit import is_due, stop_run
@@ -58,18 +62,22 @@ def train_on_policy(job: Job[DistillConfig]) -> TrainedModel:
     student = trainable_model(config, plan.model, runtime.device)
     teacher = load_finished(config.teacher, plan.models["teacher"], None, config.mixed_precision, runtime.device)
     student.generation_config.eos_token_id = answer_ends(tokenizer, student)  # where TRL ends an answer
+    num_ids = shared_ids(tokenizer, plan.model, plan.models["teacher"])
+    if num_ids is not None:  # TRL compares what the configs say; nothing else reads it
+        teacher.config.get_text_config().vocab_size = plan.model.vocab_size
     optimizer = build_optimizer(student, config.train)
     schedule = build_schedule(optimizer, config.train, num_steps)
     with tempfile.TemporaryDirectory() as unused:  # TRL wants a folder for checkpoints, which are ours
         trainer = OnPolicyTrainer(
             model=student,
             teacher_model=teacher.requires_grad_(False),
-            args=_arguments(config, plan.batch, runtime, num_steps - done, unused),
+            args=_arguments(config, plan, runtime, num_steps - done, unused, num_ids),
             train_dataset=_dataset(order[position] for position in range(done * rows, num_steps * rows)),
             eval_dataset=_dataset(prompt for prompts in held_out for prompt in prompts) if held_out else None,
             processing_class=deepcopy(tokenizer),  # which TRL gives a pad token where there is none
             optimizers=(optimizer, schedule),
         )
+        trainer.num_ids = num_ids
         steps = Steps(job, trainer, num_steps)
         trainer.train()
     if steps.state.step < num_steps:
@@ -83,12 +91,34 @@ class OnPolicyTrainer(DistillationTrainer):
     """Adapts TRL's trainer to prompts that are token ids already, and to a run's own checkpoints."""
 
     save: Callable[[], None]
+    num_ids: int | None = None
+    """Counts the ids of both distributions, where the models' embeddings are padded to different sizes; None: all."""
+
+    def _compute_loss(self, unwrapped_student: Any, inputs: Any, num_items_in_batch: Any) -> Any:
+        models = unwrapped_student, self.accelerator.unwrap_model(self.teacher_model)
+        with _cut_heads(models, self.num_ids):
+            return super()._compute_loss(unwrapped_student, inputs, num_items_in_batch)
 
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return prompts, None, {}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.save()
+
+
+@contextmanager
+def _cut_heads(models: Iterable[Any], num_ids: int | None) -> Iterator[None]:
+    """Let TRL's loss, which takes weight and bias of a model's head, see those of the first ids alone."""
+    cut = [] if num_ids is None else list(models)
+    for model in cut:
+        head = model.get_output_embeddings()
+        part = SimpleNamespace(weight=head.weight[:num_ids], bias=None if head.bias is None else head.bias[:num_ids])
+        model.get_output_embeddings = partial(lambda part: part, part)
+    try:
+        yield
+    finally:
+        for model in cut:
+            del model.get_output_embeddings
 
 
 class Steps(TrainerCallback):
@@ -171,9 +201,15 @@ def _dataset(prompts: Iterable[Prompt]) -> Dataset:
     return Dataset.from_dict({"prompt": [list(prompt.ids) for prompt in prompts]})
 
 
-def _arguments(config: DistillConfig, batch: BatchPlan, runtime: Runtime, num_steps: int, folder: str) -> TRLConfig:
+def _arguments(
+    config: DistillConfig, plan: Plan, runtime: Runtime, num_steps: int, folder: str, num_ids: int | None
+) -> TRLConfig:
     """Returns the settings of TRL's trainer. Logging, evaluation and saving are requested step by step (`Steps`)."""
-    train, generation = config.train, config.distill.generation
+    train, generation, batch = config.train, config.distill.generation, plan.batch
+    assert batch is not None
+    drawn: dict[str, Any] = {"temperature": generation.temperature, "top_p": generation.top_p}
+    if num_ids is not None and num_ids < plan.model.vocab_size:
+        drawn["suppress_tokens"] = list(range(num_ids, plan.model.vocab_size))  # the teacher may have no such embedding
     return TRLConfig(
         output_dir=folder,
         max_steps=num_steps,
@@ -184,7 +220,7 @@ def _arguments(config: DistillConfig, batch: BatchPlan, runtime: Runtime, num_st
         seed=train.seed,
         beta=config.distill.jsd_beta,
         max_completion_length=generation.max_new_tokens,
-        generation_kwargs={"temperature": generation.temperature, "top_p": generation.top_p},
+        generation_kwargs=drawn,
         shuffle_dataset=False,
         gradient_checkpointing=False,  # the student has it already where it is asked for
         bf16=config.mixed_precision == "bf16",

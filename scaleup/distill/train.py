@@ -16,7 +16,7 @@ from scaleup.distill.module import STUDENT, StudentWithTeacher
 from scaleup.distributed.runtime import seed_everything
 from scaleup.models.adapted import load_finished
 from scaleup.models.classifier import plain_padding
-from scaleup.models.load import load_tokenizer
+from scaleup.models.load import load_tokenizer, num_ids_of
 from scaleup.plan.facts import ModelFacts
 from scaleup.train.finish import TrainedModel
 from scaleup.train.job import Job
@@ -35,11 +35,12 @@ def train_student(job: Job[DistillConfig]) -> TrainedModel:
     tokenizer = load_tokenizer(config.model, plan.model.tokenizer_at)
     reading, cache = reading_of(plan.model, tokenizer, config.data, config.data.packing), config.distill.cache
     data = load_training_data(config, reading.encoder)
+    num_ids = shared_ids(tokenizer, plan.model, teacher)
     if cache is not None:
-        data = with_cached_teacher(job, cache, data, reading.collator)
+        data = with_cached_teacher(job, cache, data, reading.collator, num_ids)
 
     def load() -> StudentWithTeacher:
-        return load_distillation(config, plan.model, teacher, runtime.device)
+        return load_distillation(config, plan.model, teacher, runtime.device, num_ids)
 
     def collator(model: StudentWithTeacher) -> Collator:
         collate = reading.collator(model.student)
@@ -51,20 +52,31 @@ def train_student(job: Job[DistillConfig]) -> TrainedModel:
     return TrainedModel(done.wrapped, tokenizer, done.state, data.num_dropped, STUDENT)
 
 
+def shared_ids(tokenizer: Any, student: ModelFacts, teacher: ModelFacts) -> int | None:
+    """Returns how many ids both models know; None where they have equally many, padding included."""
+    if student.vocab_size == teacher.vocab_size:
+        return None
+    return min(num_ids_of(tokenizer), student.vocab_size, teacher.vocab_size)
+
+
 def load_distillation(
-    config: DistillConfig, facts: ModelFacts, teacher: ModelFacts, device: torch.device
+    config: DistillConfig,
+    facts: ModelFacts,
+    teacher: ModelFacts,
+    device: torch.device,
+    num_ids: int | None = None,
 ) -> StudentWithTeacher:
     """Loads the student as stage `sft` would train it, and its teacher as it is, on the CPU in float32: the engine
     moves or shards it; none where its top k are cached. It is the same on every rank. Raises ScaleupError as loading
     does."""
     if config.distill.cache is not None:
-        return CachedDistillation(trainable_model(config, facts, device), config.distill)
+        return CachedDistillation(trainable_model(config, facts, device), config.distill, num_ids)
     frozen = load_finished(config.teacher, teacher, None, config.mixed_precision, torch.device("cpu"))
     student = trainable_model(config, facts, device)
     seed_everything(config.train.seed)  # projections are drawn alike
     if facts.task == "sequence_classification":
         return ClassifierDistillation(student, frozen, config.distill)
-    return Distillation(student, frozen, config.distill)
+    return Distillation(student, frozen, config.distill, num_ids)
 
 
 def distillation_loss(model: Any, batch: Batch) -> torch.Tensor:

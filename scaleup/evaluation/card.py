@@ -26,7 +26,7 @@ from scaleup.errors import ScaleupError
 from scaleup.evaluation.evaluate import Evaluator, evaluate_model
 from scaleup.evaluation.quality import RowQuality, row_quality, summarize
 from scaleup.evaluation.speed import Request, faster, measure_apart
-from scaleup.models.load import auto_class, load_model, load_tokenizer, pad_token_id
+from scaleup.models.load import auto_class, load_model, load_tokenizer, num_ids_of, pad_token_id
 from scaleup.plan.facts import ModelFacts
 from scaleup.records.examples import Example
 from scaleup.train.job import Job
@@ -38,6 +38,8 @@ class CardRows:
 
     examples: Sequence[Example]
     batches: Sequence[Batch]
+    num_ids: int
+    """Counts the ids that the tokenizer gives."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def card_rows(job: Job[CardConfig]) -> CardRows:
     shell = shell_of(config.model).model  # which needs no weights to shift labels
     shift_right = getattr(shell, "prepare_decoder_input_ids_from_labels", None)
     collate = collator_for(plan.model.task, pad_token_id(tokenizer), shift_right)
-    return CardRows(examples, list(eval_batches(rows, collate, config.evaluation.batch_size, 0, 1)))
+    batches = list(eval_batches(rows, collate, config.evaluation.batch_size, 0, 1))
+    return CardRows(examples, batches, num_ids_of(tokenizer))
 
 
 def measure_costs(
@@ -101,7 +104,7 @@ def measure_variant(
     device = job.runtime.device
     job.runtime.progress.report(f"quality of {name}")
     variant = base if model is job.config.model else as_stored(model, facts, device)
-    quality = row_quality(variant, base, rows.batches, device)
+    quality = row_quality(variant, base, rows.batches, device, rows.num_ids)
     del variant
     gc.collect()  # before the next one is loaded
     return quality, _task(job, name, model, facts, rows)

@@ -33,20 +33,27 @@ class RowQuality:
 
 
 @torch.no_grad()
-def row_quality(model: Any, teacher: Any, batches: Iterable[Batch], device: torch.device) -> RowQuality:
+def row_quality(
+    model: Any, teacher: Any, batches: Iterable[Batch], device: torch.device, num_ids: int | None = None
+) -> RowQuality:
     """Measure a model beside its teacher; for the teacher itself give the same twice. Logits exist for a batch's
-    labelled tokens at a time. Rows are padded on the right, as collators do it."""
+    labelled tokens at a time. Rows are padded on the right, as collators do it.
+
+    Where both have different numbers of embeddings, divergence and agreement are of the first `num_ids` ids, those
+    that the tokenizer gives."""
     model.eval(), teacher.eval()
-    rows = [_of_batch(model, teacher, batch.to(device)) for batch in batches]
+    rows = [_of_batch(model, teacher, batch.to(device), num_ids) for batch in batches]
     return RowQuality(*np.concatenate(rows, axis=1))
 
 
-def _of_batch(model: Any, teacher: Any, batch: Batch) -> np.ndarray:
+def _of_batch(model: Any, teacher: Any, batch: Batch, num_ids: int | None) -> np.ndarray:
     """Return (4, B) float64: labels, loss, divergence, agreement of each row."""
     labelled = batch.labels != IGNORE
     log_q = _log_probabilities(model, batch, labelled)
     log_p = log_q if teacher is model else _log_probabilities(teacher, batch, labelled)
     loss = -log_q.gather(1, batch.labels[labelled][:, None]).squeeze(1)
+    if log_p.shape != log_q.shape:
+        log_p, log_q = (part[:, :num_ids].log_softmax(dim=1) for part in (log_p, log_q))
     divergence = (log_p.exp() * (log_p - log_q)).sum(dim=1)
     agreeing = (log_p.argmax(dim=1) == log_q.argmax(dim=1)).float()
     row_of = labelled.nonzero()[:, 0]

@@ -150,6 +150,11 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
+def num_ids_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns one more than the highest id that the tokenizer gives. A model may have more embeddings: padding."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
 def first_line(error: Exception) -> str:
     """Returns the error in one line, with its class where the message is empty."""
     lines = str(error).strip().splitlines()

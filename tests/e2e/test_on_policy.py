@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from scaleup.models.builtin import build
 from tests.cli import differing, interrupt, largest_weight_difference, losses, metrics, reached, run, worker_ids
 
 pytestmark = pytest.mark.slow
@@ -73,12 +75,27 @@ def test_the_student_comes_closer_to_its_teacher_on_answers_of_its_own(place: Pa
     assert AutoModelForCausalLM.from_pretrained(folder / "model").config.model_type == "llama"
 
 
+def padded(folder: Path) -> None:
+    """The tiny Llama, with 61 embeddings more than its tokenizer has tokens, all of them likely."""
+    from transformers import AutoModelForCausalLM
+
+    build("tiny-llama", folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(320, mean_resizing=False)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[259:] = 3.0
+    model.save_pretrained(folder)
+
+
 @pytest.mark.timeout(300)
-def test_a_teacher_like_its_student_teaches_nothing(place: Path) -> None:
-    """The divergence of two equal distributions, and its gradient."""
+@pytest.mark.parametrize("which", ["none", "teacher", "model"])
+def test_a_teacher_like_its_student_teaches_nothing(place: Path, which: str) -> None:
+    """The divergence of two equal distributions, and its gradient; also where one has padding."""
+    padded(place / "padded")
     changes = {
         "name": "same",
         "teacher": {"path": "builtin:tiny-llama"},
+        **({} if which == "none" else {f"{which}.path": "padded"}),
         "train.max_steps": 2,
         "train.eval_steps": None,
     }

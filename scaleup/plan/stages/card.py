@@ -82,10 +82,11 @@ def variant_problems(config: CardConfig, facts: ModelFacts, model: ModelFacts, w
     if facts.task != model.task:
         what = f"{where} is a {facts.task} model, and what it is compared with a {model.task} model"
         yield Problem(where, what, "name a variant of the same model")
-    elif facts.vocab_size != model.vocab_size or facts.tokenizer_size != model.tokenizer_size:
-        what = f"{facts.vocab_size} ids ({facts.tokenizer_size} in its tokenizer) against {model.vocab_size}"
+    elif (facts.tokenizer_size, facts.vocabulary) != (model.tokenizer_size, model.vocabulary):
+        counts = f"{facts.tokenizer_size} tokens against {model.tokenizer_size}"
+        what = counts if facts.tokenizer_size != model.tokenizer_size else "the same tokens have different ids"
         remedy = "name a variant of the same model: other tokens have no common divergence"
-        yield Problem(where, f"{what} ({model.tokenizer_size})", remedy)
+        yield Problem(where, f"its tokenizer is another: {what}", remedy)
     limit = facts.max_positions
     if limit is not None and config.card.prompt_tokens + config.card.new_tokens > limit:
         what = f"{config.card.prompt_tokens} and card.new_tokens {config.card.new_tokens} exceed {where}'s {limit}"

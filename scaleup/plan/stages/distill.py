@@ -4,7 +4,6 @@ counted."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 
 from scaleup.config.adapters import SelectiveAdapter
 from scaleup.config.schema import ModelConfig, RowFormat
@@ -30,6 +29,7 @@ from scaleup.plan.stages.distill_modes import (
 )
 from scaleup.plan.stages.supervised import SupervisedPlanner, no_preferences
 from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan
+from scaleup.records.check import DataCheck
 from scaleup.records.format_rules import holds_labels
 
 TEACHER = "teacher"
@@ -102,6 +102,9 @@ class DistillPlanner(SupervisedPlanner[DistillConfig]):
         work = Workload(teacher=facts[TEACHER], is_cached=config.distill.cache is not None)
         return compute_plan(config, facts["model"], batch, rate, work)
 
+    def notes(self, config: DistillConfig, facts: Facts, batch: BatchPlan | None, data: DataCheck) -> list[str]:
+        return [*super().notes(config, facts, batch, data), *_padding_notes(facts["model"], facts[TEACHER])]
+
     def memory_notes(self, config: DistillConfig, facts: ModelFacts) -> list[str]:
         if config.distill.mode == "on_policy":
             what = "those of answers and of TRL's loss are not predicted"
@@ -167,15 +170,22 @@ def pair_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFact
     if student.task == "sequence_classification":
         yield from _class_problems(config, student, teacher)
     remedy = "name a teacher of the student's family"
-    if student.vocab_size != teacher.vocab_size:
-        what = f"has a vocabulary of {teacher.vocab_size} tokens, and model one of {student.vocab_size}"
+    if student.vocabulary != teacher.vocabulary and student.tokenizer_size != teacher.tokenizer_size:
+        what = f"its tokenizer has {teacher.tokenizer_size} tokens, and model's {student.tokenizer_size}"
         yield Problem("teacher.path", what, remedy)
     elif student.vocabulary != teacher.vocabulary:
         what = "its tokenizer maps the same tokens to different ids"
         yield Problem("teacher.path", what, f"{remedy}, or the tokenizer of both (model.tokenizer, teacher.tokenizer)")
     yield from hidden_problems(config, student, teacher)
-    yield from top_k_problems(config, student)
+    yield from top_k_problems(config, student, teacher)
     yield from on_policy_model_problems(config, student, teacher)
+
+
+def _padding_notes(student: ModelFacts, teacher: ModelFacts) -> list[str]:
+    if student.vocab_size == teacher.vocab_size or student.task == "sequence_classification":
+        return []
+    sizes = f"teacher has {teacher.vocab_size} embeddings and model {student.vocab_size}, for one tokenizer"
+    return [f"{sizes} of {student.tokenizer_size} ids: the padding beyond is left out of both distributions"]
 
 
 def _class_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> Iterator[Problem]:
@@ -221,8 +231,8 @@ def distilled_facts(config: DistillConfig, student: ModelFacts, teacher: ModelFa
     hidden = config.distill.hidden
     pairs = 0 if hidden is None else len(hidden.layers or ()) or student.num_layers
     states = FLOAT32 * rows * length * teacher.hidden_size * (is_language + pairs)
-    logits = (min(LOGITS_CHUNK, rows * length), student.vocab_size) if is_language else (rows, len(teacher.labels))
-    chunks = 3 * FLOAT32 * prod(logits)
+    width = 2 * student.vocab_size + teacher.vocab_size if is_language else 3 * len(teacher.labels)
+    chunks = FLOAT32 * width * (min(LOGITS_CHUNK, rows * length) if is_language else rows)
     frozen = [tensors.model_copy(update={"trainable": False}) for tensors in teacher.tensors]
     frozen += _projections(config, student, teacher, pairs)
     trained = sum(tensors.elements * tensors.count for tensors in frozen if tensors.trainable)

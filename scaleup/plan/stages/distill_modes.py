@@ -107,12 +107,13 @@ def cache_problems(config: DistillConfig) -> Iterator[Problem]:
         yield Problem("data.streaming", what, "leave either out")
 
 
-def top_k_problems(config: DistillConfig, student: ModelFacts) -> Iterator[Problem]:
-    """Yields a cache of more tokens than the vocabulary has."""
+def top_k_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> Iterator[Problem]:
+    """Yields a cache of more tokens than the vocabulary has, padding aside where it differs."""
     cache = config.distill.cache
-    if cache is not None and cache.top_k > student.vocab_size:
-        what = f"{cache.top_k} is more than the vocabulary's {student.vocab_size} tokens"
-        yield Problem("distill.cache.top_k", what, f"use at most {student.vocab_size}")
+    most = student.vocab_size if student.vocab_size == teacher.vocab_size else student.tokenizer_size
+    if cache is not None and cache.top_k > most:
+        what = f"{cache.top_k} is more than the vocabulary's {most} tokens"
+        yield Problem("distill.cache.top_k", what, f"use at most {most}")
 
 
 def trained_alone(config: DistillConfig, cache: CacheSettings, student: ModelFacts) -> ModelFacts:

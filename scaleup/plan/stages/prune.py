@@ -70,7 +70,7 @@ class PrunePlanner(StagePlanner[PruneConfig]):
         if config.recovery is not None:
             learner = config.as_distillation()
             problems = [*hidden_problems(learner, facts["model"], facts["model"])]  # in all else it is its own equal
-            problems += top_k_problems(learner, facts["model"])
+            problems += top_k_problems(learner, facts["model"], facts["model"])
             yield from within_recovery(problems)
 
     def complete(self, config: PruneConfig, facts: Facts) -> Facts:

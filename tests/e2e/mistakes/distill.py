@@ -224,7 +224,7 @@ DISTILL = [
         asks=True,
     ),
     taught(
-        "error: teacher.path: has a vocabulary of 258 tokens, and model one of 259",
+        "error: teacher.path: its tokenizer has 258 tokens, and model's 259 -> name a teacher of the student's family",
         name="vocabularies of two sizes",
         changes={"model": {"path": "builtin:tiny-bart"}, "teacher": {"path": "builtin:tiny-t5"}},
         asks=True,

@@ -17,13 +17,13 @@ from scaleup.data.collate import top_k_collator
 from scaleup.data.dataset import TrainingData
 from scaleup.data.sources import MapSource
 from scaleup.data.tokenization import FILLER, IGNORE, Tokens
-from scaleup.distill.cached_teacher import INDEX, Cache, _check_disk, with_cached_teacher
+from scaleup.distill.cached_teacher import INDEX, Cache, TopKTeacher, _check_disk, with_cached_teacher
 from scaleup.distill.language import CachedDistillation, Distillation
 from scaleup.distill.train import distillation_loss
 from scaleup.errors import ScaleupError
 from scaleup.train.job import Job
 from tests.unit.data import tiny
-from tests.unit.distill.test_language import run, teacher_of
+from tests.unit.distill.test_language import padded, run, teacher_of
 
 NAMES = ["llama", "gpt2", "t5", "bart"]
 T = 2.0
@@ -181,3 +181,13 @@ def test_a_soft_prompt_moves_no_label(tmp_path: Path) -> None:
             found.append(run(Distillation(student, teacher, settings), collate(rows)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert found[0][1].keys() == found[1][1].keys()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_padding_is_not_among_the_top_k(name: str) -> None:
+    rows, model = tiny.encode(name), teacher_of(name)
+    collate = tiny.collator(name, model)
+    wanted = TopKTeacher(teacher_of(name).eval(), collate, 5, T)(rows, torch.device("cpu"))
+    found = TopKTeacher(padded(model, 320).eval(), collate, 5, T, 259)(rows, torch.device("cpu"))
+    assert torch.equal(found.ids, wanted.ids)
+    assert (found.log_probs - wanted.log_probs).abs().max() < 1e-6

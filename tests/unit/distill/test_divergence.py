@@ -81,11 +81,12 @@ def test_what_one_model_deems_impossible_is_no_nan(beta: float) -> None:
 
 
 class Pair:
-    """Two heads over one vocabulary, of widths 12 and 7, and 23 positions of which 19 have a label."""
+    """Two heads over one vocabulary, of widths 12 and 7, and 23 positions of which 19 have a label. `sizes`: with
+    padding."""
 
-    def __init__(self, bias: bool = False) -> None:
+    def __init__(self, bias: bool = False, sizes: tuple[int, int] = (50, 50)) -> None:
         torch.manual_seed(3)
-        self.student, self.teacher = torch.nn.Linear(12, 50, bias=bias), torch.nn.Linear(7, 50, bias=bias)
+        self.student, self.teacher = (torch.nn.Linear(*of, bias=bias) for of in zip((12, 7), sizes, strict=True))
         self.teacher.requires_grad_(False)
         self.hidden, self.taught = torch.randn(23, 12, requires_grad=True), torch.randn(23, 7)
         self.labels = torch.randint(50, (23,))
@@ -104,7 +105,8 @@ class Pair:
         """In float64: quotients of small probabilities round."""
         logits = self.student(self.hidden)[self.chosen].double()
         teacher = self.teacher(self.taught)[self.chosen].double()
-        soft = plainly(logits, teacher, loss.beta, loss.temperature) * loss.temperature**2
+        cut = (logits[:, : loss.num_ids], teacher[:, : loss.num_ids])
+        soft = plainly(*cut, loss.beta, loss.temperature) * loss.temperature**2
         hard = F.cross_entropy(logits, self.labels[self.chosen], reduction="sum")
         return self._with_gradients(loss.alpha * soft + (1 - loss.alpha) * hard)
 
@@ -116,13 +118,20 @@ class Pair:
         return [total.detach(), *(part.grad for part in parts if part.grad is not None)]
 
 
+PADDED = pytest.mark.parametrize("sizes", [(50, 50), (50, 61), (64, 50), (64, 61)], ids=str)
+"""Embeddings of student and teacher, for a tokenizer of 50 ids: those beyond are no part of the divergence, which is
+that of both logits without them; the labels' part is of all, as in plain fine-tuning."""
+
+
+@PADDED
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("chunk", [1, 7, 23])
-def test_fused_is_naive(beta: float, alpha: float, bias: bool, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("bias", "chunk"), [(False, 7), (True, 1), (True, 7), (True, 23)])
+def test_fused_is_naive(
+    beta: float, alpha: float, bias: bool, chunk: int, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(head_loss, "LOGITS_CHUNK", chunk)
-    pair, loss = Pair(bias), SoftAndHard(beta, 2.0, alpha)
+    pair, loss = Pair(bias, sizes), SoftAndHard(beta, 2.0, alpha, None if sizes == (50, 50) else 50)
     one, other = pair.naive(loss), pair.fused(loss)
     assert len(one) == len(other) == 3 + bias
     assert other[0].item() == pytest.approx(one[0].item(), abs=1e-6 * int(pair.chosen.sum()))
@@ -235,16 +244,19 @@ def test_a_tail_of_nothing() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 7, ROWS])
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
-def test_fused_top_k_is_naive_whatever_the_chunks(alpha: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("padding", [0, 9])
+def test_fused_top_k_is_naive_whatever_the_chunks(
+    alpha: float, chunk: int, padding: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(head_loss, "LOGITS_CHUNK", chunk)
     torch.manual_seed(1)
-    head, hidden = torch.nn.Linear(12, SIZE), torch.randn(ROWS, 12, requires_grad=True)
+    head, hidden = torch.nn.Linear(12, SIZE + padding), torch.randn(ROWS, 12, requires_grad=True)
     labels, chosen, teacher = torch.randint(SIZE, (ROWS,)), torch.arange(ROWS) % 6 != 4, drawn()[1]
-    teacher, loss = teacher[chosen], SoftAndHard(0.0, 2.0, alpha)
+    teacher, loss = teacher[chosen], SoftAndHard(0.0, 2.0, alpha, SIZE if padding else None)
     parts = (hidden, head.weight, head.bias)
     logits = head(hidden)[chosen]
     hard = F.cross_entropy(logits.double(), labels[chosen], reduction="sum")
-    wanted = alpha * 4 * top_k_plainly(logits, teacher, 5, 2.0) + (1 - alpha) * hard
+    wanted = alpha * 4 * top_k_plainly(logits[:, :SIZE], teacher, 5, 2.0) + (1 - alpha) * hard
     gradients = torch.autograd.grad(wanted, parts)
     taught = top_k_of(teacher.clone(), 5, 2.0)
     from_logits = logits_loss(head(hidden)[chosen], taught, labels[chosen], loss)

@@ -175,3 +175,25 @@ def test_distances_by_hand() -> None:
     assert distance_sum(one, other, "mse").item() == pytest.approx(9 / 2 + 5 / 2)
     assert distance_sum(one, other, "cosine").item() == pytest.approx((1 - 0.8) + 1)
     assert distance_sum(one[:0], other[:0], "cosine").item() == 0
+
+
+def padded(model: Any, size: int) -> Any:
+    """With embeddings that no token has, which the model deems likely."""
+    model.resize_token_embeddings(size, mean_resizing=False)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[259:] = 3.0
+    return model
+
+
+@pytest.mark.parametrize("sizes", [(259, 320), (300, 259), (300, 320)], ids=str)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_padding_is_left_out(name: str, sizes: tuple[int, int]) -> None:
+    """The loss of padded models is that of the same models without, and padding learns nothing from it."""
+    settings = SETTINGS.model_copy(update={"alpha": 1.0})
+    wanted, gradients = run(Distillation(tiny.model(name), teacher_of(name), settings).train(), batch_of(name))
+    models = (padded(model, size) for model, size in zip((tiny.model(name), teacher_of(name)), sizes, strict=True))
+    found, others = run(Distillation(*models, settings, 259).train(), batch_of(name))
+    assert found == pytest.approx(wanted, rel=1e-6)
+    for key, gradient in gradients.items():
+        assert (others[key][: len(gradient)] - gradient).abs().max() < 1e-6
+        assert not others[key][len(gradient) :].any()

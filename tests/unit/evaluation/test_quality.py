@@ -47,6 +47,15 @@ def test_divergence_loss_and_agreement_in_closed_form() -> None:
     assert other.agreeing.sum() == 0
 
 
+def test_padding_is_left_out_of_what_is_compared() -> None:
+    """Not of the model's own loss: its users' softmax has it too."""
+    teacher, model = Fixed([math.log(2), 0.0, 0.0, 9.0, 9.0]), Fixed([0.0, 0.0, 0.0, 0.0])
+    found = row_quality(model, teacher, BATCHES, CPU, num_ids=3)
+    assert found.divergence / found.num_labels == pytest.approx([0.05889152] * 3, abs=1e-6)
+    assert found.agreeing.tolist() == [2, 1, 3]
+    assert found.perplexity == pytest.approx(4)
+
+
 def test_the_teacher_is_like_itself() -> None:
     teacher = Fixed([math.log(2), 0.0, 0.0])
     found = row_quality(teacher, teacher, BATCHES, CPU)

@@ -31,13 +31,18 @@ def problems(**changes: Any) -> list[str]:
 def test_a_variant_of_the_same_model() -> None:
     assert problems(num_parameters=1, hidden_size=8) == []
     assert problems(max_positions=160) == []
+    assert problems(vocab_size=FACTS.vocab_size + 61) == [], "padding"
 
 
-@pytest.mark.parametrize("change", [{"vocab_size": 7}, {"tokenizer_size": 7}])
-def test_another_vocabulary(change: dict[str, int]) -> None:
-    (found,) = problems(**change)
-    assert found.startswith("variants.small: ")
-    assert f"{FACTS.vocab_size} ({FACTS.tokenizer_size})" in found
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tokenizer_size": 7, "vocabulary": "b"}, f"7 tokens against {FACTS.tokenizer_size}"),
+        ({"vocabulary": "b"}, "the same tokens have different ids"),
+    ],
+)
+def test_another_vocabulary(change: dict[str, Any], said: str) -> None:
+    assert problems(**change) == [f"variants.small: its tokenizer is another: {said}"]
 
 
 def test_too_few_positions() -> None:
