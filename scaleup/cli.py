@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,9 +13,15 @@ import typer
 from rich.console import Console
 
 from scaleup import __version__
-from scaleup.config.load import load_leniently
+from scaleup.config.load import NO_TEXT, UTF_8, load_leniently
 from scaleup.config.stages import STAGES, json_schema
-from scaleup.errors import ScaleupError
+from scaleup.errors import Problem, ScaleupError
+from scaleup.streams import steady_streams
+
+LONGEST = 200
+"""Is the number of letters of a text that is quoted in a refusal."""
+LEAST_WIDTH = 40
+"""Is the width in columns below which tables have no meaning, whatever COLUMNS says."""
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -36,6 +43,13 @@ Sweep = Annotated[
     typer.Option(metavar="KEY=[V1,V2,...]", help="One run for each value; if repeated, for each combination."),
 ]
 MaxParallel = Annotated[int | None, typer.Option(min=1, help="Runs of a sweep at the same time (Slurm).")]
+
+
+def _console() -> Console:
+    """Returns what tables and progress are printed on. Users' words hold brackets and colons, and none is markup."""
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.width = max(LEAST_WIDTH, console.width)
+    return console
 
 
 def _print_version(is_given: bool) -> None:
@@ -82,8 +96,8 @@ def run(
 
     loaded = load_leniently(config, overrides or ())
     if node_rank:
-        raise typer.Exit(join(loaded, Console(), node_rank))
-    raise typer.Exit(start(loaded, Console(), resume, accept_changed_data))
+        raise typer.Exit(join(loaded, _console(), node_rank))
+    raise typer.Exit(start(loaded, _console(), resume, accept_changed_data))
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -111,7 +125,7 @@ def plan(
     if as_json:
         print(json.dumps(resolved.model_dump(mode="json"), indent=2))
     else:
-        show_plan(Console(), resolved)
+        show_plan(_console(), resolved)
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -126,7 +140,7 @@ def evaluate(target: Target, overrides: Overrides = None) -> None:
     from scaleup.launcher.start import start
     from scaleup.plan.derive import evaluation_config
 
-    raise typer.Exit(start(evaluation_config(target, overrides or ()), Console()))
+    raise typer.Exit(start(evaluation_config(target, overrides or ()), _console()))
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -139,7 +153,7 @@ def generate(
     from scaleup.launcher.start import start
     from scaleup.plan.derive import generation_config
 
-    raise typer.Exit(start(generation_config(target, overrides or (), prompt or ()), Console()))
+    raise typer.Exit(start(generation_config(target, overrides or (), prompt or ()), _console()))
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -148,7 +162,7 @@ def export(target: Target, overrides: Overrides = None) -> None:
     from scaleup.launcher.start import start
     from scaleup.plan.derive import export_config
 
-    raise typer.Exit(start(export_config(target, overrides or ()), Console()))
+    raise typer.Exit(start(export_config(target, overrides or ()), _console()))
 
 
 @app.command(rich_help_panel=CLUSTER)
@@ -194,7 +208,7 @@ def resize(
     """Resize a running reward group (the policy waits)."""
     from scaleup.launcher.resize import resize_group
 
-    resize_group(run_folder, group, num_processes, Console())
+    resize_group(run_folder, group, num_processes, _console())
 
 
 @app.command(rich_help_panel=MACHINE)
@@ -212,16 +226,23 @@ def doctor(
     from scaleup.doctor.nodes import Place
 
     place = Place(node_rank, nodes, interface, wait=wait)
-    raise typer.Exit(doctor(config, overrides or (), place, Console(), as_json))
+    raise typer.Exit(doctor(config, overrides or (), place, _console(), as_json))
 
 
 def main() -> None:
-    try:
-        app()
-    except ScaleupError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
+    with steady_streams():
+        try:
+            app()
+        except ScaleupError as error:
+            _refuse(error.problems)
+        except UnicodeEncodeError as error:  # a file's name that the locale has no letters for
+            _refuse([Problem("LC_ALL, LANG", f"{error.object[:LONGEST]!r} {NO_TEXT}", UTF_8)])
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

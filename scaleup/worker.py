@@ -25,20 +25,25 @@ from scaleup.distributed.heartbeat import Heartbeat
 from scaleup.distributed.signals import STOPPED, StopFlag, stop_with_parent
 from scaleup.errors import ScaleupError
 from scaleup.plan.types import GroupPlan, Plan
+from scaleup.streams import steady_streams
 
 
 def main() -> None:
-    arguments = _arguments()
+    with steady_streams():
+        _main(_arguments())
+
+
+def _main(arguments: argparse.Namespace) -> None:
     run = RunFolder(Path(arguments.run).absolute())
     attempt = run.attempt(arguments.attempt) if arguments.attempt else None
     rank_name = f"{arguments.group}-rank{os.environ.get('RANK', '0')}"
     stop, heartbeat = StopFlag(ends_process=attempt is not None).install(), Heartbeat()
-    if attempt:
-        stop_with_parent()
-        _redirect_output(attempt.logs / f"{rank_name}.log")
-        _register(attempt, rank_name, arguments.node)
-        heartbeat = Heartbeat(attempt.heartbeat_file(rank_name), arguments.node).start()
     try:
+        if attempt:
+            stop_with_parent()
+            _redirect_output(attempt.logs / f"{rank_name}.log")
+            _register(attempt, rank_name, arguments.node)
+            heartbeat = Heartbeat(attempt.heartbeat_file(rank_name), arguments.node).start()
         _work(run, arguments.group, attempt, stop, heartbeat)
     except Exception as error:
         if stop.is_ending:

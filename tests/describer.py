@@ -37,9 +37,9 @@ class Describer:
         """In place of subprocess.run, to which every other command goes."""
         if command != COMMAND:
             return run(command, **options)
-        question = options.pop("input")
+        question, environment = options.pop("input"), options.pop("env", os.environ)
         assert options == {"stdout": PIPE, "text": True, "check": False}, "asked in a way that has no stand-in"
-        return CompletedProcess(command, *self._answer(question))
+        return CompletedProcess(command, *self._answer(question, environment))
 
     def close(self) -> None:
         """The kernel tells what it forked."""
@@ -49,10 +49,10 @@ class Describer:
             self._process.wait()
             self._process = self._line = None
 
-    def _answer(self, question: str) -> tuple[int, str]:
+    def _answer(self, question: str, environment: Mapping[str, str]) -> tuple[int, str]:
         """Exit code and stdout. Raises AssertionError, and starts anew when asked again, if there is no answer."""
         line = self._line or self._start()
-        message = json.dumps({"folder": str(Path.cwd()), "environment": dict(os.environ)}).encode()
+        message = json.dumps({"folder": str(Path.cwd()), "environment": dict(environment)}).encode()
         with TemporaryFile("w+") as asked, TemporaryFile("w+") as said:
             asked.write(question)
             asked.seek(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -52,6 +53,8 @@ def write_problem(folder: Path) -> str:
     """Return why nothing can be written to a folder, e.g. `No space left on device`; empty where it can."""
     probe = folder / f".probe.{os.getpid()}.tmp"
     try:
+        if _takes_unnamed(folder):
+            return ""
         probe.write_bytes(bytes(PROBE_BYTES))
         return ""
     except OSError as error:
@@ -59,6 +62,46 @@ def write_problem(folder: Path) -> str:
     finally:
         with suppress(OSError):
             probe.unlink()
+
+
+def _takes_unnamed(folder: Path) -> bool:
+    """Writes a file without a name, which leaves no trace, not even in the folder's times. Return False where the file
+    system has none; raises OSError where it takes nothing."""
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
+            return False
+        raise
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(bytes(PROBE_BYTES))
+    return True
+
+
+def folder_problem(folder: Path) -> str:
+    """Returns why a folder cannot be written or, where it is not there yet, be made; empty where it can."""
+    place = folder.absolute()
+    try:
+        while not _is_there(place):
+            place = place.parent
+        if not place.exists():
+            return f"{place} is a link to {place.readlink()}, which is not there"
+        if not place.is_dir():
+            return f"{place} is no folder"
+    except (OSError, ValueError) as error:
+        return f"{place}: {getattr(error, 'strerror', None) or error}"
+    why = write_problem(place)
+    return f"{place}: {why}" if why and place != folder.absolute() else why
+
+
+def _is_there(place: Path) -> bool:
+    """Returns whether there is anything, be it a link that leads nowhere. Raises OSError where that cannot be told,
+    e.g. for a name that is too long."""
+    try:
+        place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def aside_of(folder: Path) -> Path:

@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 import scaleup
-from scaleup.artifacts.files import read_json, write_json
+from scaleup.artifacts.files import folder_problem, read_json, write_json
 from scaleup.artifacts.manifest import Manifest, file_sizes, write_manifest
 from scaleup.config.run import RunConfig
 from scaleup.config.stages import STAGES
@@ -45,6 +45,11 @@ MAY_CHANGE_ON_RESUME = frozenset(
 other difference makes it another run."""
 RESULTS = ("model", "metrics.jsonl", "metrics.json", "predictions.jsonl", "loss.png")
 """These files and folders a run leaves for others: the manifest names its files and their sizes."""
+
+
+def unwritable(path: Path, why: str) -> Problem:
+    """Returns the one refusal of a place where a run cannot write."""
+    return Problem("runs_dir", f"{path} cannot be written: {why}", "make room there, or name another folder")
 
 
 @dataclass(frozen=True)
@@ -108,17 +113,20 @@ class RunFolder:
         ends, however it ends.
 
         Raises ScaleupError when somebody else has it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         suffix = f".node{node_rank}" if node_rank else ""
         # not a soft lock, filelock's way out where there is no flock: it would outlive a holder that is killed
         lock = FileLock(self.path.parent / f".{self.path.name}{suffix}.lock", fallback_to_soft=False)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
         except Timeout:
             where = f"--node-rank {node_rank}" if node_rank else "runs_dir/name"
             raise ScaleupError.of(
                 f"{where} ({self.path})", "is running now", "wait for it, or choose another name"
             ) from None
+        except OSError as error:
+            why = folder_problem(self.path.parent) or error.strerror or str(error)
+            raise ScaleupError(unwritable(self.path, why)) from error
         try:
             yield
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +93,20 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+NO_TEXT = f"has bytes that are no text in this locale, whose encoding is {sys.getfilesystemencoding()}"
+UTF_8 = "write it in UTF-8, and export LC_ALL=C.UTF-8 where the locale has another encoding"
+
+
+def is_text(value: str) -> bool:
+    """Returns whether a value from the shell is text. Python lets bytes that are none in the locale's encoding through
+    as lone surrogates, which no file of ours can hold."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)
 """Holds what reading YAML may raise. PyYAML lets the last two through: an impossible date, brackets without end."""
 
@@ -139,6 +154,8 @@ def _apply_override(raw: Raw, override: str) -> None:
     keys = dotted.split(".")
     if not equals or not all(keys):
         raise ScaleupError.of(override, "is not an override", "write key=value, e.g. train.max_steps=10")
+    if not is_text(text):
+        raise ScaleupError.of(dotted, f"the value {text!r} {NO_TEXT}", UTF_8)
     try:
         value = _parse(text)
     except BAD_YAML:

@@ -41,6 +41,11 @@ class RunConfig(Section):
         return None
 
     @property
+    def reward_url(self) -> str | None:
+        """Returns the address of a service that scores; None: the run has none."""
+        return None
+
+    @property
     def answer_seconds(self) -> float:
         """Returns how long the run may wait for one answer of a reward group or a service, in seconds; 0: there is
         neither."""

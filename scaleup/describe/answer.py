@@ -24,6 +24,7 @@ from scaleup.describe.shell import Shell, shell_of
 from scaleup.errors import ScaleupError
 from scaleup.models.load import enable_gradient_checkpointing, first_line, quiet_libraries
 from scaleup.plan.facts import Arithmetic, Footprint, MicroBatch, ModelFacts, ModelRequest, RowsRequest
+from scaleup.streams import steady_streams
 
 if TYPE_CHECKING:
     from scaleup.describe.footprint import Timeline
@@ -142,10 +143,11 @@ def _answer(request: dict[str, Any]) -> tuple[ModelFacts, list[str]]:
 
 def main() -> None:
     """Answer stdin's requests on stdout; whatever libraries print goes to stderr."""
-    with contextlib.redirect_stdout(sys.stderr):
-        quiet_libraries()
-        reply = answer(json.load(sys.stdin))
-    print(json.dumps(reply))
+    with steady_streams():
+        with contextlib.redirect_stdout(sys.stderr):
+            quiet_libraries()
+            reply = answer(json.load(sys.stdin))
+        print(json.dumps(reply))
 
 
 if __name__ == "__main__":

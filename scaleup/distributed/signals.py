@@ -10,7 +10,7 @@ import sys
 import threading
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 STOPPED = 75
 """Is the exit code EX_TEMPFAIL: stopped, and can go on."""
 GRACE_SECONDS = 5.0
@@ -19,8 +19,8 @@ that none fails because others have ended."""
 
 
 class StopFlag:
-    """Holds a request to stop, set by SIGUSR1, which the node's agent sends, or SIGTERM, which others send. A second
-    signal changes nothing: schedulers may send several."""
+    """Holds a request to stop, set by SIGUSR1, which the node's agent sends, or SIGTERM or SIGHUP, which others send.
+    A second signal changes nothing: schedulers may send several."""
 
     def __init__(self, ends_process: bool = False) -> None:
         """Takes `ends_process`: whether a signal ends this process until somebody calls `take_over`."""
@@ -43,9 +43,10 @@ class StopFlag:
         return self.requested and self._ends_process
 
     def leave_to_the_agent(self) -> None:
-        """Takes over, and ignores SIGTERM: a scheduler sends it to all processes of a job, and those that save still
-        need those that serve them."""
+        """Takes over, and ignores SIGTERM and SIGHUP: a scheduler sends them to all processes of a job, and those
+        that save still need those that serve them."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self.take_over()
         self.requested = False
 

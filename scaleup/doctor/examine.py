@@ -16,7 +16,7 @@ from scaleup.config.run import RunConfig
 from scaleup.doctor.devices import Driver, device_findings
 from scaleup.doctor.finding import Finding, findings_of
 from scaleup.doctor.needs import need_of, plan_findings, torch_findings
-from scaleup.doctor.network import network_findings, port_findings
+from scaleup.doctor.network import address_findings, network_findings, port_findings
 from scaleup.doctor.nodes import Place, node_findings
 from scaleup.doctor.packages import package_findings
 from scaleup.doctor.show import show
@@ -55,7 +55,7 @@ def examine(loaded: Loaded | None, place: Place) -> tuple[list[Finding], bool]:
     if config is not None:
         interface = place.interface or config.parallel.interface
         place = replace(place, interface=interface, port=config.parallel.main_port if place.node_rank == 0 else None)
-    ports = findings_of("ports", partial(port_findings, config, place.node_rank)) if config else []
+    ports = findings_of("ports", partial(_places, config, place.node_rank)) if config else []
     together = []
     if place.num_nodes > 1:  # first: the others wait
         folder = runs_dir / f".doctor-{config.name if config else 'machine'}"
@@ -71,6 +71,11 @@ def examine(loaded: Loaded | None, place: Place) -> tuple[list[Finding], bool]:
         machine + network + together + storage + [each for each in refusals if each.name not in seen] + of_run + ports
     )
     return rows, bool(refusals)
+
+
+def _places(config: RunConfig, node_rank: int) -> Iterator[Finding]:
+    yield from address_findings(config, node_rank)
+    yield from port_findings(config, node_rank)
 
 
 def _planned(loaded: Loaded | None) -> tuple[Plan | None, list[Finding]]:

@@ -13,10 +13,11 @@ import psutil
 from scaleup.config.run import RunConfig
 from scaleup.doctor.finding import Finding, fail, ok, warn
 from scaleup.launcher.addresses import interfaces, is_loopback, own_address
-from scaleup.launcher.rendezvous import named_ports, port_trouble
+from scaleup.launcher.rendezvous import address_problems, named_hosts, named_ports, port_trouble
 
 NETWORK, DOWN = Path("/sys/class/net"), ("down", "lowerlayerdown")
-WITH_INTERFACE = "name the network interface between the nodes: parallel.interface"
+INTERFACE = "parallel.interface"
+WITH_INTERFACE = f"name the network interface between the nodes: {INTERFACE}"
 
 
 def network_findings(interface: str | None, num_nodes: int | None) -> Iterator[Finding]:
@@ -56,6 +57,26 @@ def host_name_finding(name: str, own: str, num_nodes: int | None) -> Finding:
     if not is_loopback(address) or num_nodes == 1:
         return ok("host name", f"{name} is {address}")
     return ok("host name", f"{name} is {address}, where other nodes do not find it; runs on several nodes use {own}")
+
+
+def address_findings(config: RunConfig, node_rank: int) -> Iterator[Finding]:
+    """Checks the hosts that a run's processes connect to, by name, and the interfaces of a reward group; the policy's
+    is a row of its own."""
+    problems = {problem.where: problem for problem in address_problems(config)}
+    yield from (fail(each.where, each.what, each.remedy) for each in problems.values() if each.where != INTERFACE)
+    for key, host in named_hosts(config):
+        if key in problems:
+            continue
+        address = socket.gethostbyname(host)
+        what = f"{host} is {address}"
+        if key == "parallel.main_address" and node_rank == 0 and not _is_own(address):
+            yield warn(key, f"{what}, which is none of this host's addresses", "name the first node, which runs this")
+        else:
+            yield ok(key, what)
+
+
+def _is_own(address: str) -> bool:
+    return is_loopback(address) or address in interfaces().values()
 
 
 def port_findings(config: RunConfig, node_rank: int) -> Iterator[Finding]:

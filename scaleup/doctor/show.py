@@ -9,8 +9,8 @@ from collections import Counter
 from dataclasses import asdict
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from scaleup.doctor.finding import Finding
 from scaleup.doctor.nodes import Place
@@ -43,8 +43,10 @@ def _table(findings: list[Finding]) -> Table:
     table.add_column(overflow="fold")
     for finding in findings:
         style = STYLES[finding.level]
-        what = escape(finding.what) + (f"\n[bold]-> {escape(finding.remedy)}[/bold]" if finding.remedy else "")
-        table.add_row(escape(finding.name), f"[{style}]{finding.level}[/{style}]", what)
+        what = Text(finding.what)
+        if finding.remedy:
+            what.append(f"\n-> {finding.remedy}", style="bold")
+        table.add_row(Text(finding.name), Text(finding.level, style=style), what)
     return table
 
 

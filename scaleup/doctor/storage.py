@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from scaleup.artifacts.files import folder_problem
 from scaleup.doctor.finding import Finding, fail, ok, size_text, warn
 
 PROBE, BLOCK = 64 * 2**20, 2**20
@@ -39,17 +40,23 @@ class Need:
 def storage_findings(runs_dir: Path, need: Need | None = None) -> Iterator[Finding]:
     """Check the folder of runs. Writes a file of 64 MiB into the folder, or into the one that it will be made in, and
     removes it."""
+    if why := folder_problem(runs_dir):
+        yield _unwritable(runs_dir, why)
+        return
     folder = existing(runs_dir)
     try:
         speed, skew = _probe(folder)
     except OSError as error:
-        what = f"{folder} cannot be written: {error.strerror}"
-        yield fail("runs_dir", what, "set runs_dir to a folder that can, with space left")
+        yield _unwritable(folder, error.strerror or str(error))
         return
     yield ok("runs_dir", f"{runs_dir} can be written" + ("" if folder == runs_dir else f" (made in {folder})"))
     yield clock_finding("clock", f"{folder}'s file system is", skew)
     yield space_finding(folder, shutil.disk_usage(folder).free, need)
     yield _speed(folder, speed, need)
+
+
+def _unwritable(folder: Path, why: str) -> Finding:
+    return fail("runs_dir", f"{folder} cannot be written: {why}", "set runs_dir to a folder that can, with space left")
 
 
 def existing(folder: Path) -> Path:

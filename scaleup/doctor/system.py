@@ -7,13 +7,14 @@ import os
 import resource
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from scaleup.artifacts.files import cache_folder
+from scaleup.children import odd_counts
 from scaleup.doctor.finding import Finding, ok, size_text, warn
 
 SHARED_MEMORY, LEAST_SHARED = Path("/dev/shm"), 2**30
@@ -26,6 +27,7 @@ folder may be at it, and is not seen from here."""
 
 def limit_findings(shared: Path = SHARED_MEMORY, infiniband: Path = INFINIBAND) -> Iterator[Finding]:
     yield shared_memory(shared)
+    yield from thread_findings(os.environ)
     yield open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     if infiniband.is_dir() and any(infiniband.iterdir()):
         yield locked_memory(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0])
@@ -44,6 +46,13 @@ def shared_memory(folder: Path) -> Finding:
         "delete what runs left there, or give more (docker: --shm-size 8g; Kubernetes: an emptyDir of medium Memory)"
     )
     return warn(str(folder), f"{has}: processes on a node talk through it", remedy)
+
+
+def thread_findings(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Checks variables that say how many threads a process has. A run has its plan's number, whatever they are."""
+    for name, value in odd_counts(environment).items():
+        what = f"{value!r} is no number above 0; a run does without it, and takes its plan's number of threads"
+        yield warn(name, what, f"other programs may not: export {name}=4, or unset it")
 
 
 def open_files(limit: int) -> Finding:

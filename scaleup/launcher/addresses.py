@@ -42,9 +42,20 @@ def interface_towards(host: str) -> str | None:
     """Return the interface through which this host reaches another one (or itself); None if it cannot."""
     try:
         own = _address_towards(socket.gethostbyname(host))
-    except OSError:
+    except (OSError, ValueError):
         return None
     return next((name for name, address in interfaces().items() if address == own), None)
+
+
+def address_trouble(host: str) -> str:
+    """Returns why a name or an address stands for no host, e.g. `Name or service not known`; empty where it does."""
+    try:
+        socket.gethostbyname(host)
+    except OSError as error:
+        return error.strerror or str(error)
+    except ValueError as error:  # also UnicodeError: an empty label, or one that is too long
+        return str(error)
+    return ""
 
 
 def is_loopback(address: str) -> bool:

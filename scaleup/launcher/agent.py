@@ -4,7 +4,6 @@ signals on, and ends them."""
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 import socket
 import subprocess
@@ -16,7 +15,8 @@ from functools import partial
 
 from scaleup.artifacts.files import read_json
 from scaleup.artifacts.run_folder import Attempt, RunFolder
-from scaleup.launcher.ending import Part, killed_worker
+from scaleup.children import python_environment
+from scaleup.launcher.ending import Part, group_ended, killed_worker
 from scaleup.launcher.hung import HungWorkers
 from scaleup.launcher.peers import Nodes
 from scaleup.launcher.processes import STOP, RunProcess, kill, processes_of, signal_all
@@ -32,6 +32,8 @@ CLOSING_SECONDS = 10.0
 POLL_SECONDS = 0.1
 LIBC = ctypes.CDLL(None)  # loaded here, so that a forked child makes two system calls and nothing else
 SIG_IGN = 1
+NOT_MET = "torch.distributed.Dist"
+"""With it begin the names of torch's errors of connections between processes."""
 LAUNCHER_ENVIRONMENT = {"PET_SIGNALS_TO_HANDLE": "SIGQUIT"}
 """Keeps torchrun from taking SIGTERM: it would give its workers 30 s, and kill them while they save."""
 
@@ -137,10 +139,12 @@ class NodeAgent:
         command += rendezvous_arguments(group, self.rendezvous, self.node_rank)
         command += ["-m", "scaleup.worker", str(self.run.path), group.name]
         command += ["--attempt", str(self.attempt.number), "--node", str(self.node_rank)]
-        environment = os.environ | network_environment(group, self.rendezvous) | LAUNCHER_ENVIRONMENT
+        environment = python_environment(group.threads_per_process)
+        environment |= network_environment(group, self.rendezvous) | LAUNCHER_ENVIRONMENT
         with self.attempt.launcher_log(group.name, self.node_rank, restart).open("ab") as file:
             return subprocess.Popen(
                 command,
+                stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment,
@@ -174,10 +178,18 @@ class NodeAgent:
             return ""
         codes = {name: launcher.poll() for name, launcher in self._launchers.items() if name not in self._services}
         failed = [self._hung.sentence] if self._hung.sentence else []
-        failed += [f"group {name} ended with exit code {code}" for name, code in codes.items() if code]
+        failed += [self._ended(name, code) for name, code in codes.items() if code]
         failed += [service.failed for service in self._services.values() if service.failed]
         missing = [f"group {group.name} was not started" for group in self._leading() if group.name not in codes]
         return next(iter(failed + missing), "")
+
+    def _ended(self, group: str, code: int) -> str:
+        """Returns the sentence for a launcher that failed; where its nodes have not met, with where they were to."""
+        sentence = group_ended(self.attempt, group, self.node_rank, code)
+        if self.rendezvous is None or NOT_MET not in sentence:
+            return sentence
+        place = f"{self.rendezvous.address}:{self.rendezvous.port}"
+        return f"{sentence}; the nodes meet at {place}: see parallel.main_address, parallel.interface"
 
     def _on_signal(self) -> None:
         """Let the workers save and stop after a first signal; end them at once after a second Ctrl-C. A group that
@@ -226,9 +238,10 @@ class NodeAgent:
 
 
 def _leave_signals_to_the_agent() -> None:
-    """Ignore SIGTERM in a launcher, and die with the agent (Linux: prctl PR_SET_PDEATHSIG).
+    """Ignores SIGTERM and SIGHUP in a launcher, and die with the agent (Linux: prctl PR_SET_PDEATHSIG).
 
     Slurm signals all processes of a job, and a launcher that took SIGTERM would end workers that still save. If the
     agent is killed outright, the kernel kills its launchers and signals their workers."""
     LIBC.prctl(1, signal.SIGKILL)
     LIBC.signal(signal.SIGTERM, SIG_IGN)
+    LIBC.signal(signal.SIGHUP, SIG_IGN)

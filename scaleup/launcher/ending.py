@@ -21,6 +21,8 @@ from scaleup.errors import Problem, ScaleupError
 RESUMABLE = 75
 FIRST_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 30.0
+LONGEST = 300
+"""Characters of a log that are quoted in a sentence."""
 
 # What torchrun, and accelerate for a single process, write into the launcher's log
 TORCHRUN_FAILURE = re.compile(
@@ -28,6 +30,11 @@ TORCHRUN_FAILURE = re.compile(
 )
 TORCHRUN_DEATH = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: \d+ \(pid: (\d+)\)")  # comes earlier, names one
 SINGLE_DEATH = re.compile(r"died with <Signals\.\w+: (\d+)>")
+TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n)*(?P<what>\S.*)", re.MULTILINE)
+CHAINED = re.compile(r"\s+(?:During handling of|The above exception was the direct cause of) .*\n\s*\n")
+NOT_STARTED = re.compile(r"^(?:\S*python\S*|Fatal Python error|\S+\.py: error): (?P<what>.*)", re.MULTILINE)
+"""What Python itself says where not even a traceback comes."""
+OF_TORCHRUN = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError"
 AT_ONCE_SECONDS = 5.0
 """Bounds the seconds after a first death within which others are their own. Later deaths are torchrun's doing: it gives
 the other workers 30 s to end, then kills them."""
@@ -110,6 +117,29 @@ def killed_worker(attempt: Attempt, group: str, node_rank: int, restart: int = 0
         names += [(_rank_name(attempt, node_rank, pid), int(number)) for number, pid in TORCHRUN_DEATH.findall(log)]
     killed = [f"{name} was killed by signal {number}" for name, number in names if number not in OWN_DEATHS]
     return next(iter(killed), "")
+
+
+def group_ended(attempt: Attempt, group: str, node_rank: int, code: int, restart: int = 0) -> str:
+    """Returns the sentence for a launcher that failed, with what its log says of why: a worker that got as far as that
+    has recorded its error, and its sentence comes before this one."""
+    log = attempt.launcher_log(group, node_rank, restart)
+    try:
+        why = first_failure(log.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        why = ""
+    return f"group {group} ended with exit code {code}" + (f": {why} ({log.name})" if why else "")
+
+
+def first_failure(log: str) -> str:
+    """Returns the exception of the first traceback in a launcher's log, the last one of its chain; else what Python
+    says where there is no traceback, else nothing."""
+    log = re.sub(r"^\[rank\d+\]: ?", "", log, flags=re.MULTILINE)
+    for found in TRACEBACK.finditer(log):
+        is_chained = CHAINED.match(log, found.end())
+        if not is_chained and not found["what"].startswith(OF_TORCHRUN):
+            return found["what"][:LONGEST]
+    found_other = NOT_STARTED.search(log)
+    return found_other["what"][:LONGEST] if found_other else ""
 
 
 def _rank_name(attempt: Attempt, node_rank: int, pid: str) -> str:

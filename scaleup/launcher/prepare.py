@@ -12,7 +12,7 @@ import yaml
 from scaleup.artifacts.bridge_file import new_bridge
 from scaleup.artifacts.data_file import RunData
 from scaleup.artifacts.files import write_text
-from scaleup.artifacts.run_folder import RunFolder
+from scaleup.artifacts.run_folder import RunFolder, unwritable
 from scaleup.config.load import dump
 from scaleup.config.run import RunConfig
 from scaleup.errors import ScaleupError
@@ -35,8 +35,7 @@ def written(run: RunFolder) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = f"{run.path} cannot be written: {error.strerror or error}"
-        raise ScaleupError.of("runs_dir", what, "make room there, or name another folder") from error
+        raise ScaleupError(unwritable(run.path, error.strerror or str(error))) from error
 
 
 def prepare_run(run: RunFolder, config: RunConfig, plan: Plan, data: RunData | None = None) -> None:
@@ -74,7 +73,7 @@ def accelerate_settings(group: GroupPlan, node_rank: int = 0) -> dict[str, Any]:
         "distributed_type": kind,
         "downcast_bf16": "no",
         "machine_rank": node_rank,
-        "main_process_ip": group.main_address,
+        "main_process_ip": group.main_address if group.num_nodes > 1 else None,
         "main_process_port": group.main_port or 0,
         "main_training_function": "main",
         "mixed_precision": group.mixed_precision,

@@ -45,8 +45,8 @@ def refusal_posted(config: RunConfig | None) -> Iterator[None]:
     try:
         yield
     except ScaleupError as error:
-        if board.folder.is_dir():
-            with suppress(OSError):
+        with suppress(OSError):
+            if board.folder.is_dir():
                 board.post(name, asdict(Refusal(_start(), uuid.uuid4().hex, error.problems)))
         raise
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from scaleup.artifacts.bridge_file import free_port
 from scaleup.config.run import RunConfig
 from scaleup.errors import Problem
-from scaleup.launcher.addresses import interface_towards, own_address
+from scaleup.launcher.addresses import address_trouble, interface_towards, interfaces, own_address
 from scaleup.plan.types import GroupPlan, Plan
+
+LONGEST_MEETING = 600
+"""Seconds that torchrun's processes look for one another where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ def rendezvous_arguments(group: GroupPlan, rendezvous: Rendezvous | None, node_r
     if group.num_nodes == 1 or rendezvous is None:
         return []
     place = ["--main_process_ip", rendezvous.address, "--main_process_port", str(rendezvous.port)]
-    return ["--machine_rank", str(node_rank - group.first_node), *place]
+    patience = min(LONGEST_MEETING, group.timeout_seconds)
+    return ["--machine_rank", str(node_rank - group.first_node), *place, "--rdzv_conf", f"timeout={patience}"]
 
 
 def network_environment(group: GroupPlan, rendezvous: Rendezvous | None) -> dict[str, str]:
@@ -48,6 +54,49 @@ def network_environment(group: GroupPlan, rendezvous: Rendezvous | None) -> dict
         return {}
     towards = interface_towards(rendezvous.address)
     return {"GLOO_SOCKET_IFNAME": towards} if towards else {}
+
+
+def address_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yields refusals of hosts and interfaces that the config names and this host, the first, does not find."""
+    yield from problems_of(named_hosts(config), named_interfaces(config))
+
+
+def problems_here(plan: Plan, rendezvous: Rendezvous | None, node_rank: int) -> Iterator[Problem]:
+    """Yields refusals of where an attempt's processes meet, and of interfaces, that a further node does not find."""
+    hosts = [("parallel.main_address", rendezvous.address)] if rendezvous else []
+    names = dict.fromkeys(group.interface for group in plan.groups if group.is_on(node_rank) and group.interface)
+    yield from problems_of(hosts, [("parallel.interface", name) for name in names if name is not None])
+
+
+def problems_of(hosts: Iterable[tuple[str, str]], names: Iterable[tuple[str, str]]) -> Iterator[Problem]:
+    """Yields refusals of names that stand for no host where this is called, and of interfaces that are not there:
+    processes would look for them for as long as they may wait for one another, and say so in their logs alone."""
+    for key, host in hosts:
+        if trouble := address_trouble(host):
+            what = f"{host!r} stands for no address (IPv4) on {socket.gethostname()}: {trouble}"
+            yield Problem(key, what, "mend the name, or write the address itself")
+    for key, interface in names:
+        if interface not in (known := interfaces()):
+            what = f"{socket.gethostname()} has no interface {interface!r} with an address"
+            yield Problem(key, what, f"it has {', '.join(known)}")
+
+
+def named_hosts(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Returns the hosts that the config names and a run's processes connect to, each with its key. One behind a proxy
+    is the proxy's to know."""
+    if config.parallel.main_address is not None:
+        yield "parallel.main_address", config.parallel.main_address
+    url = urlsplit(config.reward_url or "")
+    if url.hostname and (url.scheme not in getproxies() or proxy_bypass(url.hostname)):
+        yield "reward.url", url.hostname
+
+
+def named_interfaces(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Returns the interfaces that the config names, each with its key."""
+    names = {"parallel.interface": config.parallel.interface}
+    if (reward := config.reward_group) is not None:
+        names["reward.parallel.interface"] = reward.parallel.interface
+    return ((key, name) for key, name in names.items() if name is not None)
 
 
 def named_ports(config: RunConfig, node_rank: int = 0) -> Iterator[tuple[str, int]]:

@@ -30,7 +30,7 @@ from scaleup.launcher.peers import Newcomer, NodeGone, Nodes, rendezvous_of
 from scaleup.launcher.prepare import renew_bridge, written
 from scaleup.launcher.processes import end_leftovers
 from scaleup.launcher.refusal import Refusals
-from scaleup.launcher.rendezvous import new_rendezvous
+from scaleup.launcher.rendezvous import new_rendezvous, problems_here
 from scaleup.launcher.signals import StopSignals
 from scaleup.launcher.watch import Watch
 from scaleup.plan.types import Plan
@@ -167,12 +167,18 @@ class Attempts:
         rendezvous = None
         if self.plan.num_nodes > 1:  # its file is replaced every second: a network file system may miss it once
             rendezvous = wait_for(lambda: rendezvous_of(attempt), self.signals)
+        if self.node_rank and (problems := list(problems_here(self.plan, rendezvous, self.node_rank))):
+            part = Part(failed=f"node {self.node_rank}: {problems[0]}")
+            self.nodes.end(part)
+            return part
         agent = NodeAgent(self.run, self.plan, attempt, self.nodes, self.signals, self.node_rank, rendezvous)
         try:
             with Watch(attempt, self.console, shown) as watch:
                 part = agent.run_groups(watch)
         except NodeGone as gone:
             part = Part(failed=str(gone), signalled=self.signals.count > 0)
+        except OSError as error:  # of this node's: too many processes or open files, a file system that is gone
+            part = Part(failed=f"node {self.node_rank}: {error}", signalled=self.signals.count > 0)
         self.nodes.end(part)
         return part
 

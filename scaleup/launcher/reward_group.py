@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 
 from scaleup.artifacts.run_folder import Attempt, RunFolder
-from scaleup.launcher.ending import killed_worker, restart_delay
+from scaleup.launcher.ending import group_ended, killed_worker, restart_delay
 from scaleup.launcher.prepare import write_launch_file
 from scaleup.plan.types import GroupPlan, Plan
 
@@ -85,16 +85,15 @@ class Service:
             return ""
         self.killed = self.hung or killed_worker(self.attempt, self.name, node_rank, self.starts - 1)
         hung = self.told_at is not None
-        what = self.killed or f"group {self.name} " + ("gave no answers" if hung else f"ended with exit code {code}")
+        how = f"group {self.name} gave no answers"
+        if not hung:
+            how = group_ended(self.attempt, self.name, node_rank, code, self.starts - 1)
         if self.attempt.has_mistake(self.name) or self.restarts >= planned.max_restarts:
-            self.failed = (
-                f"group {self.name} gave no answers" if hung else f"group {self.name} ended with exit code {code}"
-            )
-            self.failed += f", after {self.restarts} restart(s)" if self.restarts else ""
+            self.failed = how + (f", after {self.restarts} restart(s)" if self.restarts else "")
             return ""
         self.restarts += 1
         self._start_at = time.monotonic() + restart_delay(self.restarts)
-        return f"{what}; restart {self.restarts} of {planned.max_restarts} of group {self.name} alone"
+        return f"{self.killed or how}; restart {self.restarts} of {planned.max_restarts} of group {self.name} alone"
 
     def _planned(self) -> GroupPlan:
         """Read the group's plan. One that cannot be read for a moment has not changed: a run does not end for that."""

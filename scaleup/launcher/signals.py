@@ -1,4 +1,5 @@
-"""This module passes SIGTERM and Ctrl-C on to a node agent, from its first attempt to the end of its last wait."""
+"""This module passes SIGTERM, SIGHUP and Ctrl-C on to a node agent, from its first attempt to the end of its last
+wait."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopSignals:
@@ -23,7 +24,9 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()  # by nohup
+        taken = [number for number in STOP_SIGNALS if number not in ignored]
+        self._before = {number: signal.signal(number, self._on_signal) for number in taken}
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -14,7 +14,7 @@ from scaleup.errors import Problem, ScaleupError
 from scaleup.launcher.prepare import prepare_run, written
 from scaleup.launcher.processes import end_leftovers
 from scaleup.launcher.refusal import refusal_posted
-from scaleup.launcher.rendezvous import port_problems
+from scaleup.launcher.rendezvous import address_problems, port_problems
 from scaleup.launcher.restarts import check_node_rank, join_run, lead_run
 from scaleup.plan.cluster import nodes_of
 from scaleup.plan.extras import check_data_plane, strategy_problems
@@ -39,7 +39,8 @@ def _start(loaded: Loaded, console: Console, resume: bool, accepts_rows: bool) -
         raise ScaleupError.of("--accept-changed-data", "is for a run that goes on", "add --resume, or leave it out")
     config, plan = resolve(loaded, resume=resume, peaks=False)
     chosen = plan.groups[0].strategy  # by `auto`, perhaps
-    problems = [*granted_problems(plan, os.environ), *port_problems(config), *strategy_problems(chosen)]
+    problems = [*granted_problems(plan, os.environ), *port_problems(config)]
+    problems += [*address_problems(config), *strategy_problems(chosen)]
     if problems:
         raise ScaleupError(problems)
     run = RunFolder(Path(plan.run_folder))
@@ -70,9 +71,10 @@ def granted_problems(plan: Plan, environment: Mapping[str, str]) -> Iterator[Pro
 
 def _slurm_nodes(environment: Mapping[str, str]) -> int | None:
     """Return the nodes of all components of a heterogeneous job together; None outside of a job."""
-    if "SLURM_JOB_ID" not in environment:
+    if not environment.get("SLURM_JOB_ID"):
         return None
-    components = int(environment.get("SLURM_HET_SIZE", "0"))
+    size = environment.get("SLURM_HET_SIZE", "")  # some sites export Slurm's variables empty
+    components = int(size) if size.isdecimal() else 0
     names = [f"SLURM_JOB_NUM_NODES_HET_GROUP_{number}" for number in range(components)] or ["SLURM_JOB_NUM_NODES"]
     counts = [environment.get(name, "") for name in names]
     return sum(map(int, counts)) if all(count.isdecimal() for count in counts) else None

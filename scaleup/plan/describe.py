@@ -16,6 +16,7 @@ from typing import Any
 
 import scaleup
 from scaleup.artifacts.files import cache_folder, read_json, write_json
+from scaleup.children import python_environment
 from scaleup.config.fields import is_template_file
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import Problem, ScaleupError
@@ -83,7 +84,14 @@ def _request(
 
 def _ask(question: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ModelFacts, list[str]]]:
     command = [sys.executable, "-m", "scaleup.describe.answer"]
-    answer = subprocess.run(command, input=json.dumps(question), stdout=subprocess.PIPE, text=True, check=False)
+    answer = subprocess.run(
+        command,
+        input=json.dumps(question),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        env=python_environment(),
+    )
     if answer.returncode != 0 or not answer.stdout.strip():
         raise RuntimeError(f"{' '.join(command)} failed with exit code {answer.returncode}; its error stands above")
     reply = json.loads(answer.stdout.strip().splitlines()[-1])

@@ -5,10 +5,12 @@ calls these beside rules of its own."""
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from scaleup.artifacts.files import folder_problem
+from scaleup.artifacts.run_folder import unwritable
+from scaleup.config.load import NO_TEXT, UTF_8, is_text
 from scaleup.config.run import RunConfig
 from scaleup.config.schema import EvaluationConfig, GenerationConfig, ModelConfig, ParallelConfig, RowFormat
 from scaleup.config.stages.base import TrainingConfig
@@ -179,13 +181,13 @@ def tracker_problems(config: RunConfig) -> Iterator[Problem]:
 
 
 def runs_dir_problems(config: RunConfig) -> Iterator[Problem]:
-    place = Path(config.runs_dir)
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir():
-        yield Problem("runs_dir", f"{place} is no folder", "name a folder")
-    elif not os.access(place, os.W_OK | os.X_OK):
-        yield Problem("runs_dir", f"{place} cannot be written", "name a folder that can")
+    """Yields why nothing could be written where the run goes. Leaves no trace there."""
+    run = Path(config.runs_dir) / config.name
+    place = run if run.is_symlink() else run.parent
+    if not is_text(str(place)):
+        yield Problem("runs_dir", f"{str(place)!r} {NO_TEXT}", UTF_8)
+    elif why := folder_problem(place):
+        yield unwritable(place, why)
 
 
 def split_problems(config: RunConfig, splits: Iterable[str]) -> Iterator[Problem]:

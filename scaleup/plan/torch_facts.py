@@ -8,6 +8,8 @@ import sys
 
 from pydantic import BaseModel, ConfigDict
 
+from scaleup.children import python_environment
+
 
 class DeviceFacts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,7 +48,9 @@ def ask_torch() -> TorchFacts:
     """Returns torch's facts of this machine; takes as long as importing torch. Raises RuntimeError if torch cannot be
     imported."""
     command = [sys.executable, "-m", "scaleup.describe.devices"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    answer = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=False, timeout=300, env=python_environment()
+    )
     if answer.returncode != 0 or not answer.stdout.strip():
         errors = answer.stderr.strip().splitlines()[-1:] or ["no word"]
         raise RuntimeError(f"{' '.join(command[1:])} ended with exit code {answer.returncode}: {errors[0]}")

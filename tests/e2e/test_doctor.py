@@ -96,7 +96,7 @@ def test_everything_wrong_is_said_at_once(folder: Path) -> None:
     assert result.code == 2 and "Traceback" not in result.stderr
     failed = {name: f"{row['what']} -> {row['remedy']}" for name, row in rows.items() if row["level"] == "fail"}
     expected = {
-        "runs_dir": "rows.jsonl cannot be written",
+        "runs_dir": "rows.jsonl is no folder",
         "train.max_steps": "valid integer",
         "train.warmup_step": "did you mean 'warmup_steps'?",
         "data.validation.0.path": "gone.jsonl' does not exist",

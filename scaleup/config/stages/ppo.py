@@ -108,5 +108,9 @@ class PPOConfig(TrainingConfig):
         return self.reward if self.reward.placement == "group" else None
 
     @property
+    def reward_url(self) -> str | None:
+        return self.reward.url if self.reward.placement == "http" else None
+
+    @property
     def answer_seconds(self) -> float:
         return self.reward.timeout_seconds if self.reward.placement in ("group", "http") else 0.0

@@ -166,6 +166,7 @@ def _load_module(place: str) -> ModuleType:
             raise _unusable(f"there is no file {place}", f"it is looked for at {file}")
         spec = importlib.util.spec_from_file_location(f"reward_{file.stem}", file)
         assert spec and spec.loader
+        sys.path.append(str(file.parent))  # for what it imports from beside it: last, for it may have a random.py there
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module

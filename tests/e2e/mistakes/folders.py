@@ -41,7 +41,23 @@ FOLDERS = [
         "runs/reviews): exists and is no run folder",
         prepare=lambda folder: ((folder / "runs").mkdir(), (folder / "runs/reviews").touch()),
     ),
-    bad("runs under a file", "rows.jsonl is no folder", changes={"runs_dir": "rows.jsonl/runs"}),
+    bad(
+        "runs under a file",
+        "rows.jsonl is no folder",
+        changes={"runs_dir": "rows.jsonl/runs"},
+    ),
+    bad(
+        "runs behind a link that leads nowhere",
+        "runs cannot be written: ",
+        prepare=lambda folder: (folder / "runs").symlink_to("/nonexistent/scratch/runs"),
+    ),
+    bad(
+        "plan of runs behind a link that leads nowhere",
+        "runs is a link to /nonexistent/scratch/runs, which is not there",
+        prepare=lambda folder: (folder / "runs").symlink_to("/nonexistent/scratch/runs"),
+        changes={"runs_dir": "runs/mine"},
+        command=("plan", "config.yaml"),
+    ),
 ]
 
 COMMANDS = [

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ from scaleup.artifacts.files import (
     commit_folder,
     folder_aside,
     folder_bytes,
+    folder_problem,
     read_json,
     write_json,
+    write_problem,
     write_text,
 )
 
@@ -124,3 +128,48 @@ def test_bytes_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "inner.bin").mkdir()
     assert folder_bytes(tmp_path) == 7
     assert folder_bytes(tmp_path, "*.bin") == 3
+
+
+class TestWhereNothingCanBeWritten:
+    def test_what_can_be_written_or_made_keeps_no_trace(self, tmp_path: Path) -> None:
+        before = tmp_path.stat().st_mtime_ns
+        assert folder_problem(tmp_path) == folder_problem(tmp_path / "a/b") == write_problem(tmp_path) == ""
+        assert names(tmp_path) == [] and tmp_path.stat().st_mtime_ns == before
+
+    def test_links(self, tmp_path: Path) -> None:
+        (tmp_path / "runs").symlink_to("/nonexistent/scratch/runs")
+        dangling = f"{tmp_path}/runs is a link to /nonexistent/scratch/runs, which is not there"
+        assert folder_problem(tmp_path / "runs") == folder_problem(tmp_path / "runs/a/b") == dangling
+        (tmp_path / "loop").symlink_to("loop")
+        assert "Too many levels of symbolic links" in folder_problem(tmp_path / "loop/a")
+        (tmp_path / "whole").mkdir()
+        (tmp_path / "good").symlink_to("whole")
+        assert folder_problem(tmp_path / "good/a") == ""
+
+    def test_a_file_in_the_way(self, tmp_path: Path) -> None:
+        (tmp_path / "rows").touch()
+        assert (
+            folder_problem(tmp_path / "rows") == folder_problem(tmp_path / "rows/a") == f"{tmp_path}/rows is no folder"
+        )
+
+    @pytest.mark.parametrize("place", ["/proc/runs", "/sys/a/b", "/dev/null", "/dev/full/a", "/" + "x" * 300, "a\0b"])
+    def test_elsewhere(self, place: str) -> None:
+        assert folder_problem(Path(place))
+
+    def test_a_full_disk(self, tmp_path: Path) -> None:
+        """Files of this process may have no more than a few bytes: a write ends in EFBIG as it would in ENOSPC."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        try:
+            assert write_problem(tmp_path) == "File too large"
+            assert folder_problem(tmp_path / "a") == f"{tmp_path}: File too large"
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            signal.signal(signal.SIGXFSZ, before)
+        assert names(tmp_path) == []
+
+    def test_a_file_system_without_unnamed_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("scaleup.artifacts.files._takes_unnamed", lambda folder: False)
+        assert write_problem(tmp_path) == "" and names(tmp_path) == []
+        assert write_problem(tmp_path / "none") == "No such file or directory"

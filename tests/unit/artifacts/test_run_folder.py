@@ -259,6 +259,15 @@ with RunFolder(Path(sys.argv[1])).locked():
             pass
         assert f"--node-rank 1 ({run.path}): is running now" in str(caught.value)
 
+    @pytest.mark.parametrize("node_rank", [0, 1])
+    def test_where_nothing_can_be_written_is_refused(self, tmp_path: Path, node_rank: int) -> None:
+        """Also on a further node, which plans nothing."""
+        (tmp_path / "runs").symlink_to("/nonexistent/runs")
+        run = RunFolder(tmp_path / "runs/x")
+        refused = r"runs_dir: .*x cannot be written: .*runs is a link to /nonexistent/runs, which is not there -> "
+        with pytest.raises(ScaleupError, match=refused), run.locked(node_rank):
+            pass
+
     def test_leaves_the_run_folder_alone(self, tmp_path: Path) -> None:
         run = RunFolder(tmp_path / "deep" / "x")
         with run.locked():

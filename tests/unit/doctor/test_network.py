@@ -8,7 +8,8 @@ import socket
 import pytest
 
 from scaleup.doctor.finding import findings_of
-from scaleup.doctor.network import host_name_finding, network_findings, port_finding
+from scaleup.doctor.network import address_findings, host_name_finding, network_findings, port_finding
+from tests.unit.launcher.configs import config_of, ppo_of
 
 
 def test_a_port_in_use_names_who_has_it() -> None:
@@ -56,3 +57,26 @@ def test_the_loopback_reaches_no_other_node(num_nodes: int | None, level: str) -
 def test_an_interface_that_is_not_there_is_a_finding() -> None:
     found = findings_of("network", lambda: network_findings("nope0", 2))
     assert found[-1].level == "fail" and found[-1].name == "parallel.interface" and "nope0" in found[-1].what
+
+
+@pytest.mark.parametrize(
+    ("host", "level", "said"),
+    [
+        ("no-such-host.invalid", "fail", "stands for no address"),
+        ("localhost", "ok", "localhost is 127.0.0.1"),
+        ("198.51.100.1", "warn", "none of this host's addresses"),
+    ],
+)
+def test_where_nodes_meet(host: str, level: str, said: str) -> None:
+    (found,) = address_findings(config_of({"parallel": {"main_address": host}}), 0)
+    assert (found.name, found.level) == ("parallel.main_address", level) and said in found.what
+
+
+def test_another_host_is_no_finding_on_a_further_node() -> None:
+    (found,) = address_findings(config_of({"parallel": {"main_address": "198.51.100.1"}}), 1)
+    assert found.level == "ok"
+
+
+def test_a_reward_groups_interface() -> None:
+    (found,) = address_findings(ppo_of({"model": {"path": "m"}, "parallel": {"interface": "ib7"}}), 0)
+    assert (found.name, found.level) == ("reward.parallel.interface", "fail")

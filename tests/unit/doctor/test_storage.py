@@ -29,12 +29,22 @@ def test_a_folder_under_a_file(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").touch()
     found = rows(tmp_path / "rows.jsonl" / "runs")
     assert list(found) == ["runs_dir"]
-    assert found["runs_dir"].level == "fail" and "rows.jsonl cannot be written" in found["runs_dir"].what
+    assert found["runs_dir"].level == "fail" and "rows.jsonl is no folder" in found["runs_dir"].what
 
 
 def test_a_folder_that_nobody_can_write() -> None:
     found = rows(Path("/proc/runs"))
-    assert found["runs_dir"].level == "fail" and "/proc cannot be written" in found["runs_dir"].what
+    assert (
+        found["runs_dir"].level == "fail"
+        and "/proc/runs cannot be written: /proc: No such file" in found["runs_dir"].what
+    )
+
+
+def test_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to("/nonexistent/runs")
+    found = rows(tmp_path / "runs")
+    assert list(found) == ["runs_dir"]
+    assert found["runs_dir"].level == "fail" and "is a link to /nonexistent/runs" in found["runs_dir"].what
 
 
 def test_the_nearest_folder_that_is_there(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from scaleup.doctor.system import (
     locked_memory,
     open_files,
     shared_memory,
+    thread_findings,
 )
 
 
@@ -69,3 +70,10 @@ def test_locked_memory_matters_where_there_is_infiniband(tmp_path: Path) -> None
 
 def test_shared_memory_that_is_not_there(tmp_path: Path) -> None:
     assert shared_memory(tmp_path / "shm").level == "warn"
+
+
+def test_variables_that_hold_no_number_of_threads() -> None:
+    odd = {"OMP_NUM_THREADS": "4,2", "MKL_NUM_THREADS": "", "NUMEXPR_MAX_THREADS": "0"}
+    found = list(thread_findings({**odd, "OPENBLAS_NUM_THREADS": "4"}))
+    assert {finding.name: finding.level for finding in found} == dict.fromkeys(odd, "warn")
+    assert "'4,2' is no number above 0" in found[0].what and "export OMP_NUM_THREADS=4, or unset it" in found[0].remedy

@@ -246,7 +246,10 @@ class TestWhatIsStarted:
             )
             assert run_groups(made) == 0
             log = (made.attempt.logs / f"policy-node{rank}.log").read_text()
-            assert f" --machine_rank {rank} --main_process_ip 127.0.0.1 --main_process_port 7 -m " in log
+            assert (
+                f" --machine_rank {rank} --main_process_ip 127.0.0.1 --main_process_port 7 --rdzv_conf timeout=600 -m "
+                in log
+            )
             assert log.endswith(f" --node {rank}\nwrong\n")
 
 

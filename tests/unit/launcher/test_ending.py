@@ -14,6 +14,8 @@ from scaleup.launcher.ending import (
     Ending,
     Part,
     ending_of,
+    first_failure,
+    group_ended,
     killed_worker,
     may_restart,
     restart_delay,
@@ -168,3 +170,38 @@ class TestKilledWorker:
         """Who was told to end, or gave up, did so because of something else."""
         assert self.found(run, FAILURE.format(second=3, rank=2, code=code)) == ""
         assert self.found(run, "Traceback") == ""
+
+
+def raised(error: str, prefix: str = "") -> str:
+    lines = ["Traceback (most recent call last):", '  File "a.py", line 1, in <module>', "    f()", "    ^^^", error]
+    return "".join(f"{prefix}{line}\n" for line in lines)
+
+
+OF_TORCHRUN = raised("torch.distributed.elastic.multiprocessing.errors.ChildFailedError: ")
+CHAIN = f"\nDuring handling of the above exception, another exception occurred:\n\n{raised('OSError: no network')}"
+
+
+@pytest.mark.parametrize(
+    ("log", "why"),
+    [
+        ("all is well\n", ""),
+        ("W1128 a warning\n" + raised("ValueError: invalid literal: '4,2'"), "ValueError: invalid literal: '4,2'"),
+        (raised("ImportError: libx.so", "[rank1]: ") + OF_TORCHRUN, "ImportError: libx.so"),
+        (raised("KeyError: 1") + CHAIN + OF_TORCHRUN, "OSError: no network"),
+        (raised("KeyboardInterrupt"), "KeyboardInterrupt"),
+        (OF_TORCHRUN, ""),
+        ("/usr/bin/python3.11: No module named scaleup.worker\n" + OF_TORCHRUN, "No module named scaleup.worker"),
+        ("Fatal Python error: Segmentation fault\n\nCurrent thread\n", "Segmentation fault"),
+        (raised("ValueError: " + "x" * 1000), "ValueError: " + "x" * 288),
+        ("Traceback (most recent call last):\n", ""),
+    ],
+)
+def test_the_first_failure_of_a_log(log: str, why: str) -> None:
+    assert first_failure(log) == why
+
+
+def test_a_group_that_did_not_come_up_says_why(run: RunFolder) -> None:
+    attempt = run.new_attempt()
+    assert group_ended(attempt, "policy", 0, 1) == "group policy ended with exit code 1"
+    attempt.launcher_log("policy", 0).write_text(raised("OSError: no"))
+    assert group_ended(attempt, "policy", 0, 1) == "group policy ended with exit code 1: OSError: no (policy-node0.log)"

@@ -14,13 +14,16 @@ from scaleup.errors import ScaleupError
 from scaleup.launcher.addresses import interface_towards, interfaces, is_loopback, own_address
 from scaleup.launcher.rendezvous import (
     Rendezvous,
+    address_problems,
     named_ports,
     network_environment,
     new_rendezvous,
     port_problems,
+    problems_here,
     rendezvous_arguments,
 )
 from tests.cli import differing
+from tests.unit.launcher.configs import config_of, ppo_of
 from tests.unit.launcher.plans import group, plan_of
 
 TWO = {"num_processes": 2, "num_nodes": 2}
@@ -71,7 +74,49 @@ class TestRendezvous:
 
     def test_ranks_count_from_the_groups_first_node(self) -> None:
         arguments = rendezvous_arguments(group(**TWO, first_node=3), Rendezvous("n0", 7), 4)
-        assert arguments == ["--machine_rank", "1", "--main_process_ip", "n0", "--main_process_port", "7"]
+        place = ["--machine_rank", "1", "--main_process_ip", "n0", "--main_process_port", "7"]
+        assert arguments == [*place, "--rdzv_conf", "timeout=600"]
+
+    def test_processes_look_for_one_another_as_long_as_a_collective_waits(self) -> None:
+        """And never longer than by themselves."""
+        for seconds, patience in ((60, 60), (1800, 600)):
+            arguments = rendezvous_arguments(group(**TWO, timeout_seconds=seconds), Rendezvous("n0", 7), 0)
+            assert arguments[-1] == f"timeout={patience}"
+
+
+class TestWhatIsNotThere:
+    @pytest.mark.parametrize("host", ["no-such-host.invalid", "localhost:29500", "a..b", "x" * 70, "::1", "256.1.1.1"])
+    def test_a_main_address(self, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        (problem,) = address_problems(config_of({"parallel": {"main_address": host}}))
+        assert problem.where == "parallel.main_address" and repr(host) in problem.what
+
+    def test_a_service(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        reward = {"placement": "http", "url": "http://no-such-host.invalid:8000/score"}
+        (problem,) = address_problems(ppo_of(reward))
+        assert problem.where == "reward.url" and "'no-such-host.invalid' stands for no address" in problem.what
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:3128")  # then the proxy finds it
+        assert list(address_problems(ppo_of(reward))) == []
+        monkeypatch.setenv("no_proxy", ".invalid")
+        assert [problem.where for problem in address_problems(ppo_of(reward))] == ["reward.url"]
+
+    def test_interfaces(self) -> None:
+        config = ppo_of({"model": {"path": "m"}, "parallel": {"interface": "ib7"}}, {"parallel": {"interface": "ib8"}})
+        found = {problem.where: problem for problem in address_problems(config)}
+        assert list(found) == ["parallel.interface", "reward.parallel.interface"]
+        assert "has no interface 'ib8' with an address" in found["parallel.interface"].what
+        assert "lo" in found["parallel.interface"].remedy
+
+    def test_on_a_further_node(self, run: RunFolder) -> None:
+        plan = plan_of(run, group(**TWO, interface="ib7"))
+        found = list(problems_here(plan, Rendezvous("no-such-host.invalid", 1), 1))
+        assert [problem.where for problem in found] == ["parallel.main_address", "parallel.interface"]
+        assert list(problems_here(plan_of(run, group(**TWO)), Rendezvous("127.0.0.1", 1), 1)) == []
+
+    def test_what_is_there(self) -> None:
+        config = config_of({"parallel": {"main_address": "localhost", "interface": "lo"}})
+        assert list(address_problems(config)) == []
 
 
 class TestNetworkEnvironment:

@@ -87,7 +87,7 @@ class TestTwoNodes:
     def ran(self, run: RunFolder, ends: Ends, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
         """Both agents, each in a thread; their exit codes."""
         monkeypatch.setattr(NodeAgent, "run_groups", lambda agent, watch: ends.run_groups(agent, watch))
-        plan = plan_of(run, group(num_processes=2, num_nodes=2, main_address="n0", main_port=1))
+        plan = plan_of(run, group(num_processes=2, num_nodes=2, main_address="localhost", main_port=1))
         plan.save(run.plan_file)
         first, second = (
             Attempts(run, plan, Console(quiet=True), StopSignals(), Nodes(run, rank, 2), rank) for rank in (0, 1)
@@ -122,7 +122,7 @@ class TestTwoNodes:
     ) -> None:
         monkeypatch.setattr(nodes, "GONE_BEATS", 5)
         monkeypatch.setattr(NodeAgent, "run_groups", lambda agent, watch: KILLED)
-        plan = plan_of(run, group(num_processes=2, num_nodes=2, main_address="n0", main_port=1))
+        plan = plan_of(run, group(num_processes=2, num_nodes=2, main_address="localhost", main_port=1))
         other = Nodes(run, 1, 2)
         monkeypatch.setattr(RunFolder, "new_attempt", lambda run: entered(other, new_attempt(run)))
         alone = Attempts(run, plan, Console(quiet=True), StopSignals(), Nodes(run, 0, 2), 0)
@@ -136,7 +136,7 @@ class TestTwoNodes:
         attempt = run.new_attempt()
         Nodes(run, 1, 2).enter(attempt)  # an agent that is gone
         leader = Nodes(run, 0, 2)
-        leader.enter(attempt, Rendezvous("n0", 1))
+        leader.enter(attempt, Rendezvous("localhost", 1))
         plan = plan_of(run, group(num_processes=2, num_nodes=2))
         second = Attempts(run, plan, Console(quiet=True), StopSignals(), Nodes(run, 1, 2), 1)
         monkeypatch.setattr(NodeAgent, "run_groups", lambda *_: pytest.fail("new workers met old ones"))

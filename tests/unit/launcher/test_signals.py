@@ -29,9 +29,21 @@ def test_a_second_interrupt_is_at_once(signals: StopSignals) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_schedulers_signals_never_are(signals: StopSignals, times: int) -> None:
-    assert told(signals, *[signal.SIGTERM] * times) == (times, False)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_schedulers_signals_never_are(signals: StopSignals, number: signal.Signals, times: int) -> None:
+    assert told(signals, *[number] * times) == (times, False)
     assert told(signals, signal.SIGINT) == (times + 1, False)
+
+
+def test_nohup_is_heeded() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            assert told(signals, signal.SIGHUP) == (0, False)
+            assert told(signals, signal.SIGTERM) == (1, False)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_first_interrupt_after_another_nodes_stop_is_not(signals: StopSignals) -> None:

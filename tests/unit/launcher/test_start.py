@@ -254,7 +254,7 @@ class TestNode:
     def prepared(self, run: RunFolder, folder: Path) -> RunFolder:
         two = {**CONFIG, "parallel": {"num_processes": 4, "num_nodes": 2}}
         (folder / "config.yaml").write_text(yaml.safe_dump(two))
-        nodes = {"num_processes": 4, "num_nodes": 2, "main_address": "n0", "main_port": 1}
+        nodes = {"num_processes": 4, "num_nodes": 2, "main_address": "localhost", "main_port": 1}
         plan_of(run, group(**nodes)).save(run.plan_file)
         return run
 
@@ -268,7 +268,7 @@ class TestNode:
 
         def begin_and_end() -> Attempt | None:
             if not started:
-                leader.enter(prepared.new_attempt(), Rendezvous("n0", 1))
+                leader.enter(prepared.new_attempt(), Rendezvous("localhost", 1))
             return found()
 
         def run_part(agent: NodeAgent) -> int:
@@ -337,6 +337,15 @@ class TestGranted:
     def test_a_job(self, run: RunFolder, granted: str, refused: bool) -> None:
         job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": granted}
         assert bool(list(granted_problems(plan_of(run, group(num_nodes=2, num_processes=2)), job))) == refused
+
+    @pytest.mark.parametrize("value", ["", "x"])
+    def test_variables_that_are_empty_or_no_numbers(self, run: RunFolder, value: str) -> None:
+        names = ("SLURM_JOB_NUM_NODES", "SLURM_HET_SIZE")
+        plan = plan_of(run, group(num_nodes=2, num_processes=2))
+        for job in ("7", ""):
+            assert list(granted_problems(plan, {"SLURM_JOB_ID": job, **dict.fromkeys(names, value)})) == []
+        counted = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_HET_SIZE": value}
+        assert len(list(granted_problems(plan, counted))) == 1
 
     def test_a_heterogeneous_job(self, run: RunFolder) -> None:
         job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_HET_SIZE": "2"}

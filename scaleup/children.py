@@ -1,0 +1,49 @@
+"""This module makes the environment in which further Python processes are started: they import this very package, and
+nothing that merely lies in the folder where the user stands."""
+
+from __future__ import annotations
+
+import os
+import site
+from collections.abc import Mapping
+from pathlib import Path
+
+import scaleup
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Say to OpenMP and MKL how many threads a process has; a run's plan says that too."""
+COUNTS = (*THREADS, "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS")
+"""Are read with `int` somewhere among what we import, which fails on lists, on nothing at all and on words."""
+
+
+def python_environment(threads: int | None = None) -> dict[str, str]:
+    """Returns this process's environment as a Python process of ours gets it, with so many threads (None: what the user
+    set, where that is a number)."""
+    environment = {key: value for key, value in os.environ.items() if key not in COUNTS or is_count(value)}
+    if threads is not None:
+        environment |= dict.fromkeys(THREADS, str(threads))
+    # `python -m` would look into the working folder first, and take a random.py there for the standard library's
+    environment["PYTHONSAFEPATH"] = "1"
+    environment.pop("PYTHONPATH", None)
+    if path := _path(environment_path=os.environ.get("PYTHONPATH", "")):
+        environment["PYTHONPATH"] = path
+    return environment
+
+
+def is_count(text: str) -> bool:
+    """Returns whether a variable holds a plain number above 0."""
+    return text.strip().isdecimal() and int(text) > 0
+
+
+def odd_counts(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables that hold no plain number of threads: OpenMP's lists, e.g. `4,2`, and what is a mistake."""
+    return {name: environment[name] for name in COUNTS if name in environment and not is_count(environment[name])}
+
+
+def _path(environment_path: str) -> str:
+    """Returns PYTHONPATH with the folder of this package first, unless it is where Python looks anyway. An empty entry
+    stands for the working folder, and is an accident of `PYTHONPATH=$PYTHONPATH:...`."""
+    own = Path(scaleup.__file__).parents[1]
+    installed = [Path(folder) for folder in (*site.getsitepackages(), site.getusersitepackages())]
+    entries = [entry for entry in environment_path.split(os.pathsep) if entry]
+    return os.pathsep.join(entries if own in installed else [str(own), *entries])

@@ -1,0 +1,81 @@
+"""This module keeps stdout and stderr from ending a process: a pipe whose reader is gone, a terminal that was closed, a
+full disk and a letter that the encoding does not have cost what would have been read there, and nothing else."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
+
+
+@contextmanager
+def steady_streams() -> Iterator[None]:
+    """Makes the three standard streams such ones within the block: open where they were closed, never failing where
+    they are written. Streams that somebody has put in their place, as tests do, are left alone."""
+    _fill_descriptors()
+    before = sys.stdin, sys.stdout, sys.stderr
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    if sys.stdout is None or sys.stdout is sys.__stdout__:
+        sys.stdout = _steady(1, "<stdout>", sys.stdout)
+    if sys.stderr is None or sys.stderr is sys.__stderr__:
+        sys.stderr = _steady(2, "<stderr>", sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdin, sys.stdout, sys.stderr = before
+
+
+def _fill_descriptors() -> None:
+    """Opens descriptors 0 to 2 where they are closed (`2>&-`): the next file that is opened would take their place, and
+    whatever a child prints would go into it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+def _steady(descriptor: int, name: str, like: TextIO | None) -> TextIO:
+    raw: Any = _Descriptor(descriptor, name)
+    is_unbuffered = isinstance(like, io.TextIOWrapper) and like.write_through  # python -u
+    return io.TextIOWrapper(
+        raw if is_unbuffered else io.BufferedWriter(raw),
+        encoding=like.encoding if like else "utf-8",
+        errors="backslashreplace",
+        line_buffering=descriptor == 2 or raw.isatty(),
+        write_through=is_unbuffered,
+    )
+
+
+class _Descriptor(io.RawIOBase):
+    """Writes to a descriptor, and drops what that does not take."""
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self.name = name
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        with suppress(OSError):
+            while left:
+                try:
+                    left = left[os.write(self._descriptor, left) :]
+                except BlockingIOError:  # a pipe that somebody has made non-blocking, and that is full
+                    select.select([], [self._descriptor], [])
+        return size
