@@ -27,13 +27,16 @@ PROMPTS = (
     "1,000,000 ≈ 10⁶.",
 )
 """Holds digits, contractions, spaces, line ends and letters beyond ASCII: what tokenizers cut text by."""
+END_SLOTS = ("eot", "eom")
+"""Holds GGUF's names for tokens that end an answer beside eos: of a turn, and of a message."""
 F16_MARGIN = 2e-3
 """Bounds how far below the best logit, as a share of the largest, llama.cpp's choice may lie: its products of 16-bit
 weights round their input to 16 bits as well. docs/design/export.md says what was measured."""
 
 
-def write_gguf(merged: Path, settings: ExportSettings, folder: Path, name: str) -> None:
-    """Converts the Hugging Face folder `merged` to one file in `folder`, which calls its model `name`.
+def write_gguf(merged: Path, settings: ExportSettings, folder: Path, name: str, more_ends: Sequence[int] = ()) -> None:
+    """Converts the Hugging Face folder `merged` to one file in `folder`, which calls its model `name`. `more_ends`:
+    tokens that end an answer beside the tokenizer's eos; llama.cpp stops at two of them.
 
     Raises ScaleupError with the converter's own reason."""
     script = converter_folder(settings.converter) / CONVERTER_FILE
@@ -46,6 +49,20 @@ def write_gguf(merged: Path, settings: ExportSettings, folder: Path, name: str) 
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it says nothing"]
         what = f"llama.cpp's converter does not take this model: {lines[-1].strip()}"
         raise ScaleupError.of("export.format", what, "use safetensors")
+    if more_ends:
+        name_ends(folder / FILE, more_ends)
+
+
+def name_ends(file: Path, ends: Sequence[int]) -> None:
+    """Names the tokens that end a turn or a message in a file: the converter writes eos alone, and llama.cpp knows
+    others only by the names that some models give them."""
+    named = [part for slot, end in zip(END_SLOTS, ends, strict=False) for part in ("--special-token-by-id", slot, end)]
+    aside = file.with_suffix(".named")
+    command = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", *map(str, named), str(file), str(aside)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or not aside.is_file():
+        raise ScaleupError.of("export.format", f"the tokens that end an answer cannot be named: {done.stderr[-200:]}")
+    aside.replace(file)
 
 
 def prompts_of(rows: Sequence[Probe], tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -15,7 +15,7 @@ from scaleup.compress.gguf import read_gguf, write_gguf
 from scaleup.compress.onnx import read_graph, write_graph
 from scaleup.compress.probes import Probe, drawn_probes, row_probes
 from scaleup.config.stages.export import ExportConfig
-from scaleup.models.generation import save_tokenizer
+from scaleup.models.generation import answer_ends, save_tokenizer
 from scaleup.models.load import load_tokenizer
 from scaleup.reports.model_cards import export_card
 from scaleup.train.job import Job
@@ -75,7 +75,8 @@ def _gguf(
     settings = job.config.export
     with TemporaryDirectory(dir=aside.parent, prefix=".merged-") as merged:
         _, true = write_folder(model, tokenizer, Path(merged), DTYPES["float32"], check)
-        write_gguf(Path(merged), settings, aside, job.config.name)
+        more_ends = [token for token in answer_ends(tokenizer, model) if token != tokenizer.eos_token_id]
+        write_gguf(Path(merged), settings, aside, job.config.name, more_ends)
     job.runtime.progress.report("reading it again")
     read = read_gguf(model, tokenizer, rows, settings, aside)
     return {"dtype": settings.gguf_type, **read, **from_trained(job.config, job.plan.model, check, true)}

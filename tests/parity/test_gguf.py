@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from scaleup.compress.gguf import F16_MARGIN, read_gguf, write_gguf
+from scaleup.compress.gguf import F16_MARGIN, name_ends, read_gguf, write_gguf
 from scaleup.config.stages.export import ExportSettings
 from scaleup.errors import ScaleupError
 from scaleup.evaluation.speed import Request, measure_apart
@@ -60,6 +60,22 @@ def test_greedy_text_is_transformers_own(merged: tuple[Any, Path], tokenizer: An
     with served(tmp_path / "model.gguf", 256, 1) as llama:
         text = "<|im_start|>user\nIt's  1999,\n\n naïve 🙂<|im_end|>"
         assert llama.tokens(text) == tokenizer(text)["input_ids"]
+
+
+def test_it_stops_at_every_token_that_ends_an_answer(merged: tuple[Any, Path], tokenizer: Any, tmp_path: Path) -> None:
+    """Also at those that no model of llama.cpp's gives such a name."""
+    _, folder = merged
+    settings = ExportSettings(format="gguf", max_new_tokens=12)
+    prompt = tokenizer("The year 2024 had 366 days, and")["input_ids"]
+    write_gguf(folder, settings, tmp_path, "tiny")
+    with served(tmp_path / "model.gguf", 256, 1) as llama:
+        free = llama.continued(prompt, 12)
+    first, second = free[3], next(token for token in free[5:] if token not in free[:5])
+    for ends, length in (([0, second], free.index(second)), ([first, second], free.index(first))):
+        name_ends(tmp_path / "model.gguf", ends)
+        with served(tmp_path / "model.gguf", 256, 1) as llama:
+            assert llama.continued(prompt, 12)[:length] == free[:length]
+            assert len(llama.continued(prompt, 12)) <= length + 1 < 12
 
 
 @pytest.mark.slow
