@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
+
+from scaleup.evaluation.scripts import folded, place_of, rouge_tokenizer
 
 
 def perplexity(mean_loss: float) -> float:
@@ -14,11 +15,8 @@ def perplexity(mean_loss: float) -> float:
 
 def first_label(answer: str, labels: Sequence[str]) -> str | None:
     """Return the label that an answer names first, as a whole word in any case; of two at one place the longer."""
-    places = []
-    for label in labels:
-        match = re.search(rf"(?<!\w){re.escape(label)}(?!\w)", answer, re.IGNORECASE)
-        if match:
-            places.append((match.start(), -len(label), label))
+    text = folded(answer)
+    places = [(at, -len(label), label) for label in labels if (at := place_of(label, text)) is not None]
     return min(places)[2] if places else None
 
 
@@ -37,21 +35,24 @@ def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
     return sum(hits) / len(hits)
 
 
-def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Return the mean F1 of ROUGE-1, -2 and -L (Lin 2004), with stemming, times 100, by Google's rouge_score."""
+def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
+    """Return the mean F1 of ROUGE-1, -2 and -L (Lin 2004), with stemming, times 100, by Google's rouge_score; and
+    what cut the texts into words."""
     from rouge_score.rouge_scorer import RougeScorer
 
     kinds = ["rouge1", "rouge2", "rougeL"]
-    scorer = RougeScorer(kinds, use_stemmer=True)
+    tokenizer = rouge_tokenizer(references)
+    scorer = RougeScorer(kinds, tokenizer=tokenizer)
     scores = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
-    return {kind: 100 * sum(score[kind].fmeasure for score in scores) / len(scores) for kind in kinds}
+    means = {kind: 100 * sum(score[kind].fmeasure for score in scores) / len(scores) for kind in kinds}
+    return {**means, "rouge_tokenizer": tokenizer.name}
 
 
 def score_answers(
     metrics: Sequence[str], answers: Sequence[str], references: Sequence[str], labels: Sequence[str] | None
-) -> dict[str, float]:
+) -> dict[str, float | str]:
     """Return those of `metrics` that compare answers with references."""
-    scores: dict[str, float] = {}
+    scores: dict[str, float | str] = {}
     if "accuracy" in metrics:
         assert labels, "the plan refuses accuracy without labels"
         scores["accuracy"] = accuracy(answers, references, labels)

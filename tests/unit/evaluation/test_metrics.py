@@ -53,6 +53,7 @@ def test_rouge_is_that_of_rouge_score():
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
     expected = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
     scores = rouge(answers, references)
+    assert scores.pop("rouge_tokenizer") == "default"
     assert scores.keys() == {"rouge1", "rouge2", "rougeL"}
     for kind, score in scores.items():
         assert score == pytest.approx(100 * sum(row[kind].fmeasure for row in expected) / 4)
@@ -65,7 +66,7 @@ def test_rouge_in_numbers():
     assert scores["rouge1"] == pytest.approx(100 * 2 * 4 / (4 + 6))
     assert scores["rouge2"] == pytest.approx(100 * 2 * 1 / (3 + 5))
     assert scores["rougeL"] == pytest.approx(100 * 2 * 2 / (4 + 6))
-    assert set(rouge(["same words"], ["same words"]).values()) == {100.0}
+    assert set(rouge(["same words"], ["same words"]).values()) == {100.0, "default"}
     assert rouge(["running"], ["runs"])["rouge1"] == 100.0, "stemmed"
 
 
@@ -81,4 +82,4 @@ def test_only_what_was_asked_for():
     assert score_answers(["perplexity"], answers, references, None) == {}
     assert score_answers(["exact_match"], answers, references, None) == {"exact_match": 1.0}
     scores = score_answers(["accuracy", "exact_match", "rouge", "perplexity"], answers, references, LABELS)
-    assert scores.keys() == {"accuracy", "exact_match", "rouge1", "rouge2", "rougeL"}
+    assert scores.keys() == {"accuracy", "exact_match", "rouge1", "rouge2", "rougeL", "rouge_tokenizer"}
