@@ -1,5 +1,5 @@
-"""The run's tokenizers go in; findings come out: pad and eos, and what scaleup does where they are missing or the
-same."""
+"""The run's tokenizers go in; findings come out: pad and eos, what scaleup does where they are missing or the same, and
+what the tokenizer and its chat template make of the rows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from scaleup.plan.types import Plan
 
 
 def token_findings(plan: Plan) -> Iterator[Finding]:
-    """Check the tokenizer of every model in the plan."""
+    """Check the tokenizer of every model in the plan, and pass on what the plan says of the rows."""
     for where, facts in plan.facts.items():
         yield pad_and_eos(where, facts)
+    for note in plan.notes:
+        if note.startswith("data."):
+            what, _, remedy = note.partition(" -> ")
+            yield warn("rows", what, remedy)
 
 
 def pad_and_eos(where: str, facts: ModelFacts) -> Finding:

@@ -44,3 +44,13 @@ def test_every_model_of_the_plan_is_looked_at() -> None:
         ("tokenizer of teacher", "warn"),
         ("tokenizer of reward.model", "ok"),
     ]
+
+
+def test_notes_on_the_rows_are_passed_on() -> None:
+    """And those on anything else are not: the plan has said them."""
+    notes = ["data.train.0: the chat template ends no turn -> data.chat_template", "auto chose ddp"]
+    plan = plan_of(RunFolder(Path("/runs/x"))).model_copy(update={"notes": notes})
+    *_, last = token_findings(plan)
+    assert (last.name, last.level, last.remedy) == ("rows", "warn", "data.chat_template")
+    assert last.what == "data.train.0: the chat template ends no turn"
+    assert [each.name for each in token_findings(plan)].count("rows") == 1
