@@ -3,8 +3,17 @@ keeps its traceback."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+USER = re.compile(r"""(?<=://)(?:[^\s/'"]*|[^\s/'":]+:(?!\d+/)[^\s'"]*)@""")
+"""Matches the name and password within an address, also one whose password has a slash that is not escaped."""
+
+
+def without_passwords(text: str) -> str:
+    """Returns a text that may be shown: addresses in it without the names and passwords of users."""
+    return USER.sub("***@", text)
 
 
 @dataclass(frozen=True)
@@ -15,6 +24,10 @@ class Problem:
     where: str
     what: str
     remedy: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("where", "what", "remedy"):
+            object.__setattr__(self, name, without_passwords(getattr(self, name)))
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" + (f" -> {self.remedy}" if self.remedy else "")

@@ -37,9 +37,9 @@ def real_key(raw: Any, location: tuple[int | str, ...]) -> Key:
 def _is_tag(here: Any, part: int | str) -> bool:
     """Returns whether a part of pydantic's location is no key, but the section's `type`, or the `[kind]` of its
     value."""
-    if isinstance(here, dict):
-        return part not in here and here.get("type") == part
-    return isinstance(part, str) and part.startswith("[")
+    if isinstance(here, dict) and part in here:
+        return False
+    return isinstance(part, str) and (part.startswith("[") or (isinstance(here, dict) and here.get("type") == part))
 
 
 def as_problem(model: type[BaseModel], key: Key, item: dict[str, Any], overrides: Mapping[str, str]) -> Problem:

@@ -10,6 +10,7 @@ from scaleup.config.cluster import ClusterConfig
 from scaleup.config.fields import Name, PathText, Section, absolute
 from scaleup.config.reward_source import RewardSource
 from scaleup.config.schema import DataConfig, MixedPrecision, ModelConfig, ParallelConfig
+from scaleup.errors import without_passwords
 
 
 class RunConfig(Section):
@@ -51,6 +52,19 @@ class RunConfig(Section):
         neither."""
         return 0.0
 
+    def shown(self, exclude_defaults: bool = False) -> dict[str, Any]:
+        """Returns the config's values as others may see them, in trackers and model cards: without the passwords within
+        addresses."""
+        return _shown(self.model_dump(mode="json", exclude_defaults=exclude_defaults))
+
     def with_absolute_paths(self) -> Self:
         config = super().with_absolute_paths()
         return config.model_copy(update={"runs_dir": absolute(self.runs_dir)})
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _shown(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_shown(each) for each in value]
+    return without_passwords(value) if isinstance(value, str) else value

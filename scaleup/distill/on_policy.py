@@ -150,7 +150,7 @@ class Steps(TrainerCallback):
         )
         self.state = self.checkpointer.restore()
         self.tokens_before = self.state.num_tokens
-        shown = self.config.model_dump(mode="json")
+        shown = self.config.shown()
         self.metrics = MetricsLog(self.runtime, self.folder, self.config.name, shown, self.state.step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

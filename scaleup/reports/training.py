@@ -73,6 +73,6 @@ def model_card(config: TrainingConfig, plan: Plan, metrics: dict[str, Any]) -> s
 ## Config
 
 ```yaml
-{yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True).strip()}
+{yaml.safe_dump(config.shown(exclude_defaults=True), sort_keys=False, allow_unicode=True).strip()}
 ```
 """

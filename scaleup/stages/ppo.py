@@ -48,7 +48,7 @@ def run(job: Job[PPOConfig]) -> None:
                 name=config.name,
                 ppo=config.ppo,
                 train=config.train,
-                hyperparameters=config.model_dump(mode="json"),
+                hyperparameters=config.shown(),
                 runtime=runtime,
                 run=job.folder,
                 model=wrapped,

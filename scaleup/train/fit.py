@@ -68,9 +68,7 @@ def fit(training: Training) -> TrainState:
         training.ranks,
     )
     state = checkpointer.restore()
-    metrics = MetricsLog(
-        training.runtime, training.run, training.config.name, training.config.model_dump(mode="json"), state.step
-    )
+    metrics = MetricsLog(training.runtime, training.run, training.config.name, training.config.shown(), state.step)
     training.model.train()
     seconds, tokens = 0.0, 0  # of the steps since the last line of the log: evaluation and saving do not count
     while state.step < training.num_steps and not _is_over(training, state):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from scaleup.config.schema import Float, GenerationConfig, Int, ModelConfig, Section
 from scaleup.config.stages.base import SupervisedConfig
@@ -16,6 +16,16 @@ class EveryLayer(Section):
     """Chooses the first layer and every so many after it."""
 
     every: Annotated[Int, Field(ge=2)]
+
+
+def _list_or_every(value: Any) -> str:
+    return "[every]" if isinstance(value, dict | EveryLayer) else "[list]"
+
+
+StudentLayers = Annotated[
+    Annotated[list[Layer], Field(min_length=1), Tag("[list]")] | Annotated[EveryLayer, Tag("[every]")],
+    Discriminator(_list_or_every),
+]
 
 
 class HiddenSettings(Section):
@@ -80,7 +90,7 @@ class DistillSettings(Section):
         None,
         description="Let the teacher go over the rows once, before training; by default it runs beside the student.",
     )
-    student_layers: Annotated[list[Layer], Field(min_length=1)] | EveryLayer | None = Field(
+    student_layers: StudentLayers | None = Field(
         None, description="The student starts as these layers of model.path, from 0; of encoder and decoder alike."
     )
 

@@ -138,6 +138,17 @@ DISTILL = [
         changes={"teacher": {"path": "runs/larger"}},
     ),
     bad("no teacher", "error: teacher: is missing", changes={"stage": "distill"}),
+    *(
+        taught(
+            f"error: distill.student_layers{said}", name=f"layers that are {layers}", distill={"student_layers": layers}
+        )
+        for layers, said in (
+            ({"every": 1}, ".every: 1 should be greater than or equal to 2 -> mend the value"),
+            ({"every": 2, "evry": 3}, ".evry: unknown key -> did you mean 'every'?"),
+            ([0, "a"], ".1: 'a' should be a valid integer"),
+            (5, ": 5 should be a valid list -> mend the value"),
+        )
+    ),
     taught(
         "error: teacher.path: there is no model folder no/such/model",
         "error: distill.beta: has no meaning for forward_kl -> use divergence: jsd, or leave it out",

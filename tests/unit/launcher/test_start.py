@@ -145,11 +145,11 @@ class TestRowsThatChanged:
 
     def test_are_refused(self, scaleup: Scaleup, begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.add_a_row(begun)
-        before = (begun / "runs/x/config.yaml").stat()
+        before = (begun / "runs/x/config.yaml").read_text()
         assert scaleup("run", "config.yaml", "--resume", "train.save_steps=1") == 2
         remedy = "put the old rows back, choose another name, or go on with these: --resume --accept-changed-data"
         assert capsys.readouterr().err == f"error: {self.CHANGED} -> {remedy}\n"
-        assert (begun / "runs/x/config.yaml").stat() == before, "nothing is written"
+        assert (begun / "runs/x/config.yaml").read_text() == before, "nothing is written"
 
     def test_are_accepted_when_asked(self, scaleup: Scaleup, begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.add_a_row(begun)
