@@ -1,6 +1,6 @@
 """This module knows the rows that a run began with: `data.json` in its folder holds a fingerprint of every source it
-reads. A source is known by its bytes, wherever it lies and whatever it is called; of one with `max_rows` by those rows;
-a dataset of a hub by its revision there."""
+reads, and of the models it names (plan/places.py). A source is known by its bytes, wherever it lies and whatever it is
+called; of one with `max_rows` by those rows; a dataset of a hub by its revision there."""
 
 from __future__ import annotations
 
@@ -93,6 +93,8 @@ class RunData(_Frozen):
 
     sources: dict[str, SourceMark]
     """Maps a source's key in the config, e.g. data.train.0 -> what it holds."""
+    places: dict[str, str] = {}
+    """Maps the key of a model, an adapter or a function that lies on this machine -> a hash of what it holds."""
     accepted: tuple[str, ...] = ()
     """Tells of each change that the user accepted."""
 

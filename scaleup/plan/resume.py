@@ -4,9 +4,11 @@ and in another place, and that its rows are those that the run began with."""
 from __future__ import annotations
 
 from scaleup.artifacts.data_file import RunData, source_marks
-from scaleup.artifacts.run_folder import RunFolder
+from scaleup.artifacts.run_folder import RunFolder, differing_keys
 from scaleup.config.run import RunConfig
+from scaleup.config.schema import SourceConfig
 from scaleup.errors import Problem, ScaleupError
+from scaleup.plan.places import mark_of, place_marks, value_at
 from scaleup.plan.stages import planner_of
 from scaleup.plan.types import BatchPlan, Plan
 
@@ -29,7 +31,7 @@ STRATEGY_KEYS = frozenset({"parallel.strategy", "parallel.offload_optimizer", "p
 def state_of(run: RunFolder, config: RunConfig, batch: BatchPlan | None) -> str:
     """Returns `absent`, `finished` or `unfinished`, as RunFolder.state. Raises ScaleupError when it holds another
     run."""
-    places = _places(run, config)
+    places = _moved(run, config)
     if config.plans_its_batch:
         return run.state(config, places | SPLIT_KEYS | STRATEGY_KEYS)
     before = _batch_of(run)
@@ -43,17 +45,16 @@ def state_of(run: RunFolder, config: RunConfig, batch: BatchPlan | None) -> str:
     return state
 
 
-def rows_of(run: RunFolder, config: RunConfig, state: str, accepts: bool) -> tuple[RunData | None, list[str]]:
-    """Returns what the run's rows are known by from now on, None where it reads none, and what the user should read
-    about it.
+def rows_of(run: RunFolder, config: RunConfig, state: str, accepts: bool) -> tuple[RunData, list[str]]:
+    """Returns what the run's rows are known by from now on, and what the user should read about it.
 
     Raises ScaleupError with every source whose rows are not those that the run began with, unless the user `accepts`
     them."""
-    now = source_marks(config.data, planner_of(config).splits(config))
+    now, places = source_marks(config.data, planner_of(config).splits(config)), place_marks(config)
     before = None if state == "absent" else RunData.read(run.data_file)
     if before is None:
         unknown = "this run began with a version that did not keep what its rows are known by: they may have changed"
-        return (RunData(sources=now) if now else None), ([unknown] if now and state != "absent" else [])
+        return RunData(sources=now, places=places), ([unknown] if now and state != "absent" else [])
     both = [(key, before.sources[key], mark) for key, mark in now.items() if key in before.sources]
     changes = {
         key: f"'{new.path}' has changed since the run began: {how}"
@@ -70,7 +71,8 @@ def rows_of(run: RunFolder, config: RunConfig, state: str, accepts: bool) -> tup
     ]
     told = [f"{key}.path: {what}" for key, what in changes.items()]
     notes += [*told, OTHER_TRAJECTORY] if told else []
-    return RunData(sources={**before.sources, **now, **unseen}, accepted=(*before.accepted, *told)), notes
+    accepted = (*before.accepted, *told)
+    return RunData(sources={**before.sources, **now, **unseen}, places=places, accepted=accepted), notes
 
 
 OTHER_TRAJECTORY = (
@@ -79,13 +81,30 @@ OTHER_TRAJECTORY = (
 )
 
 
-def _places(run: RunFolder, config: RunConfig) -> frozenset[str]:
-    """Returns the keys of where the rows lie, which may change where it is known what they were."""
-    if not run.data_file.is_file():
-        return frozenset()
-    splits = {split: getattr(config.data, split) or [] for split in planner_of(config).splits(config)}
-    paths = (f"data.{split}.{place}.path" for split, sources in splits.items() for place in range(len(sources)))
-    return frozenset({"data.root", *paths})
+def _moved(run: RunFolder, config: RunConfig) -> frozenset[str]:
+    """Returns the keys of places that may differ from the run's: those of rows, which are compared before anything
+    starts, or here where nothing will start; and those of models and the like that hold what the old place held."""
+    try:
+        known, before = run.config, RunData.read(run.data_file)
+        return frozenset() if before is None else _same_elsewhere(known, before, config, run.manifest_file.is_file())
+    except ScaleupError:
+        return frozenset()  # a file that cannot be read: whoever reads it next says so
+
+
+def _same_elsewhere(known: RunConfig, before: RunData, config: RunConfig, is_finished: bool) -> frozenset[str]:
+    different = set(differing_keys(known.model_dump(mode="json"), config.model_dump(mode="json")))
+    splits = planner_of(config).splits(config)
+    rows = {"data.root", *(f"data.{split}.{n}.path" for split in splits for n in range(len(_sources(config, split))))}
+    if rows & different and is_finished:
+        now = source_marks(config.data, splits)
+        is_same = all(key in before.sources and before.sources[key].change(mark) is None for key, mark in now.items())
+        rows = rows if is_same else set()
+    named = {key: value_at(config, key) for key in different & before.places.keys()}
+    return frozenset(rows | {key for key, value in named.items() if value and mark_of(value) == before.places[key]})
+
+
+def _sources(config: RunConfig, split: str) -> list[SourceConfig]:
+    return getattr(config.data, split) or []
 
 
 def _batch_of(run: RunFolder) -> BatchPlan | None:

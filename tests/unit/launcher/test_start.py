@@ -202,6 +202,44 @@ class TestRowsThatChanged:
         assert capsys.readouterr().err.startswith("error: --accept-changed-data: is for a run that goes on")
 
 
+class TestProjectThatMoved:
+    """All of it: the run, its rows, and the model and the tokenizer that lie beside them."""
+
+    @pytest.fixture
+    def moved(self, scaleup: Scaleup, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        old, new = folder / "old", folder / "new"
+        (old / "m").mkdir(parents=True)
+        (old / "m/config.json").write_text('{"model_type": "llama"}')
+        (old / "m/model.safetensors").write_bytes(bytes(3 << 20))
+        (old / "rows.jsonl").write_text('{"text": "a"}\n')
+        (old / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "model": {"path": "m", "tokenizer": "./m"}}))
+        monkeypatch.chdir(old)
+        assert scaleup("run", "config.yaml", ends=lambda agent: RESUMABLE) == RESUMABLE
+        old.rename(new)
+        monkeypatch.chdir(new)
+        return new
+
+    def test_goes_on(self, scaleup: Scaleup, moved: Path) -> None:
+        assert scaleup("run", "config.yaml", "--resume", ends=finish) == 0
+        assert str(moved.parent / "old") not in (moved / "runs/x/config.yaml").read_text()
+
+    def test_not_with_another_model(self, scaleup: Scaleup, moved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Of the same size."""
+        (moved / "m/model.safetensors").write_bytes(bytes(2 << 20) + b"\1" * (1 << 20))
+        assert scaleup("run", "config.yaml", "--resume") == 2
+        assert "holds another run, which differs in model.path, model.tokenizer ->" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_of_its_rows(scaleup: Scaleup, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of another file are no reason to say that all is done."""
+    scaleup("run", "config.yaml", ends=finish)
+    (folder / "same.jsonl").write_bytes((folder / "rows.jsonl").read_bytes())
+    (folder / "other.jsonl").write_text('{"text": "b"}\n')
+    assert scaleup("run", "config.yaml", "data.train=same.jsonl") == 0
+    assert scaleup("run", "config.yaml", "data.train=other.jsonl") == 2
+    assert "holds another run, which differs in data.train.0.path" in capsys.readouterr().err
+
+
 def test_a_run_that_was_moved_goes_on_where_it_is(scaleup: Scaleup, folder: Path) -> None:
     scaleup("run", "config.yaml", ends=lambda agent: RESUMABLE)
     (folder / "disk").mkdir()
