@@ -63,15 +63,16 @@ class Reader:
 
     def ids(self, pairs: Sequence[Scored]) -> list[list[int]]:
         """Returns the token ids of prompts with their responses, whole. Texts have the tokenizer's special tokens,
-        conversations those of its chat template. Rows of models that read the score at the end have one eos there; in
-        an encoder-decoder's there is no other.
+        conversations those of its chat template, up to the one that ends the last turn: a line break behind it says
+        nothing of the response. Rows of models that read the score at the end have one eos there; in an
+        encoder-decoder's there is no other.
 
         Raises ScaleupError at data.messages for what the chat template refuses."""
         template = Template(self.template)
         texts = [template.render({"prompt": p, "response": r}) for p, r in pairs if isinstance(p, str)]
         chats = [_whole(p, r) for p, r in pairs if isinstance(p, Chat) and not isinstance(r, str)]
         of_texts = iter(self._text.ended(texts))
-        of_chats = iter(self._text.encode([self._chat.whole(chat) for chat in chats], special=False))
+        of_chats = iter(self._text.encode([self._chat.whole(chat).rstrip("\n") for chat in chats], special=False))
         return [self.ended(next(of_texts if isinstance(prompt, str) else of_chats)) for prompt, _ in pairs]
 
     def cut(self, ids: list[int]) -> list[int]:
