@@ -1,5 +1,5 @@
 """This module makes the environment in which further Python processes are started: they import this very package, and
-nothing that merely lies in the folder where the user stands."""
+nothing that merely lies in the folder where the user stands, and take themselves for nobody else's."""
 
 from __future__ import annotations
 
@@ -16,10 +16,21 @@ COUNTS = (*THREADS, "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_
 """Are read with `int` somewhere among what we import, which fails on lists, on nothing at all and on words."""
 
 
+PLACES = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("PMI_SIZE", "PMI_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    *(f"PET_{name}" for name in ("NNODES", "NPROC_PER_NODE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "STANDALONE")),
+    *(f"PET_RDZV_{name}" for name in ("BACKEND", "CONF", "ENDPOINT", "ID")),
+)
+"""Say which process of how many this one is, to whoever another launcher has started: torchrun, mpirun, Kubeflow."""
+
+
 def python_environment(threads: int | None = None) -> dict[str, str]:
     """Returns this process's environment as a Python process of ours gets it, with so many threads (None: what the user
     set, where that is a number)."""
-    environment = {key: value for key, value in os.environ.items() if key not in COUNTS or is_count(value)}
+    environment = {key: value for key, value in os.environ.items() if key not in PLACES}
+    for name in odd_counts(environment):
+        del environment[name]
     if threads is not None:
         environment |= dict.fromkeys(THREADS, str(threads))
     # `python -m` would look into the working folder first, and take a random.py there for the standard library's

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from scaleup import __version__
-from scaleup.config.load import NO_TEXT, UTF_8, load_leniently
+from scaleup.config.load import NO_TEXT, UTF_8, check_working_folder, load_leniently
 from scaleup.config.stages import STAGES, json_schema
 from scaleup.errors import Problem, ScaleupError
 from scaleup.streams import steady_streams
@@ -65,6 +65,7 @@ def scaleup(
     ] = False,
 ) -> None:
     """Fine-tune, align and compress language models: one YAML describes one run."""
+    check_working_folder()
 
 
 @app.command(rich_help_panel=TRAIN)

@@ -45,7 +45,9 @@ def _main(arguments: argparse.Namespace) -> None:
             _register(attempt, rank_name, arguments.node)
             heartbeat = Heartbeat(attempt.heartbeat_file(rank_name), arguments.node).start()
         _work(run, arguments.group, attempt, stop, heartbeat)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a library may call sys.exit
+        if isinstance(error, SystemExit) and error.code in (None, 0, STOPPED):
+            raise
         if stop.is_ending:
             os._exit(STOPPED)
         code = 2 if isinstance(error, ScaleupError) else 1
@@ -90,7 +92,7 @@ def _leave_devices_to_others(group: GroupPlan) -> None:
         return
     last = group.first_device + group.num_processes // group.num_nodes
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(number) for number in range(last)]
+    devices = visible.split(",") if visible is not None else [str(number) for number in range(last)]
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices[group.first_device : last])
 
 
@@ -116,7 +118,7 @@ def _register(attempt: Attempt, rank_name: str, node_rank: int) -> None:
     write_json(attempt.workers / f"{rank_name}.json", place, is_durable=False)
 
 
-def _report(error: Exception, attempt: Attempt | None, rank_name: str) -> None:
+def _report(error: BaseException, attempt: Attempt | None, rank_name: str) -> None:
     is_users = isinstance(error, ScaleupError)
     trace = "" if is_users else "".join(traceback.format_exception(error))
     print(f"error: {error}" if is_users else trace, file=sys.stderr, flush=True)

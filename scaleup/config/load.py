@@ -107,6 +107,17 @@ def is_text(value: str) -> bool:
     return True
 
 
+def check_working_folder() -> None:
+    """Refuses a folder that relative paths cannot start from. Raises ScaleupError."""
+    where = "the working folder"
+    try:
+        folder = str(Path.cwd())
+    except OSError as error:
+        raise ScaleupError.of(where, f"is gone: {error.strerror}", "go to one that is there") from None
+    if not is_text(folder):
+        raise ScaleupError.of(where, f"{folder!r} {NO_TEXT}", UTF_8)
+
+
 BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)
 """Holds what reading YAML may raise. PyYAML lets the last two through: an impossible date, brackets without end."""
 

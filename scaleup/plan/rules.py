@@ -10,7 +10,6 @@ from pathlib import Path
 
 from scaleup.artifacts.files import folder_problem
 from scaleup.artifacts.run_folder import unwritable
-from scaleup.config.load import NO_TEXT, UTF_8, is_text
 from scaleup.config.run import RunConfig
 from scaleup.config.schema import EvaluationConfig, GenerationConfig, ModelConfig, ParallelConfig, RowFormat
 from scaleup.config.stages.base import TrainingConfig
@@ -184,9 +183,7 @@ def runs_dir_problems(config: RunConfig) -> Iterator[Problem]:
     """Yields why nothing could be written where the run goes. Leaves no trace there."""
     run = Path(config.runs_dir) / config.name
     place = run if run.is_symlink() else run.parent
-    if not is_text(str(place)):
-        yield Problem("runs_dir", f"{str(place)!r} {NO_TEXT}", UTF_8)
-    elif why := folder_problem(place):
+    if why := folder_problem(place):
         yield unwritable(place, why)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import scaleup
-from scaleup.children import COUNTS, odd_counts, python_environment
+from scaleup.children import COUNTS, PLACES, odd_counts, python_environment
 
 OWN = Path(scaleup.__file__).parent
 
@@ -43,6 +43,14 @@ def test_what_is_no_number_of_threads_reaches_nobody(value: str, monkeypatch: py
     assert not set(COUNTS) & python_environment().keys()
     told = python_environment(3)
     assert {name: told[name] for name in COUNTS if name in told} == {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"}
+
+
+def test_what_another_launcher_said_is_not_for_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "MASTER_PORT", "PET_NNODES", "PMI_SIZE"):
+        monkeypatch.setenv(name, "8")
+    monkeypatch.setenv("PET_LOG_DIR", "logs")
+    environment = python_environment()
+    assert not environment.keys() & set(PLACES) and environment["PET_LOG_DIR"] == "logs"
 
 
 def test_a_number_of_threads_is_the_plans_in_a_run_and_the_users_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

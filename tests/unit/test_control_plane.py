@@ -11,7 +11,19 @@ from pathlib import Path
 import pytest
 
 HEAVY = ["torch", "transformers", "accelerate", "datasets", "numpy", "pyarrow", "pandas", "matplotlib", "tokenizers"]
-PACKAGES = ["errors", "config", "records", "artifacts", "plan", "reports", "launcher", "doctor", "cli"]
+PACKAGES = [
+    "errors",
+    "children",
+    "streams",
+    "config",
+    "records",
+    "artifacts",
+    "plan",
+    "reports",
+    "launcher",
+    "doctor",
+    "cli",
+]
 
 IMPORT_ALL = """
 import importlib, json, pkgutil, sys

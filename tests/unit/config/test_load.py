@@ -9,7 +9,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from scaleup.config.load import STAND_INS, dump, load, load_leniently, load_mapping
+from scaleup.config.load import STAND_INS, check_working_folder, dump, load, load_leniently, load_mapping
 from scaleup.config.mistakes import _sections_in
 from scaleup.config.run import RunConfig
 from scaleup.config.schema import TrainConfig
@@ -68,6 +68,19 @@ def test_overrides_of_lists_and_sections(folder: Path) -> None:
     assert [(source.path, source.weight) for source in config.data.train or []] == [("a.jsonl", 2.0), ("b.csv", 1.0)]
     assert config.evaluation.metrics == ["rouge"]
     assert [source.path for source in sft(TEXT, "data.train=[x.jsonl, y.csv]").data.train or []] == ["x.jsonl", "y.csv"]
+
+
+def test_what_is_no_text_is_refused_where_it_comes_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that are no UTF-8 reach Python as lone surrogates, which none of a run's files can hold."""
+    odd = folder / "b\udcffd"
+    assert problems(yaml.safe_load(TEXT), f"runs_dir={odd}")[0].startswith("runs_dir: the value '")
+    odd.mkdir()
+    monkeypatch.chdir(odd)
+    with pytest.raises(ScaleupError, match=r"the working folder: .* has bytes that are no text in this"):
+        check_working_folder()
+    odd.rmdir()
+    with pytest.raises(ScaleupError, match="the working folder: is gone: No such file or directory -> go to one"):
+        check_working_folder()
 
 
 def test_an_overrides_value_is_yaml(folder: Path) -> None:

@@ -391,6 +391,15 @@ class TestGranted:
         assert list(granted_problems(plan_of(run, group(num_nodes=2, num_processes=2)), job)) == []
 
 
+def test_an_error_of_the_agents_own_is_a_sentence(scaleup: Scaleup, capsys: pytest.CaptureFixture[str]) -> None:
+    def ends(agent: NodeAgent) -> int:
+        raise OSError(24, "Too many open files", str(agent.attempt.logs))
+
+    assert scaleup("run", "config.yaml", ends=ends) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: node 0: [Errno 24] Too many open files: ") and "Traceback" not in error
+
+
 class TestRefusedOnTheFirstNode:
     NODES = ("parallel.num_nodes=2", "parallel.num_processes=2")
 
