@@ -8,8 +8,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -27,6 +28,14 @@ SETTLED_SECONDS = 2.0
 """A file whose last change is younger may change again without another time stamp: what it holds is not cached."""
 OF_LINES = (".jsonl", ".ndjson", ".csv", ".tsv")
 HUB_SECONDS = 10.0
+LONG_BYTES = 1 << 33
+"""Reading so many bytes takes ten seconds and more."""
+
+Say = Callable[[str], None]
+
+
+def _silent(line: str) -> None:
+    pass
 
 
 class _Frozen(BaseModel):
@@ -113,16 +122,17 @@ class RunData(_Frozen):
             raise ScaleupError.of(str(path), what, "remove it if they are") from None
 
 
-def source_marks(data: DataConfig, splits: Iterable[str]) -> dict[str, SourceMark]:
-    """Returns what each source of these splits holds now, by its key. Raises ScaleupError as reading does."""
+def source_marks(data: DataConfig, splits: Iterable[str], say: Say = _silent) -> dict[str, SourceMark]:
+    """Returns what each source of these splits holds now, by its key; `say` hears of files whose reading takes a while.
+    Raises ScaleupError as reading does."""
     return {
-        f"data.{split}.{place}": _mark(data, source, split)
+        f"data.{split}.{place}": _mark(data, source, split, say)
         for split in splits
         for place, source in enumerate(getattr(data, split) or [])
     }
 
 
-def _mark(data: DataConfig, source: SourceConfig, split: str) -> SourceMark:
+def _mark(data: DataConfig, source: SourceConfig, split: str, say: Say) -> SourceMark:
     path = local_path(data, source, split)
     if path is None:
         return SourceMark(path=source.path, is_hub=True, revision=hub_revision(source.path))
@@ -134,12 +144,12 @@ def _mark(data: DataConfig, source: SourceConfig, split: str) -> SourceMark:
         return SourceMark(path=source.path, rows=count, blake2b=digest.hexdigest())
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         try:
-            return SourceMark(path=source.path, files=tuple(pool.map(file_mark, data_files(path))))
+            return SourceMark(path=source.path, files=tuple(pool.map(partial(file_mark, say=say), data_files(path))))
         except OSError as error:
             raise ScaleupError.of(str(path), f"cannot be read: {error.strerror or error}", "see to the file") from None
 
 
-def file_mark(file: Path) -> FileMark:
+def file_mark(file: Path, say: Say = _silent) -> FileMark:
     """Returns what a file holds; of a large one that has not changed since, from the user's cache."""
     status = file.stat()
     cached, stamp = None, [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
@@ -148,6 +158,8 @@ def file_mark(file: Path) -> FileMark:
         cached = cache_folder() / "rows" / f"{place}.json"
         if (known := _cached(cached, stamp)) is not None:
             return known.model_copy(update={"name": file.name})
+    if status.st_size >= LONG_BYTES:
+        say(f"reading {file} once ({status.st_size / 2**30:.0f} GiB), to know its rows again")
     mark = _read_mark(file)
     if cached is not None and abs(time.time() - status.st_ctime) > SETTLED_SECONDS:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -49,7 +50,9 @@ def _start(loaded: Loaded, console: Console, resume: bool, accepts_rows: bool) -
         if (state := state_of(run, config, plan.batch)) == "finished":
             console.print(f"{run.path} has finished already; nothing to do", highlight=False)
         else:
-            data, notes = rows_of(run, config, state, accepts_rows)
+            data, notes = rows_of(
+                run, config, state, accepts_rows, partial(console.print, highlight=False, markup=False)
+            )
             for note in [*plan.remarks, *notes]:
                 console.print(f"note: {note}", highlight=False)
             with written(run):

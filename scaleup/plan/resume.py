@@ -3,7 +3,7 @@ and in another place, and that its rows are those that the run began with."""
 
 from __future__ import annotations
 
-from scaleup.artifacts.data_file import RunData, source_marks
+from scaleup.artifacts.data_file import RunData, Say, source_marks
 from scaleup.artifacts.run_folder import RunFolder, differing_keys
 from scaleup.config.run import RunConfig
 from scaleup.config.schema import SourceConfig
@@ -45,12 +45,13 @@ def state_of(run: RunFolder, config: RunConfig, batch: BatchPlan | None) -> str:
     return state
 
 
-def rows_of(run: RunFolder, config: RunConfig, state: str, accepts: bool) -> tuple[RunData, list[str]]:
-    """Returns what the run's rows are known by from now on, and what the user should read about it.
+def rows_of(run: RunFolder, config: RunConfig, state: str, accepts: bool, say: Say) -> tuple[RunData, list[str]]:
+    """Returns what the run's rows are known by from now on, and what the user should read about it; `say` tells what
+    takes a while.
 
     Raises ScaleupError with every source whose rows are not those that the run began with, unless the user `accepts`
     them."""
-    now, places = source_marks(config.data, planner_of(config).splits(config)), place_marks(config)
+    now, places = source_marks(config.data, planner_of(config).splits(config), say), place_marks(config)
     before = None if state == "absent" else RunData.read(run.data_file)
     if before is None:
         unknown = "this run began with a version that did not keep what its rows are known by: they may have changed"

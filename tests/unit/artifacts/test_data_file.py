@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from scaleup.artifacts import data_file
-from scaleup.artifacts.data_file import OTHER_ROWS, RunData, SourceMark, hub_revision, source_marks
+from scaleup.artifacts.data_file import OTHER_ROWS, RunData, SourceMark, file_mark, hub_revision, source_marks
 from scaleup.config.schema import DataConfig
 from scaleup.errors import ScaleupError
 
@@ -149,6 +149,9 @@ def test_the_file(tmp_path: Path) -> None:
 def test_a_large_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cached_always(monkeypatch, tmp_path / "cache")
     write(tmp_path / "rows.jsonl", "a")
-    before = mark(tmp_path)
+    monkeypatch.setattr(data_file, "LONG_BYTES", 0)
+    said: list[str] = []
+    before = file_mark(tmp_path / "rows.jsonl", said.append)
     monkeypatch.setattr(data_file, "_read_mark", lambda file: pytest.fail("read again"))
-    assert mark(tmp_path) == before
+    assert file_mark(tmp_path / "rows.jsonl", said.append) == before
+    assert said == [f"reading {tmp_path}/rows.jsonl once (0 GiB), to know its rows again"]
