@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from scaleup.config.schema import ModelConfig, SourceConfig
-from scaleup.data.chat import use_template
+from scaleup.data.rendering import use_template
 from scaleup.data.sources import read_source
 from scaleup.data.tokenization import Encoder, opening
 from scaleup.errors import Problem, ScaleupError

@@ -6,9 +6,9 @@ from typing import Any
 
 from scaleup.artifacts.reward_file import REWARD_FILE, SavedReward
 from scaleup.config.stages.reward import RewardConfig
-from scaleup.data.chat import use_template
 from scaleup.data.dataset import TrainingData, load_training_data
 from scaleup.data.pairs import PairEncoder, pair_collator
+from scaleup.data.rendering import use_template
 from scaleup.data.tokenization import PairTokens
 from scaleup.evaluation.preference import preference_metrics, score_pairs
 from scaleup.models.classifier import plain_padding
