@@ -26,6 +26,8 @@ from scaleup.records.examples import PromptCompletion, row_problem
 from scaleup.records.formats import local_path
 from scaleup.records.preferences import Preferences
 
+REWARD_MODEL = "reward.model"
+"""Is the config key of the model that scores a policy's answers, through its own chat template."""
 NUM_TOKENIZED = 200
 """Rows of a source that are tokenized to see where a prompt ends: the row format decides that, not the row."""
 
@@ -37,7 +39,11 @@ def row_notes(model: ModelConfig, facts: ModelFacts, rows: RowsRequest, where: s
     tokenizer = load_tokenizer(model, facts.tokenizer_at, where)
     if facts.task == "seq2seq_lm":
         return []
-    use_template(tokenizer, rows.data.chat_template)
+    is_reward = where == REWARD_MODEL
+    if is_reward and not tokenizer.chat_template:
+        return []  # it reads the policy's text
+    if not is_reward:
+        use_template(tokenizer, rows.data.chat_template)
     problems: list[Problem] = []
     notes: list[str] = []
     for split, needs in rows.splits.items():
@@ -45,7 +51,7 @@ def row_notes(model: ModelConfig, facts: ModelFacts, rows: RowsRequest, where: s
             if local_path(rows.data, source, split) is None:
                 continue
             look = _Look(tokenizer, facts.task, rows, f"data.{split}.{place}")
-            look.at(source, split, needs)
+            look.at(source, split, needs, is_reward)
             problems += look.problems()
             notes += look.notes()
     if problems:
@@ -63,14 +69,18 @@ class _Look:
         self._counts: Counter[str] = Counter()
         self._sample: list[PromptCompletion | Chat] = []
 
-    def at(self, source: SourceConfig, split: str, needs: str) -> None:
-        """Look at every row."""
+    def at(self, source: SourceConfig, split: str, needs: str, is_reward: bool) -> None:
+        """Look at every row; a reward model reads prompts with an answer."""
         make = maker_of(self._data, source, needs == "prompts")
         assert make is not None, "the format has been looked at"
         limit = self._max_rows or (NUM_STREAMED_ROWS if self._data.streaming else None)
         for index, (where, values) in enumerate(islice(read_source(self._data, source, split), limit)):
             try:
-                self._look(make(values, index))
+                example = make(values, index)
+                if is_reward:
+                    self._look_as_reward(example)
+                else:
+                    self._look(example)
             except ScaleupError as error:
                 self._counts["failing"] += 1
                 if len(self._failing) < NUM_ROWS_LISTED:
@@ -110,7 +120,14 @@ class _Look:
         if learns and not self._encoder.chat.end_ids and self._data.train_on != "all":
             end = self._encoder.chat.end.strip()
             how = f"ends a turn with {end!r}, which is no token" if end else "ends no turn"
-            yield f"{key}: the chat template {how}: nothing that is learned stops generation -> data.chat_template"
+            yield (
+                f"{key}: the chat template {how}: nothing that is learned stops generation -> "
+                "name a data.chat_template whose turns end with a token of the tokenizer"
+            )
+
+    def _look_as_reward(self, prompt: Any) -> None:
+        if isinstance(prompt, Chat):
+            self._encoder.chat.whole(_longer(prompt, [{"role": "assistant", "content": "a"}]))
 
     def _look(self, example: Any) -> None:
         if isinstance(example, Preferences):

@@ -63,6 +63,9 @@ class PPOPlanner(TrainingPlanner[PPOConfig]):
     def splits(self, config: PPOConfig) -> dict[str, Rows]:
         return {"train": "prompts", "test": "prompts"} if config.data.test else {"train": "prompts"}
 
+    def readers(self, config: PPOConfig) -> list[str]:
+        return ["model"] if config.reward.model is None or config.reward.template else ["model", REWARD_MODEL]
+
     def quantized_problems(self, config: PPOConfig) -> Iterator[Problem]:
         if config.reward.model is not None:
             yield from quantized_beside(REWARD_MODEL, config.reward.model)
