@@ -17,6 +17,8 @@ Span = tuple[int, int]
 """The characters from the first number up to the second."""
 MAX_CONTEXT = 8
 """Tokens of a prompt that its answer is decoded with: enough for whatever a decoder does at a word's border."""
+REPLACEMENT = "\ufffd"
+"""What is decoded of bytes that are no character."""
 CONTEXTS = ("\n", "a", ":", ".")
 """Texts that a piece of text is tokenized behind, to see it as the continuation of another."""
 
@@ -43,14 +45,18 @@ class TextEncoder:
     def masked(self, texts: Sequence[tuple[str, Sequence[Span]]]) -> list[tuple[list[int], list[bool]]]:
         """Returns the ids (S) of each text without the tokenizer's special tokens, and of each token whether any
         character of it lies in one of the text's spans (S). Transformers' mask of the assistant's tokens is the same:
-        a token over the border counts."""
+        a token over the border counts. But the space that a marker swallows beside it is none of its characters: a
+        header is not learned because the answer begins with a space."""
         if not texts:
             return []
         if not self.tokenizer.is_fast:
             return [self._masked_by_prefixes(text, spans) for text, spans in texts]
         encoded = self.tokenizer([text for text, _ in texts], add_special_tokens=False, return_offsets_mapping=True)
         rows = zip(encoded["input_ids"], encoded["offset_mapping"], texts, strict=True)
-        return [(ids, [_is_within(token, spans) for token in offsets]) for ids, offsets, (_, spans) in rows]
+        return [
+            (ids, [_is_within(token, spans) for token in self._own_characters(text, ids, offsets)])
+            for ids, offsets, (text, spans) in rows
+        ]
 
     def continued(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """Returns the ids of each prompt, which are those that generation starts from, and of the completion behind it.
@@ -76,8 +82,8 @@ class TextEncoder:
         wholes = self._decoded([[*context, *answer] for context, answer in zip(behind, answers, strict=True)])
         alone = self._decoded(answers)
         return [
-            whole[len(start) :] if whole.startswith(start) else text
-            for start, whole, text in zip(starts, wholes, alone, strict=True)
+            whole[len(start) :].removeprefix(self._own_space(prompt)) if whole.startswith(start) else text
+            for prompt, start, whole, text in zip(prompts, starts, wholes, alone, strict=True)
         ]
 
     @cached_property
@@ -109,6 +115,17 @@ class TextEncoder:
         ends = last and ids[len(ids) - len(last) :] == last
         return len(first) if is_doubled else 0, len(ids) - len(last) if ends else len(ids)
 
+    def _own_characters(self, text: str, ids: Sequence[int], offsets: Sequence[Span]) -> list[Span]:
+        return [
+            _stripped(text, span) if token in self._swallowing else span
+            for token, span in zip(ids, offsets, strict=True)
+        ]
+
+    @cached_property
+    def _swallowing(self) -> set[int]:
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {token for token, how in added if how.lstrip or how.rstrip}
+
     def _masked_by_prefixes(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[bool]]:
         """Does what `masked` does with a tokenizer that does not tell its tokens' characters: a place in the text is
         where the tokens of the text up to there are the first of all."""
@@ -116,7 +133,11 @@ class TextEncoder:
         places = [place for span in spans for place in span]
         before = self.encode([text[:place] for place in places], special=False)
         at = [num_common(part, ids) for part in before]
-        runs = list(zip(at[::2], at[1::2], strict=True))
+        ends = [  # a token over the border is within, but for a marker that swallows space
+            end + (end < len(part) and ids[end] not in self._swallowing)
+            for end, part in zip(at[1::2], before[1::2], strict=True)
+        ]
+        runs = list(zip(at[::2], ends, strict=True))
         return ids, [any(start <= place < end for start, end in runs) for place in range(len(ids))]
 
     def _behind(self, start: list[int], whole: list[int], completion: str) -> list[int]:
@@ -136,7 +157,32 @@ class TextEncoder:
     def _context(self, prompt: Sequence[int]) -> list[int]:
         special = set(self.tokenizer.all_special_ids)
         context = [token for token in prompt[-MAX_CONTEXT:] if token not in special]
-        return context if context and self._decoded([context])[0].strip() else self._neutral
+        while (shown := self._decoded([context])[0]).startswith(REPLACEMENT):  # the first bytes of a character are cut
+            context = context[1:]
+        return context if shown.strip() else self._neutral
+
+    def _own_space(self, prompt: Sequence[int]) -> str:
+        """Returns what decoding shows in front of an answer that is not in its text: many tokenizers put a space before
+        a text's first word, and some before the one behind each special token too."""
+        is_first = list(prompt) in ([], self.first)
+        if not is_first and prompt[-1] not in self._added:
+            return ""
+        place = -1 if is_first else prompt[-1]
+        if place not in self._own_spaces:
+            before = [] if is_first else [place]
+            ids = self.tokenizer("a" if is_first else f"{self._added[place]}a", add_special_tokens=False)["input_ids"]
+            start, whole = self._decoded([[*self._neutral, *before], [*self._neutral, *ids]])
+            is_behind = ids[: len(before)] == before and whole.startswith(start) and whole.endswith("a")
+            self._own_spaces[place] = whole[len(start) : -1] if is_behind else ""
+        return self._own_spaces[place]
+
+    @cached_property
+    def _own_spaces(self) -> dict[int, str]:
+        return {}
+
+    @cached_property
+    def _added(self) -> dict[int, str]:
+        return {token: str(added) for token, added in self.tokenizer.added_tokens_decoder.items()}
 
     @cached_property
     def _neutral(self) -> list[int]:
@@ -153,7 +199,12 @@ def num_common(one: Sequence[Any], other: Sequence[Any]) -> int:
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
+def _stripped(text: str, span: Span) -> Span:
+    shown = text[slice(*span)]
+    return span[1] - len(shown.lstrip()), span[0] + len(shown.rstrip())
+
+
 def _is_within(token: Span, spans: Sequence[Span]) -> bool:
-    """Tells whether a token has a character in one of the spans; one of no characters by where it stands."""
-    first, end = token[0], max(token[1], token[0] + 1)
+    """Tells whether a token has a character in one of the spans. One of spaces may be told as the place behind them."""
+    first, end = token if token[0] < token[1] else (token[1] - 1, token[1])
     return any(first < stop and end > start for start, stop in spans)
