@@ -173,6 +173,9 @@ def _apply_override(raw: Raw, override: str) -> None:
         raise ScaleupError.of(
             dotted, f"the value {text!r} is not valid YAML", f"mend it, or quote it as text: {in_quotes(dotted, text)}"
         ) from None
+    if isinstance(value, str) and value == text.strip() != text:
+        what = f"the value {text!r} begins or ends with spaces, which YAML drops"
+        raise ScaleupError.of(dotted, what, f"leave them out, or quote it: {in_quotes(dotted, text)}")
     here: Any = raw
     for key, following in zip(keys, [*keys[1:], None], strict=True):
         try:

@@ -173,6 +173,8 @@ def test_a_baseline_becomes_absolute_too(folder: Path) -> None:
         (" {q}", " {q}"),
         ("Review: {text}", "Review: {text}"),
         ("{q} more", "{q} more"),
+        (" It is {q}", " It is {q}"),
+        ("Say {q} ", "Say {q} "),
         ("{a}{b}", "{a}{b}"),
         ("{a, b}", "{a, b}"),
         ("{{q}}", "{{q}}"),
