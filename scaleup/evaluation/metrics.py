@@ -56,6 +56,8 @@ def score_answers(
     if "accuracy" in metrics:
         assert labels, "the plan refuses accuracy without labels"
         scores["accuracy"] = accuracy(answers, references, labels)
+        if num_without := sum(first_label(reference, labels) is None for reference in references):
+            scores["references_without_label"] = num_without  # which no answer can match
     if "exact_match" in metrics:
         scores["exact_match"] = exact_match(answers, references)
     if "rouge" in metrics:

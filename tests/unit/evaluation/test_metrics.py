@@ -43,6 +43,11 @@ def test_accuracy():
     assert accuracy(["no idea"], ["neither"], LABELS) == 0.0, "no label is never right"
 
 
+def test_references_that_no_answer_can_match_are_counted():
+    scores = score_answers(["accuracy"], ["good", "good", "bad"], ["good", "fine", "so so"], LABELS)
+    assert scores == {"accuracy": pytest.approx(1 / 3), "references_without_label": 2}
+
+
 def test_exact_match():
     assert exact_match([" Yes\n", "no", "yes!"], ["yes", "NO ", "yes"]) == pytest.approx(2 / 3)
 
