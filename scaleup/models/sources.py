@@ -42,6 +42,8 @@ def materialize_tokenizer(path: str, where: str = "model.tokenizer") -> str:
     """Returns the folder or hub name that a tokenizer can be loaded from: a folder with one stays as it is, whether a
     model lies beside it or not; whatever else names a model means that model's. Raises ScaleupError at `where`."""
     folder = Path(path).expanduser()
+    if folder.is_file():
+        raise ScaleupError.of(where, f"{folder} is a file", f"name its folder, {folder.parent}")
     if not folder.is_dir():
         return materialize(path, where)
     if not _has_tokenizer(folder) and any((folder / name).is_file() for name in ("manifest.json", "plan.json")):

@@ -139,6 +139,8 @@ def test_folders_with_a_tokenizer(tmp_path: Path, file: str) -> None:
         materialize_tokenizer(str(tmp_path), "reward.model.tokenizer")
     (tmp_path / file).touch()
     assert materialize_tokenizer(str(tmp_path)) == str(tmp_path)
+    with pytest.raises(ScaleupError, match=f"is a file -> name its folder, {tmp_path}"):
+        materialize_tokenizer(str(tmp_path / file))
 
 
 def test_the_tokenizer_of_what_names_a_model(tmp_path: Path) -> None:
