@@ -94,7 +94,11 @@ class SourceConfig(RowFormat):
     )
     name: Text | None = Field(None, description="The configuration of a `datasets` name.")
     max_rows: Count | None = Field(None, description="Only the first so many rows.")
-    split: Text | None = Field(None, description="The split of a `datasets` name, e.g. train or train[:90%].")
+    split: Text | None = Field(
+        None,
+        description="The split of a `datasets` name, e.g. train or train[:90%]; or the one of a folder that "
+        "`DatasetDict.save_to_disk` wrote.",
+    )
 
 
 Sources = Annotated[list[SourceConfig], BeforeValidator(_as_sources), Field(min_length=1)]

@@ -12,6 +12,7 @@ from typing import Any
 
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.errors import Problem, ScaleupError
+from scaleup.records.arrow_rows import splits_in
 from scaleup.records.chat_notes import ChatNotes
 from scaleup.records.chats import Chat
 from scaleup.records.examples import Labelled, example_maker, labelled_maker, prompt_maker, row_problem
@@ -69,10 +70,19 @@ def check_data(
             failures, summary = _check_source(
                 source, path, key, limit, maker, data.split_turns and split not in prompts_only
             )
-            problems += failures
+            problems += [*failures, *_idle_keys(source, path, key)]
             notes += summary.notes
             sources[split].append(summary)
     return DataCheck(problems + _leaks(data, splits), sources, notes)
+
+
+def _idle_keys(source: SourceConfig, path: Path, key: str) -> Iterator[Problem]:
+    """Yields keys of hub names that say nothing of a file."""
+    where = f"'{path}' is read from this machine, and has none"
+    if source.name is not None:
+        yield Problem(f"{key}.name", f"is the configuration of a hub's dataset: {where}", "leave it out")
+    if source.split is not None and not splits_in(path.parent):
+        yield Problem(f"{key}.split", f"is one of a dataset's: {where}", "leave it out")
 
 
 def _sources(data: DataConfig, split: str) -> Iterator[tuple[str, SourceConfig]]:

@@ -51,7 +51,7 @@ class Template:
             value = values.get(column)
             if isinstance(value, str):
                 pieces.append(value)
-            elif isinstance(value, (int, float)) and math.isfinite(value):
+            elif isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
                 pieces.append(str(value))
             else:
                 problems.append(column_problem(column, values))

@@ -19,9 +19,12 @@ def number_in(value: Any) -> float | None:
     """Returns a finite number, or the one that a text spells; None for anything else, also for a truth value."""
     if isinstance(value, str):
         value = float(value) if NUMBER.fullmatch(value := value.strip()) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        return number if math.isfinite(number := float(value)) else None
+    except OverflowError:  # an integer beyond all doubles
+        return None
 
 
 def number_of(column: str, values: Mapping[str, Any]) -> float:

@@ -29,6 +29,7 @@ MOODS = ("negative", "positive")
         ("-1", MOODS, None),
         ("0.5", MOODS, None),
         ("nan", MOODS, None),
+        (10**400, MOODS, None),
         ("Positive", MOODS, None),
         (True, MOODS, 1),
         ("true", MOODS, 1),

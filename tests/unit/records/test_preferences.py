@@ -102,7 +102,7 @@ def test_what_is_no_ranking_is_refused():
         assert refusal({"answers": text, "stars": [1]}, **RATED) == ["answers holds a str, not a list or its JSON"]
     assert refusal({"answers": 3, "stars": [1]}, **RATED) == ["answers holds a int, not a list"]
     assert refusal({"answers": ["a", "b"], "stars": [1]}, **RATED) == ["stars holds 1 numbers for 2 completions"]
-    for star in ("two", True, float("inf")):
+    for star in ("two", True, float("inf"), 10**400):
         lines = refusal({"answers": ["a", "b"], "stars": [1, star]}, **RATED)
         assert lines == [f"stars holds {star!r}, which is no number"]
 

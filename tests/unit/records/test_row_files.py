@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,12 @@ def test_a_compressed_file_that_is_cut_or_none_is_named(tmp_path, suffix):
     for content in (whole[:-12], whole[: len(whole) // 2], b'{"a": 1}\n', whole[:20] + b"?" * 20 + whole[40:]):
         problems = read(write(path, content))[1]
         assert problems and "cannot be read" in problems[-1][1] and problems[-1][0] == ""
+
+
+def test_what_needs_a_package_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for name in ("a.parquet", "a.arrow", "a.csv.zst"):
+        assert read(write(tmp_path / name, "a")) == ([], [("", "is read with pyarrow, not installed here")])
 
 
 def test_conversations_in_csv_are_those_of_json(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.errors import ScaleupError
+from scaleup.records.check import check_data
 from scaleup.records.formats import data_files, local_path, read_rows
 
 
@@ -82,6 +83,14 @@ def test_folders_that_datasets_saved(saved):
         data_files(local_path(data, SourceConfig(path="both"), "validation"))
     with pytest.raises(ScaleupError, match="holds the splits train, test -> name the folder of one"):
         data_files(saved / "both")
+
+
+def test_keys_of_hub_names_are_refused_beside_files(saved):
+    (saved / "a.jsonl").write_text('{"a": "x"}')
+    train = [{"path": "both", "split": "test"}, {"path": "both", "name": "x"}, {"path": "a.jsonl", "split": "train"}]
+    found = check_data(DataConfig(root=str(saved), text="{a}", train=train), ["train"])
+    assert [problem.where for problem in found.problems] == ["data.train.1.name", "data.train.2.split"]
+    assert [each.rows for each in found.sources["train"]] == [4, 2500, 1]
 
 
 def test_a_saved_dataset_that_is_damaged_is_named(saved):

@@ -105,3 +105,7 @@ def test_neighbours_differ_in_phrasing_and_no_pattern_of_rows_predicts_it(num_ph
 
 def test_the_phrasing_of_a_row_never_changes():
     assert [phrasing_of(index, 5) for index in range(8)] == [4, 3, 2, 1, 3, 2, 0, 2]
+
+
+def test_integers_of_any_size_are_written_out():
+    assert Template("{a}").render({"a": 10**400}) == str(10**400)
