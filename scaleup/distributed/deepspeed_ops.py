@@ -48,8 +48,8 @@ def ops_folder() -> Path:
     try:
         packages = [metadata.distribution(name) for name in ("torch", "deepspeed")]
     except metadata.PackageNotFoundError as error:
-        remedy = f"pip install -c constraints.txt {error.name}"
-        raise ScaleupError.of(str(error.name), "the package is not installed, and ZeRO needs it", remedy) from error
+        what, remedy = "the package is not installed, and ZeRO needs it", "pip install 'scaleup[deepspeed]'"
+        raise ScaleupError.of(str(error.name), what, remedy) from error
     recipe = [sys.implementation.cache_tag, os.environ.get("CXX", ""), _cpu()]
     recipe += [f"{package.version} {package.locate_file('')}" for package in packages]
     key = hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:12]
@@ -68,7 +68,7 @@ def ensure_built(ops: Sequence[str], announce: Announce) -> None:
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
     os.environ["PATH"] = os.pathsep.join([tools, *(entry for entry in path if entry != tools)])
     if shutil.which("ninja") is None:  # torch asks for it even when there is nothing to build
-        raise ScaleupError.of("ninja", "not found: DeepSpeed needs it", "pip install -c constraints.txt ninja")
+        raise ScaleupError.of("ninja", "not found: DeepSpeed needs it", "pip install 'scaleup[deepspeed]'")
     build(folder, _builders(ops), announce)
 
 

@@ -91,7 +91,7 @@ def unlike(nodes: list[Node], own_rank: int) -> Iterator[Finding]:
         different = [name for name in own.versions if own.versions[name] != other.versions.get(name)]
         for name in different:
             what = f"{own.versions[name]} on {own}, {other.versions.get(name)} on {other}"
-            findings.append(fail(name, what, "install the same versions on all nodes: constraints.txt"))
+            findings.append(fail(name, what, "install the same versions on all nodes"))
     yield from findings or [ok("who is who", "host names and addresses differ, versions do not")]
 
 

@@ -20,6 +20,8 @@ SHOWN = ("torch", "accelerate", "deepspeed", "transformers", "peft", "bitsandbyt
 RUNS, TOOLS = "train", "dev"
 """Name the extra without which nothing runs, and the one of developers, which no run needs."""
 CONSTRAINTS = Path(scaleup.__file__).parent.parent / "constraints.txt"
+PIP = "pip install -c constraints.txt" if CONSTRAINTS.is_file() else "pip install"
+"""Is how packages are installed: with the versions that were tested, where a checkout has them."""
 """Lies beside the package in a checkout; a wheel has none."""
 PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)==(\S+)$", re.M)
 
@@ -36,7 +38,7 @@ def package_findings(distribution: str = "scaleup", constraints: Path = CONSTRAI
     needed = requirements(package)
     for each in needed:
         if version_of(each.name) is None:
-            yield fail(each.name, "is not installed", f"pip install -c constraints.txt {each.name}")
+            yield fail(each.name, "is not installed", f"{PIP} {each.name}")
     left_out = []
     for extra in extras(package):
         own = [each for each in requirements(package, extra) if each.name != package.name]
@@ -100,7 +102,7 @@ def _conflicts(packages: list[metadata.Distribution]) -> Iterator[Finding]:
             version = version_of(needed.name)
             if version and not needed.specifier.contains(Version(version), prereleases=True):
                 what = f"{version} is installed, and {package.name} {package.version} needs {needed.specifier}"
-                yield fail(needed.name, what, f"pip install -c constraints.txt {needed.name}")
+                yield fail(needed.name, what, f"{PIP} {needed.name}")
 
 
 def _differing(constraints: Path) -> Iterator[Finding]:
