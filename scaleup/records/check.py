@@ -81,7 +81,7 @@ def _idle_keys(source: SourceConfig, path: Path, key: str) -> Iterator[Problem]:
     where = f"'{path}' is read from this machine, and has none"
     if source.name is not None:
         yield Problem(f"{key}.name", f"is the configuration of a hub's dataset: {where}", "leave it out")
-    if source.split is not None and not splits_in(path.parent):
+    if source.split is not None and not (path.name == source.split and splits_in(path.parent)):
         yield Problem(f"{key}.split", f"is one of a dataset's: {where}", "leave it out")
 
 

@@ -21,7 +21,8 @@ class RowDecoder(json.JSONDecoder):
         self.doubled: set[str] = set()
 
     def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
-        self.doubled.clear()
+        if self.doubled:
+            self.doubled.clear()
         return super().raw_decode(s, idx)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

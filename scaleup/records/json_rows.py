@@ -29,7 +29,10 @@ def json_lines(file: Path, listener: Listener) -> Iterator[Row]:
                 detail = f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else error
                 listener.problem(Problem(where, f"is not valid JSON: {detail}", "write one JSON object a line"))
                 continue
-            yield from _row(where, value, decoder, listener)
+            if isinstance(value, dict) and not decoder.doubled:
+                yield Row(where, value)
+            else:
+                listener.problem(_no_row(where, value, decoder))
 
 
 def json_file(file: Path, listener: Listener) -> Iterator[Row]:
@@ -45,10 +48,12 @@ def json_file(file: Path, listener: Listener) -> Iterator[Row]:
         try:
             for line, raw, value in array_items(text, decoder):
                 where = f"{name}:{line}"
-                if is_utf8(raw):
-                    yield from _row(where, value, decoder, listener)
-                else:
+                if not is_utf8(raw):
                     listener.problem(not_utf8(where))
+                elif isinstance(value, dict) and not decoder.doubled:
+                    yield Row(where, value)
+                else:
+                    listener.problem(_no_row(where, value, decoder))
         except ArraySyntaxError as error:
             what = f"is not valid JSON: {error}"
             listener.problem(Problem(f"{name}:{error.line}", what, "mend it; no row after it is read"))
@@ -58,11 +63,8 @@ def not_utf8(where: str) -> Problem:
     return Problem(where, "is not valid UTF-8", "save the file as UTF-8")
 
 
-def _row(where: str, value: Any, decoder: RowDecoder, listener: Listener) -> Iterator[Row]:
+def _no_row(where: str, value: Any, decoder: RowDecoder) -> Problem:
     if not isinstance(value, dict):
-        listener.problem(Problem(where, "is not a JSON object", 'a row looks like {"column": "value"}'))
-    elif decoder.doubled:
-        names = ", ".join(map(repr, sorted(decoder.doubled)))
-        listener.problem(Problem(where, f"names {names} twice in one object", "keep one of them"))
-    else:
-        yield Row(where, value)
+        return Problem(where, "is not a JSON object", 'a row looks like {"column": "value"}')
+    names = ", ".join(map(repr, sorted(decoder.doubled)))
+    return Problem(where, f"names {names} twice in one object", "keep one of them")

@@ -13,6 +13,7 @@ from scaleup.errors import ScaleupError
 from scaleup.records.template import column_problem
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+MAY_BEGIN_A_LIST = frozenset("[ \t\r\n")
 
 
 def number_in(value: Any) -> float | None:
@@ -55,12 +56,12 @@ def list_of(column: str, values: Mapping[str, Any], wanted: str = "a list") -> l
 
 def messages_in(value: Any) -> list[Any] | None:
     """Returns a list, or the messages that a text spells in JSON; None for anything else, which is a text."""
-    if isinstance(value, list):
-        return value
-    spelled = _parsed(value) if isinstance(value, str) and value.lstrip().startswith("[") else None
-    if not isinstance(spelled, list) or not spelled:
+    if not isinstance(value, str):
+        return value if isinstance(value, list) else None
+    if value[:1] not in MAY_BEGIN_A_LIST or not isinstance(spelled := _parsed(value), list):
         return None
-    return spelled if all(isinstance(each, dict) and ("role" in each or "from" in each) for each in spelled) else None
+    are_messages = all(isinstance(each, dict) and ("role" in each or "from" in each) for each in spelled)
+    return spelled if spelled and are_messages else None
 
 
 def _parsed(text: str) -> Any:

@@ -87,10 +87,19 @@ def test_folders_that_datasets_saved(saved):
 
 def test_keys_of_hub_names_are_refused_beside_files(saved):
     (saved / "a.jsonl").write_text('{"a": "x"}')
-    train = [{"path": "both", "split": "test"}, {"path": "both", "name": "x"}, {"path": "a.jsonl", "split": "train"}]
+    train = [
+        {"path": "both", "split": "test"},
+        {"path": "both", "name": "x"},
+        {"path": "a.jsonl", "split": "train"},
+        {"path": "both/train", "split": "test"},
+    ]
     found = check_data(DataConfig(root=str(saved), text="{a}", train=train), ["train"])
-    assert [problem.where for problem in found.problems] == ["data.train.1.name", "data.train.2.split"]
-    assert [each.rows for each in found.sources["train"]] == [4, 2500, 1]
+    assert [problem.where for problem in found.problems] == [
+        "data.train.1.name",
+        "data.train.2.split",
+        "data.train.3.split",
+    ]
+    assert [each.rows for each in found.sources["train"]] == [4, 2500, 1, 2500]
 
 
 def test_a_saved_dataset_that_is_damaged_is_named(saved):
