@@ -39,6 +39,9 @@ def test_perplexity_is_the_same_in_any_batches(runtime, run, name, batch_size):
 def test_answers_are_scored(runtime, run):
     result = evaluated(runtime, run, "llama", metrics=["exact_match", "accuracy"], labels=["bad", "yes"])
     assert len(result.answers) == len(tiny.PAIRS)
+    assert result.metrics.pop("references_without_label") == sum(
+        "bad" not in pair.completion and "yes" not in pair.completion for pair in tiny.PAIRS
+    )
     assert result.metrics == {"rows": len(tiny.PAIRS), "exact_match": 0.0, "accuracy": 0.0}
 
 
