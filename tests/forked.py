@@ -155,14 +155,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def described_here(models: Any) -> dict[str, ModelFacts]:
+def described_here(question: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ModelFacts, list[str]]]:
     """For plan.describe._ask: from the function that it asks in a process of its own, which would import torch."""
     from scaleup.describe.answer import answer
 
-    asked = [
-        {"where": where, "model": model.model_dump(), "micro_batch": micro and micro.model_dump()}
-        for where, (model, micro) in models.items()
-    ]
-    reply = answer(asked)
+    reply = answer(list(question))
     assert not reply["problems"], reply["problems"]
-    return {where: ModelFacts.model_validate(facts) for where, facts in zip(models, reply["facts"], strict=True)}
+    for request, facts, notes in zip(question, reply["facts"], reply["notes"], strict=True):
+        yield request["where"], ModelFacts.model_validate(facts), notes
