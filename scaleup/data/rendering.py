@@ -28,6 +28,10 @@ PROBE = "Zq7x"
 MARKS_ANSWERS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
+class SlowTemplate(ScaleupError):
+    """Is raised where a template goes on for too long: it would for other conversations too."""
+
+
 class Renderer:
     """Renders messages with the template of a tokenizer, as Transformers' apply_chat_template does.
 
@@ -43,15 +47,18 @@ class Renderer:
     def tracked(self, messages: Sequence[Message], tools: Any, prompt: bool = False) -> tuple[str, list[Span]]:
         """Returns the text, and the characters that the template marks as the assistant's."""
         failure: Exception | None = None
+        roles = ", ".join(message["role"] for message in messages)
         for shown in _ways(messages, self._takes_parts):
             try:
                 return self._rendered(shown, tools, prompt)
+            except ScaleupError:  # there is no template to take
+                raise
+            except TimeoutError:
+                what = f"the chat template took more than {SECONDS:g} seconds for messages of {roles}"
+                raise SlowTemplate.of("data.messages", what, "mend its loops, or name another template") from None
             except Exception as error:  # a template may fail in any way
                 failure = error
-                if isinstance(error, TimeoutError):
-                    break
-        roles = ", ".join(message["role"] for message in messages)
-        words = "took too long" if isinstance(failure, TimeoutError) else str(failure).strip() or type(failure).__name__
+        words = str(failure).strip() or type(failure).__name__
         verb = "refuses" if isinstance(failure, TemplateError) else "fails on"
         what = f"the chat template {verb} messages of {roles}: {words}"
         raise ScaleupError.of("data.messages", what, "use only turns that the model's template knows") from None
@@ -86,24 +93,26 @@ class Renderer:
         return texts[0], [(start, end) for start, end in spans[0]] if marks else []
 
     def _template(self, tools: Any) -> str:
-        if not self._tokenizer.chat_template:
+        named = self._tokenizer.chat_template
+        if not named:
             what = "the tokenizer has no chat template, which conversations need"
             raise ScaleupError.of("data.messages", what, "name one with data.chat_template")
-        try:
-            return str(self._tokenizer.get_chat_template(tools=tools))
-        except ValueError as error:
-            raise ScaleupError.of(KEY, str(error), "name one of them, or a file") from None
+        if isinstance(named, dict) and "default" not in named:
+            what = f"the tokenizer has the chat templates {', '.join(sorted(named))}, and none is called default"
+            raise ScaleupError.of(KEY, what, f"name one of them, e.g. data.chat_template: {min(named)}")
+        return str(self._tokenizer.get_chat_template(tools=tools))
 
 
 def use_template(tokenizer: PreTrainedTokenizerBase, named: str | None) -> None:
     """Gives a tokenizer the chat template that `data.chat_template` names: a file, one that TRL ships (`trl:NAME`), or
-    one of the tokenizer's own.
+    one of the tokenizer's own, which keeps its name, so that a tokenizer that was saved with it can be given it again.
 
     Raises ScaleupError at data.chat_template if it is none of these, or cannot be compiled."""
     if named is None:
         return
     own = tokenizer.chat_template
-    template = own[named] if isinstance(own, dict) and named in own else read_template(named)
+    is_own = isinstance(own, dict) and named in own
+    template = own[named] if is_own else read_template(named)
     try:
         with _time_limit():
             render_jinja_template([[]], chat_template=template)
@@ -112,7 +121,7 @@ def use_template(tokenizer: PreTrainedTokenizerBase, named: str | None) -> None:
         raise ScaleupError.of(KEY, what, "mend it, or name another") from None
     except Exception:  # it wants messages, and rows have some
         pass
-    tokenizer.chat_template = template
+    tokenizer.chat_template = {named: template, "default": template} if is_own else template
 
 
 def _ways(messages: Sequence[Message], as_parts: bool) -> Iterator[list[Message]]:

@@ -11,15 +11,14 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from scaleup.config.schema import ModelConfig, SourceConfig
-from scaleup.data.rendering import use_template
+from scaleup.data.rendering import SlowTemplate
 from scaleup.data.sources import read_source
 from scaleup.data.tokenization import Encoder, opening
 from scaleup.errors import Problem, ScaleupError
 from scaleup.models.load import load_tokenizer
 from scaleup.plan.facts import ModelFacts, RowsRequest
+from scaleup.records.chat_templates import KEY
 from scaleup.records.chats import REASONING_KEYS, Chat, Message
 from scaleup.records.check import NUM_ROWS_LISTED, NUM_STREAMED_ROWS, maker_of
 from scaleup.records.examples import PromptCompletion, row_problem
@@ -42,28 +41,28 @@ def row_notes(model: ModelConfig, facts: ModelFacts, rows: RowsRequest, where: s
     is_reward = where == REWARD_MODEL
     if is_reward and not tokenizer.chat_template:
         return []  # it reads the policy's text
-    if not is_reward:
-        use_template(tokenizer, rows.data.chat_template)
+    own = {"chat_template": None} if is_reward else {}  # what data names is the policy's
+    read_with = rows.data.model_copy(update={"overlong": "truncate", **own})
     problems: list[Problem] = []
     notes: list[str] = []
     for split, needs in rows.splits.items():
         for place, source in enumerate(getattr(rows.data, split) or []):
             if local_path(rows.data, source, split) is None:
                 continue
-            look = _Look(tokenizer, facts.task, rows, f"data.{split}.{place}")
+            look = _Look(Encoder(tokenizer, facts.task, read_with), rows, f"data.{split}.{place}")
             look.at(source, split, needs, is_reward)
             problems += look.problems()
             notes += look.notes()
     if problems:
-        raise ScaleupError(problems)
+        raise ScaleupError(list(dict.fromkeys(problems)))
     return list(dict.fromkeys(notes))
 
 
 class _Look:
     """Counts what one source's rows are like."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: str, rows: RowsRequest, key: str) -> None:
-        self._encoder = Encoder(tokenizer, task, rows.data.model_copy(update={"overlong": "truncate"}))
+    def __init__(self, encoder: Encoder, rows: RowsRequest, key: str) -> None:
+        self._encoder = encoder
         self._data, self._max_rows, self._key = rows.data, rows.max_rows, key
         self._failing: list[Problem] = []
         self._counts: Counter[str] = Counter()
@@ -82,15 +81,21 @@ class _Look:
                 else:
                     self._look(example)
             except ScaleupError as error:
+                if error.problems[0].where == KEY:  # it is not the row's
+                    self._failing = error.problems
+                    break
                 self._counts["failing"] += 1
                 if len(self._failing) < NUM_ROWS_LISTED:
                     self._failing.append(row_problem(where, error))
-        self._tokenize()
+                if isinstance(error, SlowTemplate):  # nobody waits for that with every row
+                    break
+        if not self._failing:
+            self._tokenize()
 
     def problems(self) -> list[Problem]:
         """Return the first failing rows, and how many more there are."""
         more = self._counts["failing"] - len(self._failing)
-        rest = [Problem(self._key, f"and {more} more {'row fails' if more == 1 else 'rows fail'}")] if more else []
+        rest = [Problem(self._key, f"and {more} more {'row fails' if more == 1 else 'rows fail'}")] if more > 0 else []
         return self._failing + rest
 
     def notes(self) -> Iterator[str]:

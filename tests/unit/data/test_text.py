@@ -2,11 +2,14 @@
 text, what is learned is what was meant, and what is decoded is what was written."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import product
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from scaleup.data.text import TextEncoder
 from scaleup.data.tokenization import IGNORE, Encoder
@@ -14,7 +17,7 @@ from scaleup.models.generation import answer_texts
 from scaleup.records.chats import Chat
 from scaleup.records.examples import PlainText, PromptCompletion
 from tests.unit.data import tiny
-from tests.unit.data.families import BOS, EOS, FAMILIES, of_family
+from tests.unit.data.families import BOS, EOS, FAMILIES, TEMPLATE, of_family
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
 LOSSY = ("word piece", "unigram", "unigram, nothing added")
@@ -260,3 +263,17 @@ def test_a_space_that_trimmed_offsets_leave_out() -> None:
     for spans, learned in (([(2, 4)], " \n"), ([(3, 5)], "\na"), ([(0, 3)], " a: ")):
         [(ids, mask)] = text.masked([("a: \na", spans)])
         assert text.tokenizer.decode([i for i, is_in in zip(ids, mask, strict=True) if is_in]) == learned
+
+
+def test_a_template_is_named_again(tmp_path: Path) -> None:
+    """By every part of a run that has the tokenizer, and when what was saved with it goes on."""
+    tokenizer = deepcopy(of_family("byte-level"))
+    tokenizer.chat_template = {"chat": TEMPLATE, "tool_use": "none"}
+    for _ in range(2):
+        encode = Encoder(tokenizer, "causal_lm", tiny.data_config(chat_template="chat"))
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.get_chat_template() == TEMPLATE
+    again = Encoder(loaded, "causal_lm", tiny.data_config(chat_template="chat"))
+    chat = Chat([{"role": "user", "content": "a"}])
+    assert again.chat.prompt(chat) == encode.chat.prompt(chat)
