@@ -8,7 +8,12 @@ from typing import Any
 
 from tests.e2e.mistakes.case import bad
 
-CHATS: dict[str, Any] = {"data": {"train": "rows.jsonl", "validation": "rows.jsonl", "messages": "messages"}}
+CHATS: dict[str, Any] = {
+    "data.validation": None,
+    "data.prompt": None,
+    "data.completion": None,
+    "data.messages": "messages",
+}
 USER, SAID, SYSTEM = ({"role": role, "content": "a"} for role in ("user", "assistant", "system"))
 TURNS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
 ASKS = "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -51,7 +56,7 @@ TEMPLATES = [
         "rows that it refuses",
         "rows.jsonl:2: 'data.messages' the chat template refuses messages of system, user, assistant: no system here",
         "rows.jsonl:5: 'data.messages' the chat template refuses messages of user, assistant, system, assistant",
-        changes={**CHATS, "data.validation": None, "data.chat_template": "strict.jinja"},
+        changes={**CHATS, "data.chat_template": "strict.jinja"},
         prepare=strict,
         asks=True,
     ),
