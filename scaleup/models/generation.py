@@ -127,7 +127,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, base: str |
     Transformers and what reads its files stop there too. An adapter's folder gets that of its `base`, a folder; models
     that do not generate have none."""
     tokenizer.save_pretrained(str(folder))
-    source = next((file for file in (folder / SETTINGS, Path(base or "") / SETTINGS) if file.is_file()), None)
+    places = [folder, Path(base)] if base else [folder]
+    source = next((place / SETTINGS for place in places if (place / SETTINGS).is_file()), None)
     if source is None:
         return
     settings = read_json(source)
