@@ -77,7 +77,7 @@ def encode(name: str) -> tuple[str, list[Any]]:
     from scaleup.records.examples import PromptCompletion
 
     model = ModelConfig(path=MODEL)
-    location = describe_models({"model": model})["model"].location
+    location = describe_models({"model": model}).facts["model"].location
     data = DataConfig(prompt="{prompt}", completion="{completion}", max_length=512)
     rows = Encoder(load_tokenizer(model, location), "causal_lm", data)(
         [PromptCompletion(**row) for row in rows_of(name)]

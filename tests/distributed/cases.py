@@ -25,7 +25,7 @@ from scaleup.data.tokenization import Tokens
 from scaleup.distributed.runtime import Runtime
 from scaleup.distributed.signals import StopFlag
 from scaleup.errors import ScaleupError
-from scaleup.models.generation import generate_answers
+from scaleup.models.generation import Generator
 from scaleup.models.load import load_model, load_tokenizer
 from scaleup.plan.types import Plan
 from scaleup.train.checkpoint import Checkpointer
@@ -95,7 +95,7 @@ def answers() -> dict[str, list[str]]:
     settings = GenerationConfig(max_new_tokens=5)
 
     def together(chosen: list[list[int]]) -> list[str]:
-        return generate_answers(runtime, model, tokenizer, chosen, settings, 2, run.path / ".parts", "answers")
+        return Generator(runtime, model, tokenizer, settings, 2, run.path / ".parts").answers(chosen, "answers")
 
     alone = []
     for prompt in prompts:
