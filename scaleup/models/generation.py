@@ -136,4 +136,5 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, base: str |
     ends = {*answer_ends(tokenizer), *(own if isinstance(own, list) else [own])} - {None}
     if ends:
         settings["eos_token_id"] = min(ends) if len(ends) == 1 else sorted(ends)
+        settings.pop("_from_model_config", None)  # else Transformers may take what the model's config says
     write_json(folder / SETTINGS, settings)
