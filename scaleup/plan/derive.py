@@ -13,9 +13,12 @@ import yaml
 from scaleup.artifacts.run_folder import RunFolder, finished_run
 from scaleup.config.load import Loaded, load_leniently, load_mapping
 from scaleup.config.run import RunConfig
+from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.stages import planner_of
+from scaleup.records.arrow_rows import splits_in
 from scaleup.records.examples import format_problems
+from scaleup.records.formats import local_path
 
 
 def evaluation_config(target: Path, overrides: Sequence[str]) -> Loaded:
@@ -79,7 +82,10 @@ def _export_keys(config: RunConfig) -> dict[str, Any]:
     known = config.model_dump(mode="json")
     data = {**known["data"], "train": None, "validation": None, "test": None, "validation_fraction": None}
     split = next((split for split in ("test", "validation", "train") if known["data"][split]), "test")
-    rows = [{**source, "split": source["split"] or split} for source in known["data"][split] or []]
+    rows = [
+        source.model_dump(mode="json") | {"split": source.split or own_split(config.data, source, split)}
+        for source in getattr(config.data, split) or []
+    ]
     if not planner_of(config).writes_text or format_problems(config.data, [split]):
         rows = []
     return {
@@ -87,6 +93,13 @@ def _export_keys(config: RunConfig) -> dict[str, Any]:
         "export": {"trained_in": known.get("quantization")},
         "parallel": {"device": known["parallel"]["device"]},
     }
+
+
+def own_split(data: DataConfig, source: SourceConfig, split: str) -> str | None:
+    """Returns the split that a source is read from though it is no longer named under it; None where files have
+    none."""
+    path = local_path(data, source, split)
+    return split if path is None or (path.name == split and splits_in(path.parent)) else None
 
 
 def _next_number(run: RunFolder, folder: str) -> str:
