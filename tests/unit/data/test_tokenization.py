@@ -282,3 +282,15 @@ def test_seq2seq_models_need_pairs(example, kind):
     with pytest.raises(ScaleupError) as caught:
         encoder(tiny.tokenizer("t5"), "seq2seq_lm")([example])
     assert caught.value.problems[0].where == f"data.{kind}"
+
+
+def test_a_default_system_prompt_is_not_learned():
+    """Nor the header of an answer that begins the conversation, of which no generation prompt tells."""
+    encode = encoder(tiny.tokenizer("llama"))
+    chatml = encode.tokenizer.chat_template
+    default = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe helpful<|im_end|>\n{% endif %}"
+    encode.tokenizer.chat_template = default + chatml
+    welcome = {"role": "assistant", "content": "Welcome!"}
+    [row] = encode([Chat([welcome, *CHAT[1:3]])])
+    assert runs(encode, row) == [f"Welcome!{EOS}\n", f"hello{EOS}\n"]
+    assert encode.tokenizer.decode(row.input_ids).startswith("<|im_start|>system\nBe helpful")

@@ -107,16 +107,17 @@ def test_ppo_shows_what_was_written(name: str) -> None:
 @pytest.mark.parametrize("policy", ["byte-level", "metaspace first", "phi"])
 @pytest.mark.parametrize("goes_over_the_bridge", [False, True])
 def test_a_reward_model_reads_a_conversation_by_its_own_template(policy: str, goes_over_the_bridge: bool) -> None:
+    """Which writes all special tokens that there are: here no bos."""
     sample = sample_of(policy, CHAT, "The cat")
     if goes_over_the_bridge:
         sample = unpacked(*packed(sample))
     found = scorer("byte-level")
     tokenizer = found.reader.tokenizer
-    markup = "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}{% endfor %}"
+    markup = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}{% endfor %}"
     before, tokenizer.chat_template = tokenizer.chat_template, markup
     try:
         [ids] = found.reader.ids([scored_of(found.reader, sample)])
-        text = f"{BOS}[user] Name a film{EOS}[assistant] The cat{EOS}"
+        text = f"[user] Name a film{EOS}[assistant] The cat{EOS}"
         assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
         expected = plain(found, ids)
         assert found.score([scored_of(found.reader, sample)]) == pytest.approx([expected], abs=1e-6)
