@@ -4,6 +4,7 @@ model's and turns that end with a third token, whoever loads the model gets the 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for kind in (chats, pairs):
             lines = "".join(json.dumps(row) + "\n" for row in kind(numbers))
             (folder / f"{split}-{kind.__name__}.jsonl").write_text(lines)
+    rows = ({"messages": row["messages"][:-1]} for row in chats(SPLITS["train"]))
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
@@ -161,6 +164,23 @@ def test_a_student_learns_what_its_teacher_wrote(taught: Path, place: Path) -> N
     assert [row["completion"][0]["content"] for row in answered] == ["fish"] * 6
 
 
+@pytest.mark.slow
+def test_a_students_own_answers_end(taught: Path, place: Path) -> None:
+    """Where turns do: the eos of the tokenizer and of the student's files are other tokens."""
+    student = shutil.copytree(taught / "model", place / "unended")
+    (student / "generation_config.json").write_text('{"eos_token_id": 7}')
+    generation = {"max_new_tokens": 16, "temperature": 0.01}
+    distill = {"mode": "on_policy", "divergence": "reverse_kl", "alpha": 1, "generation": generation}
+    data = {"train": [{"path": "asked.jsonl", "messages": "messages"}], "max_length": 128}
+    config = {"stage": "distill", "name": "own", "model": {"path": "unended"}, "data": data, "distill": distill}
+    folder = run(
+        {**config, "teacher": {"path": str(taught)}, "train": SHORT, "parallel": {"strategy": "single"}}, cwd=place
+    )
+    [line] = [line for line in metrics(folder) if "completions/clipped_ratio" in line]
+    assert line["completions/clipped_ratio"] == 0
+    assert line["completions/max_length"] < 16
+
+
 REWARD = """
 import json
 
@@ -175,8 +195,6 @@ def reward(prompts, completions, **columns):
 def test_a_reward_reads_what_its_policy_wrote(taught: Path, place: Path) -> None:
     (place / "seen.py").write_text(REWARD)
     prompts = [{"path": "asked.jsonl", "messages": "messages"}, {"path": "train-pairs.jsonl", "prompt": "{q}"}]
-    rows = ({"messages": row["messages"][:-1]} for row in chats(SPLITS["train"]))
-    (place / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     ppo = {"num_rollouts": 1, "rollout_batch_size": 8, "num_ppo_epochs": 1, "max_new_tokens": 16, "temperature": 0.01}
     config = {"stage": "ppo", "name": "policy", "model": {"path": str(taught)}, "data": {"train": prompts}, "ppo": ppo}
     config |= {"reward": {"placement": "function", "function": "seen.py:reward"}, "train": {"learning_rate": 1e-9}}
