@@ -4,6 +4,7 @@ learned otherwise than one would think."""
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,15 @@ def test_a_template_that_never_ends_is_stopped_and_tried_no_more(look: Look, mon
     assert line.startswith(
         "rows.jsonl:1: 'data.messages' the chat template took more than 0.05 seconds for messages of"
     )
+
+
+def test_its_time_limit_leaves_other_timers(look: Look) -> None:
+    before = signal.setitimer(signal.ITIMER_REAL, 250)
+    try:
+        look([chat(USER, SAID)], messages="messages")
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 200
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *before)
 
 
 def test_several_templates_and_no_default(look: Look) -> None:
