@@ -82,7 +82,7 @@ class _Look:
                     self._look(example)
             except ScaleupError as error:
                 if error.problems[0].where == KEY:  # it is not the row's
-                    self._failing = error.problems
+                    self._failing = [_of_reward(error.problems[0])] if is_reward else error.problems
                     break
                 self._counts["failing"] += 1
                 if len(self._failing) < NUM_ROWS_LISTED:
@@ -188,3 +188,8 @@ class _Look:
 
 def _longer(chat: Chat, more: Sequence[Message]) -> Chat:
     return replace(chat, messages=[*chat.messages, *more])
+
+
+def _of_reward(problem: Problem) -> Problem:
+    """Returns what is wrong with a policy's template as what is wrong with a reward model's, which no key names."""
+    return replace(problem, where=f"{REWARD_MODEL}.tokenizer", remedy="give one of them that name in its folder")

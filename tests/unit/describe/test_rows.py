@@ -175,3 +175,8 @@ def test_a_reward_model_keeps_its_own_template(look: Look) -> None:
     )
     assert [line.partition(": ")[0] for line in found] == ["rows.jsonl:1"]
     assert look(rows[1:], template=STRICT + ENDS, where="reward.model", messages="messages", holds="prompts") == []
+    [line] = refusals(look, rows, template={"chat": ENDS, "other": ENDS}, where="reward.model", holds="prompts")
+    assert line == (
+        "reward.model.tokenizer: the tokenizer has the chat templates chat, other, and none is called default"
+        " -> give one of them that name in its folder"
+    )
