@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from scaleup.data.rendering import PROBE, Renderer
 from scaleup.data.text import Span, num_common
 from scaleup.errors import ScaleupError
-from scaleup.records.chats import Chat, Message
+from scaleup.records.chats import REASONING_KEYS, Chat, Message
 
 TrainOn = Literal["assistant", "last", "all"]
 MARKER = r"<[^<>]+>|\[[^\[\]]+\]"
@@ -41,6 +41,8 @@ class Rendered:
     num_rewritten: int = 0
     """Answers that are not learned: once the conversation goes on, the template shows them otherwise than they were
     given."""
+    num_refused: int = 0
+    """Answers that are not learned: the template takes them only with what follows them."""
     num_altered: int = 0
     """Messages of which the template does not show the words as they are."""
 
@@ -95,7 +97,7 @@ class ChatTemplate:
         before it."""
         if train_on == "all":
             text = self.whole(chat)
-            return Rendered(text, ((0, len(text)),), num_altered=_altered(chat, text))
+            return Rendered(text, ((0, len(text)),), num_altered=_num_altered(chat, text))
         learned = chat.answers
         if not learned:
             raise ScaleupError.of("data.messages", "has no answer that is learned", "give one, or drop the row")
@@ -138,7 +140,8 @@ class ChatTemplate:
         if not marks:
             what = "the chat template marks nothing of the answers as the assistant's"
             raise ScaleupError.of("data.messages", what, "use data.train_on: all, or another data.chat_template")
-        return Rendered(text, tuple(dict.fromkeys(marks)), num_altered=_altered(chat, text))
+        hidden = [turn for turn in learned if not _shows(text, _reasoning(chat.messages[turn]))]
+        return Rendered(text, tuple(dict.fromkeys(marks)), num_altered=_num_altered(chat, text) + len(hidden))
 
     def _place(self, chat: Chat, turn: int, text: str) -> int:
         """Returns where the text begins to be another one if what the assistant says at a turn is."""
@@ -151,9 +154,11 @@ class ChatTemplate:
 
     def _found(self, chat: Chat, learned: Sequence[int]) -> Rendered:
         last = self._answer(chat, learned[-1])
-        kept = [answer for answer in self._earlier(chat, learned[:-1]) if last.text.startswith(answer.until_end)]
+        earlier = list(self._earlier(chat, learned[:-1]))
+        kept = [answer for answer in earlier if last.text.startswith(answer.until_end)]
         spans = tuple((answer.start, answer.end) for answer in (*kept, last))
-        return Rendered(last.text, spans, len(learned) - len(spans), _altered(chat, last.text))
+        num_rewritten, num_refused = len(earlier) - len(kept), len(learned) - 1 - len(earlier)
+        return Rendered(last.text, spans, num_rewritten, num_refused, _num_altered(chat, last.text))
 
     def _earlier(self, chat: Chat, turns: Sequence[int]) -> Iterator[_Answer]:
         """Yields answers before the last, but those that the template refuses as the last of a conversation."""
@@ -165,28 +170,35 @@ class ChatTemplate:
 
     def _answer(self, chat: Chat, turn: int) -> _Answer:
         text = self._renderer.text(chat.messages[: turn + 1], chat.tools)
-        return _Answer(text, self._start(chat.messages[:turn], chat.tools, text), self._end(text))
+        text, start = self._begun(chat.messages[:turn], chat.tools, text)
+        return _Answer(text, start, len(text.removesuffix(self._closing.of_chat)))
 
-    def _start(self, history: list[Message], tools: Any, text: str) -> int:
-        """Returns where the words of the answer at the text's end begin."""
+    def _begun(self, history: list[Message], tools: Any, text: str) -> tuple[str, int]:
+        """Returns the text that ends with an answer, and where what generation finds of that begins.
+
+        Where the template shows the history otherwise once the answer is there, the answer is laid behind the history
+        that it is given to."""
         prompt = self._renderer.text(history, tools, prompt=True) if history else None
         if prompt is not None and text.startswith(prompt) and self._header:
-            return len(prompt)
+            return text, len(prompt)
         other = self._renderer.text([*history, {"role": "assistant", "content": PROBE}], tools)
         words = other.rfind(PROBE)
         same = num_common(other[:words], text)
         if prompt is None:  # the template cannot be asked for the generation prompt of nothing
             start = self._behind_header(other[:words])
-        elif self._header:
+        elif not self._header:
+            start = len(prompt) + self._behind_header(other[len(prompt) : words])
+        else:
             start = min(num_common(prompt, other), same)
             if start < num_common(prompt, self._renderer.text(history, tools)):
+                start = self._behind_header(other[:words])
+                if start <= same and other[start:words] == self._lead:
+                    return prompt + text[start:], len(prompt)
                 words = -1
-        else:
-            start = len(prompt) + self._behind_header(other[len(prompt) : words])
-        if words < 0 or start > same:  # what is before the answer is not what generation begins with
+        if words < 0 or start > same:
             what = "the chat template shows what is before an answer otherwise once the answer is there"
             raise ScaleupError.of("data.messages", what, "use data.train_on: all, or another data.chat_template")
-        return start
+        return text, start
 
     def _behind_header(self, text: str) -> int:
         """Returns where what the generation prompt adds, or most of it, ends in the text before an answer's words. Of a
@@ -197,11 +209,6 @@ class ChatTemplate:
             if (place := text.rfind(self._header[:length])) >= 0:
                 return place + length
         return len(text)
-
-    def _end(self, text: str) -> int:
-        """Returns where the answer at the text's end ends, with the token that ends its turn: of a tool call that may
-        be another one than of words, and then all counts that does not end the conversation."""
-        return len(text.removesuffix(self._closing.of_chat))
 
     @cached_property
     def _closing(self) -> _Closing:
@@ -218,6 +225,13 @@ class ChatTemplate:
         """What the generation prompt adds to a conversation; nothing where the template has none."""
         without, prompt = self._tried() or "", self._tried(prompt=True) or ""
         return prompt[num_common(without, prompt) :] if prompt != without else ""
+
+    @cached_property
+    def _lead(self) -> str:
+        """What stands between the header and the words of an answer, which generation has to write."""
+        text = self._tried({"role": "assistant", "content": PROBE}) or ""
+        before = text[: max(text.rfind(PROBE), 0)]
+        return before[self._behind_header(before) :]
 
     def _tried(self, *more: Message, prompt: bool = False) -> str | None:
         """Returns the text of a short conversation, in the first form that the template takes; None if it takes
@@ -272,9 +286,16 @@ def _first_mark(marks: Sequence[Span], place: int) -> int:
     return next((at for at, (start, end) in enumerate(marks) if end > place or start == end == place), len(marks))
 
 
-def _altered(chat: Chat, text: str) -> int:
-    """Returns how many messages have words that the text does not show as they are, or as JSON text of them."""
-    contents = [(message.get("content") or "").strip() for message in chat.messages]
-    return sum(
-        content not in text and json.dumps(content, ensure_ascii=False)[1:-1] not in text for content in contents
-    )
+def _num_altered(chat: Chat, text: str) -> int:
+    """Returns how many messages have words that the text does not show as they are."""
+    return sum(not _shows(text, message.get("content")) for message in chat.messages)
+
+
+def _reasoning(message: Message) -> str:
+    return next((message[key] for key in REASONING_KEYS if message.get(key)), "")
+
+
+def _shows(text: str, words: str | None) -> bool:
+    """Returns whether a text has words as they are, or as JSON text of them."""
+    words = (words or "").strip()
+    return words in text or json.dumps(words, ensure_ascii=False)[1:-1] in text

@@ -125,9 +125,12 @@ def use_template(tokenizer: PreTrainedTokenizerBase, named: str | None) -> None:
 
 
 def _ways(messages: Sequence[Message], as_parts: bool) -> Iterator[list[Message]]:
-    """Yields messages in the forms that templates want: without keys that are null, as Transformers gives them; then,
-    where there are tool calls, also with their content as null or as no text, and their arguments as JSON text."""
+    """Yields messages in the forms that templates want: without keys that are null, as Transformers gives them; where
+    there are tool calls, also with no content beside them as null or as no text, and with arguments as JSON text."""
     plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    for message in plain:
+        if message.get("tool_calls") and not message.get("content"):
+            message.pop("content", None)
     if as_parts:
         plain = [_in_parts(message) for message in plain]
     yield plain

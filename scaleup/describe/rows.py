@@ -107,8 +107,13 @@ class _Look:
                 f"{key}: of {number} of {learns} conversations the chat template shows earlier answers otherwise "
                 "than they were given: only the last is learned -> data.split_turns: true makes each a row"
             )
+        if number := count["refused"]:
+            yield (
+                f"{key}: of {number} of {learns} conversations the chat template takes an earlier answer only with "
+                "what follows it: it is not learned"
+            )
         if number := count["altered"]:
-            yield f"{key}: of {number} of {learns} conversations the chat template alters or drops an answer's words"
+            yield f"{key}: of {number} of {learns} conversations the chat template alters or drops what a message says"
         for what in ("tools", "reasoning"):
             if number := count[f"no {what}"]:
                 yield f"{key}: of {number} of {learns} conversations the chat template leaves out the {what}"
@@ -155,6 +160,7 @@ class _Look:
         rendered = self._encoder.rendered(chat)
         self._counts["learned"] += 1
         self._counts["rewritten"] += rendered.num_rewritten > 0
+        self._counts["refused"] += rendered.num_refused > 0
         self._counts["altered"] += rendered.num_altered > 0
         if chat.tools:
             self._counts["no tools"] += template.whole(chat) == template.whole(replace(chat, tools=None))
