@@ -122,8 +122,10 @@ def test_a_chats_answer_is_read_as_it_was_written(name: str, chat: Chat) -> None
     ids = row.input_ids.tolist()
     if name not in LOSSY and "<|" not in answer and ids[: len(start)] == start and answer in read(encode.text, ids):
         [text] = answer_texts(encode.tokenizer, [start], [ids[len(start) :]], encode.ends(with_chats=True))
+        if name == "slow":  # its eos swallows the space before it
+            text, answer = text.rstrip(), answer.rstrip()
         assert text.lstrip() == answer.lstrip(), "some swallow space behind a marker"
-        assert text == answer or answer[0].isspace()
+        assert text == answer or answer[:1].isspace()
 
 
 LOSSLESS = [name for name in FAMILIES if name not in LOSSY]
