@@ -27,6 +27,7 @@ from scaleup.plan.stages import planner_of
 from scaleup.plan.stages.base import Facts
 from scaleup.plan.strategy import available, budget_of
 from scaleup.plan.types import BatchPlan, GroupPlan, MemoryPlan, Plan
+from scaleup.records.chat_rules import chat_problems
 from scaleup.records.check import DataCheck, check_data, class_notes, class_problems
 from scaleup.records.examples import format_problems
 
@@ -103,7 +104,11 @@ def _check_data(config: RunConfig) -> DataCheck:
     splits = [split for split in rows if getattr(config.data, split) is not None]
     prompts_only = [split for split, needs in rows.items() if needs == "prompts"]
     check = check_data(config.data, splits, planner.max_rows(config), prompts_only)
-    return replace(check, problems=format_problems(config.data, splits, prompts_only) + check.problems)
+    mistakes = [
+        *format_problems(config.data, splits, prompts_only),
+        *chat_problems(config.data, splits, prompts_only),
+    ]
+    return replace(check, problems=mistakes + check.problems)
 
 
 def _hold_out_problems(config: RunConfig, data: DataCheck) -> list[Problem]:

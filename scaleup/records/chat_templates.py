@@ -29,13 +29,23 @@ def read_template(named: str) -> str:
         raise ScaleupError.of(KEY, f"{named} cannot be read: {reason}", "name a file with a Jinja template") from None
 
 
-def _trl_template(name: str) -> str:
+def has_trl() -> bool:
+    """Returns whether TRL, with its templates, is installed."""
+    return _trl_folder() is not None
+
+
+def _trl_folder() -> Path | None:
     spec = find_spec("trl")  # finds the package without importing it
-    if spec is None or not spec.submodule_search_locations:
+    places = spec.submodule_search_locations if spec else None
+    return Path(places[0]) / "chat_templates" if places else None
+
+
+def _trl_template(name: str) -> str:
+    folder = _trl_folder()
+    if folder is None:
         raise ScaleupError.of(
             KEY, "TRL's templates come with TRL, which is not installed", "pip install 'scaleup[train]'"
         )
-    folder = Path(spec.submodule_search_locations[0]) / "chat_templates"
     names = sorted(file.stem for file in folder.glob("*.jinja"))
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)

@@ -19,6 +19,13 @@ def no_text(folder: Path) -> None:
     (folder / "packed.jsonl").write_bytes(packed)
 
 
+def cut_template(folder: Path) -> None:
+    """Writes a template that ends too early, and rows for it."""
+    (folder / "cut.jinja").write_text("{% for m in messages %}{{ m.content }")
+    says = '{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}'
+    rows(f'{{"messages": [{says}]}}')(folder)
+
+
 DATA = [
     bad(
         "files that are not there",
@@ -111,6 +118,26 @@ DATA = [
         "error: data.prompt: '{text' is no template",
         "error: data.completion: 'positive' names no column",
         changes={"data.prompt": "{text", "data.completion": "positive"},
+    ),
+    bad(
+        "chat templates that are not there, and keys for conversations where none is",
+        "error: data.chat_template: TRL has no template 'qwen3_train' -> did you mean 'trl:qwen3_training'?",
+        "error: data.train_on: is for conversations, and no row is one that is learned -> leave it out",
+        "error: data.split_turns: is for conversations, and no row is one that is learned -> leave it out",
+        "error: model.path: ",
+        changes={
+            "data.chat_template": "trl:qwen3_train",
+            "data.train_on": "last",
+            "data.split_turns": True,
+            "model.path": "./nowhere",
+        },
+    ),
+    bad(
+        "a chat template that does not compile",
+        "/cut.jinja is no Jinja template: unexpected '}' (line 1) -> mend it, or name another",
+        changes={**TEXT, "data.messages": "messages", "data.chat_template": "cut.jinja", "data.validation": None},
+        prepare=cut_template,
+        asks=True,
     ),
     bad(
         "an unknown instruction template",

@@ -55,7 +55,7 @@ def test_templates_that_do_not_compile(tmp_path):
 def test_a_template_that_never_ends_is_stopped(monkeypatch):
     monkeypatch.setattr(rendering, "SECONDS", 0.05)
     endless = tokenizer("{% for m in range(100000) %}{% for n in range(100000) %}{% endfor %}{% endfor %}")
-    with pytest.raises(ScaleupError, match="fails on messages of user, assistant: took too long"):
+    with pytest.raises(ScaleupError, match="took more than"):
         Renderer(endless).text(HELLO, None)
 
 

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.data.tokenization import IGNORE, Encoder, last_answer
 from scaleup.errors import ScaleupError
+from scaleup.records.chat_templates import read_template
 from scaleup.records.chats import Chat
 from scaleup.records.examples import PlainText, PromptCompletion
 from tests.unit.data import tiny
@@ -294,3 +296,51 @@ def test_a_default_system_prompt_is_not_learned():
     [row] = encode([Chat([welcome, *CHAT[1:3]])])
     assert runs(encode, row) == [f"Welcome!{EOS}\n", f"hello{EOS}\n"]
     assert encode.tokenizer.decode(row.input_ids).startswith("<|im_start|>system\nBe helpful")
+
+
+def learned_of(values, template=None, **data):
+    """The learned stretches of each row that is made of one in a file."""
+    tokenizer = tiny.tokenizer("llama")
+    encode = Encoder(
+        tokenizer, "causal_lm", DataConfig.model_validate({"messages": "messages", "max_length": 2000, **data})
+    )
+    tokenizer.chat_template = template or tokenizer.chat_template
+    return [runs(encode, row) for row in encode(encode.maker(SourceConfig(path="rows.jsonl"))(values, 0))]
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_call_is_learned_and_a_message_of_weight_0_is_not(content):
+    """OpenAI's form: no content beside tool_calls."""
+    call = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "X"}'}}
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": content, "tool_calls": [call]},
+        {"role": "tool", "content": "12 C"},
+        {"role": "assistant", "content": "12 degrees", "weight": 0},
+    ]
+    qwen = read_template("trl:qwen2_5")
+    shown = f'<tool_call>\n{{"name": "weather", "arguments": {{"city": "X"}}}}\n</tool_call>{EOS}\n'
+    assert learned_of({"messages": messages, "tools": tools}, qwen) == [[shown]]
+    with pytest.raises(ScaleupError, match="leaves out messages"):
+        learned_of({"messages": messages, "tools": tools})
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [
+        ("qwen3", [], ["<think>\n\n</think>\n\nSure<|im_end|>\n"]),
+        ("phi3", ["Hello<|end|>\n"], ["Sure<|end|>\n"]),
+        ("deepseek_r1_distill", ["Hello<｜end▁of▁sentence｜>"], ["Sure<｜end▁of▁sentence｜>"]),
+    ],
+)
+def test_chats_of_thinking_templates_are_learned_as_they_are_at_inference(name, first, last):
+    """Whole, and as a row of each turn."""
+    said = ("Hi", "Hello", "More", "Sure")
+    chat = [{"role": ("user", "assistant")[at % 2], "content": words} for at, words in enumerate(said)]
+    template = read_template(f"trl:{name}")
+    assert learned_of({"messages": chat}, template) == [first + last]
+    alone = [last[0].replace("Sure", "Hello")]
+    assert learned_of({"messages": chat}, template, split_turns=True) == [alone, last]
+    assert learned_of({"messages": chat[:2]}, template) == [alone]
+    assert learned_of({"messages": chat}, template, train_on="last") == [last]

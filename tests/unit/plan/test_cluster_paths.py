@@ -68,3 +68,9 @@ def test_several_adapters(here: Path) -> None:
     both = {"one": "adapter", "other": "organisation/name"}
     assert found(raw, stage="generate", adapters=both)["adapters.one"] == here / "adapter"
     assert "adapters.other" not in found(raw, stage="generate", adapters=both)
+
+
+def test_a_file_with_a_chat_template_is_read_too(here: Path) -> None:
+    (here / "chat.jinja").touch()
+    assert found(PPO, data__chat_template="chat.jinja")["data.chat_template"] == here / "chat.jinja"
+    assert found(PPO, data__chat_template="trl:qwen3") == {"data.root": here}
