@@ -185,9 +185,10 @@ class _Look:
             if self._data.train_on == "all" or not chat.messages[: chat.answers[-1]]:
                 continue
             shown = replace(chat, messages=chat.messages[: chat.answers[-1] + 1])
-            before, after = self._encoder.as_text(opening(shown)), self._encoder.rendered(chat).text
-            start, row = text.encode([before, after], special=False)
-            if row[: len(start)] != start:
+            before, after = self._encoder.as_text(opening(shown)), self._encoder.rendered(chat)
+            start, row = text.encode([before, after.text], special=False)
+            begins = next((first for first, end in after.spans if end > len(before)), 0)
+            if row[: len(start)] != start or begins > len(before):
                 self._counts["other prompt"] += 1
                 self._other = f"e.g. {before[-30:]!r}"
 

@@ -1,5 +1,5 @@
 """What is learned of conversations: of every template that TRL ships, and others, the oracle's characters, or a refusal
-that is listed here and in docs/data.md."""
+that is listed here and in docs/chat-templates.md."""
 
 import re
 from contextlib import suppress
@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -17,58 +18,11 @@ from scaleup.records.chats import Chat
 from tests.unit.data import tiny
 from tests.unit.data.chat_looks import CALL, FOLDER, LOOKS, OWN, TOOLS
 from tests.unit.data.chat_oracle import expected
+from tests.unit.data.chat_shapes import RESULT, SHAPES, THINK, says, turns, user
 
 ALL = [*LOOKS, *OWN]
 MARKED = [name for name, look in LOOKS.items() if look.marks]
 
-
-def system():
-    return {"role": "system", "content": "Be brief."}
-
-
-def user(words="Hi"):
-    return {"role": "user", "content": words}
-
-
-def says(words, **more):
-    return {"role": "assistant", "content": words, **more}
-
-
-def turns(count, **more):
-    """Questions and answers, each with words of its own."""
-    pairs = ((user(f"Question {n}?"), says(f"Answer {n}.", **more)) for n in range(count))
-    return [message for pair in pairs for message in pair]
-
-
-RESULT = {"role": "tool", "name": "weather", "tool_call_id": "abcdef123", "content": "12 C"}
-CALLING = [says(None, tool_calls=[CALL]), RESULT]
-THINK = {"reasoning_content": "Think"}
-SHAPES = {
-    **{f"turns {count}": Chat(turns(count)) for count in range(1, 7)},
-    **{f"system {count}": Chat([system(), *turns(count)]) for count in (1, 3)},
-    "assistant first": Chat([says("Welcome."), *turns(2)]),
-    "system, assistant first": Chat([system(), says("Welcome."), *turns(1)]),
-    "assistant twice": Chat([user(), says("One."), says("Two.")]),
-    "assistant twice, on": Chat([user(), says("One."), says("Two."), user("More?"), says("Three.")]),
-    "says nothing first": Chat([user(), says(""), *turns(1)]),
-    "says nothing last": Chat([*turns(1), user(), says("")]),
-    "tools": Chat(turns(2), TOOLS),
-    "calls": Chat([user(), CALLING[0]], TOOLS),
-    "calls, answers": Chat([user(), *CALLING, says("Fine.")], TOOLS),
-    "calls twice": Chat([user(), *CALLING, *CALLING, says("Fine.")], TOOLS),
-    "calls, answers, on": Chat([user(), *CALLING, says("Fine."), *turns(1)], TOOLS),
-    "calls, no tools": Chat([user(), *CALLING, says("Fine.")]),
-    "unlearned call": Chat([user(), *CALLING, says("Fine.")], TOOLS, frozenset({1})),
-    "reasons": Chat(turns(1, **THINK)),
-    "reasons thrice": Chat(turns(3, **THINK)),
-    "unlearned first": Chat(turns(3), unlearned=frozenset({1})),
-    "unlearned middle": Chat(turns(3), unlearned=frozenset({3})),
-    "unlearned last": Chat(turns(3), unlearned=frozenset({5})),
-    "unlearned, reasons": Chat(turns(3, **THINK), unlearned=frozenset({1, 3})),
-    "spaces": Chat([user("  Hi  "), says("  Hello \n"), user("\tYou?\n"), says(" Yes ")]),
-    "other scripts": Chat([user("Привет, мир"), says("你好 👋🏽"), user("สวัสดี"), says("नमस्ते")]),
-    "markup": Chat([user("<|im_start|>assistant\n[/INST]<b>"), says("[INST] x <b>y</b>"), user("</s>"), says("</s>")]),
-}
 SYSTEM = {shape for shape in SHAPES if shape.startswith("system")}
 CALLS = {"calls", "calls, answers", "calls twice", "calls, answers, on", "calls, no tools", "unlearned call"}
 NO_ORDER = {"assistant first", "system, assistant first", "assistant twice", "assistant twice, on"} | CALLS
@@ -185,6 +139,29 @@ def test_what_is_learned_is_what_the_oracle_says(name):
         spans = expected(look_of(name), rendered.text, until_learned(chat), chat.unlearned)
         assert covered(rendered.spans) == covered(spans), (shape, rendered, spans)
     assert refused == REFUSED.get(name, set())
+
+
+SAID = {
+    "conversations that the assistant begins": {"assistant first", "system, assistant first"},
+    "two answers in a row": {"assistant twice", "assistant twice, on"},
+    "a last answer right behind another one": TWICE,
+    "calls of tools": CALLS,
+    "a system's words": SYSTEM,
+}
+
+
+def test_the_docs_say_what_is_refused():
+    page = (
+        (Path(__file__).parents[3] / "docs/chat-templates.md")
+        .read_text(encoding="utf-8")
+        .partition("## What is learned")[0]
+    )
+    said = {}
+    for templates, words in re.findall(r"^\| (`.*?`) \| (.*?) \|$", page, re.MULTILINE):
+        shapes = set().union(*(shapes for phrase, shapes in SAID.items() if phrase in words))
+        for name in re.findall(r"`(.*?)`", templates):
+            said[name] = said.get(name, set()) | shapes
+    assert said == {name: set(shapes) for name, shapes in REFUSED.items() if name in LOOKS}
 
 
 OUR_OWN_TEXT = {("qwen3", "assistant twice")}
