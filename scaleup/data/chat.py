@@ -113,6 +113,11 @@ class ChatTemplate:
         """What ends an answer, as text; none where the template ends no turn."""
         return self._closing.of_turn
 
+    @property
+    def shows_date(self) -> bool:
+        """Whether the template makes other text of a row on another day."""
+        return self._renderer.shows_date
+
     @cached_property
     def end_ids(self) -> list[int]:
         """The tokens that end an answer, of words or of a tool call. None where that is not a token of its own: then

@@ -67,6 +67,11 @@ class Renderer:
         """Returns whether the template itself marks what the assistant says."""
         return bool(MARKS_ANSWERS.search(self._template(tools)))
 
+    @property
+    def shows_date(self) -> bool:
+        """Returns whether the template asks for the time, so that it makes other text of a row on another day."""
+        return "strftime_now" in self._template(None)
+
     @cached_property
     def _takes_parts(self) -> bool:
         """Whether the template loses a content that is text, and shows one that is a list of parts."""

@@ -127,6 +127,11 @@ class _Look:
                 f"{key}: in {number} of the first {len(self._sample)} conversations generation starts from other "
                 f"tokens than the row has before the answer, {self._other}"
             )
+        if learns and self._encoder.chat.shows_date:
+            yield (
+                f"{key}: the chat template shows today's date: a run that goes on another day reads other text -> "
+                "name a data.chat_template without it"
+            )
         if learns and not self._encoder.chat.end_ids and self._data.train_on != "all":
             end = self._encoder.chat.end.strip()
             how = f"ends a turn with {end!r}, which is no token" if end else "ends no turn"

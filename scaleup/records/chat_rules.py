@@ -20,6 +20,8 @@ def chat_problems(data: DataConfig, splits: Sequence[str], prompts_only: Contain
     yield from _template_problems(data.chat_template)
     if data.train_on == "last" and not data.completion_only_loss:
         yield Problem("data.train_on", "is last, and completion_only_loss: false learns everything", "leave one out")
+    if data.split_turns:
+        yield from _split_problems(data)
     if "train" not in splits or not data.train:
         return
     forms = [row_format(data, source) for source in data.train]
@@ -34,6 +36,16 @@ def chat_problems(data: DataConfig, splits: Sequence[str], prompts_only: Contain
     for key in ("train_on", "split_turns"):
         if getattr(data, key) != DataConfig.model_fields[key].default:
             yield Problem(f"data.{key}", why, "leave it out")
+
+
+def _split_problems(data: DataConfig) -> Iterator[Problem]:
+    """Yields what cannot be done with rows of which several are one conversation's."""
+    if data.streaming:
+        what = "makes several rows of one, and a stream is drawn row by row"
+        yield Problem("data.split_turns", what, "leave out data.streaming, or split the file")
+    if data.validation_fraction is not None:
+        what = "would put answers of one conversation on both sides of data.validation_fraction"
+        yield Problem("data.split_turns", what, "name held-out conversations with data.validation")
 
 
 def _template_problems(named: str | None) -> Iterator[Problem]:

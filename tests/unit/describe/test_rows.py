@@ -99,6 +99,13 @@ def test_nothing_that_is_learned_ends_an_answer(look: Look, end: str, how: str) 
     assert look([chat(USER, SAID)], template=template + ASKS, messages="messages", train_on="all") == []
 
 
+def test_todays_date(look: Look) -> None:
+    template = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
+    assert any(
+        "shows today's date" in note for note in look([chat(USER, SAID)], template=template, messages="messages")
+    )
+
+
 def test_what_the_template_leaves_out_is_counted(look: Look) -> None:
     thinking = {**SAID, "reasoning_content": "it is a greeting"}
     rows = [chat(USER, SAID, tools=None), chat(USER, thinking, tools=None), chat(USER, SAID, tools=TOOLS)]

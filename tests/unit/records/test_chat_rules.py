@@ -66,3 +66,14 @@ def test_what_learns_the_last_answer_does_not_learn_everything():
         "data.train_on: is last, and completion_only_loss: false learns everything"
     ]
     assert problems(**CHATS, train_on="all", completion_only_loss=False) == []
+
+
+def test_one_conversation_is_not_split_over_what_takes_rows_one_by_one():
+    split = {**CHATS, "split_turns": True}
+    assert problems(**split, streaming=True) == [
+        "data.split_turns: makes several rows of one, and a stream is drawn row by row"
+    ]
+    assert problems(**split, validation_fraction=0.1) == [
+        "data.split_turns: would put answers of one conversation on both sides of data.validation_fraction"
+    ]
+    assert problems(**CHATS, streaming=True) == problems(**CHATS, validation_fraction=0.1) == []
