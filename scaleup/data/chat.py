@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
@@ -75,6 +76,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._renderer = Renderer(tokenizer)
+        self._with_tools = _of_tools(tokenizer)
 
     def prompt(self, chat: Chat) -> str:
         """Returns the text that an answer to the conversation starts from; none of an empty one.
@@ -95,6 +97,8 @@ class ChatTemplate:
         Where the template shows an answer otherwise once the conversation goes on, only the last one is as it is at
         inference, and learned. Raises ScaleupError as `prompt` does, and where an answer cannot be told from what is
         before it."""
+        if chat.tools and self._with_tools:
+            return self._with_tools.conversation(chat, train_on)
         if train_on == "all":
             text = self.whole(chat)
             return Rendered(text, ((0, len(text)),), num_altered=_num_altered(chat, text))
@@ -122,14 +126,28 @@ class ChatTemplate:
     def end_ids(self) -> list[int]:
         """The tokens that end an answer, of words or of a tool call. None where that is not a token of its own: then
         generation cannot stop there."""
-        call = {"type": "function", "id": "a12345678", "function": {"name": PROBE, "arguments": {}}}
-        calling = self._tried({"role": "assistant", "content": "", "tool_calls": [call]}) or ""
-        ends = [self.end.strip()]
-        if PROBE in calling:
-            ends.append(calling.removesuffix(self._closing.of_chat).rstrip())
-        known = self._tokenizer.get_vocab()
-        tokens = [found[0] if (found := LAST_MARKER.search(end)) else end for end in ends]
-        return sorted({known[token] for token in tokens if token in known})
+        tokenizer = self._tokenizer
+        known = tokenizer.get_added_vocab() | dict(
+            zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+        )
+        ends = {_last_marker(self.end.strip())} | self._call_ends()
+        own = {known[token] for token in ends if token in known}
+        return sorted(own.union(self._with_tools.end_ids if self._with_tools else ()))
+
+    def _call_ends(self) -> set[str]:
+        """Returns the marker that ends a message of tool calls: one that stands between two calls ends none."""
+        calls = [
+            {"type": "function", "id": f"a1234567{n}", "function": {"name": f"{PROBE}{n}", "arguments": {}}}
+            for n in (1, 2)
+        ]
+        for made in (calls, calls[:1]):  # some templates take one call alone
+            text = self._tried({"role": "assistant", "content": "", "tool_calls": made}) or ""
+            place = text.rfind(f"{PROBE}{len(made)}")
+            if place >= 0:
+                end = _last_marker(text.removesuffix(self._closing.of_chat).rstrip())
+                before = text[text.find(f"{PROBE}1") : place] if len(made) == 2 else ""
+                return set() if end in before else {end}
+        return set()
 
     def _marked(self, chat: Chat, learned: Sequence[int]) -> Rendered:
         """Returns what the template itself marks as the answers that are learned."""
@@ -267,6 +285,16 @@ class ChatTemplate:
                 raise ScaleupError.of("data.messages", what, remedy)
 
 
+def _of_tools(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
+    """Returns the template that a tokenizer of several uses where there are tools, if that is one of its own."""
+    named = tokenizer.chat_template
+    if not isinstance(named, dict) or "tool_use" not in named or named["tool_use"] == named.get("default"):
+        return None
+    alone = copy(tokenizer)
+    alone.chat_template = named["tool_use"]
+    return ChatTemplate(alone)
+
+
 def _name(turn: int, place: int) -> str:
     return f"{PROBE}{turn}_{place}_"
 
@@ -274,6 +302,12 @@ def _name(turn: int, place: int) -> str:
 def _renamed(call: dict[str, Any], name: str) -> dict[str, Any]:
     """Returns a call of a tool of another name."""
     return {**call, "function": {**call["function"], "name": name}} if "function" in call else {**call, "name": name}
+
+
+def _last_marker(text: str) -> str:
+    """Returns the marker that a text ends with; the text where it ends with none."""
+    found = LAST_MARKER.search(text)
+    return found[0] if found else text
 
 
 def _behind_probe(text: str | None) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 from scaleup.config.schema import ModelConfig, SourceConfig
 from scaleup.data.rendering import SlowTemplate
 from scaleup.data.sources import read_source
-from scaleup.data.tokenization import Encoder, opening
+from scaleup.data.tokenization import IGNORE, Encoder, opening
 from scaleup.errors import Problem, ScaleupError
+from scaleup.models.generation import answer_ends
 from scaleup.models.load import load_tokenizer
 from scaleup.plan.facts import ModelFacts, RowsRequest
 from scaleup.records.chat_templates import KEY
@@ -27,6 +28,8 @@ from scaleup.records.preferences import Preferences
 
 REWARD_MODEL = "reward.model"
 """Is the config key of the model that scores a policy's answers, through its own chat template."""
+NUM_LAST = 3
+"""Learned tokens among which an end must be: line breaks may stand behind it."""
 NUM_TOKENIZED = 200
 """Rows of a source that are tokenized to see where a prompt ends: the row format decides that, not the row."""
 
@@ -90,7 +93,8 @@ class _Look:
                 if isinstance(error, SlowTemplate):  # nobody waits for that with every row
                     break
         if not self._failing:
-            self._tokenize()
+            self._see_prompts()
+            self._see_ends()
 
     def problems(self) -> list[Problem]:
         """Return the first failing rows, and how many more there are."""
@@ -132,13 +136,20 @@ class _Look:
                 f"{key}: the chat template shows today's date: a run that goes on another day reads other text -> "
                 "name a data.chat_template without it"
             )
-        if learns and not self._encoder.chat.end_ids and self._data.train_on != "all":
-            end = self._encoder.chat.end.strip()
-            how = f"ends a turn with {end!r}, which is no token" if end else "ends no turn"
-            yield (
-                f"{key}: the chat template {how}: nothing that is learned stops generation -> "
-                "name a data.chat_template whose turns end with a token of the tokenizer"
-            )
+        yield from self._notes_on_ends()
+
+    def _notes_on_ends(self) -> Iterator[str]:
+        of_sample = f"of the first {len(self._sample)} rows"
+        if number := self._counts["no end"]:
+            which = "" if number == len(self._sample) else f" (in {number} {of_sample})"
+            remedy = "name a data.chat_template whose turns end with a token of the tokenizer"
+            remedy = remedy if self._counts["learned"] else "name a model.tokenizer that has one"
+            yield f"{self._key}: {self._endless()}: nothing that is learned stops generation{which} -> {remedy}"
+        limit = f"data.max_length ({self._data.max_length})"
+        if number := self._counts["cut"]:
+            yield f"{self._key}: {number} {of_sample} are cut at {limit} and do not learn where they end -> raise it"
+        if number := self._counts["nothing left"]:
+            yield f"{self._key}: {number} {of_sample} have nothing to learn within {limit} and are left out -> raise it"
 
     def _look_as_reward(self, prompt: Any) -> None:
         if isinstance(prompt, Chat):
@@ -178,7 +189,7 @@ class _Look:
         if len(self._sample) < NUM_TOKENIZED:
             self._sample.append(example)
 
-    def _tokenize(self) -> None:
+    def _see_prompts(self) -> None:
         """See where prompts end, as generation would start from them."""
         text = self._encoder.text
         pairs = [(each.prompt, each.completion) for each in self._sample if isinstance(each, PromptCompletion)]
@@ -196,6 +207,35 @@ class _Look:
             if row[: len(start)] != start or begins > len(before):
                 self._counts["other prompt"] += 1
                 self._other = f"e.g. {before[-30:]!r}"
+
+    def _see_ends(self) -> None:
+        """See what is left of rows once they are cut, and whether they learn an end."""
+        ends, limit = set(answer_ends(self._encoder.tokenizer)), self._data.max_length
+        if self._data.train_on == "all":
+            return
+        for row in self._encoder(self._sample):
+            if row is None:
+                self._counts["nothing left"] += 1
+                continue
+            last = row.labels[row.labels != IGNORE][-NUM_LAST:].tolist()
+            self._counts["cut" if len(row.input_ids) == limit else "no end"] += not ends.intersection(last)
+        if self._sample and self._counts["nothing left"] == len(self._sample) < NUM_TOKENIZED:
+            what = f"leaves no row of {self._key} with anything to learn"
+            self._failing.append(Problem("data.max_length", what, "raise it"))
+
+    def _endless(self) -> str:
+        """Return why nothing that is learned ends an answer."""
+        if not self._counts["learned"]:
+            return "the tokenizer has no eos token"
+        template = self._encoder.chat
+        if template.end_ids and template.end.strip():
+            return f"the chat template does not mark {template.end.strip()!r}, which ends a turn, as the assistant's"
+        end = template.end.strip()
+        return (
+            f"the chat template ends a turn with {end!r}, which is no token"
+            if end
+            else "the chat template ends no turn"
+        )
 
 
 def _longer(chat: Chat, more: Sequence[Message]) -> Chat:

@@ -295,8 +295,8 @@ def test_what_a_template_does_not_show_is_counted():
         ("gemma4", "<turn|>\n", ["<turn|>", "<|tool_response>"]),
         ("gemma4_v2", "<turn|>\n", ["<turn|>"]),
         ("glm4moe_training", "<|user|>", ["<|observation|>", "<|user|>"]),
-        ("glm4moe", "", ["</tool_call>"]),
-        ("deepseek_r1_distill", "<｜end▁of▁sentence｜>", ["<｜end▁of▁sentence｜>", "<｜tool▁call▁end｜>"]),
+        ("glm4moe", "", []),
+        ("deepseek_r1_distill", "<｜end▁of▁sentence｜>", ["<｜end▁of▁sentence｜>"]),
         ("llama2", " <|im_end|>", ["<|im_end|>"]),
         ("phi3", "<|end|>\n", ["<|end|>"]),
         ("ends the chat", "<|end|>", ["<|end|>"]),
@@ -305,6 +305,7 @@ def test_what_a_template_does_not_show_is_counted():
     ],
 )
 def test_what_ends_an_answer(name, end, tokens):
+    """A marker that stands between two calls ends no answer."""
     tokenizer = deepcopy(tokenizer_of(name))
     markers = ["<|return|>", "<|call|>", "<turn|>", "<|tool_response>", "<|observation|>", "<|user|>", "<|assistant|>"]
     markers += ["<｜end▁of▁sentence｜>", "<｜tool▁call▁end｜>", "</tool_call>", "<|end|>", "</think>", "<end_of_turn>"]
@@ -312,3 +313,32 @@ def test_what_ends_an_answer(name, end, tokens):
     template = ChatTemplate(tokenizer)
     assert template.end == end
     assert sorted(tokenizer.convert_ids_to_tokens(template.end_ids)) == sorted(tokens)
+
+
+def test_a_word_is_no_end():
+    """A quotation mark behind an answer is a token, but not one that only ends."""
+    tokenizer = deepcopy(tokenizer_of("chatml"))
+    tokenizer.chat_template = (
+        """{% for m in messages %}{{ m['role'] + ': "' + m['content'] + '"\n' }}{% endfor %}"""
+        """{% if add_generation_prompt %}{{ 'assistant: "' }}{% endif %}"""
+    )
+    assert '"' in tokenizer.get_vocab()
+    template = ChatTemplate(tokenizer)
+    assert template.end.strip() == '"' and template.end_ids == []
+
+
+def test_a_template_of_its_own_for_tools():
+    """Of a tokenizer with several: its turns end otherwise, and generation stops at the ends of both."""
+    tokenizer = deepcopy(tokenizer_of("chatml"))
+    ends = ["<|im_end|>", "<|endoftext|>"]
+    tokenizer.chat_template = {
+        name: "{% for m in messages %}{{ m['role'] + ':' + m['content'] + 'END' + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}".replace("END", end)
+        for name, end in zip(("default", "tool_use"), ends, strict=True)
+    }
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
+    template = ChatTemplate(tokenizer)
+    for tools, end in zip((None, [{"type": "function"}]), ends, strict=True):
+        rendered = template.conversation(Chat(messages, tools))
+        assert [rendered.text[start:stop] for start, stop in rendered.spans] == [f"b{end}\n"] * 2
+    assert sorted(tokenizer.convert_ids_to_tokens(template.end_ids)) == sorted(ends)

@@ -106,6 +106,26 @@ def test_todays_date(look: Look) -> None:
     )
 
 
+def test_marks_without_the_end(look: Look) -> None:
+    template = (
+        "{% for m in messages %}{{ m['role'] + ':' }}{% generation %}{{ m['content'] }}{% endgeneration %}"
+        "{{ eos_token }}{% endfor %}"
+    )
+    [note] = look([chat(USER, SAID)], template=template + ASKS, messages="messages")
+    assert "the chat template does not mark '</s>', which ends a turn, as the assistant's: nothing that is" in note
+
+
+def test_rows_that_are_cut(look: Look) -> None:
+    rows = [{"q": "Name:", "a": " cat" * length} for length in (1, 30)]
+    [note] = look(rows, prompt="{q}", completion="{a}", max_length=16)
+    assert "data.train.0: 1 of the first 2 rows are cut at data.max_length (16) and do not learn where they end" in note
+    rows = [{"q": "Name:" * length, "a": " cat"} for length in (1, 30)]
+    [note] = look(rows, prompt="{q}", completion="{a}", max_length=16)
+    assert "data.train.0: 1 of the first 2 rows have nothing to learn within data.max_length (16) and are left" in note
+    with pytest.raises(ScaleupError, match=r"data\.max_length: leaves no row of data\.train\.0 with anything to learn"):
+        look(rows[1:], prompt="{q}", completion="{a}", max_length=16)
+
+
 def test_what_the_template_leaves_out_is_counted(look: Look) -> None:
     thinking = {**SAID, "reasoning_content": "it is a greeting"}
     rows = [chat(USER, SAID, tools=None), chat(USER, thinking, tools=None), chat(USER, SAID, tools=TOOLS)]
