@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # runs at once share the cores: who waits must not spin
 os.environ["COLUMNS"] = "200"
+# Under nohup (and some CI) it is ignored, here and in every run that a test starts.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # CI must fail for what changed, not for what chance found: there, properties are tried on the same examples each time
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60)
