@@ -60,9 +60,18 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
         "data": {**known["data"], "streaming": False, "validation_fraction": None},
         **(_export_keys(run.config) if stage == "export" else _inference_keys(run.config)),
     }
+    if run.config.data.chat_template is not None:
+        raw["data"]["chat_template"] = _saved_template(run)
     if stage == "evaluate" and (before := planner.before(run.config)) is not None:
         raw["baseline"] = before.model_dump(mode="json")
     return load_mapping(raw, overrides)
+
+
+def _saved_template(run: RunFolder) -> str | None:
+    """Returns the chat template that a run saved with its model: the one that its config names may be another one by
+    now, or gone. Its baseline reads through it too."""
+    saved = run.model / "chat_template.jinja"
+    return str(saved) if saved.is_file() else None
 
 
 def _inference_keys(config: RunConfig) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """This module knows the files and folders that a config names beside its rows (models, tokenizers, adapters, a reward
-function) by what they hold, so that a run may go on when they lie elsewhere.
+function, a chat template) by what they hold, so that a run may go on when they lie elsewhere.
 
 Weights are not read whole: of each file the size and a few blocks are taken. Files of one layout that were trained
 apart differ everywhere."""
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.config.run import RunConfig
+from scaleup.errors import ScaleupError
 from scaleup.plan.model_path import model_folder
+from scaleup.records.chat_templates import KEY, TRL, read_template
 
 BLOCK = 1 << 16
 BLOCKS = 16
@@ -24,7 +26,8 @@ ELSEWHERE = ("name", "runs_dir", "data", "cluster")
 def place_marks(config: RunConfig) -> dict[str, str]:
     """Returns what is held by each file or folder that the config names, by key."""
     values = config.model_dump(mode="json", exclude=set(ELSEWHERE))
-    return {key: mark for key, value in _texts(values, "") if (mark := mark_of(value)) is not None}
+    named = [*_texts(values, ""), *([(KEY, template)] if (template := config.data.chat_template) else [])]
+    return {key: mark for key, value in named if (mark := mark_of(value)) is not None}
 
 
 def value_at(config: RunConfig, key: str) -> str | None:
@@ -33,8 +36,10 @@ def value_at(config: RunConfig, key: str) -> str | None:
 
 
 def mark_of(value: str) -> str | None:
-    """Returns a hash of what a file or folder holds, also of FILE.py:NAME; None where the text names neither, or none
-    that can be read."""
+    """Returns a hash of what a file or folder holds, also of FILE.py:NAME and of one of TRL's templates; None where
+    the text names none of these, or none that can be read."""
+    if value.startswith(TRL):
+        return _template_mark(value)
     file, _, name = value.rpartition(":")
     if not value.startswith("/"):
         return None
@@ -53,6 +58,13 @@ def mark_of(value: str) -> str | None:
     except OSError:
         return None
     return digest.hexdigest()
+
+
+def _template_mark(named: str) -> str | None:
+    try:
+        return hashlib.blake2b(read_template(named).encode(), digest_size=20).hexdigest()
+    except ScaleupError:
+        return None
 
 
 def _add(digest: Any, file: Path, name: str) -> None:

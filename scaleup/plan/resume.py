@@ -11,6 +11,7 @@ from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.places import mark_of, place_marks, value_at
 from scaleup.plan.stages import planner_of
 from scaleup.plan.types import BatchPlan, Plan
+from scaleup.records.chat_templates import KEY
 
 SPLIT_KEYS = frozenset(
     {
@@ -49,8 +50,8 @@ def rows_of(run: RunFolder, config: RunConfig, state: str, accepts: bool, say: S
     """Returns what the run's rows are known by from now on, and what the user should read about it; `say` tells what
     takes a while.
 
-    Raises ScaleupError with every source whose rows are not those that the run began with, unless the user `accepts`
-    them."""
+    Raises ScaleupError with every source whose rows are not those that the run began with, and a chat template that is
+    not, unless the user `accepts` them."""
     now, places = source_marks(config.data, planner_of(config).splits(config), say), place_marks(config)
     before = None if state == "absent" else RunData.read(run.data_file)
     if before is None:
@@ -58,19 +59,22 @@ def rows_of(run: RunFolder, config: RunConfig, state: str, accepts: bool, say: S
         return RunData(sources=now, places=places), ([unknown] if now and state != "absent" else [])
     both = [(key, before.sources[key], mark) for key, mark in now.items() if key in before.sources]
     changes = {
-        key: f"'{new.path}' has changed since the run began: {how}"
+        f"{key}.path": f"'{new.path}' has changed since the run began: {how}"
         for key, old, new in both
         if (how := old.change(new))
     }
+    if KEY in before.places and places.get(KEY) != before.places[KEY]:
+        changes[KEY] = f"'{config.data.chat_template}' has changed since the run began: rows would read otherwise"
     if changes and not accepts:
         remedy = "put the old rows back, choose another name, or go on with these: --resume --accept-changed-data"
-        raise ScaleupError([Problem(f"{key}.path", what, remedy) for key, what in changes.items()])
+        own = {KEY: remedy.replace("rows", "template").replace("these", "this one")}
+        raise ScaleupError([Problem(key, what, own.get(key, remedy)) for key, what in changes.items()])
     unseen = {key: old for key, old, new in both if old.revision and new.is_hub and not new.revision}
     notes = [
         f"{key}.path: the revision of {old.path} cannot be seen now: its rows may have changed"
         for key, old in unseen.items()
     ]
-    told = [f"{key}.path: {what}" for key, what in changes.items()]
+    told = [f"{key}: {what}" for key, what in changes.items()]
     notes += [*told, OTHER_TRAJECTORY] if told else []
     accepted = (*before.accepted, *told)
     return RunData(sources={**before.sources, **now, **unseen}, places=places, accepted=accepted), notes

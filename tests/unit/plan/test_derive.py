@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from scaleup.config.load import Loaded, dump, load_mapping
 from scaleup.config.schema import DataConfig, SourceConfig
-from scaleup.plan.derive import own_split
+from scaleup.plan.derive import evaluation_config, export_config, generation_config, own_split
+from tests.unit.plan.conftest import RAW
 
 
 @pytest.mark.parametrize(
@@ -23,3 +26,18 @@ def test_training_rows_that_are_read_as_test_rows(tmp_path: Path, path: str, kep
         (tmp_path / folder / "rows.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "saved/dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
     assert own_split(DataConfig(root=str(tmp_path)), SourceConfig(path=path), "train") == kept
+
+
+@pytest.mark.parametrize("derived", [evaluation_config, generation_config, export_config])
+def test_the_chat_template_is_the_one_that_was_saved(tmp_path: Path, derived: Callable[..., Loaded]) -> None:
+    """The file that the run was made with may have changed, or be gone."""
+    raw = {**RAW, "data": {**RAW["data"], "chat_template": str(tmp_path / "gone.jinja")}}
+    config = load_mapping(raw).config
+    assert config is not None
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "config.yaml").write_text(dump(config), encoding="utf-8")
+    (tmp_path / "manifest.json").write_text("{}")
+    made = derived(tmp_path, []).config
+    assert made is not None
+    assert made.data.chat_template == str(tmp_path / "model/chat_template.jinja")

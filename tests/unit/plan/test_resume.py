@@ -13,7 +13,7 @@ from scaleup.artifacts.run_folder import MAY_CHANGE_ON_RESUME, RunFolder
 from scaleup.config.load import dump, load_mapping
 from scaleup.config.stages import STAGES
 from scaleup.errors import ScaleupError
-from scaleup.plan.resume import SPLIT_KEYS, STRATEGY_KEYS, state_of
+from scaleup.plan.resume import SPLIT_KEYS, STRATEGY_KEYS, rows_of, state_of
 from scaleup.plan.types import Plan
 from tests.cli import differing
 from tests.unit.plan.conftest import RAW
@@ -72,6 +72,28 @@ def test_what_moves_the_trajectory_is_another_run(plan: Callable[..., Plan], key
     changes = {name: yaml.safe_load(value), "parallel.strategy": "zero2"}
     with pytest.raises(ScaleupError, match=f"holds another run, which differs in .*{name}"):
         state(plan, {"parallel.strategy": "ddp"}, changes)
+
+
+def test_a_chat_template_is_known_by_its_text(folder: Path) -> None:
+    """It may lie elsewhere, and not read otherwise."""
+    for name in ("a", "b"):
+        (folder / f"{name}.jinja").write_text("{{ messages }}")
+    one, moved = (
+        load_mapping(differing(RAW, {"data.chat_template": str(folder / f"{name}.jinja")})).config for name in "ab"
+    )
+    assert one is not None and moved is not None
+    run = RunFolder(folder / "run")
+    run.path.mkdir()
+    run.config_file.write_text(dump(one), encoding="utf-8")
+    began, _ = rows_of(run, one, "absent", False, print)
+    began.save(run.data_file)
+    assert state_of(run, moved, None) == "unfinished"
+    assert rows_of(run, moved, "unfinished", False, print)[0].accepted == ()
+    (folder / "a.jinja").write_text("{{ messages|length }}")
+    with pytest.raises(ScaleupError, match=r"data.chat_template: '.*a.jinja' has changed since the run began"):
+        rows_of(run, one, "unfinished", False, print)
+    accepted, [told, _] = rows_of(run, one, "unfinished", True, print)
+    assert accepted.accepted == (told,)
 
 
 def test_the_guide_lists_what_may_change() -> None:
