@@ -8,13 +8,14 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from datetime import datetime
+from functools import cache, cached_property
 from itertools import product
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from scaleup.data.text import Span
 from scaleup.errors import ScaleupError
@@ -25,6 +26,10 @@ SECONDS = 5.0
 """What a template may take for one conversation."""
 PROBE = "Zq7x"
 """Words whose place in the text is sought. No template's own words begin so."""
+PART = re.compile(r"""(['"])type\1: ?\1text\1""")
+"""A part of a content that is written as Python or JSON."""
+DRAWS = re.compile(r"\|\s*random\b|\blipsum\b")
+"""What Jinja draws at random."""
 MARKS_ANSWERS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
@@ -50,8 +55,10 @@ class Renderer:
         roles = ", ".join(message["role"] for message in messages)
         for shown in _ways(messages, self._takes_parts):
             try:
-                return self._rendered(shown, tools, prompt)
-            except ScaleupError:  # there is no template to take
+                rendered = self._rendered(shown, tools, prompt)
+                self._check_steady(rendered, shown, tools, prompt)
+                return rendered
+            except ScaleupError:  # there is no template to take, or none that one could learn from
                 raise
             except TimeoutError:
                 what = f"the chat template took more than {SECONDS:g} seconds for messages of {roles}"
@@ -79,14 +86,24 @@ class Renderer:
         try:
             if PROBE in self._rendered([message], None, False)[0]:
                 return False
-            return PROBE in self._rendered([_in_parts(message)], None, False)[0]
+            text = self._rendered([_in_parts(message)], None, False)[0]
+            return PROBE in text and not PART.search(text)
         except Exception:  # it is told when a row is rendered
             return False
+
+    def _check_steady(
+        self, rendered: tuple[str, list[Span]], messages: list[Message], tools: Any, prompt: bool
+    ) -> None:
+        """Raises ScaleupError if a template that draws at random makes other text of the same messages."""
+        if DRAWS.search(self._template(tools)) and self._rendered(messages, tools, prompt) != rendered:
+            what = "the chat template makes other text of the same messages each time"
+            raise ScaleupError.of("data.messages", what, "take out what it draws at random, or name another template")
 
     def _rendered(self, messages: list[Message], tools: Any, prompt: bool) -> tuple[str, list[Span]]:
         template = self._template(tools)
         marks = bool(MARKS_ANSWERS.search(template))
         with _time_limit():
+            _compile_jinja_template(template).globals["strftime_now"] = _strftime_now  # it is compiled once
             texts, spans = render_jinja_template(
                 [messages],
                 tools=tools,
@@ -101,11 +118,21 @@ class Renderer:
         named = self._tokenizer.chat_template
         if not named:
             what = "the tokenizer has no chat template, which conversations need"
-            raise ScaleupError.of("data.messages", what, "name one with data.chat_template")
+            raise ScaleupError.of(KEY, what, "name one")
         if isinstance(named, dict) and "default" not in named:
             what = f"the tokenizer has the chat templates {', '.join(sorted(named))}, and none is called default"
             raise ScaleupError.of(KEY, what, f"name one of them, e.g. data.chat_template: {min(named)}")
         return str(self._tokenizer.get_chat_template(tools=tools))
+
+
+@cache
+def _now() -> datetime:
+    """Returns one time for all that a process renders: the renderings of a conversation are compared."""
+    return datetime.now()
+
+
+def _strftime_now(form: str) -> str:
+    return _now().strftime(form)
 
 
 def use_template(tokenizer: PreTrainedTokenizerBase, named: str | None) -> None:

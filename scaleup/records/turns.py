@@ -71,6 +71,8 @@ def _turn(where: str, raw: Any, problems: Problems) -> tuple[Message, bool]:
         problems.append(Problem(where, "is no message", "write {role: ..., content: ...}"))
         return {}, True
     rest = {key: value for key, value in raw.items() if value is not None}  # Parquet fills in what a message lacks
+    if rest.get("tool_calls") == []:  # and exporters a list of no calls
+        del rest["tool_calls"]
     if "role" not in rest and "from" in rest:
         role, content = _sharegpt_turn(where, rest, problems)
     else:

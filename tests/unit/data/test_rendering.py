@@ -67,3 +67,34 @@ def test_the_model_is_saved_with_the_template_that_it_was_trained_with(tmp_path)
     ours.save_pretrained(tmp_path)
     again = load_tokenizer(tiny.model_config("llama"), str(tmp_path))
     assert again.chat_template == read_template("trl:qwen3_training")
+
+
+EACH = "{% for m in messages %}{{ m.role + ':' + m.content + '</s>' }}{% endfor %}"
+
+
+def test_a_time_is_one_for_all_renderings():
+    ours = Renderer(tokenizer("{{ strftime_now('%H:%M:%S.%f') }}" + EACH))
+    assert len({ours.text(HELLO, None) for _ in range(20)}) == 1
+
+
+def test_a_template_that_draws_at_random_is_refused():
+    """Its rows would be others each time they are read."""
+    with pytest.raises(ScaleupError, match="other text of the same messages each time") as caught:
+        Renderer(tokenizer(EACH + "{{ range(99999) | random }}")).text(HELLO, None)
+    assert caught.value.problems[0].where == "data.messages"
+    assert Renderer(tokenizer(EACH + "{{ [1] | random }}")).text(HELLO, None).endswith("1")
+
+
+def test_a_template_that_cuts_words_is_given_words():
+    """It would cut the list of parts, and show the part as Python writes it."""
+    for cut in ("m.content[:3]", "m.content[:3] | string", "m.content[:3] | tojson"):
+        text = Renderer(tokenizer("{% for m in messages %}{{ CUT }}{% endfor %}".replace("CUT", cut))).text(HELLO, None)
+        assert text.replace('"', "") == "HiHel"
+
+
+def test_a_tokenizer_without_a_template_is_no_fault_of_a_row():
+    bare = tokenizer()
+    bare.chat_template = None
+    with pytest.raises(ScaleupError) as caught:
+        Renderer(bare).text(HELLO, None)
+    assert [problem.where for problem in caught.value.problems] == ["data.chat_template"]

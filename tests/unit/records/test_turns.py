@@ -35,6 +35,12 @@ def test_every_key_reaches_the_template_but_those_that_say_what_is_learned():
     assert only(message) == {"role": "tool", "content": "x", "name": "n", "tool_call_id": "1", "odd": [1]}
 
 
+def test_a_list_of_no_calls_is_no_key():
+    assert only({**USER, "tool_calls": []}) == USER
+    says = {"role": "assistant", "content": "Hi"}
+    assert only({**says, "tool_calls": []}) == says
+
+
 def test_nulls_that_parquet_fills_in_are_no_keys():
     assert only({**USER, "tool_calls": None, "name": None, "weight": None, "train": None}) == USER
 
