@@ -74,6 +74,16 @@ class TextEncoder:
         eos = self.tokenizer.eos_token_id
         return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
 
+    def ending(self, ids: Sequence[int], limit: int) -> list[int]:
+        """Returns at most `limit` ids of a text: the last ones, behind the special tokens that it begins with, which
+        are the tokenizer's, or the bos that a chat template wrote."""
+        if len(ids) <= limit:
+            return list(ids)
+        begins = (self.first, [self.tokenizer.bos_token_id])
+        start = next((first for first in begins if list(ids[: len(first)]) == first != []), [])
+        start = start if len(start) < limit else []
+        return [*start, *ids[len(ids) - limit + len(start) :]]
+
     def answers(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[str]:
         """Returns the text that each answer adds to its prompt, without special tokens. It is decoded behind the
         prompt's last tokens: alone, many tokenizers would lose its first space."""
@@ -182,7 +192,9 @@ class TextEncoder:
 
     @cached_property
     def _added(self) -> dict[int, str]:
-        return {token: str(added) for token, added in self.tokenizer.added_tokens_decoder.items()}
+        unknown = self.tokenizer.unk_token_id  # a word like others, which the text does not show
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {token: str(how) for token, how in added if token != unknown}
 
     @cached_property
     def _neutral(self) -> list[int]:

@@ -167,7 +167,8 @@ class Encoder:
         return self.chat.conversation(chat, self.data.train_on if self.data.completion_only_loss else "all")
 
     def prompts(self, examples: Sequence[PromptCompletion | Chat | Opening]) -> list[list[int]]:
-        """Returns the token ids that an answer to each example starts from, the last `max_length` of them."""
+        """Returns the token ids that an answer to each example starts from: at most `max_length`, of a longer
+        one the special tokens that it begins with and its end."""
         return self.prompt_ids([opening(e) if isinstance(e, Chat) else e.prompt for e in examples])
 
     def prompt_ids(self, prompts: Sequence[str | Chat]) -> list[list[int]]:
@@ -179,16 +180,11 @@ class Encoder:
         chats = [self.as_text(prompt) for prompt in prompts if isinstance(prompt, Chat)]
         of_chats = iter(self.text.encode(chats, special=False))
         ids = [next(of_chats) if isinstance(prompt, Chat) else next(texts) for prompt in prompts]
-        return [tokens[-limit:] for tokens in ids]
+        return [self.text.ending(tokens, limit) for tokens in ids]
 
     def as_text(self, prompt: str | Chat) -> str:
         """Returns a prompt as the model reads it: of a chat, what the template makes of it."""
         return self.chat.prompt(prompt) if isinstance(prompt, Chat) else prompt
-
-    def ends(self, with_chats: bool) -> list[int]:
-        """Returns the tokens that end an answer in training: the tokenizer's eos, and what ends a turn of chats."""
-        eos = self.tokenizer.eos_token_id
-        return sorted({*([] if eos is None else [eos]), *(self.chat.end_ids if with_chats else [])})
 
     def _cut(self, ids: list[int], learned: list[bool]) -> Tokens | None:
         if len(ids) > self.data.max_length and self.data.overlong == "drop":

@@ -51,8 +51,15 @@ def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, float 
 def score_answers(
     metrics: Sequence[str], answers: Sequence[str], references: Sequence[str], labels: Sequence[str] | None
 ) -> dict[str, float | str]:
-    """Return those of `metrics` that compare answers with references."""
-    scores: dict[str, float | str] = {}
+    """Return those of `metrics` that compare answers with references. What has no text to compare with (an answer that
+    only calls tools) is left out and counted."""
+    compared = {"accuracy", "exact_match", "rouge"} & set(metrics)
+    pairs = [(answer, text) for answer, text in zip(answers, references, strict=True) if text]
+    num_without_text = len(references) - len(pairs) if compared else 0
+    scores: dict[str, float | str] = {"references_without_text": num_without_text} if num_without_text else {}
+    if not pairs:
+        return scores
+    answers, references = [answer for answer, _ in pairs], [text for _, text in pairs]
     if "accuracy" in metrics:
         assert labels, "the plan refuses accuracy without labels"
         scores["accuracy"] = accuracy(answers, references, labels)

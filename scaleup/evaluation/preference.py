@@ -60,7 +60,7 @@ def evaluate_preferences(job: Job[EvaluateConfig]) -> Results:
         scored = [
             {
                 **vars(pair),
-                "prompt": as_written(pair.prompt),
+                **as_written(pair.prompt),
                 "chosen_score": float(one),
                 "rejected_score": float(other),
             }

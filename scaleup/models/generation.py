@@ -39,12 +39,14 @@ class Generator:
 
     def answers(self, prompts: Sequence[Sequence[int]], phase: str) -> list[str]:
         """Returns the text that continues each prompt (token ids), in order, on every rank. Of a prompt that leaves no
-        room for the answer in the model's positions, the end is taken."""
+        room for the answer in the model's positions, the end is taken, behind the special tokens that it begins
+        with."""
         runtime, model = self.runtime, self.model
         positions = getattr(model.config, "max_position_embeddings", None)
         if positions is not None and not model.config.is_encoder_decoder:
             room = positions - self.config.max_new_tokens - num_virtual_tokens(model)
-            prompts = [prompt[-max(1, room) :] for prompt in prompts]
+            text = TextEncoder(self.tokenizer)
+            prompts = [text.ending(prompt, max(1, room)) for prompt in prompts]
         mine = sorted(range(runtime.rank, len(prompts), runtime.world), key=lambda index: len(prompts[index]))
         answers: dict[int, str] = {}
         for start in range(0, len(mine), self.batch_size):

@@ -77,11 +77,7 @@ class Reader:
 
     def cut(self, ids: list[int]) -> list[int]:
         """Returns at most `max_length` tokens: the special ones that the row begins with, and the last ones."""
-        if len(ids) <= self.max_length:
-            return ids
-        first = self._text.first
-        start = ids[: len(first)] if ids[: len(first)] == first else []
-        return start + ids[len(ids) - self.max_length + len(start) :]
+        return self._text.ending(ids, self.max_length)
 
     def batch(self, rows: Sequence[list[int]], device: torch.device) -> dict[str, torch.Tensor]:
         """Returns input_ids and attention_mask (B, S) of rows, padded on the right."""

@@ -49,6 +49,8 @@ def is_answer(message: Message) -> bool:
     return message["role"] == "assistant" and says_something(message)
 
 
-def as_written(prompt: str | Chat | None) -> str | list[Message] | None:
-    """Returns a prompt, if there is one, as files of results show it."""
-    return prompt.messages if isinstance(prompt, Chat) else prompt
+def as_written(prompt: str | Chat | None) -> dict[str, Any]:
+    """Returns a prompt, if there is one, as rows of results show it, with the tools of a conversation."""
+    if not isinstance(prompt, Chat):
+        return {"prompt": prompt}
+    return {"prompt": prompt.messages} | ({"tools": prompt.tools} if prompt.tools else {})

@@ -8,10 +8,11 @@ import json
 from scaleup.artifacts.files import write_json, write_text
 from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.data.sources import read_examples, read_prompts
+from scaleup.data.tokenization import opening
 from scaleup.evaluation.classification import evaluate_classifiers
 from scaleup.evaluation.evaluate import Row, evaluate_models, reference
 from scaleup.evaluation.preference import evaluate_preferences
-from scaleup.records.chats import as_written
+from scaleup.records.chats import Chat, as_written
 from scaleup.records.examples import Opening
 from scaleup.records.format_rules import holds_labels
 from scaleup.train.job import Job
@@ -33,7 +34,7 @@ def run(job: Job[EvaluateConfig]) -> None:
         answers = {name: result.answers for name, result in results.items() if result.answers is not None}
         if answers:
             rows = [
-                {"prompt": as_written(getattr(example, "prompt", None))}
+                as_written(opening(example) if isinstance(example, Chat) else getattr(example, "prompt", None))
                 | ({"reference": reference(example)} if config.evaluation.needs_completions else {})
                 | {name: texts[index] for name, texts in answers.items()}
                 for index, example in enumerate(examples)

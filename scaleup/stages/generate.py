@@ -43,8 +43,7 @@ def run(job: Job[GenerateConfig]) -> None:
 
     if runtime.is_main:
         rows = [
-            {"prompt": as_written(prompt)} | {name: texts[i] for name, texts in answers.items()}
-            for i, prompt in enumerate(prompts)
+            as_written(prompt) | {name: texts[i] for name, texts in answers.items()} for i, prompt in enumerate(prompts)
         ]
         write_json(job.folder.path / "generations.json", rows)
         job.finish({"prompts": len(prompts)})

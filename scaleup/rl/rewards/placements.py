@@ -81,7 +81,8 @@ class ColocatedRewards(PlacedRewards):
 
 class FunctionRewards(ColocatedRewards):
     """Calls a function as TRL's GRPO trainer does: `f(prompts=[...], completions=[...], **columns)` returns one float a
-    completion. Columns are the other values of the rows, as lists."""
+    completion. Columns are the other values of the rows, as lists. Prompts are the texts that the policy reads, of
+    conversations too, where TRL gives lists of messages."""
 
     where = "reward.function"
 

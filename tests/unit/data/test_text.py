@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from scaleup.data.text import TextEncoder
 from scaleup.data.tokenization import IGNORE, Encoder
-from scaleup.models.generation import answer_texts
+from scaleup.models.generation import answer_ends, answer_texts
 from scaleup.records.chats import Chat
 from scaleup.records.examples import PlainText, PromptCompletion
 from tests.unit.data import tiny
@@ -51,7 +51,7 @@ def chats(draw: st.DrawFn) -> Chat:
 
 
 def encoder(name: str, **keys: object) -> Encoder:
-    return Encoder(of_family(name), "causal_lm", tiny.data_config(max_length=2000, **keys))
+    return Encoder(of_family(name), "causal_lm", tiny.data_config(**{"max_length": 2000, **keys}))
 
 
 def read(text: TextEncoder, ids: Sequence[int]) -> str:
@@ -121,7 +121,7 @@ def test_a_chats_answer_is_read_as_it_was_written(name: str, chat: Chat) -> None
     [row], [start] = encode([chat]), encode.prompts([chat])
     ids = row.input_ids.tolist()
     if name not in LOSSY and "<|" not in answer and ids[: len(start)] == start and answer in read(encode.text, ids):
-        [text] = answer_texts(encode.tokenizer, [start], [ids[len(start) :]], encode.ends(with_chats=True))
+        [text] = answer_texts(encode.tokenizer, [start], [ids[len(start) :]], answer_ends(encode.tokenizer))
         if name == "slow":  # its eos swallows the space before it
             text, answer = text.rstrip(), answer.rstrip()
         assert text.lstrip() == answer.lstrip(), "some swallow space behind a marker"
@@ -281,3 +281,24 @@ def test_a_template_is_named_again(tmp_path: Path) -> None:
     again = Encoder(loaded, "causal_lm", tiny.data_config(chat_template="chat"))
     chat = Chat([{"role": "user", "content": "a"}])
     assert again.chat.prompt(chat) == encode.chat.prompt(chat)
+
+
+@every_family
+def test_an_answer_behind_an_unknown_word_keeps_its_space(name: str) -> None:
+    text = TextEncoder(of_family(name))
+    [(start, ids)] = text.continued([("label: 漢", " good")])
+    if start[-1] == text.tokenizer.unk_token_id:
+        assert text.answers([start], [ids]) == [" good"]
+
+
+@every_family
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_a_prompt_that_is_cut_begins_as_texts_do(name: str, is_chat: bool) -> None:
+    encode = encoder(name, max_length=6)
+    prompt = Chat([{"role": "user", "content": "it is good " * 4}]) if is_chat else "it is good " * 4
+    [whole], [ids] = encoder(name).prompt_ids([prompt]), encode.prompt_ids([prompt])
+    bos, first = encode.tokenizer.bos_token_id, encode.text.first
+    begins = first if whole[: len(first)] == first else []
+    begins = begins or ([bos] if whole[0] == bos else [])
+    assert ids == begins + whole[len(whole) - 6 + len(begins) :]
+    assert len(ids) == 6

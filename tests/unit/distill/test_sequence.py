@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 from scaleup.config.schema import DataConfig, SourceConfig
-from scaleup.distill.sequence import written_row, written_source
+from scaleup.distill.sequence import teacher_encoder, written_row, written_source
 from scaleup.records.chats import Chat
 from scaleup.records.examples import PromptCompletion, example_maker
+from tests.unit.data import tiny
 
 USER, SAID = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
 TOOLS = [{"name": "f"}]
@@ -29,3 +31,16 @@ def test_of_a_conversation_the_teachers_answer_alone_is_learned():
     answer = {"role": "assistant", "content": "yes"}
     assert read_back(Chat([USER, SAID, USER], TOOLS)) == Chat([USER, SAID, USER, answer], TOOLS, frozenset({1}))
     assert read_back(Chat([USER])) == Chat([USER, answer])
+
+
+def test_a_teacher_reads_through_its_own_template(tmp_path: Path):
+    named = tmp_path / "students.jinja"
+    named.write_text("{{ messages[0]['content'] }}")
+    data = tiny.data_config(chat_template=str(named))
+    chat = Chat([{"role": "user", "content": "hi"}])
+    tokenizer = tiny.tokenizer("llama")
+    own = teacher_encoder(tokenizer, "causal_lm", tiny.data_config()).as_text(chat)
+    assert teacher_encoder(tokenizer, "causal_lm", data).as_text(chat) == own != "hi"
+    without = copy.deepcopy(tokenizer)
+    without.chat_template = None
+    assert teacher_encoder(without, "causal_lm", data).as_text(chat) == "hi"

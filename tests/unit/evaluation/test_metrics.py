@@ -88,3 +88,12 @@ def test_only_what_was_asked_for():
     assert score_answers(["exact_match"], answers, references, None) == {"exact_match": 1.0}
     scores = score_answers(["accuracy", "exact_match", "rouge", "perplexity"], answers, references, LABELS)
     assert scores.keys() == {"accuracy", "exact_match", "rouge1", "rouge2", "rougeL", "rouge_tokenizer"}
+
+
+def test_a_call_of_a_tool_is_no_text_to_compare_with():
+    """Silence would match it, and the same call would not."""
+    metrics = ["accuracy", "exact_match", "rouge"]
+    scores = score_answers(metrics, ["<call>", "", "good"], ["", "", "good"], LABELS)
+    assert (scores["accuracy"], scores["exact_match"], scores["rouge1"]) == (1, 1, 100)
+    assert scores["references_without_text"] == 2
+    assert score_answers(metrics, ["<call>"], [""], LABELS) == {"references_without_text": 1}

@@ -13,7 +13,6 @@ from transformers import GenerationConfig as TheirConfig
 
 from scaleup.config.schema import GenerationConfig
 from scaleup.config.stages.ppo import PPOSettings
-from scaleup.data.tokenization import Encoder
 from scaleup.models.generation import Generator, answer_ends, answer_texts, save_tokenizer
 from scaleup.rl.rollout import sampling_of
 from tests.unit.data import tiny
@@ -56,12 +55,6 @@ def test_what_ends_an_answer(template: Any, model: Any, ends: list[int]) -> None
     assert answer_ends(tokenizer, model) == ends
     sampling = sampling_of(PPOSettings(num_rollouts=1), model, tokenizer)
     assert sorted(sampling.eos_ids) == ends
-
-
-def test_rows_end_as_answers_do() -> None:
-    encode = Encoder(base(), "causal_lm", tiny.data_config())
-    assert encode.ends(with_chats=True) == [TEXT_END, TURN_END]
-    assert encode.ends(with_chats=False) == [TEXT_END]
 
 
 @pytest.mark.parametrize(
