@@ -9,7 +9,6 @@ shows what stands behind the words."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -20,10 +19,12 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from scaleup.data.marks import Rendered, marked, num_altered
 from scaleup.data.rendering import PROBE, Renderer
-from scaleup.data.text import Span, num_common
+from scaleup.data.text import num_common
+from scaleup.data.tool_calls import check_tool_calls
 from scaleup.errors import ScaleupError
-from scaleup.records.chats import REASONING_KEYS, Chat, Message
+from scaleup.records.chats import Chat, Message
 
 TrainOn = Literal["assistant", "last", "all"]
 MARKER = r"<[^<>]+>|\[[^\[\]]+\]"
@@ -31,21 +32,6 @@ END = re.compile(rf"\s*(?:(?:{MARKER})+|\S[^\n]*)?\n*")
 """What ends a turn: markers in a row, or else the rest of a line, and the line breaks behind them."""
 PIECE = re.compile(rf"{MARKER}|\n+|[^<\[\n]+|.")
 LAST_MARKER = re.compile(rf"(?:{MARKER})\Z")
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """Holds the text of a conversation and what of it is learned."""
-
-    text: str
-    spans: tuple[Span, ...]
-    num_rewritten: int = 0
-    """Answers that are not learned: once the conversation goes on, the template shows them otherwise than they were
-    given."""
-    num_refused: int = 0
-    """Answers that are not learned: the template takes them only with what follows them."""
-    num_altered: int = 0
-    """Messages of which the template does not show the words as they are."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +68,12 @@ class ChatTemplate:
         """Returns the text that an answer to the conversation starts from; none of an empty one.
 
         Raises ScaleupError at data.messages for what the template refuses, and for tool calls that it leaves out."""
-        self._check_tool_calls(chat)
+        check_tool_calls(self._renderer, chat)
         return self._renderer.text(chat.messages, chat.tools, prompt=True) if chat.messages else ""
 
     def whole(self, chat: Chat) -> str:
         """Returns the text of the conversation, without a generation prompt. Raises as `prompt` does."""
-        self._check_tool_calls(chat)
+        check_tool_calls(self._renderer, chat)
         return self._renderer.text(chat.messages, chat.tools)
 
     def conversation(self, chat: Chat, train_on: TrainOn = "assistant") -> Rendered:
@@ -101,15 +87,15 @@ class ChatTemplate:
             return self._with_tools.conversation(chat, train_on)
         if train_on == "all":
             text = self.whole(chat)
-            return Rendered(text, ((0, len(text)),), num_altered=_num_altered(chat, text))
+            return Rendered(text, ((0, len(text)),), num_altered=num_altered(chat, text))
         learned = chat.answers
         if not learned:
             raise ScaleupError.of("data.messages", "has no answer that is learned", "give one, or drop the row")
         learned = learned[-1:] if train_on == "last" else learned
         shown = replace(chat, messages=chat.messages[: learned[-1] + 1])
-        self._check_tool_calls(shown)
+        check_tool_calls(self._renderer, shown)
         if self._renderer.marks_answers(chat.tools):
-            return self._marked(shown, learned)
+            return marked(self._renderer, shown, learned)
         return self._found(shown, learned)
 
     @cached_property
@@ -149,39 +135,13 @@ class ChatTemplate:
                 return set() if end in before else {end}
         return set()
 
-    def _marked(self, chat: Chat, learned: Sequence[int]) -> Rendered:
-        """Returns what the template itself marks as the answers that are learned."""
-        text, marks = self._renderer.tracked(chat.messages, chat.tools)
-        turns = [turn for turn, message in enumerate(chat.messages) if message["role"] == "assistant"]
-        if len(learned) < len(turns):
-            first = [_first_mark(marks, self._place(chat, turn, text)) for turn in turns]
-            first[0] = 0
-            marks_of = {
-                turn: marks[start:end] for turn, start, end in zip(turns, first, [*first[1:], None], strict=True)
-            }
-            marks = [mark for turn in learned for mark in marks_of[turn]]
-        if not marks:
-            what = "the chat template marks nothing of the answers as the assistant's"
-            raise ScaleupError.of("data.messages", what, "use data.train_on: all, or another data.chat_template")
-        hidden = [turn for turn in learned if not _shows(text, _reasoning(chat.messages[turn]))]
-        return Rendered(text, tuple(dict.fromkeys(marks)), num_altered=_num_altered(chat, text) + len(hidden))
-
-    def _place(self, chat: Chat, turn: int, text: str) -> int:
-        """Returns where the text begins to be another one if what the assistant says at a turn is."""
-        message = chat.messages[turn]
-        other: Message = {"role": "assistant", "content": PROBE}
-        if calls := message.get("tool_calls"):  # results of them may be refused behind anything else
-            other |= {"tool_calls": [_renamed(call, PROBE) for call in calls]}
-        messages = [*chat.messages[:turn], other, *chat.messages[turn + 1 :]]
-        return num_common(self._renderer.text(messages, chat.tools), text)
-
     def _found(self, chat: Chat, learned: Sequence[int]) -> Rendered:
         last = self._answer(chat, learned[-1])
         earlier = list(self._earlier(chat, learned[:-1]))
         kept = [answer for answer in earlier if last.text.startswith(answer.until_end)]
         spans = tuple((answer.start, answer.end) for answer in (*kept, last))
         num_rewritten, num_refused = len(earlier) - len(kept), len(learned) - 1 - len(earlier)
-        return Rendered(last.text, spans, num_rewritten, num_refused, _num_altered(chat, last.text))
+        return Rendered(last.text, spans, num_rewritten, num_refused, num_altered(chat, last.text))
 
     def _earlier(self, chat: Chat, turns: Sequence[int]) -> Iterator[_Answer]:
         """Yields answers before the last, but those that the template refuses as the last of a conversation."""
@@ -267,23 +227,6 @@ class ChatTemplate:
                 continue
         return None
 
-    def _check_tool_calls(self, chat: Chat) -> None:
-        """Raises ScaleupError for calls that the template does not show: under other names the text is the same."""
-        named = list(chat.messages)
-        for turn, message in enumerate(chat.messages):
-            if calls := message.get("tool_calls"):
-                renamed = [_renamed(call, _name(turn, place)) for place, call in enumerate(calls)]
-                named[turn] = {**message, "tool_calls": renamed}
-        places = [(turn, place) for turn, m in enumerate(named) for place, _ in enumerate(m.get("tool_calls") or [])]
-        if not places:
-            return
-        text = self._renderer.text(named, chat.tools)
-        for turn, place in places:
-            if _name(turn, place) not in text:
-                what = f"the chat template leaves out messages[{turn}].tool_calls[{place}]"
-                remedy = "name a template that shows it (data.chat_template), or drop the row"
-                raise ScaleupError.of("data.messages", what, remedy)
-
 
 def _of_tools(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
     """Returns the template that a tokenizer of several uses where there are tools, if that is one of its own."""
@@ -293,21 +236,6 @@ def _of_tools(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
     alone = copy(tokenizer)
     alone.chat_template = named["tool_use"]
     return ChatTemplate(alone)
-
-
-def _name(turn: int, place: int) -> str:
-    return f"{PROBE}{turn}_{place}_"
-
-
-def _renamed(call: dict[str, Any], name: str) -> dict[str, Any]:
-    """Returns a call of a tool of another name."""
-    return {**call, "function": {**call["function"], "name": name}} if "function" in call else {**call, "name": name}
-
-
-def _last_marker(text: str) -> str:
-    """Returns the marker that a text ends with; the text where it ends with none."""
-    found = LAST_MARKER.search(text)
-    return found[0] if found else text
 
 
 def _behind_probe(text: str | None) -> str:
@@ -320,21 +248,7 @@ def _common_pieces(one: str, other: str) -> str:
     return "".join(piece for piece, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _first_mark(marks: Sequence[Span], place: int) -> int:
-    """Returns the number of the first mark that holds a place, or is behind it; an empty one holds where it is."""
-    return next((at for at, (start, end) in enumerate(marks) if end > place or start == end == place), len(marks))
-
-
-def _num_altered(chat: Chat, text: str) -> int:
-    """Returns how many messages have words that the text does not show as they are."""
-    return sum(not _shows(text, message.get("content")) for message in chat.messages)
-
-
-def _reasoning(message: Message) -> str:
-    return next((message[key] for key in REASONING_KEYS if message.get(key)), "")
-
-
-def _shows(text: str, words: str | None) -> bool:
-    """Returns whether a text has words as they are, or as JSON text of them."""
-    words = (words or "").strip()
-    return words in text or json.dumps(words, ensure_ascii=False)[1:-1] in text
+def _last_marker(text: str) -> str:
+    """Returns the marker that a text ends with; the text where it ends with none."""
+    found = LAST_MARKER.search(text)
+    return found[0] if found else text

@@ -11,7 +11,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from scaleup.config.schema import DataConfig, SourceConfig
-from scaleup.data.chat import ChatTemplate, Rendered
+from scaleup.data.chat import ChatTemplate
+from scaleup.data.marks import Rendered
 from scaleup.data.rendering import use_template
 from scaleup.data.text import TextEncoder
 from scaleup.errors import ScaleupError

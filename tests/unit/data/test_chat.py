@@ -261,6 +261,53 @@ def test_no_call_of_a_tool_is_left_out(name, train_on):
         template_of("gptoss").conversation(twice)
 
 
+KNOWS_NAMES = (
+    "{% for m in messages %}{{ m.role + ':' }}{% for c in m.tool_calls or [] %}"
+    "{% if c.function.name != 'weather' %}{{ raise_exception('unknown: ' + c.function.name) }}{% endif %}"
+    "{{ c.function.name | upper }}{{ c.function.arguments | tojson }}{% endfor %}{{ (m.content or '') + '</s>' }}"
+    "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def made_of(template):
+    tokenizer = deepcopy(tiny.tokenizer("llama"))
+    tokenizer.chat_template = template
+    return ChatTemplate(tokenizer)
+
+
+def test_templates_that_check_names_or_write_them_otherwise():
+    wanted = 'WEATHER{"city": "X"}</s>Fine.</s>'
+    checks, spells = KNOWS_NAMES, KNOWS_NAMES.replace("!= 'weather'", "== ''")
+    for template in (checks, spells):
+        assert learned(made_of(template).conversation(SHAPES["calls, answers"])) == wanted
+    leaves_out = checks.replace("{{ c.function.name | upper }}{{ c.function.arguments | tojson }}", "")
+    with pytest.raises(ScaleupError, match=r"leaves out messages\[1\].tool_calls\[0\]"):
+        made_of(leaves_out).conversation(SHAPES["calls, answers"])
+    other = {**CALL, "function": {**CALL["function"], "name": "clock"}}
+    with pytest.raises(ScaleupError, match="unknown: clock"):
+        made_of(checks).conversation(Chat([user(), says(None, tool_calls=[other])]))
+
+
+MARKED_LAST = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}A:{% generation %}SHOWN{{ '</s>' }}{% endgeneration %}"
+    "{% else %}{{ 'U:' + m.content + '</s>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+)
+
+
+def test_marks_of_what_is_shown_otherwise_later_on():
+    chat = Chat(turns(1, reasoning_content="Think") + turns(2, reasoning_content="Think")[2:])
+    drops_thought = "{{ m.reasoning_content if loop.last }}{{ m.content }}"
+    rendered = made_of(MARKED_LAST.replace("SHOWN", drops_thought)).conversation(chat)
+    assert (rendered.num_rewritten, rendered.num_altered) == (0, 1)  # by its word, and told
+    drops_words = "{{ m.content if loop.last else '...' }}"
+    rendered = made_of(MARKED_LAST.replace("SHOWN", drops_words)).conversation(chat)
+    assert learned(rendered) == "Answer 1.</s>" and rendered.num_rewritten == 1
+    ends_otherwise = "{{ m.content }}{{ '' if loop.last else '<next>' }}"
+    rendered = made_of(MARKED_LAST.replace("SHOWN", ends_otherwise)).conversation(Chat(turns(2)))
+    assert learned(rendered) == "Answer 0.<next></s>Answer 1.</s>"
+    assert (rendered.num_rewritten, rendered.num_altered) == (0, 0)
+
+
 def test_what_gpt_oss_thought_before_a_call_is_learned():
     """Its template drops that once the answer is there; while the answer is written it is there."""
     chat = Chat([user(), says(None, tool_calls=[CALL], **THINK), RESULT, says("Fine.")], TOOLS)
