@@ -16,9 +16,12 @@ class ChatNotes:
     def __init__(self) -> None:
         self._unknown_keys: Counter[str] = Counter()
         self._num_with_nulls = 0
+        self._num_without_chat = 0
 
-    def add(self, made: Any) -> None:
-        """Adds what was made of a row."""
+    def add(self, made: Any, tools: Any = None) -> None:
+        """Adds what was made of a row, which has `tools` in a column."""
+        if tools and tools != "[]" and not _is_chat(made):
+            self._num_without_chat += 1
         if not isinstance(made, (Chat, Preferences)):
             return
         messages, tools = _parts(made)
@@ -36,6 +39,16 @@ class ChatNotes:
             have = "1 row has" if count == 1 else f"{count} rows have"
             why = "Parquet writes them where a key is missing, JSON text does not"
             yield f"{where}: {have} nulls in tools or their calls, which the chat template shows ({why})"
+        if count := self._num_without_chat:
+            have = "1 row has" if count == 1 else f"{count} rows have"
+            yield f"{where}: {have} tools beside text, which no chat template shows: they are not read"
+
+
+def _is_chat(made: Any) -> bool:
+    """Returns whether tools beside what was made of a row are shown; so they are where nothing could be made."""
+    if isinstance(made, Preferences):
+        return not made.pairs or isinstance(made.pairs[0].prompt, Chat)
+    return made is None or isinstance(made, Chat)
 
 
 def _parts(made: Chat | Preferences) -> tuple[Collection[Message], Any]:

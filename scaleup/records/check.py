@@ -68,7 +68,13 @@ def check_data(
                 sources[split].append(SourceSummary(source.path, None))
                 continue
             failures, summary = _check_source(
-                source, path, key, limit, maker, data.split_turns and split not in prompts_only
+                source,
+                path,
+                key,
+                limit,
+                maker,
+                data.split_turns and split not in prompts_only,
+                row_format(data, source).tools,
             )
             problems += [*failures, *_idle_keys(source, path, key)]
             notes += summary.notes
@@ -105,7 +111,13 @@ def maker_of(data: DataConfig, source: SourceConfig, prompts_only: bool) -> Make
 
 
 def _check_source(
-    source: SourceConfig, path: Path, key: str, limit: int | None, maker: Maker | None, split_turns: bool
+    source: SourceConfig,
+    path: Path,
+    key: str,
+    limit: int | None,
+    maker: Maker | None,
+    split_turns: bool,
+    tools: str | None,
 ) -> tuple[list[Problem], SourceSummary]:
     try:
         data_files(path)
@@ -121,7 +133,7 @@ def _check_source(
                 made = maker(row.values, failures.num_rows - 1) if maker is not None else None
                 num_examples += _num_rows(made, split_turns)
                 left_out.update(made.left_out if isinstance(made, Preferences) else ())
-                chats.add(made)
+                chats.add(made, row.values.get(tools or "tools"))
                 if isinstance(made, Labelled):
                     labels.add(made.label, failures.num_rows, row.where)
             except ScaleupError as error:

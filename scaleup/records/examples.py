@@ -17,7 +17,7 @@ from scaleup.records.instructions import INSTRUCTIONS, phrasing_of
 from scaleup.records.labels import Label, label_of
 from scaleup.records.parts import Templates, is_list, read_parts, rendered, together
 from scaleup.records.template import Template, column_problem
-from scaleup.records.turns import read_tools, read_turns
+from scaleup.records.turns import read_tools, read_turns, with_system
 
 __all__ = [
     "Example",
@@ -75,7 +75,7 @@ def example_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, i
     row that it cannot use: add the row's place to that with `row_problem`."""
     form = valid_format(data, source)
     if chat_key(form):
-        return lambda values, index: _learnable(form, _conversation(form, values))
+        return lambda values, index: _learnable(form, _checked(data, _conversation(form, values)))
     if form.text is not None:
         text = {"text": Template(form.text, form.columns)}
         return lambda values, index: PlainText(**rendered(text, values))
@@ -85,7 +85,7 @@ def example_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, i
     ]
     if form.template is not None:
         return lambda values, index: PromptCompletion(**rendered(_chosen(pairs, index), values))
-    return lambda values, index: _prompt_completion(form, pairs[0], values)
+    return lambda values, index: _prompt_completion(data, form, pairs[0], values)
 
 
 def labelled_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, int], Labelled]:
@@ -143,7 +143,8 @@ def _conversation(form: RowFormat, values: Values, with_answer: bool = True) -> 
     else:
         chat = partial(read_turns, form.messages, values[form.messages])
     made = together({"chat": chat, "tools": partial(read_tools, form.tools, values)})
-    return replace(made["chat"], tools=made["tools"])
+    whole = replace(made["chat"], tools=made["tools"])
+    return whole if form.messages is None else with_system(whole, values)
 
 
 def _learnable(form: RowFormat, chat: Chat) -> Chat:
@@ -154,6 +155,15 @@ def _learnable(form: RowFormat, chat: Chat) -> Chat:
     if answers <= chat.unlearned:
         what = "has no answer that is learned: weight 0 or train false is on each"
         raise ScaleupError.of(_place(form), what, "leave it out of one, or drop the row")
+    return chat
+
+
+def _checked(data: DataConfig, chat: Chat, where: str = "messages") -> Chat:
+    """Returns messages as they are. Raises ScaleupError for those that are not to be learned where all are."""
+    if chat.unlearned and (data.train_on == "all" or not data.completion_only_loss):
+        key = "train_on: all" if data.train_on == "all" else "completion_only_loss: false"
+        what = f"has weight 0 or train false, and data.{key} learns every message"
+        raise ScaleupError([Problem(f"{where}[{at}]", what, "leave one of them out") for at in sorted(chat.unlearned)])
     return chat
 
 
@@ -173,11 +183,13 @@ def _place(form: RowFormat) -> str:
     return form.messages or form.prompt or ALPACA
 
 
-def _prompt_completion(form: RowFormat, templates: Templates, values: Values) -> PromptCompletion | Chat:
+def _prompt_completion(
+    data: DataConfig, form: RowFormat, templates: Templates, values: Values
+) -> PromptCompletion | Chat:
     if not any(is_list(template, values) for template in templates.values()):
         return PromptCompletion(**rendered(templates, values))
     parts = read_parts(templates, form.tools, values)
-    prompt, completion = parts["prompt"], parts["completion"]
+    prompt, completion = _checked(data, parts["prompt"], "prompt"), _checked(data, parts["completion"], "completion")
     begin = len(prompt.messages)
     if problems := [*_prompt_faults(prompt), *response_faults("completion", completion)]:
         raise ScaleupError(problems)

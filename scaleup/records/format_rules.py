@@ -10,7 +10,7 @@ from scaleup.config.schema import DataConfig, RowFormat, SourceConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.alpaca import ALPACA, FIELDS
 from scaleup.records.instructions import INSTRUCTIONS
-from scaleup.records.recognition import columns_of, recognised
+from scaleup.records.recognition import columns_of, fitting, recognised
 from scaleup.records.template import Template
 
 TEMPLATE_KEYS = ("prompt", "completion", "text", "chosen", "rejected")
@@ -65,7 +65,7 @@ def format_problems(data: DataConfig, splits: Sequence[str], prompts_only: Conta
             if states_format(form):
                 problems += format_mistakes(form, key if states_format(source) else "data", split in prompts_only)
             else:
-                unknown.append(_no_format("data", key, columns_of(data, source)))
+                unknown.append(_no_format("data", key, columns_of(data, source), fitting(data, source)))
             problems += _unknown_fields(source.columns, _fields(form), f"{key}.columns")
     if any(getattr(data, split) for split in splits):
         problems += _unknown_fields(data.columns, _all_fields(data), "data.columns")
@@ -156,10 +156,11 @@ def _incompatible_keys(form: RowFormat, where: str, prompts_only: bool) -> list[
     return []
 
 
-def _no_format(where: str, source: str = "", columns: Sequence[str] = ()) -> Problem:
+def _no_format(where: str, source: str = "", columns: Sequence[str] = (), formats: Sequence[str] = ()) -> Problem:
     remedy = "set prompt and completion, or template, messages or text; for a reward model chosen and rejected"
     shown = ", ".join(columns[:NUM_COLUMNS_SHOWN]) + (", ..." if len(columns) > NUM_COLUMNS_SHOWN else "")
-    found = f" ({source} has the columns {shown})" if columns else ""
+    several = f": they fit {' and '.join(formats)}" if formats else ""
+    found = f" ({source} has the columns {shown}{several})" if columns else ""
     return Problem(where, f"nothing says how a row becomes an example{found}", remedy)
 
 

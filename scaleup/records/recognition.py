@@ -40,6 +40,11 @@ def recognised(data: DataConfig, source: SourceConfig) -> Recognised | None:
     return found[0] if len(found) == 1 else None
 
 
+def fitting(data: DataConfig, source: SourceConfig) -> list[str]:
+    """Returns the formats that the columns of a local source's first row fit, as a user reads them."""
+    return [f"{each.kind} ({each.columns})" for each in _candidates(_first_row(data, source))]
+
+
 def _candidates(row: Mapping[str, Any]) -> list[Recognised]:
     found = []
     for column in ("messages", "conversations"):
@@ -54,7 +59,7 @@ def _candidates(row: Mapping[str, Any]) -> list[Recognised]:
         found.append(Recognised(RowFormat(template=ALPACA), "instructions with answers", ", ".join(held)))
     if {"text", "label"} <= row.keys():
         found.append(Recognised(RowFormat(text="{text}", label="label"), "texts with a class", "text, label"))
-    elif "text" in row:
+    elif "text" in row and not set(NEEDED) <= row.keys():  # Alpaca's rows repeat themselves there
         found.append(_of_texts(row, "plain text", ("text",)))
     return found
 

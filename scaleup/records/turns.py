@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from scaleup.errors import Problem, ScaleupError
@@ -56,6 +57,26 @@ def read_tools(column: str | None, values: Mapping[str, Any]) -> list[dict[str, 
     return [dict(tool) for tool in tools]
 
 
+def with_system(chat: Chat, values: Mapping[str, Any], column: str = "system") -> Chat:
+    """Returns a conversation after what the column says, if the row has it, as the system's message.
+
+    Raises ScaleupError where that is no text, or another than the conversation begins with."""
+    system = values.get(column)
+    if system is None or system == "":
+        return chat
+    if not isinstance(system, str):
+        raise ScaleupError(column_problem(column, values))
+    if faults := text_faults(column, system):
+        raise ScaleupError(faults)
+    if chat.messages and chat.messages[0]["role"] == "system":
+        if chat.messages[0]["content"] == system:
+            return chat
+        what = "is another text than the system message that the conversation begins with"
+        raise ScaleupError.of(column, what, "keep one of them")
+    messages = [{"role": "system", "content": system}, *chat.messages]
+    return replace(chat, messages=messages, unlearned=frozenset(turn + 1 for turn in chat.unlearned))
+
+
 def text_faults(where: str, text: str) -> Problems:
     """Returns what is wrong with a text that need not say anything."""
     try:
@@ -73,12 +94,22 @@ def _turn(where: str, raw: Any, problems: Problems) -> tuple[Message, bool]:
     rest = {key: value for key, value in raw.items() if value is not None}  # Parquet fills in what a message lacks
     if rest.get("tool_calls") == []:  # and exporters a list of no calls
         del rest["tool_calls"]
+    if "from" in rest and "value" in rest and (both := [key for key in ("role", "content") if key in rest]):
+        what = "is set beside from and value: a message is {role, content} or {from, value}"
+        problems += [Problem(f"{where}.{key}", what, "keep one of them") for key in both]
+        return {}, True
+    if "function_call" in rest:
+        what = "is the form before tool_calls, which is not read"
+        remedy = "write tool_calls: [{type: function, function: {name: ..., arguments: {...}}}]"
+        problems.append(Problem(f"{where}.function_call", what, remedy))
+        del rest["function_call"]
     if "role" not in rest and "from" in rest:
         role, content = _sharegpt_turn(where, rest, problems)
     else:
         role, content = rest.pop("role", None), rest.pop("content", None)
         if role not in ROLES:
-            problems.append(Problem(f"{where}.role", f"is {role!r}", f"use one of {', '.join(ROLES)}"))
+            remedy = "use tool, for what a tool answers" if role == "function" else f"use one of {', '.join(ROLES)}"
+            problems.append(Problem(f"{where}.role", f"is {role!r}", remedy))
         content = _content(f"{where}.content", content, rest, problems)
     is_learned = _is_learned(where, role, rest.pop("weight", None), rest.pop("train", None), problems)
     if "tool_calls" in rest:

@@ -178,6 +178,14 @@ def test_nulls_that_a_template_would_show_are_noted(check):
     assert note.startswith("data.train.0: 2 rows have nulls in tools or their calls")
 
 
+def test_tools_that_no_template_shows_are_noted(check):
+    keys = {"prompt": "{p}", "completion": "{c}"}
+    row = {"p": "a", "c": "b", "tools": [{"name": "f"}]}
+    (note,) = check([row, {**row, "tools": None}], **keys).notes
+    assert note == "data.train.0: 1 row has tools beside text, which no chat template shows: they are not read"
+    assert check([{**row, "p": [{"role": "user", "content": "a"}]}], **keys).notes == []
+
+
 def test_a_mistaken_format_leaves_the_lines_to_check(check):
     result = check([GOOD, "{"], template="summarise")
     assert len(result.problems) == 1 and "JSON" in result.problems[0].what

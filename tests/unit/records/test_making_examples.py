@@ -247,3 +247,22 @@ def test_generation_needs_prompts_and_no_completions():
 def test_no_maker_of_a_mistaken_format(make):
     with pytest.raises(ScaleupError):
         maker(make, template="summarise")
+
+
+@pytest.mark.parametrize("everything", [{"train_on": "all"}, {"completion_only_loss": False}])
+def test_messages_that_are_not_learned_are_refused_where_all_are(everything):
+    says = {"role": "assistant", "content": "b", "weight": 0}
+    rows = [
+        ({"messages": "m"}, {"m": [{"role": "user", "content": "a"}, says, {**says, "weight": 1}]}),
+        ({"prompt": "{p}", "completion": "{c}"}, {"p": "a", "c": [says, {**says, "weight": 1}]}),
+    ]
+    for keys, values in rows:
+        assert maker(**keys)(values, 0).unlearned
+        with pytest.raises(ScaleupError, match="has weight 0 or train false, and data"):
+            maker(**keys, **everything)(values, 0)
+
+
+def test_sharegpts_system_column_is_read():
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    chat = maker(messages="m")({"m": turns, "system": "Be kind."}, 0)
+    assert chat.messages[0] == {"role": "system", "content": "Be kind."}

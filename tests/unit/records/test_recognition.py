@@ -68,8 +68,6 @@ def test_columns_tell_the_format_and_a_note_says_so(data_of, row, stated, note):
     "row",
     [
         {"question": "a", "answer": "b"},
-        {"messages": MESSAGES, "prompt": "a", "chosen": "b", "rejected": "c"},
-        {**ALPACA, "text": "all of it"},
         {"messages": "hi"},
         {"messages": [{"speaker": "me"}]},
         {"conversations": []},
@@ -82,6 +80,17 @@ def test_columns_of_no_format_or_several_are_refused_with_their_names(data_of, r
     [problem] = format_problems(data, ["train", "validation"])
     assert problem.where == "data"
     assert problem.what.endswith(f"(data.train.0 has the columns {', '.join(row)})")
+
+
+def test_columns_of_several_formats_are_refused_with_these(data_of):
+    row = {"messages": MESSAGES, "prompt": "a", "chosen": "b", "rejected": "c"}
+    [problem] = format_problems(data_of(row), ["train"])
+    fits = "they fit conversations (messages: role, content) and preferences (prompt, chosen, rejected))"
+    assert problem.what.endswith(f"(data.train.0 has the columns {', '.join(row)}: {fits}")
+
+
+def test_alpacas_rows_may_repeat_themselves_as_text(data_of):
+    assert form_of(data_of({**ALPACA, "text": "all of it"})).template == "alpaca"
 
 
 def test_what_is_stated_comes_first(data_of):

@@ -8,7 +8,7 @@ import pytest
 
 from scaleup.errors import ScaleupError
 from scaleup.records.chats import Chat, is_answer
-from scaleup.records.turns import SHAREGPT_ROLES, read_tools, read_turns
+from scaleup.records.turns import SHAREGPT_ROLES, read_tools, read_turns, with_system
 
 USER = {"role": "user", "content": "hi"}
 CALL = {"type": "function", "id": "1", "function": {"name": "weather", "arguments": {"city": "X"}}}
@@ -189,3 +189,29 @@ def test_a_column_of_tools_that_is_named_must_be_there():
     with pytest.raises(ScaleupError) as caught:
         read_tools("t", {"tools": [TOOL]})
     assert caught.value.problems[0].what == "is no column of this row"
+
+
+def test_a_turn_of_two_forms_is_refused():
+    turn = {"from": "human", "value": "a", "content": "b", "role": "user"}
+    what = "is set beside from and value: a message is {role, content} or {from, value}"
+    assert refusal(turn) == [f"m[0].role {what}", f"m[0].content {what}"]
+
+
+def test_the_form_before_tool_calls_is_refused_by_name():
+    call = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    assert "m[0].function_call is the form before tool_calls, which is not read" in refusal(call)
+    with pytest.raises(ScaleupError, match="use tool, for what a tool answers"):
+        read_turns("m", [{"role": "function", "name": "f", "content": "1"}])
+
+
+def test_a_column_of_the_systems_words_is_the_first_message():
+    says = {"role": "assistant", "content": "Hi", "weight": 0}
+    chat = with_system(read_turns("m", [USER, says]), {"system": "Be kind."})
+    assert [message["role"] for message in chat.messages] == ["system", "user", "assistant"]
+    assert chat.unlearned == {2}
+    assert (
+        with_system(chat, {"system": "Be kind."}) == with_system(chat, {"system": ""}) == with_system(chat, {}) == chat
+    )
+    for other in ("Be rude.", 3):
+        with pytest.raises(ScaleupError, match="system"):
+            with_system(chat, {"system": other})
