@@ -235,7 +235,10 @@ def test_the_last_answer():
 
 @pytest.mark.parametrize(
     ("template", "messages", "words"),
-    [(STRICT, CHAT[:3], "no system messages"), ("{% for message in messages %}{{ message.nothing.at.all }}", CHAT, "")],
+    [
+        (STRICT, CHAT[:3], "no system messages"),
+        ("{% for message in messages %}{{ message.nothing.at.all }}{% endfor %}", CHAT, "has no attribute"),
+    ],
 )
 def test_templates_that_cannot_be_used(template, messages, words):
     encode = encoder(tiny.tokenizer("llama"))
