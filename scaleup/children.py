@@ -35,6 +35,7 @@ def python_environment(threads: int | None = None) -> dict[str, str]:
         environment |= dict.fromkeys(THREADS, str(threads))
     # `python -m` would look into the working folder first, and take a random.py there for the standard library's
     environment["PYTHONSAFEPATH"] = "1"
+    environment.pop("PYTHONOPTIMIZE", None)  # Transformers reads docstrings, and our own checks are to run
     environment.pop("PYTHONPATH", None)
     if path := _path(environment_path=os.environ.get("PYTHONPATH", "")):
         environment["PYTHONPATH"] = path

@@ -37,7 +37,7 @@ WORD = regex.compile(
 """Matches a word, with its vowel signs and joiners, or a character of a script without spaces."""
 IS_UNSPACED = regex.compile(rf"(?V1)[{UNSPACED}]")
 IS_HANGUL = regex.compile(r"\p{scx=Hang}")
-OTHER_LETTER = regex.compile(r"(?V1)[\p{L}--[a-zA-Z]]")
+OTHER_LETTER = regex.compile(r"(?V1)[[\p{L}\p{N}]--[a-zA-Z0-9]]")
 WIDTHS = regex.compile("[\uff00-\uffef]+")
 VARIANTS = regex.compile(r"\p{VS}")
 
@@ -50,7 +50,7 @@ class RougeTokenizer(Protocol):
 
 def rouge_tokenizer(references: Iterable[str]) -> RougeTokenizer:
     """Return what cuts texts into words for ROUGE: rouge_score's own tokenizer where references have no letters but
-    a to z, which are all that it keeps; else one for all scripts."""
+    a to z and no digits but 0 to 9, which are all that it keeps; else one for all scripts."""
     return UnicodeTokenizer() if any(map(OTHER_LETTER.search, references)) else DefaultTokenizer()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,7 +44,7 @@ def local_path(data: DataConfig, source: SourceConfig, split: str | None) -> Pat
     hub name. No split means any one of a folder that holds several."""
     path = _expanded(data.root) / _expanded(source.path)
     try:
-        exists = path.exists()
+        exists = os.path.lexists(path)  # a link that leads nowhere is no hub name
         path = split_folder(path, source.split or split)
     except OSError:  # there, in a folder that may not be searched
         exists = True

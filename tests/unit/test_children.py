@@ -58,3 +58,9 @@ def test_a_number_of_threads_is_the_plans_in_a_run_and_the_users_elsewhere(monke
     assert odd_counts({"OMP_NUM_THREADS": "7"}) == {}
     assert python_environment()["OMP_NUM_THREADS"] == "7"
     assert python_environment(2)["OMP_NUM_THREADS"] == "2"
+
+
+def test_nothing_is_optimized_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers needs its docstrings, and asserts are our own checks."""
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")
+    assert "PYTHONOPTIMIZE" not in python_environment()

@@ -111,3 +111,9 @@ def test_answers_that_are_the_references():
         "rouge_tokenizer": "unicode"
     }
     assert accuracy(texts, texts[1:] + texts[:1], ["积极", "消极"]) == 0
+
+
+def test_digits_of_other_scripts_are_words() -> None:
+    """rouge_score keeps 0 to 9 alone."""
+    assert rouge_tokenizer(["٣٤"]).name == "unicode" and rouge_tokenizer(["34"]).name == "default"
+    assert rouge_tokenizer(["٣٤"]).tokenize("٣٤ ٥") == ["٣٤", "٥"]

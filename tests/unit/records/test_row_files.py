@@ -310,3 +310,9 @@ def test_local_path_or_hub_name(tmp_path, path, is_local):
     assert (found is not None) == is_local
     if path in ("there", "missing.jsonl"):
         assert found == tmp_path / path
+
+
+def test_a_link_that_leads_nowhere_is_no_hub_name(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    assert local_path(DataConfig(root=str(tmp_path)), SourceConfig(path="loop"), None) == tmp_path / "loop"
+    assert local_path(DataConfig(root=str(tmp_path)), SourceConfig(path="imdb"), None) is None
