@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from scaleup.errors import ScaleupError
+
 PROBE_BYTES = 1 << 16
 
 
@@ -112,16 +114,27 @@ def aside_of(folder: Path) -> Path:
 
 @contextmanager
 def folder_aside(folder: Path) -> Iterator[Path]:
-    """Write a folder aside; it appears under its name, whole, when the block ends, and leaves nothing when it fails."""
+    """Write a folder aside; it appears under its name, whole, when the block ends, and leaves nothing when it fails.
+
+    Raises ScaleupError at the folder where the file system is the reason."""
     aside = aside_of(folder)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         yield aside
         commit_folder(folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if is_of_files(error):
+            remedy = "make room on the disk, or mend it, then continue with --resume"
+            raise ScaleupError.of(str(folder), f"cannot be written: {error}", remedy) from error
         raise
+
+
+def is_of_files(error: BaseException) -> bool:
+    """Return whether the file system is the reason for an error: safetensors has an error of its own, which says so in
+    its text."""
+    return isinstance(error, OSError) or "(os error " in str(error)
 
 
 def commit_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from scaleup.artifacts.files import cache_folder
+from scaleup.artifacts.files import cache_folder, is_of_files
 from scaleup.errors import ScaleupError
 from scaleup.models import builtin
 from scaleup.plan.model_path import ADAPTER_FILE, adapter_base, adapter_folder, builtin_problems
@@ -75,9 +75,12 @@ def publish(target: Path, build: Callable[[Path], None], where: str) -> Path:
     try:
         build(aside)
         aside.rename(target)
-    except OSError:
-        if not target.is_dir():  # otherwise another process was first, and made the same
+    except Exception as error:
+        if not is_of_files(error):
             raise
+        if not target.is_dir():  # otherwise another process was first, and made the same
+            remedy = "make room there, or set XDG_CACHE_HOME to another folder"
+            raise ScaleupError.of(where, f"cannot write to {target.parent}: {error}", remedy) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target
