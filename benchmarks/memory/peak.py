@@ -253,8 +253,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
-    buckets = [patch(f"scaleup.plan.{module}.BUCKET", BUCKET) for module in ("deepspeed", "memory", "peak")]
-    with tempfile.TemporaryDirectory() as folder, buckets[0], buckets[1], buckets[2]:
+    buckets = [patch(f"scaleup.plan.{module}.BUCKET", BUCKET) for module in ("deepspeed", "memory")]
+    with tempfile.TemporaryDirectory() as folder, buckets[0], buckets[1]:
         if not (child := os.fork()):  # what this process lets go of, its ranks would find and use
             build_models(Path(folder))
             os._exit(0)
