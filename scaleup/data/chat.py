@@ -252,3 +252,13 @@ def _last_marker(text: str) -> str:
     """Returns the marker that a text ends with; the text where it ends with none."""
     found = LAST_MARKER.search(text)
     return found[0] if found else text
+
+
+def answer_ends(tokenizer: PreTrainedTokenizerBase, model: Any = None) -> list[int]:
+    """Returns the tokens that end an answer: the tokenizer's eos, what ends a turn in its chat template, and those of
+    the model's own generation config."""
+    own = model.generation_config.eos_token_id if model is not None and model.generation_config else None
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    if tokenizer.chat_template:
+        ends.update(ChatTemplate(tokenizer).end_ids)
+    return sorted(ends - {None})

@@ -12,11 +12,11 @@ from itertools import islice
 from typing import Any
 
 from scaleup.config.schema import ModelConfig, SourceConfig
+from scaleup.data.chat import answer_ends
 from scaleup.data.rendering import SlowTemplate
 from scaleup.data.sources import read_source
 from scaleup.data.tokenization import IGNORE, Encoder, opening
 from scaleup.errors import Problem, ScaleupError
-from scaleup.models.generation import answer_ends
 from scaleup.models.load import load_tokenizer
 from scaleup.plan.facts import ModelFacts, RowsRequest
 from scaleup.records.chat_templates import KEY

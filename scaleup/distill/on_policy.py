@@ -24,13 +24,13 @@ from trl import DistillationTrainer
 
 from scaleup.artifacts.train_state import TrainState
 from scaleup.config.stages.distill import DistillConfig
+from scaleup.data.chat import answer_ends
 from scaleup.data.prompts import Prompt, PromptOrder, read_prompts
 from scaleup.data.tokenization import Encoder
 from scaleup.distill.train import shared_ids
 from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.errors import ScaleupError
 from scaleup.models.adapted import load_finished
-from scaleup.models.generation import answer_ends
 from scaleup.models.load import load_tokenizer
 from scaleup.plan.arithmetic import epochs_to_rows, rows_to_steps
 from scaleup.plan.types import BatchPlan, Plan

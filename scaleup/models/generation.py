@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from scaleup.artifacts.files import read_json, write_json
 from scaleup.config.schema import GenerationConfig
-from scaleup.data.chat import ChatTemplate
+from scaleup.data.chat import answer_ends
 from scaleup.data.collate import pad
 from scaleup.data.text import TextEncoder
 from scaleup.distributed.runtime import Runtime
@@ -112,16 +112,6 @@ def answer_texts(
     if prompts is None:
         return list(tokenizer.batch_decode(whole, skip_special_tokens=True))
     return TextEncoder(tokenizer).answers(prompts, whole)
-
-
-def answer_ends(tokenizer: PreTrainedTokenizerBase, model: Any = None) -> list[int]:
-    """Returns the tokens that end an answer: the tokenizer's eos, what ends a turn in its chat template, and those of
-    the model's own generation config."""
-    own = model.generation_config.eos_token_id if model is not None and model.generation_config else None
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
-    if tokenizer.chat_template:
-        ends.update(ChatTemplate(tokenizer).end_ids)
-    return sorted(ends - {None})
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, base: str | None = None) -> None:

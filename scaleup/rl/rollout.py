@@ -13,9 +13,9 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from scaleup.config.stages.ppo import PPOSettings
+from scaleup.data.chat import answer_ends
 from scaleup.data.collate import pad
 from scaleup.models.beside import base_of, unwrap
-from scaleup.models.generation import answer_ends
 from scaleup.models.load import pad_token_id
 from scaleup.rl.advantages import response_lengths
 

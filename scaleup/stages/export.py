@@ -15,7 +15,8 @@ from scaleup.compress.gguf import read_gguf, write_gguf
 from scaleup.compress.onnx import read_graph, write_graph
 from scaleup.compress.probes import Probe, drawn_probes, row_probes
 from scaleup.config.stages.export import ExportConfig
-from scaleup.models.generation import answer_ends, save_tokenizer
+from scaleup.data.chat import answer_ends
+from scaleup.models.generation import save_tokenizer
 from scaleup.models.load import load_tokenizer
 from scaleup.reports.model_cards import export_card
 from scaleup.train.job import Job

@@ -126,8 +126,9 @@ def test_a_worker_that_does_not_even_start_says_why(place: Path) -> None:
     (place / "broken/accelerate").mkdir(parents=True)
     (place / "broken/accelerate/__init__.py").write_text("raise ImportError('libfabric.so.1: cannot open it')")
     config = differing(CONFIG, {"name": "broken", "parallel.num_processes": 2})
-    env = {"PYTHONPATH": str(place / "broken")}
-    result = scaleup("run", write_config(config, place), cwd=place, env=env)
+    path = write_config(config, place)
+    assert scaleup("run", path, "name=whole", "train.max_steps=1", cwd=place).code == 0  # its model is described once
+    result = scaleup("run", path, cwd=place, env={"PYTHONPATH": str(place / "broken")})
     assert result.code == 1
     why = "ImportError: libfabric.so.1: cannot open it (policy-node0.log)"
     assert result.stderr.startswith(f"error: group policy ended with exit code 1: {why}\n")
