@@ -18,7 +18,7 @@ from scaleup.data.sources import read_source
 from scaleup.data.tokenization import IGNORE, Encoder, opening
 from scaleup.errors import Problem, ScaleupError
 from scaleup.models.load import load_tokenizer
-from scaleup.plan.facts import ModelFacts, RowsRequest
+from scaleup.plan.facts import REWARD_MODEL, ModelFacts, RowsRequest
 from scaleup.records.chat_templates import KEY
 from scaleup.records.chats import REASONING_KEYS, Chat, Message
 from scaleup.records.check import NUM_ROWS_LISTED, NUM_STREAMED_ROWS, maker_of
@@ -26,8 +26,6 @@ from scaleup.records.examples import PromptCompletion, row_problem
 from scaleup.records.formats import local_path
 from scaleup.records.preferences import Preferences
 
-REWARD_MODEL = "reward.model"
-"""Is the config key of the model that scores a policy's answers, through its own chat template."""
 NUM_LAST = 3
 """Learned tokens among which an end must be: line breaks may stand behind it."""
 NUM_TOKENIZED = 200

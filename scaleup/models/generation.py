@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,10 @@ class Generator:
         together = self._shared(answers)
         return [together[str(index)] for index in range(len(prompts))]
 
+    @cached_property
+    def _ends(self) -> list[int]:
+        return answer_ends(self.tokenizer, self.model)
+
     def _shared(self, answers: dict[int, str]) -> dict[str, str]:
         """Returns the answers of all ranks, by the number of the prompt."""
         runtime, parts = self.runtime, self.parts
@@ -75,7 +80,6 @@ class Generator:
     def _batch(self, prompts: Sequence[Sequence[int]]) -> list[str]:
         runtime, model, config = self.runtime, self.model, self.config
         encoder = model.config.is_encoder_decoder
-        ends = answer_ends(self.tokenizer, model)
         ids, mask = pad(prompts, pad_token_id(self.tokenizer), left=not encoder)
         width = ids.shape[1]
         ids, mask = ids.to(runtime.device), mask.to(runtime.device)
@@ -93,11 +97,11 @@ class Generator:
                 max_new_tokens=config.max_new_tokens,
                 num_beams=config.num_beams,
                 pad_token_id=pad_token_id(self.tokenizer),
-                eos_token_id=ends or None,
+                eos_token_id=self._ends or None,
                 **sampling,
             )
         rows = (output[:, 1:] if encoder else output[:, width:]).tolist()
-        return answer_texts(self.tokenizer, None if encoder else prompts, rows, ends)
+        return answer_texts(self.tokenizer, None if encoder else prompts, rows, self._ends)
 
 
 def answer_texts(

@@ -14,6 +14,9 @@ from scaleup.config.schema import DataConfig, ModelConfig
 from scaleup.config.stages.distill import EveryLayer
 from scaleup.config.stages.prune import PruneSettings
 
+REWARD_MODEL = "reward.model"
+"""Is the config key of the model that scores a policy's answers, in a group of its own or in the policy's processes."""
+
 
 class Tensors(BaseModel):
     """Stands for all parameters of one shape. Models have few shapes, however many layers they have."""

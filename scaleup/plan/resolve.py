@@ -16,7 +16,7 @@ from scaleup.config.run import RunConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.compute import Rate
 from scaleup.plan.describe import describe_models
-from scaleup.plan.facts import ModelRequest
+from scaleup.plan.facts import REWARD_MODEL, ModelRequest
 from scaleup.plan.groups import bridge_of, groups_of
 from scaleup.plan.machine import Machine, this_machine
 from scaleup.plan.memory import serving_memory
@@ -30,9 +30,6 @@ from scaleup.plan.types import BatchPlan, GroupPlan, MemoryPlan, Plan
 from scaleup.records.chat_rules import chat_problems
 from scaleup.records.check import DataCheck, check_data, class_notes, class_problems
 from scaleup.records.examples import format_problems
-
-REWARD_MODEL = "reward.model"
-"""Is the config key of the model that a reward group serves."""
 
 
 def resolve(

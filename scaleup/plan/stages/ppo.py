@@ -16,7 +16,7 @@ from scaleup.config.stages.ppo import PPOConfig
 from scaleup.errors import Problem
 from scaleup.plan.arithmetic import DEFAULT_BATCH_SIZE
 from scaleup.plan.compat import Tested
-from scaleup.plan.facts import ModelFacts, ModelRequest, Tensors
+from scaleup.plan.facts import REWARD_MODEL, ModelFacts, ModelRequest, Tensors
 from scaleup.plan.groups import device_of
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import training_memory
@@ -28,8 +28,6 @@ from scaleup.plan.stages.supervised import TrainingPlanner
 from scaleup.plan.types import MemoryPlan, RolloutPlan
 from scaleup.records.check import DataCheck
 
-REWARD_MODEL = "reward.model"
-"""Is the config key, and what the facts of that model go by."""
 OF_A_MODEL = ("label", "score", "template", "max_length", "normalize", "batch_size", "quantization", "mixed_precision")
 OF_A_GROUP = ("parallel", "own_nodes", "max_restarts", "bridge_port")
 OF_OTHERS = ("timeout_seconds", "reconnect_seconds")
