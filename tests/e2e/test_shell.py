@@ -153,9 +153,12 @@ def test_a_main_address_that_stands_for_nothing_is_refused(place: Path) -> None:
 
 
 def both(config: Mapping[str, Any], place: Path) -> list[tuple[int, str]]:
-    """How the agents of two nodes end: exit codes and what they say."""
+    """How the agents of two nodes end: exit codes and what they say. The second waits for the first: what that refuses
+    before anybody looks is an earlier start's."""
     command = ("run", write_config(config, place))
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    agents = [start(*command, "--node-rank", str(rank), cwd=place, **pipes) for rank in (1, 0)]
+    agents = [start(*command, "--node-rank", "1", cwd=place, **pipes)]
+    wait_until((folder_of(config, place).parent / f".{config['name']}.node1.lock").is_file)
+    agents.append(start(*command, "--node-rank", "0", cwd=place, **pipes))
     said = [agent.communicate(timeout=90)[1] for agent in agents]
     return [(agent.returncode, text) for agent, text in zip(agents, said, strict=True)]
