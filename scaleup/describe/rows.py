@@ -21,7 +21,7 @@ from scaleup.models.load import load_tokenizer
 from scaleup.plan.facts import REWARD_MODEL, ModelFacts, RowsRequest
 from scaleup.records.chat_templates import KEY
 from scaleup.records.chats import REASONING_KEYS, Chat, Message
-from scaleup.records.check import NUM_ROWS_LISTED, NUM_STREAMED_ROWS, maker_of
+from scaleup.records.check import NUM_ROWS_LISTED, NUM_STREAMED_ROWS, maker_of, more_failing
 from scaleup.records.examples import PromptCompletion, row_problem
 from scaleup.records.formats import local_path
 from scaleup.records.preferences import Preferences
@@ -48,11 +48,11 @@ def row_notes(model: ModelConfig, facts: ModelFacts, rows: RowsRequest, where: s
     notes: list[str] = []
     for split, needs in rows.splits.items():
         for place, source in enumerate(getattr(rows.data, split) or []):
-            if local_path(rows.data, source, split) is None:
+            if (path := local_path(rows.data, source, split)) is None:
                 continue
             look = _Look(Encoder(tokenizer, facts.task, read_with), rows, f"data.{split}.{place}")
             look.at(source, split, needs, is_reward)
-            problems += look.problems()
+            problems += look.problems(str(path))
             notes += look.notes()
     if problems:
         raise ScaleupError(list(dict.fromkeys(problems)))
@@ -94,11 +94,9 @@ class _Look:
             self._see_prompts()
             self._see_ends()
 
-    def problems(self) -> list[Problem]:
+    def problems(self, path: str) -> list[Problem]:
         """Return the first failing rows, and how many more there are."""
-        more = self._counts["failing"] - len(self._failing)
-        rest = [Problem(self._key, f"and {more} more {'row fails' if more == 1 else 'rows fail'}")] if more > 0 else []
-        return self._failing + rest
+        return self._failing + more_failing(path, self._counts["failing"] - len(self._failing))
 
     def notes(self) -> Iterator[str]:
         """Yield what is not as one would think, with how often."""

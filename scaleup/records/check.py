@@ -30,12 +30,13 @@ Maker = Callable[[Mapping[str, Any], int], Any]
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """Describes a source as the config names it. `rows` is None where they were not all counted: a hub name, a long
-    stream. Of preferences, pairs are counted, and those that are left out by the reason. `notes`: what its files hold
-    and is not read. `labels`: those of texts with a class."""
+    """Describes a source as the config names it, and `file`, where it is on this machine. `rows` is None where they
+    were not all counted: a hub name, a long stream. Of preferences, pairs are counted, and those that are left out by
+    the reason. `notes`: what its files hold and is not read. `labels`: those of texts with a class."""
 
     path: str
     rows: int | None
+    file: str = field(default="", compare=False)
     left_out: Mapping[str, int] = field(default_factory=Counter)
     notes: Sequence[str] = ()
     labels: SeenLabels = field(default_factory=SeenLabels, compare=False)
@@ -147,7 +148,7 @@ def _check_source(
         what = f"'{path}' holds no pair in which one response is preferred ({', '.join(reasons(left_out))})"
         problems = [Problem(f"{key}.path", what, "name a file with preferences")]
     num_rows = num_examples if is_whole else None
-    return problems, SourceSummary(source.path, num_rows, left_out, (*notes, *chats.lines(key)), labels)
+    return problems, SourceSummary(source.path, num_rows, str(path), left_out, (*notes, *chats.lines(key)), labels)
 
 
 def _num_rows(made: Any, split_turns: bool) -> int:
@@ -163,8 +164,7 @@ def class_problems(check: DataCheck, names: Sequence[str]) -> list[Problem]:
     for summary in (each for split in check.sources.values() for each in split):
         first, more = summary.labels.unknown(names)
         problems |= {row_problem(where, ScaleupError([no_class(label, names)])): None for where, label in first}
-        if more:
-            problems[Problem(summary.path, f"and {more} more {'row fails' if more == 1 else 'rows fail'}")] = None
+        problems |= dict.fromkeys(more_failing(summary.file, more))
     return list(problems)
 
 
@@ -177,6 +177,11 @@ def class_notes(check: DataCheck, names: Sequence[str]) -> list[str]:
             more = ", ..." if len(spelled) > NUM_ROWS_LISTED else ""
             notes.append(f"{summary.path}: labels that are no class's name are its number: {read}{more}")
     return list(dict.fromkeys(notes))
+
+
+def more_failing(path: str, number: int) -> list[Problem]:
+    """Returns the line that counts the failing rows of a file or folder that are not listed; none where all are."""
+    return [Problem(path, f"and {number} more {'row fails' if number == 1 else 'rows fail'}")] if number > 0 else []
 
 
 class _Enough(Exception):
@@ -219,9 +224,7 @@ class _Failures:
         rows = sorted((row for kind in failing for row in self._kept[kind]), key=lambda row: row[0])[:NUM_ROWS_LISTED]
         for _, where, problems in rows:
             listed.append(_at_row(where, [problem for problem in problems if not _lacks(problem, absent)]))
-        if more := sum(self._counts[kind] for kind in failing) - len(rows):
-            listed.append(Problem(path, f"and {more} more {'row fails' if more == 1 else 'rows fail'}"))
-        return listed
+        return [*listed, *more_failing(path, sum(self._counts[kind] for kind in failing) - len(rows))]
 
     def _start_line(self) -> None:
         if self._num_lines == self._limit:

@@ -217,7 +217,7 @@ DISTILL = [
         asks=True,
     ),
     taught(
-        "error: rows.csv: and 1 more row fails",
+        "rows.csv: and 1 more row fails",
         *(
             f"rows.csv:{line}: 'label' {label!r} is no class of the model -> use one of negative, positive, or its"
             for line, label in ((3, "2"), (4, "-1"), (5, "0.5"), (6, "good"), (8, "2"))

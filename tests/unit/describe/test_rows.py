@@ -153,7 +153,7 @@ def test_every_row_that_is_refused_is_named(look: Look) -> None:
     found = refusals(look, [good, bad, good, *[bad] * 6], template=STRICT + ENDS + ASKS)
     words = "'data.messages' the chat template refuses messages of system, user, assistant: no system"
     assert [line.split(" -> ")[0] for line in found[:5]] == [f"rows.jsonl:{line}: {words}" for line in (2, 4, 5, 6, 7)]
-    assert found[5:] == ["data.train.0: and 2 more rows fail -> "]
+    assert found[5:] == ["rows.jsonl: and 2 more rows fail -> "]
 
 
 def test_a_template_that_never_ends_is_stopped_and_tried_no_more(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,8 +38,22 @@ MOODS = ("negative", "positive")
         ("false", ("True", "False"), 1),
         (True, ("a", "b", "c"), None),
         ("1", ("1", "2", "3"), 0),  # a text is a name first
-        (1, ("1", "2", "3"), 1),
-        ("0", ("1", "2", "3"), 0),
+        (1, ("1", "2", "3"), None),  # class 1, or the class of the name 1? A text of the same file in CSV is the latter
+        ("0", ("1", "2", "3"), None),
+        (" 1 ", ("1", "2", "3"), None),
+        (0, ("1", "2", "3"), None),
+        (2, ("0", "1", "2"), 2),  # both are the same
+        ("2.0", ("0", "1", "2"), 2),
+        ("1", ("1", "0"), 0),
+        (1, ("1", "0"), None),
+        (True, ("1", "0"), None),
+        ("true", ("1", "0"), None),
+        (1, ("True", "False"), None),
+        ("1", ("True", "False"), None),
+        (1, ("False", "True"), 1),
+        (10, ("10", "20"), None),
+        ("", MOODS, None),
+        (None, MOODS, None),
     ],
 )
 def test_the_class_of_a_label(label, names, number):
@@ -88,9 +102,33 @@ def test_labels_that_are_none_are_named_with_their_rows(rows, tmp_path):
             "or its number"
             for line, label in ((3, "2"), (5, "good"), (6, "7"), (7, "7"), (8, "7"))
         ),
-        "a.csv: and 6 more rows fail",
+        f"{tmp_path}/a.csv: and 6 more rows fail",
     ]
     assert class_problems(check, ("0", "1", "2", "7", "good")) == []
+
+
+def test_a_number_that_two_classes_are_meant_by_is_refused_by_name(rows, tmp_path):
+    """In CSV, where all is text, it is the name; in JSON it was the number."""
+    stars = ("1", "2", "3")
+    assert class_problems(check_data(rows("a.csv", [1, 3]), ["train"]), stars) == []
+    [one, three] = class_problems(check_data(rows("a.jsonl", [1, 3]), ["train"]), stars)
+    assert str(one) == (
+        f"{tmp_path}/a.jsonl:1: 'label' 1 may be a name or a number: the model's class 0 has the name '1' -> write the "
+        "name as text, as the model has it: '1', '2', '3'"
+    )
+    assert three.where == f"{tmp_path}/a.jsonl:2"
+    [word] = class_problems(check_data(rows("b.jsonl", ["good"]), ["train"]), stars)
+    assert word.what == "'label' 'good' is no class of the model"
+
+
+def test_rows_without_a_label_hide_no_other_mistake(rows, tmp_path):
+    check = check_data(rows("a.jsonl", ["", "good", None, 1]), ["train"])
+    assert check.problems == []
+    assert [(problem.where, problem.what) for problem in class_problems(check, MOODS)] == [
+        (f"{tmp_path}/a.jsonl:1", "'label' is empty"),
+        (f"{tmp_path}/a.jsonl:2", "'label' 'good' is no class of the model"),
+        (f"{tmp_path}/a.jsonl:3", "'label' is null"),
+    ]
 
 
 def test_numbers_that_are_spelled_are_said(rows):
@@ -103,7 +141,7 @@ def test_numbers_that_are_spelled_are_said(rows):
 
 @pytest.mark.parametrize(
     ("label", "part"),
-    [("", "is empty"), (None, "is null"), (1.5, "float"), (float("nan"), "no finite"), ([1], "list")],
+    [(1.5, "float"), (float("nan"), "no finite"), ([1], "list")],
 )
 def test_what_is_no_label(rows, label, part):
     data = rows("a.jsonl", [0])
