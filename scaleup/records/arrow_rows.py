@@ -9,7 +9,7 @@ from typing import Any
 
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.csv_rows import header_problem
-from scaleup.records.rows import Listener, Row
+from scaleup.records.rows import Listener, Row, Unreadable
 
 BATCH = 1000
 STATE, SPLITS = "state.json", "dataset_dict.json"
@@ -54,12 +54,33 @@ def _rows(file: Path, kind: str, batches: Iterator[Any], listener: Listener) -> 
             listener.problem(problem)
             return
         for batch in batches:
-            for values in batch.to_pylist():
+            for values in _values_of(batch):
                 number += 1
                 yield Row(f"{name}:row {number}", values)
-    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+    except (pyarrow.ArrowException, ValueError) as error:
         where = f"{name}:row {number + 1}" if number else name
         listener.problem(Problem(where, f"is not readable {kind}: {error}", "write the file anew"))
+
+
+UNHELD = (ValueError, OverflowError, KeyError)
+"""Holds what a value raises that Python has no other for: a date after 9999, nanoseconds, an unknown time zone, a map
+that has a key twice."""
+
+
+def _values_of(batch: Any) -> list[dict[str, Any]]:
+    """Returns the rows of a batch, a map as the mapping that it is."""
+    try:
+        return list(batch.to_pylist(maps_as_pydicts="strict"))
+    except UNHELD:
+        columns = [[_value_of(cell) for cell in column] for column in batch.columns]
+        return [dict(zip(batch.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _value_of(cell: Any) -> Any:
+    try:
+        return cell.as_py(maps_as_pydicts="strict")
+    except UNHELD as error:
+        return Unreadable(f"holds a {cell.type} that Python cannot: {error.args[0]}")
 
 
 def saved_files(folder: Path) -> list[Path] | None:

@@ -12,6 +12,8 @@ from scaleup.records.rows import Listener, Row
 from scaleup.records.text_files import is_utf8, open_text
 
 MAX_FIELD = 1 << 26
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+"""Maps what stands between the fields of a file -> its name."""
 
 
 def csv_file(file: Path, listener: Listener, delimiter: str = ",") -> Iterator[Row]:
@@ -22,7 +24,7 @@ def csv_file(file: Path, listener: Listener, delimiter: str = ",") -> Iterator[R
     if header is None:
         return
     first = 1 if len(header) > 1 and not header[0].strip() else 0
-    if problem := header_problem(where, header[first:]):
+    if problem := header_problem(where, header[first:]) or _separator_problem(where, header, delimiter):
         listener.problem(problem)
         return
     if first:
@@ -34,7 +36,7 @@ def csv_file(file: Path, listener: Listener, delimiter: str = ",") -> Iterator[R
             yield Row(where, dict(zip(header[first:], fields[first:], strict=True)))
         else:
             what = f"its number of fields is {len(fields)}, the header's {len(header)}"
-            remedy = f"put quotes around fields that hold {'tabs' if delimiter != ',' else 'commas'} or line breaks"
+            remedy = f"put quotes around fields that hold {SEPARATORS[delimiter]} or line breaks"
             listener.problem(Problem(where, what, remedy))
 
 
@@ -51,6 +53,18 @@ def header_problem(where: str, names: list[str]) -> Problem | None:
     return None
 
 
+def _separator_problem(where: str, header: list[str], delimiter: str) -> Problem | None:
+    """Returns the refusal of a header that is one field and has other separators in it: all of its columns would be
+    one, and so would those of its rows that have no comma in a text."""
+    others = [other for other in SEPARATORS if other != delimiter and other in header[0]]
+    if len(header) > 1 or not others:
+        return None
+    found = max(others, key=header[0].count)
+    what = f"the header {header[0]!r} is one column: {SEPARATORS[found]} stand in it, not {SEPARATORS[delimiter]}"
+    ending = {",": "let its name end in .csv", "\t": "let its name end in .tsv"}
+    return Problem(where, what, ending.get(found, f"write {SEPARATORS[delimiter]} between the columns"))
+
+
 def _records(file: Path, listener: Listener, delimiter: str) -> Iterator[tuple[str, list[str] | None]]:
     """Yields where each record starts, and its fields or, when they cannot be read and that was reported, None."""
     csv.field_size_limit(MAX_FIELD)
@@ -63,7 +77,7 @@ def _records(file: Path, listener: Listener, delimiter: str) -> Iterator[tuple[s
             except StopIteration:
                 return
             except csv.Error as error:
-                listener.problem(Problem(where, f"is not valid CSV: {error}", "mend its quotes"))
+                listener.problem(_csv_problem(where, error))
                 yield where, None
                 continue
             if not is_utf8("".join(fields)):
@@ -71,3 +85,10 @@ def _records(file: Path, listener: Listener, delimiter: str) -> Iterator[tuple[s
                 yield where, None
             elif fields:
                 yield where, fields
+
+
+def _csv_problem(where: str, error: csv.Error) -> Problem:
+    if "field larger than" in str(error):
+        what = f"has a field of more than {MAX_FIELD >> 20} MiB"
+        return Problem(where, what, "close its quote if one is left open; write fields of this size as JSON lines")
+    return Problem(where, f"is not valid CSV: {error}", "mend its quotes")

@@ -66,6 +66,8 @@ def data_files(path: Path) -> list[Path]:
             if _kind(path) is None:
                 raise ScaleupError.of(str(path), "is no file of a known kind", f"name it {KINDS}")
             return [path]
+        if path.exists():
+            raise ScaleupError.of(str(path), "is no file: a pipe, a socket or a device", "name a file, or a folder")
         splits = splits_in(path.parent)
         others = splits or [other.name for other in path.parent.glob("*")]
     except OSError as error:

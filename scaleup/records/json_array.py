@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
+
+from scaleup.records.rows import Unreadable
 
 CHUNK = 1 << 16
 SPACE = re.compile(r"[ \t\r\n]*")
 LONGEST_TOKEN = 16
 """Of what a chunk may end in the middle of, strings aside: a keyword, a number's sign, an escape."""
 
+MAX_DIGITS = sys.get_int_max_str_digits()
+
 
 class RowDecoder(json.JSONDecoder):
     """Reads JSON, and keeps in `doubled` the keys that an object of the last value has more than once."""
 
     def __init__(self) -> None:
-        super().__init__(object_pairs_hook=self._object)
+        super().__init__(object_pairs_hook=self._object, parse_int=_integer)
         self.doubled: set[str] = set()
 
     def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
@@ -31,6 +36,13 @@ class RowDecoder(json.JSONDecoder):
             names = [name for name, _ in pairs]
             self.doubled.update(name for name in made if names.count(name) > 1)
         return made
+
+
+def _integer(digits: str) -> int | Unreadable:
+    try:
+        return int(digits)
+    except ValueError:  # more digits than Python reads
+        return Unreadable(f"holds an integer of {len(digits.lstrip('-'))} digits, of which Python reads {MAX_DIGITS}")
 
 
 class ArraySyntaxError(Exception):

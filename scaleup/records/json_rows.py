@@ -15,7 +15,7 @@ from scaleup.records.text_files import is_utf8, open_text
 
 def json_lines(file: Path, listener: Listener) -> Iterator[Row]:
     name, decoder = str(file), RowDecoder()
-    with open_text(file, newline="\n") as lines:
+    with open_text(file) as lines:
         for number, line in enumerate(lines, 1):
             if line.isspace():
                 continue
@@ -37,14 +37,19 @@ def json_lines(file: Path, listener: Listener) -> Iterator[Row]:
 
 def json_file(file: Path, listener: Listener) -> Iterator[Row]:
     """Yields the rows of one array of objects, or of JSON lines: the first character tells."""
-    with open_text(file, newline="\n") as text:
+    with open_text(file) as text:
         while (first := text.read(1)).isspace():
             pass
+        is_spread = first == "{" and _is_opened(first + text.readline())
+    name, decoder = str(file), RowDecoder()
+    if is_spread:
+        what = "begins with an object over several lines, and is neither an array nor JSON lines"
+        listener.problem(Problem(name, what, "write the rows as one array, [{...}, {...}], or one object a line"))
+        return
     if first != "[":
         yield from json_lines(file, listener)
         return
-    name, decoder = str(file), RowDecoder()
-    with open_text(file, newline="\n") as text:
+    with open_text(file) as text:
         try:
             for line, raw, value in array_items(text, decoder):
                 where = f"{name}:{line}"
@@ -57,6 +62,17 @@ def json_file(file: Path, listener: Listener) -> Iterator[Row]:
         except ArraySyntaxError as error:
             what = f"is not valid JSON: {error}"
             listener.problem(Problem(f"{name}:{error.line}", what, "mend it; no row after it is read"))
+
+
+def _is_opened(line: str) -> bool:
+    """Returns whether a line is the begin of an object that goes on behind it."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(line.rstrip())
+    except (ValueError, RecursionError):
+        pass
+    return False
 
 
 def not_utf8(where: str) -> Problem:

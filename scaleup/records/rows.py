@@ -17,6 +17,14 @@ class Row:
     values: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands in a row for a value that Python cannot hold, which is a mistake where it is used and nowhere else."""
+
+    what: str
+    """Says what the row has there: `holds ...`."""
+
+
 def raise_problem(problem: Problem) -> NoReturn:
     raise ScaleupError(problem)
 

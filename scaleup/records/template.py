@@ -10,6 +10,7 @@ from string import Formatter
 from typing import Any
 
 from scaleup.errors import Problem, ScaleupError
+from scaleup.records.rows import Unreadable
 
 NUM_NAMES_SHOWN = 10
 
@@ -67,6 +68,8 @@ def column_problem(column: str, values: Mapping[str, Any], wanted: str = "text")
     value = values[column]
     if value is None:
         return Problem(column, "is null", "give it a value or drop the row")
+    if isinstance(value, Unreadable):
+        return Problem(column, value.what, "mend or drop the row")
     if isinstance(value, float) and not math.isfinite(value):
         return Problem(column, f"is {value}, no finite number", "give it a value or drop the row")
     return Problem(column, f"holds a {type(value).__name__}, not {wanted}", f"make it {wanted} or name another column")

@@ -51,8 +51,8 @@ CONTENTS = {
 LONGEST_START = max(map(len, CONTENTS))
 
 
-def open_text(file: Path, newline: str) -> TextIO:
-    """Opens a file of UTF-8 text. Raises one of UNREADABLE, and OtherContentError.
+def open_text(file: Path, newline: str | None = None) -> TextIO:
+    """Opens a file of UTF-8 text, whose lines end in any way. Raises one of UNREADABLE, and OtherContentError.
 
     Bytes that are not UTF-8 become lone surrogates, so that one bad line does not end the reading of the rest."""
     opener: Any = COMPRESSIONS.get(file.suffix.lower(), lambda plain: plain.open("rb"))

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.chats import REASONING_KEYS, ROLES, Chat, Message
+from scaleup.records.rows import Unreadable
 from scaleup.records.template import column_problem
 from scaleup.records.values import list_in
 
@@ -259,3 +260,5 @@ def _value_faults(where: str, value: Any) -> Iterator[Problem]:
             yield from _value_faults(f"{where}[{at}]", held)
     elif isinstance(value, float) and not math.isfinite(value):
         yield Problem(where, f"is {value}", "give a number, or text")
+    elif isinstance(value, Unreadable):
+        yield Problem(where, value.what, "mend or drop the row")

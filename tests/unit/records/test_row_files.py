@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.errors import ScaleupError
-from scaleup.records import json_array
+from scaleup.records import csv_rows, json_array
+from scaleup.records.check import check_data
 from scaleup.records.formats import data_files, local_path, read_rows
 
 
@@ -34,7 +36,11 @@ def read(path: Path):
 
 GOOD = {
     "blank lines and a BOM": ("a.jsonl", '\ufeff{"a": 1}\n\n  \n{"a": 2}\r\n', [(":1", {"a": 1}), (":4", {"a": 2})]),
-    "a carriage return within a line": ("a.jsonl", '{"a":\r1}\n{"a": 2}', [(":1", {"a": 1}), (":2", {"a": 2})]),
+    "carriage returns alone": ("a.jsonl", '{"a": 1}\r\r{"a": 2}\r', [(":1", {"a": 1}), (":3", {"a": 2})]),
+    "carriage returns in .json": ("a.json", '[{"a": 1},\r{"a":\r2}]', [(":1", {"a": 1}), (":2", {"a": 2})]),
+    "carriage returns in csv": ("a.csv", "a,b\r1,2\r3,4", [(":2", {"a": "1", "b": "2"}), (":3", {"a": "3", "b": "4"})]),
+    "an object on one line in .json": ("a.json", '{"a": 1}', [(":1", {"a": 1})]),
+    "a text with other separators": ("a.csv", "a\nx;y|z\n", [(":2", {"a": "x;y|z"})]),
     "no last line break": ("a.jsonl", '{"a": 1}', [(":1", {"a": 1})]),
     "line separator in a string": (
         "a.jsonl",
@@ -79,6 +85,11 @@ BAD = {
         [":1", ":5"],
         [(":2", "JSON"), (":3", "object"), (":4", "UTF-8")],
     ),
+    "an object over several lines": ("a.json", '{\n "a": [1,\n 2]\n}', [], [("", "neither an array nor JSON lines")]),
+    "a bad first line": ("a.json", '{"a": x}\n{"a": 1}', [":2"], [(":1", "JSON")]),
+    "semicolons": ("a.csv", "text;label\nhi, you;1\n", [], [(":1", "'text;label' is one column: semicolons stand")]),
+    "tabs in .csv": ("a.csv", "text\tlabel\nhi\t1\n", [], [(":1", "one column: tabs stand in it, not commas")]),
+    "commas in .tsv": ("a.tsv", "text,label\nhi,1\n", [], [(":1", "one column: commas stand in it, not tabs")]),
     "too deep": ("a.jsonl", "[" * 100_000 + '\n{"a": 1}', [":2"], [(":1", "JSON")]),
     "utf-16": ("a.jsonl", '{"a": 1}'.encode("utf-16"), [], [("", "UTF-16, not UTF-8")]),
     "utf-16 of the other order": ("a.csv", "a,b\n1,2".encode("utf-16-be"), [], [("", "UTF-16")]),
@@ -170,7 +181,6 @@ def test_what_needs_a_package_that_is_not_there_is_named(tmp_path, monkeypatch):
 
 
 def test_conversations_in_csv_are_those_of_json(tmp_path):
-    from scaleup.records.check import check_data
     from scaleup.records.examples import example_maker, prompt_maker
     from scaleup.records.preferences import preference_maker
 
@@ -199,6 +209,25 @@ def test_an_index_without_a_name_is_said(tmp_path):
     notes = []
     list(read_rows(write(tmp_path / "a.csv", ",a\n0,x\n"), on_note=notes.append))
     assert notes == [f"{tmp_path}/a.csv: the first column has no name: it is taken for an index, and not read"]
+
+
+def test_an_integer_that_python_does_not_read_is_a_mistake_where_it_is_used(tmp_path):
+    write(tmp_path / "a.jsonl", f'{{"a": "x", "id": -{"7" * 5000}}}\n{{"a": "y", "id": 1}}')
+    data = DataConfig(root=str(tmp_path), train=[{"path": "a.jsonl"}], text="{a}")
+    assert check_data(data, ["train"]).problems == []
+    [problem] = check_data(data.model_copy(update={"text": "{id}"}), ["train"]).problems
+    assert problem.where.endswith("a.jsonl:1") and problem.what.startswith("'id' holds an integer of 5000 digits")
+
+
+def test_a_field_beyond_the_limit_is_not_told_of_as_one_of_wrong_quotes(tmp_path, monkeypatch):
+    monkeypatch.setattr(csv_rows, "MAX_FIELD", 1 << 20)
+    problems = []
+    rows = list(read_rows(write(tmp_path / "a.csv", f"a,b\n1,{'x' * (1 << 21)}\n3,4"), problems.append))
+    assert [row.values for row in rows] == [{"a": "3", "b": "4"}]
+    assert str(problems[0]).endswith(
+        "a.csv:2: has a field of more than 1 MiB -> close its quote if one is left open; write fields of this size as "
+        "JSON lines"
+    )
 
 
 def test_rows_are_read_as_they_are_asked_for(tmp_path):
@@ -277,12 +306,14 @@ def test_a_folder_is_its_data_files_by_name(tmp_path):
         ("empty", "without data files"),
         ("trian.jsonl", "did you mean 'train.jsonl'?"),
         ("zzz", "does not exist"),
+        ("pipe.jsonl", "pipe.jsonl: is no file: a pipe, a socket or a device -> name a file, or a folder"),
     ],
 )
 def test_no_data_files_is_an_error(tmp_path, name, part):
     write(tmp_path / "notes.txt", "")
     write(tmp_path / "train.jsonl", "")
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(ScaleupError, match=part.replace("?", r"\?")):
         data_files(tmp_path / name)
 

@@ -127,3 +127,35 @@ def test_an_arrow_file_of_the_other_format(tmp_path):
     with pyarrow.ipc.new_file(str(tmp_path / "a.arrow"), table.schema) as file:
         file.write_table(table)
     assert [values for _, values in read(tmp_path / "a.arrow")[0]] == ROWS
+
+
+def test_a_value_that_python_does_not_hold_is_a_mistake_where_it_is_used(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    days = pyarrow.array([0, 10**7, 1], pyarrow.date32())
+    parquet.write_table(pyarrow.table({"text": ["a", "b", "c"], "day": days}), tmp_path / "a.parquet")
+    data = DataConfig(root=str(tmp_path), train=[{"path": "a.parquet"}], text="{text}")
+    found = check_data(data, ["train"])
+    assert found.problems == [] and found.sources["train"][0].rows == 3
+    problems = check_data(data.model_copy(update={"text": "{day}"}), ["train"]).problems
+    assert [problem.where.removeprefix(f"{tmp_path}/") for problem in problems] == [
+        f"a.parquet:row {n}" for n in (1, 2, 3)
+    ]
+    assert problems[1].what == "'day' holds a date32[day] that Python cannot: date value out of range"
+
+
+def test_maps_are_mappings(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    kind = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    turns = [[("role", "user"), ("content", "Hi")], [("role", "assistant"), ("content", "Yes")]]
+    table = pyarrow.table(
+        {"messages": pyarrow.array([turns], pyarrow.list_(kind)), "m": pyarrow.array([turns[0]], kind)}
+    )
+    parquet.write_table(table, tmp_path / "a.parquet")
+    data = DataConfig(root=str(tmp_path), train=[{"path": "a.parquet"}], messages="messages")
+    assert check_data(data, ["train"]).problems == []
+    [problem] = check_data(data.model_copy(update={"messages": "m"}), ["train"]).problems
+    assert problem.what == "'m' holds a dict, not a list of messages"
