@@ -88,7 +88,11 @@ def run(
         bool, typer.Option("--resume", help="Continue from the newest checkpoint, if there is one.")
     ] = False,
     accept_changed_data: Annotated[
-        bool, typer.Option("--accept-changed-data", help="With --resume: go on with rows that have changed.")
+        bool,
+        typer.Option(
+            "--accept-changed-data",
+            help="With --resume: go on with rows, models, reward functions or a chat template that have changed.",
+        ),
     ] = False,
     node_rank: Annotated[int, typer.Option(min=0, help="Rank of this node; every node runs this same command.")] = 0,
 ) -> None:

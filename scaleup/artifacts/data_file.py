@@ -102,8 +102,9 @@ class RunData(_Frozen):
 
     sources: dict[str, SourceMark]
     """Maps a source's key in the config, e.g. data.train.0 -> what it holds."""
-    places: dict[str, str] = {}
-    """Maps the key of a model, an adapter or a function that lies on this machine -> a hash of what it holds."""
+    places: dict[str, dict[str, str]] = {}
+    """Maps the key of a model, an adapter, a function or a template that lies on this machine -> a hash of what each of
+    its files holds."""
     accepted: tuple[str, ...] = ()
     """Tells of each change that the user accepted."""
 
@@ -120,6 +121,13 @@ class RunData(_Frozen):
         except (OSError, ValueError, ValidationError) as error:
             what = f"cannot be read ({type(error).__name__}): whether the run's rows are still the same is not known"
             raise ScaleupError.of(str(path), what, "remove it if they are") from None
+
+
+def models_known_at(path: Path) -> str:
+    """Returns what a run's models and functions are known by, as text: what was made with them is made again where
+    others were accepted."""
+    known = RunData.read(path)
+    return json.dumps(known.places, sort_keys=True) if known else ""
 
 
 def source_marks(data: DataConfig, splits: Iterable[str], say: Say = _silent) -> dict[str, SourceMark]:

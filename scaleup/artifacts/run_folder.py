@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -190,7 +190,7 @@ class RunFolder:
         except ScaleupError:
             raise ScaleupError.of(where, "holds a run with an unreadable config.yaml", "choose another name") from None
         free = MAY_CHANGE_ON_RESUME | config.free_on_resume | may_change
-        moved = [key for key in different if not any(key == k or key.startswith(f"{k}.") for k in free)]
+        moved = [key for key in different if not is_among(key, free)]
         if moved:
             shown = ", ".join(moved[:5]) + (f" and {len(moved) - 5} more" if len(moved) > 5 else "")
             raise ScaleupError.of(where, f"holds another run, which differs in {shown}", "choose another name")
@@ -274,6 +274,11 @@ class Attempt:
         errors = [(read_json(file), file.stat().st_mtime_ns) for file in self.errors.glob("[!.]*.json")]
         earliest = min(errors, key=lambda each: (not each[0]["problems"], each[1], each[0]["time"]), default=None)
         return earliest and earliest[0]
+
+
+def is_among(key: str, keys: Iterable[str]) -> bool:
+    """Return whether a dotted key is one of `keys`, or lies within one of them."""
+    return any(key == each or key.startswith(f"{each}.") for each in keys)
 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:

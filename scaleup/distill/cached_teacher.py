@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from numpy.lib.format import open_memmap
 
+from scaleup.artifacts.data_file import models_known_at
 from scaleup.artifacts.files import aside_of, commit_folder, read_json, write_json
 from scaleup.config.stages.distill import CacheSettings, DistillConfig
 from scaleup.data.collate import Collator, TopK
@@ -46,7 +47,7 @@ class Cache:
     folder: Path
     top_k: int
     fingerprint: str
-    """Is a hash of the rows: a cache of other rows is not read."""
+    """Is a hash of the rows and of the run's models: a cache of others is not read."""
 
     def is_written(self) -> bool:
         """Returns whether the folder is there and holds these rows."""
@@ -96,7 +97,8 @@ def with_cached_teacher(
     parts = (*(source.rows for source in sources), data.validation)
     rows = [row for part in parts for row in part if isinstance(row, Tokens)]  # all are: the plan refuses other tasks
     counts = [row.num_positions(data.task) for row in rows]
-    cache = Cache(job.folder.path / "teacher" / "top_k", settings.top_k, _fingerprint(rows))
+    models = models_known_at(job.folder.data_file)
+    cache = Cache(job.folder.path / "teacher" / "top_k", settings.top_k, _fingerprint(rows, models))
     if not cache.is_written():
         cache.folder.parent.mkdir(parents=True, exist_ok=True)
         _check_disk(cache, sum(counts))
@@ -188,8 +190,8 @@ def _starts(counts: Sequence[int]) -> np.ndarray:
     return np.cumsum([0, *counts])
 
 
-def _fingerprint(rows: Sequence[Tokens]) -> str:
-    digest = hashlib.sha256()
+def _fingerprint(rows: Sequence[Tokens], models: str) -> str:
+    digest = hashlib.sha256(models.encode())
     for row in rows:
         for part in (row.input_ids, row.labels):
             digest.update(len(part).to_bytes(8, "little") + part.tobytes())

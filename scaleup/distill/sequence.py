@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from scaleup.artifacts.data_file import models_known_at
 from scaleup.artifacts.files import read_json, write_json, write_text
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.config.stages.distill import DistillConfig
@@ -29,14 +30,15 @@ INDEX = "index.json"
 
 def with_written_rows(job: Job[DistillConfig]) -> Job[DistillConfig]:
     """Returns the job with what the teacher wrote in place of each source of data.train. It is written once for these
-    prompts, to the run folder: a run that goes on reads it again. Empty answers make no row. Every rank must call
-    it."""
+    prompts and models, to the run folder: a run that goes on reads it again. Empty answers make no row. Every rank must
+    call it."""
     config, runtime, folder = job.config, job.runtime, job.folder
     sources, teacher_folder = config.data.train or [], folder.path.absolute() / "teacher"
     files = [teacher_folder / f"{number}.jsonl" for number in range(len(sources))]
     prompts = [read_prompts(config.data, source, "train") for source in sources]
     asked = [[written_row(prompt, "") for prompt in part] for part in prompts]
-    fingerprint = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    models = models_known_at(folder.data_file)
+    fingerprint = hashlib.sha256(f"{models}{json.dumps(asked)}".encode()).hexdigest()
     index = teacher_folder / INDEX
     is_theirs = read_json(index)["fingerprint"] == fingerprint if index.is_file() else True  # older runs have none
     runtime.barrier()  # before anybody writes what others look for

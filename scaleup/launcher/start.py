@@ -26,17 +26,17 @@ from scaleup.plan.types import Plan
 from scaleup.reports.terminal import show_result
 
 
-def start(loaded: Loaded, console: Console, resume: bool = False, accepts_rows: bool = False) -> int:
-    """Check, plan, prepare and run, on the first node; `accepts_rows`: go on although rows have changed. Return the
-    exit code.
+def start(loaded: Loaded, console: Console, resume: bool = False, accepts_changes: bool = False) -> int:
+    """Check, plan, prepare and run, on the first node; `accepts_changes`: go on although rows or models have changed.
+    Return the exit code.
 
     Raises ScaleupError for the user's mistakes, which nodes that wait for this one report too."""
     with refusal_posted(loaded.config):
-        return _start(loaded, console, resume, accepts_rows)
+        return _start(loaded, console, resume, accepts_changes)
 
 
-def _start(loaded: Loaded, console: Console, resume: bool, accepts_rows: bool) -> int:
-    if accepts_rows and not resume:
+def _start(loaded: Loaded, console: Console, resume: bool, accepts_changes: bool) -> int:
+    if accepts_changes and not resume:
         raise ScaleupError.of("--accept-changed-data", "is for a run that goes on", "add --resume, or leave it out")
     config, plan = resolve(loaded, resume=resume, peaks=False)
     chosen = plan.groups[0].strategy  # by `auto`, perhaps
@@ -51,7 +51,7 @@ def _start(loaded: Loaded, console: Console, resume: bool, accepts_rows: bool) -
             console.print(f"{run.path} has finished already; nothing to do", highlight=False)
         else:
             data, notes = rows_of(
-                run, config, state, accepts_rows, partial(console.print, highlight=False, markup=False)
+                run, config, state, accepts_changes, partial(console.print, highlight=False, markup=False)
             )
             for note in [*plan.remarks, *notes]:
                 console.print(f"note: {note}", highlight=False)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from scaleup.artifacts.data_file import RunData
 from scaleup.artifacts.files import aside_of, write_json
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.stages.distill import CacheSettings, DistillConfig, DistillSettings
@@ -90,6 +91,16 @@ def test_it_is_written_once(tmp_path: Path) -> None:
     changed.validation.pop()
     assert len(rows_of(cached("llama", 3, tmp_path, changed))) == 4
     assert all(file.stat().st_mtime_ns != written for file, written in files.items()), "other rows have other opinions"
+
+
+def test_it_is_of_one_teacher(tmp_path: Path) -> None:
+    """Another one that was accepted says something else."""
+    index, seen = tmp_path / "teacher/top_k" / INDEX, []
+    for mark in ("one", "one", "other"):
+        RunData(sources={}, places={"teacher.path": {"model.safetensors": mark}}).save(tmp_path / "data.json")
+        cached("llama", 3, tmp_path)
+        seen.append(index.stat().st_mtime_ns)
+    assert seen[0] == seen[1] != seen[2]
 
 
 def test_half_a_cache_is_none(tmp_path: Path) -> None:

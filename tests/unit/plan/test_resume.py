@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,68 @@ def test_a_chat_template_is_known_by_its_text(folder: Path) -> None:
         rows_of(run, one, "unfinished", False, print)
     accepted, [told, _] = rows_of(run, one, "unfinished", True, print)
     assert accepted.accepted == (told,)
+
+
+PPO = {
+    "stage": "ppo",
+    "name": "x",
+    "model": {"path": "policy"},
+    "adapter": {"type": "lora", "path": "adapter"},
+    "reward": {"model": {"path": "reward"}},
+    "ppo": {"num_rollouts": 1},
+    "data": {"prompt": "{text}", "train": "rows.jsonl"},
+}
+SCORED = {**PPO, "reward": {"function": "score.py:score"}}
+DISTILL = {**RAW, "stage": "distill", "model": {"path": "policy"}, "teacher": {"path": "reward"}}
+
+
+@pytest.mark.parametrize(
+    ("raw", "key", "file"),
+    [
+        (PPO, "model.path", "policy/model.safetensors"),
+        (PPO, "adapter.path", "adapter/adapter_config.json"),
+        (PPO, "reward.model.path", "reward/config.json"),
+        (SCORED, "reward.function", "score.py"),
+        (DISTILL, "teacher.path", "reward/config.json"),
+    ],
+)
+def test_what_was_replaced_where_it_lies_is_refused(folder: Path, raw: dict[str, Any], key: str, file: str) -> None:
+    """A model or a function is known by what it holds, as rows are."""
+    for name in ("policy/model.safetensors", "adapter/adapter_config.json", "reward/config.json", "score.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    config = load_mapping(raw).config
+    assert config is not None
+    run = RunFolder(folder / "run")
+    run.path.mkdir()
+    rows_of(run, config, "absent", False, print)[0].save(run.data_file)
+    assert rows_of(run, config, "unfinished", False, print)[1] == []
+    (folder / file).write_text('{"another": 1}')
+    with pytest.raises(ScaleupError) as refused:
+        rows_of(run, config, "unfinished", False, print)
+    [problem] = refused.value.problems
+    changed = "score" if key == "reward.function" else Path(file).name
+    assert problem.where == key
+    assert problem.what.endswith(f"' has changed since the run began: other contents of {changed}")
+    remedy = "put the old files back, choose another name, or go on with these: --resume --accept-changed-data"
+    assert problem.remedy == remedy
+    accepted, [told, further] = rows_of(run, config, "unfinished", True, print)
+    assert accepted.accepted == (told,) and told == f"{key}: {problem.what}"
+    assert further.startswith("what has changed was accepted: the trajectory is another one")
+    accepted.save(run.data_file)
+    assert rows_of(run, config, "unfinished", False, print)[1] == [], "that is the run's model now"
+
+
+def test_a_split_that_the_stage_does_not_read_may_change(plan: Callable[..., Plan], folder: Path) -> None:
+    """Neither by the run's config nor by the new one."""
+    (folder / "more.jsonl").write_text('{"text": "b"}\n')
+    more = str(folder / "more.jsonl")
+    for before, after in ((None, more), (more, None), (more, [more, more]), (more, str(folder / "rows.jsonl"))):
+        changes = [{"data.test": value} if value else {} for value in (before, after)]
+        assert state(plan, *changes) == "unfinished"
+        shutil.rmtree(folder / "runs", ignore_errors=True)
+    with pytest.raises(ScaleupError, match=r"holds another run, which differs in data\.validation"):
+        state(plan, {"data.validation": more}, {})
 
 
 def test_the_guide_lists_what_may_change() -> None:
