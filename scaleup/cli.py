@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ from scaleup import __version__
 from scaleup.config.load import NO_TEXT, UTF_8, check_working_folder, load_leniently
 from scaleup.config.stages import STAGES, json_schema
 from scaleup.errors import Problem, ScaleupError
-from scaleup.streams import steady_streams
+from scaleup.streams import steady_streams, unwritten
 
 LONGEST = 200
 """Is the number of letters of a text that is quoted in a refusal."""
@@ -24,6 +24,10 @@ LEAST_WIDTH = 40
 """Is the width in columns below which tables have no meaning, whatever COLUMNS says."""
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+RUNS = ("run", "evaluate", "generate", "export")
+"""Are the commands that run something. What they print stands in the run folder too, and their exit code is the run's,
+whatever became of what they printed."""
 
 TRAIN, RESULTS, CLUSTER, MACHINE = "Train", "Results", "Cluster", "Machine"
 """Names the panels of `scaleup --help`."""
@@ -236,18 +240,28 @@ def doctor(
 
 def main() -> None:
     with steady_streams():
-        try:
-            app()
-        except ScaleupError as error:
-            _refuse(error.problems)
-        except UnicodeEncodeError as error:  # a file's name that the locale has no letters for
-            _refuse([Problem("LC_ALL, LANG", f"{error.object[:LONGEST]!r} {NO_TEXT}", UTF_8)])
+        code = _code_of(app)
+        if why := unwritten():
+            print(f"error: stdout: what was printed is not whole: {why}", file=sys.stderr)
+            code = code if set(RUNS).intersection(sys.argv[1:2]) else code or 1
+        sys.exit(code)
 
 
-def _refuse(problems: Sequence[Problem]) -> None:
+def _code_of(command: Callable[[], object]) -> int:
+    """Returns the exit code of a command; what it is refused for is printed."""
+    try:
+        command()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except ScaleupError as error:
+        problems = error.problems
+    except UnicodeEncodeError as error:  # a file's name that the locale has no letters for
+        problems = [Problem("LC_ALL, LANG", f"{error.object[:LONGEST]!r} {NO_TEXT}", UTF_8)]
+    else:
+        return 0
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
-    sys.exit(2)
+    return 2
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
 """This module keeps stdout and stderr from ending a process: a pipe whose reader is gone, a terminal that was closed, a
-full disk and a letter that the encoding does not have cost what would have been read there, and nothing else."""
+full disk and a letter that the encoding does not have cost what would have been read there, and nothing else. That a
+disk took nothing can be asked for afterwards."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import select
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TextIO
+
+OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Are the failures that cost somebody what he asked for. A reader that is gone wants nothing more."""
 
 
 @contextmanager
@@ -30,6 +35,15 @@ def steady_streams() -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdin, sys.stdout, sys.stderr = before
+
+
+def unwritten() -> str:
+    """Returns why the disk did not take all that was printed so far; empty where it did, or where the reader is gone.
+    Of the block of `steady_streams` alone."""
+    sys.stdout.flush()
+    written_to: Any = getattr(sys.stdout, "buffer", None)
+    raw = getattr(written_to, "raw", written_to)
+    return raw.failure if isinstance(raw, _Descriptor) else ""
 
 
 def _fill_descriptors() -> None:
@@ -53,12 +67,14 @@ def _steady(descriptor: int, name: str, like: TextIO | None) -> TextIO:
 
 
 class _Descriptor(io.RawIOBase):
-    """Writes to a descriptor, and drops what that does not take."""
+    """Writes to a descriptor, and drops what that does not take; `failure` is why, if a disk is to blame."""
 
     def __init__(self, descriptor: int, name: str) -> None:
         super().__init__()
         self._descriptor = descriptor
         self.name = name
+        self.failure = ""
+        self._is_terminal = os.isatty(descriptor)  # which says EIO once it is closed
 
     def fileno(self) -> int:
         return self._descriptor
@@ -72,10 +88,13 @@ class _Descriptor(io.RawIOBase):
     def write(self, data: Any) -> int:
         left = memoryview(data).cast("B")
         size = len(left)
-        with suppress(OSError):
+        try:
             while left:
                 try:
                     left = left[os.write(self._descriptor, left) :]
                 except BlockingIOError:  # a pipe that somebody has made non-blocking, and that is full
                     select.select([], [self._descriptor], [])
+        except OSError as error:
+            if error.errno in OF_A_DISK and not self._is_terminal:
+                self.failure = os.strerror(error.errno)
         return size

@@ -88,6 +88,17 @@ def test_tables_without_a_reader(command: str, place: Path) -> None:
     assert (process.returncode, stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("command", ["schema", "--version"])
+def test_what_is_printed_to_a_full_disk_is_missed(command: str, place: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = start(command, cwd=place, stdout=full, stderr=-1)
+        _, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stderr) == (
+        1,
+        b"error: stdout: what was printed is not whole: No space left on device\n",
+    )
+
+
 @contextmanager
 def terminal(*arguments: str | Path, cwd: Path) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], None]]]:
     """The command on a terminal of its own, and what closes that terminal."""

@@ -23,6 +23,15 @@ with steady_streams():
     sys.stdout.flush()
 sys.exit(7)
 """
+ASKS = """
+import os, sys
+from scaleup.streams import steady_streams, unwritten
+with steady_streams():
+    print("a line of stdout")
+    why = unwritten()
+    print("more")
+sys.exit(os.strerror(28) == why)
+"""
 
 
 def code_of(tmp_path: Path, prepare: Callable[[], object], *options: str, **streams: object) -> int:
@@ -50,6 +59,19 @@ def test_a_reader_that_is_gone(options: tuple[str, ...], tmp_path: Path) -> None
 def test_a_full_disk(tmp_path: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         assert code_of(tmp_path, lambda: None, stdout=full, stderr=full) == 7
+
+
+@pytest.mark.parametrize(("place", "is_lost"), [("/dev/full", 1), ("/dev/null", 0)])
+def test_what_a_disk_did_not_take_can_be_asked_for(place: str, is_lost: int) -> None:
+    with Path(place).open("wb") as stdout:
+        assert subprocess.run([sys.executable, "-c", ASKS], stdout=stdout, check=False).returncode == is_lost
+
+
+def test_a_reader_that_is_gone_wanted_no_more() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as pipe:
+        assert subprocess.run([sys.executable, "-c", ASKS], stdout=pipe, check=False).returncode == 0
 
 
 def test_a_pipe_that_does_not_block_loses_nothing(tmp_path: Path) -> None:
