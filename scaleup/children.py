@@ -1,12 +1,19 @@
-"""This module makes the environment in which further Python processes are started: they import this very package, and
-nothing that merely lies in the folder where the user stands, and take themselves for nobody else's."""
+"""This module makes what further Python processes are started with. Their environment: they import this very package,
+and nothing that merely lies in the folder where the user stands, and take themselves for nobody else's. Their stderr:
+what they do is shown, and what else they print is kept until it is known how they ended."""
 
 from __future__ import annotations
 
 import os
+import re
+import signal
 import site
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 
 import scaleup
 
@@ -15,6 +22,11 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 COUNTS = (*THREADS, "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS")
 """Are read with `int` somewhere among what we import, which fails on lists, on nothing at all and on words."""
 
+PROGRESS = "checking "
+"""Begins the lines that say what a process does, and are shown at once."""
+LAST_SECONDS = 5.0
+"""What is waited for the last words of a process that has ended: somebody else may hold its stderr."""
+TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n)*(?P<what>\S.*)", re.MULTILINE)
 
 PLACES = (
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
@@ -59,3 +71,45 @@ def _path(environment_path: str) -> str:
     installed = [Path(folder) for folder in (*site.getsitepackages(), site.getusersitepackages())]
     entries = [entry for entry in environment_path.split(os.pathsep) if entry]
     return os.pathsep.join(entries if own in installed else [str(own), *entries])
+
+
+@dataclass
+class Stderr:
+    """Takes what a process prints to the `descriptor`, and keeps all but its progress in `lines`."""
+
+    descriptor: int
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.lines)
+
+    def cause(self, code: int) -> str:
+        """Returns why a process ended with an exit code: its last error, or else its last words."""
+        told = [found["what"] for found in TRACEBACK.finditer(self.text)] or self.text.split("\n")
+        words = [line.strip() for line in told if line.strip()][-1:]
+        how = f"ended by {signal.Signals(-code).name}" if -code in list(signal.Signals) else f"exit code {code}"
+        return ": ".join([how, *words]) if code < 0 or not words else words[0]
+
+
+@contextmanager
+def kept_stderr() -> Iterator[Stderr]:
+    """Gives a process its stderr, of which all is there when the block ends. Progress is shown as it comes."""
+    read, write = os.pipe()
+    kept = Stderr(write)
+    reader = Thread(target=_keep, args=(read, kept), daemon=True)
+    reader.start()
+    try:
+        yield kept
+    finally:
+        os.close(write)
+        reader.join(LAST_SECONDS)
+
+
+def _keep(descriptor: int, kept: Stderr) -> None:
+    with os.fdopen(descriptor, encoding="utf-8", errors="replace") as pipe:
+        for line in pipe:
+            if line.startswith(PROGRESS):
+                print(line, end="", file=sys.stderr, flush=True)
+            else:
+                kept.lines.append(line)

@@ -27,6 +27,10 @@ from scaleup.errors import ScaleupError
 from scaleup.plan.types import GroupPlan, Plan
 from scaleup.streams import steady_streams
 
+NO_MEMORY = (
+    "MemoryError: this host gives the process no more memory (`ulimit -v`, a container's limit, other processes)"
+)
+
 
 def main() -> None:
     with steady_streams():
@@ -119,7 +123,7 @@ def _register(attempt: Attempt, rank_name: str, node_rank: int) -> None:
 
 
 def _report(error: BaseException, attempt: Attempt | None, rank_name: str) -> None:
-    is_users = isinstance(error, ScaleupError)
+    is_users, is_of_memory = isinstance(error, ScaleupError), isinstance(error, MemoryError)
     trace = "" if is_users else "".join(traceback.format_exception(error))
     print(f"error: {error}" if is_users else trace, file=sys.stderr, flush=True)
     if attempt:
@@ -130,8 +134,8 @@ def _report(error: BaseException, attempt: Attempt | None, rank_name: str) -> No
                 "rank": rank_name,
                 "time": time.time(),
                 "problems": problems,
-                "error": str(error) or repr(error),
-                "traceback": trace,
+                "error": NO_MEMORY if is_of_memory else str(error) or repr(error),
+                "traceback": "" if is_of_memory else trace,  # where memory ran out says nothing of why
             },
         )
 

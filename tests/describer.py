@@ -38,8 +38,9 @@ class Describer:
         if command != COMMAND:
             return run(command, **options)
         question, environment = options.pop("input"), options.pop("env", os.environ)
+        stderr = options.pop("stderr", 2)
         assert options == {"stdout": PIPE, "text": True, "check": False}, "asked in a way that has no stand-in"
-        return CompletedProcess(command, *self._answer(question, environment))
+        return CompletedProcess(command, *self._answer(question, environment, stderr))
 
     def close(self) -> None:
         """The kernel tells what it forked."""
@@ -49,7 +50,7 @@ class Describer:
             self._process.wait()
             self._process = self._line = None
 
-    def _answer(self, question: str, environment: Mapping[str, str]) -> tuple[int, str]:
+    def _answer(self, question: str, environment: Mapping[str, str], stderr: int) -> tuple[int, str]:
         """Exit code and stdout. Raises AssertionError, and starts anew when asked again, if there is no answer."""
         line = self._line or self._start()
         message = json.dumps({"folder": str(Path.cwd()), "environment": dict(environment)}).encode()
@@ -57,7 +58,7 @@ class Describer:
             asked.write(question)
             asked.seek(0)
             try:
-                socket.send_fds(line, [message], [asked.fileno(), said.fileno(), 2])
+                socket.send_fds(line, [message], [asked.fileno(), said.fileno(), stderr])
                 code = line.recv(LONGEST)
             except TimeoutError:
                 self.close()

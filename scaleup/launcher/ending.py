@@ -16,6 +16,7 @@ from typing import Literal
 from scaleup.artifacts.checkpoints import latest_checkpoint
 from scaleup.artifacts.files import read_json, write_problem
 from scaleup.artifacts.run_folder import Attempt, RunFolder
+from scaleup.children import TRACEBACK
 from scaleup.errors import Problem, ScaleupError
 
 RESUMABLE = 75
@@ -30,7 +31,6 @@ TORCHRUN_FAILURE = re.compile(
 )
 TORCHRUN_DEATH = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: \d+ \(pid: (\d+)\)")  # comes earlier, names one
 SINGLE_DEATH = re.compile(r"died with <Signals\.\w+: (\d+)>")
-TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n)*(?P<what>\S.*)", re.MULTILINE)
 CHAINED = re.compile(r"\s+(?:During handling of|The above exception was the direct cause of) .*\n\s*\n")
 NOT_STARTED = re.compile(r"^(?:\S*python\S*|Fatal Python error|\S+\.py: error): (?P<what>.*)", re.MULTILINE)
 """What Python itself says where not even a traceback comes."""

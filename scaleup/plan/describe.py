@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import scaleup
-from scaleup.artifacts.files import cache_folder, read_json, write_json
-from scaleup.children import python_environment
+from scaleup.artifacts.files import cache_folder, read_json, write_json, write_text
+from scaleup.children import kept_stderr, python_environment
 from scaleup.config.fields import is_template_file
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import Problem, ScaleupError
@@ -25,6 +25,11 @@ from scaleup.plan.facts import MicroBatch, ModelFacts, RowsRequest
 from scaleup.plan.model_path import model_folder
 from scaleup.records.chat_templates import read_template
 from scaleup.records.formats import data_files, local_path
+
+LOG = "describe.log"
+"""Names the file of the cache that takes what a broken process printed."""
+LONGEST_CAUSE = 300
+"""Is the number of its letters that a sentence quotes."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ def describe_models(
     """Returns the facts of models by config key, those of `model` with the footprint of a micro-batch, and notes on the
     rows that the `readers` among them read. Package and built-in models are made into folders on the way.
 
-    Raises DataPlaneMissing where torch is not installed, ScaleupError with every problem the data plane found."""
+    Raises DataPlaneMissing where torch is not installed, ScaleupError with every problem the data plane found, or with
+    the cause if it broke down."""
     check_data_plane()
     requests = {where: (model, micro_batch if where == "model" else None) for where, model in models.items()}
     facts = {where: cached for where, request in requests.items() if (cached := _remembered(*request)) is not None}
@@ -84,21 +90,37 @@ def _request(
 
 def _ask(question: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ModelFacts, list[str]]]:
     command = [sys.executable, "-m", "scaleup.describe.answer"]
-    answer = subprocess.run(
-        command,
-        input=json.dumps(question),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-        env=python_environment(),
-    )
+    with kept_stderr() as stderr:
+        answer = subprocess.run(
+            command,
+            input=json.dumps(question),
+            stdout=subprocess.PIPE,
+            stderr=stderr.descriptor,
+            text=True,
+            check=False,
+            env=python_environment(),
+        )
     if answer.returncode != 0 or not answer.stdout.strip():
-        raise RuntimeError(f"{' '.join(command)} failed with exit code {answer.returncode}; its error stands above")
+        raise ScaleupError(_crashed(question, stderr.cause(answer.returncode), stderr.text))
+    sys.stderr.write(stderr.text)
     reply = json.loads(answer.stdout.strip().splitlines()[-1])
     if reply["problems"]:
         raise ScaleupError([Problem(**problem) for problem in reply["problems"]])
     for request, facts, notes in zip(question, reply["facts"], reply["notes"], strict=True):
         yield request["where"], ModelFacts.model_validate(facts), notes
+
+
+def _crashed(question: Sequence[Mapping[str, Any]], cause: str, text: str) -> Problem:
+    """Returns that the process which was asked has broken down: for want of memory, with an installation, or by a
+    mistake of ours."""
+    log = cache_folder() / LOG
+    remedy = "see what `scaleup doctor` says of this machine"
+    with suppress(OSError):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        write_text(log, text, is_durable=False)
+        remedy += f"; all that it said is in {log}" if text else ""
+    wheres = ", ".join(request["where"] for request in question)
+    return Problem(wheres, f"looking at it failed: {cause[:LONGEST_CAUSE]}", remedy)
 
 
 def _notes_file(model: ModelConfig, rows: RowsRequest) -> Path | None:

@@ -146,6 +146,18 @@ def test_a_worker_that_does_not_even_start_says_why(place: Path) -> None:
     assert f"logs: {folder_of(config, place)}" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_a_broken_installation_is_told_before_anything_starts(place: Path) -> None:
+    (place / "broken/torch").mkdir(parents=True)
+    (place / "broken/torch/__init__.py").write_text("raise ImportError('libtorch_cpu.so: cannot open it')")
+    env = {"PYTHONPATH": str(place / "broken"), "XDG_CACHE_HOME": str(place / "own cache")}
+    result = scaleup("plan", write_config(differing(CONFIG, {"name": "no-torch"}), place), cwd=place, env=env)
+    assert (result.code, result.stderr) == (
+        2,
+        "error: model: looking at it failed: ImportError: libtorch_cpu.so: cannot open it -> see what `scaleup doctor` "
+        f"says of this machine; all that it said is in {place / 'own cache/scaleup/describe.log'}\n",
+    )
+
+
 @pytest.mark.slow
 def test_nodes_that_do_not_meet_end_within_the_timeout(place: Path) -> None:
     """At an address that no host has: nobody answers, or what answers is no worker."""

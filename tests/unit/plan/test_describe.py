@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ class DataPlane:
         self.problems: list[dict[str, str]] = []
         self.code = 0
         self.noise = ""
+        self.printed = ""
+        self.is_mute = False
 
     def run(self, command: list[str], input: str, **options: Any) -> subprocess.CompletedProcess[str]:
         assert command[1:] == ["-m", "scaleup.describe.answer"]
@@ -31,9 +34,8 @@ class DataPlane:
         facts = [None if self.problems else self.facts.model_dump(mode="json") for _ in requests]
         notes = [["a note"] if request["rows"] else [] for request in requests]
         answer = json.dumps({"facts": facts, "notes": notes, "problems": self.problems})
-        return subprocess.CompletedProcess(
-            command, self.code, stdout=f"{self.noise}{answer}\n" if not self.code else ""
-        )
+        os.write(options["stderr"], self.printed.encode())
+        return subprocess.CompletedProcess(command, self.code, stdout="" if self.is_mute else f"{self.noise}{answer}\n")
 
 
 @pytest.fixture
@@ -169,7 +171,36 @@ def test_what_libraries_print_is_no_answer(data_plane: DataPlane, model: Path) -
     assert ask(model) == data_plane.facts
 
 
-def test_a_crash_is_a_bug_of_ours(data_plane: DataPlane, model: Path) -> None:
-    data_plane.code = 1
-    with pytest.raises(RuntimeError, match="failed with exit code 1"):
+@pytest.mark.parametrize(
+    ("code", "printed", "cause"),
+    [
+        (
+            1,
+            "a warning\nTraceback (most recent call last):\n  File x\nImportError: libx.so\nbye\n",
+            "ImportError: libx.so",
+        ),
+        (-6, "terminate called\n  what():  std::bad_alloc\n", "ended by SIGABRT: what():  std::bad_alloc"),
+        (-9, "", "ended by SIGKILL"),
+        (0, "", "exit code 0"),
+    ],
+)
+def test_a_crash_is_told_in_a_sentence(
+    data_plane: DataPlane, model: Path, tmp_path: Path, code: int, printed: str, cause: str
+) -> None:
+    data_plane.code, data_plane.printed, data_plane.is_mute = code, printed, True
+    with pytest.raises(ScaleupError) as caught:
         ask(model)
+    log = tmp_path / "cache/scaleup/describe.log"
+    [problem] = caught.value.problems
+    assert (problem.where, problem.what) == ("model", f"looking at it failed: {cause}")
+    more = f"; all that it said is in {log}" if printed else ""
+    assert problem.remedy == f"see what `scaleup doctor` says of this machine{more}"
+    assert log.read_text() == printed
+
+
+def test_progress_is_shown_as_it_comes_and_the_rest_when_all_went_well(
+    data_plane: DataPlane, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data_plane.printed = "a warning\nchecking rows.jsonl:1\n"
+    ask(model)
+    assert capsys.readouterr().err == "checking rows.jsonl:1\na warning\n"
