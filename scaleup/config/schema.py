@@ -5,7 +5,7 @@ at once."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
@@ -104,7 +104,21 @@ class SourceConfig(RowFormat):
 Sources = Annotated[list[SourceConfig], BeforeValidator(_as_sources), Field(min_length=1)]
 
 
+RowKind = Literal[
+    "conversations",
+    "preferences",
+    "prompts and completions",
+    "instructions with answers",
+    "texts with a class",
+    "plain text",
+]
+
+
 class DataConfig(RowFormat):
+    wanted: ClassVar[frozenset[RowKind]] = frozenset()
+    """Holds the kinds of rows that the stage learns from, of which columns that fit several kinds tell one; empty where
+    the stage alone does not say."""
+
     root: PathText = Field(".", description="The folder that relative paths start from.")
     train: Sources | None = None
     validation: Sources | None = None
@@ -148,6 +162,14 @@ class DataConfig(RowFormat):
                 "chat_template": absolute(template) if template and is_template_file(template) else template,
             }
         )
+
+
+class PreferenceData(DataConfig):
+    wanted = frozenset({"preferences"})
+
+
+class LanguageData(DataConfig):
+    wanted = frozenset({"conversations", "prompts and completions", "instructions with answers", "plain text"})
 
 
 SCHEDULES = Literal[

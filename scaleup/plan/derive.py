@@ -18,6 +18,7 @@ from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.stages import planner_of
 from scaleup.records.arrow_rows import splits_in
 from scaleup.records.examples import format_problems
+from scaleup.records.format_rules import FORMAT_KEYS, with_formats
 from scaleup.records.formats import local_path
 
 
@@ -48,7 +49,10 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
             raise ScaleupError([Problem(str(target), what, remedy), *loaded.problems])
         return loaded
     run = finished_run(target)
-    known, planner = run.config.model_dump(mode="json"), planner_of(run.config)
+    config, planner = run.config, planner_of(run.config)
+    if not any(override.partition("=")[0].removeprefix("data.") in FORMAT_KEYS for override in overrides):
+        config = config.model_copy(update={"data": with_formats(config.data)})
+    known = config.model_dump(mode="json")
     if stage == "generate" and not planner.writes_text:
         what = "is the run of a reward model, which scores texts and writes none"
         raise ScaleupError.of(str(target), what, "measure it: scaleup evaluate")
@@ -58,7 +62,7 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
         "runs_dir": str(run.path / folder),
         "model": {**known["model"], "path": str(run.path), "revision": None},
         "data": {**known["data"], "streaming": False, "validation_fraction": None},
-        **(_export_keys(run.config) if stage == "export" else _inference_keys(run.config)),
+        **(_export_keys(config) if stage == "export" else _inference_keys(config)),
     }
     if run.config.data.chat_template is not None:
         raw["data"]["chat_template"] = _saved_template(run)

@@ -35,6 +35,22 @@ def row_format(data: DataConfig, source: SourceConfig) -> RowFormat:
     return RowFormat(**stated, tools=tools, columns={**data.columns, **source.columns})
 
 
+def with_formats(data: DataConfig) -> DataConfig:
+    """Returns a data section in which every source whose columns tell its format states it: another stage, or none, may
+    read other columns of the same file."""
+    splits = {split: getattr(data, split) for split in SPLITS}
+    return data.model_copy(
+        update={split: [_with_format(data, each) for each in sources] for split, sources in splits.items() if sources}
+    )
+
+
+def _with_format(data: DataConfig, source: SourceConfig) -> SourceConfig:
+    if states_format(source) or states_format(data) or not (found := recognised(data, source)):
+        return source
+    form = {key: getattr(found.form, key) for key in FORMAT_KEYS}
+    return source.model_copy(update={**form, "tools": source.tools or data.tools})
+
+
 def states_format(section: RowFormat) -> bool:
     """Returns whether the section sets any of the keys that say how a row becomes an example."""
     return any(getattr(section, key) is not None for key in FORMAT_KEYS)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from scaleup.config.schema import DataConfig, RowFormat, SourceConfig
+from scaleup.config.schema import DataConfig, RowFormat, RowKind, SourceConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.alpaca import ALPACA, FIELDS, NEEDED
 from scaleup.records.formats import data_files, local_path, read_rows
@@ -22,7 +22,7 @@ class Recognised:
     """Holds a format that a file's columns tell of, and how to say so."""
 
     form: RowFormat
-    kind: str
+    kind: RowKind
     columns: str
 
     def __str__(self) -> str:
@@ -35,8 +35,11 @@ def columns_of(data: DataConfig, source: SourceConfig) -> tuple[str, ...]:
 
 
 def recognised(data: DataConfig, source: SourceConfig) -> Recognised | None:
-    """Returns the one format that the columns of a local source's first row fit; None if there is none or several."""
+    """Returns the one format that the columns of a local source's first row fit; of several the one that the stage
+    learns from. None if there is none, or still several."""
     found = _candidates(_first_row(data, source))
+    if len(found) > 1 and data.wanted:
+        found = [each for each in found if each.kind in data.wanted]
     return found[0] if len(found) == 1 else None
 
 
@@ -64,7 +67,7 @@ def _candidates(row: Mapping[str, Any]) -> list[Recognised]:
     return found
 
 
-def _of_texts(row: Mapping[str, Any], kind: str, columns: Sequence[str]) -> Recognised:
+def _of_texts(row: Mapping[str, Any], kind: RowKind, columns: Sequence[str]) -> Recognised:
     held = [column for column in columns if column in row]
     return Recognised(RowFormat.model_validate({column: f"{{{column}}}" for column in held}), kind, ", ".join(held))
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from scaleup.config.fields import NotNegative
-from scaleup.config.schema import Section, Text
+from scaleup.config.schema import PreferenceData, Section, Text
 from scaleup.config.stages.base import SupervisedConfig
 
 
@@ -28,4 +28,5 @@ class RewardConfig(SupervisedConfig):
     a rejected response. It may start from a sequence classifier of one label, which is trained further."""
 
     stage: Literal["reward"]
+    data: PreferenceData
     reward: RewardModelSettings = Field(default_factory=RewardModelSettings)

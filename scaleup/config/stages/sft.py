@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from scaleup.config.schema import GenerationConfig
+from scaleup.config.schema import GenerationConfig, LanguageData
 from scaleup.config.stages.base import SupervisedConfig
 
 
@@ -14,4 +14,5 @@ class SFTConfig(SupervisedConfig):
     """Fine-tunes a causal or an encoder-decoder model: all of it, or an adapter."""
 
     stage: Literal["sft"]
+    data: LanguageData
     generation: GenerationConfig = Field(default_factory=GenerationConfig)

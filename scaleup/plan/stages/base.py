@@ -35,7 +35,7 @@ from scaleup.plan.rules import (
 from scaleup.plan.scorers import TOXICITY_MODEL, toxicity_model_problems
 from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan, RolloutPlan
 from scaleup.records.check import DataCheck
-from scaleup.records.examples import row_format
+from scaleup.records.format_rules import row_format, with_formats
 
 C = TypeVar("C", bound=RunConfig)
 Rows = Literal["completions", "prompts"]
@@ -76,7 +76,7 @@ class StagePlanner(Generic[C]):
         forms = [row_format(config.data, source) for split in splits for source in getattr(config.data, split)]
         if all(form.text is not None for form in forms):
             return None
-        return RowsRequest(data=config.data, splits=splits, max_rows=self.max_rows(config))
+        return RowsRequest(data=with_formats(config.data), splits=splits, max_rows=self.max_rows(config))
 
     def model_paths(self, config: C) -> dict[str, ModelConfig]:
         """Returns the models that must be there, by config key."""

@@ -11,7 +11,13 @@ import pytest
 from scaleup.config.load import Loaded, dump, load_mapping
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.plan.derive import evaluation_config, export_config, generation_config, own_split
+from scaleup.records.format_rules import row_format
 from tests.unit.plan.conftest import RAW
+
+ULTRAFEEDBACK = {
+    "prompt": "hi",
+    **{key: [{"role": "assistant", "content": "yes"}] for key in ("messages", "chosen", "rejected")},
+}
 
 
 @pytest.mark.parametrize(
@@ -41,3 +47,17 @@ def test_the_chat_template_is_the_one_that_was_saved(tmp_path: Path, derived: Ca
     made = derived(tmp_path, []).config
     assert made is not None
     assert made.data.chat_template == str(tmp_path / "model/chat_template.jinja")
+
+
+def test_a_reward_models_rows_are_read_as_it_read_them(tmp_path: Path) -> None:
+    """Their columns fit conversations too, and stage evaluate alone does not tell which are meant."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(ULTRAFEEDBACK))
+    config = load_mapping({**RAW, "stage": "reward", "data": {"train": str(rows), "test": str(rows)}}).config
+    assert config is not None
+    (tmp_path / "config.yaml").write_text(dump(config), encoding="utf-8")
+    (tmp_path / "manifest.json").write_text("{}")
+    for overrides, chosen in (([], "{chosen}"), (["data.messages=messages"], None)):
+        made = evaluation_config(tmp_path, overrides).config
+        assert made is not None and made.data.test is not None
+        assert row_format(made.data, made.data.test[0]).chosen == chosen

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from scaleup.config.schema import DataConfig
+from scaleup.config.schema import DataConfig, LanguageData, PreferenceData
 from scaleup.records.check import check_data
 from scaleup.records.examples import example_maker, format_problems, row_format
+from scaleup.records.format_rules import with_formats
 
 TURNS = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
@@ -87,6 +88,30 @@ def test_columns_of_several_formats_are_refused_with_these(data_of):
     [problem] = format_problems(data_of(row), ["train"])
     fits = "they fit conversations (messages: role, content) and preferences (prompt, chosen, rejected))"
     assert problem.what.endswith(f"(data.train.0 has the columns {', '.join(row)}: {fits}")
+
+
+ULTRAFEEDBACK = {"prompt": "hi", "chosen": MESSAGES, "rejected": MESSAGES, "messages": MESSAGES, "score_chosen": 8.5}
+
+
+def test_of_several_formats_the_columns_tell_the_one_that_the_stage_learns_from(data_of):
+    values = data_of(ULTRAFEEDBACK).model_dump()
+    reward, language = PreferenceData(**values), LanguageData(**values)
+    assert form_of(reward).chosen == "{chosen}" and form_of(reward).messages is None
+    assert form_of(language).messages == "messages" and form_of(language).chosen is None
+    assert check_data(reward, ["train"]).notes == [
+        "data.train.0: rows are read as preferences (columns prompt, chosen, rejected)"
+    ]
+    both = data_of({**ULTRAFEEDBACK, "completion": "c"}).model_dump()
+    assert "they fit conversations" in format_problems(LanguageData(**both), ["train"])[0].what
+    assert form_of(PreferenceData(**data_of({"messages": MESSAGES}).model_dump())).messages == "messages"
+
+
+def test_what_a_stage_reads_can_be_stated_for_another(data_of):
+    reward = PreferenceData(**data_of(ULTRAFEEDBACK, tools="functions").model_dump())
+    stated = DataConfig(**with_formats(reward).model_dump())
+    assert form_of(stated) == form_of(reward) and form_of(stated).chosen == "{chosen}"
+    own = data_of(ULTRAFEEDBACK, text="{prompt}")
+    assert with_formats(own) == own
 
 
 def test_alpacas_rows_may_repeat_themselves_as_text(data_of):
