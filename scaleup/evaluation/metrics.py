@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from scaleup.evaluation.scripts import folded, place_of, rouge_tokenizer
+from scaleup.evaluation.scripts import label_fold, place_of, rouge_tokenizer
 
 
 def perplexity(mean_loss: float) -> float:
@@ -15,18 +15,19 @@ def perplexity(mean_loss: float) -> float:
 
 def first_label(answer: str, labels: Sequence[str]) -> str | None:
     """Return the label that an answer names first, as a whole word in any case; of two at one place the longer."""
-    text = folded(answer)
-    places = [(at, -len(label), label) for label in labels if (at := place_of(label, text)) is not None]
+    fold = label_fold(frozenset(labels))
+    text = fold(answer)
+    places = [(at, -len(label), label) for label in labels if (at := place_of(fold(label), text)) is not None]
     return min(places)[2] if places else None
 
 
-def accuracy(answers: Sequence[str], references: Sequence[str], labels: Sequence[str]) -> float:
-    """Return the share of answers whose first label is the reference's. An answer without a label is wrong."""
-    hits = [
-        (predicted := first_label(answer, labels)) is not None and predicted == first_label(reference, labels)
-        for answer, reference in zip(answers, references, strict=True)
-    ]
-    return sum(hits) / len(hits)
+def accuracy(answers: Sequence[str], references: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    """Return the share of answers whose first label is the reference's; how many answers have none, each of which is
+    wrong; and how many references, which no answer can match, where there are any."""
+    given, wanted = ([first_label(text, labels) for text in texts] for texts in (answers, references))
+    hits = [label is not None and label == other for label, other in zip(given, wanted, strict=True)]
+    counts = {"references_without_label": num_without} if (num_without := wanted.count(None)) else {}
+    return {"accuracy": sum(hits) / len(hits), "answers_without_label": given.count(None), **counts}
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
@@ -36,8 +37,9 @@ def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
 
 
 def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
-    """Return the mean F1 of ROUGE-1, -2 and -L (Lin 2004), with stemming, times 100, by Google's rouge_score; and
-    what cut the texts into words."""
+    """Return the mean F1 of ROUGE-1, -2 and -L (Lin 2004), with stemming, times 100, by Google's rouge_score; what cut
+    the texts into words; and how many references have none, with which no answer has a word in common, where there are
+    any."""
     from rouge_score.rouge_scorer import RougeScorer
 
     kinds = ["rouge1", "rouge2", "rougeL"]
@@ -45,7 +47,9 @@ def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, float 
     scorer = RougeScorer(kinds, tokenizer=tokenizer)
     scores = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
     means = {kind: 100 * sum(score[kind].fmeasure for score in scores) / len(scores) for kind in kinds}
-    return {**means, "rouge_tokenizer": tokenizer.name}
+    num_without = sum(not tokenizer.tokenize(reference) for reference in references)
+    counts = {"references_without_word": num_without} if num_without else {}
+    return {**means, "rouge_tokenizer": tokenizer.name, **counts}
 
 
 def score_answers(
@@ -62,9 +66,7 @@ def score_answers(
     answers, references = [answer for answer, _ in pairs], [text for _, text in pairs]
     if "accuracy" in metrics:
         assert labels, "the plan refuses accuracy without labels"
-        scores["accuracy"] = accuracy(answers, references, labels)
-        if num_without := sum(first_label(reference, labels) is None for reference in references):
-            scores["references_without_label"] = num_without  # which no answer can match
+        scores |= accuracy(answers, references, labels)
     if "exact_match" in metrics:
         scores["exact_match"] = exact_match(answers, references)
     if "rouge" in metrics:

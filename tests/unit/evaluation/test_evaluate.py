@@ -42,7 +42,7 @@ def test_answers_are_scored(runtime, run):
     assert result.metrics.pop("references_without_label") == sum(
         "bad" not in pair.completion and "yes" not in pair.completion for pair in tiny.PAIRS
     )
-    assert result.metrics == {"rows": len(tiny.PAIRS), "exact_match": 0.0, "accuracy": 0.0}
+    assert result.metrics == {"rows": len(tiny.PAIRS), "exact_match": 0.0, "accuracy": 0.0, "answers_without_label": 5}
 
 
 def test_no_row_is_no_perplexity_of_one(runtime, run):

@@ -39,13 +39,26 @@ def test_labels_are_words_and_not_patterns():
 
 def test_accuracy():
     answers = ["I think it is good", "bad", "no idea", "very good"]
-    assert accuracy(answers, ["good", "good", "good", "very good"], LABELS) == 0.5
-    assert accuracy(["no idea"], ["neither"], LABELS) == 0.0, "no label is never right"
+    scores = accuracy(answers, ["good", "good", "good", "very good"], LABELS)
+    assert scores == {"accuracy": 0.5, "answers_without_label": 1}
+    assert accuracy(["no idea"], ["neither"], LABELS)["accuracy"] == 0.0, "no label is never right"
 
 
 def test_references_that_no_answer_can_match_are_counted():
     scores = score_answers(["accuracy"], ["good", "good", "bad"], ["good", "fine", "so so"], LABELS)
-    assert scores == {"accuracy": pytest.approx(1 / 3), "references_without_label": 2}
+    assert scores == {"accuracy": pytest.approx(1 / 3), "answers_without_label": 0, "references_without_label": 2}
+
+
+def test_answers_without_a_label_are_counted():
+    scores = score_answers(["accuracy"], ["it is fine", "", "bad"], ["good", "bad", "bad"], LABELS)
+    assert scores == {"accuracy": pytest.approx(1 / 3), "answers_without_label": 2}
+
+
+def test_references_without_a_word_are_counted():
+    scores = score_answers(["rouge"], ["?!", "yes", "..."], ["?!", "yes", "+"], None)
+    assert scores["references_without_word"] == 2 and scores["rouge1"] == pytest.approx(100 / 3)
+    assert scores["rouge_tokenizer"] == "default"
+    assert "references_without_word" not in score_answers(["rouge"], ["yes"], ["no"], None)
 
 
 def test_exact_match():
@@ -87,7 +100,8 @@ def test_only_what_was_asked_for():
     assert score_answers(["perplexity"], answers, references, None) == {}
     assert score_answers(["exact_match"], answers, references, None) == {"exact_match": 1.0}
     scores = score_answers(["accuracy", "exact_match", "rouge", "perplexity"], answers, references, LABELS)
-    assert scores.keys() == {"accuracy", "exact_match", "rouge1", "rouge2", "rougeL", "rouge_tokenizer"}
+    rouges = {"rouge1", "rouge2", "rougeL", "rouge_tokenizer"}
+    assert scores.keys() == {"accuracy", "answers_without_label", "exact_match", *rouges}
 
 
 def test_a_call_of_a_tool_is_no_text_to_compare_with():

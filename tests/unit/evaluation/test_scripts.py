@@ -26,7 +26,9 @@ WORDS = {
     "Greek": ("Καλή ταινία", ["καλή", "ταινία"]),
     "Latin with accents": ("Été à la plage, naïvely running", ["été", "à", "la", "plage", "naïvely", "run"]),
     "of full and half width": ("ＡＢＣ１２ ｶﾞ", ["abc12", "ガ"]),
-    "signs and emoji": ("❤️ – « … » 👍🏽", []),
+    "signs and emoji": ("❤️ – « … » 👍🏽→€", ["❤", "👍🏽", "→", "€"]),
+    "emoji of several": ("👨‍👩‍👧🇩🇪🇫🇷🏴󠁧󠁢󠁥󠁮󠁧󠁿", ["👨‍👩‍👧", "🇩🇪", "🇫🇷", "🏴󠁧󠁢󠁥󠁮󠁧󠁿"]),
+    "punctuation": ("« … » -+=#*?", []),
 }
 
 
@@ -36,10 +38,17 @@ def test_words(text, words):
     assert UnicodeTokenizer().tokenize(unicodedata.normalize("NFD", text)) == UnicodeTokenizer().tokenize(text)
 
 
-@given(st.text(st.characters(codec="ascii") | st.sampled_from("“”’–—…·€❤👍")))
+@given(st.text(st.characters(codec="ascii") | st.sampled_from("“”’–—…·")))
 def test_where_letters_are_ascii_words_are_those_of_rouge_score(text):
     assert rouge_tokenizer([text]).name == "default"
     assert UnicodeTokenizer().tokenize(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
+
+
+def test_emoji_count_where_a_reference_has_nothing_else_or_other_letters():
+    assert rouge_tokenizer(["great 👍", "5 €"]).name == "default", "as rouge_score, which drops them"
+    assert rouge_tokenizer(["great", "👍"]).name == rouge_tokenizer(["très 👍"]).name == "unicode"
+    scores = rouge(["👍", "👎"], ["👍", "👍"])
+    assert scores["rouge1"] == scores["rougeL"] == 50 and "references_without_word" not in scores
 
 
 REFERENCES = [text for text, words in WORDS.values() if words]
@@ -97,6 +106,23 @@ def test_english_is_that_of_rouge_score_and_named():
         ("ＰＯＳＩＴＩＶＥ", ["positive"], "positive"),
         (unicodedata.normalize("NFD", "C'est négatif"), ["négatif"], "négatif"),
         ("GROSS", ["groß"], "groß"),
+        ("إِيجَابِيّ", ["سلبي", "إيجابي"], "إيجابي"),  # with vowel signs, as in the label or not
+        ("هذا ايجابي", ["سلبيّ", "إِيجَابِيّ"], "إِيجَابِيّ"),
+        ("إيجـــابي", ["سلبي", "إيجابي"], "إيجابي"),  # stretched
+        ("ﺇﻳﺠﺎﺑﻲ", ["سلبي", "إيجابي"], "إيجابي"),  # in the forms of print
+        ("الإيجابي", ["سلبي", "إيجابي"], "إيجابي"),  # with the article
+        ("وبالسلبي", ["سلبي", "إيجابي"], "سلبي"),
+        ("للسلبي", ["سلبي", "إيجابي"], "سلبي"),
+        ("مسلبي", ["سلبي"], None),
+        ("חִיּוּבִי", ["שלילי", "חיובי"], "חיובי"),
+        ("שְׁלִילִי", ["שלילי", "חיובי"], "שלילי"),
+        ("התשובה: החיובי", ["שלילי", "חיובי"], "חיובי"),
+        ("كُتِبَ", ["كَتَبَ", "كُتِبَ"], "كُتِبَ"),  # labels that signs alone tell apart
+        ("كتب", ["كَتَبَ", "كُتِبَ"], None),
+        ("İYİ", ["kötü", "iyi"], "iyi"),
+        ("iyi", ["KÖTÜ", "İYİ"], "İYİ"),
+        ("KIZGIN", ["kızgın", "mutlu"], "kızgın"),
+        ("kızgın", ["KIZGIN", "mutlu"], "KIZGIN"),
     ],
 )
 def test_labels_of_every_script(answer, labels, label):
@@ -107,10 +133,11 @@ def test_labels_of_every_script(answer, labels, label):
 def test_answers_that_are_the_references():
     texts = [f"这是{'积消'[number % 2]}极的评论" for number in range(4)]
     scores = score_answers(["exact_match", "rouge", "accuracy"], texts, texts, ["积极", "消极"])
+    assert scores.pop("answers_without_label") == 0
     assert scores == {"accuracy": 1, "exact_match": 1, **dict.fromkeys(("rouge1", "rouge2", "rougeL"), 100)} | {
         "rouge_tokenizer": "unicode"
     }
-    assert accuracy(texts, texts[1:] + texts[:1], ["积极", "消极"]) == 0
+    assert accuracy(texts, texts[1:] + texts[:1], ["积极", "消极"]) == {"accuracy": 0, "answers_without_label": 0}
 
 
 def test_digits_of_other_scripts_are_words() -> None:
