@@ -104,6 +104,14 @@ def opening(chat: Chat) -> Chat:
     return replace(chat, messages=chat.messages[: last_answer(chat)])
 
 
+def own_template(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> DataConfig:
+    """Returns the data section by which a model reads conversations that `data.chat_template` is not meant for: with
+    its own template, where it has one. Of several without a default it is the one that `data` names, if that is one."""
+    own, named = tokenizer.chat_template, data.chat_template
+    is_named = isinstance(own, dict) and "default" not in own and named in own
+    return data if not own or is_named else data.model_copy(update={"chat_template": None})
+
+
 @dataclass(frozen=True)
 class Encoder:
     """Tokenizes examples for one task, with one tokenizer, under `data`'s rules. The tokenizer gets the chat template

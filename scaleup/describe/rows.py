@@ -15,7 +15,7 @@ from scaleup.config.schema import ModelConfig, SourceConfig
 from scaleup.data.chat import answer_ends
 from scaleup.data.rendering import SlowTemplate
 from scaleup.data.sources import read_source
-from scaleup.data.tokenization import IGNORE, Encoder, opening
+from scaleup.data.tokenization import IGNORE, Encoder, opening, own_template
 from scaleup.errors import Problem, ScaleupError
 from scaleup.models.load import load_tokenizer
 from scaleup.plan.facts import REWARD_MODEL, ModelFacts, RowsRequest
@@ -42,17 +42,20 @@ def row_notes(model: ModelConfig, facts: ModelFacts, rows: RowsRequest, where: s
     is_reward = where == REWARD_MODEL
     if is_reward and not tokenizer.chat_template:
         return []  # it reads the policy's text
-    own = {"chat_template": None} if is_reward else {}  # what data names is the policy's
-    read_with = rows.data.model_copy(update={"overlong": "truncate", **own})
+    read_with = own_template(tokenizer, rows.data) if rows.by_own_template else rows.data
+    if is_reward:  # also where data names one of its templates
+        read_with = read_with.model_copy(update={"chat_template": None})
+    encoder = Encoder(tokenizer, facts.task, read_with.model_copy(update={"overlong": "truncate"}))
+    reads_alone = rows.by_own_template and read_with.chat_template is None
     problems: list[Problem] = []
     notes: list[str] = []
     for split, needs in rows.splits.items():
         for place, source in enumerate(getattr(rows.data, split) or []):
             if (path := local_path(rows.data, source, split)) is None:
                 continue
-            look = _Look(Encoder(tokenizer, facts.task, read_with), rows, f"data.{split}.{place}")
+            look = _Look(encoder, rows, f"data.{split}.{place}")
             look.at(source, split, needs, is_reward)
-            problems += look.problems(str(path))
+            problems += [_of_tokenizer(each, where) if reads_alone else each for each in look.problems(str(path))]
             notes += look.notes()
     if problems:
         raise ScaleupError(list(dict.fromkeys(problems)))
@@ -83,7 +86,7 @@ class _Look:
                     self._look(example)
             except ScaleupError as error:
                 if error.problems[0].where == KEY:  # it is not the row's
-                    self._failing = [_of_reward(error.problems[0])] if is_reward else error.problems
+                    self._failing = error.problems
                     break
                 self._counts["failing"] += 1
                 if len(self._failing) < NUM_ROWS_LISTED:
@@ -238,6 +241,10 @@ def _longer(chat: Chat, more: Sequence[Message]) -> Chat:
     return replace(chat, messages=[*chat.messages, *more])
 
 
-def _of_reward(problem: Problem) -> Problem:
-    """Returns what is wrong with a policy's template as what is wrong with a reward model's, which no key names."""
-    return replace(problem, where=f"{REWARD_MODEL}.tokenizer", remedy="give one of them that name in its folder")
+def _of_tokenizer(problem: Problem, where: str) -> Problem:
+    """Returns what is wrong with the template of a model that `data.chat_template` is not for as what is wrong with
+    that model's tokenizer."""
+    if problem.where != KEY:
+        return problem
+    remedy = f"set {where}.tokenizer to a copy of its tokenizer that has one chat template, the default"
+    return replace(problem, where=f"{where}.tokenizer", remedy=remedy)

@@ -10,14 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from scaleup.artifacts.data_file import models_known_at
 from scaleup.artifacts.files import read_json, write_json, write_text
-from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.config.schema import SourceConfig
 from scaleup.config.stages.distill import DistillConfig
 from scaleup.data.sources import read_prompts
-from scaleup.data.tokenization import Encoder
+from scaleup.data.tokenization import Encoder, own_template
 from scaleup.distributed.runtime import seed_everything
 from scaleup.models.adapted import load_finished
 from scaleup.models.generation import Generator
@@ -73,19 +71,13 @@ def written_source(file: Path, source: SourceConfig) -> SourceConfig:
     )
 
 
-def teacher_encoder(tokenizer: PreTrainedTokenizerBase, task: str, data: DataConfig) -> Encoder:
-    """Returns what makes the teacher's prompts: with its own chat template, where it has one. What `data` names is the
-    student's."""
-    own = {"chat_template": None} if tokenizer.chat_template else {}
-    return Encoder(tokenizer, task, data.model_copy(update=own))
-
-
 def _answers(job: Job[DistillConfig], prompts: Sequence[Any]) -> list[str]:
     config, teacher, runtime = job.config, job.plan.models["teacher"], job.runtime
     runtime.progress.report("loading the teacher")
     tokenizer = load_tokenizer(config.teacher, teacher.tokenizer_at)
     model = load_finished(config.teacher, teacher, None, config.mixed_precision, runtime.device)
-    ids = teacher_encoder(tokenizer, teacher.task, config.data).prompt_ids(prompts)
+    # what data.chat_template names is the student's
+    ids = Encoder(tokenizer, teacher.task, own_template(tokenizer, config.data)).prompt_ids(prompts)
     seed_everything(config.train.seed + runtime.rank)
     generation, size = config.distill.generation, config.train.per_device_eval_batch_size
     generator = Generator(runtime, model, tokenizer, generation, size, job.parts)

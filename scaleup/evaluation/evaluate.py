@@ -14,7 +14,7 @@ from scaleup.config.schema import DataConfig, EvaluationConfig, GenerationConfig
 from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.data.collate import Collator
 from scaleup.data.loader import eval_batches
-from scaleup.data.tokenization import Encoder, TokenRow, last_answer
+from scaleup.data.tokenization import Encoder, TokenRow, last_answer, own_template
 from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.errors import ScaleupError
 from scaleup.evaluation.metrics import perplexity, score_answers
@@ -53,6 +53,8 @@ class Evaluator:
     generation: GenerationConfig
     parts: Path
     """The folder in which ranks leave their answers for one another."""
+    by_own_template: bool = False
+    """Whether a model reads conversations by its own template, where it has one."""
 
     def evaluate(self, model: Any, tokenizer: PreTrainedTokenizerBase, task: str, name: str) -> Evaluation:
         """Return the numbers of a loaded model: the same, whatever was loaded and measured before.
@@ -61,7 +63,8 @@ class Evaluator:
         runtime, settings, examples = self.runtime, self.evaluation, self.examples
         seed_everything(runtime.rank)
         fuse_head(model)
-        encoder = Encoder(tokenizer, task, self.data)
+        data = own_template(tokenizer, self.data) if self.by_own_template else self.data
+        encoder = Encoder(tokenizer, task, data)
         whole = [example for example in examples if not isinstance(example, Opening)]
         rows = [row for row in encoder(whole) if row is not None]
         metrics: dict[str, Any] = {"rows": len(rows) + len(examples) - len(whole)}
@@ -98,12 +101,13 @@ def evaluate_models(job: Job[EvaluateConfig], examples: Sequence[Row]) -> dict[s
 
 def _before_and_after(job: Job[EvaluateConfig], evaluator: Evaluator) -> dict[str, Evaluation]:
     config, plan = job.config, job.plan
-    columns = {"model": (config.model, plan.model)}
+    columns = {"model": (evaluator, config.model, plan.model)}
     if config.baseline is not None:
-        columns = {"baseline": (config.baseline, plan.models["baseline"]), **columns}
+        other = replace(evaluator, by_own_template=config.baseline_chat_template == "own")
+        columns = {"baseline": (other, config.baseline, plan.models["baseline"]), **columns}
     return {
-        name: evaluate_model(evaluator, model, facts, name, config.quantization, config.mixed_precision)
-        for name, (model, facts) in columns.items()
+        name: evaluate_model(*column, name, config.quantization, config.mixed_precision)
+        for name, column in columns.items()
     }
 
 

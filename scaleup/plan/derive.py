@@ -67,13 +67,13 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
     if run.config.data.chat_template is not None:
         raw["data"]["chat_template"] = _saved_template(run)
     if stage == "evaluate" and (before := planner.before(run.config)) is not None:
-        raw["baseline"] = before.model_dump(mode="json")
+        raw |= {"baseline": before.model_dump(mode="json"), "baseline_chat_template": planner.before_reads}
     return load_mapping(raw, overrides)
 
 
 def _saved_template(run: RunFolder) -> str | None:
     """Returns the chat template that a run saved with its model: the one that its config names may be another one by
-    now, or gone. Its baseline reads through it too."""
+    now, or gone. Its baseline reads through it too, but for a teacher."""
     saved = run.model / "chat_template.jinja"
     return str(saved) if saved.is_file() else None
 

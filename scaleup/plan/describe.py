@@ -7,7 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -45,8 +45,7 @@ class Described:
 def describe_models(
     models: Mapping[str, ModelConfig],
     micro_batch: MicroBatch | None = None,
-    rows: RowsRequest | None = None,
-    readers: Collection[str] = (),
+    readers: Mapping[str, RowsRequest] | None = None,
 ) -> Described:
     """Returns the facts of models by config key, those of `model` with the footprint of a micro-batch, and notes on the
     rows that the `readers` among them read. Package and built-in models are made into folders on the way.
@@ -56,12 +55,12 @@ def describe_models(
     check_data_plane()
     requests = {where: (model, micro_batch if where == "model" else None) for where, model in models.items()}
     facts = {where: cached for where, request in requests.items() if (cached := _remembered(*request)) is not None}
-    notes: dict[str, list[str]] = {}
-    if rows is not None:
-        notes = {where: known for where in readers if (known := _remembered_notes(models[where], rows)) is not None}
-    unread = [where for where in readers if rows is not None and where not in notes]
+    readers = readers or {}
+    remembered = {where: _remembered_notes(models[where], rows) for where, rows in readers.items()}
+    notes = {where: known for where, known in remembered.items() if known is not None}
+    unread = {where: rows for where, rows in readers.items() if where not in notes}
     question = [
-        _request(where, *requests[where], facts.get(where), rows if where in unread else None)
+        _request(where, *requests[where], facts.get(where), unread.get(where))
         for where in requests
         if where not in facts or where in unread
     ]
@@ -70,9 +69,9 @@ def describe_models(
             if where not in facts:
                 facts[where] = described
                 _remember(*requests[where], described)
-            if where in unread and rows is not None:
+            if where in unread:
                 notes[where] = of_rows
-                _write(_notes_file(models[where], rows), of_rows)
+                _write(_notes_file(models[where], unread[where]), of_rows)
     seen = dict.fromkeys(note for where in readers for note in notes.get(where, []))
     return Described({where: facts[where] for where in models}, tuple(seen))
 

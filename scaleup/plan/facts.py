@@ -204,6 +204,9 @@ class RowsRequest(BaseModel):
     """Maps a data split to what its rows hold."""
     max_rows: int | None = None
     """Is how many rows of a source are read at most; None: all."""
+    by_own_template: bool = False
+    """Tells whether the model reads conversations by its own template, where it has one: what `data` names is another
+    model's."""
 
 
 class ModelRequest(ModelConfig):

@@ -61,7 +61,7 @@ def resolve(
 
     traces = peaks or config.parallel.strategy == "auto"
     micro_batch = planner_of(learner).micro_batch(learner) if traces else None
-    described = describe_models(models_of(config), micro_batch, planner.rows(config), planner.readers(config))
+    described = describe_models(models_of(config), micro_batch, planner.readers(config))
     facts: Facts = described.facts
     problems = [problem for where, each in facts.items() for problem in planner.all_facts_problems(config, each, where)]
     problems += [problem for names in _class_names(facts) for problem in class_problems(data, names)]

@@ -16,6 +16,11 @@ class EvaluateConfig(SideBySide):
 
     stage: Literal["evaluate"]
     baseline: ModelConfig | None = Field(None, description="The model to compare with: the 'before' column.")
+    baseline_chat_template: Literal["data", "own"] = Field(
+        "data",
+        description="What the baseline reads conversations by: data.chat_template, as the model does, or its own "
+        "template where it has one, as a teacher does.",
+    )
     adapters: Adapters | None = Field(
         None, description=f"{SIDE_BY_SIDE}: a column for each name, the base is the 'before' column."
     )

@@ -53,6 +53,8 @@ class StagePlanner(Generic[C]):
     """Tells which combinations of strategy, adapter, quantization and precision this project's tests train."""
     takes_classifiers = False
     """Tells whether `model` may be a sequence classifier."""
+    before_reads: Literal["data", "own"] = "data"
+    """Tells by which chat template the model that a finished run is compared with reads: see EvaluateConfig."""
     writes_text = True
     """Tells whether a finished run of it is a model that answers prompts."""
 
@@ -66,12 +68,13 @@ class StagePlanner(Generic[C]):
         """Returns how many rows of a split are read at most; None: all."""
         return None
 
-    def readers(self, config: C) -> list[str]:
-        """Returns the config keys of the models whose tokenizers read the rows."""
-        return ["model"]
+    def readers(self, config: C) -> dict[str, RowsRequest]:
+        """Returns the rows that each model's tokenizer is to be tried on, by config key."""
+        rows = self.rows(config)
+        return {} if rows is None else {"model": rows}
 
     def rows(self, config: C) -> RowsRequest | None:
-        """Returns the rows that a tokenizer is to be tried on; None where they are plain text or have a class."""
+        """Returns the rows that the stage reads, for `readers`; None where they are plain text or have a class."""
         splits = {split: needs for split, needs in self.splits(config).items() if getattr(config.data, split)}
         forms = [row_format(config.data, source) for split in splits for source in getattr(config.data, split)]
         if all(form.text is not None for form in forms):

@@ -13,7 +13,7 @@ from scaleup.plan.arithmetic import LOGITS_CHUNK
 from scaleup.plan.batches import packing_problems
 from scaleup.plan.compat import Tested
 from scaleup.plan.compute import Rate, Workload, compute_plan
-from scaleup.plan.facts import ModelFacts, ModelRequest, Tensors
+from scaleup.plan.facts import ModelFacts, ModelRequest, RowsRequest, Tensors
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import FLOAT32, micro_batch_of, predicted_memory
 from scaleup.plan.model_path import adapter_folder
@@ -49,12 +49,21 @@ class DistillPlanner(SupervisedPlanner[DistillConfig]):
         kind="a distillation into ",
     )
     takes_classifiers = True
+    before_reads = "own"
 
     def splits(self, config: DistillConfig) -> dict[str, Rows]:
         splits = super().splits(config)
         if config.distill.mode == "on_policy":
             return dict.fromkeys(splits, "prompts")
         return splits | {"train": "prompts"} if config.distill.mode == "sequence" else splits
+
+    def readers(self, config: DistillConfig) -> dict[str, RowsRequest]:
+        """Names the teacher too where it writes: otherwise it gets the student's tokens."""
+        readers = super().readers(config)
+        if config.distill.mode != "sequence" or not readers:
+            return readers
+        asked = {"splits": {"train": "prompts"}, "by_own_template": True}
+        return readers | {TEACHER: readers["model"].model_copy(update=asked)}
 
     def model_paths(self, config: DistillConfig) -> dict[str, ModelConfig]:
         return super().model_paths(config) | {TEACHER: config.teacher}

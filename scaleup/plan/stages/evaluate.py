@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from scaleup.config.schema import GenerationConfig, ModelConfig, RowFormat
 from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.errors import Problem
-from scaleup.plan.facts import ModelFacts, ModelRequest
+from scaleup.plan.facts import ModelFacts, ModelRequest, RowsRequest
 from scaleup.plan.machine import Machine
 from scaleup.plan.rules import quantized_twice
 from scaleup.plan.saved_adapters import side_by_side_problems
@@ -23,8 +23,12 @@ class EvaluatePlanner(StagePlanner[EvaluateConfig]):
     def splits(self, config: EvaluateConfig) -> dict[str, Rows]:
         return {config.evaluation.split: "completions" if config.evaluation.needs_completions else "prompts"}
 
-    def readers(self, config: EvaluateConfig) -> list[str]:
-        return ["model"] if config.baseline is None else ["model", "baseline"]
+    def readers(self, config: EvaluateConfig) -> dict[str, RowsRequest]:
+        readers = super().readers(config)
+        if config.baseline is None or not readers:
+            return readers
+        is_own = config.baseline_chat_template == "own"
+        return readers | {"baseline": readers["model"].model_copy(update={"by_own_template": is_own})}
 
     def model_paths(self, config: EvaluateConfig) -> dict[str, ModelConfig]:
         beside = {} if config.baseline is None else {"baseline": config.baseline}

@@ -16,7 +16,7 @@ from scaleup.config.stages.ppo import PPOConfig
 from scaleup.errors import Problem
 from scaleup.plan.arithmetic import DEFAULT_BATCH_SIZE
 from scaleup.plan.compat import Tested
-from scaleup.plan.facts import REWARD_MODEL, ModelFacts, ModelRequest, Tensors
+from scaleup.plan.facts import REWARD_MODEL, ModelFacts, ModelRequest, RowsRequest, Tensors
 from scaleup.plan.groups import device_of
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import training_memory
@@ -61,8 +61,11 @@ class PPOPlanner(TrainingPlanner[PPOConfig]):
     def splits(self, config: PPOConfig) -> dict[str, Rows]:
         return {"train": "prompts", "test": "prompts"} if config.data.test else {"train": "prompts"}
 
-    def readers(self, config: PPOConfig) -> list[str]:
-        return ["model"] if config.reward.model is None or config.reward.template else ["model", REWARD_MODEL]
+    def readers(self, config: PPOConfig) -> dict[str, RowsRequest]:
+        readers = super().readers(config)
+        if config.reward.model is None or config.reward.template or not readers:
+            return readers
+        return readers | {REWARD_MODEL: readers["model"].model_copy(update={"by_own_template": True})}
 
     def quantized_problems(self, config: PPOConfig) -> Iterator[Problem]:
         if config.reward.model is not None:

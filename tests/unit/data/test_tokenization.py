@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from scaleup.config.schema import DataConfig, SourceConfig
-from scaleup.data.tokenization import IGNORE, Encoder, last_answer
+from scaleup.data.tokenization import IGNORE, Encoder, last_answer, own_template
 from scaleup.errors import ScaleupError
 from scaleup.records.chat_templates import read_template
 from scaleup.records.chats import Chat
@@ -347,3 +347,21 @@ def test_chats_of_thinking_templates_are_learned_as_they_are_at_inference(name, 
     assert learned_of({"messages": chat}, template, split_turns=True) == [alone, last]
     assert learned_of({"messages": chat[:2]}, template) == [alone]
     assert learned_of({"messages": chat}, template, train_on="last") == [last]
+
+
+@pytest.mark.parametrize(
+    ("own", "named", "read"),
+    [
+        ("OWN", None, None),
+        ("OWN", "x.jinja", None),
+        (None, "x.jinja", "x.jinja"),
+        ({"default": "OWN", "rag": "R"}, "rag", None),
+        ({"chat": "C", "rag": "R"}, "rag", "rag"),
+        ({"chat": "C", "rag": "R"}, "x.jinja", None),
+    ],
+)
+def test_what_data_names_is_another_models(own, named, read):
+    """A teacher has its own template; of several without a default, what `data` names may choose one."""
+    tokenizer = tiny.tokenizer("llama")
+    tokenizer.chat_template = own
+    assert own_template(tokenizer, tiny.data_config(chat_template=named)).chat_template == read

@@ -49,7 +49,7 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
         monkeypatch.setattr(described, "load_tokenizer", lambda *_: tokenizer)
         monkeypatch.setattr(tokenizer, "chat_template", template or tokenizer.chat_template)
         config = DataConfig.model_validate({"train": str(tmp_path / "rows.jsonl"), **data})
-        request = RowsRequest(data=config, splits={"train": holds})
+        request = RowsRequest(data=config, splits={"train": holds}, by_own_template=where != "model")
         return row_notes(ModelConfig(path="x"), tiny.facts("llama"), request, where)
 
     return notes
@@ -205,5 +205,25 @@ def test_a_reward_model_keeps_its_own_template(look: Look) -> None:
     [line] = refusals(look, rows, template={"chat": ENDS, "other": ENDS}, where="reward.model", holds="prompts")
     assert line == (
         "reward.model.tokenizer: the tokenizer has the chat templates chat, other, and none is called default"
-        " -> give one of them that name in its folder"
+        " -> set reward.model.tokenizer to a copy of its tokenizer that has one chat template, the default"
     )
+
+
+def test_a_teacher_keeps_its_own_template(look: Look) -> None:
+    """What `data.chat_template` names is the student's, or one of the teacher's that has no default."""
+    rows = [chat({"role": "system", "content": "x"}, USER), chat(USER)]
+    asked: dict[str, Any] = {"where": "teacher", "holds": "prompts", "messages": "messages"}
+    with pytest.raises(ScaleupError) as caught:
+        look(rows, template=STRICT + ENDS + ASKS, chat_template="trl:qwen3", **asked)
+    assert [Path(problem.where).name for problem in caught.value.problems] == ["rows.jsonl:1"]
+    several = {"strict": STRICT + ENDS + ASKS, "other": ENDS + ASKS}
+    assert look(rows, template=several, chat_template="other", **asked) == []
+    for named in ("trl:qwen3", None):
+        with pytest.raises(ScaleupError) as caught:
+            look(rows, template=several, chat_template=named, **asked)
+        [problem] = caught.value.problems
+        assert problem.where == "teacher.tokenizer"
+        assert problem.what == "the tokenizer has the chat templates other, strict, and none is called default"
+        assert (
+            problem.remedy == "set teacher.tokenizer to a copy of its tokenizer that has one chat template, the default"
+        )

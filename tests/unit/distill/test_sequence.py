@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+
+from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.schema import DataConfig, SourceConfig
-from scaleup.distill.sequence import teacher_encoder, written_row, written_source
+from scaleup.config.stages.distill import DistillConfig
+from scaleup.distill import sequence
+from scaleup.distill.sequence import with_written_rows, written_row, written_source
 from scaleup.records.chats import Chat
 from scaleup.records.examples import PromptCompletion, example_maker
+from scaleup.train.job import Job
 from tests.unit.data import tiny
 
 USER, SAID = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
@@ -33,14 +39,19 @@ def test_of_a_conversation_the_teachers_answer_alone_is_learned():
     assert read_back(Chat([USER])) == Chat([USER, answer])
 
 
-def test_a_teacher_reads_through_its_own_template(tmp_path: Path):
-    named = tmp_path / "students.jinja"
-    named.write_text("{{ messages[0]['content'] }}")
-    data = tiny.data_config(chat_template=str(named))
-    chat = Chat([{"role": "user", "content": "hi"}])
+def test_a_teacher_reads_through_its_own_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What `data.chat_template` names is the student's."""
+    asked = []
+    answer = SimpleNamespace(answers=lambda ids, _: asked.extend(ids) or ["yes"] * len(ids))
+    monkeypatch.setattr(sequence, "Generator", lambda *_: answer)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": [USER, SAID]}) + "\n")
+    (tmp_path / "students.jinja").write_text("{{ messages[0]['content'] }}")
+    data = {"train": "rows.jsonl", "root": str(tmp_path), "messages": "messages"}
+    path = {"path": "builtin:tiny-llama"}
+    raw = {"stage": "distill", "name": "x", "model": path, "teacher": path, "train": {"max_steps": 1}}
+    data["chat_template"] = str(tmp_path / "students.jinja")
+    config = DistillConfig.model_validate({**raw, "data": data, "distill": {"mode": "sequence"}})
+    plan = tiny.plan(tmp_path, models={"teacher": tiny.facts("llama")})
+    with_written_rows(Job(config, plan, tiny.single_process(tmp_path), RunFolder(tmp_path)))
     tokenizer = tiny.tokenizer("llama")
-    own = teacher_encoder(tokenizer, "causal_lm", tiny.data_config()).as_text(chat)
-    assert teacher_encoder(tokenizer, "causal_lm", data).as_text(chat) == own != "hi"
-    without = copy.deepcopy(tokenizer)
-    without.chat_template = None
-    assert teacher_encoder(without, "causal_lm", data).as_text(chat) == "hi"
+    assert asked == tokenizer.apply_chat_template([[USER]], add_generation_prompt=True)["input_ids"]

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from scaleup.config.schema import DataConfig, EvaluationConfig, GenerationConfig
+from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.data.tokenization import IGNORE
 from scaleup.errors import ScaleupError
-from scaleup.evaluation.evaluate import Evaluator, evaluate_model, reference
+from scaleup.evaluation.evaluate import Evaluator, evaluate_model, evaluate_models, reference
 from scaleup.records.chats import Chat
 from scaleup.records.examples import PlainText, PromptCompletion
+from scaleup.train.job import Job
 from scaleup.train.losses import token_loss_sum
 from tests.unit.data import tiny
 
@@ -48,6 +50,26 @@ def test_answers_are_scored(runtime, run):
 def test_no_row_is_no_perplexity_of_one(runtime, run):
     with pytest.raises(ScaleupError, match="no row fits max_length 2"):
         evaluated(runtime, run, "llama", examples=tiny.PAIRS[:2], max_length=2)
+
+
+@pytest.mark.parametrize("reads", ["data", "own"])
+def test_a_teacher_is_measured_by_its_own_template(runtime, run, tmp_path, reads):
+    """What `data.chat_template` names is the student's; a run's base reads by it too."""
+    (tmp_path / "x.jinja").write_text("{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}")
+    path = {"path": "builtin:tiny-llama"}
+    data = {"test": "x.jsonl", "messages": "messages", "chat_template": str(tmp_path / "x.jinja")}
+    raw = {"stage": "evaluate", "name": "x", "model": path, "baseline": path, "baseline_chat_template": reads}
+    config = EvaluateConfig.model_validate({**raw, "data": data})
+    job = Job(config, tiny.plan(run.path, models={"baseline": tiny.facts("llama")}), runtime, run)
+    chat = Chat([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}])
+    found = evaluate_models(job, [chat])
+    assert (found["model"].metrics == found["baseline"].metrics) is (reads == "data")
+    [row] = tiny.encode("llama", [chat])
+    model = tiny.model("llama").eval()
+    with torch.no_grad():
+        batch = tiny.collator("llama", model)([row])
+        alone = token_loss_sum(model, batch).item() / batch.num_labels
+    assert (found["baseline"].metrics["loss"] == pytest.approx(alone, abs=1e-5)) is (reads == "own")
 
 
 @pytest.mark.parametrize(

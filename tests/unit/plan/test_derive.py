@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scaleup.config.load import Loaded, dump, load_mapping
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.plan.derive import evaluation_config, export_config, generation_config, own_split
+from scaleup.plan.stages import planner_of
 from scaleup.records.format_rules import row_format
 from tests.unit.plan.conftest import RAW
 
@@ -61,3 +63,21 @@ def test_a_reward_models_rows_are_read_as_it_read_them(tmp_path: Path) -> None:
         made = evaluation_config(tmp_path, overrides).config
         assert made is not None and made.data.test is not None
         assert row_format(made.data, made.data.test[0]).chosen == chosen
+
+
+@pytest.mark.parametrize("stage", ["sft", "distill"])
+def test_a_teacher_reads_by_its_own_template(tmp_path: Path, stage: str) -> None:
+    """Not by the run's, as the base does that a run began with; the planner has its rows tried in that way."""
+    more = {"teacher": {"path": "builtin:tiny-llama"}} if stage == "distill" else {}
+    config = load_mapping({**RAW, **more, "stage": stage}).config
+    assert config is not None
+    (tmp_path / "config.yaml").write_text(dump(config), encoding="utf-8")
+    (tmp_path / "manifest.json").write_text("{}")
+    chats = ["data.test=rows.jsonl", "data.text=null", "data.messages=messages"]
+    made: Any = evaluation_config(tmp_path, chats).config
+    assert made.baseline_chat_template == ("own" if stage == "distill" else "data")
+    readers = planner_of(made).readers(made)
+    assert [(where, rows.by_own_template) for where, rows in readers.items()] == [
+        ("model", False),
+        ("baseline", stage == "distill"),
+    ]

@@ -9,7 +9,7 @@ import pytest
 
 import scaleup
 from scaleup.config.stages import STAGES
-from scaleup.plan.stages import planner_named
+from scaleup.plan.stages import planner_named, planner_of
 from scaleup.plan.stages.base import StagePlanner
 from scaleup.reports.terminal import TABLES
 
@@ -24,6 +24,24 @@ def test_each_stage_has_a_planner(stage: str) -> None:
     planner = planner_named(stage)
     assert isinstance(planner, StagePlanner)
     assert planner.shows in TABLES, "else nothing could be printed in the end"
+
+
+@pytest.mark.parametrize("mode", ["offline", "sequence"])
+def test_a_teacher_reads_prompts_where_it_writes(mode: str) -> None:
+    """By its own template. Otherwise it gets the student's tokens."""
+    data = {"train": "rows.jsonl", "validation": "held.jsonl", "messages": "messages"}
+    path = {"path": "builtin:tiny-llama"}
+    raw = {"stage": "distill", "name": "x", "model": path, "teacher": path, "data": data, "train": {"max_steps": 1}}
+    config = STAGES["distill"].model_validate({**raw, "distill": {"mode": mode}})
+    readers = planner_of(config).readers(config)
+    train = "prompts" if mode == "sequence" else "completions"
+    assert (readers["model"].splits, readers["model"].by_own_template) == (
+        {"train": train, "validation": "completions"},
+        False,
+    )
+    assert ("teacher" in readers) is (mode == "sequence")
+    if mode == "sequence":
+        assert (readers["teacher"].splits, readers["teacher"].by_own_template) == ({"train": "prompts"}, True)
 
 
 @pytest.mark.parametrize("file", GENERIC)
