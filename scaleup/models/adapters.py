@@ -4,6 +4,7 @@ parameters."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from scaleup.artifacts.files import write_json
 from scaleup.config.adapters import (
     AdaLoraAdapter,
     AnyAdapter,
@@ -29,6 +31,7 @@ from scaleup.models.soft_prompts import ADAPTER, make_prompt_trainable, prefix_s
 from scaleup.plan.model_path import adapter_folder
 
 AnyPeft = LoraAdapter | IA3Adapter | AdaLoraAdapter | PromptTuningAdapter | PrefixAdapter
+SETTINGS = "generation_config.json"
 SNAPSHOT = "start"
 """Is the name within PEFT of the adapter that serves as a policy's reference."""
 TASK_TYPES = {"causal_lm": "CAUSAL_LM", "seq2seq_lm": "SEQ_2_SEQ_LM", "sequence_classification": "SEQ_CLS"}
@@ -165,11 +168,20 @@ def _peft_name(number: int) -> str:
 
 def save_adapter(model: Any, folder: Path, trained: dict[str, torch.Tensor]) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors`, of the trained parameters by their names in the
-    model."""
+    model; and what its base generates by, wherever that lies."""
     if model.active_peft_config.is_prompt_learning:
         save_prompt(model, folder, trained)
     else:
         model.save_pretrained(str(folder), state_dict=trained, save_embedding_layers=False)
+    save_settings_of_base(model, folder)
+
+
+def save_settings_of_base(model: Any, folder: Path) -> None:
+    """Writes the generation config of an adapter's base beside it, which PEFT does not; models that do not generate
+    have none."""
+    own = getattr(model.get_base_model(), "generation_config", None)
+    if own is not None:
+        write_json(folder / SETTINGS, json.loads(own.to_json_string()))
 
 
 def save_over_base(base: Any, folder: Path, trained: dict[str, torch.Tensor]) -> None:

@@ -20,10 +20,9 @@ from scaleup.data.chat import answer_ends
 from scaleup.data.collate import pad
 from scaleup.data.text import TextEncoder
 from scaleup.distributed.runtime import Runtime
+from scaleup.models.adapters import SETTINGS
 from scaleup.models.load import pad_token_id
 from scaleup.models.soft_prompts import behind_prompt, num_prepended, num_virtual_tokens
-
-SETTINGS = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -118,16 +117,13 @@ def answer_texts(
     return TextEncoder(tokenizer).answers(prompts, whole)
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, base: str | None = None) -> None:
-    """Writes the tokenizer beside a saved model, and what ends an answer into the model's generation config, so that
-    Transformers and what reads its files stop there too. An adapter's folder gets that of its `base`, a folder; models
-    that do not generate have none."""
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes the tokenizer beside a saved model or adapter, and what ends an answer into the generation config there,
+    so that Transformers and what reads its files stop there too. Models that do not generate have none."""
     tokenizer.save_pretrained(str(folder))
-    places = [folder, Path(base)] if base else [folder]
-    source = next((place / SETTINGS for place in places if (place / SETTINGS).is_file()), None)
-    if source is None:
+    if not (folder / SETTINGS).is_file():
         return
-    settings = read_json(source)
+    settings = read_json(folder / SETTINGS)
     own = settings.get("eos_token_id")
     ends = {*answer_ends(tokenizer), *(own if isinstance(own, list) else [own])} - {None}
     if ends:

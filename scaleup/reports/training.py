@@ -46,13 +46,20 @@ def plot_losses(lines: list[dict[str, Any]], file: Path, title: str, unit: str =
         axes.legend()
 
 
+ENDS = """\
+- ends of an answer: PEFT takes those of the base; those that were trained are set by
+  `model.generation_config = GenerationConfig.from_pretrained("this folder")`"""
+
+
 def model_card(config: TrainingConfig, plan: Plan, metrics: dict[str, Any]) -> str:
     """Returns the README of a model's folder: Markdown, with the metadata block that model hubs read."""
     base, group = config.model.path, plan.groups[0]
     data = ", ".join(f"{source.path} (weight {source.weight:g})" for source in config.data.train or [])
     header: dict[str, Any] = {"library_name": "transformers", "tags": ["scaleup", config.stage]}
+    ends = ""
     if plan.model.adapter or (config.adapter and config.adapter.type != "selective"):
         header |= {"library_name": "peft", "base_model": plan.model.location}
+        ends = "" if plan.model.task == "sequence_classification" else f"\n{ENDS}"
     rows = "\n".join(f"| {key} | {value} |" for key, value in metrics.items() if value is not None)
     return f"""---
 {yaml.safe_dump(header, sort_keys=False).strip()}
@@ -64,7 +71,7 @@ def model_card(config: TrainingConfig, plan: Plan, metrics: dict[str, Any]) -> s
 
 - base model: `{base}` ({plan.model.num_parameters:,} parameters, {plan.model.num_trainable_parameters:,} trained)
 - training data: {data}
-- processes: {group.num_processes} ({group.strategy}, {group.device}, mixed precision {group.mixed_precision})
+- processes: {group.num_processes} ({group.strategy}, {group.device}, mixed precision {group.mixed_precision}){ends}
 
 | metric | value |
 |---|---|

@@ -39,7 +39,7 @@ def finish_ppo(job: Job[PPOConfig], model: Any, tokenizer: PreTrainedTokenizerBa
                 save_adapter(whole, aside, policy)
             else:
                 save_over_base(load_model(config.model, plan.model), aside, policy)
-            save_tokenizer(tokenizer, aside, plan.model.location)
+            save_tokenizer(tokenizer, aside)
             write_text(aside / "README.md", model_card(config, plan, metrics))
         with folder_aside(run.path / "values") as aside:
             aside.mkdir(parents=True, exist_ok=True)

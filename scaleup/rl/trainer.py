@@ -24,7 +24,7 @@ from scaleup.data.prompts import Prompt, PromptOrder, prompts_of
 from scaleup.data.tokenization import Encoder
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import Runtime, seed_everything
-from scaleup.models.adapters import is_adapted
+from scaleup.models.adapters import is_adapted, save_settings_of_base
 from scaleup.models.generation import save_tokenizer
 from scaleup.plan.types import GroupPlan
 from scaleup.records.chats import Chat
@@ -90,8 +90,10 @@ class PPOTrainer:
     def save(self, folder: str | Path) -> None:
         """Write the policy alone (of an adapted model, the adapter), as Transformers and PEFT load it."""
         if self.runtime.is_main:
-            options = {"save_embedding_layers": False} if is_adapted(self._base) else {}
-            self._base.save_pretrained(str(folder), **options)
+            is_adapter = is_adapted(self._base)
+            self._base.save_pretrained(str(folder), **({"save_embedding_layers": False} if is_adapter else {}))
+            if is_adapter:
+                save_settings_of_base(self._base, Path(folder))
             save_tokenizer(self._job.tokenizer, Path(folder))
         self.runtime.barrier()
 

@@ -51,10 +51,7 @@ def finish_training(
         metrics = summary(lines, state, trained.num_dropped) | dict(more_metrics or {})
         with folder_aside(run.model) as aside:
             write(aside)
-            facts = job.plan.model
-            save_tokenizer(
-                trained.tokenizer, aside, None if facts.task == "sequence_classification" else facts.location
-            )
+            save_tokenizer(trained.tokenizer, aside)
             for name, values in (more_files or {}).items():
                 write_json(aside / name, values)
             write_text(aside / "README.md", model_card(config, job.plan, metrics))

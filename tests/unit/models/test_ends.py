@@ -11,8 +11,10 @@ import pytest
 import torch
 from transformers import GenerationConfig as TheirConfig
 
+from scaleup.config.adapters import LoraAdapter
 from scaleup.config.schema import GenerationConfig
 from scaleup.config.stages.ppo import PPOSettings
+from scaleup.models.adapters import adapt, save_adapter
 from scaleup.models.generation import Generator, answer_ends, answer_texts, save_tokenizer
 from scaleup.rl.rollout import sampling_of
 from tests.unit.data import tiny
@@ -83,19 +85,21 @@ def test_a_single_end_is_a_number(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {"eos_token_id": 2}
 
 
-def test_an_adapters_folder_gets_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what else its base declares. Models that do not generate get none."""
-    base_folder, adapter, other = (tmp_path / name for name in ("base", "adapter", "other"))
-    for folder in (base_folder, adapter, other):
-        folder.mkdir()
-    (base_folder / "generation_config.json").write_text('{"eos_token_id": 7, "repetition_penalty": 1.1}')
-    save_tokenizer(base(), adapter, str(base_folder))
-    written = json.loads((adapter / "generation_config.json").read_text())
-    assert written == {"eos_token_id": [0, 2, 7], "repetition_penalty": 1.1}
-    monkeypatch.chdir(base_folder)
-    for nowhere in (str(tmp_path / "nowhere"), "", None):
-        save_tokenizer(base(), other, nowhere)
-    assert not (other / "generation_config.json").exists()
+@pytest.mark.parametrize("name", ["llama", "bert-classifier"])
+def test_an_adapters_folder_gets_them_too(tmp_path: Path, name: str) -> None:
+    """With what else its base declares, which may be a hub's name. Models that do not generate get none."""
+    own = tiny.model(name)
+    if name == "llama":
+        own.generation_config = TheirConfig(eos_token_id=7, repetition_penalty=1.1)
+    task = tiny.facts(name).task
+    adapted = adapt(own, LoraAdapter(type="lora", target_modules="all-linear"), task, "owner/name")
+    save_adapter(adapted, tmp_path, {key: each for key, each in adapted.named_parameters() if each.requires_grad})
+    save_tokenizer(base() if name == "llama" else tiny.tokenizer(name), tmp_path)
+    file = tmp_path / "generation_config.json"
+    assert file.is_file() is (name == "llama")
+    if name == "llama":
+        saved = TheirConfig.from_pretrained(tmp_path)
+        assert (saved.eos_token_id, saved.repetition_penalty) == ([0, 2, 7], 1.1)
 
 
 class Says:

@@ -62,7 +62,16 @@ def test_the_model_card(tmp_path):
         "| best_eval_loss | 2.5 |",
     ):
         assert words in body
-    assert "unknown" not in body
+    assert "unknown" not in body and "ends of an answer" not in body
+
+
+def test_an_adapters_card_says_how_its_answers_end(tmp_path):
+    """PEFT takes what its base declares."""
+    for name, says in (("llama", True), ("bert-classifier", False)):
+        facts = tiny.facts(name).model_copy(update={"adapter": "somewhere"})
+        card = model_card(CONFIG, tiny.plan(tmp_path, model=facts), METRICS)
+        assert ("GenerationConfig.from_pretrained" in card) is says
+        assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "peft"
 
 
 @pytest.mark.parametrize("lines", [LINES, LINES[:1], LINES[2:3]])
