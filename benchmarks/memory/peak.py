@@ -42,7 +42,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_TH
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from storages import Peak, everything  # noqa: E402
+from storages import Peak, Sent, everything  # noqa: E402
 
 from scaleup.artifacts.run_folder import RunFolder  # noqa: E402
 from scaleup.config.load import load_mapping  # noqa: E402
@@ -84,7 +84,7 @@ ADAPTERS = {"full": None, "lora": {"type": "lora", "r": 16, "lora_alpha": 32, "t
 def rank_main(run: RunFolder, out: Path) -> None:
     give_back_at_once()
     config, plan = run.config, Plan.read(run.plan_file)
-    assert isinstance(config, SFTConfig)
+    assert isinstance(config, SFTConfig) and plan.batch is not None
     runtime = Runtime.start(plan.group("policy"), timeout_seconds=120, run_folder=run.path)
     known = {id(tensor) for tensor in everything(set())}
     model = model_to_train(config, plan.model, runtime.device)
@@ -93,13 +93,13 @@ def rank_main(run: RunFolder, out: Path) -> None:
     wrapped, optimizer = runtime.prepare(model, build_optimizer(model, config.train))
     model.train()
     del model
-    length = config.data.max_length
+    length, rows, accumulation = config.data.max_length, plan.batch.micro_batch, plan.batch.accumulation
 
     def step() -> None:
-        lengths = [length] * (ROWS - 1) + [length - 3]
+        lengths = [length] * (rows - 1) + [length - 3]
         ids = [np.arange(3, 3 + count, dtype=np.int32) % 900 + 3 for count in lengths]
         batch = collate([Tokens(row, row) for row in ids])
-        train_step(runtime, wrapped, optimizer, [batch], token_loss_sum, 1.0)
+        train_step(runtime, wrapped, optimizer, [batch] * accumulation, token_loss_sum, 1.0)
 
     step()
     step()
@@ -111,9 +111,10 @@ def rank_main(run: RunFolder, out: Path) -> None:
     Path("/proc/self/clear_refs").write_text("5")
     step()
     resident = memory_of("VmHWM")
-    with peak:
+    sent = Sent()
+    with peak, sent:
         step()
-    out.write_text(json.dumps({"storages": peak.bytes, "resident": resident}))
+    out.write_text(json.dumps({"storages": peak.bytes, "resident": resident, "sent": sent.bytes}))
 
 
 def give_back_at_once() -> None:

@@ -54,6 +54,28 @@ class Peak(TorchDispatchMode):
         return result
 
 
+class Sent(TorchDispatchMode):
+    """The bytes that a rank sends in collectives, if each were done in a ring: an all-reduce of S bytes over N ranks
+    takes 2 (N - 1) / N S, an all-gather to S bytes or a reduce-scatter from them (N - 1) / N S (Thakur et al. 2005).
+    What ranks tell each other of a step (losses, norms) is in it, and is a few hundred bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace in ("c10d", "_c10d_functional"):
+            self._count(function.name().partition("::")[2].partition(".")[0], args)
+        return function(*args, **(kwargs or {}))
+
+    def _count(self, name: str, args: Any) -> None:
+        world = torch.distributed.get_world_size()
+        sizes = [tensor.nbytes for tensor in tree_leaves(args[:2]) if isinstance(tensor, torch.Tensor)]
+        if sizes and "wait" not in name:
+            passes = 2 if "reduce" in name and "scatter" not in name else 1
+            self.bytes += passes * (world - 1) * max(sizes) // world
+
+
 def tensors_in(value: Any, depth: int = 4) -> Iterator[torch.Tensor]:
     """In lists, dictionaries and DeepSpeed's own little classes."""
     if isinstance(value, torch.Tensor):

@@ -41,8 +41,8 @@ class Engine(Protocol):
         """Returns the name of the class that wraps a prepared model, and the ZeRO stage."""
 
     def micro_batch(self, accelerator: Accelerator, model: Any, last: bool) -> AbstractContextManager[Any]:
-        """Returns the context of a micro-batch's forward and backward: gradients are reduced over ranks with the last
-        micro-batch of a step only."""
+        """Returns the context of a micro-batch's forward and backward: where gradients are whole on each rank, they are
+        reduced with the last micro-batch of a step only."""
 
     def backward(self, accelerator: Accelerator, model: Any, loss: torch.Tensor) -> None:
         """Adds the gradients of a micro-batch's loss to those of the step."""
@@ -146,6 +146,10 @@ class FSDP2Engine(ReplicatedEngine):
             if len(parts) > 1:
                 return accelerator.prepare(*parts)
             return accelerator.prepare(*parts, torch.optim.SGD(parts[0].parameters(), lr=0.0))[0]
+
+    def micro_batch(self, accelerator: Accelerator, model: Any, last: bool) -> AbstractContextManager[Any]:
+        """Lets gradients be reduced with each micro-batch: put off to the last, each rank would hold all of them."""
+        return nullcontext()
 
     def wrapper(self, model: torch.nn.Module) -> tuple[str, int | None]:
         from torch.distributed.fsdp import FSDPModule

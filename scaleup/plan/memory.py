@@ -27,10 +27,20 @@ from scaleup.plan.types import GroupPlan, MemoryPlan
 FLOAT32 = 4
 
 
-def training_memory(facts: ModelFacts, config: TrainingConfig, strategy: str, processes: int) -> MemoryPlan:
-    """Returns the bytes that each of `processes` ranks holds, or the fullest rank, where padding makes them differ."""
+def training_memory(
+    facts: ModelFacts, config: TrainingConfig, strategy: str, processes: int, accumulates: bool = False
+) -> MemoryPlan:
+    """Returns the bytes that each of `processes` ranks holds, or the fullest rank, where padding makes them differ;
+    `accumulates`: a step has several micro-batches."""
     formula = _FORMULAS[strategy]
-    return formula(facts, config, strategy, processes)
+    held = formula(facts, config, strategy, processes)
+    return held if not accumulates else held.model_copy(update={"buffers": held.buffers + _accumulated(held)})
+
+
+def _accumulated(held: MemoryPlan) -> int:
+    """Returns the bytes in which micro-batches before the last add up their gradients, beside those that the last one
+    is reduced into: DDP's buckets hold no gradient until then, and ZeRO-2 keeps a partition of each."""
+    return held.gradients if held.strategy in ("ddp", "zero2") else 0
 
 
 def inference_memory(facts: ModelFacts, strategy: str, quantization: str | None = None) -> MemoryPlan:
@@ -222,7 +232,8 @@ def micro_batch_of(config: SupervisedConfig) -> MicroBatch:
 
 def predicted_memory(facts: ModelFacts, config: TrainingConfig, strategy: str, processes: int) -> MemoryPlan:
     """Returns the bytes that a rank holds under `strategy`, and its peak where the model could be traced."""
-    held = training_memory(facts, config, strategy, processes)
+    accumulates = isinstance(config, SupervisedConfig) and accumulation(config) > 1
+    held = training_memory(facts, config, strategy, processes, accumulates)
     is_whole = strategy in ("single", "ddp")
     arithmetic: Arithmetic = "float32" if config.mixed_precision == "no" else "autocast" if is_whole else "low"
     footprint = facts.footprint(arithmetic)

@@ -216,9 +216,10 @@ COUNTS = {"num_parameters": True, "num_trainable_parameters": False}
 
 def policy_memory(config: PPOConfig, facts: ModelFacts, strategy: str) -> MemoryPlan:
     """Returns the bytes that a rank holds under a strategy; activations come on top."""
-    count = config.parallel.num_processes
-    alone = training_memory(policy_facts(config, facts, with_reference=False), config, strategy, count)
-    whole = training_memory(policy_facts(config, facts), config, strategy, count)
+    count, rows = config.parallel.num_processes, config.train.per_device_train_batch_size or DEFAULT_BATCH_SIZE
+    accumulates = config.ppo.rollout_batch_size // config.ppo.num_mini_batches // count > rows
+    alone = training_memory(policy_facts(config, facts, with_reference=False), config, strategy, count, accumulates)
+    whole = training_memory(policy_facts(config, facts), config, strategy, count, accumulates)
     return whole.model_copy(update={"weights": alone.weights, "reference": whole.weights - alone.weights})
 
 

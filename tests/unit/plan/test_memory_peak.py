@@ -56,6 +56,20 @@ def test_shards_and_buffers_are_there_beside_activations(strategy: str) -> None:
     assert plan.peak == held.total + 9000
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_gradients_of_earlier_micro_batches_lie_beside_those_of_the_last(strategy: str) -> None:
+    """DDP's buckets are empty until the last one; ZeRO-2 adds a partition up and reduces into another."""
+    held, plan = both(strategy, 2, {"train.gradient_accumulation_steps": 2})
+    assert held.gradients > 0
+    assert plan.peak == held.total + held.gradients + 9000
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero3", "fsdp2"])
+def test_gradients_of_earlier_micro_batches_take_no_more(strategy: str) -> None:
+    held, plan = both(strategy, 2, {"train.gradient_accumulation_steps": 2})
+    assert plan.peak == held.total + 9000
+
+
 def test_untraced_there_is_no_peak(plan: Callable[..., Plan]) -> None:
     facts = FACTS.model_copy(update={"untraced": "Missing: values"})
     made = plan(facts=facts)
