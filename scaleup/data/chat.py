@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from scaleup.data.marks import Rendered, marked, num_altered
+from scaleup.data.marks import Rendered, marked, num_altered, said
 from scaleup.data.rendering import PROBE, Renderer
-from scaleup.data.text import num_common
+from scaleup.data.text import Span, num_common
 from scaleup.data.tool_calls import check_tool_calls
 from scaleup.errors import ScaleupError
 from scaleup.records.chats import Chat, Message
@@ -78,7 +78,7 @@ class ChatTemplate:
 
     def conversation(self, chat: Chat, train_on: TrainOn = "assistant") -> Rendered:
         """Returns the text up to the last answer that is learned, and the characters of it that are: those of all
-        answers, of the last one, or all.
+        answers, of the last one, or all but what messages say that are read alone.
 
         Where the template shows an answer otherwise once the conversation goes on, only the last one is as it is at
         inference, and learned. Raises ScaleupError as `prompt` does, and where an answer cannot be told from what is
@@ -86,8 +86,7 @@ class ChatTemplate:
         if chat.tools and self._with_tools:
             return self._with_tools.conversation(chat, train_on)
         if train_on == "all":
-            text = self.whole(chat)
-            return Rendered(text, ((0, len(text)),), num_altered=num_altered(chat, text))
+            return self._all(chat)
         learned = chat.answers
         if not learned:
             raise ScaleupError.of("data.messages", "has no answer that is learned", "give one, or drop the row")
@@ -134,6 +133,17 @@ class ChatTemplate:
                 before = text[text.find(f"{PROBE}1") : place] if len(made) == 2 else ""
                 return set() if end in before else {end}
         return set()
+
+    def _all(self, chat: Chat) -> Rendered:
+        text = self.whole(chat)
+        closing = self._closing.of_turn if chat.unlearned else ""
+        silent: list[Span] = []
+        for start, end in sorted(said(self._renderer, chat, turn, text) for turn in chat.unlearned):
+            end += len(closing) if end > start and text.startswith(closing, end) else 0
+            silent.append((start, end))
+        borders = [0, *(border for span in silent for border in span), len(text)]
+        spans = tuple((start, end) for start, end in zip(borders[::2], borders[1::2], strict=True) if start < end)
+        return Rendered(text, spans, silent=tuple(silent), num_altered=num_altered(chat, text))
 
     def _found(self, chat: Chat, learned: Sequence[int]) -> Rendered:
         last = self._answer(chat, learned[-1])

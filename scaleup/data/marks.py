@@ -31,6 +31,8 @@ class Rendered:
     """Answers that are not learned: the template takes them only with what follows them."""
     num_altered: int = 0
     """Messages of which the template does not show the words as they are."""
+    silent: tuple[Span, ...] = ()
+    """Characters that no token is learned by: what messages say that are read alone, where all others are learned."""
 
 
 def marked(renderer: Renderer, chat: Chat, learned: Sequence[int]) -> Rendered:
@@ -57,6 +59,32 @@ def marked(renderer: Renderer, chat: Chat, learned: Sequence[int]) -> Rendered:
             altered.add(turn)
     spans = dict.fromkeys(mark for turn in learned if turn not in lost for mark in own[turn])
     return Rendered(text, tuple(spans), num_rewritten=len(lost), num_altered=len(altered - lost))
+
+
+def said(renderer: Renderer, chat: Chat, turn: int, text: str) -> Span:
+    """Returns the characters of a text that are others if a message says something else.
+
+    Raises ScaleupError where the template does not take that."""
+    start, end = len(text), 0
+    for probe in (PROBE, PROBE[::-1]):  # of which one begins, and one ends, otherwise than the message does
+        other = _saying(renderer, chat, turn, probe)
+        begins = num_common(text, other)
+        left = min(len(text), len(other)) - begins
+        start, end = min(start, begins), max(end, len(text) - min(num_common(text[::-1], other[::-1]), left))
+    return start, max(start, end)
+
+
+def _saying(renderer: Renderer, chat: Chat, turn: int, words: str) -> str:
+    """Returns the text of a conversation in which a message says other words; with other calls of tools in the place of
+    its own, where results follow them."""
+    message = chat.messages[turn]
+    bare = {key: value for key, value in message.items() if key not in ("tool_calls", *REASONING_KEYS)}
+    calls = [altered_call(call, arguments={words: words}) for call in message.get("tool_calls") or []]
+    for more in ({}, {"tool_calls": [altered_call(call, name=words) for call in calls]}, {"tool_calls": calls}):
+        with suppress(ScaleupError):
+            return text_with(renderer, chat, turn, {**bare, "content": words, **more})
+    what = f"messages[{turn}] has weight 0 or train false, and the chat template takes no other words in its place"
+    raise ScaleupError.of("data.messages", what, "leave it out, or drop the row")
 
 
 def num_altered(chat: Chat, text: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -155,14 +155,14 @@ class Encoder:
             self.text.continued([(e.prompt, e.completion) for e in examples if isinstance(e, PromptCompletion)])
         )
         plain = iter(self.text.encode([e.text for e in examples if isinstance(e, PlainText)]))
-        rendered = [self.rendered(e) for e in examples if isinstance(e, Chat)]
-        chats = iter(self.text.masked([(each.text, each.spans) for each in rendered]))
+        chats = iter(self._chats([self.rendered(e) for e in examples if isinstance(e, Chat)]))
         rows: list[Tokens | None] = []
         for example in examples:
             if isinstance(example, PromptCompletion):
                 prompt, completion = next(pairs)
                 completion = self.text.with_eos(completion)
-                ids, learned = prompt + completion, [False] * len(prompt) + [True] * len(completion)
+                ids = prompt + completion
+                learned = [not self.data.completion_only_loss] * len(prompt) + [True] * len(completion)
             elif isinstance(example, Chat):
                 ids, learned = next(chats)
             else:
@@ -195,12 +195,20 @@ class Encoder:
         """Returns a prompt as the model reads it: of a chat, what the template makes of it."""
         return self.chat.prompt(prompt) if isinstance(prompt, Chat) else prompt
 
+    def _chats(self, rendered: Sequence[Rendered]) -> Iterator[tuple[list[int], list[bool]]]:
+        """Yields the ids of conversations, and which are learned: none of which a character is silent."""
+        masked = self.text.masked([(each.text, each.spans) for each in rendered])
+        for each, (ids, learned) in zip(rendered, masked, strict=True):
+            if each.silent:
+                _, silent = self.text.masked([(each.text, each.silent)])[0]
+                learned = [is_learned and not mute for is_learned, mute in zip(learned, silent, strict=True)]
+            yield ids, learned
+
     def _cut(self, ids: list[int], learned: list[bool]) -> Tokens | None:
         if len(ids) > self.data.max_length and self.data.overlong == "drop":
             return None
         input_ids = np.asarray(ids[: self.data.max_length], np.int32)
-        is_learned = np.asarray(learned[: self.data.max_length]) | (not self.data.completion_only_loss)
-        labels = np.where(is_learned, input_ids, IGNORE).astype(np.int32)
+        labels = np.where(np.asarray(learned[: self.data.max_length]), input_ids, IGNORE).astype(np.int32)
         row = Tokens(input_ids, labels)
         return row if (labels[1:] != IGNORE).any() else None
 

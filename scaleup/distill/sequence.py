@@ -59,7 +59,11 @@ def written_row(prompt: str | Chat, answer: str) -> dict[str, Any]:
     """Returns the row of a prompt and what the teacher wrote for it: texts, or messages with their tools."""
     if isinstance(prompt, Chat):
         completion = [{"role": "assistant", "content": answer}]
-        return {"prompt": prompt.messages, "completion": completion, "tools": prompt.tools}
+        asked = [
+            {**message, "weight": 0} if at in prompt.unlearned else message
+            for at, message in enumerate(prompt.messages)
+        ]
+        return {"prompt": asked, "completion": completion, "tools": prompt.tools}
     return {"prompt": prompt, "completion": answer}
 
 

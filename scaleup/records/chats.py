@@ -21,19 +21,21 @@ class Chat:
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
     unlearned: frozenset[int] = frozenset()
-    """Places of the assistant's messages that are read and not learned."""
+    """Places of the messages of any role that are to be read and not learned: weight 0 or train false is on them."""
+    given: frozenset[int] = frozenset()
+    """Places of the assistant's messages that the answers go on from: they are learned only where everything is."""
 
     @property
     def answers(self) -> list[int]:
         """Returns the places of the assistant's messages that are learned."""
         roles = enumerate(message["role"] for message in self.messages)
-        return [turn for turn, role in roles if role == "assistant" and turn not in self.unlearned]
+        return [turn for turn, role in roles if role == "assistant" and turn not in self.unlearned | self.given]
 
     def split(self) -> list[Chat]:
-        """Returns a conversation for each answer that is learned, up to it, in which nothing else is."""
+        """Returns a conversation for each answer that is learned, up to it, which goes on from all before it."""
         answers = self.answers
         return [
-            replace(self, messages=self.messages[: turn + 1], unlearned=self.unlearned | (set(answers) - {turn}))
+            replace(self, messages=self.messages[: turn + 1], given=self.given | (set(answers) - {turn}))
             for turn in answers
         ]
 

@@ -75,7 +75,7 @@ def example_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, i
     row that it cannot use: add the row's place to that with `row_problem`."""
     form = valid_format(data, source)
     if chat_key(form):
-        return lambda values, index: _learnable(form, _checked(data, _conversation(form, values)))
+        return lambda values, index: _learnable(form, _conversation(form, values))
     if form.text is not None:
         text = {"text": Template(form.text, form.columns)}
         return lambda values, index: PlainText(**rendered(text, values))
@@ -152,18 +152,9 @@ def _learnable(form: RowFormat, chat: Chat) -> Chat:
     answers = {at for at, message in enumerate(chat.messages) if is_answer(message)}
     if not answers:
         raise ScaleupError.of(_place(form), "has no answer of the assistant", "add an assistant message with content")
-    if answers <= chat.unlearned:
+    if not answers.intersection(chat.answers):
         what = "has no answer that is learned: weight 0 or train false is on each"
         raise ScaleupError.of(_place(form), what, "leave it out of one, or drop the row")
-    return chat
-
-
-def _checked(data: DataConfig, chat: Chat, where: str = "messages") -> Chat:
-    """Returns messages as they are. Raises ScaleupError for those that are not to be learned where all are."""
-    if chat.unlearned and (data.train_on == "all" or not data.completion_only_loss):
-        key = "train_on: all" if data.train_on == "all" else "completion_only_loss: false"
-        what = f"has weight 0 or train false, and data.{key} learns every message"
-        raise ScaleupError([Problem(f"{where}[{at}]", what, "leave one of them out") for at in sorted(chat.unlearned)])
     return chat
 
 
@@ -189,13 +180,13 @@ def _prompt_completion(
     if not any(is_list(template, values) for template in templates.values()):
         return PromptCompletion(**rendered(templates, values))
     parts = read_parts(templates, form.tools, values)
-    prompt, completion = _checked(data, parts["prompt"], "prompt"), _checked(data, parts["completion"], "completion")
+    prompt, completion = parts["prompt"], parts["completion"]
     begin = len(prompt.messages)
     if problems := [*_prompt_faults(prompt), *response_faults("completion", completion)]:
         raise ScaleupError(problems)
-    read_only = {at for at, message in enumerate(prompt.messages) if message["role"] == "assistant"}
-    unlearned = frozenset(read_only | {begin + at for at in completion.unlearned})
-    return _learnable(form, Chat(prompt.messages + completion.messages, parts["tools"], unlearned))
+    given = frozenset(at for at, message in enumerate(prompt.messages) if message["role"] == "assistant")
+    unlearned = prompt.unlearned | {begin + at for at in completion.unlearned}
+    return _learnable(form, Chat(prompt.messages + completion.messages, parts["tools"], unlearned, given))
 
 
 def _prompt(form: RowFormat, templates: Templates, values: Values) -> str | Chat:

@@ -32,7 +32,7 @@ def read_turns(where: str, value: Any) -> Chat:
     for at, raw in enumerate(list_in(where, value, wanted="a list of messages")):
         message, is_learned = _turn(f"{where}[{at}]", raw, problems)
         messages.append(message)
-        if not is_learned and message.get("role") == "assistant":
+        if not is_learned:
             unlearned.add(at)
     if problems:
         raise ScaleupError(problems)

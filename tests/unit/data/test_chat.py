@@ -239,11 +239,40 @@ def test_train_on():
     chat, template = SHAPES["unlearned last"], template_of("chatml")
     assert learned(template.conversation(chat)) == "Answer 0.<|im_end|>\nAnswer 1.<|im_end|>\n"
     assert learned(template.conversation(chat, "last")) == "Answer 1.<|im_end|>\n"
-    everything = template.conversation(chat, "all")
+    everything = template.conversation(SHAPES["turns 3"], "all")
     assert learned(everything) == everything.text == template.whole(chat)
+    assert everything.text == learned(template.conversation(chat, "all")) + "Answer 2.<|im_end|>\n"
     assert learned(template_of("qwen3_training").conversation(chat, "last")).endswith("Answer 1.<|im_end|>\n")
     with pytest.raises(ScaleupError, match="no answer that is learned"):
         template.conversation(Chat(turns(1), unlearned=frozenset({1})))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_of_all_that_is_said_what_is_not_to_be_learned_is_not(name):
+    """Whoever says it, in words, with reasons before them or in calls of tools."""
+    shapes = {
+        "system 3": ({0, 3, 4}, ["Be brief.", "Question 1?", "Answer 1."], ["Question 0?", "Answer 0.", "Answer 2."]),
+        "reasons thrice": ({1, 3, 4, 5}, ["Answer", "Think", "Question 2?"], ["Question 0?", "Question 1?"]),
+        "calls, answers": ({1}, ["city"], ["Fine."]),
+    }
+    for shape, (unlearned, silent, others) in shapes.items():
+        if shape in REFUSED.get(name, ()):
+            continue
+        chat = replace(SHAPES[shape], unlearned=frozenset(unlearned), tools=None)
+        if (everything := tried(name, replace(chat, unlearned=frozenset()))) is None:
+            continue
+        rendered = template_of(name).conversation(chat, "all")
+        text, said = learned(rendered), "".join(rendered.text[start:end] for start, end in rendered.silent)
+        assert rendered.text == everything.text and len(text) + len(said) == len(rendered.text)
+        assert not any(words in text for words in silent), (shape, text)
+        assert all(words in text for words in others if words in rendered.text), (shape, text)
+
+
+def tried(name, chat):
+    try:
+        return template_of(name).conversation(chat, "all")
+    except ScaleupError:
+        return None
 
 
 @pytest.mark.parametrize("train_on", ["assistant", "last", "all"])

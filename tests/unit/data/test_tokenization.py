@@ -365,3 +365,30 @@ def test_what_data_names_is_another_models(own, named, read):
     tokenizer = tiny.tokenizer("llama")
     tokenizer.chat_template = own
     assert own_template(tokenizer, tiny.data_config(chat_template=named)).chat_template == read
+
+
+@pytest.mark.parametrize("everything", [{"train_on": "all"}, {"completion_only_loss": False}])
+def test_where_all_is_learned_weight_0_is_not(everything):
+    """Of any role; a token that reaches into such words neither."""
+    tokenizer = tiny.tokenizer("llama")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+    chat = [("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four")]
+    messages = [{"role": role, "content": words} for role, words in chat]
+    encoder = Encoder(tokenizer, "causal_lm", tiny.data_config(**everything))
+    text, end = tokenizer.apply_chat_template(messages, tokenize=False), tokenizer.eos_token
+    for unlearned in ((), (1,), (0, 3)):
+        [row] = encoder([Chat(messages, unlearned=frozenset(unlearned))])
+        wanted = text
+        for turn in unlearned:
+            wanted = wanted.replace(chat[turn][1] + end, "")
+        assert tokenizer.decode(row.input_ids) == text
+        assert tokenizer.decode(row.labels[row.labels != IGNORE]) == wanted
+
+
+@pytest.mark.parametrize("everything", [{"train_on": "all"}, {"completion_only_loss": False}, {}])
+def test_what_an_answer_goes_on_from_is_learned_where_all_is(everything):
+    """Of split conversations, too, in which each answer is a row."""
+    said = [{"role": role, "content": words} for role, words in (("user", "a"), ("assistant", "b")) * 2]
+    encoder = Encoder(tiny.tokenizer("llama"), "causal_lm", tiny.data_config(**everything))
+    rows = encoder(Chat(said).split())
+    assert [bool((row.labels != IGNORE).all()) for row in rows] == [bool(everything)] * 2

@@ -35,7 +35,9 @@ def test_a_text_is_written_as_text():
 
 def test_of_a_conversation_the_teachers_answer_alone_is_learned():
     answer = {"role": "assistant", "content": "yes"}
-    assert read_back(Chat([USER, SAID, USER], TOOLS)) == Chat([USER, SAID, USER, answer], TOOLS, frozenset({1}))
+    assert read_back(Chat([USER, SAID, USER], TOOLS)) == Chat([USER, SAID, USER, answer], TOOLS, given=frozenset({1}))
+    silent = Chat([USER, SAID, USER], unlearned=frozenset({0, 1}))
+    assert read_back(silent) == Chat([USER, SAID, USER, answer], None, frozenset({0, 1}), frozenset({1}))
     assert read_back(Chat([USER])) == Chat([USER, answer])
 
 

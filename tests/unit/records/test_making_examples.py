@@ -105,7 +105,7 @@ def test_a_chat_of_which_nothing_is_learned_is_refused():
         ({"p": [USER], "c": [ANSWER]}, Chat([USER, ANSWER])),
         ({"p": "hi", "c": [ANSWER]}, Chat([USER, ANSWER])),
         ({"p": [USER], "c": "hello", "tools": TOOLS}, Chat([USER, ANSWER], TOOLS)),
-        ({"p": [USER, ANSWER, USER], "c": [ANSWER]}, Chat([USER, ANSWER, USER, ANSWER], unlearned=frozenset({1}))),
+        ({"p": [USER, ANSWER, USER], "c": [ANSWER]}, Chat([USER, ANSWER, USER, ANSWER], given=frozenset({1}))),
         (
             {"p": [USER], "c": [{**ANSWER, "weight": 0}, USER, ANSWER]},
             Chat([USER, ANSWER, USER, ANSWER], unlearned=frozenset({1})),
@@ -249,17 +249,17 @@ def test_no_maker_of_a_mistaken_format(make):
         maker(make, template="summarise")
 
 
-@pytest.mark.parametrize("everything", [{"train_on": "all"}, {"completion_only_loss": False}])
-def test_messages_that_are_not_learned_are_refused_where_all_are(everything):
-    says = {"role": "assistant", "content": "b", "weight": 0}
+@pytest.mark.parametrize("everything", [{}, {"train_on": "all"}, {"completion_only_loss": False}])
+def test_messages_that_are_not_learned_are_of_any_role(everything):
+    asks, says = {"role": "user", "content": "a", "train": False}, {"role": "assistant", "content": "b", "weight": 0}
     rows = [
-        ({"messages": "m"}, {"m": [{"role": "user", "content": "a"}, says, {**says, "weight": 1}]}),
-        ({"prompt": "{p}", "completion": "{c}"}, {"p": "a", "c": [says, {**says, "weight": 1}]}),
+        ({"messages": "m"}, {"m": [asks, says, USER, {**says, "weight": 1}]}, {}),
+        ({"prompt": "{p}", "completion": "{c}"}, {"p": [asks], "c": [says, USER, {**says, "weight": 1}]}, {}),
+        ({"prompt": "{p}", "completion": "{c}"}, {"p": [asks, says, USER], "c": [ANSWER]}, {"given": frozenset({1})}),
     ]
-    for keys, values in rows:
-        assert maker(**keys)(values, 0).unlearned
-        with pytest.raises(ScaleupError, match="has weight 0 or train false, and data"):
-            maker(**keys, **everything)(values, 0)
+    for keys, values, more in rows:
+        chat = maker(**keys, **everything)(values, 0)
+        assert (chat.unlearned, chat.given, chat.answers) == ({0, 1}, more.get("given", frozenset()), [3])
 
 
 def test_sharegpts_system_column_is_read():

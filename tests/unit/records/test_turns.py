@@ -139,7 +139,7 @@ def test_answers_that_are_not_learned(keys):
     assert read_turns("m", [USER, {**answer, **keys}, USER, {**answer, "weight": 1, "train": True}]) == Chat(
         [USER, answer, USER, answer], unlearned=frozenset({1})
     )
-    assert read_turns("m", [{**USER, **keys}]) == Chat([USER])
+    assert read_turns("m", [{**USER, **keys}]) == Chat([USER], unlearned=frozenset({0})), "where all are learned"
 
 
 def test_what_cannot_be_learned_is_refused():
