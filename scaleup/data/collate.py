@@ -32,6 +32,52 @@ class TopK:
         return TopK(self.ids.to(device, non_blocking=True), self.log_probs.to(device, non_blocking=True))
 
 
+class Places:
+    """Holds where the N labelled tokens of (B, S) stand, or the labelled rows of (B,). The host knows it when it makes
+    a batch: an index of booleans would have it wait for the device, to hear how many are true.
+
+    No dataclass: engines look for tensors in these."""
+
+    def __init__(self, flat: torch.Tensor, columns: torch.Tensor, width: int) -> None:
+        self.flat = flat
+        """Holds positions (N,) in the labels, laid out row by row."""
+        self.columns = columns
+        """Holds the columns (K,) in which some row has a label, in order; the first one where there is no label."""
+        self.width = width
+        """Is S; 0 where labels are (B,)."""
+
+    @classmethod
+    def of(cls, labels: torch.Tensor) -> Places:
+        """Returns the places of labels (B, S) or (B,) that are on the CPU."""
+        labelled = labels != IGNORE
+        flat = labelled.flatten().nonzero().squeeze(1)
+        if labels.ndim == 1:
+            return cls(flat, flat.new_zeros(1), 0)
+        columns = labelled.any(dim=0).nonzero().squeeze(1)
+        return cls(flat, columns if len(columns) else columns.new_zeros(1), labels.shape[1])
+
+    def to(self, device: torch.device) -> Places:
+        flat, columns = (part.to(device, non_blocking=True) for part in (self.flat, self.columns))
+        return Places(flat, columns, self.width)
+
+    def behind(self, num_tokens: int) -> Places:
+        """Returns the places where so many tokens stand before each row of (B, S)."""
+        if not num_tokens:
+            return self
+        rows = self.flat // self.width + 1
+        return Places(self.flat + num_tokens * rows, self.columns + num_tokens, self.width + num_tokens)
+
+    def within_columns(self) -> Places:
+        """Returns the places in (B, K): what is left of (B, S) without all columns but `columns`."""
+        width = len(self.columns)
+        flat = self.flat // self.width * width + torch.searchsorted(self.columns, self.flat % self.width)
+        return Places(flat, torch.arange(width, device=flat.device), width)
+
+    def select(self, values: torch.Tensor) -> torch.Tensor:
+        """Returns (N, ...), of values (B, S, ...), or (B, ...) where labels are (B,)."""
+        return (values.flatten(0, 1) if self.width else values).index_select(0, self.flat)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Holds what one forward pass takes. Shapes: B rows, S tokens (T for the target of encoder-decoder models)."""
@@ -45,13 +91,22 @@ class Batch:
     num_labels: int
     num_tokens: int
     """Counts the real tokens, without padding and fillers."""
+    places: Places = None  # type: ignore[assignment]
+    """Says where these labels are: `Places.of` them, made with the batch."""
+    is_padded: bool | None = None
+    """Tells whether some row has padding or, packed, several texts; None: the host does not know."""
     teacher_top_k: TopK | None = None
     """Holds the teacher's distribution at the labelled positions, where the teacher is cached."""
+
+    def __post_init__(self) -> None:
+        if self.places is None:
+            object.__setattr__(self, "places", Places.of(self.labels))
 
     def to(self, device: torch.device) -> Batch:
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
         teacher_top_k = None if self.teacher_top_k is None else self.teacher_top_k.to(device)
-        return Batch(moved, self.labels.to(device, non_blocking=True), self.num_labels, self.num_tokens, teacher_top_k)
+        labels = self.labels.to(device, non_blocking=True)
+        return replace(self, inputs=moved, labels=labels, places=self.places.to(device), teacher_top_k=teacher_top_k)
 
 
 Collator = Callable[[Sequence[Any]], Batch]
@@ -75,7 +130,9 @@ def packed_collator(pad_id: int) -> Collator:
         input_ids, _ = pad([row.input_ids for row in rows], pad_id)
         positions, _ = pad([_positions(row) for row in rows], 0)
         labels, _ = pad([_shifted(row.labels) for row in rows], IGNORE)
-        return _batch({"input_ids": input_ids, "position_ids": positions}, labels, rows)
+        starts_over = bool((np.diff(positions.numpy()) != 1).any())
+        batch = _batch({"input_ids": input_ids, "position_ids": positions}, labels, rows)
+        return replace(batch, is_padded=starts_over)
 
     return collate
 
@@ -137,4 +194,11 @@ def _batch(inputs: dict[str, torch.Tensor], labels: torch.Tensor, rows: Sequence
     num_tokens = sum(len(row.input_ids) for row in real)
     if "decoder_input_ids" in inputs:
         num_tokens += sum(len(row.labels) for row in real)
-    return Batch(inputs, labels, int((labels != IGNORE).sum()), num_tokens)
+    places, is_padded = Places.of(labels), has_padding(inputs.get("attention_mask"))
+    return Batch(inputs, labels, len(places.flat), num_tokens, places, is_padded)
+
+
+def has_padding(*masks: torch.Tensor | None) -> bool | None:
+    """Returns whether masks on the CPU, 1 where there is no padding, have any; None of no mask."""
+    known = [bool((mask.numpy() == 0).any()) for mask in masks if mask is not None]
+    return any(known) if known else None

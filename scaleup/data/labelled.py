@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from scaleup.config.schema import DataConfig, SourceConfig
-from scaleup.data.collate import Batch, Collator, pad
+from scaleup.data.collate import Batch, Collator, has_padding, pad
 from scaleup.data.tokenization import IGNORE, LabelledTokens, TokenRow
 from scaleup.errors import ScaleupError
 from scaleup.records.examples import labelled_maker
@@ -75,6 +75,7 @@ def labelled_collator(pad_id: int, filler_id: int) -> Collator:
         ids, mask = pad([text.input_ids for text in texts], pad_id)
         classes = torch.tensor([text.label for text in texts])
         inputs = {"input_ids": ids, "attention_mask": mask}
-        return Batch(inputs, classes, len(real), sum(len(row.input_ids) for row in real))
+        num_tokens = sum(len(row.input_ids) for row in real)
+        return Batch(inputs, classes, len(real), num_tokens, is_padded=has_padding(mask))
 
     return collate

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from scaleup.config.schema import DataConfig, SourceConfig
-from scaleup.data.collate import Batch, Collator, pad
+from scaleup.data.collate import Batch, Collator, has_padding, pad
 from scaleup.data.tokenization import PairTokens, TokenRow
 from scaleup.records.preferences import Preference, preference_maker
 
@@ -72,6 +72,7 @@ def pair_collator(pad_id: int, filler_id: int) -> Collator:
         input_ids, mask = pad([*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)], pad_id)
         margins = torch.tensor([pair.margin for pair in pairs])
         num_tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in real)
-        return Batch({"input_ids": input_ids, "attention_mask": mask}, margins, len(real), num_tokens)
+        inputs = {"input_ids": input_ids, "attention_mask": mask}
+        return Batch(inputs, margins, len(real), num_tokens, is_padded=has_padding(mask))
 
     return collate

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.lib.format import open_memmap
 
 from scaleup.artifacts.data_file import models_known_at
@@ -21,7 +20,7 @@ from scaleup.artifacts.files import aside_of, commit_folder, read_json, write_js
 from scaleup.config.stages.distill import CacheSettings, DistillConfig
 from scaleup.data.collate import Collator, TopK
 from scaleup.data.dataset import TrainingData
-from scaleup.data.tokenization import IGNORE, Tokens
+from scaleup.data.tokenization import Tokens
 from scaleup.distill.divergence import top_k_of
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
@@ -135,12 +134,12 @@ class TopKTeacher:
 
         As in training, logits of a few hundred positions exist at a time, where the head is plain."""
         batch = self.collate(rows).to(device)
-        labels = F.pad(batch.labels, (num_prepended(self.model), 0), value=IGNORE)
+        places = batch.places.behind(num_prepended(self.model))
         head = self.model.get_output_embeddings()
         if not isinstance(head, HiddenHead):
-            logits, _ = labelled_logits(self.model, labels, batch.inputs)
+            logits = labelled_logits(self.model, places, batch.inputs)
             return top_k_of(logits.float()[:, : self.num_ids], self.top_k, self.temperature)
-        hidden = self.model(**batch.inputs, use_cache=False).logits[labels != IGNORE]
+        hidden = places.select(self.model(**batch.inputs, use_cache=False).logits)
         chunks: list[TopK] = []
 
         def keep(logits: torch.Tensor, positions: slice) -> torch.Tensor:

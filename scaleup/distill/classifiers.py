@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 
+from scaleup.data.collate import Places
 from scaleup.data.tokenization import IGNORE
 from scaleup.distill.heads import logits_loss
 from scaleup.distill.hidden_states import distance_sum, outputs_of
@@ -16,17 +17,18 @@ class ClassifierDistillation(StudentWithTeacher):
     """Distils a sequence classifier into another one of the same labels. It is the recipe of DistilBERT (Sanh et al.
     2019), on a task: softened cross-entropy, the task's own, and the cosine of hidden states."""
 
-    def forward(self, labels: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, labels: torch.Tensor, places: Places, **inputs: torch.Tensor) -> torch.Tensor:
         """Returns the loss summed over the rows with a label of (B,), a float32 scalar. Fillers, whose label is IGNORE,
         add nothing."""
-        real = labels != IGNORE
         teacher, states = self._teacher_outputs(inputs)
         with outputs_of(self.student, (layer for layer, _ in self.pairs)) as own_states:
             logits = classify(self.student, inputs)
-        loss = logits_loss(logits[real], None if teacher is None else teacher[real], labels[real], self.loss)
+        known = None if teacher is None else places.select(teacher)
+        loss = logits_loss(places.select(logits), known, places.select(labels), self.loss)
         if self.hidden is None:
             return loss
-        return loss + self.hidden.weight * self._distance(own_states, states, inputs["attention_mask"].bool(), real)
+        mask = inputs["attention_mask"] * (labels != IGNORE)[:, None]
+        return loss + self.hidden.weight * self._distance(own_states, states, mask)
 
     @torch.no_grad()
     def _teacher_outputs(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor | None, dict[int, torch.Tensor]]:
@@ -38,14 +40,14 @@ class ClassifierDistillation(StudentWithTeacher):
         return (logits if self.loss.alpha > 0 else None), states
 
     def _distance(
-        self, own: dict[int, torch.Tensor], states: dict[int, torch.Tensor], mask: torch.Tensor, real: torch.Tensor
+        self, own: dict[int, torch.Tensor], states: dict[int, torch.Tensor], mask: torch.Tensor
     ) -> torch.Tensor:
         """Returns the distance of hidden states summed over the rows, in the mean over the pairs of layers. A row's is
-        the mean over its tokens, so that long texts weigh no more than short ones."""
-        kept = mask & real[:, None]
-        share = (1 / mask.sum(dim=1, keepdim=True)).expand(mask.shape)[kept]
-        pairs = zip(self.projected([own[layer][kept] for layer, _ in self.pairs]), self.pairs, strict=True)
+        the mean over its tokens, which the mask (B, S) has, so that long texts weigh no more than short ones; fillers,
+        of which it has none, weigh nothing."""
+        share = (mask / mask.sum(dim=1, keepdim=True).clamp(min=1)).flatten()
+        pairs = zip(self.projected([own[layer].flatten(0, 1) for layer, _ in self.pairs]), self.pairs, strict=True)
         assert self.hidden is not None
         return torch.stack(
-            [distance_sum(one, states[layer][kept], self.hidden.loss, share) for one, (_, layer) in pairs]
+            [distance_sum(one, states[layer].flatten(0, 1), self.hidden.loss, share) for one, (_, layer) in pairs]
         ).mean()

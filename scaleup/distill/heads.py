@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from scaleup.data.collate import TopK
+from scaleup.data.collate import Places, TopK
 from scaleup.distill.divergence import SoftAndHard
 from scaleup.models.heads import HiddenHead, ToldHead, has_plain_head, swap_head, told
 from scaleup.train.head_loss import linear_gradients, needed, product_dtype, with_gradients
@@ -24,8 +24,8 @@ LossAndGradients = tuple[torch.Tensor, list[torch.Tensor | None]]
 class DistillTargets:
     """Holds what a student's head learns at N labelled positions of (B, S)."""
 
-    chosen: torch.Tensor
-    """Marks these positions: (B, S) booleans."""
+    places: Places
+    """Says where these positions are."""
     labels: torch.Tensor
     """Holds their labels (N)."""
     loss: SoftAndHard
@@ -43,7 +43,7 @@ class StudentHead(ToldHead):
 
     def answer(self, hidden: torch.Tensor, targets: DistillTargets) -> torch.Tensor:
         """Returns the loss of hidden states (B, S, H), a float32 scalar."""
-        hidden = hidden[targets.chosen]
+        hidden = targets.places.select(hidden)
         parts = (hidden, self.weight, self.bias)
         needs, dtype, head = needed(*parts), product_dtype(hidden), targets.teacher
 

@@ -6,11 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from scaleup.config.stages.distill import DistillSettings
-from scaleup.data.collate import TopK
-from scaleup.data.tokenization import IGNORE
+from scaleup.data.collate import Places, TopK
 from scaleup.distill.heads import DistillTargets, StudentHead, logits_loss, swap_heads
 from scaleup.distill.hidden_states import distance_sum, outputs_of
 from scaleup.distill.module import StudentWithTeacher
@@ -26,28 +24,27 @@ class Distillation(StudentWithTeacher):
         super().__init__(student, teacher, settings, num_ids)
         self.is_fused = swap_heads(student, teacher)
 
-    def forward(self, labels: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, labels: torch.Tensor, places: Places, **inputs: torch.Tensor) -> torch.Tensor:
         """Returns the loss summed over the labelled positions of a batch (B, S), a float32 scalar: soft, hard and of
         hidden states. Without labels it is a zero that still has a gradient."""
-        own_labels = F.pad(labels, (num_prepended(self.student), 0), value=IGNORE)
-        chosen, own_chosen = labels != IGNORE, own_labels != IGNORE
-        last, states = self._teacher_outputs(labels, chosen, inputs)
+        labels, own_places = places.select(labels), places.behind(num_prepended(self.student))
+        last, states = self._teacher_outputs(places, inputs)
         with outputs_of(self.student, (layer for layer, _ in self.pairs)) as own_states:
             if self.is_fused:
                 teacher = None if last is None else self.teacher.get_output_embeddings()
-                targets = DistillTargets(own_chosen, labels[chosen], self.loss, teacher, last)
+                targets = DistillTargets(own_places, labels, self.loss, teacher, last)
                 with told(targets, self.student.get_output_embeddings()):
                     loss = self.student(**inputs, use_cache=False).logits
             else:
-                logits, kept_labels = labelled_logits(self.student, own_labels, inputs)
-                loss = logits_loss(logits, last, kept_labels, self.loss)
+                logits = labelled_logits(self.student, own_places, inputs)
+                loss = logits_loss(logits, last, labels, self.loss)
         if self.hidden is None:
             return loss
-        return loss + self.hidden.weight * self._distance(own_states, own_chosen, states)
+        return loss + self.hidden.weight * self._distance(own_states, own_places, states)
 
     @torch.no_grad()
     def _teacher_outputs(
-        self, labels: torch.Tensor, chosen: torch.Tensor, inputs: dict[str, torch.Tensor]
+        self, places: Places, inputs: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """Returns the teacher's outputs at the labelled positions: what its head gets (N, H_t), or its logits (N, V)
         where the heads are not plain, and the states (N, H_t) of the pairs' layers. It leaves out what the loss does
@@ -56,16 +53,16 @@ class Distillation(StudentWithTeacher):
             return None, []
         with outputs_of(self.teacher, (layer for _, layer in self.pairs)) as states:
             if self.is_fused:
-                last = self.teacher(**inputs, use_cache=False).logits[chosen]
+                last = places.select(self.teacher(**inputs, use_cache=False).logits)
             else:
-                last, _ = labelled_logits(self.teacher, labels, inputs)
-        return (last if self.loss.alpha > 0 else None), [states[layer][chosen] for _, layer in self.pairs]
+                last = labelled_logits(self.teacher, places, inputs)
+        return (last if self.loss.alpha > 0 else None), [places.select(states[layer]) for _, layer in self.pairs]
 
     def _distance(
-        self, own_states: dict[int, torch.Tensor], chosen: torch.Tensor, states: list[torch.Tensor]
+        self, own_states: dict[int, torch.Tensor], places: Places, states: list[torch.Tensor]
     ) -> torch.Tensor:
         assert self.hidden is not None
-        projected = self.projected([own_states[layer][chosen] for layer, _ in self.pairs])
+        projected = self.projected([places.select(own_states[layer]) for layer, _ in self.pairs])
         kind = self.hidden.loss
         return torch.stack([distance_sum(*pair, kind) for pair in zip(projected, states, strict=True)]).mean()
 
@@ -82,14 +79,15 @@ class CachedDistillation(StudentWithTeacher):
         if self.is_fused:
             swap_head(student.get_output_embeddings(), StudentHead)
 
-    def forward(self, labels: torch.Tensor, teacher_top_k: TopK, **inputs: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, labels: torch.Tensor, places: Places, teacher_top_k: TopK, **inputs: torch.Tensor
+    ) -> torch.Tensor:
         """Returns the loss summed over the N labelled positions of a batch (B, S), a float32 scalar."""
         assert teacher_top_k.log_probs.dtype == torch.float32, "an engine has rounded the teacher's log-probabilities"
-        own_labels = F.pad(labels, (num_prepended(self.student), 0), value=IGNORE)
+        labels, own_places = places.select(labels), places.behind(num_prepended(self.student))
         if not self.is_fused:
-            logits, kept_labels = labelled_logits(self.student, own_labels, inputs)
-            return logits_loss(logits, teacher_top_k, kept_labels, self.loss)
-        targets = DistillTargets(own_labels != IGNORE, labels[labels != IGNORE], self.loss, top_k=teacher_top_k)
+            return logits_loss(labelled_logits(self.student, own_places, inputs), teacher_top_k, labels, self.loss)
+        targets = DistillTargets(own_places, labels, self.loss, top_k=teacher_top_k)
         with told(targets, self.student.get_output_embeddings()):
             loss: torch.Tensor = self.student(**inputs, use_cache=False).logits
         return loss

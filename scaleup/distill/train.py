@@ -82,5 +82,5 @@ def load_distillation(
 def distillation_loss(model: Any, batch: Batch) -> torch.Tensor:
     """Returns the objective of the loop: the loss summed over a batch's labelled positions, a float32 scalar."""
     cached = {} if batch.teacher_top_k is None else {"teacher_top_k": batch.teacher_top_k}
-    loss: torch.Tensor = model(labels=batch.labels, **cached, **batch.inputs)
+    loss: torch.Tensor = model(labels=batch.labels, places=batch.places, **cached, **batch.inputs)
     return loss

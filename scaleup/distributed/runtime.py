@@ -91,13 +91,19 @@ class Runtime:
     def device(self) -> torch.device:
         return self.accelerator.device
 
-    def sum(self, *values: float) -> list[float]:
-        """Returns each value summed over all ranks, in float64. Every rank must call it."""
+    def sum(self, *values: float | torch.Tensor) -> list[float]:
+        """Returns each value, a number or a scalar on the device, summed over all ranks, in float64: the host reads the
+        device once. Every rank must call it."""
         self.progress.heartbeat.enter_collective()
-        if self.world == 1:
+        on_device = [(place, value) for place, value in enumerate(values) if isinstance(value, torch.Tensor)]
+        if self.world == 1 and not on_device:
             return [float(value) for value in values]
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        numbers = [0.0 if isinstance(value, torch.Tensor) else float(value) for value in values]
+        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        for place, value in on_device:
+            total[place] = value.detach()
+        if self.world > 1:
+            dist.all_reduce(total)
         return total.tolist()
 
     def sum_tensor(self, mine: torch.Tensor) -> torch.Tensor:

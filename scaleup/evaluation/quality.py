@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from scaleup.data.collate import Batch
-from scaleup.data.tokenization import IGNORE
 from scaleup.evaluation.metrics import perplexity
 
 
@@ -48,15 +47,14 @@ def row_quality(
 
 def _of_batch(model: Any, teacher: Any, batch: Batch, num_ids: int | None) -> np.ndarray:
     """Return (4, B) float64: labels, loss, divergence, agreement of each row."""
-    labelled = batch.labels != IGNORE
-    log_q = _log_probabilities(model, batch, labelled)
-    log_p = log_q if teacher is model else _log_probabilities(teacher, batch, labelled)
-    loss = -log_q.gather(1, batch.labels[labelled][:, None]).squeeze(1)
+    log_q = _log_probabilities(model, batch)
+    log_p = log_q if teacher is model else _log_probabilities(teacher, batch)
+    loss = -log_q.gather(1, batch.places.select(batch.labels)[:, None]).squeeze(1)
     if log_p.shape != log_q.shape:
         log_p, log_q = (part[:, :num_ids].log_softmax(dim=1) for part in (log_p, log_q))
     divergence = (log_p.exp() * (log_p - log_q)).sum(dim=1)
     agreeing = (log_p.argmax(dim=1) == log_q.argmax(dim=1)).float()
-    row_of = labelled.nonzero()[:, 0]
+    row_of = batch.places.flat // batch.places.width
     sums = [torch.ones_like(loss), loss, divergence, agreeing]
     return np.stack(
         [
@@ -66,10 +64,10 @@ def _of_batch(model: Any, teacher: Any, batch: Batch, num_ids: int | None) -> np
     )
 
 
-def _log_probabilities(model: Any, batch: Batch, labelled: torch.Tensor) -> torch.Tensor:
+def _log_probabilities(model: Any, batch: Batch) -> torch.Tensor:
     """Return log-probabilities (N, V), float32, at the labelled positions of a batch."""
     logits = model(**batch.inputs, use_cache=False).logits
-    return torch.log_softmax(logits[labelled].float(), dim=-1)
+    return torch.log_softmax(batch.places.select(logits).float(), dim=-1)
 
 
 def summarize(quality: RowQuality, teacher: RowQuality, num_samples: int, seed: int = 0) -> dict[str, Any]:

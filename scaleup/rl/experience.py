@@ -7,18 +7,19 @@ that follows (advantages, whitening, minibatches) is then the same arithmetic on
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from scaleup.config.stages.ppo import PPOSettings
-from scaleup.data.collate import pad
+from scaleup.data.collate import has_padding, pad
 from scaleup.data.prompts import Prompt
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.beside import unwrap
 from scaleup.models.generation import answer_texts
+from scaleup.models.padding import padding_known
 from scaleup.rl.advantages import gae, kl_estimate, response_mask, token_rewards, whiten
 from scaleup.rl.rewards.interface import Rewards, Sample
 from scaleup.rl.rollout import Responses, Sampling, respond
@@ -132,11 +133,13 @@ class ExperienceMaker:
             self.runtime.progress.enter_phase("forward passes over responses")
             own = [prompts[row] for row in rows]
             inputs = inputs_of(own, tokens[rows], lengths[rows], self.sampling.pad_id, policy.is_seq2seq)
+            is_padded = is_padded_for(policy, inputs)
             inputs = {name: part.to(self.runtime.device) for name, part in inputs.items()}
             width = inputs["response_ids"].shape[1]
-            stats = (*self.model("policy", **inputs), self.model("reference", **inputs))
+            with padding_known(is_padded):
+                stats = torch.stack([*self.model("policy", **inputs), self.model("reference", **inputs)]).double().cpu()
             for name, part in zip(NAMES, stats, strict=True):
-                computed[name][rows, :width] = part.double().cpu()
+                computed[name][rows, :width] = part
         return computed
 
 
@@ -159,15 +162,23 @@ def inputs_of(
     prompts: Sequence[Sequence[int]], tokens: torch.Tensor, lengths: torch.Tensor, pad_id: int, is_seq2seq: bool
 ) -> dict[str, torch.Tensor]:
     """Return the arguments of a Policy for B rows: prompt_ids and prompt_mask (B, P), response_ids and response_mask
-    (B, T), as wide as the longest of them."""
+    (B, T), as wide as the longest of them, and response_places (N,): where the mask is true, laid out row by row, which
+    the host knows. All are on the CPU."""
     ids, mask = pad(prompts, pad_id, left=not is_seq2seq)
     width = int(lengths.max())
+    in_response = response_mask(lengths, width)
     return {
         "prompt_ids": ids,
         "prompt_mask": mask,
         "response_ids": tokens[:, :width],
-        "response_mask": response_mask(lengths, width),
+        "response_mask": in_response,
+        "response_places": in_response.flatten().nonzero().squeeze(1),
     }
+
+
+def is_padded_for(policy: Any, inputs: Mapping[str, torch.Tensor]) -> bool | None:
+    """Return whether the mask that the policy's model gets has padding: of an encoder-decoder, the encoder's."""
+    return has_padding(inputs["prompt_mask"], None if policy.is_seq2seq else inputs["response_mask"])
 
 
 def by_length(prompts: Sequence[Sequence[int]], lengths: torch.Tensor, batch_size: int) -> Iterator[list[int]]:

@@ -82,7 +82,7 @@ class Policy(Beside):
 
     def _model_inputs(self, inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], TokenQuery]:
         """Return the model's own arguments, and the columns that predict the responses, from prompt_ids, prompt_mask
-        (B, P), response_ids, response_mask (B, T).
+        (B, P), response_ids, response_mask (B, T), response_places (N,).
 
         A causal model's prompts are padded on the left, so that all responses start in one column. In an
         encoder-decoder model the decoder's column t predicts token t."""
@@ -92,12 +92,12 @@ class Policy(Beside):
             start = response.new_full((len(response), 1), self.config.decoder_start_token_id)
             decoder = torch.cat([start, response[:, :-1]], dim=1)
             arranged = {"input_ids": prompt, "attention_mask": prompt_mask, "decoder_input_ids": decoder}
-            return arranged, TokenQuery(0, response, mask, self.temperature)
+            return arranged, TokenQuery(0, response, inputs["response_places"], self.temperature)
         attention = torch.cat([prompt_mask, mask.to(prompt_mask.dtype)], dim=1)
         arranged = {"input_ids": torch.cat([prompt, response], dim=1), "attention_mask": attention}
         if self._takes_positions:
             arranged["position_ids"] = (attention.cumsum(dim=1) - 1).clamp(min=0)
-        return arranged, TokenQuery(prompt.shape[1] - 1, response, mask, self.temperature)
+        return arranged, TokenQuery(prompt.shape[1] - 1, response, inputs["response_places"], self.temperature)
 
     def _as_reference(self) -> AbstractContextManager[Any]:
         if self.reference is not None:

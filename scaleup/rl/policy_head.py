@@ -24,8 +24,8 @@ class TokenQuery:
     first: int
     tokens: torch.Tensor
     """Holds token ids (B, T)."""
-    mask: torch.Tensor
-    """Is a mask (B, T), true on a response's tokens."""
+    places: torch.Tensor
+    """Holds the positions (N,) of the responses' tokens in (B, T), laid out row by row."""
     temperature: float
 
 
@@ -47,15 +47,15 @@ class PolicyHead(ToldHead):
     def answer(self, hidden: torch.Tensor, query: TokenQuery) -> torch.Tensor:
         """Return (B, T, H + 2) of hidden states (B, S, H): hidden states, log-probabilities, entropies."""
         hidden = hidden[:, query.first : query.first + query.tokens.shape[1]]
-        logprobs, entropies = self._logprobs_and_entropies(hidden[query.mask], query)
-        return torch.cat([hidden.float(), *(_spread(part, query.mask)[..., None] for part in (logprobs, entropies))], 2)
+        logprobs, entropies = self._logprobs_and_entropies(at(query.places, hidden), query)
+        return torch.cat([hidden.float(), *(_spread(part, query)[..., None] for part in (logprobs, entropies))], 2)
 
     def _logprobs_and_entropies(self, hidden: torch.Tensor, query: TokenQuery) -> tuple[torch.Tensor, torch.Tensor]:
         """Return log-probabilities and entropies (N,) in nats of N tokens, from the hidden states (N, H) before
         them."""
         from trl.kernels import ChunkedLogProbFunction
 
-        tokens, chunk = query.tokens[query.mask], min(VOCABULARY_CHUNK, self.out_features)
+        tokens, chunk = at(query.places, query.tokens), min(VOCABULARY_CHUNK, self.out_features)
         # By position, as autograd functions take no keywords: None is no soft cap of the logits, 1.0 no scale of them.
         logprobs, entropies, *_ = ChunkedLogProbFunction.apply(
             hidden, self.weight, self.bias, tokens, query.temperature, chunk, None, 1.0, ("entropy",)
@@ -84,12 +84,17 @@ def token_stats(model: Any, inputs: dict[str, torch.Tensor], query: TokenQuery) 
     finally:
         hook.remove()
     columns = slice(query.first, query.first + query.tokens.shape[1])
-    log_p = torch.log_softmax(logits[:, columns][query.mask].float() / query.temperature, dim=-1)
-    chosen = log_p.gather(1, query.tokens[query.mask][:, None]).squeeze(1)
+    log_p = torch.log_softmax(at(query.places, logits[:, columns]).float() / query.temperature, dim=-1)
+    chosen = log_p.gather(1, at(query.places, query.tokens)[:, None]).squeeze(1)
     entropies = -(log_p.exp() * log_p).sum(dim=1)
-    return TokenStats(_spread(chosen, query.mask), _spread(entropies, query.mask), kept[0][:, columns].float())
+    return TokenStats(_spread(chosen, query), _spread(entropies, query), kept[0][:, columns].float())
 
 
-def _spread(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return values (N,) at the N true positions of a mask (B, T); 0 elsewhere."""
-    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+def at(places: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return (N, ...), of values (B, T, ...), at positions (N,) in (B, T), laid out row by row."""
+    return values.flatten(0, 1).index_select(0, places)
+
+
+def _spread(values: torch.Tensor, query: TokenQuery) -> torch.Tensor:
+    """Return values (N,) at the N tokens (B, T) of a query; 0 elsewhere."""
+    return values.new_zeros(query.tokens.numel()).index_copy(0, query.places, values).view(query.tokens.shape)

@@ -3,8 +3,8 @@ optimizer step each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from scaleup.models.beside import unwrap
 from scaleup.plan.arithmetic import DEFAULT_BATCH_SIZE
 from scaleup.rl.advantages import log_ratio, policy_loss, value_loss
 from scaleup.rl.checks import check_first_ratio
-from scaleup.rl.experience import Advantages, Experience, by_length, inputs_of
+from scaleup.rl.experience import Advantages, Experience, by_length, inputs_of, is_padded_for
+from scaleup.rl.policy_head import at
 from scaleup.train.step import StepResult, train_step
 
 SHUFFLES = 1
@@ -37,23 +38,30 @@ class MiniBatch:
     """Counts the tokens of responses."""
     num_tokens: int
     """Counts the tokens of prompts and responses."""
+    is_padded: bool | None
+    """Tells whether some row has padding."""
 
     def to(self, device: torch.device) -> MiniBatch:
         inputs, old = ({name: part.to(device) for name, part in each.items()} for each in (self.inputs, self.old))
-        return MiniBatch(inputs, old, self.num_labels, self.num_tokens)
+        return replace(self, inputs=inputs, old=old)
 
 
 @dataclass
 class Tally:
-    """Sums metrics over this rank's tokens of one or more steps."""
+    """Sums metrics over this rank's tokens of one or more steps, where the values are: nothing is read before
+    `means`."""
 
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Holds scalars in float64."""
     tokens: int = 0
 
     def add(self, tokens: int, **values: torch.Tensor) -> None:
+        self.add_sums(tokens, {name: value.detach().double().sum() for name, value in values.items()})
+
+    def add_sums(self, tokens: int, sums: Mapping[str, torch.Tensor]) -> None:
         self.tokens += tokens
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach().double().sum())
+        for name, value in sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def means(self, runtime: Runtime) -> dict[str, float]:
         """Return means over the tokens of all ranks, which must all call it."""
@@ -87,12 +95,13 @@ class Updater:
                 tally = Tally()
                 last = self._step(experience, estimates, rows, tally)
                 steps += 1
+                whole.add_sums(tally.tokens, tally.sums)
+                checks_ratio = steps == 1 and self.ppo.self_checks
+                if not checks_ratio and self.ppo.target_kl is None:
+                    continue
                 means = tally.means(self.runtime)
-                if steps == 1 and self.ppo.self_checks:
+                if checks_ratio:
                     check_first_ratio(means["log_ratio"], self.tolerance)
-                for name, value in tally.sums.items():
-                    whole.sums[name] = whole.sums.get(name, 0.0) + value
-                whole.tokens += tally.tokens
                 if self.ppo.target_kl is not None and means["approxkl"] > self.ppo.target_kl:
                     return self._report(whole, last), steps
         assert last is not None
@@ -135,7 +144,7 @@ class Updater:
             old = {name: part[chosen, :width].float() for name, part in whole.items()}
             num_labels = int(lengths[batch].sum())
             num_tokens = num_labels + int(inputs["prompt_mask"].sum())
-            yield MiniBatch(inputs, old, num_labels, num_tokens)
+            yield MiniBatch(inputs, old, num_labels, num_tokens, is_padded_for(policy, inputs))
 
     def _report(self, tally: Tally, last: StepResult) -> dict[str, float]:
         means = tally.means(self.runtime)
@@ -161,23 +170,23 @@ def ppo_loss_sum(model: Any, batch: MiniBatch, ppo: PPOSettings, tally: Tally) -
     """Return the objective of PPO, to be minimised: policy loss + vf_coef x value loss - entropy_coef x entropy, summed
     over the tokens of a batch's responses (Schulman et al. 2017, eq. 9). A scalar."""
     logprobs, entropies, values = model("policy", **batch.inputs)
-    mask, old = batch.inputs["response_mask"], batch.old
+    places, old = batch.inputs["response_places"], batch.old
     log_ratios = log_ratio(logprobs, old["logprobs"])
     ratio = log_ratios.exp()
     by_policy, clipped = policy_loss(ratio, old["advantages"], ppo.cliprange)
     by_value, value_clipped = value_loss(values, old["values"], old["returns"], ppo.cliprange_value)
     tally.add(
         batch.num_labels,
-        policy=by_policy[mask],
-        value=by_value[mask],
-        clipped=clipped[mask],
-        value_clipped=value_clipped[mask],
-        approxkl=(torch.expm1(log_ratios) - log_ratios)[mask],
-        entropy=entropies[mask],
-        ratio=ratio[mask],
-        log_ratio=log_ratios.abs()[mask],
+        policy=at(places, by_policy),
+        value=at(places, by_value),
+        clipped=at(places, clipped),
+        value_clipped=at(places, value_clipped),
+        approxkl=at(places, torch.expm1(log_ratios) - log_ratios),
+        entropy=at(places, entropies),
+        ratio=at(places, ratio),
+        log_ratio=at(places, log_ratios.abs()),
     )
-    return (by_policy + ppo.vf_coef * by_value - ppo.entropy_coef * entropies)[mask].sum()
+    return at(places, by_policy + ppo.vf_coef * by_value - ppo.entropy_coef * entropies).sum()
 
 
 def response_seeds(seed: int, rollout: int, size: int) -> Sequence[Sequence[int]]:

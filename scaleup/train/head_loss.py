@@ -14,18 +14,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from scaleup.data.tokenization import IGNORE
+from scaleup.data.collate import Places
 from scaleup.models.heads import ToldHead, has_plain_head, swap_head
 from scaleup.plan.arithmetic import LOGITS_CHUNK
 
 
 class LossHead(ToldHead):
-    """Returns, told labels, the sum of the loss where a model expects logits."""
+    """Returns, told labels and their places, the sum of the loss where a model expects logits."""
 
-    def answer(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss, a float32 scalar, of hidden states (B, S, H) and labels (B, S)."""
-        chosen = labels != IGNORE
-        return linear_loss_sum(hidden[chosen], self.weight, self.bias, labels[chosen])
+    def answer(self, hidden: torch.Tensor, labelled: tuple[torch.Tensor, Places]) -> torch.Tensor:
+        """Return the loss, a float32 scalar, of hidden states (B, S, H) and N labels (N)."""
+        labels, places = labelled
+        return linear_loss_sum(places.select(hidden), self.weight, self.bias, labels)
 
 
 def fuse_head(model: Any) -> None:

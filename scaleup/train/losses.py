@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from scaleup.data.collate import Batch
+from scaleup.data.collate import Batch, Places
 from scaleup.data.tokenization import IGNORE
 from scaleup.models.beside import base_of, unwrap
 from scaleup.models.classifier import classify
@@ -26,14 +26,12 @@ def token_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
     head is applied to the columns in which some row has a label, where the architecture can: logits are (B, K, V) with
     K <= S. A batch without labels gives a zero that still has a gradient, which keeps every rank in the same
     collectives."""
-    whole = unwrap(model)
-    labels, inputs = batch.labels, batch.inputs
-    if virtual := num_prepended(whole):
-        labels = F.pad(labels, (virtual, 0), value=IGNORE)
+    whole, inputs = unwrap(model), batch.inputs
+    labels, places = batch.places.select(batch.labels), batch.places.behind(num_prepended(whole))
     if head := loss_head(whole):
-        with told(labels, head):
+        with told((labels, places), head):
             return model(**inputs, use_cache=False).logits
-    logits, labels = labelled_logits(model, labels, inputs)
+    logits = labelled_logits(model, places, inputs)
     return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
@@ -43,17 +41,11 @@ def class_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
     return F.cross_entropy(classify(model, batch.inputs), batch.labels, ignore_index=IGNORE, reduction="sum")
 
 
-def labelled_logits(
-    model: Any, labels: torch.Tensor, inputs: Mapping[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return logits (N, V) and labels (N) of the labelled positions of (B, S), row by row."""
+def labelled_logits(model: Any, places: Places, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return logits (N, V) of the labelled positions of (B, S), row by row."""
     if _chooses_logits(type(base_of(unwrap(model)))):
-        columns = (labels != IGNORE).any(dim=0).nonzero().squeeze(1)
-        columns = columns if len(columns) else columns.new_zeros(1)
-        labels, inputs = labels[:, columns], {**inputs, "logits_to_keep": columns}
-    logits = model(**inputs, use_cache=False).logits
-    labelled = labels != IGNORE
-    return logits[labelled], labels[labelled]
+        inputs, places = {**inputs, "logits_to_keep": places.columns}, places.within_columns()
+    return places.select(model(**inputs, use_cache=False).logits)
 
 
 def _chooses_logits(architecture: type[torch.nn.Module]) -> bool:

@@ -13,6 +13,7 @@ import torch
 from scaleup.data.collate import Batch
 from scaleup.distributed.engines import NonFiniteError, base_optimizer
 from scaleup.distributed.runtime import Runtime
+from scaleup.models.padding import padding_known
 
 Objective = Callable[[Any, Batch], torch.Tensor]
 """Maps (model, batch) -> the loss summed over the batch's labelled tokens, a float32 scalar."""
@@ -52,20 +53,21 @@ def train_step(
     gradients over ranks, so each rank's part is scaled by the number of ranks. Raises NonFiniteError."""
     num_labels, num_tokens = runtime.sum(sum(b.num_labels for b in batches), sum(b.num_tokens for b in batches))
     scale = runtime.world / max(num_labels, 1.0)
-    loss_sum, added = torch.zeros((), device=runtime.device), 0.0
+    loss_sum, added = (torch.zeros((), device=runtime.device) for _ in range(2))
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
         runtime.progress.enter_phase("forward and backward")
-        with runtime.micro_batch(model, last=last):
+        with runtime.micro_batch(model, last=last), padding_known(batch.is_padded):
             loss = objective(model, batch.to(runtime.device))
             scaled = loss * scale
             if last and penalty is not None:
-                extra = penalty()
-                scaled, added = scaled + extra, extra.item()
+                added = penalty()
+                scaled = scaled + added
             runtime.backward(model, scaled)
         loss_sum += loss.detach()
-    total, stop, save = runtime.sum(loss_sum.item(), runtime.stop.requested, asks_to_save())
-    loss_value = total / max(num_labels, 1.0) + added
+    # the penalty is the same on all ranks
+    total, extra, stop, save = runtime.sum(loss_sum, added, runtime.stop.requested, asks_to_save())
+    loss_value = total / max(num_labels, 1.0) + extra / runtime.world
     if not math.isfinite(loss_value):
         raise NonFiniteError(f"the loss is {loss_value}")
     runtime.progress.enter_phase("update")
@@ -78,10 +80,11 @@ def train_step(
 def evaluate_loss(runtime: Runtime, model: torch.nn.Module, batches: Iterable[Batch], objective: Objective) -> float:
     """Return the mean loss a labelled token over all ranks' batches; dropout off. Raises NonFiniteError."""
     model.eval()
-    loss_sum, num_labels = 0.0, 0
+    loss_sum, num_labels = torch.zeros((), dtype=torch.float64, device=runtime.device), 0
     for batch in batches:
         runtime.progress.enter_phase("evaluating")
-        loss_sum += float(objective(model, batch.to(runtime.device)))
+        with padding_known(batch.is_padded):
+            loss_sum += objective(model, batch.to(runtime.device))
         num_labels += batch.num_labels
     model.train()
     total, count = runtime.sum(loss_sum, num_labels)

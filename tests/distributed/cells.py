@@ -48,6 +48,7 @@ from scaleup.train.preference import preference_loss
 from scaleup.train.step import Objective, evaluate_loss, train_step
 from tests.distributed.test_compatibility import trial_name, trials
 from tests.forked import be_ready_to_fork, fork, in_children, prepared
+from tests.host_reads import HostReads
 
 NUM_STEPS = 6
 NUM_ROWS = 4
@@ -107,12 +108,13 @@ def rank_main(run: RunFolder, out: Path) -> None:
             objective(wrapped, batch)
     before, trained = frozen_parts(wrapped), runtime.trained_state(wrapped)
     penalty = RankAllocation(model, base_optimizer(optimizer), NUM_STEPS).penalty if is_adalora(model) else None
-    steps = [train_step(runtime, wrapped, optimizer, [batch], objective, 1.0, penalty) for _ in range(NUM_STEPS)]
+    with HostReads("deepspeed", "bitsandbytes", "peft") as reads:
+        steps = [train_step(runtime, wrapped, optimizer, [batch], objective, 1.0, penalty) for _ in range(NUM_STEPS)]
     losses = [step.loss for step in steps]
     after = runtime.trained_state(wrapped) | frozen_parts(wrapped)
     values = {**before, **trained}
     changed = sorted(name for name, value in values.items() if not torch.equal(value, after[name]))
-    found: dict[str, Any] = {"losses": losses, "changed": changed, "all": sorted(values)}
+    found: dict[str, Any] = {"losses": losses, "changed": changed, "all": sorted(values), "reads": reads.places}
     if runtime.world == 1:
         result_writer(Job(config, plan, runtime, run), wrapped)(run.model)
         found["live"] = evaluate_loss(runtime, wrapped, [batch], objective)

@@ -208,7 +208,7 @@ def test_a_classifier_is_traced_on_classes(name: str, tmp_path: Path, capfd: pyt
     student = ClassifierDistillation(load_model(asked, facts).train(), None, DistillSettings(alpha=0.0))
 
     def objective(model: Any, batch: Batch) -> torch.Tensor:
-        loss: torch.Tensor = model(batch.labels, **batch.inputs)
+        loss: torch.Tensor = model(batch.labels, batch.places, **batch.inputs)
         return loss
 
     _is_measured(facts, student, ROWS, torch.ones(ROWS, dtype=torch.long), objective)

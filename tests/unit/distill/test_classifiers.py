@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForSequenceClassification
 
 from scaleup.config.stages.distill import DistillSettings
+from scaleup.data.collate import Places
 from scaleup.data.tokenization import IGNORE
 from scaleup.distill.classifiers import ClassifierDistillation
 from scaleup.models.sources import materialize
@@ -47,7 +48,8 @@ def taught(student: Any, teacher: Any, **settings: Any) -> ClassifierDistillatio
 
 
 def loss_of(model: ClassifierDistillation, rows: slice = slice(None), width: int = 4) -> torch.Tensor:
-    result: torch.Tensor = model(labels=LABELS[rows], input_ids=IDS[rows, :width], attention_mask=MASK[rows, :width])
+    labels, inputs = LABELS[rows], {"input_ids": IDS[rows, :width], "attention_mask": MASK[rows, :width]}
+    result: torch.Tensor = model(labels=labels, places=Places.of(labels), **inputs)
     return result
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scaleup.data.collate import TopK
+from scaleup.data.collate import Places, TopK
+from scaleup.data.tokenization import IGNORE
 from scaleup.distill.divergence import SoftAndHard, divergence_, top_k_divergence_, top_k_of
 from scaleup.distill.heads import DistillTargets, StudentHead, logits_loss
 from scaleup.models.heads import HiddenHead, told
@@ -97,7 +98,7 @@ class Pair:
         chosen = self.chosen if chosen is None else chosen
         self.student.__class__, self.teacher.__class__ = StudentHead, HiddenHead
         assert isinstance(self.student, StudentHead) and isinstance(self.teacher, HiddenHead)
-        targets = DistillTargets(chosen, self.labels[chosen], loss, self.teacher, self.taught[chosen])
+        targets = DistillTargets(places_of(chosen), self.labels[chosen], loss, self.teacher, self.taught[chosen])
         with told(targets, self.student):
             return self._with_gradients(self.student(self.hidden))
 
@@ -162,8 +163,13 @@ def test_the_teacher_gets_no_gradient_and_frozen_parts_get_none() -> None:
     assert pair.teacher.weight.grad is None
     with torch.no_grad():
         labels, taught, loss = pair.labels[pair.chosen], pair.taught[pair.chosen], SoftAndHard(0, 1, 1)
-        with told(DistillTargets(pair.chosen, labels, loss, pair.teacher, taught), pair.student):
+        with told(DistillTargets(places_of(pair.chosen), labels, loss, pair.teacher, taught), pair.student):
             assert not pair.student(pair.hidden).requires_grad
+
+
+def places_of(chosen: torch.Tensor) -> Places:
+    """Where a mask is true."""
+    return Places.of(torch.where(chosen, 0, IGNORE))
 
 
 def drawn() -> tuple[torch.Tensor, torch.Tensor]:
@@ -262,7 +268,7 @@ def test_fused_top_k_is_naive_whatever_the_chunks(
     from_logits = logits_loss(head(hidden)[chosen], taught, labels[chosen], loss)
     head.__class__ = StudentHead
     assert isinstance(head, StudentHead)
-    with told(DistillTargets(chosen, labels[chosen], loss, top_k=taught), head):
+    with told(DistillTargets(places_of(chosen), labels[chosen], loss, top_k=taught), head):
         fused = head(hidden)
     for found in (fused, from_logits):
         assert found.item() == pytest.approx(wanted.item(), rel=1e-6)

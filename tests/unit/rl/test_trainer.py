@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from scaleup.errors import ScaleupError
-from scaleup.rl import OptimizationConfig, PPOSettings, PPOTrainer, Sample
+from scaleup.rl import OptimizationConfig, PPOSettings, PPOTrainer, Sample, update
 from scaleup.rl.loop import PPOState
+from tests.host_reads import HostReads
 
 PROMPTS = ["hello", "what a film", "a", "the story", "good", "bad but", "xyz", "there was"]
 
@@ -80,6 +81,30 @@ def test_how_rows_are_batched_changes_nothing(train: Any) -> None:
     four, *_ = train(folder="four", batch=4)
     assert largest_difference(one, four) < 1e-6
     assert largest_difference(one, train(folder="other", rate=0.04)[0]) > 1e-5
+
+
+@pytest.mark.parametrize("model", ["tiny-llama", "tiny-t5"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_minibatch_reads_the_device_few_times(
+    train: Any, monkeypatch: pytest.MonkeyPatch, model: str, batch: int
+) -> None:
+    """Whatever the number of micro-batches: for the loss, the gradient's norm and, once, all metrics."""
+    steps, metrics = [], []
+
+    def counted(take: Any, found: list[HostReads]) -> Any:
+        def counting(*arguments: Any) -> Any:
+            with HostReads() as reads:
+                result = take(*arguments)
+            found.append(reads)
+            return result
+
+        return counting
+
+    monkeypatch.setattr(update, "train_step", counted(update.train_step, steps))
+    monkeypatch.setattr(update.Tally, "means", counted(update.Tally.means, metrics))
+    train(model, batch=batch, num_rollouts=1, target_kl=1e9)
+    assert [reads.count for reads in steps] == [2] * 4, steps[0].places
+    assert [reads.count for reads in metrics] == [1] * 5, "one a minibatch where a target is looked at, and the report"
 
 
 @pytest.mark.parametrize("model", ["tiny-llama", "tiny-t5"])

@@ -16,7 +16,7 @@ def smoothed_loss(label_smoothing: float) -> Objective:
     """Returns cross-entropy with smoothed labels, summed over the labelled positions of a batch."""
 
     def loss_sum(model: Any, batch: Batch) -> torch.Tensor:
-        logits, labels = labelled_logits(model, batch.labels, batch.inputs)
+        logits, labels = labelled_logits(model, batch.places, batch.inputs), batch.places.select(batch.labels)
         return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=label_smoothing)
 
     return loss_sum
