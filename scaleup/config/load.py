@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from scaleup.config.mistakes import Key, as_problem, as_quoted, in_quotes, real_key, suggestion
+from scaleup.config.mistakes import Key, as_problem, as_quoted, in_quotes, meant, real_key, suggestion
 from scaleup.config.run import RunConfig
 from scaleup.config.stages import STAGES
 from scaleup.errors import Problem, ScaleupError
@@ -25,8 +25,8 @@ Raw = dict[str, Any]
 @dataclass
 class Loaded:
     """Holds what could be read. `config` is None when too little of the file stands; with problems it holds what is
-    left once the faulty keys are taken out (with stand-ins for required ones), so that later checks can report their
-    own findings beside these."""
+    left once the faulty keys are taken out or mended (with stand-ins for required ones), so that later checks can
+    report their own findings beside these."""
 
     config: RunConfig | None
     problems: list[Problem] = field(default_factory=list)
@@ -207,19 +207,24 @@ def _validate(raw: Raw, problems: list[Problem], overrides: Mapping[str, str]) -
             return Loaded(model.model_validate(rest), problems)
         except ValidationError as error:
             mistakes = [(real_key(rest, item["loc"]), dict(item)) for item in error.errors()]
+        mended = {key: found for key, item in mistakes if (found := meant(model, key, item))}
+        there = {key for key, _ in mended.values()}
+        mistakes = [(key, item) for key, item in mistakes if item["type"] != "missing" or key not in there]
         if attempt == 0:
             problems += [as_problem(model, key, item, overrides) for key, item in mistakes]
         for key, item in sorted(mistakes, key=lambda pair: str(pair[0]), reverse=True):
             if item["type"] == "missing":
                 _fill(rest, key, STAND_INS | model.stand_ins)
+            elif key in mended:
+                _replace(rest, key, *mended[key])
             else:
                 _remove(rest, key)
     return Loaded(None, problems)
 
 
 ROUNDS = 5
-"""Bounds how often keys are taken out. A faulty key is taken out; a required one is then missing in the next round, and
-a stand-in takes its place."""
+"""Bounds how often keys are taken out. A faulty key is taken out, or mended where it is clear what was meant; a
+required one is then missing in the next round, and a stand-in takes its place."""
 
 STAND_INS: Raw = {
     "name": "stand-in",
@@ -244,6 +249,14 @@ def _remove(raw: Any, key: Key) -> None:
         parent.pop(key[-1], None)
     elif parent is not None:
         _remove(raw, key[:-1])
+
+
+def _replace(raw: Any, key: Key, other: Key, value: Any) -> None:
+    """Replaces a key by another of its section, or by the same with another value, unless the other is there too."""
+    section = _at(raw, key[:-1])
+    if isinstance(section, dict):
+        section.pop(key[-1], None)
+        section.setdefault(other[-1], value)
 
 
 def _fill(raw: Any, key: Key, stand_ins: Raw) -> None:

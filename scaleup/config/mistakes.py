@@ -70,6 +70,22 @@ def as_problem(model: type[BaseModel], key: Key, item: dict[str, Any], overrides
     return Problem(where, f"{item['input']!r} {message[0].lower()}{message[1:]}", "mend the value")
 
 
+def meant(model: type[BaseModel], key: Key, item: dict[str, Any]) -> tuple[Key, Any] | None:
+    """Returns the key and the value that a mistake was surely meant to be: with them, nothing that is missing without
+    them is reported beside it. None where that cannot be told."""
+    if item["type"] == "string_type" and (text := _unquoted(item["input"])):
+        return key, text
+    if item["type"] == "extra_forbidden":
+        valid = _valid_names(model, key[:-1], item["loc"])
+        if near := difflib.get_close_matches(str(key[-1]), valid, n=1, cutoff=SURE):
+            return (*key[:-1], near[0]), item["input"]
+    return None
+
+
+SURE = 0.8
+"""Is how alike two names are (of 1) that are taken for one with a slip."""
+
+
 def _no_text(where: str, value: Any, override: str | None) -> Problem:
     """Returns the problem of a value that YAML does not read as text."""
     written = override or _unquoted(value)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from scaleup.config.schema import ModelConfig
 from scaleup.config.stages.distill import EveryLayer
 from scaleup.errors import ScaleupError
-from scaleup.models.sources import materialize
+from scaleup.models.sources import absence, materialize
 from scaleup.plan.facts import ModelRequest
 from scaleup.plan.model_path import adapter_base, adapter_folder, saved_settings
 
@@ -80,8 +80,9 @@ def _config(model: ModelConfig, location: str, where: str) -> PreTrainedConfig:
         if "trust_remote_code" in str(error):
             key, remedy = f"{where}.trust_remote_code", "read that code, then set this to true"
         elif not Path(location).is_dir():
-            remedy = "name a folder that exists, or a hub name this machine can reach or has in its cache"
-        what = f"cannot read the model {model.path!r}: {' '.join(str(error).split())[:300]}"
+            remedy = "name a folder that exists, or a hub name"
+        said = " ".join(str(error).split())[:300]
+        what = absence(location, error) or f"cannot read the model {model.path!r}: {said}"
         raise ScaleupError.of(key, what, remedy) from error
 
 

@@ -13,7 +13,7 @@ import torch
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import ScaleupError
 from scaleup.models.classifier import is_of_head, pool_by_mask
-from scaleup.models.sources import materialize_tokenizer
+from scaleup.models.sources import absence, materialize_tokenizer
 from scaleup.plan.facts import ModelFacts
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def load_tokenizer(model: ModelConfig, location: str, where: str = "model") -> P
         is_plain = declared.get("tokenizer_class") in PLAIN and "auto_map" not in declared
         tokenizer = (PreTrainedTokenizerFast if is_plain else AutoTokenizer).from_pretrained(location, **options)
     except Exception as error:  # transformers and tokenizers raise anything from OSError to a bare Exception here
-        raise ScaleupError.of(key, f"cannot load the tokenizer of {location}: {first_line(error)}", remedy) from error
+        what = absence(location, error) or f"cannot load the tokenizer of {location}: {first_line(error)}"
+        raise ScaleupError.of(key, what, remedy) from error
     # Without tokenizer files transformers makes up an empty tokenizer for some model types, and says nothing.
     if len(tokenizer.get_vocab()) < len(tokenizer.added_tokens_decoder) + 2:
         raise ScaleupError.of(key, f"{location} has no tokenizer files", remedy)

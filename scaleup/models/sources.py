@@ -15,6 +15,7 @@ from scaleup.artifacts.files import cache_folder, is_of_files
 from scaleup.errors import ScaleupError
 from scaleup.models import builtin
 from scaleup.plan.model_path import ADAPTER_FILE, adapter_base, adapter_folder, builtin_problems
+from scaleup.records.formats import HUB_NAME
 
 CONVERSION = 1
 """Is part of a converted package's folder name: count it up when a conversion would come out different."""
@@ -58,6 +59,22 @@ def materialize_tokenizer(path: str, where: str = "model.tokenizer") -> str:
 
 def _has_tokenizer(folder: Path) -> bool:
     return any(file.is_file() for pattern in TOKENIZER_FILES for file in folder.glob(pattern))
+
+
+UNREACHED = ("couldn't connect", "not a valid model identifier", "outgoing traffic has been disabled")
+"""Holds what Transformers says of a hub name that is not there, as far as can be seen from this machine."""
+
+
+def absence(path: str, error: Exception) -> str | None:
+    """Returns what to say of a folder or hub name that could not be loaded because there is nothing of that name; None
+    where there is."""
+    if Path(path).expanduser().exists():
+        return None
+    if path.startswith(("/", ".", "~")) or not HUB_NAME.fullmatch(path):
+        return f"the folder '{path}' does not exist"
+    if any(words in str(error) for words in UNREACHED):
+        return f"'{path}' is no folder here, and no hub name that this machine can reach or has in its cache"
+    return None
 
 
 def publish(target: Path, build: Callable[[Path], None], where: str) -> Path:

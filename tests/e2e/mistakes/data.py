@@ -207,7 +207,6 @@ DATA = [
         "everything at once",
         "error: train.max_stesp: unknown key -> did you mean 'max_steps'?",
         "error: train.seed: 'zero' should be a valid integer",
-        "error: train.max_steps: is needed",
         "error: mixed_precision: fp16 needs a GPU",
         "error: model.path: there is no model folder ./m",
         "error: parallel.strategy: 'single' is one process",

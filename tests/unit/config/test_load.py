@@ -374,3 +374,37 @@ def test_the_nearest_name_is_of_the_right_section() -> None:
         "data.train.0.wight: unknown key -> did you mean 'weight'?"
     ]
     assert without_defaults(load_mapping(raw()).config)["train"] == {"max_steps": 4}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem", "kept"),
+    [
+        ({"train": {"max_step": 4}}, "train.max_step: unknown key", {}),
+        ({"trian": {"max_steps": 4}, "train": None}, "trian: unknown key", {}),
+        (
+            {"data": {"train": ["a"], "prompt": {"q": None}, "completion": "{a}"}},
+            "data.prompt: '{q}'",
+            {"prompt": "{q}"},
+        ),
+        ({"data": {"train": ["a"], "promt": "{q}", "completion": "{a}"}}, "data.promt: unknown", {"prompt": "{q}"}),
+        (
+            {"data": {"train": [{"path": "a", "txt": "{q}"}], "text": "{x}"}},
+            "data.train.0.txt: unknown",
+            {"text": "{x}"},
+        ),
+    ],
+)
+def test_a_slip_is_one_mistake(sections: dict[str, Any], problem: str, kept: dict[str, Any]) -> None:
+    """What is missing for its sake is not reported beside it, here or by later checks, which see what was meant."""
+    loaded = load_mapping({key: value for key, value in raw(**sections).items() if value is not None})
+    assert isinstance(loaded.config, SFTConfig)
+    [found] = loaded.problems
+    assert str(found).startswith(problem) and loaded.config.train.max_steps == 4
+    data = loaded.config.data
+    assert {key: getattr(data, key) for key in kept} == kept
+    assert data.train is not None and data.train[0].text == (None if "txt" not in str(sections) else "{q}")
+
+
+def test_a_key_beside_the_one_that_it_resembles_is_left_aside() -> None:
+    loaded = load_mapping(raw(train={"max_steps": 4, "max_step": 9}))
+    assert isinstance(loaded.config, SFTConfig) and loaded.config.train.max_steps == 4

@@ -91,8 +91,8 @@ def test_folders_that_are_not_models(tmp_path: Path) -> None:
         folder(tmp_path / "encoder", {"model_type": "bert"}): "is an encoder",
         folder(tmp_path / "vision", {"model_type": "vit"}): "cannot be built as a causal_lm",
         folder(tmp_path / "wordless", {"model_type": "t5"}): "no tokenizer files",
-        str(tmp_path / "missing"): "cannot read the model",
-        "nobody/no-such-model": "cannot read the model",
+        str(tmp_path / "missing"): "missing' does not exist",
+        "nobody/no-such-model": "'nobody/no-such-model' is no folder here, and no hub name that this machine can reach",
     }
     for path, what in cases.items():
         found = problem(path=path)

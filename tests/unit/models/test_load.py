@@ -109,6 +109,21 @@ def test_a_folder_that_a_tokenizer_saved_is_a_tokenizer(name: str, tmp_path: Pat
     assert facts == model_facts(ModelConfig(path=f"builtin:{name}"))
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("./nowhere", "the folder './nowhere' does not exist"),
+        ("a/b/nowhere", "the folder 'a/b/nowhere' does not exist"),
+        ("nowhere", "'nowhere' is no folder here, and no hub name that this machine can reach or has in its cache"),
+    ],
+)
+def test_a_tokenizer_that_is_nowhere_is_told_of_as_such(name: str, what: str) -> None:
+    with pytest.raises(ScaleupError) as refused:
+        load_tokenizer(ModelConfig(path="builtin:tiny-llama", tokenizer=name), "")
+    [problem] = refused.value.problems
+    assert (problem.where, problem.what) == ("model.tokenizer", what)
+
+
 def test_a_folder_without_a_tokenizer_is_refused_by_its_key(copy: Path) -> None:
     for file in copy.glob("tokenizer*"):
         file.unlink()
