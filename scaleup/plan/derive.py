@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from scaleup.artifacts.run_folder import RunFolder, finished_run
-from scaleup.config.load import Loaded, load_leniently, load_mapping
+from scaleup.config.load import NO_TEXT, UTF_8, Loaded, is_text, load_leniently, load_mapping
 from scaleup.config.run import RunConfig
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.errors import Problem, ScaleupError
@@ -30,7 +30,9 @@ def evaluation_config(target: Path, overrides: Sequence[str]) -> Loaded:
 
 def generation_config(target: Path, overrides: Sequence[str], prompts: Sequence[str] = ()) -> Loaded:
     """Returns the generation of a finished run, or the config in a file with stage generate; `prompts` replace
-    data.test."""
+    data.test. Raises ScaleupError for those that are no text."""
+    if strangers := [prompt for prompt in prompts if not is_text(prompt)]:
+        raise ScaleupError([Problem("--prompt", f"{prompt!r} {NO_TEXT}", UTF_8) for prompt in strangers])
     given = [f"generation.prompts={yaml.safe_dump(list(prompts), default_flow_style=True, width=inf)}"]
     return _derived(target, "generate", "generations", [*overrides, *(given if prompts else [])])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -76,6 +77,8 @@ def data_files(path: Path) -> list[Path]:
         ) from None
     near = difflib.get_close_matches(path.name, others, n=1)
     otherwise = f"its splits are {', '.join(others)}" if splits else "relative paths start from data.root"
+    if not str(path).isascii() and (encoding := sys.getfilesystemencoding()) != "utf-8":
+        near, otherwise = [], f"this locale's file names are in {encoding}: export LC_ALL=C.UTF-8 for those in UTF-8"
     remedy = f"did you mean '{near[0]}'?" if near else otherwise
     raise ScaleupError.of(str(path), "does not exist", remedy)
 

@@ -11,6 +11,7 @@ import pytest
 
 from scaleup.config.load import Loaded, dump, load_mapping
 from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.errors import ScaleupError
 from scaleup.plan.derive import evaluation_config, export_config, generation_config, own_split
 from scaleup.plan.stages import planner_of
 from scaleup.records.format_rules import row_format
@@ -81,3 +82,9 @@ def test_a_teacher_reads_by_its_own_template(tmp_path: Path, stage: str) -> None
         ("model", False),
         ("baseline", stage == "distill"),
     ]
+
+
+def test_prompts_that_are_no_text_in_the_locale_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ScaleupError, match=r"'a.udcc3.udca9' has bytes that are no text in this locale") as refused:
+        generation_config(tmp_path, [], ["fine", "a\udcc3\udca9"])
+    assert [problem.where for problem in refused.value.problems] == ["--prompt"]

@@ -318,6 +318,16 @@ def test_no_data_files_is_an_error(tmp_path, name, part):
         data_files(tmp_path / name)
 
 
+def test_a_name_that_the_locale_spells_otherwise_is_told_of(tmp_path, monkeypatch):
+    with pytest.raises(ScaleupError, match="relative paths start from"):
+        data_files(tmp_path / "dätä.jsonl")
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(ScaleupError, match="this locale's file names are in ascii: export LC_ALL"):
+        data_files(tmp_path / "dätä.jsonl")
+    with pytest.raises(ScaleupError, match="relative paths start from"):
+        data_files(tmp_path / "data.jsonl")
+
+
 @pytest.mark.parametrize(
     ("path", "is_local"),
     [
