@@ -84,5 +84,5 @@ def _answers(job: Job[DistillConfig], prompts: Sequence[Any]) -> list[str]:
     ids = Encoder(tokenizer, teacher.task, own_template(tokenizer, config.data)).prompt_ids(prompts)
     seed_everything(config.train.seed + runtime.rank)
     generation, size = config.distill.generation, config.train.per_device_eval_batch_size
-    generator = Generator(runtime, model, tokenizer, generation, size, job.parts)
+    generator = Generator(runtime, model, tokenizer, generation, size, job.parts, config.train.seed)
     return generator.answers(ids, "what the teacher writes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.generation import GenerationMode
 
 from scaleup.artifacts.files import read_json, write_json
 from scaleup.config.schema import GenerationConfig
@@ -21,6 +23,9 @@ from scaleup.data.collate import pad
 from scaleup.data.text import TextEncoder
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.adapters import SETTINGS
+from scaleup.models.beside import base_of
+from scaleup.models.decode import Choose, Decoder, likeliest
+from scaleup.models.gumbel import GumbelMax
 from scaleup.models.load import pad_token_id
 from scaleup.models.soft_prompts import behind_prompt, num_prepended, num_virtual_tokens
 
@@ -36,6 +41,8 @@ class Generator:
     batch_size: int
     parts: Path
     """Is the folder, within the run folder, in which ranks hand their answers over as JSON files."""
+    seed: int = 0
+    """Seeds what is drawn at a temperature: an answer depends on this, the number of its prompt and the prompt."""
 
     def answers(self, prompts: Sequence[Sequence[int]], phase: str) -> list[str]:
         """Returns the text that continues each prompt (token ids), in order, on every rank. Of a prompt that leaves no
@@ -51,7 +58,7 @@ class Generator:
         answers: dict[int, str] = {}
         for start in range(0, len(mine), self.batch_size):
             chosen = mine[start : start + self.batch_size]
-            answers.update(zip(chosen, self._batch([prompts[index] for index in chosen]), strict=True))
+            answers.update(zip(chosen, self._batch([prompts[index] for index in chosen], chosen), strict=True))
             runtime.progress.report(phase, start + len(chosen), len(mine))
         together = self._shared(answers)
         return [together[str(index)] for index in range(len(prompts))]
@@ -59,6 +66,16 @@ class Generator:
     @cached_property
     def _ends(self) -> list[int]:
         return answer_ends(self.tokenizer, self.model)
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        """Returns whether a token is chosen a step. What else the model's own settings or the config may ask for, such
+        as a beam search, is Transformers'."""
+        own = deepcopy(base_of(self.model).generation_config)
+        if own is None:
+            return self.config.num_beams == 1
+        own.update(num_beams=self.config.num_beams, do_sample=self.config.temperature > 0)
+        return own.get_generation_mode() in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
     def _shared(self, answers: dict[int, str]) -> dict[str, str]:
         """Returns the answers of all ranks, by the number of the prompt."""
@@ -76,7 +93,7 @@ class Generator:
         return together
 
     @torch.no_grad()
-    def _batch(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+    def _batch(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[str]:
         runtime, model, config = self.runtime, self.model, self.config
         encoder = model.config.is_encoder_decoder
         ids, mask = pad(prompts, pad_token_id(self.tokenizer), left=not encoder)
@@ -87,9 +104,13 @@ class Generator:
             embeddings, mask = behind_prompt(model, ids, mask)
             model, inputs = model.get_base_model(), {"inputs_embeds": embeddings, "attention_mask": mask}
             width = 0  # without token ids, what is generated comes back alone
-        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        choose: Choose = likeliest
         if config.temperature > 0:
-            sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
+            settings = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
+            choose = GumbelMax.seeded([(self.seed, number) for number in numbers], runtime.device)
+        if self._is_plain:
+            settings["custom_generate"] = Decoder(choose)
         with runtime.accelerator.autocast():
             output = model.generate(
                 **inputs,
@@ -97,7 +118,7 @@ class Generator:
                 num_beams=config.num_beams,
                 pad_token_id=pad_token_id(self.tokenizer),
                 eos_token_id=self._ends or None,
-                **sampling,
+                **settings,
             )
         rows = (output[:, 1:] if encoder else output[:, width:]).tolist()
         return answer_texts(self.tokenizer, None if encoder else prompts, rows, self._ends)

@@ -3,6 +3,7 @@ process that draws it, nor on the other rows of its batch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from scaleup.config.stages.ppo import PPOSettings
 from scaleup.data.chat import answer_ends
 from scaleup.data.collate import pad
 from scaleup.models.beside import base_of, unwrap
+from scaleup.models.decode import Decoder
+from scaleup.models.gumbel import GumbelMax
 from scaleup.models.load import pad_token_id
 from scaleup.rl.advantages import response_lengths
 
@@ -46,11 +49,6 @@ class Sampling:
     pad_id: int
 
 
-def draws_of(seed: Sequence[int], count: int) -> np.ndarray:
-    """Return uniform numbers (count,) in [0, 1), which depend on the seed alone."""
-    return np.random.default_rng(list(seed)).random(count)
-
-
 @torch.no_grad()
 def respond(
     model: Any,
@@ -64,46 +62,33 @@ def respond(
     own. `together`: all ranks generate equally many tokens, as ranks must that gather weights for each of them."""
     policy = unwrap(model)
     ids, mask = pad(prompts, sampling.pad_id, left=not policy.is_seq2seq)
-    draws = np.stack([draws_of(seed, sampling.max_new_tokens + 1) for seed in seeds])
+    limits = torch.tensor([_limit(seed, sampling) for seed in seeds], device=device)
+    draw = GumbelMax.seeded(seeds, device, sampling.temperature)
     with _drawing(policy.policy, sampling):
         output = (model if together else policy)(
             "generate",
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
-            logits_processor=LogitsProcessorList([_Drawn(draws[:, 1:], sampling.temperature, device)]),
-            synced_gpus=together,
+            custom_generate=Decoder(draw, limits, together),
         )
     tokens = output[:, 1:] if policy.is_seq2seq else output[:, ids.shape[1] :]
-    return _cut(tokens, draws[:, 0], sampling)
+    return _cut(tokens, limits, sampling)
 
 
-def _cut(tokens: torch.Tensor, draws: np.ndarray, sampling: Sampling) -> Responses:
+def _limit(seed: Sequence[int], sampling: Sampling) -> int:
+    """Return the most tokens of a response, which depend on its seed alone."""
     most, least = sampling.max_new_tokens, sampling.min_limit or sampling.max_new_tokens
-    limits = torch.from_numpy(least + np.floor(draws * (most - least + 1)).astype(np.int64)).to(tokens.device)
+    return least + math.floor(np.random.default_rng(list(seed)).random() * (most - least + 1))
+
+
+def _cut(tokens: torch.Tensor, limits: torch.Tensor, sampling: Sampling) -> Responses:
+    most = sampling.max_new_tokens
     eos = torch.tensor(sampling.eos_ids, device=tokens.device)
     lengths = response_lengths(tokens, eos, limits)
     last = tokens.gather(1, (lengths - 1)[:, None]).squeeze(1)
     tokens = torch.nn.functional.pad(tokens, (0, most - tokens.shape[1]), value=sampling.pad_id)
     beyond = torch.arange(most, device=tokens.device) >= lengths[:, None]
     return Responses(tokens.masked_fill(beyond, sampling.pad_id), lengths, torch.isin(last, eos))
-
-
-class _Drawn(LogitsProcessor):
-    """Draws each token by inverse transform sampling at a number that was drawn before, and leaves it as the only
-    choice: logits (B, V) -> 0 at the drawn token, -inf elsewhere."""
-
-    def __init__(self, draws: np.ndarray, temperature: float, device: torch.device) -> None:
-        self._draws = torch.from_numpy(draws).to(device)
-        self._temperature = temperature
-        self._next = 0
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        column = min(self._next, self._draws.shape[1] - 1)
-        self._next += 1
-        below = torch.softmax(scores.double() / self._temperature, dim=-1).cumsum(dim=-1)
-        wanted = self._draws[:, column : column + 1] * below[:, -1:]
-        token = torch.searchsorted(below, wanted, right=True).clamp(max=scores.shape[1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
 
 @contextmanager

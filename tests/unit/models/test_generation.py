@@ -8,7 +8,6 @@ from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from scaleup.config.schema import GenerationConfig
 from scaleup.data.tokenization import Encoder
-from scaleup.distributed.runtime import seed_everything
 from scaleup.models.adapters import TASK_TYPES
 from scaleup.models.generation import Generator
 from tests.unit.data import tiny
@@ -31,9 +30,9 @@ def sharp(name):
     return model
 
 
-def answers(runtime, run, model, tokenizer, ids, batch_size, **settings):
+def answers(runtime, run, model, tokenizer, ids, batch_size, seed=0, **settings):
     config = GenerationConfig(**{"max_new_tokens": 12, **settings})
-    return Generator(runtime, model, tokenizer, config, batch_size, run.path / ".parts").answers(ids, "answering")
+    return Generator(runtime, model, tokenizer, config, batch_size, run.path / ".parts", seed).answers(ids, "answering")
 
 
 def by_hand(model, tokenizer, ids):
@@ -126,13 +125,13 @@ def test_padding(runtime, run, pad_is_eos):
 def test_sampling_follows_the_seed_and_the_temperature(runtime, run):
     model, tokenizer, ids = sharp("llama"), tiny.tokenizer("llama"), prompts("llama")
 
-    def sampled(seed, **settings):
-        seed_everything(seed)
-        return answers(runtime, run, model, tokenizer, ids, 8, **settings)
+    def sampled(seed, size=8, **settings):
+        return answers(runtime, run, model, tokenizer, ids, size, seed, **settings)
 
     assert sampled(0, temperature=1.0) == sampled(0, temperature=1.0) != sampled(1, temperature=1.0)
+    assert sampled(0, temperature=1.0) == sampled(0, 2, temperature=1.0), "however the rows are batched"
     assert sampled(0) == sampled(1), "greedy by default"
-    assert sampled(0, temperature=1e-3) == sampled(0) != sampled(0, temperature=1.0)
+    assert sampled(0, temperature=1e-5) == sampled(0) != sampled(0, temperature=1.0)
     assert sampled(0, temperature=1.0, top_p=1e-6) == sampled(0), "only the likeliest token is left"
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from scaleup.data.collate import pad
+from scaleup.models.gumbel import GumbelMax
 from scaleup.rl.experience import inputs_of
 from scaleup.rl.policy import Policy
-from scaleup.rl.rollout import Sampling, _Drawn, draws_of, respond
+from scaleup.rl.rollout import Sampling, respond
 from tests.unit.rl.conftest import NAMES
 
 TEXTS = ["hello there", "a", "some longer prompt", "b c"]
@@ -45,42 +46,31 @@ def test_tokens_are_drawn_from_what_training_sees(load: Any, name: str) -> None:
     model, tokenizer = load(name)
     policy = Policy(model, 0.8).eval()
     prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
-    drawn: list[torch.Tensor] = []
-    call = _Drawn.__call__
+    drawn: list[dict[int, torch.Tensor]] = []
+    call = GumbelMax.__call__
 
-    class Kept(_Drawn):
-        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            drawn.append(torch.log_softmax(scores / 0.8, -1))
-            return call(self, input_ids, scores)
+    class Kept(GumbelMax):
+        def __call__(self, scores: torch.Tensor, rows: torch.Tensor, position: int) -> torch.Tensor:
+            drawn.append(dict(zip(rows.tolist(), torch.log_softmax(scores / 0.8, -1), strict=True)))
+            return call(self, scores, rows, position)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scaleup.rl.rollout._Drawn", Kept)
-        responses = respond(policy, prompts, SEEDS, sampling(tokenizer), CPU)
+        patch.setattr("scaleup.rl.rollout.GumbelMax", Kept)
+        responses = respond(policy, prompts, SEEDS, sampling(tokenizer, min_limit=3), CPU)
+    assert len(drawn[-1]) < len(prompts) == len(drawn[0]), "rows leave"
     inputs = inputs_of(prompts, responses.tokens, responses.lengths, tokenizer.pad_token_id, policy.is_seq2seq)
     with torch.no_grad():
         logprobs, *_ = policy("policy", **inputs)
-    for column in range(logprobs.shape[1]):
-        is_there = inputs["response_mask"][:, column]
-        at_generation = drawn[column].gather(1, responses.tokens[:, column : column + 1]).squeeze(1)
-        assert torch.allclose(logprobs[:, column][is_there], at_generation[is_there], atol=1e-5)
-
-
-def test_frequencies_are_the_probabilities() -> None:
-    """A hundred thousand draws from one distribution, with a token that cannot come."""
-    logits = torch.tensor([[0.3, -1.0, float("-inf"), 1.2]]).expand(100_000, 4)
-    draws = draws_of((7,), 100_000)[:, None]
-    chosen = _Drawn(draws, 0.5, CPU)(torch.zeros(100_000, 1), logits).argmax(dim=1)
-    wanted = torch.softmax(logits[0] / 0.5, -1)
-    counted = torch.bincount(chosen, minlength=4) / 100_000
-    assert counted[2] == 0
-    assert torch.allclose(counted, wanted, atol=0.005)
+    for row, column in inputs["response_mask"].nonzero().tolist():
+        at_generation = drawn[column][row][responses.tokens[row, column]]
+        assert torch.allclose(logprobs[row, column], at_generation, atol=1e-5)
 
 
 def test_lengths_and_ends(load: Any) -> None:
     model, tokenizer = load("tiny-llama")
     policy = Policy(model, 0.8).eval()
-    prompts = [tokenizer("a")["input_ids"]] * 64
-    seeds = [(0, 0, 0, row) for row in range(64)]
+    prompts = [tokenizer("a")["input_ids"]] * 256
+    seeds = [(0, 0, 0, row) for row in range(256)]
     every = tuple(range(0, 259, 4))  # so that some end early
     responses = respond(policy, prompts, seeds, sampling(tokenizer, eos_ids=every, min_limit=3), CPU)
     for tokens, length, finished in zip(responses.tokens, responses.lengths, responses.finished, strict=True):

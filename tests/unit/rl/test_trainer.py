@@ -164,14 +164,14 @@ def test_bad_scores_end_the_run(train: Any, score: float, count: int, what: str)
 
 @pytest.mark.slow
 def test_it_learns_to_say_what_is_rewarded(train: Any) -> None:
-    """A letter is likely after a few rollouts if it is what the reward counts."""
+    """Letters are likely after a few rollouts if they are what the reward counts."""
 
-    def many_e(samples: Sequence[Sample]) -> list[float]:
-        return [float(s.response.count("e")) for s in samples]
+    def many_vowels(samples: Sequence[Sample]) -> list[float]:
+        return [float(sum(letter in "aeiou" for letter in s.response)) for s in samples]
 
     _, _, lines = train(
         folder="learns",
-        reward=many_e,
+        reward=many_vowels,
         num_rollouts=30,
         rate=2.0,
         rollout_batch_size=32,
@@ -179,4 +179,4 @@ def test_it_learns_to_say_what_is_rewarded(train: Any) -> None:
         kl_coef=0.0,
     )
     scores = [line["objective/scores"] for line in lines if "objective/scores" in line]
-    assert sum(scores[-5:]) / 5 > 0.5 > 3 * sum(scores[:5]) / 5
+    assert sum(scores[-5:]) / 5 > 2 > 3 * sum(scores[:5]) / 5
