@@ -13,7 +13,7 @@ from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.data.collate import Batch, Collator, has_padding, pad
 from scaleup.data.tokenization import IGNORE, LabelledTokens, TokenRow
 from scaleup.errors import ScaleupError
-from scaleup.records.examples import labelled_maker
+from scaleup.records.examples import labelled_maker, row_format
 from scaleup.records.labels import Label, class_number, no_class
 
 
@@ -39,11 +39,12 @@ class LabelledEncoder:
 
     def maker(self, source: SourceConfig) -> Callable[[Mapping[str, Any], int], list[Any]]:
         """Raises ScaleupError for a label that the classifier does not have."""
-        make = labelled_maker(self.data, source)
+        make, column = labelled_maker(self.data, source), row_format(self.data, source).label
+        assert column is not None, "the maker has looked at it"
 
         def labelled(values: Mapping[str, Any], index: int) -> list[Any]:
             example = make(values, index)
-            return [(example.text, self._number(example.label))]
+            return [(example.text, self._number(column, example.label))]
 
         return labelled
 
@@ -57,10 +58,10 @@ class LabelledEncoder:
             return None
         return LabelledTokens(np.asarray(self.reader.cut(ids), np.int32), number)
 
-    def _number(self, label: Label) -> int:
+    def _number(self, column: str, label: Label) -> int:
         number = class_number(label, self.names)
         if number is None:
-            raise ScaleupError(no_class(label, self.names))
+            raise ScaleupError(no_class(column, label, self.names))
         return number
 
 

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.config.schema import DataConfig, RowFormat, SourceConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.arrow_rows import splits_in
 from scaleup.records.chat_notes import ChatNotes
@@ -75,7 +75,7 @@ def check_data(
                 limit,
                 maker,
                 data.split_turns and split not in prompts_only,
-                row_format(data, source).tools,
+                row_format(data, source),
             )
             problems += [*failures, *_idle_keys(source, path, key)]
             notes += summary.notes
@@ -118,14 +118,14 @@ def _check_source(
     limit: int | None,
     maker: Maker | None,
     split_turns: bool,
-    tools: str | None,
+    form: RowFormat,
 ) -> tuple[list[Problem], SourceSummary]:
     try:
         data_files(path)
     except ScaleupError as error:
         problems = [Problem(f"{key}.path", f"'{item.where}' {item.what}", item.remedy) for item in error.problems]
         return problems, SourceSummary(source.path, None)
-    failures, notes, labels = _Failures(limit), list[str](), SeenLabels()
+    failures, notes, labels = _Failures(limit), list[str](), SeenLabels(form.label or "label")
     is_whole, num_examples, left_out, chats = True, 0, Counter[str](), ChatNotes()
     try:
         for row in islice(read_rows(path, failures.add_line, notes.append), source.max_rows):
@@ -134,7 +134,7 @@ def _check_source(
                 made = maker(row.values, failures.num_rows - 1) if maker is not None else None
                 num_examples += _num_rows(made, split_turns)
                 left_out.update(made.left_out if isinstance(made, Preferences) else ())
-                chats.add(made, row.values.get(tools or "tools"))
+                chats.add(made, row.values.get(form.tools or "tools"))
                 if isinstance(made, Labelled):
                     labels.add(made.label, failures.num_rows, row.where)
             except ScaleupError as error:
@@ -163,7 +163,8 @@ def class_problems(check: DataCheck, names: Sequence[str]) -> list[Problem]:
     problems: dict[Problem, None] = {}
     for summary in (each for split in check.sources.values() for each in split):
         first, more = summary.labels.unknown(names)
-        problems |= {row_problem(where, ScaleupError([no_class(label, names)])): None for where, label in first}
+        for where, label in first:
+            problems[row_problem(where, ScaleupError([no_class(summary.labels.column, label, names)]))] = None
         problems |= dict.fromkeys(more_failing(summary.file, more))
     return list(problems)
 

@@ -63,22 +63,23 @@ def _truth_in(label: Label) -> bool | None:
     return label if isinstance(label, bool) else None
 
 
-def no_class(label: Label, names: Sequence[str]) -> Problem:
-    """Returns why a label is that of no class."""
+def no_class(column: str, label: Label, names: Sequence[str]) -> Problem:
+    """Returns why the label in a row's column is that of no class."""
     if label is None or label == "":
-        return Problem("label", "is empty" if label == "" else "is null", "give it a value or drop the row")
+        return Problem(column, "is empty" if label == "" else "is null", "give it a value or drop the row")
     found = numbered_otherwise(names)
     if found and _number_in(label, names) is not None:
         what = f"{label!r} may be a name or a number: the model's class {found[1]} has the name {found[0]!r}"
-        return Problem("label", what, f"write the name as text, as the model has it: {', '.join(map(repr, names))}")
+        return Problem(column, what, f"write the name as text, as the model has it: {', '.join(map(repr, names))}")
     remedy = f"use one of {', '.join(names)}" + ("" if found else ", or its number")
-    return Problem("label", f"{label!r} is no class of the model", remedy)
+    return Problem(column, f"{label!r} is no class of the model", remedy)
 
 
 @dataclass
 class SeenLabels:
     """Keeps the labels of a source, each with the first rows that have it: the number of a row, and where it is."""
 
+    column: str = "label"
     places: dict[tuple[type, Label], list[tuple[int, str]]] = field(default_factory=dict)
     counts: dict[tuple[type, Label], int] = field(default_factory=dict)
 

@@ -131,6 +131,13 @@ def test_rows_without_a_label_hide_no_other_mistake(rows, tmp_path):
     ]
 
 
+def test_a_label_is_told_of_by_its_column(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "t", "mood": ""}\n{"text": "t", "mood": "good"}')
+    data = DataConfig(root=str(tmp_path), train=[{"path": "a.jsonl"}], text="{text}", label="mood")
+    found = class_problems(check_data(data, ["train"]), MOODS)
+    assert [problem.what for problem in found] == ["'mood' is empty", "'mood' 'good' is no class of the model"]
+
+
 def test_numbers_that_are_spelled_are_said(rows):
     check = check_data(rows("a.csv", [1, 0, 1]), ["train"])
     assert class_notes(check, MOODS) == [
