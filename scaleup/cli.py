@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -17,6 +18,9 @@ from scaleup.config.load import NO_TEXT, UTF_8, check_working_folder, load_lenie
 from scaleup.config.stages import STAGES, json_schema
 from scaleup.errors import Problem, ScaleupError
 from scaleup.streams import steady_streams, unwritten
+
+if TYPE_CHECKING:
+    from scaleup.plan.machine import Machine
 
 LONGEST = 200
 """Is the number of letters of a text that is quoted in a refusal."""
@@ -121,6 +125,9 @@ def plan(
         float | None, typer.Option(min=0.001, help="TFLOP/s of one device: shows FLOPs and hours too.")
     ] = None,
     utilisation: Annotated[float, typer.Option(min=0.01, max=1, help="Share of --flops that a run reaches.")] = 0.4,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Propose the nearest configs that fit the devices, or use them better.")
+    ] = False,
 ) -> None:
     """Show what a config would do, or everything that it is refused for."""
     from scaleup.plan.compute import Rate
@@ -129,12 +136,28 @@ def plan(
     from scaleup.reports.terminal import show_plan
 
     machine, changes = described_machine(gpus, gpu_memory, nodes, overrides or ())
+    if fit:
+        _fit(config, overrides or (), changes, machine, as_json)
+        return
     loaded = load_leniently(config, changes)
     _, resolved = resolve(loaded, machine, check_run_folder=False, rate=Rate(flops, utilisation))
     if as_json:
         print(json.dumps(resolved.model_dump(mode="json"), indent=2))
     else:
         show_plan(_console(), resolved)
+
+
+def _fit(config: Path, overrides: Sequence[str], changes: Sequence[str], machine: Machine, as_json: bool) -> None:
+    from scaleup.plan.fit import propose
+    from scaleup.plan.search import Asked
+    from scaleup.reports.fit import show_fit
+
+    with Console(stderr=True).status("planning configs"):
+        found = propose(Asked(config, overrides, changes), machine)
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+    else:
+        show_fit(_console(), config, found)
 
 
 @app.command(rich_help_panel=TRAIN)

@@ -1,9 +1,9 @@
 """The planner's questions about models go in as JSON; facts and problems come out as JSON, from a process of its own.
 
-`python -m scaleup.describe.answer` reads a list of {"where": "model", "model": {...}, "micro_batch": {...} or null,
-"facts": {...} or null, "rows": {...} or null} and prints, as the last line of stdout, {"facts": [...], "notes": [...],
-"problems": [...]}: facts in the same order, null where there is a problem, and notes on the rows. Facts that are known
-already are not looked for again. No weights are loaded."""
+`python -m scaleup.describe.answer` reads, from each line of stdin, a list of {"where": "model", "model": {...},
+"micro_batch": {...} or null, "facts": {...} or null, "rows": {...} or null} and prints, as a line of stdout, {"facts":
+[...], "notes": [...], "problems": [...]}: facts in the same order, null where there is a problem, and notes on the
+rows. Facts that are known already are not looked for again. No weights are loaded."""
 
 from __future__ import annotations
 
@@ -142,12 +142,16 @@ def _answer(request: dict[str, Any]) -> tuple[ModelFacts, list[str]]:
 
 
 def main() -> None:
-    """Answer stdin's requests on stdout; whatever libraries print goes to stderr."""
+    """Answer each line of stdin on stdout; whatever libraries print goes to stderr."""
     with steady_streams():
         with contextlib.redirect_stdout(sys.stderr):
             quiet_libraries()
-            reply = answer(json.load(sys.stdin))
-        print(json.dumps(reply))
+        for number, question in enumerate(sys.stdin):
+            if number:
+                gc.collect()  # what was traced for the question before lies in cycles
+            with contextlib.redirect_stdout(sys.stderr):
+                reply = answer(json.loads(question))
+            print(json.dumps(reply), flush=True)
 
 
 if __name__ == "__main__":

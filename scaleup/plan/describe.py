@@ -7,8 +7,8 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -42,13 +42,21 @@ class Described:
     """Tells of rows that are not learned as one would think."""
 
 
+Question = Sequence[Mapping[str, Any]]
+"""Lists what is asked of the data plane: scaleup.describe.answer."""
+Answers = Iterator[tuple[str, ModelFacts, list[str]]]
+"""Yields for each part of a question the config key, the facts and the notes on rows."""
+
+
 def describe_models(
     models: Mapping[str, ModelConfig],
     micro_batch: MicroBatch | None = None,
     readers: Mapping[str, RowsRequest] | None = None,
+    ask: Callable[[Question], Answers] | None = None,
 ) -> Described:
     """Returns the facts of models by config key, those of `model` with the footprint of a micro-batch, and notes on the
-    rows that the `readers` among them read. Package and built-in models are made into folders on the way.
+    rows that the `readers` among them read. Package and built-in models are made into folders on the way. What is not
+    remembered is asked of a process that ends with its answer, or of `ask`.
 
     Raises DataPlaneMissing where torch is not installed, ScaleupError with every problem the data plane found, or with
     the cause if it broke down."""
@@ -65,7 +73,7 @@ def describe_models(
         if where not in facts or where in unread
     ]
     if question:
-        for where, described, of_rows in _ask(question):
+        for where, described, of_rows in (ask or _ask)(question):
             if where not in facts:
                 facts[where] = described
                 _remember(*requests[where], described)
@@ -87,11 +95,13 @@ def _request(
     return {"where": where, **{name: part and part.model_dump(mode="json") for name, part in parts.items()}}
 
 
-def _ask(question: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ModelFacts, list[str]]]:
-    command = [sys.executable, "-m", "scaleup.describe.answer"]
+COMMAND = [sys.executable, "-m", "scaleup.describe.answer"]
+
+
+def _ask(question: Question) -> Answers:
     with kept_stderr() as stderr:
         answer = subprocess.run(
-            command,
+            COMMAND,
             input=json.dumps(question),
             stdout=subprocess.PIPE,
             stderr=stderr.descriptor,
@@ -102,14 +112,59 @@ def _ask(question: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ModelFact
     if answer.returncode != 0 or not answer.stdout.strip():
         raise ScaleupError(_crashed(question, stderr.cause(answer.returncode), stderr.text))
     sys.stderr.write(stderr.text)
-    reply = json.loads(answer.stdout.strip().splitlines()[-1])
+    yield from _answers(question, answer.stdout.strip().splitlines()[-1])
+
+
+class Describer:
+    """Answers many questions from one process of the data plane, which starts with the first of them."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Describer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.communicate()  # it ends with its questions
+            self._stack.close()
+            sys.stderr.write(self._stderr.text)
+
+    def ask(self, question: Question) -> Answers:
+        """Yields the answers as `describe_models` takes them. Raises ScaleupError with what the data plane found, or
+        with the cause if it broke down."""
+        if self._process is None:
+            self._stderr = self._stack.enter_context(kept_stderr())
+            self._process = subprocess.Popen(
+                COMMAND,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr.descriptor,
+                text=True,
+                env=python_environment(),
+            )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(BrokenPipeError):  # then there is no answer either
+            print(json.dumps(question), file=self._process.stdin, flush=True)
+        line = next((line for line in self._process.stdout if line.startswith('{"facts"')), "")  # others are noise
+        if not line:
+            code = self._process.wait()
+            self._process = None
+            self._stack.close()
+            raise ScaleupError(_crashed(question, self._stderr.cause(code), self._stderr.text))
+        yield from _answers(question, line)
+
+
+def _answers(question: Question, line: str) -> Answers:
+    reply = json.loads(line)
     if reply["problems"]:
         raise ScaleupError([Problem(**problem) for problem in reply["problems"]])
     for request, facts, notes in zip(question, reply["facts"], reply["notes"], strict=True):
         yield request["where"], ModelFacts.model_validate(facts), notes
 
 
-def _crashed(question: Sequence[Mapping[str, Any]], cause: str, text: str) -> Problem:
+def _crashed(question: Question, cause: str, text: str) -> Problem:
     """Returns that the process which was asked has broken down: for want of memory, with an installation, or by a
     mistake of ours."""
     log = cache_folder() / LOG

@@ -6,8 +6,8 @@ file."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scaleup.artifacts.run_folder import RunFolder
@@ -15,7 +15,7 @@ from scaleup.config.load import Loaded
 from scaleup.config.run import RunConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.compute import Rate
-from scaleup.plan.describe import describe_models
+from scaleup.plan.describe import Described, describe_models
 from scaleup.plan.facts import REWARD_MODEL, ModelRequest
 from scaleup.plan.groups import bridge_of, groups_of
 from scaleup.plan.machine import Machine, this_machine
@@ -32,6 +32,14 @@ from scaleup.records.check import DataCheck, check_data, class_notes, class_prob
 from scaleup.records.examples import format_problems
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Holds who tells a plan of the rows and of the models."""
+
+    check: Callable[[RunConfig], DataCheck]
+    describe: Callable[..., Described]
+
+
 def resolve(
     loaded: Loaded,
     machine: Machine | None = None,
@@ -39,17 +47,18 @@ def resolve(
     resume: bool = False,
     rate: Rate | None = None,
     peaks: bool = True,
+    sources: Sources | None = None,
 ) -> tuple[RunConfig, Plan]:
     """Returns the config and its plan. Without `peaks`, the peaks of memory, which take seconds, are left out unless
-    `auto` needs them.
+    `auto` needs them. `sources` are for a caller that resolves many configs of the same rows.
 
     Raises ScaleupError with every mistake of the config, the data and the run folder, which may hold this very run
     unfinished only if it is to `resume`."""
-    machine = machine or this_machine()
+    machine, sources = machine or this_machine(), sources or Sources(checked_rows, describe_models)
     if loaded.config is None:
         raise ScaleupError(loaded.problems)
     config, planner = loaded.config, planner_of(loaded.config)
-    data = _check_data(config)
+    data = sources.check(config)
     learner = planner.trains_as(config)
     problems = [*loaded.problems, *_new_problems(loaded, machine, data)]
     batch = None if problems else planner.batch(config, data)
@@ -61,7 +70,7 @@ def resolve(
 
     traces = peaks or config.parallel.strategy == "auto"
     micro_batch = planner_of(learner).micro_batch(learner) if traces else None
-    described = describe_models(models_of(config), micro_batch, planner.readers(config))
+    described = sources.describe(models_of(config), micro_batch, planner.readers(config))
     facts: Facts = described.facts
     problems = [problem for where, each in facts.items() for problem in planner.all_facts_problems(config, each, where)]
     problems += [problem for names in _class_names(facts) for problem in class_problems(data, names)]
@@ -95,7 +104,8 @@ def _is_within(where: str, keys: Collection[str]) -> bool:
     return any(where == key or where.startswith(f"{key}.") for key in keys)
 
 
-def _check_data(config: RunConfig) -> DataCheck:
+def checked_rows(config: RunConfig) -> DataCheck:
+    """Returns what is known of the rows that a run reads, and their mistakes."""
     planner = planner_of(config)
     rows = planner.splits(config)
     splits = [split for split in rows if getattr(config.data, split) is not None]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from scaleup.config.run import RunConfig
 from scaleup.config.schema import ParallelConfig
 from scaleup.config.stages.base import TrainingConfig
-from scaleup.errors import ScaleupError
+from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.compat import allowed
 from scaleup.plan.deepspeed import deepspeed_settings
 from scaleup.plan.facts import ModelFacts
@@ -24,6 +24,10 @@ MARGIN = 0.1
 
 BY_COMMUNICATION = ("ddp", "zero1", "zero2", "fsdp2")
 """Lists what `auto` tries for several processes, in this order: docs/design/auto.md."""
+
+
+class NothingFits(ScaleupError):
+    """Tells that `auto` has no strategy whose peak fits."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def choose_strategy(
     """Returns the run's strategy, and why if it was `auto` that chose it. `before` is what this very run, unfinished,
     used.
 
-    Raises ScaleupError at parallel.strategy if nothing fits, or if the memory of a rank is unknown."""
+    Raises NothingFits at parallel.strategy, and ScaleupError there if the memory of a rank is unknown."""
     parallel = config.parallel
     wanted = parallel.strategy
     if not isinstance(config, TrainingConfig) or wanted in ("single", "ddp"):
@@ -135,7 +139,7 @@ def _why(chosen: MemoryPlan, held: list[MemoryPlan], budget: RankBudget) -> str:
     return f"it needs {_gibibytes(budget.needs(chosen))} a rank of {_of(budget, chosen)}" + (over if passed else "")
 
 
-def _nothing_fits(config: TrainingConfig, held: list[MemoryPlan], budget: RankBudget) -> ScaleupError:
+def _nothing_fits(config: TrainingConfig, held: list[MemoryPlan], budget: RankBudget) -> NothingFits:
     least = min(held, key=budget.needs)
     what = f"nothing fits: {least.strategy} needs {_gibibytes(budget.needs(least))} a rank of {_of(budget, least)}"
     if budget.device == "cuda" and least.host:
@@ -146,7 +150,7 @@ def _nothing_fits(config: TrainingConfig, held: list[MemoryPlan], budget: RankBu
         remedies.append("parallel.offload_optimizer: true")
     if train.optimizer == "adamw" and not parallel.offload_optimizer:
         remedies.append("train.optimizer: sgd")
-    return ScaleupError.of("parallel.strategy", what, f"use {', '.join(remedies)}, or a smaller model")
+    return NothingFits(Problem("parallel.strategy", what, f"use {', '.join(remedies)}, or a smaller model"))
 
 
 def _of(budget: RankBudget, plan: MemoryPlan) -> str:

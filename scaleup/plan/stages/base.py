@@ -137,6 +137,10 @@ class StagePlanner(Generic[C]):
         """Returns the config by which the run trains: its own, or another stage's where one is part of this one."""
         return config
 
+    def learner_key(self, key: str) -> str:
+        """Returns the key by which the config says what `key` says in the one by which the run trains."""
+        return key
+
     def batch(self, config: C, data: DataCheck) -> BatchPlan | None:
         """Returns how large an optimizer step is; None for a stage that does not learn from rows as they are."""
         return None

@@ -48,6 +48,9 @@ class PrunePlanner(StagePlanner[PruneConfig]):
     def trains_as(self, config: PruneConfig) -> RunConfig:
         return config if config.recovery is None else config.as_distillation()
 
+    def learner_key(self, key: str) -> str:
+        return f"recovery.{key}" if key.split(".")[0] in OWN_KEYS else key
+
     def batch(self, config: PruneConfig, data: DataCheck) -> BatchPlan | None:
         learner = self.trains_as(config)
         return None if learner is config else planner_of(learner).batch(learner, data)
@@ -192,8 +195,7 @@ def _layer_problems(settings: PruneSettings, parts: Parts) -> Iterator[Problem]:
 def within_recovery(problems: Sequence[Problem]) -> Iterator[Problem]:
     """Yields the problems of the distillation that a recovery is, under the keys of the pruning run."""
     for problem in problems:
-        is_own = problem.where.split(".")[0] in OWN_KEYS
-        yield Problem(f"recovery.{problem.where}" if is_own else problem.where, problem.what, problem.remedy)
+        yield Problem(PLANNER.learner_key(problem.where), problem.what, problem.remedy)
 
 
 def recovery_problems(config: PruneConfig, problems: Sequence[Problem]) -> Iterator[Problem]:

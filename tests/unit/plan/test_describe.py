@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,42 @@ def test_progress_is_shown_as_it_comes_and_the_rest_when_all_went_well(
     data_plane.printed = "a warning\nchecking rows.jsonl:1\n"
     ask(model)
     assert capsys.readouterr().err == "checking rows.jsonl:1\na warning\n"
+
+
+ANSWERING = """
+import json, os, sys
+facts = json.loads(sys.argv[1])
+for line in sys.stdin:
+    sys.stderr.write("a warning\\n")
+    if "broken" in line:
+        sys.exit("out of paper")
+    print("Welcome!")
+    print(json.dumps({"facts": [facts for _ in json.loads(line)], "notes": [[str(os.getpid())]], "problems": []}))
+    sys.stdout.flush()
+"""
+
+
+@pytest.fixture
+def answering(facts: ModelFacts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts a program that answers line by line, and says which process it is, in the place of the data plane."""
+    command = [sys.executable, "-c", ANSWERING, facts.model_dump_json()]
+    monkeypatch.setattr(describe, "COMMAND", command)
+
+
+@pytest.mark.usefixtures("answering")
+def test_one_process_answers_many_questions(facts: ModelFacts, capsys: pytest.CaptureFixture[str]) -> None:
+    with describe.Describer() as describer:
+        answers = [list(describer.ask([{"where": name}])) for name in ("model", "teacher")]
+    [[(one, first, [process])], [(other, second, [same])]] = answers
+    assert (one, other, process) == ("model", "teacher", same)
+    assert first == second == facts
+    assert capsys.readouterr().err == "a warning\n" * 2
+
+
+@pytest.mark.usefixtures("answering", "model")
+def test_one_that_breaks_down_is_told_and_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with describe.Describer() as describer:
+        with pytest.raises(ScaleupError, match="model: looking at it failed: out of paper"):
+            list(describer.ask([{"where": "model", "model": "broken"}]))
+        assert [where for where, *_ in describer.ask([{"where": "model"}])] == ["model"]
