@@ -72,7 +72,7 @@ class Renderer:
 
     def marks_answers(self, tools: Any) -> bool:
         """Returns whether the template itself marks what the assistant says."""
-        return bool(MARKS_ANSWERS.search(self._template(tools)))
+        return _has(MARKS_ANSWERS, self._template(tools))
 
     @property
     def shows_date(self) -> bool:
@@ -95,13 +95,13 @@ class Renderer:
         self, rendered: tuple[str, list[Span]], messages: list[Message], tools: Any, prompt: bool
     ) -> None:
         """Raises ScaleupError if a template that draws at random makes other text of the same messages."""
-        if DRAWS.search(self._template(tools)) and self._rendered(messages, tools, prompt) != rendered:
+        if _has(DRAWS, self._template(tools)) and self._rendered(messages, tools, prompt) != rendered:
             what = "the chat template makes other text of the same messages each time"
             raise ScaleupError.of("data.messages", what, "take out what it draws at random, or name another template")
 
     def _rendered(self, messages: list[Message], tools: Any, prompt: bool) -> tuple[str, list[Span]]:
         template = self._template(tools)
-        marks = bool(MARKS_ANSWERS.search(template))
+        marks = _has(MARKS_ANSWERS, template)
         with _time_limit():
             _compile_jinja_template(template).globals["strftime_now"] = _strftime_now  # it is compiled once
             texts, spans = render_jinja_template(
@@ -123,6 +123,12 @@ class Renderer:
             what = f"the tokenizer has the chat templates {', '.join(sorted(named))}, and none is called default"
             raise ScaleupError.of(KEY, what, f"name one of them, e.g. data.chat_template: {min(named)}")
         return str(self._tokenizer.get_chat_template(tools=tools))
+
+
+@cache
+def _has(pattern: re.Pattern[str], template: str) -> bool:
+    """Returns whether a template has a pattern: it is long, and asked about with every rendering."""
+    return bool(pattern.search(template))
 
 
 @cache

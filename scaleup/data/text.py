@@ -1,7 +1,8 @@
 """Text goes in, and comes out as token ids that know which characters they stand for; and ids go back to text.
 
 The one way from text to tokens: prompts, completions, chats and what a reward model reads are all tokenized here, so
-that no stage sees other tokens of a text than another one."""
+that no stage sees other tokens of a text than another one. Of a text of which only the first tokens are wanted no more
+is tokenized than these follow from, where that can be told."""
 
 from __future__ import annotations
 
@@ -13,12 +14,18 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from scaleup.data.cuts import Cuts
+
 Span = tuple[int, int]
 """The characters from the first number up to the second."""
 MAX_CONTEXT = 8
 """Tokens of a prompt that its answer is decoded with: enough for whatever a decoder does at a word's border."""
 REPLACEMENT = "\ufffd"
 """What is decoded of bytes that are no character."""
+CHARACTERS_PER_TOKEN = 16
+"""Is how long a beginning is tried for each token that is wanted of a text. Words are shorter."""
+BESIDE = 256
+"""Characters on either side of a place that are tokenized to see what spans it."""
 CONTEXTS = ("\n", "a", ":", ".")
 """Texts that a piece of text is tokenized behind, to see it as the continuation of another."""
 
@@ -31,43 +38,70 @@ class TextEncoder:
     is_target: bool = False
     """Tokenizes what an encoder-decoder model is to say: some of their tokenizers begin and end that otherwise."""
 
-    def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], special: bool = True, most: int | None = None) -> list[list[int]]:
         """Returns the ids (S) of each text as a whole. With the special tokens that the tokenizer begins a text with if
         they are wanted: once, also where the text begins with them. Those that it ends a text with are left out, so
-        that the text can be continued."""
-        ids = self._tokenized(list(texts), add_special_tokens=special)["input_ids"] if texts else []
-        return [each[slice(*self._once(each))] if special else each for each in ids]
+        that the text can be continued.
 
-    def ended(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the ids (S) of each text with the special tokens that the tokenizer begins and ends it with, once."""
-        return [ids if self.last == ids[len(ids) - len(self.last) :] else ids + self.last for ids in self.encode(texts)]
+        `most`: of a text of more ids than that, as many of the first ones, and one more at least, are enough."""
+        return [ids for _, ids in self._first(texts, special, most)]
 
-    def masked(self, texts: Sequence[tuple[str, Sequence[Span]]]) -> list[tuple[list[int], list[bool]]]:
+    def ended(self, texts: Sequence[str], most: int | None = None) -> list[list[int]]:
+        """Returns the ids (S) of each text with the special tokens that the tokenizer begins and ends it with, once.
+        `most`: as `encode` takes it."""
+        rows = self.encode(texts, most=most)
+        return [ids if self.last == ids[len(ids) - len(self.last) :] else ids + self.last for ids in rows]
+
+    def masked(
+        self, texts: Sequence[tuple[str, Sequence[Span]]], most: int | None = None
+    ) -> list[tuple[list[int], list[bool]]]:
         """Returns the ids (S) of each text without the tokenizer's special tokens, and of each token whether any
         character of it lies in one of the text's spans (S). Transformers' mask of the assistant's tokens is the same:
         a token over the border counts. But the space that a marker swallows beside it is none of its characters: a
-        header is not learned because the answer begins with a space."""
+        header is not learned because the answer begins with a space. `most`: as `encode` takes it."""
         if not texts:
             return []
         if not self.tokenizer.is_fast:
             return [self._masked_by_prefixes(text, spans) for text, spans in texts]
-        encoded = self.tokenizer([text for text, _ in texts], add_special_tokens=False, return_offsets_mapping=True)
-        rows = zip(encoded["input_ids"], encoded["offset_mapping"], texts, strict=True)
+        begun = [self._beginning(text, most) for text, _ in texts]
+        encoded = self._tokenized(begun, add_special_tokens=False, return_offsets_mapping=True)
+        rows = zip(encoded["input_ids"], encoded["offset_mapping"], begun, texts, strict=True)
         return [
             (ids, [_is_within(token, spans) for token in self._own_characters(text, ids, offsets)])
-            for ids, offsets, (text, spans) in rows
+            if begin is text or len(ids) > (most or 0)
+            else self.masked([(text, spans)])[0]
+            for ids, offsets, begin, (text, spans) in rows
         ]
 
-    def continued(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+    def continued(self, pairs: Sequence[tuple[str, str]], most: int | None = None) -> list[tuple[list[int], list[int]]]:
         """Returns the ids of each prompt, which are those that generation starts from, and of the completion behind it.
 
-        Both are tokenized as one text. Where a token of that spans the border, it is split there."""
-        starts = self.encode([prompt for prompt, _ in pairs])
-        wholes = self.encode([prompt + completion for prompt, completion in pairs])
-        return [
-            (start, whole[len(start) :] if whole[: len(start)] == start else self._behind(start, whole, completion))
-            for start, whole, (_, completion) in zip(starts, wholes, pairs, strict=True)
-        ]
+        Both are tokenized as one text. Where a token of that spans the border, it is split there. `most`: of a pair of
+        more ids than that, as many of the first ones, and one more at least, are enough."""
+        starts = self.encode([prompt for prompt, _ in pairs], most=most)
+        is_full = [most is not None and len(start) > most for start in starts]
+        texts = ["" if full else "".join(pair) for full, pair in zip(is_full, pairs, strict=True)]
+        rows = []
+        for start, full, (text, whole), (prompt, _) in zip(
+            starts, is_full, self._first(texts, True, most), pairs, strict=True
+        ):
+            if full or whole[: len(start)] == start:
+                rows.append((start, [] if full else whole[len(start) :]))
+            else:
+                rows.append((start, self._behind(start, whole, text[len(prompt) :])))
+        return rows
+
+    def spans_end(self, prompt: str, whole: str, special: bool = True) -> bool:
+        """Returns whether the tokens of a text, which is to begin with a prompt, begin with other tokens than those of
+        the prompt."""
+        if whole.startswith(prompt):  # what is far from the border is the same
+            first, last = (
+                self._cuts.before(prompt, len(prompt) - BESIDE),
+                self._cuts.behind(whole, len(prompt) + BESIDE),
+            )
+            prompt, whole, special = prompt[first:], whole[first:last], special and not first
+        start, row = self.encode([prompt, whole], special)
+        return row[: len(start)] != start
 
     def with_eos(self, ids: list[int]) -> list[int]:
         """Returns the ids with the tokenizer's eos at their end, once, if it has one."""
@@ -116,7 +150,29 @@ class TextEncoder:
 
     def _tokenized(self, texts: list[str], **options: Any) -> Any:
         which = "text_target" if self.is_target else "text"
+        options["verbose"] = False  # whether a text has more tokens than a model has positions is the plan's to say
         return self.tokenizer(**{which: texts}, **options)
+
+    def _first(self, texts: Sequence[str], special: bool, most: int | None) -> list[tuple[str, list[int]]]:
+        """Returns what `encode` does, and of which beginning of each text these are the ids."""
+        begun = [self._beginning(text, most) for text in texts]
+        rows = self._tokenized(begun, add_special_tokens=special)["input_ids"] if texts else []
+        rows = [each[slice(*self._once(each))] if special else each for each in rows]
+        return [
+            (begin, ids) if begin is text or len(ids) > (most or 0) else self._first([text], special, None)[0]
+            for ids, begin, text in zip(rows, begun, texts, strict=True)
+        ]
+
+    def _beginning(self, text: str, most: int | None) -> str:
+        """Returns a text, or a beginning of it that has the same first tokens, probably more than `most`."""
+        if most is None or len(text) <= most * CHARACTERS_PER_TOKEN:
+            return text
+        end = self._cuts.behind(text, most * CHARACTERS_PER_TOKEN)
+        return text[:end] if end < len(text) else text
+
+    @cached_property
+    def _cuts(self) -> Cuts:
+        return Cuts(self.tokenizer)
 
     def _once(self, ids: list[int]) -> tuple[int, int]:
         """Returns from where to where ids have the special tokens of a text's beginning once, and none of its end."""
@@ -207,8 +263,14 @@ class TextEncoder:
 
 def num_common(one: Sequence[Any], other: Sequence[Any]) -> int:
     """Returns how many of the first characters or ids of two are the same."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+    same, most = 0, min(len(one), len(other))
+    while same < most:  # in halves: slices are compared a hundred times as fast as single characters
+        middle = (same + most + 1) // 2
+        if one[same:middle] == other[same:middle]:
+            same = middle
+        else:
+            most = middle - 1
+    return same
 
 
 def _stripped(text: str, span: Span) -> Span:

@@ -144,18 +144,18 @@ class Encoder:
 
         return made
 
-    def __call__(self, examples: Sequence[Example]) -> list[Tokens | None]:
+    def __call__(self, examples: Sequence[Example], rendered: Sequence[Rendered] = ()) -> list[Tokens | None]:
         """Returns a row each; None where nothing is left to learn from (overlong and dropped, or cut before its
-        labels)."""
+        labels). `rendered`: the conversations among them, where they have been rendered already."""
         if not examples:
             return []
         if self.task == "seq2seq_lm":
             return self._seq2seq(examples)
-        pairs = iter(
-            self.text.continued([(e.prompt, e.completion) for e in examples if isinstance(e, PromptCompletion)])
-        )
-        plain = iter(self.text.encode([e.text for e in examples if isinstance(e, PlainText)]))
-        chats = iter(self._chats([self.rendered(e) for e in examples if isinstance(e, Chat)]))
+        most = self.data.max_length
+        both = [(e.prompt, e.completion) for e in examples if isinstance(e, PromptCompletion)]
+        pairs = iter(self.text.continued(both, most))
+        plain = iter(self.text.encode([e.text for e in examples if isinstance(e, PlainText)], most=most))
+        chats = iter(self._chats(rendered or [self.rendered(e) for e in examples if isinstance(e, Chat)]))
         rows: list[Tokens | None] = []
         for example in examples:
             if isinstance(example, PromptCompletion):
@@ -197,10 +197,11 @@ class Encoder:
 
     def _chats(self, rendered: Sequence[Rendered]) -> Iterator[tuple[list[int], list[bool]]]:
         """Yields the ids of conversations, and which are learned: none of which a character is silent."""
-        masked = self.text.masked([(each.text, each.spans) for each in rendered])
+        most = self.data.max_length
+        masked = self.text.masked([(each.text, each.spans) for each in rendered], most)
         for each, (ids, learned) in zip(rendered, masked, strict=True):
             if each.silent:
-                _, silent = self.text.masked([(each.text, each.silent)])[0]
+                _, silent = self.text.masked([(each.text, each.silent)], most)[0]
                 learned = [is_learned and not mute for is_learned, mute in zip(learned, silent, strict=True)]
             yield ids, learned
 
@@ -215,7 +216,7 @@ class Encoder:
     def _cut_sources(self, texts: Sequence[str], limit: int) -> list[list[int]]:
         """Returns the ids of an encoder's texts, cut at their end, of which the special tokens stay."""
         last = self.text.last
-        return [ids if len(ids) <= limit else ids[: limit - len(last)] + last for ids in self.text.ended(texts)]
+        return [ids if len(ids) <= limit else ids[: limit - len(last)] + last for ids in self.text.ended(texts, limit)]
 
     def _seq2seq(self, examples: Sequence[Example]) -> list[Tokens | None]:
         pairs = []
@@ -228,8 +229,8 @@ class Encoder:
             pairs.append((example.prompt, example.completion))
         limit, cuts = self.data.max_length, self.data.overlong == "truncate"
         prompts = [prompt for prompt, _ in pairs]
-        sources = self._cut_sources(prompts, limit) if cuts else self.text.ended(prompts)
-        targets = TextEncoder(self.tokenizer, is_target=True).ended([completion for _, completion in pairs])
+        sources = self._cut_sources(prompts, limit) if cuts else self.text.ended(prompts, limit)
+        targets = TextEncoder(self.tokenizer, is_target=True).ended([completion for _, completion in pairs], limit)
         if cuts:
             targets = [target[:limit] for target in targets]
         return [

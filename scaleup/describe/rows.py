@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 from scaleup.config.schema import ModelConfig, SourceConfig
 from scaleup.data.chat import answer_ends
+from scaleup.data.marks import Rendered
 from scaleup.data.rendering import SlowTemplate
 from scaleup.data.sources import read_source
 from scaleup.data.tokenization import IGNORE, Encoder, opening, own_template
+from scaleup.describe.given import Given
+from scaleup.describe.progress import Progress, shown_progress
 from scaleup.errors import Problem, ScaleupError
 from scaleup.models.load import load_tokenizer
 from scaleup.plan.facts import REWARD_MODEL, ModelFacts, RowsRequest
@@ -35,6 +38,9 @@ NUM_TOKENIZED = 200
 def row_notes(model: ModelConfig, facts: ModelFacts, rows: RowsRequest, where: str) -> list[str]:
     """Return notes on the rows of local sources. Hub datasets are not downloaded for this.
 
+    Nothing spans the end of a prompt where an encoder-decoder model reads prompt and completion apart, or where a
+    preference is read as one text from which nothing is generated: there is no border in it.
+
     Raises ScaleupError with every row that the chat template refuses, up to five of a source and how many more."""
     tokenizer = load_tokenizer(model, facts.tokenizer_at, where)
     if facts.task == "seq2seq_lm":
@@ -49,28 +55,39 @@ def row_notes(model: ModelConfig, facts: ModelFacts, rows: RowsRequest, where: s
     reads_alone = rows.by_own_template and read_with.chat_template is None
     problems: list[Problem] = []
     notes: list[str] = []
-    for split, needs in rows.splits.items():
-        for place, source in enumerate(getattr(rows.data, split) or []):
-            if (path := local_path(rows.data, source, split)) is None:
-                continue
-            look = _Look(encoder, rows, f"data.{split}.{place}")
-            look.at(source, split, needs, is_reward)
-            problems += [_of_tokenizer(each, where) if reads_alone else each for each in look.problems(str(path))]
-            notes += look.notes()
+    with shown_progress() as progress:
+        for split, needs in rows.splits.items():
+            for place, source in enumerate(getattr(rows.data, split) or []):
+                if (path := local_path(rows.data, source, split)) is None:
+                    continue
+                look = _Look(encoder, rows, f"data.{split}.{place}", progress)
+                look.at(source, split, needs, is_reward)
+                problems += [_of_tokenizer(each, where) if reads_alone else each for each in look.problems(str(path))]
+                notes += look.notes()
     if problems:
         raise ScaleupError(list(dict.fromkeys(problems)))
     return list(dict.fromkeys(notes))
 
 
+@dataclass(frozen=True)
+class _Sampled:
+    """Holds a row that is tokenized, and what the template made of it."""
+
+    where: str
+    example: PromptCompletion | Chat
+    rendered: Rendered | None = None
+
+
 class _Look:
     """Counts what one source's rows are like."""
 
-    def __init__(self, encoder: Encoder, rows: RowsRequest, key: str) -> None:
-        self._encoder = encoder
+    def __init__(self, encoder: Encoder, rows: RowsRequest, key: str, progress: Progress) -> None:
+        self._encoder, self._progress, self._where = encoder, progress, ""
         self._data, self._max_rows, self._key = rows.data, rows.max_rows, key
         self._failing: list[Problem] = []
         self._counts: Counter[str] = Counter()
-        self._sample: list[PromptCompletion | Chat] = []
+        self._sample: list[_Sampled] = []
+        self._given = Given()
 
     def at(self, source: SourceConfig, split: str, needs: str, is_reward: bool) -> None:
         """Look at every row; a reward model reads prompts with an answer."""
@@ -78,6 +95,8 @@ class _Look:
         assert make is not None, "the format has been looked at"
         limit = self._max_rows or (NUM_STREAMED_ROWS if self._data.streaming else None)
         for index, (where, values) in enumerate(islice(read_source(self._data, source, split), limit)):
+            self._where = where
+            self._progress.at(where)
             try:
                 example = make(values, index)
                 if is_reward:
@@ -105,7 +124,7 @@ class _Look:
         """Yield what is not as one would think, with how often."""
         count, key = self._counts, self._key
         learns = count["learned"]
-        if number := count["rewritten"]:
+        if number := self._given.num_lost():
             yield (
                 f"{key}: of {number} of {learns} conversations the chat template shows earlier answers otherwise "
                 "than they were given: only the last is learned -> data.split_turns: true makes each a row"
@@ -146,9 +165,13 @@ class _Look:
             yield f"{self._key}: {self._endless()}: nothing that is learned stops generation{which} -> {remedy}"
         limit = f"data.max_length ({self._data.max_length})"
         if number := self._counts["cut"]:
-            yield f"{self._key}: {number} {of_sample} are cut at {limit} and do not learn where they end -> raise it"
+            what = "is cut at {} and does not learn where it ends", "are cut at {} and do not learn where they end"
+            if self._data.overlong == "drop":
+                what = "is longer than {} and left out", "are longer than {} and left out"
+            yield f"{self._key}: {number} {of_sample} {what[number > 1].format(limit)} -> raise it"
         if number := self._counts["nothing left"]:
-            yield f"{self._key}: {number} {of_sample} have nothing to learn within {limit} and are left out -> raise it"
+            what = "has nothing to learn within {} and is left out", "have nothing to learn within {} and are left out"
+            yield f"{self._key}: {number} {of_sample} {what[number > 1].format(limit)} -> raise it"
 
     def _look_as_reward(self, prompt: Any) -> None:
         if isinstance(prompt, Chat):
@@ -174,7 +197,7 @@ class _Look:
         template = self._encoder.chat
         rendered = self._encoder.rendered(chat)
         self._counts["learned"] += 1
-        self._counts["rewritten"] += rendered.num_rewritten > 0
+        self._given.add(chat, is_rewritten=rendered.num_rewritten > 0)
         self._counts["refused"] += rendered.num_refused > 0
         self._counts["altered"] += rendered.num_altered > 0
         if chat.tools:
@@ -182,37 +205,43 @@ class _Look:
         if any(message.get(key) for message in chat.messages for key in REASONING_KEYS):
             bare = [{key: value for key, value in m.items() if key not in REASONING_KEYS} for m in chat.messages]
             self._counts["no reasoning"] += template.whole(chat) == template.whole(replace(chat, messages=bare))
-        self._keep(chat)
+        self._keep(chat, rendered)
 
-    def _keep(self, example: PromptCompletion | Chat) -> None:
+    def _keep(self, example: PromptCompletion | Chat, rendered: Rendered | None = None) -> None:
         if len(self._sample) < NUM_TOKENIZED:
-            self._sample.append(example)
+            self._sample.append(_Sampled(self._where, example, rendered))
+
+    def _sampled(self) -> Iterator[_Sampled]:
+        for row in self._sample:
+            self._progress.at(row.where)
+            yield row
 
     def _see_prompts(self) -> None:
         """See where prompts end, as generation would start from them."""
-        text = self._encoder.text
-        pairs = [(each.prompt, each.completion) for each in self._sample if isinstance(each, PromptCompletion)]
-        for start, whole in zip(
-            text.encode([prompt for prompt, _ in pairs]), text.encode(["".join(pair) for pair in pairs]), strict=True
-        ):
-            self._counts["apart"] += whole[: len(start)] != start
-        for chat in (each for each in self._sample if isinstance(each, Chat)):
-            if self._data.train_on == "all" or not chat.messages[: chat.answers[-1]]:
-                continue
-            shown = replace(chat, messages=chat.messages[: chat.answers[-1] + 1])
-            before, after = self._encoder.as_text(opening(shown)), self._encoder.rendered(chat)
-            start, row = text.encode([before, after.text], special=False)
-            begins = next((first for first, end in after.spans if end > len(before)), 0)
-            if row[: len(start)] != start or begins > len(before):
-                self._counts["other prompt"] += 1
-                self._other = f"e.g. {before[-30:]!r}"
+        for row in self._sampled():
+            if isinstance(row.example, PromptCompletion):
+                prompt, completion = row.example.prompt, row.example.completion
+                self._counts["apart"] += self._encoder.text.spans_end(prompt, prompt + completion)
+            elif row.rendered is not None and self._data.train_on != "all":
+                self._see_prompt(row.example, row.rendered)
+
+    def _see_prompt(self, chat: Chat, rendered: Rendered) -> None:
+        shown = replace(chat, messages=chat.messages[: chat.answers[-1] + 1])
+        if len(shown.messages) == 1:
+            return
+        before = self._encoder.as_text(opening(shown))
+        begins = next((first for first, end in rendered.spans if end > len(before)), 0)
+        if begins > len(before) or self._encoder.text.spans_end(before, rendered.text, special=False):
+            self._counts["other prompt"] += 1
+            self._other = f"e.g. {before[-30:]!r}"
 
     def _see_ends(self) -> None:
         """See what is left of rows once they are cut, and whether they learn an end."""
         ends, limit = set(answer_ends(self._encoder.tokenizer)), self._data.max_length
         if self._data.train_on == "all":
             return
-        for row in self._encoder(self._sample):
+        for sampled in self._sampled():
+            [row] = self._encoder([sampled.example], [sampled.rendered] if sampled.rendered else [])
             if row is None:
                 self._counts["nothing left"] += 1
                 continue

@@ -13,6 +13,7 @@ import pytest
 
 from scaleup.config.schema import DataConfig, ModelConfig
 from scaleup.data import rendering
+from scaleup.data.text import TextEncoder
 from scaleup.describe import rows as described
 from scaleup.describe.rows import row_notes
 from scaleup.errors import ScaleupError
@@ -118,10 +119,14 @@ def test_marks_without_the_end(look: Look) -> None:
 def test_rows_that_are_cut(look: Look) -> None:
     rows = [{"q": "Name:", "a": " cat" * length} for length in (1, 30)]
     [note] = look(rows, prompt="{q}", completion="{a}", max_length=16)
-    assert "data.train.0: 1 of the first 2 rows are cut at data.max_length (16) and do not learn where they end" in note
+    assert "data.train.0: 1 of the first 2 rows is cut at data.max_length (16) and does not learn where it ends" in note
+    [note] = look([*rows, rows[1]], prompt="{q}", completion="{a}", max_length=16)
+    assert "2 of the first 3 rows are cut at data.max_length (16) and do not learn where they end" in note
+    [note] = look(rows, prompt="{q}", completion="{a}", max_length=16, overlong="drop")
+    assert "1 of the first 2 rows is longer than data.max_length (16) and left out -> raise it" in note
     rows = [{"q": "Name:" * length, "a": " cat"} for length in (1, 30)]
     [note] = look(rows, prompt="{q}", completion="{a}", max_length=16)
-    assert "data.train.0: 1 of the first 2 rows have nothing to learn within data.max_length (16) and are left" in note
+    assert "data.train.0: 1 of the first 2 rows has nothing to learn within data.max_length (16) and is left" in note
     with pytest.raises(ScaleupError, match=r"data\.max_length: leaves no row of data\.train\.0 with anything to learn"):
         look(rows[1:], prompt="{q}", completion="{a}", max_length=16)
 
@@ -143,9 +148,12 @@ def test_answers_that_are_shown_otherwise_are_counted(look: Look) -> None:
         "{% for m in messages %}{{ m['role'] + ':' }}{{ m['content'] if loop.last or m['role'] == 'user' else '...' }}"
         "{{ eos_token }}{% endfor %}"
     )
-    notes = look([chat(USER, SAID, USER, SAID), chat(USER, SAID)], template=rewrites + ASKS, messages="messages")
+    other = {"role": "assistant", "content": "yes"}
+    notes = look([chat(USER, SAID, USER, SAID), chat(USER, other)], template=rewrites + ASKS, messages="messages")
     assert "of 1 of 2 conversations the chat template shows earlier answers otherwise" in notes[0]
     assert look([chat(USER, SAID, USER, SAID)], template=rewrites + ASKS, messages="messages", split_turns=True) == []
+    split = [chat(USER, SAID, USER, SAID), chat(USER, SAID)]
+    assert look(split, template=rewrites + ASKS, messages="messages") == [], "each answer is the last of a row"
 
 
 def test_every_row_that_is_refused_is_named(look: Look) -> None:
@@ -227,3 +235,38 @@ def test_a_teacher_keeps_its_own_template(look: Look) -> None:
         assert (
             problem.remedy == "set teacher.tokenizer to a copy of its tokenizer that has one chat template, the default"
         )
+
+
+def test_a_conversation_is_rendered_twice_an_answer(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the answer and with it; and once as generation would start from it."""
+    rendered: list[int] = []
+    render = rendering.Renderer._rendered
+
+    def counted(*arguments: Any) -> Any:
+        rendered.append(1)
+        return render(*arguments)
+
+    monkeypatch.setattr(rendering.Renderer, "_rendered", counted)
+    numbers = []
+    for number in (3, 4):
+        rendered.clear()
+        look([chat(USER, SAID, USER, SAID)] * number, messages="messages")
+        numbers.append(len(rendered))
+    assert numbers[1] - numbers[0] == 2 * 2 + 1
+
+
+def test_a_very_long_row_is_not_read_to_its_end(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    tokenized = TextEncoder._tokenized
+
+    def counted(self: TextEncoder, texts: list[str], **options: Any) -> Any:
+        read.extend(map(len, texts))
+        return tokenized(self, texts, **options)
+
+    monkeypatch.setattr(TextEncoder, "_tokenized", counted)
+    long = "the cat eats fish " * 5000
+    rows: list[Any] = [{"q": "Name:", "a": f" {long}"}, {"q": long, "a": " cat"}]
+    notes = look(rows, prompt="{q}", completion="{a}", max_length=16)
+    assert [note.partition(" of the first 2 rows ")[2][:15] for note in notes] == ["is cut at data.", "has nothing to "]
+    look([chat(USER, {"role": "assistant", "content": long})], messages="messages", max_length=16)
+    assert max(read) < 1000
