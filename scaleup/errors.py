@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 USER = re.compile(r"""(?<=://)(?:[^\s/'"]*|[^\s/'":]+:(?!\d+/)[^\s'"]*)@""")
 """Matches the name and password within an address, also one whose password has a slash that is not escaped."""
@@ -43,3 +44,6 @@ class ScaleupError(Exception):
     @classmethod
     def of(cls, where: str, what: str, remedy: str = "") -> ScaleupError:
         return cls(Problem(where, what, remedy))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems,)

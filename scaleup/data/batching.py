@@ -4,66 +4,90 @@ so the same in every process."""
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 
-from scaleup.data.tokenization import LabelledTokens, PairTokens, TokenRow
+from scaleup.data.rows import Rows, widths_of
 
-Unit = Sequence[Any]
-"""Holds rows of one type that stay together: a micro-batch by tokens, a packed sequence, or a single row."""
-
-EpochPlanner = Callable[[int, Sequence[TokenRow]], list[Unit]]
-"""Maps (epoch, its rows in their shuffled order) -> each of them once, in units, in the order of training."""
-
+T = TypeVar("T")
 WINDOW = 50
 """Counts the batches that are sorted by length together: more waste less on padding, fewer mix rows better."""
 
 
-def widths(rows: Sequence[TokenRow], task: str) -> np.ndarray:
-    """Return the tokens of each row in each tensor that is padded: (rows, 1) of causal models and classifiers, (rows,
-    2) of encoder-decoders and pairs, whose two texts are padded alike."""
-    return np.array([_widths(row, task) for row in rows])
+@dataclass(frozen=True)
+class Units:
+    """Holds the units of an epoch, each the places of rows that stay together: a micro-batch by tokens, a packed
+    sequence, or a single row."""
+
+    places: np.ndarray
+    starts: np.ndarray
+    """Holds where each unit begins among the places, and where the last one ends."""
+
+    @classmethod
+    def of(cls, units: Sequence[Sequence[int] | np.ndarray]) -> Units:
+        lengths = np.fromiter(map(len, units), np.int64, len(units))
+        places = np.fromiter(chain.from_iterable(units), np.int64, int(lengths.sum()))
+        return cls(places, np.concatenate([[0], np.cumsum(lengths)]))
+
+    @classmethod
+    def single(cls, places: Iterable[np.ndarray]) -> Units:
+        """Returns units of one row each."""
+        rows = np.concatenate([np.empty(0, np.int64), *places])
+        return cls(rows, np.arange(len(rows) + 1))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self.places[self.starts[number] : self.starts[number + 1]]
 
 
-def _widths(row: TokenRow, task: str) -> tuple[int, ...]:
-    if isinstance(row, PairTokens):
-        return (max(len(row.chosen), len(row.rejected)),) * 2
-    if isinstance(row, LabelledTokens) or task != "seq2seq_lm":
-        return (len(row.input_ids),)
-    return len(row.input_ids), len(row.labels)
+EpochPlanner = Callable[[int, np.ndarray], Units]
+"""Maps (epoch, the widths of its rows in their shuffled order) -> each of them once, in the order of training."""
 
 
-def padded_size(rows: Sequence[TokenRow], task: str) -> int:
+def padded_size(rows: Rows, task: str) -> int:
     """Return the tokens of a micro-batch with its padding: rows x longest; for seq2seq models rows x (longest prompt +
     target), for pairs 2 x rows x longest."""
-    return len(rows) * int(widths(rows, task).max(axis=0).sum())
+    return padded(widths_of(rows, task))
 
 
-def plan_by_tokens(budget: int, task: str, seed: int) -> EpochPlanner:
+def padded(widths: np.ndarray) -> int:
+    """Return what `padded_size` does, of the rows' widths."""
+    return len(widths) * int(widths.max(axis=0).sum())
+
+
+def joined(widths: np.ndarray) -> int:
+    """Return the tokens of rows laid one after another."""
+    return int(widths[:, 0].sum())
+
+
+def plan_by_tokens(budget: int, seed: int) -> EpochPlanner:
     """Plan micro-batches of rows of similar length, none larger than `budget` with its padding, in a random order."""
 
-    def plan(epoch: int, rows: Sequence[TokenRow]) -> list[Unit]:
-        sizes = widths(rows, task)
+    def plan(epoch: int, sizes: np.ndarray) -> Units:
         window = WINDOW * max(1, round(budget / sizes.sum(axis=1).mean()))
         micro_batches = cut_by_tokens(sizes, order_by_length(sizes.sum(axis=1), window), budget)
-        return [[rows[row] for row in micro_batches[place]] for place in _shuffled(len(micro_batches), seed, epoch)]
+        return Units.of([micro_batches[place] for place in _shuffled(len(micro_batches), seed, epoch)])
 
     return plan
 
 
-def plan_by_length(global_batch: int, epoch_rows: int, task: str, seed: int) -> EpochPlanner:
+def plan_by_length(global_batch: int, epoch_rows: int, seed: int) -> EpochPlanner:
     """Plan single rows, so that those of one step are of similar length; the steps come in a random order."""
 
-    def plan(epoch: int, rows: Sequence[TokenRow]) -> list[Unit]:
-        order = order_by_length(widths(rows, task).sum(axis=1), WINDOW * global_batch)
+    def plan(epoch: int, sizes: np.ndarray) -> Units:
+        order = order_by_length(sizes.sum(axis=1), WINDOW * global_batch)
         left_over = -(epoch * epoch_rows) % global_batch  # what the last step of the epoch before still takes
         head, rest = order[:left_over], order[left_over:]
         steps = [rest[at : at + global_batch] for at in range(0, len(rest), global_batch)]
         tail = [steps.pop()] if steps and len(steps[-1]) < global_batch else []
         shuffled = [steps[place] for place in _shuffled(len(steps), seed, epoch)]
-        return [[rows[row]] for step in [head, *shuffled, *tail] for row in step]
+        return Units.single([head, *shuffled, *tail])
 
     return plan
 
@@ -71,9 +95,9 @@ def plan_by_length(global_batch: int, epoch_rows: int, task: str, seed: int) -> 
 def plan_packs(capacity: int, seed: int) -> EpochPlanner:
     """Plan sequences of whole rows, none longer than `capacity`, in a random order."""
 
-    def plan(epoch: int, rows: Sequence[Any]) -> list[Unit]:
-        packs = pack([len(row.input_ids) for row in rows], capacity)
-        return [[rows[row] for row in packs[place]] for place in _shuffled(len(packs), seed, epoch)]
+    def plan(epoch: int, sizes: np.ndarray) -> Units:
+        packs = pack(sizes[:, 0].tolist(), capacity)
+        return Units.of([packs[place] for place in _shuffled(len(packs), seed, epoch)])
 
     return plan
 
@@ -118,7 +142,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return packs
 
 
-def deal(units: Sequence[Unit], size: Callable[[Unit], int], micro_batch: int, world: int) -> list[Sequence[Unit]]:
+def deal(units: Sequence[T], size: Callable[[T], int], micro_batch: int, world: int) -> list[Sequence[T]]:
     """Deal micro-batches to the ranks by turns, the largest units first, back and forth: so that in each pass the ranks
     have micro-batches of similar size, and no rank always has the largest."""
     ordered = sorted(units, key=size, reverse=True)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from scaleup.config.stages.base import SupervisedConfig
-from scaleup.data.batching import padded_size, plan_by_length, plan_by_tokens, plan_packs
+from scaleup.data.batching import plan_by_length, plan_by_tokens, plan_packs
 from scaleup.data.collate import Collator, causal_collator, packed_collator, seq2seq_collator
 from scaleup.data.loader import Batching, PlannedLoader, Split, TrainLoader
-from scaleup.data.sources import MapSource, Source, encode_source, hold_out, open_stream
-from scaleup.data.tokenization import RowEncoder, TokenRow
+from scaleup.data.prepared import prepared_rows
+from scaleup.data.rows import Joined, Rows, widths_of
+from scaleup.data.sources import MapSource, Source, hold_out, open_stream
+from scaleup.data.tokenization import RowEncoder
+from scaleup.distributed.progress import Progress
 from scaleup.errors import ScaleupError
 from scaleup.plan.arithmetic import epochs_to_rows, rows_to_steps
 
@@ -20,11 +24,16 @@ from scaleup.plan.arithmetic import epochs_to_rows, rows_to_steps
 @dataclass(frozen=True)
 class TrainingData:
     sources: list[Source]
-    validation: list[TokenRow]
+    validation: Rows
     num_rows: int | None
     """Counts the training rows after leaving out the unusable; None when streaming."""
-    num_dropped: int
+    left_out: Counter[str]
+    """Counts the rows that were left out, by the reason."""
     task: str
+
+    @property
+    def num_dropped(self) -> int:
+        return sum(self.left_out.values())
 
     def whole_sources(self) -> list[MapSource]:
         """Return the sources of a run that does not stream."""
@@ -33,34 +42,35 @@ class TrainingData:
         return sources
 
 
-def load_training_data(config: SupervisedConfig, encoder: RowEncoder) -> TrainingData:
-    """Read and tokenize the train and validation splits. Raises ScaleupError for rows that cannot be used."""
+def load_training_data(config: SupervisedConfig, encoder: RowEncoder, progress: Progress | None = None) -> TrainingData:
+    """Have the train and validation splits as tokens. Raises ScaleupError for rows that cannot be used."""
     data, seed = config.data, config.train.seed
     sources: list[Source] = []
-    validation: list[TokenRow] = []
-    num_rows, num_dropped = 0, 0
+    validation: list[Rows] = []
+    num_rows, left_out = 0, Counter[str]()
     for number, source in enumerate(data.train or []):
         if data.streaming:
             sources.append(open_stream(data, source, encoder, [seed, number]))
             continue
-        rows, dropped = encode_source(data, source, "train", encoder)
-        num_dropped += dropped
+        prepared = prepared_rows(data, source, "train", encoder, progress)
+        rows = prepared.rows
+        left_out += prepared.left_out
         if data.validation_fraction is not None:
             rows, held = hold_out(rows, data.validation_fraction, [seed, number])
-            validation += held
+            validation.append(held)
         if config.train.tokens_per_device is not None:
             _refuse_larger(rows, config.train.tokens_per_device, encoder.task, source.path)
         num_rows += len(rows)
         sources.append(MapSource(rows, [seed, number], data.shuffle))
     for source in data.validation or []:
-        rows, dropped = encode_source(data, source, "validation", encoder)
-        validation += rows
-        num_dropped += dropped
-    return TrainingData(sources, validation, None if data.streaming else num_rows, num_dropped, encoder.task)
+        prepared = prepared_rows(data, source, "validation", encoder, progress)
+        validation.append(prepared.rows)
+        left_out += prepared.left_out
+    return TrainingData(sources, Joined(validation), None if data.streaming else num_rows, left_out, encoder.task)
 
 
-def _refuse_larger(rows: Sequence[TokenRow], budget: int, task: str, path: str) -> None:
-    largest = max(padded_size([row], task) for row in rows)
+def _refuse_larger(rows: Rows, budget: int, task: str, path: str) -> None:
+    largest = int(widths_of(rows, task).sum(axis=1).max())
     if largest > budget:
         what = f"{budget} tokens do not hold a row of {path} with {largest}"
         raise ScaleupError.of("train.tokens_per_device", what, f"use at least {largest}, or lower data.max_length")
@@ -88,7 +98,7 @@ def train_loader(
     if batching is None:
         loader = TrainLoader(data.sources, weights, collate, split, drawn)
         return loader, num_steps or rows_to_steps(drawn or 0, split.global_batch)
-    planned = PlannedLoader(data.sources, weights, collate, split, drawn, batching)
+    planned = PlannedLoader(data.whole_sources(), weights, collate, split, drawn, batching)
     return planned, num_steps or rows_to_steps(planned.count_units(), split.global_batch)
 
 
@@ -99,10 +109,9 @@ def _batching(config: SupervisedConfig, data: TrainingData, split: Split) -> Bat
         return None
     assert data.num_rows is not None, "the plan refuses streaming"
     if config.data.packing:
-        plan = plan_packs(config.data.max_length, train.seed)
-        return Batching(plan, lambda unit: sum(len(row.input_ids) for row in unit), data.num_rows, packed=True)
+        return Batching(plan_packs(config.data.max_length, train.seed), data.num_rows, task, packed=True)
     if train.tokens_per_device:
-        plan = plan_by_tokens(train.tokens_per_device, task, train.seed)
+        plan = plan_by_tokens(train.tokens_per_device, train.seed)
     else:
-        plan = plan_by_length(split.global_batch, data.num_rows, task, train.seed)
-    return Batching(plan, lambda unit: padded_size(unit, task), data.num_rows)
+        plan = plan_by_length(split.global_batch, data.num_rows, train.seed)
+    return Batching(plan, data.num_rows, task)

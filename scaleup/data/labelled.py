@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,9 @@ class Read(Protocol):
     def cut(self, ids: list[int]) -> list[int]:
         """To the most that the model reads."""
 
+    def recipe(self) -> dict[str, Any]:
+        """What the ids of a text follow from."""
+
 
 @dataclass(frozen=True)
 class LabelledEncoder:
@@ -35,7 +39,12 @@ class LabelledEncoder:
     names: Sequence[str]
     """Of the classes, in the order of the logits."""
     data: DataConfig
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Rows of those made so far that nothing can be learned from, by the reason."""
     task: str = "sequence_classification"
+
+    def recipe(self) -> dict[str, Any]:
+        return {"reads": "labels", "names": list(self.names), **self.reader.recipe()}
 
     def maker(self, source: SourceConfig) -> Callable[[Mapping[str, Any], int], list[Any]]:
         """Raises ScaleupError for a label that the classifier does not have."""
@@ -55,6 +64,7 @@ class LabelledEncoder:
 
     def _row(self, ids: list[int], number: int) -> LabelledTokens | None:
         if self.data.overlong == "drop" and len(ids) > self.data.max_length:
+            self.left_out["overlong"] += 1
             return None
         return LabelledTokens(np.asarray(self.reader.cut(ids), np.int32), number)
 

@@ -16,15 +16,29 @@ class ShuffledOrder:
         self._seed = list(seed)
         self._shuffle = shuffle
         self._epoch = -1
-        self._permutation = np.arange(num_rows)
+        self._permutation: np.ndarray | None = None
 
     def __getitem__(self, draw: int) -> int:
         """Return the row of the draw, counted from 0."""
         epoch, place = divmod(draw, self._num_rows)
+        permutation = self._of_epoch(epoch)
+        return place if permutation is None else int(permutation[place])
+
+    def span(self, first: int, end: int) -> np.ndarray:
+        """Return the rows of the draws from `first` up to `end`."""
+        draws = np.arange(first, end)
+        rows = draws % self._num_rows
+        for epoch in range(first // self._num_rows, -(-end // self._num_rows)):
+            if (permutation := self._of_epoch(epoch)) is not None:
+                of_epoch = draws // self._num_rows == epoch
+                rows[of_epoch] = permutation[rows[of_epoch]]
+        return rows
+
+    def _of_epoch(self, epoch: int) -> np.ndarray | None:
         if self._shuffle and epoch != self._epoch:
             self._permutation = np.random.default_rng([*self._seed, epoch]).permutation(self._num_rows)
             self._epoch = epoch
-        return int(self._permutation[place])
+        return self._permutation
 
 
 class MixtureOrder:
@@ -53,3 +67,15 @@ class MixtureOrder:
             self._position += 1
             if self._position > position:
                 return source, draw
+
+    def span(self, first: int, end: int) -> tuple[np.ndarray, list[int]]:
+        """Return the source at each position from `first` up to `end`, and how many rows each source gave before."""
+        if len(self._shares) == 1:
+            return np.zeros(end - first, np.int16), [first]
+        sources, start = np.empty(end - first, np.int16), [-1] * len(self._shares)
+        for place, position in enumerate(range(first, end)):
+            source, draw = self[position]
+            sources[place] = source
+            if start[source] < 0:
+                start[source] = draw
+        return sources, [max(0, draw) for draw in start]

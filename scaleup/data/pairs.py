@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,21 +15,32 @@ from scaleup.data.collate import Batch, Collator, has_padding, pad
 from scaleup.data.tokenization import PairTokens, TokenRow
 from scaleup.records.preferences import Preference, preference_maker
 
-Read = Callable[[Sequence[tuple[Any, Any]]], list[list[int]]]
-"""(prompt, response) -> the token ids that a reward model reads, whole."""
+
+class Read(Protocol):
+    """How a reward model reads (models/scoring.py: Reader)."""
+
+    def ids(self, pairs: Sequence[tuple[Any, Any]]) -> list[list[int]]:
+        """(prompt, response) -> token ids, whole."""
+
+    def cut(self, ids: list[int]) -> list[int]:
+        """Token ids to at most `data.max_length`."""
+
+    def recipe(self) -> dict[str, Any]:
+        """What the ids of a text follow from."""
 
 
 @dataclass(frozen=True)
 class PairEncoder:
     """Tokenizes preferences as the model reads them, under `data`'s rules."""
 
-    read: Read
-    cut: Callable[[list[int]], list[int]]
-    """Token ids to at most `data.max_length`."""
+    reader: Read
     data: DataConfig
     left_out: Counter[str] = field(default_factory=Counter)
     """Pairs of the rows made so far that nothing can be learned from, by the reason."""
     task: str = "sequence_classification"
+
+    def recipe(self) -> dict[str, Any]:
+        return {"reads": "pairs", **self.reader.recipe()}
 
     def maker(self, source: SourceConfig) -> Callable[[Mapping[str, Any], int], list[Preference]]:
         make = preference_maker(self.data, source)
@@ -44,7 +55,7 @@ class PairEncoder:
     def __call__(self, examples: Sequence[Preference]) -> list[PairTokens | None]:
         """None for a pair that is too long where such rows are dropped, or whose texts are the same to the model."""
         texts = [(pair.prompt, response) for pair in examples for response in (pair.chosen, pair.rejected)]
-        ids = self.read(texts) if texts else []
+        ids = self.reader.ids(texts) if texts else []
         rows = zip(examples, ids[::2], ids[1::2], strict=True)
         return [self._row(pair.margin, chosen, rejected) for pair, chosen, rejected in rows]
 
@@ -52,7 +63,7 @@ class PairEncoder:
         if self.data.overlong == "drop" and max(len(chosen), len(rejected)) > self.data.max_length:
             self.left_out["overlong"] += 1
             return None
-        chosen, rejected = self.cut(chosen), self.cut(rejected)
+        chosen, rejected = self.reader.cut(chosen), self.reader.cut(rejected)
         if chosen == rejected:
             self.left_out["equal"] += 1
             return None

@@ -10,6 +10,7 @@ import numpy as np
 
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.data.order import ShuffledOrder
+from scaleup.data.rows import Chosen, Rows
 from scaleup.data.tokenization import FILLER, RowEncoder, TokenRow
 from scaleup.errors import ScaleupError
 from scaleup.plan.arithmetic import held_out_rows
@@ -28,14 +29,19 @@ class Source(Protocol):
 
 
 class MapSource:
-    """Rows held in memory as tokens."""
+    """Rows of tokens that are all there, in a mapped file or in memory."""
 
-    def __init__(self, rows: Sequence[TokenRow], seed: Sequence[int], shuffle: bool) -> None:
+    def __init__(self, rows: Rows, seed: Sequence[int], shuffle: bool) -> None:
         self.rows = rows
         self._order = ShuffledOrder(len(rows), seed, shuffle)
 
     def draw(self, number: int) -> TokenRow:
-        return self.rows[self._order[number]]
+        row: TokenRow = self.rows[self._order[number]]
+        return row
+
+    def places(self, first: int, end: int) -> np.ndarray:
+        """Returns the places of the rows that the draws from `first` up to `end` give."""
+        return self._order.span(first, end)
 
 
 class StreamSource:
@@ -98,11 +104,12 @@ def _all_rows(
     if path is not None:
         yield from ((row.where, row.values) for row in read_rows(path))
         return
-    for index, values in enumerate(_hub_rows(source, split, streaming)):
+    for index, values in enumerate(hub_rows(source, split, streaming)):
         yield f"{source.path} row {index + 1}", values
 
 
-def _hub_rows(source: SourceConfig, split: str, streaming: bool) -> Any:
+def hub_rows(source: SourceConfig, split: str, streaming: bool) -> Any:
+    """A dataset of the hub, by `datasets`. Raises ScaleupError where it cannot be had."""
     import datasets  # heavy, and only hub names need it
 
     try:
@@ -150,19 +157,6 @@ def made_examples(data: DataConfig, source: SourceConfig, split: str, encoder: R
     return list(chain.from_iterable(_made(encoder.maker(source), data, source, split)))
 
 
-def encode_source(
-    data: DataConfig, source: SourceConfig, split: str, encoder: RowEncoder
-) -> tuple[list[TokenRow], int]:
-    """All rows of a source as tokens, and how many were left out. Raises ScaleupError when none is left."""
-    examples = made_examples(data, source, split, encoder)
-    rows = [row for start in range(0, len(examples), 1000) for row in encoder(examples[start : start + 1000])]
-    kept = [row for row in rows if row is not None]
-    if not kept:
-        what = f"no row of {source.path} fits max_length {data.max_length} with a label left"
-        raise ScaleupError.of(f"data.{split}", what, "raise data.max_length")
-    return kept, len(rows) - len(kept)
-
-
 def open_stream(data: DataConfig, source: SourceConfig, encoder: RowEncoder, seed: Sequence[int]) -> StreamSource:
     make = encoder.maker(source)
 
@@ -181,8 +175,9 @@ def open_stream(data: DataConfig, source: SourceConfig, encoder: RowEncoder, see
     return StreamSource(open_rows, encode, data.shuffle_buffer, seed, data.shuffle)
 
 
-def hold_out(rows: list[TokenRow], fraction: float, seed: Sequence[int]) -> tuple[list[TokenRow], list[TokenRow]]:
+def hold_out(rows: Rows, fraction: float, seed: Sequence[int]) -> tuple[Rows, Rows]:
     """(train, validation): the held-out rows are drawn by the seed."""
     count = held_out_rows(len(rows), fraction)
-    held = set(np.random.default_rng([*seed, 0x5EED]).permutation(len(rows))[:count].tolist())
-    return [row for i, row in enumerate(rows) if i not in held], [row for i, row in enumerate(rows) if i in held]
+    is_held = np.zeros(len(rows), bool)
+    is_held[np.random.default_rng([*seed, 0x5EED]).permutation(len(rows))[:count]] = True
+    return Chosen(rows, np.flatnonzero(~is_held)), Chosen(rows, np.flatnonzero(is_held))

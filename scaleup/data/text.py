@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from scaleup.data.cuts import Cuts
 
@@ -153,10 +153,22 @@ class TextEncoder:
         options["verbose"] = False  # whether a text has more tokens than a model has positions is the plan's to say
         return self.tokenizer(**{which: texts}, **options)
 
+    def _ids(self, texts: list[str], special: bool) -> list[list[int]]:
+        """Returns the ids of texts as the tokenizer gives them. Where nothing of Transformers' own comes in between,
+        the library beneath is asked for ids alone, which takes half the time."""
+        if self.is_target or not _is_plain(self.tokenizer):
+            return list(self._tokenized(texts, add_special_tokens=special)["input_ids"])
+        backend: Any = self.tokenizer.backend_tokenizer
+        if backend.padding or backend.truncation:  # an earlier call of somebody else
+            backend.no_padding()
+            backend.no_truncation()
+        backend.encode_special_tokens = self.tokenizer.split_special_tokens
+        return [each.ids for each in backend.encode_batch_fast(texts, add_special_tokens=special)]
+
     def _first(self, texts: Sequence[str], special: bool, most: int | None) -> list[tuple[str, list[int]]]:
         """Returns what `encode` does, and of which beginning of each text these are the ids."""
         begun = [self._beginning(text, most) for text in texts]
-        rows = self._tokenized(begun, add_special_tokens=special)["input_ids"] if texts else []
+        rows = self._ids(begun, special) if texts else []
         rows = [each[slice(*self._once(each))] if special else each for each in rows]
         return [
             (begin, ids) if begin is text or len(ids) > (most or 0) else self._first([text], special, None)[0]
@@ -259,6 +271,15 @@ class TextEncoder:
     def _decoded(self, rows: Sequence[Sequence[int]]) -> list[str]:
         texts: Any = self.tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True)
         return list(texts)
+
+
+def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tells whether a tokenizer does with texts what all do that the library `tokenizers` works for."""
+    kind, base = type(tokenizer), PreTrainedTokenizerFast
+    return isinstance(tokenizer, base) and all(
+        getattr(kind, name) is getattr(base, name)
+        for name in ("__call__", "_encode_plus", "set_truncation_and_padding")
+    )
 
 
 def num_common(one: Sequence[Any], other: Sequence[Any]) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from scaleup.data.chat import ChatTemplate
 from scaleup.data.marks import Rendered
 from scaleup.data.rendering import use_template
 from scaleup.data.text import TextEncoder
+from scaleup.data.tokenizer_mark import tokenizer_mark
 from scaleup.errors import ScaleupError
 from scaleup.records.chats import Chat
 from scaleup.records.examples import Example, Opening, PlainText, PromptCompletion, example_maker
@@ -76,6 +78,13 @@ class RowEncoder(Protocol):
     @property
     def task(self) -> str: ...
 
+    @property
+    def left_out(self) -> Counter[str]:
+        """Counts the rows of those made so far that nothing can be learned from, by the reason."""
+
+    def recipe(self) -> dict[str, Any]:
+        """What the tokens of a row follow from, beside the row and the data section."""
+
     def maker(self, source: SourceConfig) -> Callable[[Mapping[str, Any], int], list[Any]]:
         """What makes the examples of a row's values and its index in the source. It raises ScaleupError."""
 
@@ -120,6 +129,14 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     task: str
     data: DataConfig
+    left_out: Counter[str] = field(default_factory=Counter, compare=False)
+
+    def recipe(self) -> dict[str, Any]:
+        """Returns what the tokens of a row follow from, beside the row and the data section."""
+        return {"reads": self.task, "tokenizer": tokenizer_mark(self.tokenizer)}
+
+    def __getstate__(self) -> dict[str, Any]:  # without what is made when it is needed, which cannot all be pickled
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def __post_init__(self) -> None:
         use_template(self.tokenizer, self.data.chat_template)
@@ -207,11 +224,15 @@ class Encoder:
 
     def _cut(self, ids: list[int], learned: list[bool]) -> Tokens | None:
         if len(ids) > self.data.max_length and self.data.overlong == "drop":
+            self.left_out["overlong"] += 1
             return None
         input_ids = np.asarray(ids[: self.data.max_length], np.int32)
         labels = np.where(np.asarray(learned[: self.data.max_length]), input_ids, IGNORE).astype(np.int32)
         row = Tokens(input_ids, labels)
-        return row if (labels[1:] != IGNORE).any() else None
+        if not (labels[1:] != IGNORE).any():
+            self.left_out["unlearned"] += 1
+            return None
+        return row
 
     def _cut_sources(self, texts: Sequence[str], limit: int) -> list[list[int]]:
         """Returns the ids of an encoder's texts, cut at their end, of which the special tokens stay."""
@@ -233,9 +254,13 @@ class Encoder:
         targets = TextEncoder(self.tokenizer, is_target=True).ended([completion for _, completion in pairs], limit)
         if cuts:
             targets = [target[:limit] for target in targets]
-        return [
-            Tokens(np.asarray(source, np.int32), np.asarray(target, np.int32))
-            if source and target and max(len(source), len(target)) <= limit
-            else None
-            for source, target in zip(sources, targets, strict=True)
-        ]
+        return [self._both(source, target) for source, target in zip(sources, targets, strict=True)]
+
+    def _both(self, source: list[int], target: list[int]) -> Tokens | None:
+        if max(len(source), len(target)) > self.data.max_length:
+            self.left_out["overlong"] += 1
+            return None
+        if not source or not target:
+            self.left_out["unlearned"] += 1
+            return None
+        return Tokens(np.asarray(source, np.int32), np.asarray(target, np.int32))

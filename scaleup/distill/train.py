@@ -34,7 +34,7 @@ def train_student(job: Job[DistillConfig]) -> TrainedModel:
     runtime.progress.report("reading data")
     tokenizer = load_tokenizer(config.model, plan.model.tokenizer_at)
     reading, cache = reading_of(plan.model, tokenizer, config.data, config.data.packing), config.distill.cache
-    data = load_training_data(config, reading.encoder)
+    data = load_training_data(config, reading.encoder, runtime.progress)
     num_ids = shared_ids(tokenizer, plan.model, teacher)
     if cache is not None:
         data = with_cached_teacher(job, cache, data, reading.collator, num_ids)
@@ -66,12 +66,12 @@ def load_distillation(
     device: torch.device,
     num_ids: int | None = None,
 ) -> StudentWithTeacher:
-    """Loads the student as stage `sft` would train it, and its teacher as it is, in float32, whose weights are read
-    when the engine moves or shards them; none where its top k are cached. It is the same on every rank. Raises
-    ScaleupError as loading does."""
+    """Loads the student as stage `sft` would train it, and its teacher as it is, on the CPU in float32: the engine
+    moves or shards it; none where its top k are cached. It is the same on every rank. Raises ScaleupError as loading
+    does."""
     if config.distill.cache is not None:
         return CachedDistillation(trainable_model(config, facts, device), config.distill, num_ids)
-    frozen = load_finished(config.teacher, teacher, None, config.mixed_precision, torch.device("cpu"), deferred=True)
+    frozen = load_finished(config.teacher, teacher, None, config.mixed_precision, torch.device("cpu"))
     student = trainable_model(config, facts, device)
     seed_everything(config.train.seed)  # projections are drawn alike
     if facts.task == "sequence_classification":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from scaleup.config.schema import DataConfig
-from scaleup.data.sources import encode_source
-from scaleup.data.tokenization import RowEncoder, TokenRow
+from scaleup.data.prepared import prepared_rows
+from scaleup.data.rows import Joined, Rows
+from scaleup.data.tokenization import RowEncoder
 from scaleup.distributed.runtime import Runtime
 from scaleup.evaluation.classification import class_metrics
 from scaleup.evaluation.evaluate import mean_loss
@@ -15,13 +15,13 @@ from scaleup.evaluation.metrics import perplexity
 from scaleup.train.reading import Reading
 
 
-def held_out_rows(data: DataConfig, encoder: RowEncoder) -> list[TokenRow]:
+def held_out_rows(data: DataConfig, encoder: RowEncoder) -> Rows:
     """Read and tokenize the rows of data.test; none if it is not given. Raises ScaleupError for unusable rows."""
-    return [row for source in data.test or [] for row in encode_source(data, source, "test", encoder)[0]]
+    return Joined([prepared_rows(data, source, "test", encoder).rows for source in data.test or []])
 
 
 def held_out_metrics(
-    runtime: Runtime, model: Any, reading: Reading, rows: Sequence[TokenRow], batch_size: int, name: str
+    runtime: Runtime, model: Any, reading: Reading, rows: Rows, batch_size: int, name: str
 ) -> dict[str, float]:
     """Return `loss_{name}`, in nats a labelled token, and `perplexity_{name}`; for a classifier `loss_{name}` in nats a
     row, and `accuracy_{name}`; nothing if there are no rows. Every rank must call it and gets the same."""

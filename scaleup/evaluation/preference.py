@@ -46,7 +46,7 @@ def evaluate_preferences(job: Job[EvaluateConfig]) -> Results:
         )
         scorer = load_scorer(settings, facts, runtime.device)
         reader = scorer.reader
-        encoder = PairEncoder(reader.ids, reader.cut, config.data.model_copy(update={"max_length": reader.max_length}))
+        encoder = PairEncoder(reader, config.data.model_copy(update={"max_length": reader.max_length}))
         pairs = read_pairs(config.data, encoder, split)[: config.evaluation.max_samples]
         encoded = [(pair, row) for pair, row in zip(pairs, encoder(pairs), strict=True) if row is not None]
         rows = [row for _, row in encoded]

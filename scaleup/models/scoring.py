@@ -4,7 +4,7 @@ batch, padding and order."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from scaleup.config.schema import ScorerConfig
 from scaleup.data.chat import ChatTemplate
 from scaleup.data.collate import pad
 from scaleup.data.text import TextEncoder
+from scaleup.data.tokenizer_mark import tokenizer_mark
 from scaleup.models.adapted import load_finished
 from scaleup.models.classifier import Pooling, classify
 from scaleup.models.load import load_tokenizer, pad_token_id
@@ -54,6 +55,14 @@ class Reader:
     def filler_id(self) -> int:
         """Returns a token that makes a row by itself."""
         return int(self.tokenizer.eos_token_id) if self.pooling == "eos" else self.pad_id
+
+    def recipe(self) -> dict[str, Any]:
+        """Returns what the ids of a text follow from."""
+        ways = {"pooling": self.pooling, "template": self.template, "max_length": self.max_length}
+        return {"tokenizer": tokenizer_mark(self.tokenizer), **ways}
+
+    def __getstate__(self) -> dict[str, Any]:  # without what is made when it is needed, which cannot all be pickled
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @property
     def reads_chats(self) -> bool:
@@ -147,14 +156,14 @@ class Scorer:
         return logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)[:, self.label]
 
 
-def load_scorer(config: ScorerConfig, facts: ModelFacts, device: torch.device, deferred: bool = False) -> Scorer:
+def load_scorer(config: ScorerConfig, facts: ModelFacts, device: torch.device) -> Scorer:
     """Loads the scorer of a finished reward run, of an adapter of one, or of any sequence classifier, as `config` says;
     its problems have been looked for (plan/scorers.py). Mean and std of a run are those of its logits: probabilities
-    stay as they are. If `deferred`, an engine prepares its model.
+    stay as they are.
 
     Raises ScaleupError as loading does."""
     assert facts.pooling is not None, "the plan has looked at the model"
-    model = load_finished(config.model, facts, config.quantization, config.mixed_precision, device, deferred)
+    model = load_finished(config.model, facts, config.quantization, config.mixed_precision, device)
     saved = saved_reward(facts) or SavedReward()
     tokenizer = load_tokenizer(config.model, facts.tokenizer_at, "reward.model")
     template, limit = config.template or saved.template, config.max_length or saved.max_length

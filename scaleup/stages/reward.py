@@ -30,8 +30,8 @@ def run(job: Job[RewardConfig]) -> None:
     tokenizer = load_tokenizer(config.model, plan.model.tokenizer_at)
     use_template(tokenizer, config.data.chat_template)
     reader = Reader(tokenizer, plan.model.pooling, config.reward.template, config.data.max_length)
-    encoder = PairEncoder(reader.ids, reader.cut, config.data)
-    data = load_training_data(config, encoder)
+    encoder = PairEncoder(reader, config.data)
+    data = load_training_data(config, encoder, runtime.progress)
     collate = pair_collator(reader.pad_id, reader.filler_id)
     objective = preference_loss(config.reward.center_coefficient)
     done = train_supervised(job, data, lambda model: collate, objective)
@@ -41,7 +41,7 @@ def run(job: Job[RewardConfig]) -> None:
     scores = score_pairs(runtime, done.wrapped, reference, collate, config.train.per_device_eval_batch_size)
     evaluated = preference_metrics(scores, reference) if data.validation else {}
     metrics: dict[str, Any] = {f"eval_{name}": value for name, value in evaluated.items()}
-    metrics |= {f"left_out_{reason}": count for reason, count in sorted(encoder.left_out.items())}
+    metrics |= {f"left_out_{reason}": count for reason, count in sorted(data.left_out.items())}
     saved = SavedReward(
         template=reader.template,
         max_length=reader.max_length,
@@ -49,7 +49,7 @@ def run(job: Job[RewardConfig]) -> None:
         std=float(scores.std()) or 1.0,
     )
     plain_padding(done.model, tokenizer)
-    trained = TrainedModel(done.wrapped, tokenizer, done.state, num_dropped=sum(encoder.left_out.values()))
+    trained = TrainedModel(done.wrapped, tokenizer, done.state, num_dropped=data.num_dropped)
     finish_training(job, trained, metrics, {REWARD_FILE: saved.model_dump()})
 
 

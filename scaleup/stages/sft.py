@@ -19,7 +19,7 @@ def run(job: Job[SFTConfig]) -> None:
     config, plan = job.config, job.plan
     job.runtime.progress.report("reading data")
     tokenizer = load_tokenizer(config.model, plan.model.tokenizer_at)
-    data = load_training_data(config, Encoder(tokenizer, plan.model.task, config.data))
+    data = load_training_data(config, Encoder(tokenizer, plan.model.task, config.data), job.runtime.progress)
 
     def collator(model: Any) -> Collator:
         shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)

@@ -36,7 +36,7 @@ def test_the_trajectory_is_that_of_trl(center: float | None, tmp_path) -> None: 
     expected = logged(trainer)
 
     reader = Reader(tokenizer, "last", max_length=64)
-    encoded = [row for row in PairEncoder(reader.ids, reader.cut, DataConfig(max_length=64))(PAIRS) if row is not None]
+    encoded = [row for row in PairEncoder(reader, DataConfig(max_length=64))(PAIRS) if row is not None]
     assert [row.chosen.tolist() for row in encoded] == trainer.train_dataset["chosen_ids"][:]
     assert [row.rejected.tolist() for row in encoded] == trainer.train_dataset["rejected_ids"][:]
     runtime, train = tiny.single_process(tmp_path), TrainConfig(**TRAIN, optimizer="sgd")
@@ -61,7 +61,7 @@ def test_fillers_are_nothing() -> None:
 
     model, tokenizer = tiny.classifier("llama"), tiny.tokenizer("llama")
     reader = Reader(tokenizer, "last", max_length=64)
-    rows = [row for row in PairEncoder(reader.ids, reader.cut, DataConfig(max_length=64))(PAIRS[:3]) if row is not None]
+    rows = [row for row in PairEncoder(reader, DataConfig(max_length=64))(PAIRS[:3]) if row is not None]
     collate, objective = pair_collator(reader.pad_id, reader.filler_id), preference_loss(0.1)
     alone = sum(float(objective(model, collate([row]))) for row in rows)
     batch = collate([rows[0], FILLER, *rows[1:]])

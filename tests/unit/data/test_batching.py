@@ -46,11 +46,11 @@ def make_loader(plan, lengths, split, num_rows=None, task="causal_lm", seed=0, w
     sizes = np.array_split(lengths, len(weights))
     sources = [MapSource(rows(part, 1000 * at), [seed, at], True) for at, part in enumerate(sizes)]
     planner = {
-        "tokens": lambda: plan_by_tokens(BUDGET + 6, task, seed),
-        "length": lambda: plan_by_length(split.global_batch, len(lengths), task, seed),
+        "tokens": lambda: plan_by_tokens(BUDGET + 6, seed),
+        "length": lambda: plan_by_length(split.global_batch, len(lengths), seed),
         "packs": lambda: plan_packs(BUDGET, seed),
     }[plan]()
-    batching = Batching(planner, lambda unit: padded_size(unit, task), len(lengths), plan == "packs")
+    batching = Batching(planner, len(lengths), task, plan == "packs")
     return PlannedLoader(sources, weights, lambda batch: list(batch), split, num_rows, batching)
 
 

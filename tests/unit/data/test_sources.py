@@ -12,7 +12,8 @@ from scaleup.config.schema import DataConfig
 from scaleup.config.stages.sft import SFTConfig
 from scaleup.data.dataset import load_training_data, train_loader
 from scaleup.data.loader import Split
-from scaleup.data.sources import MapSource, StreamSource, encode_source, hold_out, open_stream, read_source
+from scaleup.data.prepared import prepared_rows
+from scaleup.data.sources import MapSource, StreamSource, hold_out, open_stream, read_source
 from scaleup.data.tokenization import FILLER, Encoder, Tokens
 from scaleup.errors import ScaleupError
 from scaleup.records.examples import example_maker
@@ -122,7 +123,7 @@ def test_a_stream_of_a_file(tmp_path, max_rows):
     source = {"path": "a.jsonl", "max_rows": max_rows}
     data = data_config(root=str(tmp_path), train=[source], streaming=True, shuffle_buffer=4)
     encode = encoder(data)
-    expected, _ = encode_source(data, data.train[0], "train", encode)
+    expected = prepared_rows(data, data.train[0], "train", encode).rows
     assert len(expected) == min(7, max_rows or 7)
     rows = [open_stream(data, data.train[0], encode, [0, 0]).draw(draw) for draw in range(len(expected))]
     assert sorted(map(words, rows)) == sorted(map(words, expected)) != list(map(words, rows))
@@ -142,18 +143,19 @@ def test_bad_rows_are_named_together(tmp_path):
     write(tmp_path / "a.jsonl", [{"p": "x"}] * 7 + pairs(1))
     data = data_config(root=str(tmp_path), train="a.jsonl")
     with pytest.raises(ScaleupError) as caught:
-        encode_source(data, data.train[0], "train", encoder(data))
+        prepared_rows(data, data.train[0], "train", encoder(data))
     assert [problem.where.rpartition(":")[2] for problem in caught.value.problems] == ["1", "2", "3", "4", "5"]
 
 
 def test_rows_without_a_label_are_left_out_and_counted(tmp_path):
     write(tmp_path / "a.jsonl", [*pairs(3), {"p": "much longer than ten tokens", "c": " x"}])
     data = data_config(root=str(tmp_path), train="a.jsonl", max_length=10)
-    kept, dropped = encode_source(data, data.train[0], "train", encoder(data))
+    made = prepared_rows(data, data.train[0], "train", encoder(data))
+    kept, dropped = made.rows, made.num_dropped
     assert (len(kept), dropped) == (3, 1)
     data = data.model_copy(update={"max_length": 2})
     with pytest.raises(ScaleupError, match=r"no row of a\.jsonl fits max_length 2"):
-        encode_source(data, data.train[0], "train", encoder(data))
+        prepared_rows(data, data.train[0], "train", encoder(data))
 
 
 @given(st.integers(2, 60), st.floats(0.001, 0.999), st.integers(0, 3))
@@ -249,7 +251,7 @@ def test_a_validation_fraction_is_taken_from_each_source(tmp_path):
     assert [len(source.rows) for source in data.sources] == [6, 3] and data.num_rows == 9
     assert [words(row)[0] for row in data.validation] == ["a", "a", "b"]
     trained = [row for source in data.sources for row in source.rows]
-    every = [row for source in config.data.train for row in encode_source(config.data, source, "train", encode)[0]]
+    every = [row for source in config.data.train for row in prepared_rows(config.data, source, "train", encode).rows]
     assert texts([*trained, *data.validation]) == texts(every)
 
 
@@ -281,5 +283,5 @@ def test_streaming_training_data(tmp_path):
     data = load_training_data(config, encoder(config.data))
     assert data.num_rows is None
     assert texts(data.sources[0].draw(draw) for draw in range(4)) == texts(
-        encode_source(config.data, config.data.train[0], "train", encoder(config.data))[0]
+        prepared_rows(config.data, config.data.train[0], "train", encoder(config.data)).rows
     )

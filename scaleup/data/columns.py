@@ -1,0 +1,162 @@
+"""Rows of tokens go in, and come out as columns of numbers, and back: how each kind of row lies in an Arrow file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from scaleup.data.tokenization import IGNORE, LabelledTokens, PairTokens, Tokens
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Holds a list of numbers for each of R rows: all of them one after another, and how many each row has (R)."""
+
+    values: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[np.ndarray]) -> Lists:
+        return cls(joined(rows, np.int32), np.fromiter(map(len, rows), np.int64, len(rows)))
+
+
+Columns = Mapping[str, Lists | np.ndarray]
+"""Maps a column's name -> its R lists, or its R numbers."""
+Cells = Mapping[str, Any]
+"""Maps a column's name -> what one row has there: an array, a view of the file, or a number."""
+
+
+def joined(arrays: Sequence[np.ndarray], kind: Any) -> np.ndarray:
+    """Returns arrays one after another, also none."""
+    return np.concatenate(arrays).astype(kind, copy=False) if arrays else np.empty(0, kind)
+
+
+class Form(Protocol):
+    """Says how one kind of row lies in columns."""
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """Names the columns of lists, of int32."""
+
+    @property
+    def numbers(self) -> Mapping[str, type]:
+        """Maps the name of a column of numbers -> their type."""
+
+    def columns(self, rows: Sequence[Any]) -> Columns: ...
+
+    def row(self, cells: Cells) -> Any: ...
+
+    def widths(self, lengths: Callable[[str], np.ndarray]) -> np.ndarray:
+        """Returns what `batching.widths` does of all rows, of the lengths of lists by column."""
+
+
+class CausalForm:
+    """Lays out rows of a causal model. Labels are the token or IGNORE: what is learned is kept as runs, `from, to,
+    from, to...`."""
+
+    lists = ("input_ids", "learned")
+    numbers: Mapping[str, type] = {}
+
+    def columns(self, rows: Sequence[Tokens]) -> Columns:
+        return {
+            "input_ids": Lists.of([row.input_ids for row in rows]),
+            "learned": runs_of([row.labels != IGNORE for row in rows]),
+        }
+
+    def row(self, cells: Cells) -> Tokens:
+        input_ids = cells["input_ids"]
+        labels = np.full(len(input_ids), IGNORE, np.int32)
+        runs = cells["learned"].tolist()
+        for first, end in zip(runs[::2], runs[1::2], strict=True):
+            labels[first:end] = input_ids[first:end]
+        return Tokens(input_ids, labels)
+
+    def widths(self, lengths: Callable[[str], np.ndarray]) -> np.ndarray:
+        return lengths("input_ids")[:, None]
+
+
+class Seq2SeqForm:
+    """Lays out rows of an encoder-decoder: its labels are a text of their own."""
+
+    lists = ("input_ids", "labels")
+    numbers: Mapping[str, type] = {}
+
+    def columns(self, rows: Sequence[Tokens]) -> Columns:
+        return {name: Lists.of([getattr(row, name) for row in rows]) for name in self.lists}
+
+    def row(self, cells: Cells) -> Tokens:
+        return Tokens(cells["input_ids"], cells["labels"])
+
+    def widths(self, lengths: Callable[[str], np.ndarray]) -> np.ndarray:
+        return np.stack([lengths(name) for name in self.lists], axis=1)
+
+
+class PairForm:
+    """Lays out pairs of which one is preferred."""
+
+    lists = ("chosen", "rejected")
+    numbers: Mapping[str, type] = {"margin": np.float64}
+
+    def columns(self, rows: Sequence[PairTokens]) -> Columns:
+        margins = np.array([row.margin for row in rows], np.float64)
+        return {name: Lists.of([getattr(row, name) for row in rows]) for name in self.lists} | {"margin": margins}
+
+    def row(self, cells: Cells) -> PairTokens:
+        return PairTokens(cells["chosen"], cells["rejected"], float(cells["margin"]))
+
+    def widths(self, lengths: Callable[[str], np.ndarray]) -> np.ndarray:
+        longer = np.maximum(lengths("chosen"), lengths("rejected"))
+        return np.stack([longer, longer], axis=1)
+
+
+class LabelledForm:
+    """Lays out texts with a class."""
+
+    lists = ("input_ids",)
+    numbers: Mapping[str, type] = {"label": np.int64}
+
+    def columns(self, rows: Sequence[LabelledTokens]) -> Columns:
+        labels = np.array([row.label for row in rows], np.int64)
+        return {"input_ids": Lists.of([row.input_ids for row in rows]), "label": labels}
+
+    def row(self, cells: Cells) -> LabelledTokens:
+        return LabelledTokens(cells["input_ids"], int(cells["label"]))
+
+    def widths(self, lengths: Callable[[str], np.ndarray]) -> np.ndarray:
+        return lengths("input_ids")[:, None]
+
+
+FORMS: Mapping[str, Form] = {
+    "causal": CausalForm(),
+    "seq2seq": Seq2SeqForm(),
+    "pairs": PairForm(),
+    "labelled": LabelledForm(),
+}
+"""Maps what a file calls its kind of rows -> how they lie in it."""
+
+
+def form_name(row: Any, task: str) -> str:
+    """Returns the name of the form of a row of a task."""
+    if isinstance(row, PairTokens):
+        return "pairs"
+    if isinstance(row, LabelledTokens):
+        return "labelled"
+    return "seq2seq" if task == "seq2seq_lm" else "causal"
+
+
+def runs_of(masks: Sequence[np.ndarray]) -> Lists:
+    """Returns where each mask (S) is true, as runs: `from, to, from, to...`."""
+    if not masks:
+        return Lists(np.empty(0, np.int32), np.empty(0, np.int64))
+    lengths = np.fromiter(map(len, masks), np.int64, len(masks))
+    starts = np.cumsum(lengths + 1) - lengths - 1  # a place that is false stands behind each mask, so that runs end
+    apart = np.zeros(int(lengths.sum()) + len(masks) + 1, np.int8)
+    places = np.arange(int(lengths.sum())) + np.repeat(np.arange(len(masks)), lengths)
+    apart[places + 1] = np.concatenate(masks)
+    edges = np.flatnonzero(np.diff(apart))
+    of_row = np.searchsorted(starts, edges, side="right") - 1
+    counts = np.bincount(of_row, minlength=len(masks))
+    return Lists((edges - starts[of_row]).astype(np.int32), counts.astype(np.int64))
