@@ -66,6 +66,12 @@ def write_problem(folder: Path) -> str:
             probe.unlink()
 
 
+def reason_of(error: Exception, folder: Path) -> str:
+    """Return why a file could not be written: torch speaks of positions in an archive where a disk is full, while
+    nothing else can be written to the folder either."""
+    return str(error) if is_of_files(error) else write_problem(folder) or str(error)
+
+
 def _takes_unnamed(folder: Path) -> bool:
     """Writes a file without a name, which leaves no trace, not even in the folder's times. Return False where the file
     system has none; raises OSError where it takes nothing."""

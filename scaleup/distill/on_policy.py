@@ -28,6 +28,7 @@ from scaleup.data.chat import answer_ends
 from scaleup.data.prompts import Prompt, PromptOrder, read_prompts
 from scaleup.data.tokenization import Encoder
 from scaleup.distill.train import shared_ids
+from scaleup.distributed.deferred import fill
 from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.errors import ScaleupError
 from scaleup.models.adapted import load_finished
@@ -60,6 +61,7 @@ def train_on_policy(job: Job[DistillConfig]) -> TrainedModel:
 
     runtime.progress.report("loading the model and its teacher")
     student = trainable_model(config, plan.model, runtime.device)
+    fill(student, runtime.device)  # whole on every rank: the plan refuses other strategies
     teacher = load_finished(config.teacher, plan.models["teacher"], None, config.mixed_precision, runtime.device)
     student.generation_config.eos_token_id = answer_ends(tokenizer, student)  # where TRL ends an answer
     num_ids = shared_ids(tokenizer, plan.model, plan.models["teacher"])

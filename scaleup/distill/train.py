@@ -66,12 +66,12 @@ def load_distillation(
     device: torch.device,
     num_ids: int | None = None,
 ) -> StudentWithTeacher:
-    """Loads the student as stage `sft` would train it, and its teacher as it is, on the CPU in float32: the engine
-    moves or shards it; none where its top k are cached. It is the same on every rank. Raises ScaleupError as loading
-    does."""
+    """Loads the student as stage `sft` would train it, and its teacher as it is, in float32, whose weights are read
+    when the engine moves or shards them; none where its top k are cached. It is the same on every rank. Raises
+    ScaleupError as loading does."""
     if config.distill.cache is not None:
         return CachedDistillation(trainable_model(config, facts, device), config.distill, num_ids)
-    frozen = load_finished(config.teacher, teacher, None, config.mixed_precision, torch.device("cpu"))
+    frozen = load_finished(config.teacher, teacher, None, config.mixed_precision, torch.device("cpu"), deferred=True)
     student = trainable_model(config, facts, device)
     seed_everything(config.train.seed)  # projections are drawn alike
     if facts.task == "sequence_classification":

@@ -20,8 +20,13 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataP
 from torch.nn.parallel import DistributedDataParallel
 
 from scaleup.distributed.deepspeed_ops import OPS, ensure_built, uncompiled
+from scaleup.distributed.deferred import fill, is_deferred
+from scaleup.distributed.partition import partition
 from scaleup.distributed.portable import Source, put_into_torch, put_into_zero
 from scaleup.plan.types import GroupPlan
+
+LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Maps DeepSpeed's names of low precisions to torch's."""
 
 
 class NonFiniteError(ArithmeticError):
@@ -78,6 +83,7 @@ class ReplicatedEngine:
         return Accelerator(cpu=group.device == "cpu", kwargs_handlers=handlers, **common)
 
     def prepare(self, accelerator: Accelerator, *parts: Any) -> Any:
+        fill(parts[0], accelerator.device)
         return accelerator.prepare(*parts)
 
     def wrapper(self, model: torch.nn.Module) -> tuple[str, int | None]:
@@ -141,7 +147,8 @@ class FSDP2Engine(ReplicatedEngine):
         return Accelerator(fsdp_plugin=plugin, kwargs_handlers=[backend], **common)
 
     def prepare(self, accelerator: Accelerator, *parts: Any) -> Any:
-        """Prepares a model, one that is not trained with an optimizer that does nothing: Accelerate demands one."""
+        """Prepares a model, one that is not trained with an optimizer that does nothing: Accelerate demands one.
+        `fully_shard` copies a rank's part of one parameter after another, which reads what is deferred."""
         with _embeddings_left_to_the_root(parts[0]):
             if len(parts) > 1:
                 return accelerator.prepare(*parts)
@@ -175,12 +182,19 @@ class DeepSpeedEngine:
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["gradient_clipping"] = group.deepspeed["gradient_clipping"]
         # Accelerate told Transformers of ZeRO-3, which then loads models shard by shard and ties T5's head on the way:
-        # models are loaded as everywhere else, and sharded when they are prepared
+        # models are loaded as everywhere else, deferred, and each weight is read and sharded when they are prepared
         unset_hf_deepspeed_config()
         return accelerator
 
     def prepare(self, accelerator: Accelerator, *parts: Any) -> Any:
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        dtype = next((kind for name, kind in LOW.items() if settings.get(name, {}).get("enabled")), torch.float32)
         with uncompiled():  # to ask whether the optimizer is its Muon, DeepSpeed imports it
+            if settings["zero_optimization"]["stage"] == 3 and is_deferred(parts[0]):
+                partition(parts[0], settings, dtype)
+                parts[0].to(accelerator.device)  # buffers: DeepSpeed takes a partitioned model to be in its place
+            else:
+                fill(parts[0], accelerator.device, dtype)
             return accelerator.prepare(*parts)
 
     def wrapper(self, model: torch.nn.Module) -> tuple[str, int | None]:

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
+from scaleup.distributed.allocator import large_blocks_given_back
 from scaleup.distributed.engines import engine_for
 from scaleup.distributed.heartbeat import Heartbeat
 from scaleup.distributed.portable import Source
@@ -143,9 +144,11 @@ class Runtime:
         self.accelerator.wait_for_everyone()
 
     def prepare(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """Wraps a model (and optimizer) for the planned strategy. Raises ScaleupError if another engine wraps it."""
+        """Wraps a model (and optimizer) for the planned strategy; weights that are deferred are read one after another,
+        and of each a rank keeps its part. Raises ScaleupError if another engine wraps it."""
         parts = (model,) if optimizer is None else (model, optimizer)
-        prepared = self._engine.prepare(self.accelerator, *parts)
+        with large_blocks_given_back():
+            prepared = self._engine.prepare(self.accelerator, *parts)
         engine, stage = self._engine.wrapper(prepared if optimizer is None else prepared[0])
         _expect(self.group, "engine", self.group.engine, engine)
         _expect(self.group, "ZeRO stage", self.group.zero_stage, stage)

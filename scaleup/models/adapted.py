@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from scaleup.config.adapters import AnyAdapter, Quantization
 from scaleup.config.schema import ModelConfig
+from scaleup.distributed.deferred import fill
 from scaleup.models.adapters import adapt, load_adapter, load_side_by_side, use_adapter
 from scaleup.models.load import load_model, load_tokenizer
 from scaleup.models.quantized import keep_as_loaded, loading_options, release_file_mappings
@@ -26,10 +27,12 @@ def load_base(
     quantization: Quantization | None,
     mixed_precision: str,
     device: torch.device,
+    deferred: bool = False,
 ) -> Any:
-    """Loads the weights at `facts.location` alone: on the CPU, or quantized on `device`."""
+    """Loads the weights at `facts.location` alone: on the CPU, or quantized on `device`. If `deferred`, those that are
+    not quantized are read when an engine prepares the model."""
     if quantization is None:
-        return load_model(model, facts)
+        return load_model(model, facts, deferred=deferred)
     loaded = load_model(model, facts, quantized=loading_options(quantization, mixed_precision, device, facts.task))
     release_file_mappings(loaded)
     keep_as_loaded(loaded)
@@ -51,11 +54,14 @@ def load_finished(
     quantization: Quantization | None,
     mixed_precision: str,
     device: torch.device,
+    deferred: bool = False,
 ) -> Any:
-    """Loads the model on `device` in evaluation mode, with the adapter that the model's path names."""
-    loaded = load_base(model, facts, quantization, mixed_precision, device)
-    if quantization is None:
-        loaded = loaded.to(device)
+    """Loads the model on `device` in evaluation mode, with the adapter that the model's path names; if `deferred`, for
+    an engine that prepares it."""
+    loaded = load_base(model, facts, quantization, mixed_precision, device, deferred=True)
+    if quantization is None and not deferred:
+        fill(loaded, device)
+        loaded = loaded.to(device)  # buffers
     return (load_adapter(loaded, Path(facts.adapter), trainable=False) if facts.adapter else loaded).eval()
 
 

@@ -6,14 +6,17 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from scaleup.config.schema import ModelConfig
+from scaleup.distributed.deferred import fill, fill_buffers
 from scaleup.errors import ScaleupError
 from scaleup.models.classifier import is_of_head, pool_by_mask
 from scaleup.models.sources import absence, materialize_tokenizer
+from scaleup.models.stored import deferred_files
 from scaleup.plan.facts import ModelFacts
 
 if TYPE_CHECKING:
@@ -57,27 +60,30 @@ def load_model(
     facts: ModelFacts,
     dtype: torch.dtype | Literal["auto"] = torch.float32,
     quantized: Mapping[str, Any] | None = None,
+    deferred: bool = False,
 ) -> PreTrainedModel:
     """Loads the model at `facts.location` for `facts.task`, on the CPU in `dtype` (auto: that of its files); with the
     options of `quantized.loading_options`, on their device. It keeps the layers that the facts name. A sequence
     classifier's head may be missing where the facts have no labels: it is drawn, with their new labels or one output.
+    If `deferred`, parameters are read when an engine prepares the model.
 
     Raises ScaleupError at `model.path` if a weight is missing, has another shape or cannot be read."""
     from safetensors import SafetensorError
 
     is_new = facts.task == "sequence_classification" and not facts.labels
     try:
-        loaded, info = auto_class(facts.task).from_pretrained(
-            facts.location,
-            dtype=dtype,
-            use_safetensors=True,
-            revision=base_revision(model, facts),
-            trust_remote_code=model.trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, beside the missing ones
-            **(quantized or {}),
-            **(_new_head(facts) if is_new else {}),
-        )
+        with deferred_files() if quantized is None else nullcontext():
+            loaded, info = auto_class(facts.task).from_pretrained(
+                facts.location,
+                dtype=dtype,
+                use_safetensors=True,
+                revision=base_revision(model, facts),
+                trust_remote_code=model.trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, beside the missing ones
+                **(quantized or {}),
+                **(_new_head(facts) if is_new else {}),
+            )
     except (OSError, SafetensorError) as error:
         what = f"cannot read the weights of {facts.location}: {first_line(error)}"
         raise ScaleupError.of(
@@ -92,6 +98,9 @@ def load_model(
         from scaleup.models.surgery import keep_layers
 
         keep_layers(loaded, facts.layers)
+    fill_buffers(loaded)
+    if not deferred:
+        fill(loaded)
     return loaded
 
 

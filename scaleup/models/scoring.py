@@ -156,14 +156,14 @@ class Scorer:
         return logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)[:, self.label]
 
 
-def load_scorer(config: ScorerConfig, facts: ModelFacts, device: torch.device) -> Scorer:
+def load_scorer(config: ScorerConfig, facts: ModelFacts, device: torch.device, deferred: bool = False) -> Scorer:
     """Loads the scorer of a finished reward run, of an adapter of one, or of any sequence classifier, as `config` says;
     its problems have been looked for (plan/scorers.py). Mean and std of a run are those of its logits: probabilities
-    stay as they are.
+    stay as they are. If `deferred`, an engine prepares its model.
 
     Raises ScaleupError as loading does."""
     assert facts.pooling is not None, "the plan has looked at the model"
-    model = load_finished(config.model, facts, config.quantization, config.mixed_precision, device)
+    model = load_finished(config.model, facts, config.quantization, config.mixed_precision, device, deferred)
     saved = saved_reward(facts) or SavedReward()
     tokenizer = load_tokenizer(config.model, facts.tokenizer_at, "reward.model")
     template, limit = config.template or saved.template, config.max_length or saved.max_length

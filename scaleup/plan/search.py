@@ -126,13 +126,15 @@ class Search:
     def nearest(self) -> list[Proposal]:
         """Returns the nearest configs that fit: of the same steps, then of an adapter, then of processes."""
         count = self.alternatives.count
-        found = self._kind("same steps", (), count, 4)
+        same = self._kind("same steps", (), count, 4)
+        found = list(same)
         for adapter in self.alternatives.adapters():
-            found += self._kind("adapter", adapter, count, 1)
+            found += self._kind("adapter", adapter, count, 1, same)
         for count, changes in self.alternatives.counts():
-            if more := self._kind("processes", changes, count, 2):
-                return found + more
-        return found
+            if more := self._kind("processes", changes, count, 2, same):
+                found += more
+                break
+        return [each.proposal for each in found]
 
     def better_used(self) -> list[Proposal]:
         """Returns the largest micro-batch that fits, with what is recomputed, and without."""
@@ -144,16 +146,17 @@ class Search:
             found += [best] if best else []
         return found
 
-    def _kind(self, kind: Kind, first: Overrides, count: int, most: int) -> list[Proposal]:
-        """Returns up to `most` minimal sets of settings with which the config fits, once `first` has changed it."""
+    def _kind(self, kind: Kind, first: Overrides, count: int, most: int, beside: Sequence[Found] = ()) -> list[Found]:
+        """Returns up to `most` minimal sets of settings with which the config fits, once `first` has changed it. What
+        is `beside` fits with its settings alone, so `first` has no use there."""
         found: list[Found] = []
         for number in range(0 if first else 1, len(FROM_CHEAP) + 1):
             for chosen in combinations(FROM_CHEAP, number):
-                is_near = not any(set(each.settings) <= set(chosen) for each in found)
+                is_near = not any(set(each.settings) <= set(chosen) for each in (*found, *beside))
                 if is_near and len(found) < most:
                     fitting = self._of(kind, first, chosen, count)
                     found += sorted(fitting, key=lambda each: each.proposal.cost)[:1]
-        return [each.proposal for each in sorted(found, key=lambda each: (len(each.settings), each.proposal.cost))]
+        return sorted(found, key=lambda each: (len(each.settings), each.proposal.cost))
 
     def _of(self, kind: Kind, first: Overrides, chosen: Settings, count: int) -> Iterator[Found]:
         """Yields what fits of all values of the chosen settings."""

@@ -28,7 +28,7 @@ from scaleup.artifacts.checkpoints import (
     prune_checkpoints,
     write_listing,
 )
-from scaleup.artifacts.files import aside_of, commit_folder
+from scaleup.artifacts.files import aside_of, commit_folder, reason_of
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.artifacts.train_state import TrainState
 from scaleup.config.schema import OptimizationConfig
@@ -182,11 +182,12 @@ class Checkpointer(Generic[State]):
             failure = error
         if not self._runtime.any(failure is not None):
             return
+        reason = failure and reason_of(failure, self._run.checkpoints)  # while what was written fills the disk
         shutil.rmtree(aside_of(folder), ignore_errors=True)
         kept = (
             f"the last good checkpoint is step {self.last_step}" if self.last_step else "there is no earlier checkpoint"
         )
-        what = f"cannot be written ({failure or 'another rank failed'}); {kept}"
+        what = f"cannot be written ({reason or 'another rank failed'}); {kept}"
         raise ScaleupError.of(
             f"checkpoint {folder}", what, "make room on the disk, then continue with --resume"
         ) from failure

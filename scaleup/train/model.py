@@ -24,10 +24,10 @@ def model_to_train(config: SupervisedConfig, facts: ModelFacts, device: torch.de
 
 
 def trainable_model(config: TrainingConfig, facts: ModelFacts, device: torch.device) -> Any:
-    """Load the model and put its adapter on: on the CPU, or on `device` if it is quantized; the same on every rank.
-    Raises ScaleupError as loading does."""
+    """Load the model and put its adapter on; the same on every rank. It is on `device` if it is quantized; else its
+    weights are read when an engine prepares it. Raises ScaleupError as loading does."""
     seed_everything(config.train.seed)
-    model = load_base(config.model, facts, config.quantization, config.mixed_precision, device)
+    model = load_base(config.model, facts, config.quantization, config.mixed_precision, device, deferred=True)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     seed_everything(config.train.seed)  # a new adapter is drawn alike, whatever loading drew

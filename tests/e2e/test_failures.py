@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +124,49 @@ def test_a_disk_that_is_full_before_anything_starts(place: Path, tmp_path: Path)
     assert result.code == 2, result.stderr
     remedy = "make room there, or name another folder"
     assert result.stderr == f"error: runs_dir: {small} cannot be written: No space left on device -> {remedy}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("disk", "size", "changes", "words"),
+    [
+        ("cache", "300k", {}, "error: model.path: cannot write to {}/scaleup/builtin: "),
+        ("runs", "3m", {"runs_dir": "{}"}, "error: checkpoint {}/x/checkpoints/step-000000"),
+    ],
+)
+def test_a_small_disk_that_fills_up(
+    disk: str, size: str, changes: dict[str, str], words: str, place: Path, tmp_path: Path
+) -> None:
+    """Mounted where nobody else sees it; what is there afterwards is written down from within."""
+    small = tmp_path / disk
+    small.mkdir()
+    config = differing(CONFIG, {"name": "x", "parallel.num_processes": 1, "train.save_steps": 5})
+    config = differing(config, {key: value.format(small) for key, value in changes.items()})
+    command = [sys.executable, "-m", "scaleup.cli", "run", str(write_config(config, place))]
+    script = (
+        'mount -t tmpfs -o "size=$0" tmpfs "$1" || exit 99; where=$1; shift; "$@"; code=$?; find "$where"; exit $code'
+    )
+    env = {**os.environ, "XDG_CACHE_HOME": str(small if disk == "cache" else tmp_path)}
+    if shutil.which("unshare") is None or os.geteuid() != 0:
+        pytest.skip("a small disk of our own needs root, and unshare")
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, size, small, *command],
+        cwd=place,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    if done.returncode == 99 or "unshare failed" in done.stderr:
+        pytest.skip("a small disk of our own needs leave to mount")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(words.format(small)) and done.stderr.count("\n") == 1
+    assert "No space left on device" in done.stderr
+    left = [Path(line) for line in done.stdout.splitlines() if line.startswith(str(small))]
+    assert not [file for file in left if file.name == "manifest.json" or file.name.endswith(".tmp")]
+    steps = [file for file in left if file.name.startswith("step-")]
+    assert all(folder / "checkpoint.json" in left for folder in steps)
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import pytest
 from tests.cli import differing, scaleup, write_config
 from tests.small_runs import SFT, write_rows
 
-CONFIG = differing(SFT, {"name": "large", "train.per_device_train_batch_size": 1024, "data.max_length": 256})
-MACHINE = ("--gpus", "2", "--gpu-memory", "0.4")
+CONFIG = differing(SFT, {"name": "large", "train.per_device_train_batch_size": 64, "data.max_length": 256})
+MACHINE = ("--gpus", "2", "--gpu-memory", "0.1")
 
 
 @pytest.mark.slow
@@ -30,7 +30,7 @@ def test_the_first_proposal_fits(tmp_path: Path) -> None:
     strategy, batch = plan["groups"][0]["strategy"], plan["batch"]
     assert strategy in plan["fitting"]
     assert next(row["peak"] for row in plan["memory"] if row["strategy"] == strategy) == first["needs"]
-    assert batch["micro_batch"] * batch["accumulation"] * 2 == batch["global_batch"] == 2048
+    assert batch["micro_batch"] * batch["accumulation"] * 2 == batch["global_batch"] == 128
     shown = scaleup("plan", file, *first["overrides"], *MACHINE, "--fit", cwd=tmp_path)
     assert shown.code == 0 and shown.stdout.startswith("fits (of the ")
 

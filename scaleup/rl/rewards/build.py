@@ -54,7 +54,7 @@ def serve_rewards(job: Job[PPOConfig]) -> None:
     ends with exit code 75: the policy still needs the group."""
     source, plan, runtime = job.config.reward, job.plan, job.runtime
     runtime.progress.report("loading the reward model")
-    scorer = _scorer(source, plan.models["reward.model"], runtime.device)
+    scorer = _scorer(source, plan.models["reward.model"], runtime.device, deferred=runtime.gathers_weights)
     if runtime.gathers_weights:
         scorer.model = runtime.prepare(scorer.model)
     # the policy, which may take long to load, is watched by an agent: we end with it
@@ -64,9 +64,9 @@ def serve_rewards(job: Job[PPOConfig]) -> None:
         sys.exit(STOPPED)
 
 
-def _scorer(source: RewardSource, facts: ModelFacts | None, device: torch.device) -> Scorer:
+def _scorer(source: RewardSource, facts: ModelFacts | None, device: torch.device, deferred: bool = False) -> Scorer:
     assert facts is not None, "the plan has looked at the reward model"
-    return load_scorer(source.scorer, facts, device)
+    return load_scorer(source.scorer, facts, device, deferred)
 
 
 def _score(scorer: Scorer) -> Callable[[Sequence[Sample]], list[float]]:

@@ -172,8 +172,16 @@ def test_an_adapter_comes_with_its_base(fit: Propose) -> None:
     assert all(each.trainable < 0.01 for each in found)
 
 
+def test_an_adapter_or_processes_have_a_use(fit: Propose) -> None:
+    """None comes with changes that are enough without it."""
+    found = fit({}, memory=410)
+    enough = [set(each.changes) for each in by_kind(found, "same steps")]
+    for each in (*by_kind(found, "adapter"), *by_kind(found, "processes")):
+        assert not any(set(each.changes) >= changes for changes in enough)
+
+
 def test_an_adapter_that_is_there_stays(fit: Propose) -> None:
-    found = by_kind(fit({"adapter.type": "lora"}, memory=110), "adapter")
+    found = by_kind(fit({"adapter.type": "lora"}, memory=80), "adapter")
     assert found and all("adapter.type=lora" not in each.changes for each in found)
 
 

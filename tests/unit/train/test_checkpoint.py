@@ -171,6 +171,19 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_earlier_one(run, monkeypat
     assert latest_checkpoint(run.checkpoints).step == 2
 
 
+def test_a_full_disk_is_named_where_torch_speaks_of_its_archive(run, monkeypatch):
+    training = Training(run)
+    training.go(1)
+
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr("scaleup.train.checkpoint.save_file", full)
+    monkeypatch.setattr("scaleup.artifacts.files.write_problem", lambda folder: "No space left on device")
+    with pytest.raises(ScaleupError, match=r"cannot be written \(No space left on device\); there is no earlier"):
+        training.checkpointer.save(training.state)
+
+
 def test_what_is_nobodys_disk_is_no_mistake_of_the_user(run, monkeypatch):
     """A device that fails while saving: the run may be started again."""
     training = Training(run)
