@@ -304,6 +304,11 @@ class ParallelConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     offload_optimizer: bool = Field(False, description="ZeRO: keep the optimizer state in CPU memory and step there.")
     offload_parameters: bool = Field(False, description="ZeRO-3: keep parameters in CPU memory between uses.")
+    gather_for_generation: Literal["auto"] | bool = Field(
+        "auto",
+        description="ZeRO-3 and FSDP2: gather weights once a rollout, which takes a whole copy of them on each rank, "
+        "not layer by layer for every token. auto: where the copy fits.",
+    )
     main_address: Text | None = Field(
         None, description="Where the nodes meet: a name or address of the first one; by default what it finds itself."
     )

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scaleup.distributed.deepspeed_ops import OPS, ensure_built, uncompiled
 from scaleup.distributed.deferred import fill, is_deferred
+from scaleup.distributed.gathering import whole_under_fsdp2, whole_under_zero3
 from scaleup.distributed.partition import partition
 from scaleup.distributed.portable import Source, put_into_torch, put_into_zero
 from scaleup.plan.types import GroupPlan
@@ -62,6 +63,10 @@ class Engine(Protocol):
 
     def trained_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
         """Returns float32 weights of the trained parameters alone, on rank 0. Every rank must call it."""
+
+    def whole(self, model: Any, part: torch.nn.Module) -> AbstractContextManager[None]:
+        """Returns the context in which the weights of a part of a prepared model are whole on every rank, gathered
+        once. Every rank must enter it, and make a forward pass of the part in it."""
 
     def save_options(self) -> dict[str, Any]:
         """Returns the arguments of Accelerate's save_state that leave frozen weights out."""
@@ -120,6 +125,9 @@ class ReplicatedEngine:
                 state[name] = whole.detach().float().cpu().clone()
         return state
 
+    def whole(self, model: Any, part: torch.nn.Module) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def save_options(self) -> dict[str, Any]:
         return {}
 
@@ -162,6 +170,9 @@ class FSDP2Engine(ReplicatedEngine):
         from torch.distributed.fsdp import FSDPModule
 
         return ("FSDPModule" if isinstance(model, FSDPModule) else type(model).__name__), None
+
+    def whole(self, model: Any, part: torch.nn.Module) -> AbstractContextManager[None]:
+        return whole_under_fsdp2(part)
 
 
 class DeepSpeedEngine:
@@ -233,6 +244,9 @@ class DeepSpeedEngine:
                 if accelerator.is_main_process:
                     state[name] = whole.detach().float().cpu().clone()
         return state
+
+    def whole(self, model: Any, part: torch.nn.Module) -> AbstractContextManager[None]:
+        return whole_under_zero3(model, part) if model.zero_optimization_partition_weights() else nullcontext()
 
     def save_options(self) -> dict[str, Any]:
         return {"exclude_frozen_parameters": True}

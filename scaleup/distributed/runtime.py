@@ -11,8 +11,8 @@ import os
 import random
 import socket
 import zlib
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,18 @@ class Runtime:
     def gathers_weights(self) -> bool:
         """Returns whether ranks hold shards of the weights, and so must all make the same forward passes."""
         return self.group.strategy in ("zero3", "fsdp2")
+
+    @contextmanager
+    def generating(self, model: Any, part: torch.nn.Module) -> Iterator[bool]:
+        """Returns the context of generating from a part of a prepared model, a whole rollout say: with weights gathered
+        once where the plan says so. It gives whether all ranks must make the same forward passes. Every rank must enter
+        it, and generate in it."""
+        if not self.group.gathers_for_generation:
+            yield self.gathers_weights
+            return
+        self.progress.heartbeat.enter_collective()
+        with self._engine.whole(model, part):
+            yield False
 
     def any(self, flag: bool) -> bool:
         """Returns whether the flag is set on any rank. Every rank must call it."""

@@ -69,6 +69,19 @@ def serving_memory(facts: ModelFacts, group: GroupPlan, quantization: str | None
     return MemoryPlan(strategy=group.strategy, weights=weights, gradients=0, optimizer=0, buffers=buffers)
 
 
+def gathered_bytes(facts: ModelFacts, config: TrainingConfig, held: MemoryPlan) -> int:
+    """Returns the bytes of a model's weights whole on a rank, beside what it holds of them anyway, and of what it
+    communicates with meanwhile; 0 where they are whole in any case. ZeRO-3 keeps its bucket, and small tensors are
+    whole. FSDP2 gathers a block at a time, beside what it then keeps."""
+    if held.strategy not in ("zero3", "fsdp2") or config.parallel.num_processes == 1:
+        return 0
+    width = width_of(config)
+    if held.strategy == "fsdp2":
+        return _bytes(facts.tensors, width, config.quantization) + held.buffers
+    large = [t for t in facts.tensors if t.quantized or t.elements > PERSISTENT]
+    return _bytes(large, width, config.quantization) + width * BUCKET
+
+
 def quantized_bytes(shape: tuple[int, ...], quantization: str | None) -> int:
     """Returns the bytes of one matrix as bitsandbytes keeps it. LLM.int8: a byte a number and a float32 a row. nf4:
     half a byte a number, a byte for each block of 64, a float32 for each 256 of these, two tables (of 16 and 256

@@ -135,15 +135,15 @@ def group_settings(config: RunConfig, strategy: str, why: str | None, device: st
 def _why(chosen: MemoryPlan, held: list[MemoryPlan], budget: RankBudget) -> str:
     """Returns what the strategy needs of the memory there is, and what was passed over for it."""
     passed = held[: held.index(chosen)]
-    over = f"; {', '.join(f'{plan.strategy} needs {_gibibytes(budget.needs(plan))}' for plan in passed)}"
-    return f"it needs {_gibibytes(budget.needs(chosen))} a rank of {_of(budget, chosen)}" + (over if passed else "")
+    over = f"; {', '.join(f'{plan.strategy} needs {gibibytes(budget.needs(plan))}' for plan in passed)}"
+    return f"it needs {gibibytes(budget.needs(chosen))} a rank of {_of(budget, chosen)}" + (over if passed else "")
 
 
 def _nothing_fits(config: TrainingConfig, held: list[MemoryPlan], budget: RankBudget) -> NothingFits:
     least = min(held, key=budget.needs)
-    what = f"nothing fits: {least.strategy} needs {_gibibytes(budget.needs(least))} a rank of {_of(budget, least)}"
+    what = f"nothing fits: {least.strategy} needs {gibibytes(budget.needs(least))} a rank of {_of(budget, least)}"
     if budget.device == "cuda" and least.host:
-        what += f", and {_gibibytes(least.host)} of main memory"
+        what += f", and {gibibytes(least.host)} of main memory"
     parallel, train = config.parallel, config.train
     remedies = ["more processes"] if budget.device == "cuda" else ["machines with more memory", "more nodes"]
     if budget.device == "cuda" and not parallel.offload_optimizer and train.optimizer == "adamw":
@@ -156,8 +156,8 @@ def _nothing_fits(config: TrainingConfig, held: list[MemoryPlan], budget: RankBu
 def _of(budget: RankBudget, plan: MemoryPlan) -> str:
     assert budget.memory is not None
     part = 1 - margin_of(plan)
-    return f"the {_gibibytes(int(budget.memory * part))} that {part:.0%} of its {_gibibytes(budget.memory)} are"
+    return f"the {gibibytes(int(budget.memory * part))} that {part:.0%} of its {gibibytes(budget.memory)} are"
 
 
-def _gibibytes(size: int) -> str:
+def gibibytes(size: int) -> str:
     return f"{size / 2**30:,.2f} GiB"

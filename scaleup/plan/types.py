@@ -95,6 +95,10 @@ class GroupPlan(_Frozen):
     zero_stage: int | None = None
     deepspeed: dict[str, Any] | None = None
     """Holds DeepSpeed's complete settings."""
+    gathers_for_generation: bool = False
+    """Tells whether sharded weights are gathered once a rollout, in place of layer by layer for every token."""
+    generation: str | None = None
+    """Says which of the two, and why; None where sharded weights generate nothing."""
     mixed_precision: Literal["no", "bf16", "fp16"]
     threads_per_process: int
     main_address: str | None
@@ -120,6 +124,9 @@ class MemoryPlan(_Frozen):
     """Counts a frozen copy of the model, that a policy is compared with."""
     buffers: int = 0
     """Counts what the engine communicates with: buckets, and weights gathered from other ranks."""
+    gathered: int = 0
+    """Counts the weights that a rank gathers for a rollout, and what it communicates with beside them; the buffers of
+    training are not there then."""
     host: int = 0
     """Counts what is offloaded: in main memory beside the device's. On a CPU both are the same memory."""
     activations: int | None = None
@@ -135,7 +142,7 @@ class MemoryPlan(_Frozen):
     @property
     def total(self) -> int:
         """Returns the bytes on the device."""
-        return self.weights + self.reference + self.gradients + self.optimizer + self.buffers
+        return self.weights + self.reference + self.gradients + self.optimizer + max(self.buffers, self.gathered)
 
 
 class ComputePlan(_Frozen):

@@ -14,7 +14,18 @@ from scaleup.plan.compute import TOKENS_A_PARAMETER
 from scaleup.plan.strategy import MARGIN
 from scaleup.plan.types import BatchPlan, MemoryPlan, Plan
 
-PARTS = ("weights", "reference", "gradients", "optimizer", "buffers", "activations", "logits", "peak", "host")
+PARTS = (
+    "weights",
+    "reference",
+    "gradients",
+    "optimizer",
+    "buffers",
+    "gathered",
+    "activations",
+    "logits",
+    "peak",
+    "host",
+)
 NAMES = {"host": "offloaded"}
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -35,6 +46,8 @@ def show_plan(console: Console, plan: Plan) -> None:
             f"{where}, {group.threads_per_process} threads each, precision {group.mixed_precision}",
         )
         facts.add_row("strategy", f"{group.strategy}: {group.why}")
+        if group.generation is not None:
+            facts.add_row("generation", group.generation)
     if (reward := plan.models.get("reward.model")) is not None:
         facts.add_row("reward model", f"{reward.architecture} from {reward.location}")
     for key, value in _rollouts(plan):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,15 +97,21 @@ class ExperienceMaker:
         own = list(range(self.runtime.rank, len(prompts), self.runtime.world))
         progress, clock = self.runtime.progress, Clock()
         self.model.eval()
-        drawn: list[Responses] = []
-        for start in range(0, len(own), self.generation_batch_size):
-            rows = own[start : start + self.generation_batch_size]
-            progress.enter_phase("generating")
-            with clock.of("generation"):
-                drawn.append(self._respond([prompts[row].ids for row in rows], [seeds[row] for row in rows]))
-            progress.enter_phase("asking for scores")
-            chosen, alone = [prompts[row] for row in rows], unwrap(self.model).is_seq2seq
-            self.rewards.submit(samples_of(self.tokenizer, chosen, drawn[-1], self.sampling.eos_ids, alone))
+        policy, device, drawn = unwrap(self.model), self.runtime.device, []
+        progress.enter_phase("generating")
+        with ExitStack() as stack:
+            with clock.of("generation"):  # gathering weights is part of it
+                together = stack.enter_context(self.runtime.generating(self.model, policy.policy))
+            for start in range(0, len(own), self.generation_batch_size):
+                rows = own[start : start + self.generation_batch_size]
+                progress.enter_phase("generating")
+                with clock.of("generation"):
+                    ids, own_seeds = [prompts[row].ids for row in rows], [seeds[row] for row in rows]
+                    drawn.append(respond(self.model, ids, own_seeds, self.sampling, device, together))
+                progress.enter_phase("asking for scores")
+                chosen = [prompts[row] for row in rows]
+                read = samples_of(self.tokenizer, chosen, drawn[-1], self.sampling.eos_ids, policy.is_seq2seq)
+                self.rewards.submit(read)
         tokens, lengths, finished = (
             torch.cat([getattr(part, name) for part in drawn]).cpu() for name in ("tokens", "lengths", "finished")
         )
@@ -116,10 +123,6 @@ class ExperienceMaker:
         own_rows = {"tokens": tokens, "lengths": lengths, "finished": finished, "scores": scores, **computed}
         every = {name: self.runtime.gather(part) for name, part in own_rows.items()}
         return Experience(prompts=prompts, seconds=clock.seconds, **every)
-
-    def _respond(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> Responses:
-        runtime = self.runtime
-        return respond(self.model, prompts, seeds, self.sampling, runtime.device, runtime.gathers_weights)
 
     @torch.no_grad()
     def _logprobs_and_values(

@@ -17,6 +17,7 @@ from scaleup.plan.compat import NOTHING, Tested
 from scaleup.plan.compute import Rate
 from scaleup.plan.extras import extra_problems
 from scaleup.plan.facts import MicroBatch, ModelFacts, ModelRequest, RowsRequest
+from scaleup.plan.gathering import gathering_problems
 from scaleup.plan.groups import patience_problems
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import inference_memory
@@ -55,6 +56,8 @@ class StagePlanner(Generic[C]):
     """Tells whether `model` may be a sequence classifier."""
     before_reads: Literal["data", "own"] = "data"
     """Tells by which chat template the model that a finished run is compared with reads: see EvaluateConfig."""
+    generates = False
+    """Tells whether the stage generates while it trains, from weights that may be sharded."""
     writes_text = True
     """Tells whether a finished run of it is a model that answers prompts."""
 
@@ -103,6 +106,7 @@ class StagePlanner(Generic[C]):
             *arithmetic_problems(config, machine),
             *parallel_problems(config, machine),
             *patience_problems(config),
+            *gathering_problems(config.parallel, self.generates, config.stage),
             *self.problems(config, machine),
             *split_problems(config, self.splits(config)),
             *self.evaluation_problems(config, machine),

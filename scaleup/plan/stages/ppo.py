@@ -19,7 +19,7 @@ from scaleup.plan.compat import Tested
 from scaleup.plan.facts import REWARD_MODEL, ModelFacts, ModelRequest, RowsRequest, Tensors
 from scaleup.plan.groups import device_of
 from scaleup.plan.machine import Machine
-from scaleup.plan.memory import training_memory
+from scaleup.plan.memory import gathered_bytes, training_memory
 from scaleup.plan.model_path import model_path_problems
 from scaleup.plan.rules import is_t5, quantized_beside, single_problems, t5_in_fp16
 from scaleup.plan.scorers import reward_model_problems
@@ -57,6 +57,7 @@ class PPOPlanner(TrainingPlanner[PPOConfig]):
         ),
         kind="PPO of ",
     )
+    generates = True
 
     def splits(self, config: PPOConfig) -> dict[str, Rows]:
         return {"train": "prompts", "test": "prompts"} if config.data.test else {"train": "prompts"}
@@ -220,7 +221,8 @@ def policy_memory(config: PPOConfig, facts: ModelFacts, strategy: str) -> Memory
     accumulates = config.ppo.rollout_batch_size // config.ppo.num_mini_batches // count > rows
     alone = training_memory(policy_facts(config, facts, with_reference=False), config, strategy, count, accumulates)
     whole = training_memory(policy_facts(config, facts), config, strategy, count, accumulates)
-    return whole.model_copy(update={"weights": alone.weights, "reference": whole.weights - alone.weights})
+    update = {"weights": alone.weights, "reference": whole.weights - alone.weights}
+    return whole.model_copy(update={**update, "gathered": gathered_bytes(facts, config, whole)})
 
 
 def reward_source_problems(config: PPOConfig, machine: Machine) -> Iterator[Problem]:
@@ -259,6 +261,8 @@ def _group_problems(config: PPOConfig, machine: Machine) -> Iterator[Problem]:
     if reward.quantization is not None and parallel.strategy in ("zero3", "fsdp2"):
         what = f"{parallel.strategy} shards weights, and those of a quantized reward model stay whole"
         yield Problem(f"{where}.strategy", what, "use ddp, or leave reward.quantization out")
+    if parallel.gather_for_generation != "auto":
+        yield Problem(f"{where}.gather_for_generation", "a reward group generates nothing", "leave it out")
     if parallel.offload_optimizer:
         yield Problem(f"{where}.offload_optimizer", "a reward group has no optimizer", "leave it out")
     if parallel.offload_parameters and parallel.strategy != "zero3":

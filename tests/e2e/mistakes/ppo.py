@@ -73,6 +73,12 @@ PPO_MISTAKES = [
         changes={"ppo.value_model": "separate", "quantization": "8bit", "adapter": {"type": "lora"}},
     ),
     ppo(
+        "nothing to gather for rollouts",
+        "error: parallel.gather_for_generation: zero2 keeps the weights whole on every rank, so there is nothing to "
+        "gather -> leave it out, or use zero3 or fsdp2",
+        changes={"parallel.gather_for_generation": True, "parallel.strategy": "zero2", "parallel.num_processes": 2},
+    ),
+    ppo(
         "mini-batches over too many processes",
         "error: ppo.num_mini_batches: mini-batches of 2 rows do not divide over 4 processes -> "
         "use a ppo.rollout_batch_size that is a multiple of 16",
@@ -152,6 +158,7 @@ PPO_MISTAKES = [
     rewarded(
         "error: reward.model.path: there is no model folder ./m",
         "error: reward.parallel.strategy: zero2 is for training",
+        "error: reward.parallel.gather_for_generation: a reward group generates nothing -> leave it out",
         "error: reward.parallel.offload_optimizer: a reward group has no optimizer",
         "error: reward.parallel.offload_parameters: zero2 cannot",
         "error: reward.parallel.num_nodes: a reward group is on one node",
@@ -165,6 +172,7 @@ PPO_MISTAKES = [
                 "strategy": "zero2",
                 "num_processes": 2,
                 "num_nodes": 2,
+                "gather_for_generation": True,
                 "offload_optimizer": True,
                 "offload_parameters": True,
                 "max_restarts": 1,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, Lfm2Config, MistralConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -18,6 +15,7 @@ from scaleup.data.collate import pad
 from scaleup.models import decode
 from scaleup.models.decode import Decoder
 from scaleup.models.gumbel import GumbelMax
+from tests.host_reads import HostReads
 from tests.unit.data import tiny
 
 PROMPTS = [[40, 41, 42], [50], [60, 7, 61, 62, 90, 91], [70, 71], [33, 34, 35, 36], [80], [99, 12], [100, 45, 45]]
@@ -145,44 +143,6 @@ def test_who_draws_is_told_which_rows_are_left() -> None:
         assert whole[row, 6 : 6 + len(found)].tolist() == found.tolist()
 
 
-SYNCING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero"}
-
-
-class FunctionReads(TorchFunctionMode):
-    """Counts the calls of methods that hand values to Python, some of which no operator shows on a CPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-
-    def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(function, "__name__", "")
-        self.found[name] += name in ("tolist", "numpy", "cpu")
-        return function(*args, **(kwargs or {}))
-
-
-class Reads(TorchDispatchMode):
-    """Counts the operators that wait for a device's values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.overloadpacket.__name__
-        by_mask = name in ("index", "index_put_", "index_put") and any(
-            part is not None and part.dtype in (torch.bool, torch.uint8) for part in args[1]
-        )
-        self.found[name] += name in SYNCING or by_mask
-        return function(*args, **(kwargs or {}))
-
-
-def host_reads(call: Callable[[], Any]) -> int:
-    with FunctionReads() as functions, Reads() as operators:
-        call()
-    return functions.found.total() + operators.found.total()
-
-
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
 @pytest.mark.parametrize("drawn", [False, True])
 def test_the_host_reads_the_device_twice_a_token_at_most(name: str, drawn: bool) -> None:
@@ -194,7 +154,9 @@ def test_the_host_reads_the_device_twice_a_token_at_most(name: str, drawn: bool)
 
     def reads(count: int, prompts: list[list[int]], loop: Decoder) -> int:
         settings = {**inputs_of(model, prompts), "max_new_tokens": count, "eos_token_id": 3}
-        return host_reads(lambda: model.generate(**settings, custom_generate=loop))
+        with HostReads() as found:
+            model.generate(**settings, custom_generate=loop)
+        return found.count
 
     assert reads(20, PROMPTS, loop) - reads(4, PROMPTS, loop) <= 2 * 16, "rows leave"
     alike = [[40, 41]] * 8
