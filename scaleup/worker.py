@@ -3,8 +3,9 @@ runs it: run folder -> Runtime -> Job -> stage.
 
     accelerate launch --config_file runs/X/launch/policy.yaml -m scaleup.worker runs/X policy
 
-With `--attempt NUMBER` (which the launcher adds) output goes to the attempt's logs, and errors are recorded for the
-launcher to show; started by hand, both go to the terminal. Either way the run continues from its newest checkpoint."""
+With `--attempt NUMBER` and `--local FOLDER` (which the launcher adds) output goes to the attempt's logs, heartbeats and
+progress to the node's own folder, and errors are recorded for the launcher to show; started by hand, both go to the
+terminal. Either way the run continues from its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.artifacts.files import write_json
+from scaleup.artifacts.local_folder import LocalFolder
 from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.distributed.heartbeat import Heartbeat
 from scaleup.distributed.signals import STOPPED, StopFlag, stop_with_parent
@@ -40,15 +42,16 @@ def main() -> None:
 def _main(arguments: argparse.Namespace) -> None:
     run = RunFolder(Path(arguments.run).absolute())
     attempt = run.attempt(arguments.attempt) if arguments.attempt else None
+    local = LocalFolder(Path(arguments.local)) if arguments.local else None
     rank_name = f"{arguments.group}-rank{os.environ.get('RANK', '0')}"
     stop, heartbeat = StopFlag(ends_process=attempt is not None).install(), Heartbeat()
     try:
         if attempt:
             stop_with_parent()
             _redirect_output(attempt.logs / f"{rank_name}.log")
-            _register(attempt, rank_name, arguments.node)
-            heartbeat = Heartbeat(attempt.heartbeat_file(rank_name), arguments.node).start()
-        _work(run, arguments.group, attempt, stop, heartbeat)
+            heartbeat = Heartbeat(local.heartbeats / f"{rank_name}.json" if local else None).start()
+            _record(attempt, rank_name, arguments.node)
+        _work(run, arguments.group, local, stop, heartbeat)
     except (Exception, SystemExit) as error:  # a library may call sys.exit
         if isinstance(error, SystemExit) and error.code in (None, 0, STOPPED):
             raise
@@ -62,7 +65,7 @@ def _main(arguments: argparse.Namespace) -> None:
         os._exit(code)  # not sys.exit: a process group whose peers are gone may never let the interpreter end
 
 
-def _work(run: RunFolder, group: str, attempt: Attempt | None, stop: StopFlag, heartbeat: Heartbeat) -> None:
+def _work(run: RunFolder, group: str, local: LocalFolder | None, stop: StopFlag, heartbeat: Heartbeat) -> None:
     from scaleup.distributed.runtime import Runtime  # after the signal handlers: torch takes seconds to import
     from scaleup.models.load import quiet_libraries
     from scaleup.train.fit import Stopped
@@ -71,14 +74,14 @@ def _work(run: RunFolder, group: str, attempt: Attempt | None, stop: StopFlag, h
     quiet_libraries()
     config, plan = run.config, Plan.read(run.plan_file)
     _leave_devices_to_others(plan.group(group))
-    if attempt and plan.group(group).serves:
+    if local and plan.group(group).serves:
         stop.leave_to_the_agent()
     runtime = Runtime.start(
         plan.group(group),
         timeout_seconds=plan.group(group).timeout_seconds,
         run_folder=run.path,
         report_to=getattr(config, "report_to", []),
-        progress_file=attempt.progress_file(group) if attempt else None,
+        progress_file=local.progress_file(group) if local else None,
         stop=stop,
         heartbeat=heartbeat,
     )
@@ -106,6 +109,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("group", help="the group of the plan that this process belongs to, e.g. policy")
     parser.add_argument("--attempt", type=int, help="the attempt whose folder takes logs and errors")
     parser.add_argument("--node", type=int, default=0, help="the node whose agent started it")
+    parser.add_argument("--local", help="the node's own folder, which takes heartbeats and progress")
     return parser.parse_args()
 
 
@@ -116,8 +120,9 @@ def _redirect_output(log: Path) -> None:
     os.close(descriptor)
 
 
-def _register(attempt: Attempt, rank_name: str, node_rank: int) -> None:
-    """Tell the node agent whom to signal: the launchers between it and us would kill us after 30 seconds."""
+def _record(attempt: Attempt, rank_name: str, node_rank: int) -> None:
+    """Records where this worker is, for people. The node agent knows it by its heartbeat, and signals it itself: the
+    launchers between them would kill it after 30 seconds."""
     place = {"pid": os.getpid(), "host": socket.gethostname(), "node": node_rank}
     write_json(attempt.workers / f"{rank_name}.json", place, is_durable=False)
 

@@ -111,6 +111,12 @@ def worker_ids(folder: Path, attempt: str = "*") -> list[int]:
     return [json.loads(file.read_text())["pid"] for file in sorted(folder.glob(f"attempts/{attempt}/workers/*.json"))]
 
 
+def rank_states(folder: Path, attempt: int = 1) -> dict[str, dict[str, Any]]:
+    """What the nodes' agents last told of each rank: they do so every twenty seconds, or when there is news."""
+    notices = [json.loads(file.read_text()) for file in folder.glob(f"attempts/{attempt}/nodes/[0-9]*.json")]
+    return {name: state for notice in notices for name, state in notice["ranks"].items()}
+
+
 def children(pid: int) -> list[int]:
     """None of a process that is gone."""
     with suppress(OSError):

@@ -34,8 +34,9 @@ def write_text(path: Path, text: str, is_secret: bool = False, is_durable: bool 
                 file.flush()
                 os.fsync(file.fileno())
         aside.replace(path)
-    finally:
+    except BaseException:
         aside.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any, is_secret: bool = False, is_durable: bool = True) -> None:

@@ -136,7 +136,7 @@ class RunFolder:
         """Make the folder of one more start of the run, which all nodes share. Only the first node makes one."""
         newest = self.newest_attempt()
         attempt = self.attempt(newest.number + 1 if newest else 1)
-        for folder in (attempt.logs, attempt.errors, attempt.workers, attempt.heartbeats, attempt.nodes):
+        for folder in (attempt.logs, attempt.errors, attempt.workers, attempt.nodes):
             folder.mkdir(parents=True)
         return attempt
 
@@ -199,8 +199,8 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Attempt:
-    """Stands for one start of a run: its logs, the ids of its worker processes, the error each rank ended with, and
-    what the agents of several nodes tell one another."""
+    """Stands for one start of a run: its logs, where each worker was, the error each rank ended with, and what the
+    nodes' agents tell one another. What a node's workers tell their agent is in its `LocalFolder`."""
 
     path: Path
 
@@ -218,44 +218,24 @@ class Attempt:
 
     @property
     def workers(self) -> Path:
+        """Return the folder of records, for people alone, of where each worker was: its host, node and process id."""
         return self.path / "workers"
 
     @property
-    def heartbeats(self) -> Path:
-        """Return the notice board of the workers, which their agent reads."""
-        return self.path / "heartbeats"
-
-    @property
     def nodes(self) -> Path:
-        """Return the notice board of the agents of several nodes."""
+        """Return the notice board of the nodes' agents."""
         return self.path / "nodes"
-
-    def progress_file(self, group: str) -> Path:
-        return self.path / f"progress-{group}.json"
-
-    def notes_file(self, group: str) -> Path:
-        """Return the file of lines that a group's rank 0 has for the user."""
-        return self.progress_file(group).with_suffix(".txt")
 
     def launcher_log(self, group: str, node_rank: int, restart: int = 0) -> Path:
         """Return the log of one start of a group's launcher; each start has its own."""
         again = f"-restart{restart}" if restart else ""
         return self.logs / f"{group}-node{node_rank}{again}.log"
 
-    def heartbeat_file(self, rank_name: str) -> Path:
-        return self.heartbeats / f"{rank_name}.json"
-
     def node_file(self, node_rank: int) -> Path:
         return self.nodes / f"{node_rank}.json"
 
     def record_error(self, rank_name: str, error: dict[str, Any]) -> None:
         write_json(self.errors / f"{rank_name}.json", error)
-
-    def forget_workers(self, group: str) -> None:
-        """Remove what registered workers of a group left, which is started again within the attempt."""
-        for file in [*self.workers.glob(f"{group}-rank*.json"), *self.heartbeats.glob(f"{group}-rank*.json")]:
-            file.unlink()
-        self.forget_errors(group)
 
     def forget_errors(self, group: str) -> None:
         """Hide the errors of a group's workers, which are not how the run ends. The files stay, out of sight."""

@@ -1,13 +1,13 @@
 """This module writes a worker's heartbeat: a notice that shows that its process runs, and how far its main thread is.
 
-The main thread only sets attributes; a thread of its own writes them, for the node's agent (launcher/hung.py)."""
+The main thread only sets attributes; a thread of its own writes them for the node's agent (launcher/hung.py), which
+tells the other nodes."""
 
 from __future__ import annotations
 
 import faulthandler
 import os
 import signal
-import socket
 import sys
 import time
 from contextlib import suppress
@@ -26,9 +26,8 @@ class Heartbeat:
     those that have entered fewest are behind, and the others wait for them. `phases`, entered since the last one,
     orders ranks that wait for each other within a model's forward pass, where nobody counts."""
 
-    def __init__(self, file: Path | None = None, node_rank: int = 0) -> None:
+    def __init__(self, file: Path | None = None) -> None:
         self._file = file
-        self._node = node_rank
         self._beat = 0
         self.phase = "starting"
         self.step: int | None = None
@@ -39,9 +38,13 @@ class Heartbeat:
         self.phases = 0
 
     def start(self) -> Heartbeat:
-        """Writes from now on, until the process ends; makes SIGUSR2 print the stacks of all threads."""
+        """Writes from now on, until the process ends; makes SIGUSR2 print the stacks of all threads.
+
+        Raises OSError where the first notice cannot be written: the agent would not know whom to tell to save."""
         faulthandler.register(signal.SIGUSR2, file=sys.stderr, all_threads=True)
-        Thread(target=self._beat_on, name="heartbeat", daemon=True).start()
+        if self._file is not None:
+            self._write(self._file)
+            Thread(target=self._beat_on, args=[self._file], name="heartbeat", daemon=True).start()
         return self
 
     def enter_phase(self, phase: str) -> None:
@@ -63,23 +66,20 @@ class Heartbeat:
         """Notes that the last step is done: what follows is not watched for progress."""
         self.step = None
 
-    def _beat_on(self) -> None:
+    def _beat_on(self, file: Path) -> None:
         while True:
-            self._beat += 1
-            with suppress(OSError):  # a full disk is no reason to end a run
-                self._write()
             time.sleep(BEAT_SECONDS)
+            with suppress(OSError):  # a full disk is no reason to end a run
+                self._write(file)
 
-    def _write(self) -> None:
-        assert self._file is not None
+    def _write(self, file: Path) -> None:
+        self._beat += 1
         state = {
             "beat": self._beat,
             "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "node": self._node,
             "phase": self.phase,
             "step": self.step,
             "steps": self.steps,
             "position": [self.collectives, self.phases],
         }
-        NoticeBoard(self._file.parent, is_durable=False).post(self._file.stem, state)
+        NoticeBoard(file.parent, is_durable=False).post(file.stem, state)

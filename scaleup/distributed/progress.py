@@ -47,5 +47,5 @@ class Progress:
             return
         print(line, flush=True)
         if self._file is not None:
-            with self._file.with_suffix(".txt").open("a", encoding="utf-8") as file:  # `Attempt.notes_file`
+            with self._file.with_suffix(".txt").open("a", encoding="utf-8") as file:  # `LocalFolder.notes_file`
                 file.write(f"{line}\n")

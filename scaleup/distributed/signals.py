@@ -13,7 +13,7 @@ from types import FrameType
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 STOPPED = 75
 """Is the exit code EX_TEMPFAIL: stopped, and can go on."""
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 10.0
 """Bounds how long a process goes on after a signal that nobody has taken over: by then every node has been told, so
 that none fails because others have ended."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from scaleup.artifacts.files import read_json
+from scaleup.artifacts.local_folder import LocalFolder
 from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.children import python_environment
 from scaleup.launcher.ending import Part, group_ended, killed_worker
@@ -47,13 +46,14 @@ class NodeAgent:
     attempt: Attempt
     nodes: Nodes
     signals: StopSignals
+    local: LocalFolder
     node_rank: int = 0
     rendezvous: Rendezvous | None = None
     _launchers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _services: dict[str, Service] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._hung = HungWorkers(self.attempt, self.plan, self.node_rank, self._processes)
+        self._hung = HungWorkers(self.plan, self.node_rank, self.local, self.nodes, self._processes)
 
     def run_groups(self, watch: Watch) -> Part:
         """Start everything and stay until it has ended; nothing of it runs on afterwards."""
@@ -74,7 +74,7 @@ class NodeAgent:
             finally:
                 self._end_all()
         gave_up = [service for service in self._services.values() if service.failed]
-        killed = [killed_worker(self.attempt, group.name, self.node_rank) for group in self._leading()]
+        killed = [killed_worker(self.attempt, group.name, self.node_rank, self.local) for group in self._leading()]
         killed = [self._hung.sentence, *killed, *(service.killed for service in gave_up)]
         if not gave_up:  # the errors of a group whose client was gone are not the cause
             for name in self._services:
@@ -93,7 +93,7 @@ class NodeAgent:
             if self.signals.count or self.nodes.another_failed():
                 break
             if group.serves:
-                self._services[group.name] = Service(self.run, self.attempt, group.name)
+                self._services[group.name] = Service(self.run, self.attempt, self.local, group.name)
                 self._start_service(self._services[group.name])
             else:
                 self._launchers[group.name] = self._start(group)
@@ -119,7 +119,8 @@ class NodeAgent:
                 watch.say(line)
             if service.may_start():
                 kill(partial(self._processes, service.name))  # what a launcher that died has left
-                self.attempt.forget_workers(service.name)
+                self.local.forget(service.name)
+                self.attempt.forget_errors(service.name)
                 self._start_service(service)
 
     def _let_services_end(self) -> None:
@@ -139,6 +140,7 @@ class NodeAgent:
         command += rendezvous_arguments(group, self.rendezvous, self.node_rank)
         command += ["-m", "scaleup.worker", str(self.run.path), group.name]
         command += ["--attempt", str(self.attempt.number), "--node", str(self.node_rank)]
+        command += ["--local", str(self.local.path)]
         environment = python_environment(group.threads_per_process)
         environment |= network_environment(group, self.rendezvous) | LAUNCHER_ENVIRONMENT
         with self.attempt.launcher_log(group.name, self.node_rank, restart).open("ab") as file:
@@ -174,14 +176,13 @@ class NodeAgent:
 
     def _failed(self) -> str:
         """Return which group failed by itself. What a launcher makes of a run that was stopped does not count."""
-        if self.run.resumable_file.is_file():
-            return ""
         codes = {name: launcher.poll() for name, launcher in self._launchers.items() if name not in self._services}
         failed = [self._hung.sentence] if self._hung.sentence else []
         failed += [self._ended(name, code) for name, code in codes.items() if code]
         failed += [service.failed for service in self._services.values() if service.failed]
         missing = [f"group {group.name} was not started" for group in self._leading() if group.name not in codes]
-        return next(iter(failed + missing), "")
+        sentence = next(iter(failed + missing), "")
+        return "" if sentence and self.run.resumable_file.is_file() else sentence
 
     def _ended(self, group: str, code: int) -> str:
         """Returns the sentence for a launcher that failed; where its nodes have not met, with where they were to."""
@@ -213,9 +214,8 @@ class NodeAgent:
         return [process for process in processes if group in (None, process.group)]
 
     def _workers(self) -> list[RunProcess]:
-        """Return the workers that have registered, and so handle signals."""
-        places = [read_json(file) for file in self.attempt.workers.glob("[!.]*.json")]
-        registered = {place["pid"] for place in places if place["host"] == socket.gethostname()}
+        """Return the workers that have posted a heartbeat, and so handle signals."""
+        registered = set(self.local.pids().values())
         return [process for process in self._processes() if process.pid in registered]
 
     def _end_all(self) -> None:

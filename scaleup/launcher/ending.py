@@ -9,12 +9,13 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from scaleup.artifacts.checkpoints import latest_checkpoint
-from scaleup.artifacts.files import read_json, write_problem
+from scaleup.artifacts.files import write_problem
+from scaleup.artifacts.local_folder import LocalFolder
 from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.children import TRACEBACK
 from scaleup.errors import Problem, ScaleupError
@@ -59,6 +60,9 @@ class Ending:
     what: str = ""
     final: bool = False
     """Tells that starting again would not help."""
+    error: dict[str, Any] | None = field(default=None, compare=False)
+    """Is what the first worker that failed has recorded. It travels with the ending: node 0 alone reads what all ranks
+    have recorded."""
 
 
 def ending_of(run: RunFolder, attempt: Attempt, parts: Sequence[Part]) -> Ending:
@@ -69,7 +73,7 @@ def ending_of(run: RunFolder, attempt: Attempt, parts: Sequence[Part]) -> Ending
     if run.resumable_file.is_file() and (signalled or not failed):  # else a group saved because another one had died
         return Ending("stopped")
     if error and error["problems"]:
-        return Ending("refused")
+        return Ending("refused", error=error)
     if run.manifest_file.is_file() or not (failed or signalled):
         return Ending("finished")
     if signalled and not error:
@@ -77,7 +81,8 @@ def ending_of(run: RunFolder, attempt: Attempt, parts: Sequence[Part]) -> Ending
     killed = [part.killed for part in parts if part.killed]  # what the survivors felt comes after
     if not killed and (why := write_problem(run.path)):  # then no worker could say what it ended with
         return Ending("failed", f"nothing can be written to {run.path}: {why}", final=True)
-    return Ending("failed", killed[0] if killed else _sentence(error) if error else failed[0], final=signalled)
+    what = killed[0] if killed else _sentence(error) if error else failed[0]
+    return Ending("failed", what, final=signalled, error=error)
 
 
 def _sentence(error: dict[str, str]) -> str:
@@ -102,7 +107,7 @@ def restart_line(run: RunFolder, ending: Ending, restart: int, max_restarts: int
     return f"{ending.what}; restart {restart} of {max_restarts} from {start}"
 
 
-def killed_worker(attempt: Attempt, group: str, node_rank: int, restart: int = 0) -> str:
+def killed_worker(attempt: Attempt, group: str, node_rank: int, local: LocalFolder, restart: int = 0) -> str:
     """Return which worker of this node was killed, and how, as far as its launcher's log tells; else nothing."""
     try:
         log = attempt.launcher_log(group, node_rank, restart).read_text(encoding="utf-8", errors="replace")
@@ -114,7 +119,9 @@ def killed_worker(attempt: Attempt, group: str, node_rank: int, restart: int = 0
     names = [(f"{group}-rank{rank}", number) for rank, number in deaths if number > 0]
     names += [(f"{group}-rank0", int(number)) for number in SINGLE_DEATH.findall(log)]
     if not failures:
-        names += [(_rank_name(attempt, node_rank, pid), int(number)) for number, pid in TORCHRUN_DEATH.findall(log)]
+        known = {pid: name for name, pid in local.pids().items()}
+        named = [(known.get(int(pid)), pid, number) for number, pid in TORCHRUN_DEATH.findall(log)]
+        names += [(name or f"process {pid} of node {node_rank}", int(number)) for name, pid, number in named]
     killed = [f"{name} was killed by signal {number}" for name, number in names if number not in OWN_DEATHS]
     return next(iter(killed), "")
 
@@ -142,17 +149,10 @@ def first_failure(log: str) -> str:
     return found_other["what"][:LONGEST] if found_other else ""
 
 
-def _rank_name(attempt: Attempt, node_rank: int, pid: str) -> str:
-    """Return the name of the worker that registered with this process id on this node."""
-    places = {file.stem: read_json(file) for file in attempt.workers.glob("[!.]*.json")}
-    named = [name for name, place in places.items() if (str(place["pid"]), place["node"]) == (pid, node_rank)]
-    return next(iter(named), f"process {pid} of node {node_rank}")
-
-
 def verdict(run: RunFolder, attempt: Attempt, ending: Ending, restarts: int = 0) -> int:
     """Print how the run ended unless all is well, and return the exit code. Raises ScaleupError for a user's
     mistake."""
-    error = attempt.first_error()
+    error = ending.error
     if ending.kind == "refused" and error:
         raise ScaleupError([Problem(**problem) for problem in error["problems"]])
     if ending.kind in ("finished", "stopped"):

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from rich.console import Console
 
+from scaleup.artifacts.local_folder import LocalFolder, local_folder
 from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.errors import ScaleupError
 from scaleup.launcher.agent import POLL_SECONDS, NodeAgent
@@ -26,17 +27,19 @@ from scaleup.launcher.ending import (
     restart_line,
     verdict,
 )
-from scaleup.launcher.peers import Newcomer, NodeGone, Nodes, rendezvous_of
+from scaleup.launcher.peers import NEWS_SECONDS, Newcomer, NodeGone, Nodes, rendezvous_of
 from scaleup.launcher.prepare import renew_bridge, written
 from scaleup.launcher.processes import end_leftovers
 from scaleup.launcher.refusal import Refusals
-from scaleup.launcher.rendezvous import new_rendezvous, problems_here
+from scaleup.launcher.rendezvous import Rendezvous, new_rendezvous, problems_here
 from scaleup.launcher.signals import StopSignals
 from scaleup.launcher.watch import Watch
 from scaleup.plan.types import Plan
 
 Value = TypeVar("Value")
 NOTICE_SECONDS = 5.0
+SHOWN = 8
+"""Bounds the nodes that a line names."""
 
 
 def lead_run(run: RunFolder, plan: Plan, console: Console, max_restarts: int = 0) -> int:
@@ -60,7 +63,7 @@ def join_run(run: RunFolder, console: Console, node_rank: int, patience_seconds:
             return newcomer.attempt()
 
         try:
-            attempt = wait_for(first_attempt, signals, or_signal=True)
+            attempt = wait_for(first_attempt, signals, or_signal=True, every=NEWS_SECONDS)
         except NodeGone as gone:
             remedy = "start the same command on the first node, and name a runs_dir that all nodes share"
             raise ScaleupError.of(f"run {run.path}", str(gone), remedy) from None
@@ -98,10 +101,12 @@ class Notice:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def wait_for(find: Callable[[], Value | None], signals: StopSignals, or_signal: bool = False) -> Value | None:
+def wait_for(
+    find: Callable[[], Value | None], signals: StopSignals, or_signal: bool = False, every: float = POLL_SECONDS
+) -> Value | None:
     """Return what `find` returns once it is not None; None after a second Ctrl-C, or after any signal."""
     while (value := find()) is None and not signals.at_once and not (or_signal and signals.count):
-        time.sleep(POLL_SECONDS)
+        time.sleep(every)
     return value
 
 
@@ -163,24 +168,33 @@ class Attempts:
 
     def _part(self, attempt: Attempt) -> Part:
         """Run our part of an attempt, from the first process to the end of the last one."""
-        shown = [] if self.node_rank else [group.name for group in self.plan.groups]  # one node shows the progress
         rendezvous = None
         if self.plan.num_nodes > 1:  # its file is replaced every second: a network file system may miss it once
-            rendezvous = wait_for(lambda: rendezvous_of(attempt), self.signals)
+            rendezvous = wait_for(lambda: rendezvous_of(attempt), self.signals, every=NEWS_SECONDS)
         if self.node_rank and (problems := list(problems_here(self.plan, rendezvous, self.node_rank))):
             part = Part(failed=f"node {self.node_rank}: {problems[0]}")
             self.nodes.end(part)
             return part
-        agent = NodeAgent(self.run, self.plan, attempt, self.nodes, self.signals, self.node_rank, rendezvous)
         try:
-            with Watch(attempt, self.console, shown) as watch:
-                part = agent.run_groups(watch)
+            with local_folder(attempt.path / f"node{self.node_rank}") as local:
+                part = self._agents_part(attempt, local, rendezvous)
         except NodeGone as gone:
             part = Part(failed=str(gone), signalled=self.signals.count > 0)
         except OSError as error:  # of this node's: too many processes or open files, a file system that is gone
             part = Part(failed=f"node {self.node_rank}: {error}", signalled=self.signals.count > 0)
         self.nodes.end(part)
         return part
+
+    def _agents_part(self, attempt: Attempt, local: LocalFolder, rendezvous: Rendezvous | None) -> Part:
+        agent = NodeAgent(self.run, self.plan, attempt, self.nodes, self.signals, local, self.node_rank, rendezvous)
+        names = {group.name: f"{group.name}: " for group in self.plan.groups if group.first_node == self.node_rank}
+        names |= {name: "" for name in names if name == self.plan.groups[0].name}  # the first group's needs none
+        with Watch(local, self.console, names) as watch:
+            if local.why:
+                watch.say(
+                    f"note: node {self.node_rank} has no folder of its own ({local.why}): heartbeats go to {local.path}"
+                )
+            return agent.run_groups(watch)
 
     def _missing(self) -> Ending | None:
         """Wait until all nodes are there, before anything starts that would wait for them in its own way. Return how
@@ -189,7 +203,9 @@ class Attempts:
         deadline, notice = time.monotonic() + patience, Notice(self.console)
         try:
             while (absent := self.nodes.absent()) and not self.signals.count:
-                names = ", ".join(map(str, absent))
+                names = ", ".join(map(str, absent[:SHOWN])) + (
+                    f" and {len(absent) - SHOWN} more" * (len(absent) > SHOWN)
+                )
                 notice(f"waiting for node {names} of {self.plan.num_nodes}: the same command, with --node-rank")
                 if time.monotonic() > deadline:
                     what = f"node {names} of {self.plan.num_nodes} did not come to {self.run.path} within {patience} s"

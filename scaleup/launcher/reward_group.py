@@ -7,15 +7,16 @@ import subprocess
 import time
 from dataclasses import dataclass, field
 
+from scaleup.artifacts.local_folder import LocalFolder
 from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.launcher.ending import group_ended, killed_worker, restart_delay
 from scaleup.launcher.prepare import write_launch_file
 from scaleup.plan.types import GroupPlan, Plan
 
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 15.0
 """Is how many seconds pass between two looks at the run folder: for another size, and for a policy without answers."""
-PATIENT_LOOKS = 8
-"""Counts the looks before a group without answers is ended. One that died shows it by itself in so many; a group that
+PATIENT_SECONDS = 8.0
+"""Counts the seconds before a group without answers is ended. One that died shows it by itself in so many; a group that
 hangs does not."""
 END_SECONDS = 5.0
 """Counts the seconds that a group that was told to end may take: it has nothing to save."""
@@ -27,6 +28,7 @@ class Service:
 
     run: RunFolder
     attempt: Attempt
+    local: LocalFolder
     name: str
     starts: int = 0
     restarts: int = 0
@@ -43,7 +45,8 @@ class Service:
     size."""
     _group: GroupPlan | None = None
     _start_at: float | None = None
-    _looks_lost: int = 0
+    _lost_at: float | None = None
+    """Is the monotonic time in seconds when the policy was first seen without answers."""
     _next_look: float = field(default=0.0, repr=False)
 
     def group_to_start(self) -> GroupPlan:
@@ -53,18 +56,20 @@ class Service:
         write_launch_file(self.run, self._group)
         self.starts += 1
         self.told_at = self._start_at = None
-        self.hung = ""
+        self.hung, self._lost_at = "", None
         return self._group
 
     def must_end(self, hung: str = "") -> bool:
         """Return whether a worker of it hangs (the sentence), the policy gets no answers from it, or the plan has
-        another size for it than when it was started. Looks every `LOOK_SECONDS`."""
-        if self.told_at is not None or time.monotonic() < self._next_look:
+        another size for it than when it was started. Looks at the run folder every `LOOK_SECONDS`."""
+        now, self.hung = time.monotonic(), hung
+        if self.told_at is not None or (now < self._next_look and not hung):
             return False
-        self._next_look = time.monotonic() + LOOK_SECONDS
-        self._looks_lost = self._looks_lost + 1 if self.run.lost_file.exists() else 0
-        self.hung = hung
-        return bool(hung) or self._looks_lost > PATIENT_LOOKS or self._planned() != self._group
+        is_lost = self.run.lost_file.exists()
+        self._lost_at = None if not is_lost else now if self._lost_at is None else self._lost_at
+        self._next_look = now + (PATIENT_SECONDS if is_lost else LOOK_SECONDS)
+        has_lasted = self._lost_at is not None and now - self._lost_at >= PATIENT_SECONDS
+        return bool(hung) or has_lasted or self._planned() != self._group
 
     def tell(self) -> None:
         self.told_at = time.monotonic()
@@ -83,7 +88,7 @@ class Service:
         if code == 0 and self.told_at is None:
             self.ended = True
             return ""
-        self.killed = self.hung or killed_worker(self.attempt, self.name, node_rank, self.starts - 1)
+        self.killed = self.hung or killed_worker(self.attempt, self.name, node_rank, self.local, self.starts - 1)
         hung = self.told_at is not None
         how = f"group {self.name} gave no answers"
         if not hung:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -12,15 +12,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from scaleup.artifacts.files import read_json
-from scaleup.artifacts.run_folder import Attempt
+from scaleup.artifacts.local_folder import LocalFolder
 
 LINE_SECONDS = 15.0
 
 
 class Watch:
-    """Reads the progress files of an attempt's groups. Use as a context manager around the time that the run takes."""
+    """Reads the progress files of groups whose first rank is on this node. Use as a context manager around the time
+    that the run takes."""
 
-    def __init__(self, attempt: Attempt, console: Console, groups: Sequence[str] = ("policy",)) -> None:
+    def __init__(self, local: LocalFolder, console: Console, names: Mapping[str, str]) -> None:
+        """`names`: what stands before the phases of each group."""
         self._console = console
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -32,10 +34,7 @@ class Watch:
             console=console,
             disable=not console.is_terminal,
         )
-        self._tracks = [
-            _Track(attempt, group, console, self._bar, f"{group}: " if number else "")
-            for number, group in enumerate(groups)
-        ]
+        self._tracks = [_Track(local, group, console, self._bar, name) for group, name in names.items()]
 
     def __enter__(self) -> Watch:
         self._bar.start()
@@ -56,11 +55,11 @@ class Watch:
 
 
 class _Track:
-    """Shows one group's progress. `name` stands before its phases; the first group's need none."""
+    """Shows one group's progress. `name` stands before its phases."""
 
-    def __init__(self, attempt: Attempt, group: str, console: Console, bar: Progress, name: str) -> None:
-        self._file = attempt.progress_file(group)
-        self._notes = attempt.notes_file(group)
+    def __init__(self, local: LocalFolder, group: str, console: Console, bar: Progress, name: str) -> None:
+        self._file = local.progress_file(group)
+        self._notes = local.notes_file(group)
         self._printed_bytes = 0
         self._console = console
         self._bar = bar

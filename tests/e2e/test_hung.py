@@ -25,6 +25,7 @@ from tests.cli import (
     largest_weight_difference,
     logs,
     metrics,
+    rank_states,
     reached,
     scaleup,
     wait_until,
@@ -79,9 +80,8 @@ def frozen(config: dict[str, Any], place: Path, rank_name: str, when: Callable[[
 
 
 def seen_after_a_checkpoint(folder: Path) -> bool:
-    """Its own sign says that it is in a step, and the checkpoint of step 2 is whole."""
-    file = folder / "attempts/1/heartbeats/policy-rank1.json"
-    return file.is_file() and (json.loads(file.read_text())["step"] or 0) > 2
+    """Its agent says that it is in a step, and the checkpoint of step 2 is whole."""
+    return (rank_states(folder).get("policy-rank1", {}).get("step") or 0) > 2
 
 
 def nothing_left(folder: Path) -> bool:

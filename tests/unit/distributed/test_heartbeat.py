@@ -20,7 +20,7 @@ WORKER = """
 import sys
 from scaleup.distributed import heartbeat
 heartbeat.BEAT_SECONDS = 0.02
-mine = heartbeat.Heartbeat(heartbeat.Path(sys.argv[1]), node_rank=3).start()
+mine = heartbeat.Heartbeat(heartbeat.Path(sys.argv[1])).start()
 for step in (7, 8):
     mine.begin_step(step)
     mine.enter_phase("reading rows")
@@ -56,7 +56,7 @@ def beats(tmp_path: Path) -> bool:
 def test_what_it_writes(worker: subprocess.Popen[str], tmp_path: Path) -> None:
     wait_until(lambda: written(tmp_path)["position"] == [2, 1], timeout=30)
     state = written(tmp_path)
-    assert (state["pid"], state["node"]) == (worker.pid, 3)
+    assert state["pid"] == worker.pid
     assert (state["phase"], state["step"], state["steps"]) == ("forward and backward", 8, 2)
     assert beats(tmp_path), "while the main thread waits"
 
@@ -79,6 +79,11 @@ def test_stacks_on_request(worker: subprocess.Popen[str], tmp_path: Path) -> Non
         assert worker.poll() is None
     assert any("most recent call first" in line for line in lines)
     assert beats(tmp_path), "it goes on"
+
+
+def test_whom_its_agent_cannot_know_does_not_begin(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        Heartbeat(tmp_path / "gone/policy-rank0.json").start()
 
 
 def test_positions_grow_with_whatever_is_begun() -> None:

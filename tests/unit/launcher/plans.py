@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from scaleup.artifacts.local_folder import LocalFolder
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.plan.facts import Tensors
 from scaleup.plan.types import BatchPlan, GroupPlan, Plan
@@ -27,6 +28,15 @@ def group(**changes: Any) -> GroupPlan:
         "main_port": None,
     }
     return GroupPlan(**(known | changes))
+
+
+def local_of(run: RunFolder, node_rank: int = 0) -> LocalFolder:
+    """A node's own folder, empty."""
+    local = LocalFolder(run.path.parent / f"node{node_rank}")
+    for file in local.heartbeats.glob("*"):
+        file.unlink()
+    local.heartbeats.mkdir(parents=True, exist_ok=True)
+    return local
 
 
 def plan_of(run: RunFolder, *groups: GroupPlan) -> Plan:

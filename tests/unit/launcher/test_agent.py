@@ -6,7 +6,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -31,19 +30,19 @@ from scaleup.launcher.signals import StopSignals
 from scaleup.launcher.watch import Watch
 from scaleup.plan.types import GroupPlan
 from tests.cli import alive, wait_until
-from tests.unit.launcher.plans import group, plan_of
+from tests.unit.launcher.plans import group, local_of, plan_of
 
-# A worker of the kind the agent meets: it registers itself, and when told saves, says so and ends well.
+# A worker of the kind the agent meets: it shows that it lives, and when told saves, says so and ends well.
 SAVES_WHEN_TOLD = """
-import json, os, pathlib, signal, socket, sys, time
-run, attempt = pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[-1])
+import json, os, pathlib, signal, sys, time
+run, local = pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[-2])
 def save(*_):
     (run / "resumable.json").write_text("{}")
     sys.exit(0)
 signal.signal(signal.SIGUSR1, save)
-place = {"pid": os.getpid(), "host": socket.gethostname(), "node": 0}
-(attempt / "workers/.aside").write_text(json.dumps(place))
-(attempt / "workers/.aside").rename(attempt / "workers/policy-rank0.json")
+state = {"pid": os.getpid(), "beat": 1, "phase": "update", "step": 3, "steps": 3, "position": [1, 2]}
+(local / "heartbeats/.aside").write_text(json.dumps(state))
+(local / "heartbeats/.aside").rename(local / "heartbeats/policy-rank0.json")
 time.sleep(60)
 """
 IGNORES_IT = SAVES_WHEN_TOLD.replace("signal.signal(signal.SIGUSR1, save)", "signal.signal(10, signal.SIG_IGN)")
@@ -58,18 +57,19 @@ class Agent(NodeAgent):
         code = self.code if isinstance(self.code, str) else self.code[group.name]
         worker = ["scaleup.worker", str(self.run.path), group.name, "--attempt", self.attempt.path.name]
         worker += ["--node", str(self.node_rank)]
-        return subprocess.Popen([sys.executable, "-c", code, *worker, str(self.attempt.path)], start_new_session=True)
+        worker += ["--local", str(self.local.path), str(self.attempt.path)]
+        return subprocess.Popen([sys.executable, "-c", code, *worker], start_new_session=True)
 
 
 def agent(run: RunFolder, code: str | dict[str, str] = "pass", *groups: GroupPlan) -> Agent:
-    made = Agent(run, plan_of(run, *groups), run.new_attempt(), Nodes(run, 0, 1), StopSignals())
+    made = Agent(run, plan_of(run, *groups), run.new_attempt(), Nodes(run, 0, 1), StopSignals(), local_of(run))
     made.code = code
     return made
 
 
 def run_part(agent: NodeAgent, watch: type[Watch] = Watch) -> Part:
     with agent.signals:
-        return agent.run_groups(watch(agent.attempt, Console(file=io.StringIO())))
+        return agent.run_groups(watch(agent.local, Console(file=io.StringIO()), {"policy": ""}))
 
 
 def run_groups(agent: NodeAgent) -> int:
@@ -147,7 +147,7 @@ class TestVerdict:
     def test_a_group_that_fails_ends_the_others(self, run: RunFolder) -> None:
         """Even where the others then save: only one of them is a stop that somebody asked for."""
         groups = [group(name="policy"), group(name="reward")]
-        failing = "import pathlib, sys, time\nfile = pathlib.Path(sys.argv[-1], 'workers/policy-rank0.json')\n"
+        failing = "import pathlib, sys, time\nfile = pathlib.Path(sys.argv[-2], 'heartbeats/policy-rank0.json')\n"
         failing += "while not file.exists(): time.sleep(0.01)\nsys.exit(3)"
         running = agent(run, {"policy": SAVES_WHEN_TOLD, "reward": failing}, *groups)
         part = run_part(running)
@@ -203,19 +203,12 @@ class TestNothingOutlivesTheAgent:
     def test_a_process_id_that_is_used_again_is_left_alone(self, run: RunFolder) -> None:
         with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
             running = agent(run)
-            place = {"pid": other.pid, "host": socket.gethostname(), "node": 0}
-            (running.attempt.workers / "policy-rank0.json").write_text(json.dumps(place))
+            (running.local.heartbeats / "policy-rank0.json").write_text(json.dumps({"pid": other.pid}))
             assert running._workers() == []
             running._kill_all()
             time.sleep(0.1)
             assert alive([other.pid]) == [other.pid]
             other.kill()
-
-    def test_workers_of_other_hosts_are_left_alone(self, run: RunFolder) -> None:
-        running = agent(run)
-        place = {"pid": os.getpid(), "host": "elsewhere", "node": 0}
-        (running.attempt.workers / "policy-rank1.json").write_text(json.dumps(place))
-        assert running._workers() == []
 
 
 class TestWhatIsStarted:
@@ -230,11 +223,11 @@ class TestWhatIsStarted:
 
     def test_one_launcher_a_group(self, run: RunFolder, accelerate: Path) -> None:
         plan = plan_of(run, group(name="policy"), group(name="reward"))
-        made = NodeAgent(run, plan, run.new_attempt(), Nodes(run, 0, 1), StopSignals())
+        made = NodeAgent(run, plan, run.new_attempt(), Nodes(run, 0, 1), StopSignals(), local_of(run))
         assert run_groups(made) == 0
         for name in ("policy", "reward"):
             file = f"--config_file {run.launch_file(name)}"
-            worker = f"-m scaleup.worker {run.path} {name} --attempt 1 --node 0"
+            worker = f"-m scaleup.worker {run.path} {name} --attempt 1 --node 0 --local {made.local.path}"
             log = (made.attempt.logs / f"{name}-node0.log").read_text()
             assert log == f"-m accelerate.commands.launch {file} {worker}\nwrong\n"
 
@@ -242,7 +235,14 @@ class TestWhatIsStarted:
         nodes = plan_of(run, group(num_processes=2, num_nodes=2))
         for rank in (0, 1):
             made = NodeAgent(
-                run, nodes, run.new_attempt(), Nodes(run, 0, 1), StopSignals(), rank, Rendezvous("127.0.0.1", 7)
+                run,
+                nodes,
+                run.new_attempt(),
+                Nodes(run, 0, 1),
+                StopSignals(),
+                local_of(run, rank),
+                rank,
+                Rendezvous("127.0.0.1", 7),
             )
             assert run_groups(made) == 0
             log = (made.attempt.logs / f"policy-node{rank}.log").read_text()
@@ -250,7 +250,7 @@ class TestWhatIsStarted:
                 f" --machine_rank {rank} --main_process_ip 127.0.0.1 --main_process_port 7 --rdzv_conf timeout=600 -m "
                 in log
             )
-            assert log.endswith(f" --node {rank}\nwrong\n")
+            assert log.endswith(f" --node {rank} --local {made.local.path}\nwrong\n")
 
 
 class TestANodeThatOnlyServes:
@@ -261,7 +261,8 @@ class TestANodeThatOnlyServes:
     def on_node_1(self, run: RunFolder, code: str) -> tuple[Agent, Nodes]:
         attempt, leader = run.new_attempt(), Nodes(run, 0, 2)
         leader.enter(attempt)
-        made = Agent(run, plan_of(run, group(), self.SERVES), attempt, Nodes(run, 1, 2), StopSignals(), 1)
+        plan = plan_of(run, group(), self.SERVES)
+        made = Agent(run, plan, attempt, Nodes(run, 1, 2), StopSignals(), local_of(run, 1), 1)
         made.code = code
         made.plan.save(run.plan_file)
         (run.path / "launch").mkdir()
@@ -304,12 +305,13 @@ class TestANodeThatOnlyServes:
 def test_a_signal_to_another_node_is_one_to_this(run: RunFolder) -> None:
     attempt, other = run.new_attempt(), Nodes(run, 1, 2)
     other.enter(attempt)
-    made = Agent(run, plan_of(run, group(num_processes=2, num_nodes=2)), attempt, Nodes(run, 0, 2), StopSignals())
+    plan = plan_of(run, group(num_processes=2, num_nodes=2))
+    made = Agent(run, plan, attempt, Nodes(run, 0, 2), StopSignals(), local_of(run))
     made.code = SAVES_WHEN_TOLD
     made.nodes.enter(attempt)
 
     def when_registered() -> None:
-        wait_until(lambda: (attempt.workers / "policy-rank0.json").is_file(), 30)
+        wait_until(lambda: bool(made.local.pids()), 30)
         other.tell_to_stop()
 
     threading.Thread(target=when_registered).start()

@@ -22,6 +22,7 @@ from scaleup.launcher.ending import (
     restart_line,
     verdict,
 )
+from tests.unit.launcher.plans import local_of
 
 WELL = Part()
 FAILED = Part("group policy ended with exit code 1")
@@ -137,8 +138,9 @@ class TestKilledWorker:
     def found(run: RunFolder, log: str) -> str:
         attempt = run.new_attempt()
         attempt.launcher_log("policy", 1).write_text(log)
-        assert killed_worker(attempt, "policy", 0) == "", "that of another node"
-        return killed_worker(attempt, "policy", 1)
+        local = local_of(run, 1)
+        assert killed_worker(attempt, "policy", 0, local) == "", "that of another node"
+        return killed_worker(attempt, "policy", 1, local)
 
     def test_the_one_that_the_launcher_names(self, run: RunFolder) -> None:
         """In the same second a survivor may have failed, too."""
@@ -151,15 +153,14 @@ class TestKilledWorker:
         )
 
     def test_one_whose_launcher_had_no_time_for_its_table(self, run: RunFolder) -> None:
-        """Two hosts may have a process of the same number."""
-        attempt = run.new_attempt()
+        """Two hosts may have a process of the same number: each looks into its own folder."""
+        attempt, local = run.new_attempt(), local_of(run, 1)
         attempt.launcher_log("policy", 1).write_text(
             "E1122] failed (exitcode: -9) local_rank: 0 (pid: 77) of binary: x"
         )
-        assert killed_worker(attempt, "policy", 1) == "process 77 of node 1 was killed by signal 9"
-        for rank, node in (("policy-rank1", 0), ("policy-rank3", 1)):
-            write_json(attempt.workers / f"{rank}.json", {"pid": 77, "host": "h", "node": node})
-        assert killed_worker(attempt, "policy", 1) == "policy-rank3 was killed by signal 9"
+        assert killed_worker(attempt, "policy", 1, local) == "process 77 of node 1 was killed by signal 9"
+        write_json(local.heartbeats / "policy-rank3.json", {"pid": 77})
+        assert killed_worker(attempt, "policy", 1, local) == "policy-rank3 was killed by signal 9"
 
     def test_a_single_one(self, run: RunFolder) -> None:
         log = "CalledProcessError: Command ... died with <Signals.SIGKILL: 9>.\n"

@@ -10,19 +10,21 @@ from typing import Any
 
 import pytest
 
-from scaleup.artifacts.run_folder import Attempt, RunFolder
-from scaleup.launcher import hung
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.launcher import hung, peers
 from scaleup.launcher.ending import ending_of
-from scaleup.launcher.hung import HungWorkers, WorkerState, frozen_sentence, is_in_its_steps, no_progress_sentence
+from scaleup.launcher.hung import HungWorkers
+from scaleup.launcher.peers import Nodes
 from scaleup.launcher.processes import RunProcess
-from tests.unit.launcher.plans import group, plan_of
+from scaleup.launcher.ranks import WorkerState, frozen_sentence, is_in_its_steps, no_progress_sentence
+from tests.unit.launcher.plans import group, local_of, plan_of
 from tests.unit.launcher.test_agent import SAVES_WHEN_TOLD, agent, alive, pids, run_part, send
 
 HOST = socket.gethostname()
 
 
 def state(rank: int = 0, **fields: Any) -> WorkerState:
-    known = {"host": f"n{rank}", "node": 0, "pid": 10 + rank, "beat": 1, "phase": "update", "step": 12, "steps": 12}
+    known = {"host": f"n{rank}", "pid": 10 + rank, "beat": 1, "phase": "update", "step": 12, "steps": 12}
     return WorkerState(f"policy-rank{rank}", **{**known, "position": (5, 1), **fields})
 
 
@@ -65,14 +67,18 @@ def test_only_what_lies_between_the_first_and_the_last_step_is_watched_for_progr
 
 
 class Scene:
-    """An attempt of a policy of two ranks, whose heartbeats the test writes, and looks that need no waiting."""
+    """A node of an attempt, with two ranks of a policy, whose heartbeats the test writes, and looks that need no
+    waiting."""
 
-    def __init__(self, run: RunFolder, node_rank: int = 0, **settings: Any) -> None:
-        plan = plan_of(run, group(num_processes=2, **settings))
-        self.attempt: Attempt = run.new_attempt()
+    def __init__(self, run: RunFolder, node_rank: int = 0, num_nodes: int = 1, **settings: Any) -> None:
+        plan = plan_of(run, group(num_processes=2 * num_nodes, num_nodes=num_nodes, **settings))
+        self.local, self.nodes = local_of(run, node_rank), Nodes(run, node_rank, num_nodes)
+        self.nodes.enter(run.newest_attempt() or run.new_attempt())
         self.pids = [10, 11]
-        self.watched = HungWorkers(self.attempt, plan, node_rank, lambda: [self.process(pid) for pid in self.pids])
-        for rank in (0, 1):
+        self.ranks = [2 * node_rank, 2 * node_rank + 1]
+        alive = lambda: [self.process(pid) for pid in self.pids]  # noqa: E731
+        self.watched = HungWorkers(plan, node_rank, self.local, self.nodes, alive)
+        for rank in self.ranks:
             self.beat(rank)
 
     @staticmethod
@@ -80,14 +86,14 @@ class Scene:
         return RunProcess(pid, "policy", 1, 0, False)
 
     def beat(self, rank: int, **fields: Any) -> None:
-        written = {**vars(state(rank, host=HOST)), **fields}
-        name = written.pop("name")
-        self.attempt.heartbeat_file(name).write_text(json.dumps(written))
+        written = {**vars(state(rank)), **fields}
+        for known in ("host", "still"):
+            del written[known]
+        (self.local.heartbeats / f"{written.pop('name')}.json").write_text(json.dumps(written))
 
     def look(self, times: int = 1) -> str:
         for _ in range(times):
             self.watched._next_look = 0.0
-            self.watched._next_far_look.clear()
             if sentence := self.watched.look():
                 return sentence
         return ""
@@ -100,6 +106,14 @@ def no_signals(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
     monkeypatch.setattr(hung, "STACK_SECONDS", 0.0)
     return sent
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """That of the agents' notices."""
+    now = [1000.0]
+    monkeypatch.setattr(peers.time, "monotonic", lambda: now[0])
+    return now
 
 
 @pytest.mark.usefixtures("no_signals")
@@ -124,17 +138,11 @@ class TestLooks:
 
     def test_a_full_disk_is_no_time_to_judge(self, run: RunFolder) -> None:
         scene = Scene(run, heartbeat_timeout_seconds=10)
-        (scene.attempt.heartbeats / ".node0.json").mkdir()
+        (scene.local.heartbeats / ".agent.json").mkdir()
         assert scene.look(50) == ""
-        (scene.attempt.heartbeats / ".node0.json").rmdir()
+        (scene.local.heartbeats / ".agent.json").rmdir()
         assert scene.look(5) == "", "as if no time had passed"
         assert "hangs" in scene.look()
-
-    def test_each_host_judges_its_own(self, run: RunFolder) -> None:
-        scene = Scene(run, heartbeat_timeout_seconds=10)
-        for rank in (0, 1):
-            scene.beat(rank, host="elsewhere")
-        assert scene.look(20) == ""
 
     def test_a_new_worker_of_the_name_has_its_own_time(self, run: RunFolder) -> None:
         scene = Scene(run, heartbeat_timeout_seconds=10)
@@ -158,10 +166,10 @@ class TestLooks:
         )
 
     def test_standing_still_where_a_heartbeat_cannot_be_read_now_and_then(self, run: RunFolder) -> None:
-        """Of many ranks on a network file system one never can: the time already waited counts on."""
+        """The time already waited counts on."""
         scene = Scene(run, progress_timeout_seconds=10, heartbeat_timeout_seconds=10_000)
         assert scene.look(3) == ""
-        scene.attempt.heartbeat_file("policy-rank1").write_text("{")
+        (scene.local.heartbeats / "policy-rank1.json").write_text("{")
         assert scene.look() == ""
         scene.beat(1)
         assert "no progress for 10 s" in scene.look(2)
@@ -184,25 +192,46 @@ class TestLooks:
         scene = Scene(run, node_rank=1, progress_timeout_seconds=10)
         assert scene.look(50) == ""
 
+    def test_standing_still_on_two_nodes(self, run: RunFolder, clock: list[float]) -> None:
+        """The one behind is on the other node, whose agent tells for how long its ranks have stood, once it is long."""
+        first, second = (Scene(run, rank, num_nodes=2, progress_timeout_seconds=10) for rank in (0, 1))
+        for number in range(9):
+            for rank, position in ((0, (6, 0)), (1, (6, 0)), (2, (6, 0)), (3, (5, 0))):
+                (first if rank < 2 else second).beat(rank, beat=number, position=position)
+            clock[0] += peers.LOOK_SECONDS
+            assert second.look() == ""
+            assert not first.nodes.another_failed()
+            if sentence := first.look():
+                break
+        where = "in phase update of step 12, and the others wait for it"
+        assert sentence == f"policy-rank3 on host {HOST} hangs: no progress for 10 s, {where}"
+        assert 5 <= number <= 6
+
+    def test_one_that_moves_on_another_node_is_enough(self, run: RunFolder, clock: list[float]) -> None:
+        first, second = (Scene(run, rank, num_nodes=2, progress_timeout_seconds=10) for rank in (0, 1))
+        for number in range(40):
+            second.beat(3, position=(6, number // 4))
+            clock[0] += peers.LOOK_SECONDS
+            second.look()
+            assert not second.nodes.another_failed() and not first.nodes.another_failed()
+            assert first.look() == ""
+
     @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"pid": 1}', "null"])
     def test_a_heartbeat_that_cannot_be_read(self, run: RunFolder, text: str) -> None:
         scene = Scene(run, heartbeat_timeout_seconds=10)
-        scene.attempt.heartbeat_file("policy-rank0").write_text(text)
-        assert scene.watched._state("policy", 0) is None
+        (scene.local.heartbeats / "policy-rank0.json").write_text(text)
+        assert scene.watched._state("policy-rank0") is None
         scene.beat(1, beat=2)
         assert scene.look(5) == ""
 
 
-# Registers, beats once and no more; signals it ignores, as a frozen process does.
+# Beats once and no more; signals it ignores, as a frozen process does.
 FROZEN = """
-import json, os, pathlib, signal, socket, sys, time
+import json, os, pathlib, signal, sys, time
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-attempt = pathlib.Path(sys.argv[-1])
-place = {"pid": os.getpid(), "host": socket.gethostname(), "node": 0}
-state = {**place, "beat": 1, "phase": "update", "step": 3, "steps": 3, "position": [1, 2]}
-(attempt / "heartbeats/policy-rank0.json").write_text(json.dumps(state))
-(attempt / "workers/policy-rank0.json").write_text(json.dumps(place))
+state = {"pid": os.getpid(), "beat": 1, "phase": "update", "step": 3, "steps": 3, "position": [1, 2]}
+(pathlib.Path(sys.argv[-2]) / "heartbeats/policy-rank0.json").write_text(json.dumps(state))
 time.sleep(60)
 """
 

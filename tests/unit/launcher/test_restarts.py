@@ -50,7 +50,10 @@ def started(run: RunFolder, ends: Ends, monkeypatch: pytest.MonkeyPatch, max_res
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ending, "FIRST_DELAY_SECONDS", 0.01)
     monkeypatch.setattr(restarts, "POLL_SECONDS", 0.005)
-    monkeypatch.setattr(nodes, "BEAT_SECONDS", 0.01)
+    for name in ("BEAT_SECONDS", "LOOK_SECONDS", "NEWS_SECONDS"):
+        monkeypatch.setattr(nodes, name, 0.01)
+    monkeypatch.setattr(nodes, "GONE_BEATS", 500)
+    monkeypatch.setattr(restarts, "NEWS_SECONDS", 0.005)
 
 
 def test_until_it_has_finished(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,16 +150,22 @@ class TestTwoNodes:
             assert followed.result(30) == 1
         assert parts == [Part("node 1: its agent was started again")]
 
+    @pytest.mark.parametrize(("size", "names"), [(3, "1, 2"), (128, "1, 2, 3, 4, 5, 6, 7, 8 and 119 more")])
     def test_a_node_that_does_not_come(
-        self, run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self,
+        run: RunFolder,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        size: int,
+        names: str,
     ) -> None:
         monkeypatch.setattr(NodeAgent, "run_groups", lambda agent, watch: pytest.fail("started without it"))
         monkeypatch.setattr(restarts, "NOTICE_SECONDS", -1.0)
-        plan = plan_of(run, group(num_processes=3, num_nodes=3, timeout_seconds=0))
+        plan = plan_of(run, group(num_processes=size, num_nodes=size, timeout_seconds=0))
         printed = io.StringIO()
-        Attempts(run, plan, Console(file=printed, width=200), StopSignals(), Nodes(run, 0, 3), 0).lead(3)
-        assert printed.getvalue() == "waiting for node 1, 2 of 3: the same command, with --node-rank\n"
-        assert f"error: node 1, 2 of 3 did not come to {run.path} within 0 s: was it" in capsys.readouterr().err
+        Attempts(run, plan, Console(file=printed, width=200), StopSignals(), Nodes(run, 0, size), 0).lead(3)
+        assert printed.getvalue() == f"waiting for node {names} of {size}: the same command, with --node-rank\n"
+        assert f"error: node {names} of {size} did not come to {run.path} within 0 s: was it" in capsys.readouterr().err
 
 
 new_attempt = RunFolder.new_attempt

@@ -30,7 +30,7 @@ from tests.unit.launcher.test_agent import SAVES_WHEN_TOLD, Agent, agent
 # Waits for a file in the run folder, which a test or the other group writes, and ends well.
 UNTIL = """
 import os, pathlib, signal, sys, time
-run, attempt, name = pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[-1]), sys.argv[3]
+run, local, name = pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[-2]), sys.argv[3]
 with (run / f"{name}.started").open("a") as file:
     file.write(f"{os.getpid()}\\n")
 while not (run / "FILE").exists():
@@ -46,10 +46,10 @@ DIES_ONCE = REWARD.replace("while", f"if {IS_FIRST}: os.kill(os.getpid(), 9)\nwh
 FREEZES_ONCE = REWARD.replace(
     "while",
     f"""if {IS_FIRST}:
-    import json, socket
+    import json
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    state = {{"pid": os.getpid(), "host": socket.gethostname(), "node": 0, "beat": 1, "phase": "scoring", "step": None}}
-    (attempt / "heartbeats/reward-rank0.json").write_text(json.dumps({{**state, "steps": 0, "position": [1, 2]}}))
+    state = {{"pid": os.getpid(), "beat": 1, "phase": "scoring", "step": None, "steps": 0, "position": [1, 2]}}
+    (local / "heartbeats/reward-rank0.json").write_text(json.dumps(state))
     time.sleep(60)
 while""",
 )
@@ -60,6 +60,7 @@ def serving(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ag
     """An agent of a policy and a reward group that may die so often, with no time lost between."""
     monkeypatch.setattr("scaleup.launcher.reward_group.restart_delay", lambda restart: 0.0)
     monkeypatch.setattr("scaleup.launcher.reward_group.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("scaleup.launcher.reward_group.PATIENT_SECONDS", 0.2)
 
     def make(policy: str, reward: str, max_restarts: int = 3, **rest: Any) -> Agent:
         groups = group(), group(name="reward", serves=True, max_restarts=max_restarts, **rest)
@@ -74,7 +75,9 @@ def run_part(running: Agent) -> tuple[Part, str]:
     """How it ended, and what the user saw."""
     seen = io.StringIO()
     with running.signals:
-        part = running.run_groups(Watch(running.attempt, Console(file=seen, width=200), ["policy", "reward"]))
+        part = running.run_groups(
+            Watch(running.local, Console(file=seen, width=200), {"policy": "", "reward": "reward: "})
+        )
     return part, seen.getvalue()
 
 

@@ -8,21 +8,23 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from scaleup.artifacts.run_folder import Attempt, RunFolder
+from scaleup.artifacts.local_folder import LocalFolder
+from scaleup.artifacts.run_folder import RunFolder
 from scaleup.launcher.watch import LINE_SECONDS, Watch
+from tests.unit.launcher.plans import local_of
 
 
 class Seen:
-    """A watch on an attempt, what it printed so far, and a clock that the test moves."""
+    """A watch on a node's folder, what it printed so far, and a clock that the test moves."""
 
-    def __init__(self, attempt: Attempt, clock: list[float], terminal: bool = False) -> None:
-        self.attempt, self.clock = attempt, clock
+    def __init__(self, local: LocalFolder, clock: list[float], terminal: bool = False) -> None:
+        self.local, self.clock = local, clock
         self.printed = io.StringIO()
-        self.watch = Watch(attempt, Console(file=self.printed, force_terminal=terminal, width=100))
+        self.watch = Watch(local, Console(file=self.printed, force_terminal=terminal, width=100), {"policy": ""})
 
     def report(self, phase: str, done: int = 0, total: int | None = None, **shown: Any) -> list[str]:
         position = {"phase": phase, "done": done, "total": total, **shown}
-        self.attempt.progress_file("policy").write_text(json.dumps(position))
+        self.local.progress_file("policy").write_text(json.dumps(position))
         return self.refresh()
 
     def refresh(self) -> list[str]:
@@ -35,7 +37,7 @@ class Seen:
 def seen(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Seen:
     clock = [1000.0]
     monkeypatch.setattr("scaleup.launcher.watch.time.monotonic", lambda: clock[0])
-    return Seen(run.new_attempt(), clock)
+    return Seen(local_of(run), clock)
 
 
 def test_nothing_until_there_is_something(seen: Seen) -> None:
@@ -70,15 +72,15 @@ def test_the_same_position_is_said_once(seen: Seen) -> None:
 @pytest.mark.parametrize("content", [b"", b'{"phase": "tr', b"\xff"])
 def test_a_half_written_position_is_passed_over(seen: Seen, content: bytes) -> None:
     seen.report("training", 1, 60)
-    seen.attempt.progress_file("policy").write_bytes(content)
+    seen.local.progress_file("policy").write_bytes(content)
     assert seen.refresh() == []
-    seen.attempt.progress_file("policy").unlink()
+    seen.local.progress_file("policy").unlink()
     assert seen.refresh() == []
     assert seen.report("evaluating", 0, 5) == ["evaluating 0/5"]
 
 
 def test_a_terminal_has_a_bar(run: RunFolder) -> None:
-    seen = Seen(run.new_attempt(), [0.0], terminal=True)
+    seen = Seen(local_of(run), [0.0], terminal=True)
     with seen.watch:
         seen.report("training", 15, 60, loss="2.5")
     assert "training" in seen.printed.getvalue()
@@ -94,7 +96,7 @@ def test_a_log_has_no_bar(seen: Seen, tmp_path: Path) -> None:
 
 def test_what_a_group_has_to_say(seen: Seen) -> None:
     """Whole lines, once each, in their own words."""
-    notes = seen.attempt.notes_file("policy")
+    notes = seen.local.notes_file("policy")
     notes.write_text("checkpoint [7] is not used: 5 %\nthe run")
     assert seen.refresh() == ["checkpoint [7] is not used: 5 %"]
     assert seen.refresh() == []
