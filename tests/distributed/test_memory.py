@@ -47,11 +47,11 @@ def test_the_peak_is_predicted(tmp_path: Path, repository: Path) -> None:
 def test_what_is_proposed_fits(tmp_path: Path, repository: Path) -> None:
     """A run of each proposal stays within the memory that it was proposed for, and sends what was planned."""
     script, out = repository / "benchmarks" / "memory" / "fit.py", tmp_path / "rows.json"
-    result = python(script, "--json", out, "ddp-85", "zero2-55", cwd=repository, timeout=580)
+    result = python(script, "--json", out, "ddp-60", "fsdp2-75", cwd=repository, timeout=580)
     assert result.code == 0, f"{result.stdout}\n{result.stderr}"
     rows = json.loads(out.read_text())
     assert len(rows) >= 8
     for row in rows:
         assert row["storages"] <= row["device_memory"], row
         assert row["storages"] <= 1.07 * row["planned"] <= 1.07 * 0.9 * row["device_memory"], row
-        assert row["sent"] == pytest.approx(row["planned_sent"], rel=0.02, abs=2000), row
+        assert row["sent"] == pytest.approx(row["planned_sent"], rel=0.07, abs=2000), row
