@@ -33,6 +33,9 @@ NO_MEMORY = (
     "MemoryError: this host gives the process no more memory (`ulimit -v`, a container's limit, other processes)"
 )
 
+SAVE_SECONDS = 30.0
+"""Bounds how long a process that has failed goes on for a checkpoint that is being written in the background."""
+
 
 def main() -> None:
     with steady_streams():
@@ -57,6 +60,7 @@ def _main(arguments: argparse.Namespace) -> None:
             raise
         if stop.is_ending:
             os._exit(STOPPED)
+        _let_saves_end()
         code = 2 if isinstance(error, ScaleupError) else 1
         with suppress(OSError):  # a full disk takes no error either
             _report(error, attempt, rank_name)
@@ -91,6 +95,14 @@ def _work(run: RunFolder, group: str, local: LocalFolder | None, stop: StopFlag,
     except Stopped as stopped:
         print(f"{stopped}; continue with --resume")
     runtime.accelerator.end_training()
+
+
+def _let_saves_end() -> None:
+    """Let a checkpoint be written to its end that the training did not wait for."""
+    with suppress(ImportError):  # that may be what has failed
+        from scaleup.train.background import let_saves_end
+
+        let_saves_end(SAVE_SECONDS)
 
 
 def _leave_devices_to_others(group: GroupPlan) -> None:

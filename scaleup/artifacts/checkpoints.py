@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ LISTING = "checkpoint.json"
 LAYOUT = "layout.json"
 DAMAGED = ".damaged"
 """Stands behind the name of a folder that was a checkpoint."""
+IN_MEMORY = Path("/dev/shm")
 READ_BYTES = 1 << 20
 
 
@@ -67,11 +69,20 @@ def checkpoint_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08d}"
 
 
-def write_listing(aside: Path, step: int) -> None:
+def write_listing(aside: Path, step: int, checksums: Mapping[str, int] | None = None) -> None:
     """Write the last file of a checkpoint, which lists the others. A checkpoint without it, or with another size, is
-    not whole; one with another checksum is damaged."""
+    not whole; one with another checksum is damaged. `checksums` are the CRC-32s by name of all files; None: they are
+    computed here."""
     files = file_sizes(aside, ".")
-    write_json(aside / LISTING, {"step": step, "files": files, "crc32": _checksums(aside, files)})
+    sums = _checksums(aside, files) if checksums is None else dict(checksums)
+    write_json(aside / LISTING, {"step": step, "files": files, "crc32": sums})
+
+
+def memory_folder(run: Path, rank: int) -> Path:
+    """Return the folder in main memory into which a rank of a run writes its part of a checkpoint, before that goes to
+    the disk in the background."""
+    key = hashlib.sha256(os.path.realpath(run).encode()).hexdigest()[:16]
+    return IN_MEMORY / f"scaleup-{os.getuid()}-{key}-{rank}"
 
 
 def whole_checkpoints(checkpoints: Path) -> list[CheckpointFolder]:
@@ -137,14 +148,16 @@ def _checksums(folder: Path, names: Iterable[str]) -> dict[str, int]:
     """Compute the CRC-32 of files in threads: zlib lets others run meanwhile."""
     names = list(names)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return dict(zip(names, pool.map(lambda name: _checksum(folder / name), names), strict=True))
+        return dict(zip(names, pool.map(lambda name: checksum_of(folder / name), names), strict=True))
 
 
-def _checksum(file: Path) -> int:
+def checksum_of(file: Path, write: Callable[[bytes], object] = lambda part: None) -> int:
+    """Return the CRC-32 of a file, whose parts are handed to `write` one after the other."""
     checksum = 0
     with file.open("rb", buffering=0) as opened:
         while part := opened.read(READ_BYTES):
             checksum = zlib.crc32(part, checksum)
+            write(part)
     return checksum
 
 

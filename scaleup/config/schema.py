@@ -200,6 +200,10 @@ class OptimizationConfig(Section):
     save_minutes: Annotated[Float, Field(gt=0)] | None = Field(
         None, description="Checkpoint every so many minutes, beside save_steps: after the step that is under way."
     )
+    async_save: bool = Field(
+        True,
+        description="Go on training while a checkpoint is written, from a copy in main memory, where that has room.",
+    )
     save_total_limit: Count = Field(2, description="Checkpoints kept, the best one beside them.")
     logging_steps: Count = 1
     seed: Annotated[Int, Field(ge=0)] = 0

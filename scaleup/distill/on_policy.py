@@ -84,6 +84,7 @@ def train_on_policy(job: Job[DistillConfig]) -> TrainedModel:
         trainer.train()
     if steps.state.step < num_steps:
         stop_run(runtime, job.folder, steps.checkpointer, steps.state, num_steps)
+    steps.checkpointer.wait()
     runtime.progress.heartbeat.end_steps()
     steps.metrics.close()
     return TrainedModel(trainer.model_wrapped, tokenizer, steps.state, num_dropped=0)

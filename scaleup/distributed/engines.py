@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -74,6 +75,9 @@ class Engine(Protocol):
     def load_options(self) -> dict[str, Any]:
         """Returns the arguments of Accelerate's load_state that allow them to be missing."""
 
+    def frozen_left_out(self) -> AbstractContextManager[Any]:
+        """Returns the context in which Accelerate saves and loads a partly frozen model without its frozen weights."""
+
     def put(self, model: Any, optimizer: Any, source: Source) -> None:
         """Copies a checkpoint's weights and optimizer state into a prepared model and optimizer. Every rank must call
         it."""
@@ -134,6 +138,9 @@ class ReplicatedEngine:
     def load_options(self) -> dict[str, Any]:
         return {"strict": False}
 
+    def frozen_left_out(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
     def put(self, model: Any, optimizer: Any, source: Source) -> None:
         whole = model.module if isinstance(model, DistributedDataParallel) else model
         put_into_torch(source, whole, base_optimizer(optimizer))
@@ -165,6 +172,9 @@ class FSDP2Engine(ReplicatedEngine):
     def micro_batch(self, accelerator: Accelerator, model: Any, last: bool) -> AbstractContextManager[Any]:
         """Lets gradients be reduced with each micro-batch: put off to the last, each rank would hold all of them."""
         return nullcontext()
+
+    def frozen_left_out(self) -> AbstractContextManager[Any]:
+        return _without_frozen()
 
     def wrapper(self, model: torch.nn.Module) -> tuple[str, int | None]:
         from torch.distributed.fsdp import FSDPModule
@@ -254,6 +264,9 @@ class DeepSpeedEngine:
     def load_options(self) -> dict[str, Any]:
         return {"load_module_strict": False}
 
+    def frozen_left_out(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
     def put(self, model: Any, optimizer: Any, source: Source) -> None:
         put_into_zero(source, model, base_optimizer(optimizer))
 
@@ -270,6 +283,20 @@ def base_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer
+
+
+@contextmanager
+def _without_frozen() -> Iterator[None]:
+    """Replaces the private function from which Accelerate 1.15 has the options of torch's state dicts, which can leave
+    frozen weights out: asked by itself, it would write a whole base model beside an adapter."""
+    from accelerate.utils import fsdp_utils
+
+    usual = fsdp_utils._prepare_sd_options
+    fsdp_utils._prepare_sd_options = lambda plugin: replace(usual(plugin), ignore_frozen_params=True, strict=False)
+    try:
+        yield
+    finally:
+        fsdp_utils._prepare_sd_options = usual
 
 
 def _let_accelerate_shard_on_cpus() -> None:

@@ -198,14 +198,20 @@ class Runtime:
         """Saves Accelerate's state; of a partly frozen model without the frozen weights, if the engine can leave them
         out."""
         self.progress.heartbeat.enter_collective()
-        options = self._engine.save_options() if is_partly_frozen(model) else {}
-        self.accelerator.save_state(str(folder), safe_serialization=True, **options)
+        if not is_partly_frozen(model):
+            self.accelerator.save_state(str(folder), safe_serialization=True)
+            return
+        with self._engine.frozen_left_out():
+            self.accelerator.save_state(str(folder), safe_serialization=True, **self._engine.save_options())
 
     def load(self, model: torch.nn.Module, folder: Path) -> None:
         """Loads what `save` wrote."""
         self.progress.heartbeat.enter_collective()
-        options = self._engine.load_options() if is_partly_frozen(model) else {}
-        self.accelerator.load_state(str(folder), **options)
+        if not is_partly_frozen(model):
+            self.accelerator.load_state(str(folder))
+            return
+        with self._engine.frozen_left_out():
+            self.accelerator.load_state(str(folder), **self._engine.load_options())
 
     def put(self, model: Any, optimizer: Any, source: Source) -> None:
         """Copies a checkpoint's weights and optimizer state into what `prepare` returned. Every rank must call it."""

@@ -4,6 +4,7 @@ signals on, and ends them."""
 from __future__ import annotations
 
 import ctypes
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
+from scaleup.artifacts.checkpoints import memory_folder
 from scaleup.artifacts.local_folder import LocalFolder
 from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.children import python_environment
@@ -73,6 +75,7 @@ class NodeAgent:
                     self._let_services_end()
             finally:
                 self._end_all()
+                self._forget_copies()
         gave_up = [service for service in self._services.values() if service.failed]
         killed = [killed_worker(self.attempt, group.name, self.node_rank, self.local) for group in self._leading()]
         killed = [self._hung.sentence, *killed, *(service.killed for service in gave_up)]
@@ -80,6 +83,14 @@ class NodeAgent:
             for name in self._services:
                 self.attempt.forget_errors(name)
         return Part(failed, next(filter(None, killed), ""), signalled)
+
+    def _forget_copies(self) -> None:
+        """Remove what killed workers have left of a checkpoint in main memory."""
+        for group in self._leading():
+            a_node = group.num_processes // group.num_nodes
+            first = (self.node_rank - group.first_node) * a_node
+            for rank in range(first, first + a_node):
+                shutil.rmtree(memory_folder(self.run.path, rank), ignore_errors=True)
 
     def _here(self) -> list[GroupPlan]:
         return [group for group in self.plan.groups if group.is_on(self.node_rank)]

@@ -91,6 +91,7 @@ def run_ppo(training: PPO) -> PPOState:
         _rollouts(training, state, checkpointer, metrics, updater)
     except StopWhileWaiting:  # nothing has been learned since the last rollout
         stop_run(runtime, training.run, checkpointer, state, ppo.num_rollouts)
+    checkpointer.wait()
     runtime.progress.heartbeat.end_steps()
     metrics.close()
     return state

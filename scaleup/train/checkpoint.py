@@ -1,5 +1,5 @@
 """A run's model, optimizer and state go in; a checkpoint folder comes out, and everything is restored from it.
-All ranks write it aside, and rank 0 renames it.
+All ranks write it aside, and rank 0 renames it; in the background, where a copy fits into main memory.
 
 Model, optimizer and loss scale go through Accelerate, which knows each strategy. What another strategy wrote, or
 DeepSpeed on another number of processes, is read parameter by parameter instead. The random state and the schedule are
@@ -11,24 +11,27 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from accelerate.utils import MODEL_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LRScheduler
 
 from scaleup.artifacts.checkpoints import (
+    IN_MEMORY,
     CheckpointFolder,
     Layout,
     checkpoint_folder,
     damage_of,
+    memory_folder,
     newest_sound_checkpoint,
     prune_checkpoints,
-    write_listing,
 )
-from scaleup.artifacts.files import aside_of, commit_folder, reason_of
+from scaleup.artifacts.files import aside_of, reason_of
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.artifacts.train_state import TrainState
 from scaleup.config.schema import OptimizationConfig
@@ -37,6 +40,7 @@ from scaleup.distributed.portable import names_of, source_of
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
 from scaleup.train.adalora import RankAllocation
+from scaleup.train.background import Work, begin_in_memory, complete, publish
 
 NO_DISK = (torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError)
 """Lists failures while saving that have nothing to do with the disk: as anywhere else, the run may be started again."""
@@ -74,7 +78,12 @@ class Checkpointer(Generic[State]):
         self._seconds = math.inf if train.save_minutes is None else 60 * train.save_minutes
         self._saved_at = time.monotonic()
         self._layout = _layout(runtime, model, optimizer)
+        self._in_background = train.async_save
+        self._memory = memory_folder(run.path, runtime.rank)
+        self._pending: _Pending | None = None
         self.last_step: int | None = None
+        """Is the step of the newest checkpoint that is known to be whole."""
+        shutil.rmtree(self._memory, ignore_errors=True)  # of a worker that was killed
 
     def is_time(self) -> bool:
         """Tell whether `save_minutes` have passed since the last checkpoint (or the start), by rank 0's clock. False on
@@ -82,18 +91,47 @@ class Checkpointer(Generic[State]):
         return self._runtime.is_main and time.monotonic() - self._saved_at >= self._seconds
 
     def save(self, state: State) -> None:
-        """Write a checkpoint of this step, unless there is one.
+        """Write a checkpoint of this step, unless there is one. In the background it is not whole yet when this
+        returns; the one before is.
 
-        Raises ScaleupError if it cannot be written; earlier checkpoints stay as they are."""
+        Raises ScaleupError if it, or the one before, cannot be written; earlier checkpoints stay as they are."""
+        self.wait()
         if state.step == self.last_step:
             return
         self._runtime.progress.enter_phase("saving")
-        folder = checkpoint_folder(self._run.checkpoints, state.step)
-        self._on_main(lambda: _fresh(aside_of(folder)), folder)
-        self._on_all(lambda: self._write(aside_of(folder), state), folder)
-        self._on_main(lambda: self._finish(folder, state), folder)
-        self.last_step = state.step
+        checkpoint = CheckpointFolder(checkpoint_folder(self._run.checkpoints, state.step), state.step)
+        own, rank = self._own_folder(checkpoint), self._runtime.rank
+        self._on_main(lambda: _fresh(aside_of(checkpoint.path)), checkpoint)
+        try:
+            self._on_all(lambda: self._write(own, state), checkpoint)
+        except BaseException as error:
+            shutil.rmtree(self._memory, ignore_errors=True)
+            if own != self._memory or not isinstance(error, ScaleupError):
+                raise
+            self._in_background = False  # main memory has no room for it after all
+            self.save(state)
+            return
+        self._pending = _Pending(checkpoint, Work(lambda _: publish(own, checkpoint, rank)))
+        if self._runtime.is_main:
+            best = state.best_step
+            self._pending.completion = Work(lambda is_given_up: self._complete(checkpoint, best, is_given_up))
         self._saved_at = time.monotonic()
+        if own != self._memory:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that is being written is whole. Raises ScaleupError if it cannot be written. Every
+        rank must call it."""
+        if (pending := self._pending) is None:
+            return
+        self._runtime.progress.enter_phase("saving")
+        self._pending = None
+        try:
+            for work in (pending.publication, pending.completion):
+                self._on_all(work.result if work else lambda: None, pending.checkpoint, pending)
+        finally:
+            shutil.rmtree(self._memory, ignore_errors=True)
+        self.last_step = pending.checkpoint.step
 
     def restore(self) -> State:
         """Load the newest sound checkpoint into everything and return its state; a new state if there is none."""
@@ -124,6 +162,7 @@ class Checkpointer(Generic[State]):
         """Put the weights of the best evaluation back. Raises ScaleupError when that checkpoint is gone, or
         damaged."""
         assert state.best_step is not None
+        self.wait()
         folder = checkpoint_folder(self._run.checkpoints, state.best_step)
         if not folder.is_dir():
             raise ScaleupError.of(
@@ -147,28 +186,45 @@ class Checkpointer(Generic[State]):
             self._runtime.barrier()
         return is_direct
 
-    def _write(self, aside: Path, state: State) -> None:
-        self._runtime.save(self._model, aside)
-        save_file(_random_state(), _random_file(aside, self._runtime.rank))
+    def _own_folder(self, checkpoint: CheckpointFolder) -> Path:
+        """Return where this rank writes its part of a checkpoint: in main memory, if that has room on every node, or
+        beside those of the others, where it belongs."""
+        if self._in_background:
+            size = _bytes_to_save(self._model, self._optimizer)
+            if not self._runtime.any(not begin_in_memory(self._memory, size)):
+                return self._memory
+            what = f"a copy of {size / 2**20:,.0f} MiB a rank does not fit into {IN_MEMORY}"
+            self._runtime.progress.say(f"checkpoints are written while the training waits: {what}")
+            self._in_background = False
+        return aside_of(checkpoint.path) / f".rank-{self._runtime.rank}"
+
+    def _write(self, own: Path, state: State) -> None:
+        if own != self._memory:
+            _fresh(own)
+        (own / MODEL_NAME).mkdir()  # DeepSpeed makes it on the first rank only
+        self._runtime.save(self._model, own)
+        save_file(_random_state(), _random_file(own, self._runtime.rank))
+        for pickled in own.glob("random_states_*.pkl"):
+            pickled.unlink()
         if self._runtime.is_main:
             state.schedule = self._schedule.state_dict()
-            state.save(aside / STATE)
+            state.save(own / STATE)
             if self._ranks is not None:
-                save_file(self._ranks.state(), aside / RANKS)
-            self._layout.save(aside)
+                save_file(self._ranks.state(), own / RANKS)
+            self._layout.save(own)
 
-    def _finish(self, folder: Path, state: State) -> None:
-        for pickled in aside_of(folder).glob("random_states_*.pkl"):
-            pickled.unlink()
-        write_listing(aside_of(folder), state.step)
-        commit_folder(folder)
-        prune_checkpoints(self._run.checkpoints, self._keep, also=state.best_step)
+    def _complete(self, checkpoint: CheckpointFolder, best: int | None, is_given_up: Callable[[], bool]) -> None:
+        complete(checkpoint, range(self._runtime.world), is_given_up)
+        prune_checkpoints(self._run.checkpoints, self._keep, also=best)
 
-    def _on_main(self, action: Callable[[], None], folder: Path) -> None:
-        self._on_all(action if self._runtime.is_main else lambda: None, folder)
+    def _on_main(self, action: Callable[[], object], checkpoint: CheckpointFolder) -> None:
+        self._on_all(action if self._runtime.is_main else lambda: None, checkpoint)
 
-    def _on_all(self, action: Callable[[], None], folder: Path) -> None:
-        """Run on every rank, and agree on whether it went well: one full disk stops all ranks with one message."""
+    def _on_all(
+        self, action: Callable[[], object], checkpoint: CheckpointFolder, pending: _Pending | None = None
+    ) -> None:
+        """Run on every rank, and agree on whether it went well: one full disk stops all ranks with one message. What
+        is `pending` is given up where it did not."""
         failure: Exception | None = None
         try:
             action()
@@ -183,14 +239,41 @@ class Checkpointer(Generic[State]):
         if not self._runtime.any(failure is not None):
             return
         reason = failure and reason_of(failure, self._run.checkpoints)  # while what was written fills the disk
-        shutil.rmtree(aside_of(folder), ignore_errors=True)
+        if pending is not None:
+            pending.give_up()
+        shutil.rmtree(aside_of(checkpoint.path), ignore_errors=True)
         kept = (
             f"the last good checkpoint is step {self.last_step}" if self.last_step else "there is no earlier checkpoint"
         )
         what = f"cannot be written ({reason or 'another rank failed'}); {kept}"
         raise ScaleupError.of(
-            f"checkpoint {folder}", what, "make room on the disk, then continue with --resume"
+            f"checkpoint {checkpoint.path}", what, "make room on the disk, then continue with --resume"
         ) from failure
+
+
+@dataclass
+class _Pending:
+    """Holds what goes on in the background, on one rank, for a checkpoint."""
+
+    checkpoint: CheckpointFolder
+    publication: Work
+    completion: Work | None = None
+    """Is rank 0's."""
+
+    def give_up(self) -> None:
+        for work in (self.publication, self.completion):
+            if work is not None:
+                work.give_up()
+
+
+def _bytes_to_save(model: Any, optimizer: Any) -> int:
+    """Return about how many bytes a rank writes: what its optimizer steps, its state, and as much again as the model
+    that computes, where it is another one."""
+    steps = base_optimizer(optimizer)
+    tensors = [part for group in steps.param_groups for part in group["params"]]
+    tensors += [part for state in steps.state.values() for part in state.values() if isinstance(part, torch.Tensor)]
+    own = sum(getattr(part, "_local_tensor", part).nbytes for part in tensors)
+    return own + sum(getattr(part, "_local_tensor", part).nbytes for part in model.parameters())
 
 
 def sound_checkpoint(runtime: Runtime, run: RunFolder) -> CheckpointFolder | None:

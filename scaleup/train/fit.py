@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -91,6 +91,7 @@ def fit(training: Training) -> TrainState:
             checkpointer.save(state)
         if result.stop_requested and state.step < training.num_steps:
             stop_run(training.runtime, training.run, checkpointer, state, training.num_steps)
+    checkpointer.wait()
     if train.load_best_model_at_end:
         checkpointer.load_best_weights(state)
     training.runtime.progress.heartbeat.end_steps()
@@ -146,6 +147,8 @@ def finite(step: int, checkpointer: Checkpointer[Any]) -> Iterator[None]:
     try:
         yield
     except NonFiniteError as error:
+        with suppress(ScaleupError):  # that the last one cannot be written
+            checkpointer.wait()
         last = checkpointer.last_step
         saved = f"the last good checkpoint is step {last}" if last else "no checkpoint was saved yet"
         remedy = "lower train.learning_rate, or look at the rows of this step"
@@ -168,6 +171,7 @@ def stop_run(
 ) -> NoReturn:
     """Save, say that the run can go on, and raise Stopped. Every rank must call it."""
     checkpointer.save(state)
+    checkpointer.wait()
     if runtime.is_main:
         write_json(run.resumable_file, {"step": state.step, "num_steps": num_steps})
     runtime.barrier()

@@ -165,6 +165,7 @@ def one_full_disk_stops_all() -> dict[str, Any]:
     whole = [checkpoint.step for checkpoint in whole_checkpoints(run.checkpoints)]
     runtime.barrier()
     checkpointer.save(TrainState(step=4))
+    checkpointer.wait()
     runtime.barrier()
     after = [checkpoint.step for checkpoint in whole_checkpoints(run.checkpoints)]
     return {"errors": errors, "left": left, "whole": whole, "after": after}

@@ -251,7 +251,7 @@ class TestDamage:
         """A network file system may answer with EIO while it renames as told: no checkpoint may be lost to that."""
         save(tmp_path, 3, 7)
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoints, "_checksum", lambda file: os.close(-1))
+            patch.setattr(checkpoints, "checksum_of", lambda file: os.close(-1))
             with pytest.raises(OSError):
                 newest_sound_checkpoint(tmp_path)
         newest, lines = newest_sound_checkpoint(tmp_path)

@@ -38,6 +38,10 @@ class Training:
         self.checkpointer = Checkpointer(self.runtime, run, self.model, self.optimizer, self.schedule, settings)
         self.state = TrainState()
 
+    def save(self):
+        self.checkpointer.save(self.state)
+        self.checkpointer.wait()
+
     def objective(self, model, batch):
         return token_loss_sum(model, batch) * (1 + self.dropout * torch.rand(()))
 
@@ -60,7 +64,7 @@ def test_a_restored_run_is_the_run(run, name):
     straight = Training(run, name, dropout=0.5)
     straight.go(3)
     straight.state.note_evaluation(1.5, 0.0)
-    straight.checkpointer.save(straight.state)
+    straight.save()
     expected = straight.go(STEPS)
 
     torch.manual_seed(99)
@@ -97,7 +101,7 @@ def test_what_is_pickled(run):
     """Only what Accelerate itself loads without trusting it."""
     training = Training(run)
     training.go(1)
-    training.checkpointer.save(training.state)
+    training.save()
     folder = latest_checkpoint(run.checkpoints).path
     assert {file.name for file in folder.iterdir() if is_pickle(file)} <= {"optimizer.bin", "scaler.pt"}
     assert not list(folder.glob("*.pkl"))
@@ -119,7 +123,7 @@ class Evil:
 def test_code_in_a_checkpoint_is_not_run(run, tmp_path, file):
     training = Training(run)
     training.go(1)
-    training.checkpointer.save(training.state)
+    training.save()
     checkpoint = latest_checkpoint(run.checkpoints)
     mark = tmp_path / "executed"
     (checkpoint.path / file).write_bytes(pickle.dumps(Evil(mark), protocol=2))
@@ -139,7 +143,7 @@ def test_only_the_last_checkpoints_and_the_best_stay(run):
         training.go(step)
         if step == 2:
             training.state.note_evaluation(1.0, 0.0)
-        training.checkpointer.save(training.state)
+        training.save()
     assert sorted(folder.name for folder in run.checkpoints.iterdir()) == [f"step-{step:08d}" for step in (2, 4, 5)]
     weights = {key: weight.clone() for key, weight in training.model.state_dict().items()}
     training.checkpointer.load_best_weights(training.state)
@@ -156,7 +160,7 @@ def test_a_best_checkpoint_that_is_gone(run):
 def test_a_checkpoint_that_cannot_be_written_costs_no_earlier_one(run, monkeypatch):
     training = Training(run)
     training.go(1)
-    training.checkpointer.save(training.state)
+    training.save()
     training.go(2)
 
     def full(*_, **__):
@@ -165,9 +169,9 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_earlier_one(run, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr("scaleup.train.checkpoint.save_file", full)
         with pytest.raises(ScaleupError, match=r"No space left on device.*the last good checkpoint is step 1"):
-            training.checkpointer.save(training.state)
+            training.save()
     assert [folder.name for folder in run.checkpoints.iterdir()] == ["step-00000001"]
-    training.checkpointer.save(training.state)
+    training.save()
     assert latest_checkpoint(run.checkpoints).step == 2
 
 
@@ -195,7 +199,7 @@ def test_what_is_nobodys_disk_is_no_mistake_of_the_user(run, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("scaleup.train.checkpoint.save_file", failing)
         with pytest.raises(torch.OutOfMemoryError):
-            training.checkpointer.save(training.state)
+            training.save()
     assert latest_checkpoint(run.checkpoints) is None
 
 
@@ -203,9 +207,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_its_steps_are_taken_again(run, 
     """One flipped bit of a weight: no size tells, and the run would go on wrong."""
     straight = Training(run, keep=9)
     straight.go(1)
-    straight.checkpointer.save(straight.state)
+    straight.save()
     straight.go(2)
-    straight.checkpointer.save(straight.state)
+    straight.save()
     expected = straight.go(3)
     weights = run.checkpoints / "step-00000002/model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -221,7 +225,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_its_steps_are_taken_again(run, 
         "the run goes on from step 1",
     ]
     resumed.go(2)
-    resumed.checkpointer.save(resumed.state)
+    resumed.save()
     assert resumed.go(3) == expected
     assert latest_checkpoint(run.checkpoints).step == 2
 
@@ -230,7 +234,7 @@ def test_a_damaged_best_checkpoint_is_not_put_back(run):
     training = Training(run)
     training.go(1)
     training.state.note_evaluation(1.0, 0.0)
-    training.checkpointer.save(training.state)
+    training.save()
     weights = run.checkpoints / "step-00000001/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(ScaleupError, match="the best checkpoint is damaged: model"):
