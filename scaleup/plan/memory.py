@@ -25,6 +25,8 @@ from scaleup.plan.facts import Arithmetic, Footprint, MicroBatch, ModelFacts, Te
 from scaleup.plan.types import GroupPlan, MemoryPlan
 
 FLOAT32 = 4
+COPY_SHARE = 0.5
+"""Is the share of a node's main memory that is free which copies of its ranks' checkpoints may take."""
 
 
 def training_memory(
@@ -180,6 +182,13 @@ def _fsdp2(facts: ModelFacts, config: TrainingConfig, strategy: str, processes: 
         optimizer=FLOAT32 * moments(config.train) * trainable,
         buffers=(4 if width == FLOAT32 else 2) * width * facts.largest_block,
     )
+
+
+def checkpoint_copy(trained: ModelFacts, config: TrainingConfig, strategy: str) -> int:
+    """Returns the bytes of main memory that the fullest node needs for a copy of a checkpoint: float32 weights and
+    moments of what is trained, on rank 0 where they are replicated, else shared out over the ranks."""
+    whole = FLOAT32 * (1 + moments(config.train)) * trained.num_trainable_parameters
+    return whole if strategy in ("single", "ddp") else -(-whole // config.parallel.num_nodes)
 
 
 def moments(train: OptimizationConfig) -> int:

@@ -187,6 +187,9 @@ class Plan(_Frozen):
     """Counts the bytes of memory that a rank has, where they are known."""
     fitting: list[str] | None = None
     """Names the strategies whose peak fits in that beside a margin; None if the memory of a rank is unknown."""
+    checkpoint_copy: int | None = None
+    """Counts the bytes of main memory that a node needs for a copy of a checkpoint, which is written in the background
+    where they are free; None: the training waits for each checkpoint, or there is none."""
     compute: ComputePlan | None = None
     notes: list[str]
     """Tells what the user should know although it is no mistake, e.g. how often a mixture repeats a small source."""

@@ -61,6 +61,9 @@ def show_plan(console: Console, plan: Plan) -> None:
         )
         unknown = f"known once the rows are {'read' if batch.unit == 'rows' else 'tokenized'}"
         facts.add_row("steps", unknown if batch.num_steps is None else f"{batch.num_steps:,}")
+    if plan.checkpoint_copy is not None:
+        copy = f"{size_text(plan.checkpoint_copy)} of main memory on a node"
+        facts.add_row("checkpoints", f"written in the background, from a copy: {copy}")
     for key, value in _compute(plan):
         facts.add_row(key, value)
     for note in plan.notes:

@@ -21,12 +21,11 @@ import psutil
 
 from scaleup.artifacts.checkpoints import CheckpointFolder, checksum_of, write_listing
 from scaleup.artifacts.files import aside_of, commit_folder, read_json, write_json
+from scaleup.plan.memory import COPY_SHARE
 
 POLL_SECONDS = 0.05
 LAST_WAIT_SECONDS = 60.0
 """Bounds how long rank 0 waits for the files of others once its training has ended: they may be gone."""
-SPARE = 0.5
-"""Is the share of the main memory that is free which the copies of a node's ranks may take."""
 THREAD = "checkpoint"
 """Names the threads, for who ends the process."""
 
@@ -40,7 +39,7 @@ def begin_in_memory(folder: Path, size: int) -> bool:
         room = os.statvfs(folder)
     except OSError:
         return False
-    free = min(room.f_bavail * room.f_frsize, int(SPARE * psutil.virtual_memory().available))
+    free = min(room.f_bavail * room.f_frsize, int(COPY_SHARE * psutil.virtual_memory().available))
     return size * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= free
 
 
