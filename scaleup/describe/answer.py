@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import json
 import os
 import sys
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from scaleup.describe.model import model_facts
 from scaleup.describe.shell import Shell, shell_of
 from scaleup.errors import ScaleupError
-from scaleup.models.load import enable_gradient_checkpointing, first_line, quiet_libraries
+from scaleup.models.load import enable_gradient_checkpointing, first_line, load_model, quiet_libraries
 from scaleup.plan.facts import Arithmetic, Footprint, MicroBatch, ModelFacts, ModelRequest, RowsRequest
 from scaleup.streams import steady_streams
 
@@ -40,6 +41,7 @@ def describe(model: ModelRequest, micro_batch: MicroBatch | None, where: str = "
     Raises ScaleupError as `model_facts` does."""
     shell = shell_of(model, where)
     facts = model_facts(model, where, shell)
+    facts = facts.model_copy(update={"flaw": _flaw(model, facts, shell)})
     if model.prune is not None:
         from scaleup.describe.cut import cut_shell  # it needs torch, which is not imported before main() begins
 
@@ -54,6 +56,20 @@ def describe(model: ModelRequest, micro_batch: MicroBatch | None, where: str = "
     except Exception as error:  # an architecture may do anything at all with values that are not there
         return facts.model_copy(update={"untraced": f"{type(error).__name__}: {first_line(error)}"[:200]})
     return facts.model_copy(update={"footprints": footprints})
+
+
+def _flaw(model: ModelRequest, facts: ModelFacts, shell: Shell) -> tuple[str, str] | None:
+    """Load a folder's model without reading its weights: the headers of its files tell whether all of them are there.
+    It may have none, where another machine is planned for."""
+    is_plain = getattr(shell.config, "quantization_config", None) is None
+    if not is_plain or not any(Path(facts.location).glob("*.safetensors")):
+        return None
+    try:
+        with _silent(), contextlib.redirect_stderr(io.StringIO()):  # also what reports go to where they are captured
+            load_model(model, facts, deferred=True)
+    except ScaleupError as error:
+        return error.problems[0].what, error.problems[0].remedy
+    return None
 
 
 def footprint_of(model: ModelRequest, shell: Shell, micro_batch: MicroBatch, arithmetic: Arithmetic) -> Footprint:

@@ -86,9 +86,8 @@ def load_model(
             )
     except (OSError, SafetensorError) as error:
         what = f"cannot read the weights of {facts.location}: {first_line(error)}"
-        raise ScaleupError.of(
-            "model.path", what, "the model needs *.safetensors files beside its config.json"
-        ) from error
+        remedy = "the model needs *.safetensors files beside its config.json"
+        raise ScaleupError.of("model.path", what, remedy) from error
     missing = sorted(key for key in info["missing_keys"] if not (is_new and is_of_head(key)))
     _refuse(facts, "are not in its files", missing)
     _refuse(facts, "have another shape in its files", sorted(key for key, *_ in info["mismatched_keys"]))

@@ -178,6 +178,8 @@ class ModelFacts(BaseModel):
     """Is the number of heads times their size, added up over the layers."""
     num_lookup_parameters: int = 0
     """Counts the parameters of embeddings that are only looked up in: no product uses them."""
+    flaw: tuple[str, str] | None = None
+    """Says what the files of its folder lack, and what to do; None where they are whole, or not here."""
     parts: Parts | None = None
     """Holds the parts of a model that is to be pruned."""
     footprints: tuple[Footprint, ...] = ()

@@ -20,6 +20,7 @@ from scaleup.plan.describe import Described, describe_models
 from scaleup.plan.facts import REWARD_MODEL, ModelFacts, ModelRequest
 from scaleup.plan.gathering import generation_settings, with_gathering
 from scaleup.plan.groups import bridge_of, groups_of
+from scaleup.plan.loading import host_problems, loading_plans
 from scaleup.plan.machine import Machine, this_machine
 from scaleup.plan.memory import COPY_SHARE, checkpoint_copy, serving_memory
 from scaleup.plan.resume import state_of
@@ -27,7 +28,7 @@ from scaleup.plan.saved_adapters import base_problems
 from scaleup.plan.scorers import TOXICITY_MODEL
 from scaleup.plan.stages import planner_of
 from scaleup.plan.stages.base import Facts
-from scaleup.plan.strategy import available, budget_of
+from scaleup.plan.strategy import NothingFits, available, budget_of
 from scaleup.plan.types import BatchPlan, GroupPlan, MemoryPlan, Plan
 from scaleup.records.chat_rules import chat_problems
 from scaleup.records.check import DataCheck, check_data, class_notes, class_problems
@@ -77,8 +78,11 @@ def resolve(
     problems = [problem for where, each in facts.items() for problem in planner.all_facts_problems(config, each, where)]
     problems += [problem for names in _class_names(facts) for problem in class_problems(data, names)]
     _refuse([*problems, *base_problems(config, facts["model"]), *planner.model_problems(config, facts)])
+    _refuse(Problem(f"{where}.path", *each.flaw) for where, each in facts.items() if each.flaw is not None)
     facts = planner.complete(config, facts)
     plan = make_plan(learner, machine, facts, data, rate or Rate())
+    if problems := list(host_problems(plan.groups, plan.loading, machine.memory)):
+        raise NothingFits(problems)
     return config, plan.model_copy(update={"stage": config.stage, "notes": [*plan.notes, *described.notes]})
 
 
@@ -155,6 +159,7 @@ def make_plan(config: RunConfig, machine: Machine, facts: Facts, data: DataCheck
     own = next((row for row in held if row.strategy == groups[0].strategy), None)
     groups[0] = groups[0].model_copy(update=generation_settings(config, own, budget))
     memory = [with_gathering(config, row, budget) for row in held]
+    reward_memory = _reward_memory(config, groups, facts)
     data_notes = [*data.notes, *(note for names in _class_names(facts) for note in class_notes(data, names))]
     return Plan(
         stage=config.stage,
@@ -167,7 +172,8 @@ def make_plan(config: RunConfig, machine: Machine, facts: Facts, data: DataCheck
         rollouts=planner.rollouts(config, data),
         bridge=bridge_of(config, groups[0]),
         memory=memory,
-        reward_memory=_reward_memory(config, groups, facts),
+        reward_memory=reward_memory,
+        loading=loading_plans(groups, memory, reward_memory, facts, _quantizations(config)),
         device_memory=budget.memory,
         fitting=None if budget.memory is None else [row.strategy for row in memory if budget.fits(row)],
         checkpoint_copy=_checkpoint_copy(config, machine, groups[0].strategy, planner.trained(config, facts)),
@@ -206,6 +212,11 @@ def _reward_memory(config: RunConfig, groups: list[GroupPlan], facts: Facts) -> 
     if (reward := config.reward_group) is None:
         return None
     return serving_memory(facts[REWARD_MODEL], groups[1], reward.quantization)
+
+
+def _quantizations(config: RunConfig) -> tuple[str | None, str | None]:
+    reward = config.reward_group
+    return getattr(config, "quantization", None), reward.quantization if reward else None
 
 
 def _run_folder_problems(config: RunConfig, batch: BatchPlan | None, resume: bool) -> list[Problem]:

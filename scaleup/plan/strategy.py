@@ -27,7 +27,7 @@ BY_COMMUNICATION = ("ddp", "zero1", "zero2", "fsdp2")
 
 
 class NothingFits(ScaleupError):
-    """Tells that `auto` has no strategy whose peak fits."""
+    """Tells that `auto` has no strategy whose peak fits, or that a host cannot hold what is loaded."""
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,18 @@ class MemoryPlan(_Frozen):
         return self.weights + self.reference + self.gradients + self.optimizer + max(self.buffers, self.gathered)
 
 
+class LoadingPlan(_Frozen):
+    """Holds the bytes of main memory that a group takes while its models are loaded, beside the libraries'."""
+
+    group: str
+    kept: int
+    """Counts what a rank keeps there once all is loaded."""
+    rank: int
+    """Counts the most that a rank has there: what it keeps, and the parameter that is read."""
+    node: int
+    """Counts that of all ranks on a node."""
+
+
 class ComputePlan(_Frozen):
     """Holds the arithmetic of a training run, in floating-point operations."""
 
@@ -183,6 +195,8 @@ class Plan(_Frozen):
     memory: list[MemoryPlan]
     reward_memory: MemoryPlan | None = None
     """Holds the memory of a rank of the reward group."""
+    loading: list[LoadingPlan] = []
+    """Holds what loading takes on the host, by group."""
     device_memory: int | None = None
     """Counts the bytes of memory that a rank has, where they are known."""
     fitting: list[str] | None = None

@@ -140,6 +140,9 @@ def _memory_notes(plan: Plan, is_traced: bool) -> Iterator[str]:
         parts = [part for part in ("weights", "buffers") if _size(plan.reward_memory, part)]
         sizes = ", ".join(f"{part} {size_text(_size(plan.reward_memory, part))}" for part in parts)
         yield f"a rank of the reward group ({plan.reward_memory.strategy}): {sizes}"
+    for loading in plan.loading:
+        name = "loading" if len(plan.loading) == 1 else f"loading the {loading.group} group"
+        yield f"{name} takes {size_text(loading.rank)} of main memory a rank, {size_text(loading.node)} a node"
     if is_traced and plan.groups[0].device == "cuda":
         yield "activations are those of a CPU's kernels; a GPU's are about the same"
 

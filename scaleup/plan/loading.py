@@ -1,0 +1,76 @@
+"""Planned groups and their memory go in; the main memory that loading takes on a rank and on a node comes out, and a
+refusal where a node has less.
+
+Weights are read one after another into what a rank keeps (docs/design/loading.md): beside that there are never more
+than the parameter at hand and its cast. On a GPU they go on to its memory; on a CPU they stay."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+from scaleup.errors import Problem
+from scaleup.plan.facts import REWARD_MODEL, ModelFacts
+from scaleup.plan.memory import FLOAT32, inference_memory
+from scaleup.plan.types import GroupPlan, LoadingPlan, MemoryPlan
+
+PASSING = 2
+"""Counts the largest parameters that a rank has beside what it keeps."""
+GIB = 2**30
+
+
+def loading_of(
+    group: GroupPlan, held: MemoryPlan, models: Iterable[ModelFacts], quantization: str | None
+) -> LoadingPlan:
+    """Returns what loading `models` takes on the host, for a group whose ranks hold `held`. DeepSpeed makes room for
+    gradients and the optimizer's state when it wraps a model; and a quantized base is whole until it is sharded."""
+    models = list(models)
+    on_host = group.device == "cpu"
+    kept = (held.weights + held.reference if on_host else 0) + held.host
+    if on_host and group.strategy.startswith("zero"):
+        kept += held.gradients + held.optimizer
+    if on_host and quantization is not None:
+        kept = max(kept, inference_memory(models[0], group.strategy, quantization).weights)
+    largest = max(tensors.elements for facts in models for tensors in facts.tensors)
+    rank = kept + PASSING * FLOAT32 * largest
+    return LoadingPlan(group=group.name, kept=kept, rank=rank, node=rank * (group.num_processes // group.num_nodes))
+
+
+def loading_plans(
+    groups: list[GroupPlan],
+    memory: list[MemoryPlan],
+    reward_memory: MemoryPlan | None,
+    facts: Mapping[str, ModelFacts],
+    quantizations: tuple[str | None, str | None],
+) -> list[LoadingPlan]:
+    """Returns what loading takes in each group. `quantizations` are that of the trained model, and that of the reward
+    model."""
+    first = groups[0]
+    held = next((row for row in memory if row.strategy == first.strategy), None)
+    if held is None:
+        return []
+    own = [each for where, each in facts.items() if where != REWARD_MODEL or reward_memory is None]
+    plans = [loading_of(first, held, own, quantizations[0])]
+    if reward_memory is not None:
+        plans.append(loading_of(groups[1], reward_memory, [facts[REWARD_MODEL]], quantizations[1]))
+    return plans
+
+
+def host_problems(groups: list[GroupPlan], loading: list[LoadingPlan], has: int | None) -> Iterator[Problem]:
+    """Yields the problem of a node that has less main memory, `has` bytes, than loading takes; none if that is not
+    known."""
+    nodes: Counter[int] = Counter({0: 0})
+    for group, plan in zip(groups, loading, strict=False):
+        nodes.update({group.first_node + number: plan.node for number in range(group.num_nodes)})
+    node, needed = nodes.most_common(1)[0]
+    if has is None or needed <= has:
+        return
+    parts = " and ".join(
+        f"{group.num_processes // group.num_nodes} ranks of {plan.rank / GIB:,.2f} GiB"
+        for group, plan in zip(groups, loading, strict=False)
+        if group.is_on(node)
+    )
+    what = f"loading takes {needed / GIB:,.2f} GiB of a node's main memory ({parts}), and it has {has / GIB:,.2f} GiB"
+    is_whole = groups[0].strategy in ("single", "ddp", "zero1", "zero2") and groups[0].device == "cpu"
+    ways = ["parallel.strategy: fsdp2 on more nodes"] if is_whole else ["more nodes"]
+    yield Problem("parallel.num_processes", what, f"use {ways[0]}, nodes with more memory, or a smaller model")
