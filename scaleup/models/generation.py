@@ -19,7 +19,7 @@ from transformers.generation import GenerationMode
 from scaleup.artifacts.files import read_json, write_json
 from scaleup.config.schema import GenerationConfig
 from scaleup.data.chat import answer_ends
-from scaleup.data.collate import pad
+from scaleup.data.collate import has_padding, pad
 from scaleup.data.text import TextEncoder
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.adapters import SETTINGS
@@ -27,6 +27,7 @@ from scaleup.models.beside import base_of
 from scaleup.models.decode import Choose, Decoder, likeliest
 from scaleup.models.gumbel import GumbelMax
 from scaleup.models.load import pad_token_id
+from scaleup.models.padding import padding_known
 from scaleup.models.soft_prompts import behind_prompt, num_prepended, num_virtual_tokens
 
 
@@ -98,6 +99,7 @@ class Generator:
         encoder = model.config.is_encoder_decoder
         ids, mask = pad(prompts, pad_token_id(self.tokenizer), left=not encoder)
         width = ids.shape[1]
+        is_padded = has_padding(mask)
         ids, mask = ids.to(runtime.device), mask.to(runtime.device)
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if num_prepended(model):
@@ -111,7 +113,7 @@ class Generator:
             choose = GumbelMax.seeded([(self.seed, number) for number in numbers], runtime.device)
         if self._is_plain:
             settings["custom_generate"] = Decoder(choose)
-        with runtime.accelerator.autocast():
+        with runtime.accelerator.autocast(), padding_known(is_padded):
             output = model.generate(
                 **inputs,
                 max_new_tokens=config.max_new_tokens,

@@ -19,8 +19,8 @@ _is_padded: bool | None = None
 
 @contextmanager
 def padding_known(is_padded: bool | None) -> Iterator[None]:
-    """Tells forward passes inside, which keep no cache, whether their masks have padding or, where there is no mask,
-    their rows hold several texts; None tells nothing."""
+    """Tells forward passes inside whether their masks have padding or, where there is neither mask nor cache, rows hold
+    several texts; None tells nothing. A padded batch that rows are taken out of stays one."""
     global _is_padded
     _teach()
     before, _is_padded = _is_padded, is_padded

@@ -15,11 +15,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from scaleup.config.stages.ppo import PPOSettings
 from scaleup.data.chat import answer_ends
-from scaleup.data.collate import pad
+from scaleup.data.collate import has_padding, pad
 from scaleup.models.beside import base_of, unwrap
 from scaleup.models.decode import Decoder
 from scaleup.models.gumbel import GumbelMax
 from scaleup.models.load import pad_token_id
+from scaleup.models.padding import padding_known
 from scaleup.rl.advantages import response_lengths
 
 
@@ -64,7 +65,7 @@ def respond(
     ids, mask = pad(prompts, sampling.pad_id, left=not policy.is_seq2seq)
     limits = torch.tensor([_limit(seed, sampling) for seed in seeds], device=device)
     draw = GumbelMax.seeded(seeds, device, sampling.temperature)
-    with _drawing(policy.policy, sampling):
+    with _drawing(policy.policy, sampling), padding_known(has_padding(mask)):
         output = (model if together else policy)(
             "generate",
             input_ids=ids.to(device),

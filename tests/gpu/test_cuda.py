@@ -34,3 +34,15 @@ def test_gpu_follows_cpu(place: Path, precision: str, bound: float) -> None:
     changes = {"name": f"gpu-{precision}", "parallel.device": "cuda", "mixed_precision": precision}
     on_gpu = losses(run(differing(CONFIG, changes), cwd=place))
     assert max(abs(on_gpu[step] - on_cpu[step]) for step in on_cpu) <= bound
+
+
+def test_the_noise_of_draws_is_that_of_the_cpu() -> None:
+    import torch
+
+    from scaleup.models.gumbel import GumbelMax, uniforms
+
+    seeds = torch.randint(-(2**62), 2**62, (16,), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(uniforms(seeds.cuda(), 5, 50_000).cpu(), uniforms(seeds, 5, 50_000))
+    scores, rows = 3 * torch.randn(16, 50_000, generator=torch.Generator().manual_seed(1)), torch.arange(16)
+    on_gpu = GumbelMax(seeds.cuda())(scores.cuda(), rows.cuda(), 5)
+    assert torch.equal(on_gpu.cpu(), GumbelMax(seeds)(scores, rows, 5))
