@@ -94,6 +94,7 @@ class Simulation:
     """Holds a run of stand-ins on this machine, and what is measured of it."""
 
     def __init__(self, place: Path, nodes: int, ranks: int, speed: float) -> None:
+        import scaleup.launcher.restarts  # noqa: F401  once, not in each agent
         from scaleup.artifacts.run_folder import RunFolder
 
         self.place, self.nodes, self.ranks, self.speed = place, nodes, ranks, speed
@@ -129,7 +130,7 @@ class Simulation:
         began = time.monotonic()
         while not condition():
             if time.monotonic() - began > limit:
-                raise TimeoutError(f"after {limit} s: {self.said(0)}")
+                raise TimeoutError(f"for {limit:.0f} s")
             time.sleep(0.02)
         return time.monotonic() - began
 
@@ -173,11 +174,15 @@ class Simulation:
 
 def simulated(place: Path, nodes: int, ranks: int, speed: float = 1.0, steady_seconds: float = 60.0) -> dict[str, Any]:
     """Take a run of stand-ins through all that may happen. Return what was measured; seconds are those of a clock."""
-    simulation = Simulation(place, nodes, ranks, speed)
+    simulation, found = Simulation(place, nodes, ranks, speed), {}
     try:
-        return dict(measured(simulation, steady_seconds / speed))
+        for name, value in measured(simulation, steady_seconds / speed):
+            found[name] = value
+    except TimeoutError as error:
+        found["did not go on"] = str(error)
     finally:
         simulation.kill()
+    return found
 
 
 def measured(simulation: Simulation, steady_seconds: float) -> Iterator[tuple[str, Any]]:

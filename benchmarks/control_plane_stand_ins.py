@@ -136,6 +136,8 @@ def be_launcher(arguments: list[str]) -> None:
     run, attempt = Path(arguments[place + 1]), arguments[arguments.index("--attempt") + 1]
     local = arguments[arguments.index("--local") + 1] if "--local" in arguments else ""
     shared, children = Shared(file), []
+    import scaleup.distributed.heartbeat  # noqa: F401  once, not in each rank
+
     for number in range(ranks):
         if not (pid := os.fork()):
             index = node * (ranks + 1) + 1 + number
