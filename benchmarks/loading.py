@@ -4,10 +4,11 @@ its shards, and with a whole model loaded first (as it was before).
 Run it from the repository's root, after `make setup`; it needs no network and no GPU:
 
     .venv/bin/python benchmarks/loading.py                        every case both ways, a table on stdout
-    .venv/bin/python benchmarks/loading.py --json OUT zero3,2,no,full    these cases only, not as it was before
+    .venv/bin/python benchmarks/loading.py --json OUT zero3,2,no,full    these cases, not as it was before
 
 A case is STRATEGY,PROCESSES,PRECISION,KIND. KIND is full (all of the model is trained, by SGD), lora (an adapter on a
-frozen base, where zero3 and fsdp2 shard both), or frozen (a model that is only asked, as a reward group's).
+frozen base, where zero3 and fsdp2 shard both), 4bit (the same, the base quantized), or frozen (a model that is only
+asked, as a reward group's).
 
 The model is a Llama of 268 million random parameters: 1,072 MB in float32, from files of 536 MB in bf16; its largest
 parameter has 131 MB in float32. Ranks are forked from this process, which has imported everything once. Each joins
@@ -55,6 +56,7 @@ CASES = [
     *(f"{strategy},{count},no,full" for strategy in ("zero3", "fsdp2", "ddp") for count in (2, 4)),
     *(f"{strategy},4,bf16,full" for strategy in ("zero3", "fsdp2")),
     *(f"{strategy},4,no,{kind}" for kind in ("lora", "frozen") for strategy in ("zero3", "fsdp2")),
+    *(f"{strategy},2,no,4bit" for strategy in ("ddp", "zero3")),
 ]
 
 
@@ -71,7 +73,8 @@ def rank_main(kind: str, is_before: bool, run: RunFolder, out: Path) -> None:
     config: Any = run.config
     plan = Plan.read(run.plan_file)
     runtime = Runtime.start(plan.group("policy"), timeout_seconds=300, run_folder=run.path)
-    whole = patch("scaleup.models.load.deferred_files", nullcontext) if is_before else nullcontext()
+    way = "mapped_files" if kind == "4bit" else "deferred_files"
+    whole = patch(f"scaleup.models.load.{way}", nullcontext) if is_before else nullcontext()
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     bare, started = resident("VmRSS"), time.perf_counter()
@@ -103,7 +106,8 @@ def measure(case: str, folder: Path, is_before: bool) -> dict[str, Any]:
         "train": {"max_steps": 1, "per_device_train_batch_size": 1, "optimizer": "sgd", "momentum": 0},
         "mixed_precision": precision,
         "parallel": {"strategy": strategy, "num_processes": int(processes), "device": "cpu"},
-        **({"adapter": {"type": "lora"}} if kind == "lora" else {}),
+        **({"adapter": {"type": "lora"}} if kind in ("lora", "4bit") else {}),
+        **({"quantization": "4bit"} if kind == "4bit" else {}),
     }
     run, plan = prepared(raw)
     ranks = fork(run, plan, partial(rank_main, kind, is_before))
@@ -125,7 +129,7 @@ def main() -> None:
     arguments = parser.parse_args()
     be_ready_to_fork()
     rows: list[dict[str, Any]] = []
-    ways = (False,) if arguments.cases else (True, False)
+    ways = (False,) if arguments.json else (True, False)
     buckets = [patch(f"scaleup.plan.{module}.BUCKET", BUCKET) for module in ("deepspeed", "memory")]
     with tempfile.TemporaryDirectory() as folder, buckets[0], buckets[1]:
         dict(in_children({"model": partial(build_model, Path(folder))}))  # what it frees is not in the ranks

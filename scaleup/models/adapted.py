@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from scaleup.config.adapters import AnyAdapter, Quantization
 from scaleup.config.schema import ModelConfig
+from scaleup.distributed.allocator import large_blocks_given_back
 from scaleup.distributed.deferred import fill
 from scaleup.models.adapters import adapt, load_adapter, load_side_by_side, use_adapter
 from scaleup.models.load import load_model, load_tokenizer
-from scaleup.models.quantized import keep_as_loaded, loading_options, release_file_mappings
+from scaleup.models.quantized import keep_as_loaded, loading_options
 from scaleup.models.sources import materialize_tokenizer
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.model_path import adapter_folder, tokenizer_beside
@@ -33,8 +34,9 @@ def load_base(
     not quantized are read when an engine prepares the model."""
     if quantization is None:
         return load_model(model, facts, deferred=deferred)
-    loaded = load_model(model, facts, quantized=loading_options(quantization, mixed_precision, device, facts.task))
-    release_file_mappings(loaded)
+    options = loading_options(quantization, mixed_precision, device, facts.task)
+    with large_blocks_given_back():  # each matrix, in float32, before it is quantized
+        loaded = load_model(model, facts, quantized=options)
     keep_as_loaded(loaded)
     return loaded
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,7 +15,7 @@ from scaleup.distributed.deferred import fill, fill_buffers
 from scaleup.errors import ScaleupError
 from scaleup.models.classifier import is_of_head, pool_by_mask
 from scaleup.models.sources import absence, materialize_tokenizer
-from scaleup.models.stored import deferred_files
+from scaleup.models.stored import deferred_files, mapped_files
 from scaleup.plan.facts import ModelFacts
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def load_model(
 
     is_new = facts.task == "sequence_classification" and not facts.labels
     try:
-        with deferred_files() if quantized is None else nullcontext():
+        with deferred_files() if quantized is None else mapped_files():
             loaded, info = auto_class(facts.task).from_pretrained(
                 facts.location,
                 dtype=dtype,

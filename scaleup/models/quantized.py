@@ -71,14 +71,6 @@ def _keep_scales(module: Any, inputs: Any) -> None:
         module.weight.SCB = module.state.SCB
 
 
-def release_file_mappings(model: torch.nn.Module) -> None:
-    """Copies the tensors that are not quantized. Those of float32 files are views of the mapped file, all of which was
-    read to quantize the rest, and stays resident for as long as one view is alive."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu" and type(tensor) in (torch.Tensor, torch.nn.Parameter):
-            tensor.data = tensor.data.clone()
-
-
 class QuantizedShell(torch.nn.Linear):
     """Stands, in a model without storage, for what loading would make of a matrix. Its passes take the memory that
     bitsandbytes' do on a CPU: the whole matrix for as long as a product lasts, and 8 bits keep their input although no

@@ -10,7 +10,7 @@ import json
 import mmap
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, Self
 import torch
 from safetensors import safe_open
 
-from scaleup.distributed.deferred import Deferred, deferred
+from scaleup.distributed.deferred import deferred
 
 DTYPES = {
     "F64": torch.float64,
@@ -40,6 +40,8 @@ DTYPES = {
 
 class StoredFile:
     """Takes the place of `safetensors.safe_open`: its slices are deferred tensors."""
+
+    is_deferred = True
 
     def __init__(self, path: str | os.PathLike[str], framework: str = "pt", **options: Any) -> None:
         with safe_open(path, framework) as file:  # raises for a file that is not whole
@@ -63,17 +65,24 @@ class StoredFile:
         return list(self._entries)
 
     def get_slice(self, key: str) -> StoredSlice:
-        return StoredSlice(self._path, self._start, self._entries[key])
+        return StoredSlice(self._path, self._start, self._entries[key], self.is_deferred)
 
     def get_tensor(self, key: str) -> torch.Tensor:
         return self.get_slice(key)[...]
 
 
+class MappedFile(StoredFile):
+    """Takes its place likewise, for values that are used at once: of `safe_open`, all that was read stays resident
+    until the whole file is closed."""
+
+    is_deferred = False
+
+
 class StoredSlice:
     """Takes the place of what `safe_open` returns for a tensor of a file."""
 
-    def __init__(self, path: Path, start: int, entry: dict[str, Any]) -> None:
-        self._entry = entry
+    def __init__(self, path: Path, start: int, entry: dict[str, Any], is_deferred: bool) -> None:
+        self._entry, self._is_deferred = entry, is_deferred
         self._place = path, start + entry["data_offsets"][0]
 
     def get_shape(self) -> list[int]:
@@ -84,7 +93,8 @@ class StoredSlice:
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         dtype, shape = DTYPES[self._entry["dtype"]], self._entry["shape"]
-        whole: Deferred = deferred(partial(mapped, *self._place, shape, dtype), shape, dtype)
+        read = partial(mapped, *self._place, shape, dtype)
+        whole = deferred(read, shape, dtype) if self._is_deferred else read()
         return whole if index is ... else whole[index]
 
 
@@ -101,13 +111,23 @@ def mapped(path: Path, offset: int, shape: list[int], dtype: torch.dtype) -> tor
     return torch.frombuffer(view, dtype=dtype, count=count, offset=offset - first).view(shape)
 
 
-@contextmanager
-def deferred_files() -> Iterator[None]:
+def deferred_files() -> AbstractContextManager[None]:
     """Makes `from_pretrained` inside take deferred tensors from its files."""
+    return _files(StoredFile)
+
+
+def mapped_files() -> AbstractContextManager[None]:
+    """Makes `from_pretrained` inside map each tensor of its files by itself: what is read to be quantized is given back
+    at once."""
+    return _files(MappedFile)
+
+
+@contextmanager
+def _files(kind: type[StoredFile]) -> Iterator[None]:
     from transformers import modeling_utils
 
     before = modeling_utils.safe_open
-    modeling_utils.safe_open = StoredFile
+    modeling_utils.safe_open = kind
     try:
         yield
     finally:

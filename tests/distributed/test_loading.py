@@ -10,7 +10,11 @@ import pytest
 
 from tests.distributed.test_runtime import python
 
-CASES = [*(f"{strategy},{count},no,full" for strategy in ("zero3", "fsdp2") for count in (2, 4)), "ddp,2,no,full"]
+CASES = [
+    *(f"{strategy},{count},no,full" for strategy in ("zero3", "fsdp2") for count in (2, 4)),
+    "ddp,2,no,full",
+    "zero3,2,no,4bit",
+]
 
 
 @pytest.mark.slow

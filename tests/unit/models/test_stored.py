@@ -16,13 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from scaleup.config.adapters import LoraAdapter
+from scaleup.config.adapters import LoraAdapter, Quantization
 from scaleup.config.schema import ModelConfig
 from scaleup.describe.model import model_facts
 from scaleup.distributed.deferred import Deferred, fill, is_deferred
 from scaleup.distributed.runtime import seed_everything
 from scaleup.models import load
-from scaleup.models.adapted import make_trainable
+from scaleup.models.adapted import load_base, make_trainable
 from scaleup.models.heads import has_plain_head
 from scaleup.models.load import load_model
 from scaleup.models.sources import materialize
@@ -138,6 +138,19 @@ def test_a_policy_with_its_reference_and_its_value_model(name: str, monkeypatch:
     theirs, ours = both(lambda: Policy(loaded(config, facts), 1.0, separate_value=True), monkeypatch)
     assert [type(module) for module in theirs.modules()] == [type(module) for module in ours.modules()]
     assert_same(theirs, ours)
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_quantized_models(bits: Quantization, folders: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    config, facts = facts_of(folders["bf16-sharded"], quantization=bits)
+    states = []
+    for way in (load.mapped_files, nullcontext):
+        monkeypatch.setattr(load, "mapped_files", way)
+        model = load_base(config, facts, bits, "no", torch.device("cpu"))
+        states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    assert list(states[0]) == list(states[1]) and len(states[0]) > len(dict(model.named_parameters()))
+    for name, tensor in states[0].items():
+        assert tensor.dtype == states[1][name].dtype and torch.equal(tensor, states[1][name]), name
 
 
 def test_a_head_is_looked_at_without_keeping_weights(folders: Mapping[str, Path]) -> None:
