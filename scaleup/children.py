@@ -108,8 +108,12 @@ def kept_stderr() -> Iterator[Stderr]:
 
 def _keep(descriptor: int, kept: Stderr) -> None:
     with os.fdopen(descriptor, encoding="utf-8", errors="replace") as pipe:
+        is_open = False
         for line in pipe:
-            if line.startswith(PROGRESS):
-                print(line, end="", file=sys.stderr, flush=True)
-            else:
+            if not line.startswith(PROGRESS):
                 kept.lines.append(line)
+                continue
+            is_open = sys.stderr.isatty()  # there a line takes the place of the one before
+            print(f"\r\033[K{line.rstrip()}" if is_open else line, end="", file=sys.stderr, flush=True)
+        if is_open:
+            print(file=sys.stderr, flush=True)

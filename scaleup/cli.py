@@ -243,6 +243,29 @@ def resize(
     resize_group(run_folder, group, num_processes, _console())
 
 
+cache_app = typer.Typer(invoke_without_command=True)
+app.add_typer(cache_app, name="cache", rich_help_panel=MACHINE)
+
+
+@cache_app.callback()
+def cache(context: typer.Context) -> None:
+    """List the rows kept as tokens, or clear them."""
+    from scaleup.reports.kept_tokens import show_cache
+
+    if context.invoked_subcommand is None:
+        show_cache(_console())
+
+
+@cache_app.command()
+def clear(
+    entries: Annotated[list[str] | None, typer.Argument(help="As listed. Default: all.", show_default=False)] = None,
+) -> None:
+    """Remove rows kept as tokens, but those that a run reads."""
+    from scaleup.reports.kept_tokens import clear_cache
+
+    clear_cache(_console(), entries or ())
+
+
 @app.command(rich_help_panel=MACHINE)
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="A run's YAML file, to check what it needs too.")] = None,

@@ -20,6 +20,7 @@ from scaleup.artifacts.files import cache_folder, read_json, write_json
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.errors import ScaleupError
 from scaleup.records.formats import data_files, local_path, read_rows
+from scaleup.records.remote import RemotePath
 
 READ_BYTES = 1 << 20
 CACHED_BYTES = 1 << 26
@@ -158,7 +159,11 @@ def _mark(data: DataConfig, source: SourceConfig, split: str, say: Say) -> Sourc
 
 
 def file_mark(file: Path, say: Say = _silent) -> FileMark:
-    """Returns what a file holds; of a large one that has not changed since, from the user's cache."""
+    """Returns what a file holds; of a large one that has not changed since, from the user's cache, and of one on
+    another machine by what is said of it there, since looking would be fetching it."""
+    if isinstance(file, RemotePath) and (version := file.version) is not None:
+        known_by = hashlib.blake2b(version.encode(), digest_size=20).hexdigest()
+        return FileMark(name=file.name, bytes=file.stat().st_size, blake2b=known_by)
     status = file.stat()
     cached, stamp = None, [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     if status.st_size >= CACHED_BYTES:
@@ -169,13 +174,18 @@ def file_mark(file: Path, say: Say = _silent) -> FileMark:
     if status.st_size >= LONG_BYTES:
         say(f"reading {file} once ({status.st_size / 2**30:.0f} GiB), to know its rows again")
     mark = _read_mark(file)
-    if cached is not None and abs(time.time() - status.st_ctime) > SETTLED_SECONDS:
+    if cached is not None and is_settled(status):
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
             write_json(cached, {"stamp": stamp, "mark": mark.model_dump(mode="json")})
         except OSError:
             pass  # a cache that cannot be written only costs time
     return mark
+
+
+def is_settled(status: os.stat_result) -> bool:
+    """Returns whether a file that changes from now on will have other times."""
+    return abs(time.time() - status.st_ctime) > SETTLED_SECONDS
 
 
 def _cached(place: Path, stamp: list[int]) -> FileMark | None:

@@ -71,14 +71,14 @@ class Entry:
     def bytes(self) -> int:
         return folder_bytes(self.folder)
 
-    def damage(self, reads_all: bool) -> str:
-        """Returns what is wrong with the file of rows; empty where nothing is. `reads_all`: also look at every byte."""
+    def damage(self) -> str:
+        """Returns what is wrong with the file of rows, of which every byte is looked at; empty where nothing is."""
         try:
             about = self.about
             size = self.rows_file.stat().st_size
             if size != about["bytes"]:
                 return f"it has {size:,} bytes instead of {about['bytes']:,}"
-            if reads_all and checksum(self.rows_file) != about["crc32"]:
+            if checksum(self.rows_file) != about["crc32"]:
                 return "its bytes are not those that were written"
         except (OSError, ValueError, KeyError, TypeError) as error:
             return str(getattr(error, "strerror", None) or repr(error))
@@ -143,7 +143,6 @@ class TokenCache:
         make: Callable[[Path], Mapping[str, Any]],
         on_wait: Callable[[], None],
         say: Say,
-        reads_all: bool = False,
     ) -> Held:
         """Returns an entry, which is made if it is not there or damaged: `make` fills a folder, writes the file of rows
         there, and returns what is to be known of it. Where another process makes it, waits, and calls `on_wait` on and
@@ -154,10 +153,10 @@ class TokenCache:
         try:
             while True:
                 self._take(use, False, on_wait)
-                if not entry.damage(reads_all):
+                if not entry.damage():
                     break
                 self._take(making, True, on_wait)
-                damage = entry.damage(reads_all)  # another process may have made it meanwhile
+                damage = entry.damage()  # another process may have made it meanwhile
                 if damage and entry.folder.exists():
                     say(f"{entry.rows_file} is damaged: {damage}; it is made again")
                 if damage:

@@ -44,7 +44,7 @@ def drawn_probes(facts: ModelFacts, tokenizer: PreTrainedTokenizerBase | None = 
 
 def row_probes(data: DataConfig, num_rows: int, tokenizer: PreTrainedTokenizerBase, facts: ModelFacts) -> list[Probe]:
     """Returns the beginnings of the first rows of data.test. Raises ScaleupError for a row that cannot be used."""
-    encoder = Encoder(tokenizer, facts.task, data.model_copy(update={"overlong": "truncate"}))
+    encoder = Encoder(tokenizer, facts.task, data.model_copy(update={"too_long": "truncate"}))
     sources = ((source, row) for source in data.test or [] for row in read_source(data, source, "test", data.streaming))
     probes = []
     for index, (source, (where, values)) in enumerate(islice(sources, num_rows)):

@@ -52,6 +52,8 @@ def as_problem(model: type[BaseModel], key: Key, item: dict[str, Any], overrides
         return Problem(f"{where}.type", "is missing", "add it")
     if kind == "union_tag_invalid":
         return _no_such_type(f"{where}.type", **item["ctx"])
+    if kind == "extra_forbidden" and (now := RENAMED.get(_without_places(key))):
+        return Problem(where, f"is called {now} now", f"write {now}")
     if kind == "extra_forbidden":
         valid = _valid_names(model, key[:-1], item["loc"])
         remedy = suggestion(str(key[-1]), valid) or f"valid here: {', '.join(valid)}"
@@ -75,6 +77,8 @@ def meant(model: type[BaseModel], key: Key, item: dict[str, Any]) -> tuple[Key, 
     them is reported beside it. None where that cannot be told."""
     if item["type"] == "string_type" and (text := _unquoted(item["input"])):
         return key, text
+    if item["type"] == "extra_forbidden" and (now := RENAMED.get(_without_places(key))):
+        return tuple(now.split(".")), item["input"]
     if item["type"] == "extra_forbidden":
         valid = _valid_names(model, key[:-1], item["loc"])
         if near := difflib.get_close_matches(str(key[-1]), valid, n=1, cutoff=SURE):
@@ -82,6 +86,12 @@ def meant(model: type[BaseModel], key: Key, item: dict[str, Any]) -> tuple[Key, 
     return None
 
 
+def _without_places(key: Key) -> str:
+    return ".".join(part for part in key if isinstance(part, str))
+
+
+RENAMED = {"data.overlong": "data.too_long"}
+"""Maps what a key was called -> what it is called now."""
 SURE = 0.8
 """Is how alike two names are (of 1) that are taken for one with a slip."""
 

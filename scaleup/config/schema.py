@@ -129,8 +129,8 @@ class DataConfig(RowFormat):
     max_length: Annotated[Int, Field(ge=2)] = Field(
         512, description="Tokens a row; of the prompt and of the completion each for seq2seq models."
     )
-    overlong: Literal["truncate", "drop"] = Field(
-        "truncate", description="Rows over max_length: cut at the end, or left out."
+    too_long: Literal["truncate", "drop", "error"] = Field(
+        "truncate", description="Rows over max_length: cut at the end, left out and counted, or refused by name."
     )
     completion_only_loss: bool = True
     train_on: Literal["assistant", "last", "all"] = Field(

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from scaleup.data.prompt_rows import PromptRow
 from scaleup.data.tokenization import IGNORE, LabelledTokens, PairTokens, Tokens
 
 
@@ -19,8 +20,8 @@ class Lists:
     lengths: np.ndarray
 
     @classmethod
-    def of(cls, rows: Sequence[np.ndarray]) -> Lists:
-        return cls(joined(rows, np.int32), np.fromiter(map(len, rows), np.int64, len(rows)))
+    def of(cls, rows: Sequence[np.ndarray], kind: type = np.int32) -> Lists:
+        return cls(joined(rows, kind), np.fromiter(map(len, rows), np.int64, len(rows)))
 
 
 Columns = Mapping[str, Lists | np.ndarray]
@@ -38,8 +39,8 @@ class Form(Protocol):
     """Says how one kind of row lies in columns."""
 
     @property
-    def lists(self) -> tuple[str, ...]:
-        """Names the columns of lists, of int32."""
+    def lists(self) -> Mapping[str, type]:
+        """Maps the name of a column of lists -> the type of their numbers."""
 
     @property
     def numbers(self) -> Mapping[str, type]:
@@ -57,7 +58,7 @@ class CausalForm:
     """Lays out rows of a causal model. Labels are the token or IGNORE: what is learned is kept as runs, `from, to,
     from, to...`."""
 
-    lists = ("input_ids", "learned")
+    lists: Mapping[str, type] = {"input_ids": np.int32, "learned": np.int32}
     numbers: Mapping[str, type] = {}
 
     def columns(self, rows: Sequence[Tokens]) -> Columns:
@@ -81,7 +82,7 @@ class CausalForm:
 class Seq2SeqForm:
     """Lays out rows of an encoder-decoder: its labels are a text of their own."""
 
-    lists = ("input_ids", "labels")
+    lists: Mapping[str, type] = {"input_ids": np.int32, "labels": np.int32}
     numbers: Mapping[str, type] = {}
 
     def columns(self, rows: Sequence[Tokens]) -> Columns:
@@ -97,7 +98,7 @@ class Seq2SeqForm:
 class PairForm:
     """Lays out pairs of which one is preferred."""
 
-    lists = ("chosen", "rejected")
+    lists: Mapping[str, type] = {"chosen": np.int32, "rejected": np.int32}
     numbers: Mapping[str, type] = {"margin": np.float64}
 
     def columns(self, rows: Sequence[PairTokens]) -> Columns:
@@ -115,7 +116,7 @@ class PairForm:
 class LabelledForm:
     """Lays out texts with a class."""
 
-    lists = ("input_ids",)
+    lists: Mapping[str, type] = {"input_ids": np.int32}
     numbers: Mapping[str, type] = {"label": np.int64}
 
     def columns(self, rows: Sequence[LabelledTokens]) -> Columns:
@@ -129,11 +130,32 @@ class LabelledForm:
         return lengths("input_ids")[:, None]
 
 
+class PromptForm:
+    """Lays out prompts, with the rows that they were made of."""
+
+    lists: Mapping[str, type] = {"ids": np.int32, "row": np.uint8}
+    numbers: Mapping[str, type] = {"index": np.int64}
+
+    def columns(self, rows: Sequence[PromptRow]) -> Columns:
+        return {
+            "ids": Lists.of([row.ids for row in rows]),
+            "row": Lists.of([np.frombuffer(row.row, np.uint8) for row in rows], np.uint8),
+            "index": np.array([row.index for row in rows], np.int64),
+        }
+
+    def row(self, cells: Cells) -> PromptRow:
+        return PromptRow(cells["ids"], int(cells["index"]), cells["row"].tobytes())
+
+    def widths(self, lengths: Callable[[str], np.ndarray]) -> np.ndarray:
+        return lengths("ids")[:, None]
+
+
 FORMS: Mapping[str, Form] = {
     "causal": CausalForm(),
     "seq2seq": Seq2SeqForm(),
     "pairs": PairForm(),
     "labelled": LabelledForm(),
+    "prompts": PromptForm(),
 }
 """Maps what a file calls its kind of rows -> how they lie in it."""
 
@@ -144,6 +166,8 @@ def form_name(row: Any, task: str) -> str:
         return "pairs"
     if isinstance(row, LabelledTokens):
         return "labelled"
+    if isinstance(row, PromptRow):
+        return "prompts"
     return "seq2seq" if task == "seq2seq_lm" else "causal"
 
 

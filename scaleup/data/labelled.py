@@ -13,6 +13,7 @@ import torch
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.data.collate import Batch, Collator, has_padding, pad
 from scaleup.data.tokenization import IGNORE, LabelledTokens, TokenRow
+from scaleup.data.too_long import is_dropped
 from scaleup.errors import ScaleupError
 from scaleup.records.examples import labelled_maker, row_format
 from scaleup.records.labels import Label, class_number, no_class
@@ -63,8 +64,7 @@ class LabelledEncoder:
         return [self._row(row, number) for row, (_, number) in zip(ids, examples, strict=True)]
 
     def _row(self, ids: list[int], number: int) -> LabelledTokens | None:
-        if self.data.overlong == "drop" and len(ids) > self.data.max_length:
-            self.left_out["overlong"] += 1
+        if is_dropped(len(ids), self.data, self.left_out):
             return None
         return LabelledTokens(np.asarray(self.reader.cut(ids), np.int32), number)
 

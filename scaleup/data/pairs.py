@@ -13,6 +13,7 @@ import torch
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.data.collate import Batch, Collator, has_padding, pad
 from scaleup.data.tokenization import PairTokens, TokenRow
+from scaleup.data.too_long import is_dropped
 from scaleup.records.preferences import Preference, preference_maker
 
 
@@ -60,8 +61,7 @@ class PairEncoder:
         return [self._row(pair.margin, chosen, rejected) for pair, chosen, rejected in rows]
 
     def _row(self, margin: float, chosen: list[int], rejected: list[int]) -> PairTokens | None:
-        if self.data.overlong == "drop" and max(len(chosen), len(rejected)) > self.data.max_length:
-            self.left_out["overlong"] += 1
+        if is_dropped(max(len(chosen), len(rejected)), self.data, self.left_out):
             return None
         chosen, rejected = self.reader.cut(chosen), self.reader.cut(rejected)
         if chosen == rejected:

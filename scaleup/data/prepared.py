@@ -3,6 +3,7 @@ tokenized once on a node, or once for all nodes that share the cache, by whoever
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scaleup.artifacts.token_cache import Held, TokenCache
+from scaleup.artifacts.data_file import file_mark
+from scaleup.artifacts.token_cache import TokenCache
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.data.recipe import key_of
 from scaleup.data.rows import Rows
@@ -19,6 +21,7 @@ from scaleup.data.tokenization import RowEncoder
 from scaleup.data.tokenize import MOST_PROBLEMS, tokenized
 from scaleup.distributed.progress import Progress
 from scaleup.errors import Problem, ScaleupError
+from scaleup.records.formats import data_files, local_path
 
 TOKENIZING, WAITING = "tokenizing rows", "waiting for rows that another process tokenizes"
 
@@ -41,27 +44,16 @@ def prepared_rows(
     split: str,
     encoder: RowEncoder,
     progress: Progress | None = None,
-    reads_all: bool = False,
 ) -> Prepared:
-    """Returns the rows of a source. `reads_all`: look whether each byte of the cached file is as it was written.
+    """Returns the rows of a source.
 
     Raises ScaleupError with the first rows that cannot be used, when none is left, and where the cache cannot be
     written."""
     progress = progress or Progress(None, enabled=False)
     key = key_of(data, source, split, encoder)
     make = partial(_make, data, source, split, encoder, progress)
-    cache = TokenCache()
-
-    def held(reads_all: bool) -> Held:
-        return cache.held(key, make, lambda: progress.report(WAITING), progress.say, reads_all)
-
-    def opened(found: Held) -> Prepared:
-        return Prepared(TokenFile(found.entry.rows_file, found), Counter(found.entry.about["left_out"]))
-
-    try:
-        return opened(held(reads_all))
-    except (ValueError, OSError):  # damaged in a way that its size does not show
-        return opened(held(True))
+    held = TokenCache().held(key, make, lambda: progress.report(WAITING), progress.say)
+    return Prepared(TokenFile(held.entry.rows_file, held), Counter(held.entry.about["left_out"]))
 
 
 def _make(
@@ -69,6 +61,7 @@ def _make(
 ) -> Mapping[str, Any]:
     """Tokenizes a source's rows into a file. Returns what is to be known of them."""
     left_out: Counter[str] = Counter()
+    total = _num_rows(data, source, split)
     problems: list[Problem] = []
     writer, num_read = None, 0
     for part in tokenized(data, source, split, encoder):
@@ -80,7 +73,7 @@ def _make(
             writer = writer or TokenWriter(file, part.form)
             writer.add(part.columns, part.num_rows)
         num_read += part.num_read
-        progress.report(TOKENIZING, num_read)
+        progress.report(TOKENIZING, num_read, total)
     if problems:
         raise ScaleupError(problems[:MOST_PROBLEMS])
     if writer is None:
@@ -88,3 +81,14 @@ def _make(
         raise ScaleupError.of(f"data.{split}", what, "raise data.max_length")
     writer.close()
     return {"source": source.path, "split": split, "rows": writer.num_rows, "left_out": dict(left_out)}
+
+
+def _num_rows(data: DataConfig, source: SourceConfig, split: str) -> int | None:
+    """Returns how many rows a source has, about, where that is known: of files whose rows are lines."""
+    path = local_path(data, source, split)
+    if path is None:
+        return None
+    lines = [file_mark(file).lines for file in data_files(path)]
+    if any(count is None for count in lines):
+        return None
+    return min(sum(count or 0 for count in lines), source.max_rows or sys.maxsize)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 from scaleup.config.schema import DataConfig
 from scaleup.data.order import MixtureOrder, ShuffledOrder
+from scaleup.data.prepared import prepared_rows
+from scaleup.data.prompt_rows import NotKept, PromptEncoder, PromptRow
+from scaleup.data.rows import Rows
 from scaleup.data.sources import read_prompt_rows
 from scaleup.data.tokenization import Encoder
+from scaleup.distributed.progress import Progress
 from scaleup.records.chats import Chat
+from scaleup.records.examples import prompt_maker
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,40 @@ def prompts_of(
     return [Prompt(i, encoder.as_text(p), row, p if isinstance(p, Chat) else None) for i, p, row in rows]
 
 
-def read_prompts(data: DataConfig, split: str, encoder: Encoder) -> list[list[Prompt]]:
-    """The prompts of each source of a split. Raises ScaleupError for rows that cannot be used."""
-    prompts = []
+class KeptPrompts(Sequence[Prompt]):
+    """Holds prompts whose ids and rows lie in a file; their texts are made when they are needed."""
+
+    def __init__(self, rows: Rows, make: Callable[[dict[str, Any], int], str | Chat], encoder: Encoder) -> None:
+        self._rows, self._make, self._encoder = rows, make, encoder
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Prompt]: ...
+    def __getitem__(self, place: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(place, slice):
+            return [self[at] for at in range(*place.indices(len(self)))]
+        row: PromptRow = self._rows[place]
+        values = row.values
+        prompt = self._make(values, row.index)
+        chat = prompt if isinstance(prompt, Chat) else None
+        return Prompt(row.ids.tolist(), self._encoder.as_text(prompt), values, chat)
+
+
+def read_prompts(
+    data: DataConfig, split: str, encoder: Encoder, progress: Progress | None = None
+) -> list[Sequence[Prompt]]:
+    """The prompts of each source of a split, tokenized once; those of rows that no file can give back as they were are
+    kept in memory. Raises ScaleupError for rows that cannot be used."""
+    prompts: list[Sequence[Prompt]] = []
     for source in getattr(data, split) or []:
-        rows = read_prompt_rows(data, source, split)
-        prompts.append(prompts_of(encoder, [prompt for prompt, _ in rows], [values for _, values in rows]))
+        try:
+            rows = prepared_rows(data, source, split, PromptEncoder(encoder), progress).rows
+            prompts.append(KeptPrompts(rows, prompt_maker(data, source), encoder))
+        except NotKept:
+            read = read_prompt_rows(data, source, split)
+            prompts.append(prompts_of(encoder, [prompt for prompt, _ in read], [values for _, values in read]))
     return prompts

@@ -16,7 +16,7 @@ from scaleup.data.tokenization import RowEncoder
 from scaleup.records.examples import row_format
 from scaleup.records.formats import data_files, local_path
 
-SETTINGS = ("max_length", "overlong", "completion_only_loss", "train_on", "split_turns")
+SETTINGS = ("max_length", "too_long", "completion_only_loss", "train_on", "split_turns")
 """Names what of the data section, beside its rows' formats and the chat template, says what tokens become of a row."""
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "pyarrow")
 

@@ -25,13 +25,10 @@ class TokenWriter:
         import pyarrow
 
         self._form = FORMS[form]
-        self._schema = pyarrow.schema(
-            [
-                *((name, pyarrow.large_list(pyarrow.int32())) for name in self._form.lists),
-                *((name, pyarrow.from_numpy_dtype(kind)) for name, kind in self._form.numbers.items()),
-            ],
-            metadata={FORM: form.encode()},
-        )
+        number = pyarrow.from_numpy_dtype
+        lists = [(name, pyarrow.large_list(number(kind))) for name, kind in self._form.lists.items()]
+        numbers = [(name, number(kind)) for name, kind in self._form.numbers.items()]
+        self._schema = pyarrow.schema([*lists, *numbers], metadata={FORM: form.encode()})
         self._writer = pyarrow.ipc.new_file(str(file), self._schema)
         self._waiting: list[Columns] = []
         self._num_waiting = 0

@@ -17,6 +17,7 @@ from scaleup.data.marks import Rendered
 from scaleup.data.rendering import use_template
 from scaleup.data.text import TextEncoder
 from scaleup.data.tokenizer_mark import tokenizer_mark
+from scaleup.data.too_long import UNLEARNED, is_dropped
 from scaleup.errors import ScaleupError
 from scaleup.records.chats import Chat
 from scaleup.records.examples import Example, Opening, PlainText, PromptCompletion, example_maker
@@ -88,7 +89,7 @@ class RowEncoder(Protocol):
     def maker(self, source: SourceConfig) -> Callable[[Mapping[str, Any], int], list[Any]]:
         """What makes the examples of a row's values and its index in the source. It raises ScaleupError."""
 
-    def __call__(self, examples: Sequence[Any]) -> Sequence[TokenRow | None]:
+    def __call__(self, examples: Sequence[Any]) -> Sequence[Any]:
         """A row each, all of one type; None where nothing is left to learn from."""
 
 
@@ -162,7 +163,7 @@ class Encoder:
         return made
 
     def __call__(self, examples: Sequence[Example], rendered: Sequence[Rendered] = ()) -> list[Tokens | None]:
-        """Returns a row each; None where nothing is left to learn from (overlong and dropped, or cut before its
+        """Returns a row each; None where nothing is left to learn from (too long and dropped, or cut before its
         labels). `rendered`: the conversations among them, where they have been rendered already."""
         if not examples:
             return []
@@ -223,14 +224,13 @@ class Encoder:
             yield ids, learned
 
     def _cut(self, ids: list[int], learned: list[bool]) -> Tokens | None:
-        if len(ids) > self.data.max_length and self.data.overlong == "drop":
-            self.left_out["overlong"] += 1
+        if is_dropped(len(ids), self.data, self.left_out):
             return None
         input_ids = np.asarray(ids[: self.data.max_length], np.int32)
         labels = np.where(np.asarray(learned[: self.data.max_length]), input_ids, IGNORE).astype(np.int32)
         row = Tokens(input_ids, labels)
         if not (labels[1:] != IGNORE).any():
-            self.left_out["unlearned"] += 1
+            self.left_out[UNLEARNED] += 1
             return None
         return row
 
@@ -248,7 +248,7 @@ class Encoder:
                     f"data.{kind}", "an encoder-decoder model needs a prompt and a completion", "give both"
                 )
             pairs.append((example.prompt, example.completion))
-        limit, cuts = self.data.max_length, self.data.overlong == "truncate"
+        limit, cuts = self.data.max_length, self.data.too_long == "truncate"
         prompts = [prompt for prompt, _ in pairs]
         sources = self._cut_sources(prompts, limit) if cuts else self.text.ended(prompts, limit)
         targets = TextEncoder(self.tokenizer, is_target=True).ended([completion for _, completion in pairs], limit)
@@ -257,10 +257,9 @@ class Encoder:
         return [self._both(source, target) for source, target in zip(sources, targets, strict=True)]
 
     def _both(self, source: list[int], target: list[int]) -> Tokens | None:
-        if max(len(source), len(target)) > self.data.max_length:
-            self.left_out["overlong"] += 1
+        if is_dropped(max(len(source), len(target)), self.data, self.left_out):
             return None
         if not source or not target:
-            self.left_out["unlearned"] += 1
+            self.left_out[UNLEARNED] += 1
             return None
         return Tokens(np.asarray(source, np.int32), np.asarray(target, np.int32))

@@ -19,7 +19,7 @@ from scaleup.errors import Problem, ScaleupError
 from scaleup.records.examples import row_problem
 
 PART = 500
-FEW_PARTS = 8
+FEW_PARTS = 40
 """Counts the parts for which no processes are started: they take seconds to import what they need."""
 
 Row = tuple[int, str, dict[str, Any]]
@@ -58,6 +58,15 @@ def _parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield part
 
 
+def _refused(encoder: RowEncoder, examples: Sequence[Any], places: Sequence[str]) -> Iterator[Problem]:
+    """Yields what the encoder has against single examples."""
+    for example, where in zip(examples, places, strict=True):
+        try:
+            encoder([example])
+        except ScaleupError as error:
+            yield row_problem(where, error)
+
+
 def worker(setting: tuple[RowEncoder, SourceConfig]) -> Callable[[Sequence[Row]], Part]:
     """Returns what tokenizes a part."""
     encoder, source = setting
@@ -65,6 +74,7 @@ def worker(setting: tuple[RowEncoder, SourceConfig]) -> Callable[[Sequence[Row]]
 
     def work(part: Sequence[Row]) -> Part:
         examples: list[Any] = []
+        places: list[str] = []
         problems: list[Problem] = []
         encoder.left_out.clear()
         for index, where, values in part:
@@ -72,9 +82,13 @@ def worker(setting: tuple[RowEncoder, SourceConfig]) -> Callable[[Sequence[Row]]
                 examples += make(values, index)
             except ScaleupError as error:
                 problems.append(row_problem(where, error))
+            places += [where] * (len(examples) - len(places))
+        try:
+            rows = [row for row in encoder(examples) if row is not None]
+        except ScaleupError:
+            problems += _refused(encoder, examples, places)
         if problems:
             return Part(len(part), problems=problems[:MOST_PROBLEMS])
-        rows = [row for row in encoder(examples) if row is not None]
         form = form_name(rows[0], encoder.task) if rows else None
         columns = FORMS[form].columns(rows) if form else {}
         return Part(len(part), len(rows), form, columns, Counter(encoder.left_out))

@@ -153,8 +153,11 @@ def _answer(request: dict[str, Any]) -> tuple[ModelFacts, list[str]]:
     if rows is None:
         return facts, []
     from scaleup.describe.rows import row_notes
+    from scaleup.describe.tokens import token_notes
 
-    return facts, row_notes(model, facts, RowsRequest.model_validate(rows), where)
+    request_of_rows = RowsRequest.model_validate(rows)
+    notes = row_notes(model, facts, request_of_rows, where)
+    return facts, [*notes, *token_notes(model, facts, request_of_rows, where)]
 
 
 def main() -> None:

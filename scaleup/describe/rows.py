@@ -51,7 +51,7 @@ def row_notes(model: ModelConfig, facts: ModelFacts, rows: RowsRequest, where: s
     read_with = own_template(tokenizer, rows.data) if rows.by_own_template else rows.data
     if is_reward:  # also where data names one of its templates
         read_with = read_with.model_copy(update={"chat_template": None})
-    encoder = Encoder(tokenizer, facts.task, read_with.model_copy(update={"overlong": "truncate"}))
+    encoder = Encoder(tokenizer, facts.task, read_with.model_copy(update={"too_long": "truncate"}))
     reads_alone = rows.by_own_template and read_with.chat_template is None
     problems: list[Problem] = []
     notes: list[str] = []
@@ -83,7 +83,8 @@ class _Look:
 
     def __init__(self, encoder: Encoder, rows: RowsRequest, key: str, progress: Progress) -> None:
         self._encoder, self._progress, self._where = encoder, progress, ""
-        self._data, self._max_rows, self._key = rows.data, rows.max_rows, key
+        self._data, self._max_rows, self._key, self._tokens = rows.data, rows.max_rows, key, rows.tokens
+        self._is_counted = False
         self._failing: list[Problem] = []
         self._counts: Counter[str] = Counter()
         self._sample: list[_Sampled] = []
@@ -92,6 +93,7 @@ class _Look:
     def at(self, source: SourceConfig, split: str, needs: str, is_reward: bool) -> None:
         """Look at every row; a reward model reads prompts with an answer."""
         make = maker_of(self._data, source, needs == "prompts")
+        self._is_counted = split in self._tokens
         assert make is not None, "the format has been looked at"
         limit = self._max_rows or (NUM_STREAMED_ROWS if self._data.streaming else None)
         for index, (where, values) in enumerate(islice(read_source(self._data, source, split), limit)):
@@ -164,12 +166,14 @@ class _Look:
             remedy = remedy if self._counts["learned"] else "name a model.tokenizer that has one"
             yield f"{self._key}: {self._endless()}: nothing that is learned stops generation{which} -> {remedy}"
         limit = f"data.max_length ({self._data.max_length})"
+        if self._is_counted and self._data.too_long == "drop":
+            return  # all rows are counted: describe/tokens.py
         if number := self._counts["cut"]:
             what = "is cut at {} and does not learn where it ends", "are cut at {} and do not learn where they end"
-            if self._data.overlong == "drop":
+            if self._data.too_long == "drop":
                 what = "is longer than {} and left out", "are longer than {} and left out"
             yield f"{self._key}: {number} {of_sample} {what[number > 1].format(limit)} -> raise it"
-        if number := self._counts["nothing left"]:
+        if (number := self._counts["nothing left"]) and not self._is_counted:
             what = "has nothing to learn within {} and is left out", "have nothing to learn within {} and are left out"
             yield f"{self._key}: {number} {of_sample} {what[number > 1].format(limit)} -> raise it"
 

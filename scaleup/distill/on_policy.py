@@ -53,7 +53,7 @@ def train_on_policy(job: Job[DistillConfig]) -> TrainedModel:
     runtime.progress.report("reading prompts")
     tokenizer = load_tokenizer(config.model, plan.model.tokenizer_at)
     encoder = Encoder(tokenizer, plan.model.task, config.data)
-    train, held_out = (read_prompts(config.data, split, encoder) for split in ("train", "validation"))
+    train, held_out = (read_prompts(config.data, split, encoder, runtime.progress) for split in ("train", "validation"))
     num_steps = _num_steps(config, plan.batch, sum(len(prompts) for prompts in train))
     newest = sound_checkpoint(runtime, job.folder)
     done, rows = newest.step if newest else 0, plan.batch.global_batch
@@ -87,7 +87,7 @@ def train_on_policy(job: Job[DistillConfig]) -> TrainedModel:
     steps.checkpointer.wait()
     runtime.progress.heartbeat.end_steps()
     steps.metrics.close()
-    return TrainedModel(trainer.model_wrapped, tokenizer, steps.state, num_dropped=0)
+    return TrainedModel(trainer.model_wrapped, tokenizer, steps.state, left_out={})
 
 
 class OnPolicyTrainer(DistillationTrainer):

@@ -49,7 +49,7 @@ def train_student(job: Job[DistillConfig]) -> TrainedModel:
     done = train_supervised(job, data, collator, distillation_loss, load)
     if plan.model.task == "sequence_classification":
         plain_padding(done.model.student, tokenizer)
-    return TrainedModel(done.wrapped, tokenizer, done.state, data.num_dropped, STUDENT)
+    return TrainedModel(done.wrapped, tokenizer, done.state, data.left_out, STUDENT)
 
 
 def shared_ids(tokenizer: Any, student: ModelFacts, teacher: ModelFacts) -> int | None:

@@ -206,6 +206,10 @@ class RowsRequest(BaseModel):
     """Maps a data split to what its rows hold."""
     max_rows: int | None = None
     """Is how many rows of a source are read at most; None: all."""
+    tokens: dict[str, Literal["completions", "prompts"]] = {}
+    """Maps a split whose rows the run has as tokens, which are made and kept then -> what is made of them."""
+    pairs_template: str | None = None
+    """Is the text that a reward model reads of a prompt and a response, where rows are preferences."""
     by_own_template: bool = False
     """Tells whether the model reads conversations by its own template, where it has one: what `data` names is another
     model's."""

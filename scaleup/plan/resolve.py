@@ -20,6 +20,7 @@ from scaleup.plan.describe import Described, describe_models
 from scaleup.plan.facts import REWARD_MODEL, ModelFacts, ModelRequest
 from scaleup.plan.gathering import generation_settings, with_gathering
 from scaleup.plan.groups import bridge_of, groups_of
+from scaleup.plan.known_rows import known_check
 from scaleup.plan.loading import host_problems, loading_plans
 from scaleup.plan.machine import Machine, this_machine
 from scaleup.plan.memory import COPY_SHARE, checkpoint_copy, serving_memory
@@ -31,7 +32,7 @@ from scaleup.plan.stages.base import Facts
 from scaleup.plan.strategy import NothingFits, available, budget_of
 from scaleup.plan.types import BatchPlan, GroupPlan, MemoryPlan, Plan
 from scaleup.records.chat_rules import chat_problems
-from scaleup.records.check import DataCheck, check_data, class_notes, class_problems
+from scaleup.records.check import DataCheck, class_notes, class_problems
 from scaleup.records.examples import format_problems
 
 
@@ -116,7 +117,7 @@ def checked_rows(config: RunConfig) -> DataCheck:
     rows = planner.splits(config)
     splits = [split for split in rows if getattr(config.data, split) is not None]
     prompts_only = [split for split, needs in rows.items() if needs == "prompts"]
-    check = check_data(config.data, splits, planner.max_rows(config), prompts_only)
+    check = known_check(config.data, splits, planner.max_rows(config), prompts_only)
     mistakes = [
         *format_problems(config.data, splits, prompts_only),
         *chat_problems(config.data, splits, prompts_only),

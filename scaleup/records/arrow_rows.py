@@ -9,6 +9,7 @@ from typing import Any
 
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.csv_rows import header_problem
+from scaleup.records.remote import RemotePath
 from scaleup.records.rows import Listener, Row, Unreadable
 
 BATCH = 1000
@@ -20,7 +21,7 @@ def parquet_file(file: Path, listener: Listener) -> Iterator[Row]:
     from pyarrow.parquet import ParquetFile
 
     def batches() -> Iterator[Any]:
-        with ParquetFile(file) as table:
+        with file.open("rb") as opened, ParquetFile(opened) as table:
             yield table.schema_arrow.names
             yield from table.iter_batches(batch_size=BATCH)
 
@@ -32,7 +33,7 @@ def arrow_file(file: Path, listener: Listener) -> Iterator[Row]:
     import pyarrow
 
     def batches() -> Iterator[Any]:
-        with pyarrow.memory_map(str(file)) as source:
+        with _opened(file) as source:
             is_stream = source.read(6) != b"ARROW1"
             source.seek(0)
             with (pyarrow.ipc.open_stream if is_stream else pyarrow.ipc.open_file)(source) as table:
@@ -42,6 +43,13 @@ def arrow_file(file: Path, listener: Listener) -> Iterator[Row]:
                     yield from (batch.slice(start, BATCH) for start in range(0, len(batch), BATCH))
 
     return _rows(file, "Arrow", batches(), listener)
+
+
+def _opened(file: Path) -> Any:
+    """Returns a file for pyarrow, mapped where it lies on this machine."""
+    import pyarrow
+
+    return pyarrow.PythonFile(file.open("rb")) if isinstance(file, RemotePath) else pyarrow.memory_map(str(file))
 
 
 def _rows(file: Path, kind: str, batches: Iterator[Any], listener: Listener) -> Iterator[Row]:

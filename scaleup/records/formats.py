@@ -14,6 +14,7 @@ from scaleup.errors import Problem, ScaleupError
 from scaleup.records.arrow_rows import SPLITS, STATE, arrow_file, parquet_file, saved_files, split_folder, splits_in
 from scaleup.records.csv_rows import csv_file, tsv_file
 from scaleup.records.json_rows import json_file, json_lines
+from scaleup.records.remote import remote_path
 from scaleup.records.rows import Listener, Row, ignore_note, raise_problem
 from scaleup.records.text_files import COMPRESSIONS, UNREADABLE, OtherContentError
 
@@ -41,8 +42,10 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def local_path(data: DataConfig, source: SourceConfig, split: str | None) -> Path | None:
-    """Returns the file or folder that a source of a split means, whether it exists or not; None when it is a `datasets`
-    hub name. No split means any one of a folder that holds several."""
+    """Returns the file or folder that a source of a split means, whether it exists or not, also on another machine;
+    None when it is a `datasets` hub name. No split means any one of a folder that holds several."""
+    if (remote := remote_path(source.path)) is not None:
+        return remote
     path = _expanded(data.root) / _expanded(source.path)
     try:
         exists = os.path.lexists(path)  # a link that leads nowhere is no hub name

@@ -24,13 +24,13 @@ class OtherContentError(Exception):
 def _open_zst(file: Path) -> IO[bytes]:
     import pyarrow  # heavy, and of the extra `train`
 
-    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(file)), "zstd"))
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(file.open("rb")), "zstd"))
 
 
 COMPRESSIONS: dict[str, Callable[[Path], IO[bytes]]] = {
-    ".gz": lambda file: io.BufferedReader(gzip.GzipFile(file)),
-    ".bz2": lambda file: io.BufferedReader(bz2.BZ2File(file)),
-    ".xz": lambda file: io.BufferedReader(lzma.LZMAFile(file)),  # noqa: SIM115 (whoever reads closes it)
+    ".gz": lambda file: io.BufferedReader(gzip.GzipFile(fileobj=file.open("rb"))),
+    ".bz2": lambda file: io.BufferedReader(bz2.BZ2File(file.open("rb"))),
+    ".xz": lambda file: io.BufferedReader(lzma.LZMAFile(file.open("rb"))),  # noqa: SIM115 (whoever reads closes it)
     ".zst": _open_zst,
 }
 """Maps the last suffix of a compressed file -> what opens it."""

@@ -13,6 +13,7 @@ from scaleup.artifacts.run_folder import RunFolder
 from scaleup.plan.compute import TOKENS_A_PARAMETER
 from scaleup.plan.strategy import MARGIN
 from scaleup.plan.types import BatchPlan, MemoryPlan, Plan
+from scaleup.reports.left_out import length_sentence
 
 PARTS = (
     "weights",
@@ -174,6 +175,8 @@ def show_training(console: Console, run: RunFolder) -> None:
             table.add_row(key, _number(value))
     table.add_row("model", str(run.model))
     console.print(table)
+    if sentence := length_sentence(manifest.metrics, run.config.data.max_length):
+        console.print(f"note: {sentence}", highlight=False)
 
 
 def show_evaluation(console: Console, run: RunFolder) -> None:

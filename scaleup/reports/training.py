@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import scaleup
 from scaleup.artifacts.train_state import TrainState
 from scaleup.config.stages.base import TrainingConfig
 from scaleup.plan.types import Plan
+from scaleup.reports.left_out import TOO_LONG, length_sentence
 from scaleup.reports.plots import figure
 
 
@@ -20,8 +22,9 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def summary(lines: list[dict[str, Any]], state: TrainState, num_dropped: int) -> dict[str, Any]:
-    """Returns the metrics of a manifest: the last and the best losses, tokens, and rows that were left out."""
+def summary(lines: list[dict[str, Any]], state: TrainState, left_out: Mapping[str, int]) -> dict[str, Any]:
+    """Returns the metrics of a manifest: the last and the best losses, tokens, and rows that were left out, also by the
+    reason."""
     losses = [line["loss"] for line in lines if "loss" in line]
     evaluations = [line["eval_loss"] for line in lines if "eval_loss" in line]
     return {
@@ -30,7 +33,8 @@ def summary(lines: list[dict[str, Any]], state: TrainState, num_dropped: int) ->
         "best_eval_loss": state.best_loss,
         "best_step": state.best_step,
         "num_tokens": state.num_tokens,
-        "rows_left_out": num_dropped,
+        "rows_left_out": sum(left_out.values()),
+        **({"rows_too_long": left_out[TOO_LONG]} if left_out.get(TOO_LONG) else {}),
     }
 
 
@@ -60,6 +64,7 @@ def model_card(config: TrainingConfig, plan: Plan, metrics: dict[str, Any]) -> s
     if plan.model.adapter or (config.adapter and config.adapter.type != "selective"):
         header |= {"library_name": "peft", "base_model": plan.model.location}
         ends = "" if plan.model.task == "sequence_classification" else f"\n{ENDS}"
+    left_out = f"\n- left out: {sentence}" if (sentence := length_sentence(metrics, config.data.max_length)) else ""
     rows = "\n".join(f"| {key} | {value} |" for key, value in metrics.items() if value is not None)
     return f"""---
 {yaml.safe_dump(header, sort_keys=False).strip()}
@@ -70,7 +75,7 @@ def model_card(config: TrainingConfig, plan: Plan, metrics: dict[str, Any]) -> s
 {plan.model.architecture} fine-tuned by scaleup {scaleup.__version__} (stage `{config.stage}`).
 
 - base model: `{base}` ({plan.model.num_parameters:,} parameters, {plan.model.num_trainable_parameters:,} trained)
-- training data: {data}
+- training data: {data}{left_out}
 - processes: {group.num_processes} ({group.strategy}, {group.device}, mixed precision {group.mixed_precision}){ends}
 
 | metric | value |

@@ -30,9 +30,9 @@ def run(job: Job[PPOConfig]) -> None:
     runtime.progress.report("reading prompts")
     tokenizer = load_tokenizer(config.model, plan.model.tokenizer_at)
     encoder = Encoder(tokenizer, plan.model.task, config.data)
-    sources = read_prompts(config.data, "train", encoder)
+    sources = read_prompts(config.data, "train", encoder, runtime.progress)
     weights = [source.weight for source in config.data.train or []]
-    held_out = list(chain.from_iterable(read_prompts(config.data, "test", encoder)))
+    held_out = list(chain.from_iterable(read_prompts(config.data, "test", encoder, runtime.progress)))
 
     runtime.progress.report("loading the model")
     model = trainable_model(config, plan.model, runtime.device)

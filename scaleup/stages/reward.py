@@ -8,15 +8,14 @@ from scaleup.artifacts.reward_file import REWARD_FILE, SavedReward
 from scaleup.config.stages.reward import RewardConfig
 from scaleup.data.dataset import TrainingData, load_training_data
 from scaleup.data.pairs import PairEncoder, pair_collator
-from scaleup.data.rendering import use_template
 from scaleup.data.tokenization import PairTokens
 from scaleup.evaluation.preference import preference_metrics, score_pairs
 from scaleup.models.classifier import plain_padding
 from scaleup.models.load import load_tokenizer
-from scaleup.models.scoring import Reader
 from scaleup.train.finish import TrainedModel, finish_training
 from scaleup.train.job import Job
 from scaleup.train.preference import preference_loss
+from scaleup.train.reading import pair_reader
 from scaleup.train.supervised import train_supervised
 
 REFERENCE_PAIRS = 256
@@ -25,11 +24,9 @@ REFERENCE_PAIRS = 256
 
 def run(job: Job[RewardConfig]) -> None:
     config, plan, runtime = job.config, job.plan, job.runtime
-    assert plan.model.pooling is not None
     runtime.progress.report("reading data")
     tokenizer = load_tokenizer(config.model, plan.model.tokenizer_at)
-    use_template(tokenizer, config.data.chat_template)
-    reader = Reader(tokenizer, plan.model.pooling, config.reward.template, config.data.max_length)
+    reader = pair_reader(plan.model, tokenizer, config.data, config.reward.template)
     encoder = PairEncoder(reader, config.data)
     data = load_training_data(config, encoder, runtime.progress)
     collate = pair_collator(reader.pad_id, reader.filler_id)
@@ -49,7 +46,7 @@ def run(job: Job[RewardConfig]) -> None:
         std=float(scores.std()) or 1.0,
     )
     plain_padding(done.model, tokenizer)
-    trained = TrainedModel(done.wrapped, tokenizer, done.state, num_dropped=data.num_dropped)
+    trained = TrainedModel(done.wrapped, tokenizer, done.state, left_out=data.left_out)
     finish_training(job, trained, metrics, {REWARD_FILE: saved.model_dump()})
 
 

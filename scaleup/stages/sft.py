@@ -26,4 +26,4 @@ def run(job: Job[SFTConfig]) -> None:
         return collator_for(plan.model.task, pad_token_id(tokenizer), shift_right, config.data.packing)
 
     done = train_supervised(job, data, collator, token_loss_sum)
-    finish_training(job, TrainedModel(done.wrapped, tokenizer, done.state, data.num_dropped))
+    finish_training(job, TrainedModel(done.wrapped, tokenizer, done.state, data.left_out))

@@ -29,8 +29,8 @@ class TrainedModel:
     """Is the model under the run's strategy."""
     tokenizer: PreTrainedTokenizerBase
     state: TrainState
-    num_dropped: int
-    """Counts the rows that were left out, e.g. for their length."""
+    left_out: Mapping[str, int]
+    """Counts the rows that were left out by the reason, e.g. their length."""
     part: str | None = None
     """Is the name of the module within the model that is the result; None: all of it."""
 
@@ -48,7 +48,7 @@ def finish_training(
     write = result_writer(job, trained.wrapped, trained.part)
     if job.runtime.is_main:
         lines = read_metrics(run.metrics_file)
-        metrics = summary(lines, state, trained.num_dropped) | dict(more_metrics or {})
+        metrics = summary(lines, state, trained.left_out) | dict(more_metrics or {})
         with folder_aside(run.model) as aside:
             write(aside)
             save_tokenizer(trained.tokenizer, aside)

@@ -13,6 +13,7 @@ from scaleup.config.schema import DataConfig
 from scaleup.data.collate import Collator
 from scaleup.data.dataset import collator_for
 from scaleup.data.labelled import LabelledEncoder, labelled_collator
+from scaleup.data.rendering import use_template
 from scaleup.data.tokenization import Encoder, RowEncoder
 from scaleup.models.load import pad_token_id
 from scaleup.models.scoring import Reader
@@ -40,6 +41,13 @@ def reading_of(
     reader = Reader(tokenizer, facts.pooling, max_length=data.max_length)
     collate = labelled_collator(reader.pad_id, reader.filler_id)
     return Reading(LabelledEncoder(reader, facts.labels or facts.new_labels, data), lambda model: collate)
+
+
+def pair_reader(facts: ModelFacts, tokenizer: PreTrainedTokenizerBase, data: DataConfig, template: str) -> Reader:
+    """Return how a reward model reads prompts and responses, through the chat template that `data` names."""
+    assert facts.pooling is not None
+    use_template(tokenizer, data.chat_template)
+    return Reader(tokenizer, facts.pooling, template, data.max_length)
 
 
 def language_collator(model: Any, tokenizer: PreTrainedTokenizerBase, task: str, packing: bool = False) -> Collator:

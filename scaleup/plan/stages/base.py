@@ -77,12 +77,21 @@ class StagePlanner(Generic[C]):
         return {} if rows is None else {"model": rows}
 
     def rows(self, config: C) -> RowsRequest | None:
-        """Returns the rows that the stage reads, for `readers`; None where they are plain text or have a class."""
+        """Returns the rows that the stage reads, for `readers`; None where they are plain text or have a class, and are
+        no tokens yet."""
         splits = {split: needs for split, needs in self.splits(config).items() if getattr(config.data, split)}
         forms = [row_format(config.data, source) for split in splits for source in getattr(config.data, split)]
+        tokens = {split: needs for split, needs in self.tokenized(config).items() if getattr(config.data, split)}
         if all(form.text is not None for form in forms):
+            splits = {}
+        if not splits and not tokens:
             return None
-        return RowsRequest(data=with_formats(config.data), splits=splits, max_rows=self.max_rows(config))
+        data = with_formats(config.data)
+        return RowsRequest(data=data, splits=splits, tokens=tokens, max_rows=self.max_rows(config))
+
+    def tokenized(self, config: C) -> dict[str, Rows]:
+        """Returns the splits whose rows the stage keeps as tokens, and what these are made of."""
+        return {}
 
     def model_paths(self, config: C) -> dict[str, ModelConfig]:
         """Returns the models that must be there, by config key."""

@@ -57,6 +57,9 @@ class DistillPlanner(SupervisedPlanner[DistillConfig]):
             return dict.fromkeys(splits, "prompts")
         return splits | {"train": "prompts"} if config.distill.mode == "sequence" else splits
 
+    def tokenized(self, config: DistillConfig) -> dict[str, Rows]:
+        return {} if config.distill.mode == "sequence" else super().tokenized(config)
+
     def readers(self, config: DistillConfig) -> dict[str, RowsRequest]:
         """Names the teacher too where it writes: otherwise it gets the student's tokens."""
         readers = super().readers(config)

@@ -62,11 +62,14 @@ class PPOPlanner(TrainingPlanner[PPOConfig]):
     def splits(self, config: PPOConfig) -> dict[str, Rows]:
         return {"train": "prompts", "test": "prompts"} if config.data.test else {"train": "prompts"}
 
+    def tokenized(self, config: PPOConfig) -> dict[str, Rows]:
+        return self.splits(config)
+
     def readers(self, config: PPOConfig) -> dict[str, RowsRequest]:
         readers = super().readers(config)
         if config.reward.model is None or config.reward.template or not readers:
             return readers
-        return readers | {REWARD_MODEL: readers["model"].model_copy(update={"by_own_template": True})}
+        return readers | {REWARD_MODEL: readers["model"].model_copy(update={"by_own_template": True, "tokens": {}})}
 
     def quantized_problems(self, config: PPOConfig) -> Iterator[Problem]:
         if config.reward.model is not None:

@@ -10,7 +10,7 @@ from scaleup.errors import Problem
 from scaleup.plan.batches import packing_problems
 from scaleup.plan.compat import TESTED_PRECISIONS, Tested
 from scaleup.plan.compute import Workload
-from scaleup.plan.facts import MicroBatch, ModelFacts, ModelRequest
+from scaleup.plan.facts import MicroBatch, ModelFacts, ModelRequest, RowsRequest
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import micro_batch_of
 from scaleup.plan.rules import packing_unsupported
@@ -57,6 +57,10 @@ class RewardPlanner(SupervisedPlanner[RewardConfig]):
     def models(self, config: RewardConfig) -> dict[str, ModelRequest]:
         models = super().models(config)
         return models | {"model": models["model"].model_copy(update={"task": "sequence_classification"})}
+
+    def rows(self, config: RewardConfig) -> RowsRequest | None:
+        rows = super().rows(config)
+        return rows and rows.model_copy(update={"pairs_template": config.reward.template})
 
     def micro_batch(self, config: RewardConfig) -> MicroBatch | None:
         return micro_batch_of(config).model_copy(update={"pairs": True})

@@ -74,6 +74,9 @@ class SupervisedPlanner(TrainingPlanner[S]):
             else {"train": "completions"}
         )
 
+    def tokenized(self, config: S) -> dict[str, Rows]:
+        return {} if config.data.streaming else self.splits(config)
+
     def problems(self, config: S, machine: Machine) -> Iterator[Problem]:
         yield from super().problems(config, machine)
         if isinstance(config.adapter, AdaLoraAdapter) and config.train.max_steps is not None:

@@ -151,6 +151,11 @@ VALUES = [
     ),
     bad("a name that climbs", "error: name: '..' should be letters, digits", changes={"name": ".."}),
     bad("an empty name", "error: name: '' should be letters, digits, '.', '_' and '-' only", changes={"name": ""}),
+    bad(
+        "the old name of data.too_long",
+        "error: data.overlong: is called data.too_long now -> write data.too_long",
+        changes={"data.overlong": "drop"},
+    ),
     bad("an overlong name", "error: name: 'nn", changes={"name": "n" * 101}),
     bad(
         "paths nobody can open",

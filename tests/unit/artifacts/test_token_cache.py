@@ -28,8 +28,8 @@ def maker(content=b"rows", made=None):
     return make
 
 
-def held(cache, key="k", make=None, said=None, wait=no_wait, **keys):
-    return cache.held(key, make or maker(), wait, (said if said is not None else []).append, **keys)
+def held(cache, key="k", make=None, said=None, wait=no_wait):
+    return cache.held(key, make or maker(), wait, (said if said is not None else []).append)
 
 
 def test_an_entry_is_made_once(cache):
@@ -74,20 +74,20 @@ def test_who_waits_goes_on_when_the_maker_has_failed(cache):
 
 
 @pytest.mark.parametrize(
-    ("harm", "reads_all", "why"),
+    ("harm", "why"),
     [
-        (lambda entry: entry.rows_file.write_bytes(b"ro"), False, "it has 2 bytes instead of 4"),
-        (lambda entry: entry.rows_file.unlink(), False, "No such file"),
-        (lambda entry: (entry.folder / ABOUT).write_text("{"), False, "JSON"),
-        (lambda entry: (entry.folder / ABOUT).write_text("{}"), False, "bytes"),
-        (lambda entry: entry.rows_file.write_bytes(b"worn"), True, "its bytes are not those that were written"),
+        (lambda entry: entry.rows_file.write_bytes(b"ro"), "it has 2 bytes instead of 4"),
+        (lambda entry: entry.rows_file.unlink(), "No such file"),
+        (lambda entry: (entry.folder / ABOUT).write_text("{"), "JSON"),
+        (lambda entry: (entry.folder / ABOUT).write_text("{}"), "bytes"),
+        (lambda entry: entry.rows_file.write_bytes(b"worn"), "its bytes are not those that were written"),
     ],
 )
-def test_a_damaged_entry_is_made_again_and_told_of(cache, harm, reads_all, why):
+def test_a_damaged_entry_is_made_again_and_told_of(cache, harm, why):
     harm(held(cache).entry)
     said = []
-    again = held(cache, said=said, reads_all=reads_all)
-    assert again.entry.damage(reads_all=True) == "" and len(said) == 1
+    again = held(cache, said=said)
+    assert again.entry.damage() == "" and len(said) == 1
     assert ROWS in said[0] and why in said[0] and "made again" in said[0]
 
 
@@ -102,7 +102,7 @@ def test_the_least_used_go_first(cache, monkeypatch):
     monkeypatch.setenv(LIMIT, "0")
     held(cache, "newest", maker(b"x" * 1000))
     assert {entry.key for entry in cache.entries()} == {"old", "newest"}, "what a run reads stays"
-    assert reader.entry.damage(reads_all=True) == ""
+    assert reader.entry.damage() == ""
 
 
 @pytest.mark.parametrize("limit", ["-1", "much", "nan", "inf"])
@@ -149,4 +149,4 @@ def test_a_disk_that_fills_up(cache):
 
 
 def test_what_is_no_entry_is_none(cache):
-    assert cache.entries() == [] and Entry(cache.folder / "x").damage(False) and Entry(cache.folder / "x").used == 0
+    assert cache.entries() == [] and Entry(cache.folder / "x").damage() and Entry(cache.folder / "x").used == 0

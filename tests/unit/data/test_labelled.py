@@ -38,7 +38,7 @@ def test_rows() -> None:
     assert one is not None and other is not None
     assert (one.input_ids.tolist(), one.label) == ([ord(letter) for letter in "fine"], 1)
     assert (other.input_ids.tolist(), other.label) == ([ord(letter) for letter in "awfu"], 0)
-    assert encoder(overlong="drop")(examples)[1] is None
+    assert encoder(too_long="drop")(examples)[1] is None
     assert encode([]) == []
 
 

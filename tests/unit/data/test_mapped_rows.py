@@ -52,7 +52,7 @@ def folder(tmp_path):
 )
 def test_batches_are_those_of_rows_in_memory(folder, train, how, keys, train_keys):
     steps = {"num_train_epochs": 2.3, **train_keys}
-    config = sft(folder, steps, train=train, max_length=LENGTH, overlong="drop", **keys)
+    config = sft(folder, steps, train=train, max_length=LENGTH, too_long="drop", **keys)
     encode = encoder(config.data)
     data = load_training_data(config, encode)
     sources = [rows_in_memory(config.data, encode, source) for source in config.data.train]
@@ -78,8 +78,8 @@ def test_held_out_rows_are_not_trained_on(folder):
 
 
 def test_a_part_counts_what_is_left_out(folder):
-    config = sft(folder, {"max_steps": 1}, train="a.jsonl", max_length=LENGTH, overlong="drop")
+    config = sft(folder, {"max_steps": 1}, train="a.jsonl", max_length=LENGTH, too_long="drop")
     source = config.data.train[0]
     rows = [(0, "a:1", {"p": "x " * 40, "c": "y"}), (1, "a:2", {"p": "x", "c": "y"})]
     part = worker((encoder(config.data), source))(rows)
-    assert (part.num_read, part.num_rows, dict(part.left_out)) == (2, 1, {"overlong": 1})
+    assert (part.num_read, part.num_rows, dict(part.left_out)) == (2, 1, {"too_long": 1})

@@ -12,8 +12,8 @@ from tests.unit.data import tiny
 from tests.unit.data.test_sources import data_config, encoder, pairs, words, write
 
 
-def prepared(data, **keys):
-    return prepared_rows(data, data.train[0], "train", encoder(data), **keys)
+def prepared(data):
+    return prepared_rows(data, data.train[0], "train", encoder(data))
 
 
 def test_rows_are_tokenized_once(tmp_path, monkeypatch):
@@ -41,7 +41,7 @@ def test_what_tokens_follow_from_is_in_the_key(tmp_path):
         key("t5"),
         key(template="{{ messages }}"),
         key(max_length=7),
-        key(overlong="drop"),
+        key(too_long="drop"),
         key(completion_only_loss=False),
         key(train_on="all"),
         key(prompt="Q: {p}"),
@@ -77,14 +77,14 @@ def test_several_processes_make_what_one_does(tmp_path, monkeypatch):
     write(tmp_path / "a.jsonl", pairs(45))
     monkeypatch.setattr(tokenize, "PART", 4)
     monkeypatch.setattr(tokenize, "num_cores", lambda: 1)
-    keys = {"root": str(tmp_path), "train": "a.jsonl", "max_length": 9, "overlong": "drop"}
+    keys = {"root": str(tmp_path), "train": "a.jsonl", "max_length": 9, "too_long": "drop"}
     alone = list(
         tokenize.tokenized(data_config(**keys), data_config(**keys).train[0], "train", encoder(data_config(**keys)))
     )
     monkeypatch.setattr(tokenize, "num_cores", lambda: 2)
     data = data_config(**keys)
     together = list(tokenize.tokenized(data, data.train[0], "train", encoder(data)))
-    assert len(alone) == 12 and 0 < sum(part.left_out["overlong"] for part in alone) < 45
+    assert len(alone) == 12 and 0 < sum(part.left_out["too_long"] for part in alone) < 45
     for one, other in zip(alone, together, strict=True):
         assert (one.num_read, one.num_rows, one.form, one.left_out) == (
             *(other.num_read, other.num_rows, other.form),

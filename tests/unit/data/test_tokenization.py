@@ -170,7 +170,7 @@ def test_generation_starts_where_training_had_its_prompt(prompt, completion):
     assert row.num_labels == len(row.input_ids) - len(ids)
 
 
-def test_overlong_rows():
+def test_too_long_rows():
     """Tiny Llama's tokens are bytes: 'abc' + 'defg' + eos are 8."""
     example = PromptCompletion("abc", "defg")
     [whole] = encoder(max_length=8)([example])
@@ -178,8 +178,8 @@ def test_overlong_rows():
     [cut] = encoder(max_length=6)([example])
     assert cut.input_ids.tolist() == whole.input_ids[:6].tolist() and cut.num_labels == 3
     assert encoder().tokenizer.eos_token_id not in cut.labels, "a cut answer has not ended"
-    assert encoder(max_length=7, overlong="drop")([example]) == [None]
-    assert encoder(max_length=8, overlong="drop")([example])[0].num_labels == 5
+    assert encoder(max_length=7, too_long="drop")([example]) == [None]
+    assert encoder(max_length=8, too_long="drop")([example])[0].num_labels == 5
 
 
 def test_rows_without_a_label_left_are_dropped():
@@ -270,14 +270,14 @@ def test_seq2seq_rows(name, start):
     assert encode.prompts([example]) == [row.input_ids.tolist()]
 
 
-def test_overlong_seq2seq_rows():
+def test_too_long_seq2seq_rows():
     """max_length holds for either side by itself. A cut prompt still ends as T5 expects; a cut answer has not ended."""
     tokenizer = tiny.tokenizer("t5")
     rows = [PromptCompletion("abcd", "e"), PromptCompletion("a", "bcde"), PromptCompletion("abc", "def")]
     cut = encoder(tokenizer, "seq2seq_lm", max_length=4)(rows)
     assert [tokenizer.decode(row.input_ids) for row in cut] == ["abc</s>", "a</s>", "abc</s>"]
     assert [tokenizer.decode(row.labels) for row in cut] == ["e</s>", "bcde", "def</s>"]
-    first, second, third = encoder(tokenizer, "seq2seq_lm", max_length=4, overlong="drop")(rows)
+    first, second, third = encoder(tokenizer, "seq2seq_lm", max_length=4, too_long="drop")(rows)
     assert first is None and second is None and third is not None
     assert encoder(tokenizer, "seq2seq_lm", max_length=4).prompts(rows[:1]) == [cut[0].input_ids.tolist()]
 

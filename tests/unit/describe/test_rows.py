@@ -122,7 +122,7 @@ def test_rows_that_are_cut(look: Look) -> None:
     assert "data.train.0: 1 of the first 2 rows is cut at data.max_length (16) and does not learn where it ends" in note
     [note] = look([*rows, rows[1]], prompt="{q}", completion="{a}", max_length=16)
     assert "2 of the first 3 rows are cut at data.max_length (16) and do not learn where they end" in note
-    [note] = look(rows, prompt="{q}", completion="{a}", max_length=16, overlong="drop")
+    [note] = look(rows, prompt="{q}", completion="{a}", max_length=16, too_long="drop")
     assert "1 of the first 2 rows is longer than data.max_length (16) and left out -> raise it" in note
     rows = [{"q": "Name:" * length, "a": " cat"} for length in (1, 30)]
     [note] = look(rows, prompt="{q}", completion="{a}", max_length=16)

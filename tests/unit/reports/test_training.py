@@ -41,8 +41,9 @@ CONFIG = SFTConfig.model_validate(
 
 
 def test_summary():
-    assert summary(LINES, STATE, 1) == METRICS
-    empty = summary([], TrainState(), 0)
+    assert summary(LINES, STATE, {"unlearned": 1}) == METRICS
+    assert summary(LINES, STATE, {"too_long": 1}) == METRICS | {"rows_too_long": 1}
+    empty = summary([], TrainState(), {})
     assert [key for key, value in empty.items() if value is not None] == ["num_tokens", "rows_left_out"]
 
 

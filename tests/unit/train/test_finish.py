@@ -20,7 +20,7 @@ def test_finishing_a_training(runtime, run):
     assert read_metrics(run.metrics_file) == LINES
     model, tokenizer = tiny.model("llama"), tiny.tokenizer("llama")
     job = Job(CONFIG, tiny.plan(run.path), runtime, run)
-    finish_training(job, TrainedModel(model, tokenizer, STATE, num_dropped=1))
+    finish_training(job, TrainedModel(model, tokenizer, STATE, left_out={"unlearned": 1}))
 
     assert read_json(run.manifest_file)["metrics"] == METRICS
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {

@@ -29,4 +29,4 @@ def run(job: Job[ToyConfig]) -> None:
         return collator_for(plan.model.task, pad_token_id(tokenizer), None, config.data.packing)
 
     done = train_supervised(job, data, collator, smoothed_loss(config.toy.label_smoothing), load)
-    finish_training(job, TrainedModel(done.wrapped, tokenizer, done.state, data.num_dropped))
+    finish_training(job, TrainedModel(done.wrapped, tokenizer, done.state, data.left_out))
