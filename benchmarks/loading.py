@@ -15,7 +15,8 @@ parameter has 131 MB in float32. Ranks are forked from this process, which has i
 through Runtime; what it has then is the bare process. The kernel's mark of the most resident memory is reset there and
 read after `prepare`, which is the start of the first step; pages of mapped files count. `shards` are what the plan says
 that a rank holds: weights, gradients, optimizer and (of zero1 to zero3) the bucket, which is cut to a million elements.
-The law is: peak <= shards + twice the largest parameter + 300 MB."""
+The law is: peak <= shards + twice the largest parameter + 300 MB. Then a model that is trained as a whole is written:
+rank 0 reads one parameter after another, which all ranks gather, and takes no more than two and 100 MB for it."""
 
 from __future__ import annotations
 
@@ -43,6 +44,7 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 from scaleup.artifacts.run_folder import RunFolder  # noqa: E402
 from scaleup.distributed.runtime import Runtime  # noqa: E402
 from scaleup.models.adapted import load_finished  # noqa: E402
+from scaleup.models.saved import save_model, saved_buffers  # noqa: E402
 from scaleup.models.sources import materialize  # noqa: E402
 from scaleup.plan.types import Plan  # noqa: E402
 from scaleup.train.model import model_to_train  # noqa: E402
@@ -85,8 +87,21 @@ def rank_main(kind: str, is_before: bool, run: RunFolder, out: Path) -> None:
         else:
             model = model_to_train(config, plan.model, runtime.device)
             model, _ = runtime.prepare(model, build_optimizer(model, config.train))
-    seconds = time.perf_counter() - started
-    out.write_text(json.dumps({"bare": bare, "peak": resident("VmHWM") - bare, "seconds": seconds}))
+    seconds, peak = time.perf_counter() - started, resident("VmHWM") - bare
+    written = writing(runtime, model, run) if kind == "full" else None
+    out.write_text(json.dumps({"bare": bare, "peak": peak, "seconds": seconds, "writing": written}))
+
+
+def writing(runtime: Runtime, model: Any, run: RunFolder) -> int:
+    """Returns how much more a rank has, at most, while the model is written."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before, whole = resident("VmRSS"), runtime.accelerator.unwrap_model(model)
+    folder, buffers = run.path / "written", saved_buffers(whole)
+    folder.mkdir(exist_ok=True)
+    runtime.hand_out(model, lambda weights: save_model(whole, folder, {**weights, **buffers}))
+    runtime.barrier()
+    return resident("VmHWM") - before
 
 
 def resident(key: str) -> int:
@@ -119,6 +134,8 @@ def measure(case: str, folder: Path, is_before: bool) -> dict[str, Any]:
     peak, seconds = (max(rank[key] for rank in ranks) for key in ("peak", "seconds"))
     row = {"case": case, "before": is_before, "shards": shards, "law": shards + 2 * largest + SLACK, "peak": peak}
     row["model"] = 4 * plan.model.num_parameters
+    if kind == "full":
+        row |= {"writing": max(rank["writing"] for rank in ranks), "writing_law": 2 * largest + SLACK // 3}
     return row | {"bare": max(rank["bare"] for rank in ranks), "seconds": seconds}
 
 
@@ -133,12 +150,12 @@ def main() -> None:
     buckets = [patch(f"scaleup.plan.{module}.BUCKET", BUCKET) for module in ("deepspeed", "memory")]
     with tempfile.TemporaryDirectory() as folder, buckets[0], buckets[1]:
         dict(in_children({"model": partial(build_model, Path(folder))}))  # what it frees is not in the ranks
-        print("| case | shards MB | law MB | peak MB | s |\n|---|---|---|---|---|")
+        print("| case | shards MB | law MB | peak MB | while writing MB | s |\n|---|---|---|---|---|---|")
         for case in arguments.cases or CASES:
             for is_before in ways:
                 row = measure(case, Path(folder), is_before)
                 rows.append(row)
-                sizes = " | ".join(f"{row[key] / MB:,.0f}" for key in ("shards", "law", "peak"))
+                sizes = " | ".join(f"{row.get(key, 0) / MB:,.0f}" for key in ("shards", "law", "peak", "writing"))
                 name = f"{case}{' before' if is_before else ''}"
                 print(f"| {name} | {sizes} | {row['seconds']:.1f} |", flush=True)
     if arguments.json:

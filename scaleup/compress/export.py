@@ -23,6 +23,7 @@ from scaleup.models.adapters import load_adapter
 from scaleup.models.builtin import say_untied
 from scaleup.models.generation import save_tokenizer
 from scaleup.models.load import auto_class, first_line
+from scaleup.models.saved import MAX_SHARD_SIZE
 from scaleup.plan.facts import ModelFacts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -98,7 +99,7 @@ def write_folder(
         exact, true = true, check.logits(model)
         metrics = {"rounded": difference(true, exact)}
         cast(model, dtype)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
     save_tokenizer(tokenizer, folder)
     head = model.get_output_embeddings()
     if model.config.model_type in T5_LIKE and head is not None and head.weight is not model.shared.weight:

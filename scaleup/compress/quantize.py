@@ -21,6 +21,7 @@ from scaleup.describe.shell import shell_of
 from scaleup.errors import ScaleupError
 from scaleup.models.generation import save_tokenizer
 from scaleup.models.load import load_model
+from scaleup.models.saved import MAX_SHARD_SIZE
 from scaleup.plan.facts import ModelFacts
 
 INT4_GROUP = 128
@@ -123,7 +124,7 @@ def write_quantized(model: Any, tokenizer: Any, settings: QuantizeSettings, fold
     """Writes weights, config and tokenizer to `folder`; 16-bit weights are rounded in place."""
     if settings.is_low_precision:
         cast(model, DTYPES[settings.method])
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
     save_tokenizer(tokenizer, folder)
 
 

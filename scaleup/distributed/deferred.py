@@ -133,6 +133,11 @@ def deferred(read: Callable[[], torch.Tensor], shape: Iterable[int], dtype: torc
     return Deferred(_Source(read), torch.empty(tuple(shape), dtype=dtype, device="meta"), torch.device("cpu"))
 
 
+def value_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor's values: those of a deferred one are read now, and not kept."""
+    return tensor.source.value() if isinstance(tensor, Deferred) else tensor
+
+
 def is_deferred(model: nn.Module) -> bool:
     """Returns whether a model has parameters that have not been read."""
     return any(isinstance(parameter, Deferred) for parameter in model.parameters())

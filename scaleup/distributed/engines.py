@@ -58,12 +58,16 @@ class Engine(Protocol):
         """Clips gradients to `max_norm` (infinite: no clipping), steps, and clears gradients. Returns the gradient norm
         and whether fp16 skipped the step. Raises NonFiniteError."""
 
-    def full_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
-        """Returns float32 weights and buffers, shared ones once, of a model that is trained as a whole; on rank 0.
-        Every rank must call it."""
+    def gathered(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """Returns the whole of a trained parameter, in float32. Every rank must call it where the engine divides
+        parameters, or float32 copies of them, among ranks."""
 
-    def trained_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
-        """Returns float32 weights of the trained parameters alone, on rank 0. Every rank must call it."""
+    @property
+    def divides(self) -> bool:
+        """Returns whether it does."""
+
+    def shape(self, parameter: torch.nn.Parameter) -> torch.Size:
+        """Returns the shape of a whole parameter."""
 
     def whole(self, model: Any, part: torch.nn.Module) -> AbstractContextManager[None]:
         """Returns the context in which the weights of a part of a prepared model are whole on every rank, gathered
@@ -113,21 +117,15 @@ class ReplicatedEngine:
         optimizer.zero_grad()
         return norm, scaled and accelerator.optimizer_step_was_skipped
 
-    def full_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
-        state = accelerator.get_state_dict(model)
-        whole = accelerator.unwrap_model(model)
-        once, every = (dict(whole.named_parameters(remove_duplicate=alone)) for alone in (True, False))
-        return {name: tensor for name, tensor in state.items() if name in once or name not in every}
+    def gathered(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        return parameter.detach().float()
 
-    def trained_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
-        from torch.distributed.tensor import DTensor
+    def shape(self, parameter: torch.nn.Parameter) -> torch.Size:
+        return parameter.shape
 
-        state = {}
-        for name, parameter in accelerator.unwrap_model(model).named_parameters():
-            if parameter.requires_grad:
-                whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-                state[name] = whole.detach().float().cpu().clone()
-        return state
+    @property
+    def divides(self) -> bool:
+        return False
 
     def whole(self, model: Any, part: torch.nn.Module) -> AbstractContextManager[None]:
         return nullcontext()
@@ -175,6 +173,14 @@ class FSDP2Engine(ReplicatedEngine):
 
     def frozen_left_out(self) -> AbstractContextManager[Any]:
         return _without_frozen()
+
+    def gathered(self, parameter: Any) -> torch.Tensor:
+        whole: torch.Tensor = parameter.full_tensor()
+        return whole.detach().float()
+
+    @property
+    def divides(self) -> bool:
+        return True
 
     def wrapper(self, model: torch.nn.Module) -> tuple[str, int | None]:
         from torch.distributed.fsdp import FSDPModule
@@ -237,23 +243,20 @@ class DeepSpeedEngine:
             raise NonFiniteError(f"the gradient norm is {norm}")
         return norm, skipped
 
-    def full_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
-        """Returns the float32 master weights, gathered one parameter at a time, and buffers: only rank 0 ever holds
-        them all."""
-        state = self.trained_state(accelerator, model)
-        saved = model.module.state_dict().keys()
-        return state | {name: buffer.cpu() for name, buffer in model.module.named_buffers() if name in saved}
-
-    def trained_state(self, accelerator: Accelerator, model: Any) -> dict[str, torch.Tensor]:
+    def gathered(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """Returns the float32 master weights."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        state: dict[str, torch.Tensor] = {}
-        for name, parameter in model.module.named_parameters():
-            if parameter.requires_grad:
-                whole = safe_get_full_fp32_param(parameter)
-                if accelerator.is_main_process:
-                    state[name] = whole.detach().float().cpu().clone()
-        return state
+        whole: torch.Tensor = safe_get_full_fp32_param(parameter)
+        return whole.detach().float()
+
+    def shape(self, parameter: Any) -> torch.Size:
+        shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+        return shape
+
+    @property
+    def divides(self) -> bool:
+        return True
 
     def whole(self, model: Any, part: torch.nn.Module) -> AbstractContextManager[None]:
         return whole_under_zero3(model, part) if model.zero_optimization_partition_weights() else nullcontext()

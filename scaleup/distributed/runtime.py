@@ -11,9 +11,10 @@ import os
 import random
 import socket
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
 from scaleup.distributed.allocator import large_blocks_given_back
+from scaleup.distributed.deferred import deferred
 from scaleup.distributed.engines import engine_for
 from scaleup.distributed.heartbeat import Heartbeat
 from scaleup.distributed.portable import Source
@@ -184,15 +186,56 @@ class Runtime:
         self.progress.heartbeat.enter_collective()
         return self._engine.update(self.accelerator, model, optimizer, max_grad_norm or math.inf)
 
-    def full_state(self, model: Any) -> dict[str, torch.Tensor]:
-        """Returns float32 weights of the whole model by name, on rank 0. Every rank must call it."""
-        self.progress.heartbeat.enter_collective()
-        return self._engine.full_state(self.accelerator, model)
-
     def trained_state(self, model: Any) -> dict[str, torch.Tensor]:
         """Returns float32 weights of the trained parameters by name, on rank 0. Every rank must call it."""
+        state: dict[str, torch.Tensor] = {}
+        for name, parameter in self._trained(model).items():
+            if self.is_main or self._engine.divides:
+                self.progress.heartbeat.enter_collective()
+                whole = self._engine.gathered(parameter)
+                if self.is_main:
+                    state[name] = whole.cpu().clone()
+        return state
+
+    def hand_out(self, model: Any, use: Callable[[dict[str, torch.Tensor]], None]) -> None:
+        """Calls `use`, on rank 0, with float32 weights of the trained parameters by name, each of which is gathered
+        when it is read, and forgotten: no rank ever holds all. Every rank must call it: the others help until `use`
+        returns, or fails."""
+        parameters = list(self._trained(model).items())
+        if not self.is_main:
+            while self._engine.divides and (number := self._agreed(None)) < len(parameters):
+                self._engine.gathered(parameters[number][1])
+            return
+
+        def read(number: int) -> torch.Tensor:
+            if self._engine.divides:
+                self._agreed(number)
+            return self._engine.gathered(parameters[number][1]).cpu()
+
+        shapes = [self._engine.shape(parameter) for _, parameter in parameters]
+        try:
+            use(
+                {
+                    name: deferred(partial(read, number), shapes[number], torch.float32)
+                    for number, (name, _) in enumerate(parameters)
+                }
+            )
+        finally:
+            if self._engine.divides:
+                self._agreed(len(parameters))
+
+    def _agreed(self, number: int | None) -> int:
+        """Returns the number that rank 0 gives."""
         self.progress.heartbeat.enter_collective()
-        return self._engine.trained_state(self.accelerator, model)
+        told = torch.tensor(0 if number is None else number, device=self.device)
+        if self.world > 1:
+            dist.broadcast(told, src=0)
+        return int(told)
+
+    def _trained(self, model: Any) -> dict[str, torch.nn.Parameter]:
+        """Returns the trained parameters by name, shared ones once."""
+        named = self.accelerator.unwrap_model(model).named_parameters()
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
 
     def save(self, model: torch.nn.Module, folder: Path) -> None:
         """Saves Accelerate's state; of a partly frozen model without the frozen weights, if the engine can leave them

@@ -184,13 +184,6 @@ def save_settings_of_base(model: Any, folder: Path) -> None:
         write_json(folder / SETTINGS, json.loads(own.to_json_string()))
 
 
-def save_over_base(base: Any, folder: Path, trained: dict[str, torch.Tensor]) -> None:
-    """Writes a whole model of which a part was trained. `base` has the rest, read again: it is not rounded then,
-    whatever precision it was held in."""
-    base.load_state_dict(trained, strict=False)
-    base.save_pretrained(str(folder))
-
-
 def is_adapted(model: Any) -> bool:
     """Returns whether a model's result is an adapter, not a whole model."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")

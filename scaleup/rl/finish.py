@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from safetensors.torch import save_file
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from scaleup.artifacts.files import folder_aside, write_text
 from scaleup.artifacts.train_state import TrainState
 from scaleup.config.stages.ppo import PPOConfig
-from scaleup.models.adapters import drop_snapshot, is_adapted, save_adapter, save_over_base
+from scaleup.distributed.deferred import value_of
+from scaleup.models.adapters import drop_snapshot, is_adapted, save_adapter
 from scaleup.models.generation import save_tokenizer
 from scaleup.models.load import load_model
+from scaleup.models.saved import own_weights, save_model, write_safetensors
 from scaleup.reports.rl import plot_rewards, ppo_summary, sample_table
 from scaleup.reports.training import model_card, read_metrics
 from scaleup.train.job import Job
@@ -26,25 +28,27 @@ def finish_ppo(job: Job[PPOConfig], model: Any, tokenizer: PreTrainedTokenizerBa
     """Write everything from rank 0; the other ranks wait for it. `model` is a prepared Policy."""
     config, plan, runtime, run = job.config, job.plan, job.runtime, job.folder
     runtime.progress.report("writing the model")
-    trained = runtime.trained_state(model)
-    if runtime.is_main:
+
+    def write(trained: dict[str, torch.Tensor]) -> None:
         lines = read_metrics(run.metrics_file)
         metrics = ppo_summary(lines, state)
         policy = {name.removeprefix(POLICY): part for name, part in trained.items() if name.startswith(POLICY)}
-        values = {name: part.contiguous() for name, part in trained.items() if not name.startswith(POLICY)}
+        values = {name: part for name, part in trained.items() if not name.startswith(POLICY)}
         whole = runtime.accelerator.unwrap_model(model, keep_fp32_wrapper=False).policy
         with folder_aside(run.model) as aside:
             if is_adapted(whole):
                 drop_snapshot(whole)
-                save_adapter(whole, aside, policy)
+                save_adapter(whole, aside, {name: value_of(part) for name, part in policy.items()})
             else:
-                save_over_base(load_model(config.model, plan.model), aside, policy)
+                base = load_model(config.model, plan.model)
+                save_model(base, aside, {**own_weights(base), **policy})
             save_tokenizer(tokenizer, aside)
             write_text(aside / "README.md", model_card(config, plan, metrics))
         with folder_aside(run.path / "values") as aside:
-            aside.mkdir(parents=True, exist_ok=True)
-            save_file(values, aside / "values.safetensors", {"format": "pt"})
+            write_safetensors(aside / "values.safetensors", values)
         plot_rewards(lines, run.path / "reward.png", config.name)
         write_text(run.path / "samples.md", sample_table(run.path / "samples"))
         job.finish(metrics, state.step)
+
+    runtime.hand_out(model, write)
     runtime.barrier()

@@ -39,7 +39,7 @@ from scaleup.plan.compat import Cell
 from scaleup.plan.facts import ModelRequest
 from scaleup.plan.types import Plan
 from scaleup.train.adalora import RankAllocation
-from scaleup.train.finish import result_writer
+from scaleup.train.finish import write_result
 from scaleup.train.job import Job
 from scaleup.train.losses import token_loss_sum
 from scaleup.train.model import model_to_train
@@ -116,7 +116,8 @@ def rank_main(run: RunFolder, out: Path) -> None:
     changed = sorted(name for name, value in values.items() if not torch.equal(value, after[name]))
     found: dict[str, Any] = {"losses": losses, "changed": changed, "all": sorted(values), "reads": reads.places}
     if runtime.world == 1:
-        result_writer(Job(config, plan, runtime, run), wrapped)(run.model)
+        job = Job(config, plan, runtime, run)
+        runtime.hand_out(wrapped, lambda weights: write_result(job, wrapped, weights, run.model))
         found["live"] = evaluate_loss(runtime, wrapped, [batch], objective)
         found["reloaded"] = evaluate_loss(runtime, finished(config, run), [batch], objective)
     out.write_text(json.dumps(found))

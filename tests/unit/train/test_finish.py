@@ -8,7 +8,7 @@ from scaleup.describe.model import model_facts
 from scaleup.models.classifier import plain_padding
 from scaleup.models.load import load_model, load_tokenizer
 from scaleup.reports.training import read_metrics
-from scaleup.train.finish import TrainedModel, finish_training, result_writer
+from scaleup.train.finish import TrainedModel, finish_training, write_result
 from scaleup.train.job import Job
 from tests.classifier import sharp_classifier_like
 from tests.unit.data import tiny
@@ -44,5 +44,6 @@ def test_a_decoder_that_classifies_is_saved_with_its_tokenizer_s_padding(runtime
     config = CONFIG.model_copy(update={"model": named})
     assert load_model(named, facts).config.pad_token_id is not None
     job = Job(config, tiny.plan(tmp_path, model=facts), runtime, run)
-    result_writer(job, model)(tmp_path / "result")
+    (tmp_path / "result").mkdir()
+    runtime.hand_out(model, lambda weights: write_result(job, model, weights, tmp_path / "result"))
     assert read_json(tmp_path / "result/config.json").get("pad_token_id") is None
