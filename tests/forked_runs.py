@@ -34,7 +34,8 @@ class Leg:
 
     config: Mapping[str, Any]
     kill_after: int | None = None
-    """Every rank is killed (SIGKILL) once so many steps after the first are logged; None: the run goes to its end."""
+    """Every rank is killed (SIGKILL) once so many steps after the first are logged and no checkpoint is being written;
+    None: the run goes to its end."""
 
 
 def train(configs: Mapping[str, Mapping[str, Any]], cwd: Path, timeout: float = TIMEOUT) -> dict[str, Path]:
@@ -89,7 +90,8 @@ def go_on(leg: Leg) -> int:
         rank_logs = [attempt.logs / f"policy-rank{rank}.log" for rank in range(group.num_processes)]
         ranks = start_ranks(group, rank_logs, lambda rank: be_worker(run, attempt))
         if leg.kill_after is not None:
-            wait_until(lambda: reached(first_step + leg.kill_after)(run.path), every=0.002)
+            reached_it = reached(first_step + leg.kill_after)
+            wait_until(lambda: reached_it(run.path) and not any(run.checkpoints.glob(".step-*")), every=0.002)
             for rank in ranks:
                 os.kill(rank, signal.SIGKILL)
         codes = wait_for(ranks)

@@ -37,7 +37,6 @@ BASE: dict[str, Any] = {
         "weight_decay": 0.1,
         "global_batch_size": 8,
         "save_steps": SAVE_STEPS,
-        "async_save": False,  # a kill comes soon after a checkpoint, and each leg is to have one of its own
     },
 }
 T5 = {"model.path": "builtin:tiny-t5"}
