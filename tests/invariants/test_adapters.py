@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
+from torch.distributed.checkpoint import FileSystemReader
 
 from tests.cli import differing, folder_of, largest_loss_difference, largest_weight_difference, losses
 from tests.forked_runs import Leg, live, train
@@ -112,6 +113,13 @@ def test_every_strategy_is_the_trajectory_of_ddp(runs: dict[str, Path], kind: st
 @pytest.mark.parametrize("kind", ["lora", "8bit", "4bit"])
 def test_checkpoints_hold_what_is_trained_alone(runs: dict[str, Path], kind: str) -> None:
     stored = load_file(runs[f"{kind}-ddp"] / "checkpoints/step-00000012/model.safetensors")
+    assert stored and all("lora_" in name for name in stored)
+
+
+def test_sharded_checkpoints_hold_what_is_trained_alone(runs: dict[str, Path]) -> None:
+    """Under FSDP2, where the frozen base is sharded as well."""
+    folder = runs["lora-fsdp2"] / "checkpoints/step-00000012/pytorch_model_fsdp_0"
+    stored = FileSystemReader(folder).read_metadata().state_dict_metadata
     assert stored and all("lora_" in name for name in stored)
 
 
