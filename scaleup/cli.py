@@ -266,6 +266,16 @@ def clear(
     clear_cache(_console(), entries or ())
 
 
+@cache_app.command()
+def limit(
+    gib: Annotated[float, typer.Argument(min=0, max=1e6, help="GiB that all may take together.")],
+) -> None:
+    """Say how large all rows kept as tokens may be together (64 GiB by default): those used longest ago go first."""
+    from scaleup.reports.kept_tokens import limit_cache
+
+    limit_cache(_console(), gib)
+
+
 @app.command(rich_help_panel=MACHINE)
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="A run's YAML file, to check what it needs too.")] = None,

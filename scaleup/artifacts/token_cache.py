@@ -29,8 +29,8 @@ from scaleup.artifacts.files import (
 )
 from scaleup.errors import ScaleupError
 
-LIMIT = "SCALEUP_CACHE_GIB"
-"""Names the environment variable that says how large the cache may become."""
+LIMIT = "tokens-limit.json"
+"""Names the file, in the user's cache, that says how many GiB all entries may take together."""
 DEFAULT_GIB = 64.0
 POLL_SECONDS = 0.1
 ROWS, ABOUT = "rows.arrow", "about.json"
@@ -242,15 +242,25 @@ class TokenCache:
 
 
 def limit_bytes() -> int:
-    """Returns how large the cache may become. Raises ScaleupError for a limit that is no number."""
-    given = os.environ.get(LIMIT, "")
+    """Returns how large the cache may become. Raises ScaleupError where the file that says it cannot be read."""
+    file = cache_folder() / LIMIT
     try:
-        size = float(given or DEFAULT_GIB)
-        if not 0 <= size < float("inf"):
-            raise ValueError
-    except ValueError:
-        raise ScaleupError.of(LIMIT, f"is {given!r}, and no number of GiB", "set it to one, e.g. 64") from None
-    return int(size * 2**30)
+        return int(float(read_json(file)["gib"]) * 2**30)
+    except FileNotFoundError:
+        return int(DEFAULT_GIB * 2**30)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ScaleupError.of(str(file), f"says no limit: {error}", "`scaleup cache limit GIB` sets one") from error
+
+
+def set_limit(gib: float) -> None:
+    """Says how many GiB the cache may take from now on. Raises ScaleupError where that cannot be kept."""
+    file = cache_folder() / LIMIT
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"gib": gib})
+    except OSError as error:
+        remedy = "set XDG_CACHE_HOME to a folder that can be written"
+        raise ScaleupError.of(str(file), f"cannot be written: {error.strerror or error}", remedy) from error
 
 
 def checksum(file: Path) -> int:

@@ -8,7 +8,7 @@ from datetime import datetime
 from rich.console import Console
 from rich.table import Table
 
-from scaleup.artifacts.token_cache import Entry, TokenCache, limit_bytes
+from scaleup.artifacts.token_cache import Entry, TokenCache, limit_bytes, set_limit
 from scaleup.errors import ScaleupError
 
 NUM_LETTERS = 12
@@ -58,6 +58,12 @@ def clear_cache(console: Console, keys: Sequence[str]) -> None:
     console.print(f"{_size(freed)} freed in {cache.folder}", highlight=False, soft_wrap=True)
     if held:
         console.print(f"note: {held} {'is' if held == 1 else 'are'} read by a run, and left", highlight=False)
+
+
+def limit_cache(console: Console, gib: float) -> None:
+    """Says how many GiB the cache may take, and prints it. What is more goes when the next entry is made."""
+    set_limit(gib)
+    console.print(f"rows kept as tokens may take {_size(limit_bytes())} from now on", highlight=False)
 
 
 def _known(entry: Entry) -> tuple[str, str]:

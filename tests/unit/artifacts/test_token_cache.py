@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from scaleup.artifacts.token_cache import ABOUT, LIMIT, ROWS, Entry, Lock, TokenCache
+from scaleup.artifacts.files import cache_folder
+from scaleup.artifacts.token_cache import ABOUT, LIMIT, ROWS, Entry, Lock, TokenCache, set_limit
 from scaleup.errors import ScaleupError
 
 
@@ -91,24 +92,25 @@ def test_a_damaged_entry_is_made_again_and_told_of(cache, harm, why):
     assert ROWS in said[0] and why in said[0] and "made again" in said[0]
 
 
-def test_the_least_used_go_first(cache, monkeypatch):
+def test_the_least_used_go_first(cache):
     for age, key in enumerate(("young", "middle", "old")):
         entry = held(cache, key, maker(b"x" * 1000)).entry
         os.utime(entry.folder / ABOUT, (10**9 - age, 10**9 - age))
     reader = held(cache, "old")  # which makes it the one used last
-    monkeypatch.setenv(LIMIT, str(2600 / 2**30))
+    set_limit(2600 / 2**30)
     held(cache, "new", maker(b"x" * 1000))
     assert {entry.key for entry in cache.entries()} == {"old", "new"}
-    monkeypatch.setenv(LIMIT, "0")
+    set_limit(0)
     held(cache, "newest", maker(b"x" * 1000))
     assert {entry.key for entry in cache.entries()} == {"old", "newest"}, "what a run reads stays"
     assert reader.entry.damage() == ""
 
 
-@pytest.mark.parametrize("limit", ["-1", "much", "nan", "inf"])
-def test_a_limit_that_is_none(cache, monkeypatch, limit):
-    monkeypatch.setenv(LIMIT, limit)
-    with pytest.raises(ScaleupError, match=f"{LIMIT}: is '{limit}', and no number of GiB"):
+@pytest.mark.parametrize("text", ["", "{}", '{"gib": "much"}', '{"gib": null}', '{"gib": Infinity}', '{"gib": NaN}'])
+def test_a_limit_that_is_none(cache, text):
+    set_limit(1)
+    (cache_folder() / LIMIT).write_text(text)
+    with pytest.raises(ScaleupError, match=f"{LIMIT}: says no limit"):
         held(cache)
 
 
