@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from math import prod
 
+from scaleup.config.run import RunConfig
 from scaleup.config.schema import OptimizationConfig
 from scaleup.config.stages.base import SupervisedConfig, TrainingConfig
 from scaleup.plan.batches import accumulation, micro_batch
@@ -184,11 +185,16 @@ def _fsdp2(facts: ModelFacts, config: TrainingConfig, strategy: str, processes: 
     )
 
 
-def checkpoint_copy(trained: ModelFacts, config: TrainingConfig, strategy: str) -> int:
+def checkpoint_copy(config: RunConfig, trained: ModelFacts, strategy: str, memory: int | None) -> int | None:
     """Returns the bytes of main memory that the fullest node needs for a copy of a checkpoint: float32 weights and
-    moments of what is trained, on rank 0 where they are replicated, else shared out over the ranks."""
+    moments of what is trained, on rank 0 where they are replicated, else shared out over the ranks. None where
+    checkpoints are not written in the background: nothing is trained, the config wants none, or a node's `memory`
+    (bytes; None: unknown) has no room for it."""
+    if not isinstance(config, TrainingConfig) or not config.train.async_save:
+        return None
     whole = FLOAT32 * (1 + moments(config.train)) * trained.num_trainable_parameters
-    return whole if strategy in ("single", "ddp") else -(-whole // config.parallel.num_nodes)
+    size = whole if strategy in ("single", "ddp") else -(-whole // config.parallel.num_nodes)
+    return size if memory is None or size <= COPY_SHARE * memory else None
 
 
 def moments(train: OptimizationConfig) -> int:

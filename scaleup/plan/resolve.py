@@ -13,17 +13,16 @@ from pathlib import Path
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import Loaded
 from scaleup.config.run import RunConfig
-from scaleup.config.stages.base import TrainingConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.compute import Rate
 from scaleup.plan.describe import Described, describe_models
-from scaleup.plan.facts import REWARD_MODEL, ModelFacts, ModelRequest
+from scaleup.plan.facts import REWARD_MODEL, ModelRequest
 from scaleup.plan.gathering import generation_settings, with_gathering
 from scaleup.plan.groups import bridge_of, groups_of
 from scaleup.plan.known_rows import known_check
 from scaleup.plan.loading import host_problems, loading_plans
 from scaleup.plan.machine import Machine, this_machine
-from scaleup.plan.memory import COPY_SHARE, checkpoint_copy, serving_memory
+from scaleup.plan.memory import checkpoint_copy, serving_memory
 from scaleup.plan.resume import state_of
 from scaleup.plan.saved_adapters import base_problems
 from scaleup.plan.scorers import TOXICITY_MODEL
@@ -177,7 +176,7 @@ def make_plan(config: RunConfig, machine: Machine, facts: Facts, data: DataCheck
         loading=loading_plans(groups, memory, reward_memory, facts, _quantizations(config)),
         device_memory=budget.memory,
         fitting=None if budget.memory is None else [row.strategy for row in memory if budget.fits(row)],
-        checkpoint_copy=_checkpoint_copy(config, machine, groups[0].strategy, planner.trained(config, facts)),
+        checkpoint_copy=checkpoint_copy(config, planner.trained(config, facts), groups[0].strategy, machine.memory),
         compute=None if batch is None else planner.compute(config, facts, batch, rate),
         notes=[
             *data_notes,
@@ -185,15 +184,6 @@ def make_plan(config: RunConfig, machine: Machine, facts: Facts, data: DataCheck
             *planner.untested_notes(config, groups[0].strategy),
         ],
     )
-
-
-def _checkpoint_copy(config: RunConfig, machine: Machine, strategy: str, trained: ModelFacts) -> int | None:
-    """Returns the bytes of the copy from which checkpoints are written in the background, if this machine has that much
-    memory."""
-    if not isinstance(config, TrainingConfig) or not config.train.async_save:
-        return None
-    size = checkpoint_copy(trained, config, strategy)
-    return size if machine.memory is None or size <= COPY_SHARE * machine.memory else None
 
 
 def _strategy_before(config: RunConfig, batch: BatchPlan | None) -> str | None:
