@@ -3,6 +3,7 @@ reads them. A row that nobody looks at takes no memory; lengths are known withou
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,8 @@ from scaleup.data.columns import FORMS, Columns, Lists
 
 BATCH = 4096
 """Counts the rows of a record batch; only the last has fewer."""
+LET_GO = 16
+"""Counts the rows that are read before their pages are given back."""
 FORM = b"scaleup.form"
 
 
@@ -112,13 +115,16 @@ class TokenFile(Sequence[Any]):
         import pyarrow
 
         self._hold = hold
+        self._num_read = 0
         try:
-            self._reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(file)))
+            with file.open("rb") as opened:
+                self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+            self._reader = pyarrow.ipc.open_file(pyarrow.BufferReader(pyarrow.py_buffer(self._map)))
             self._form = FORMS[self._reader.schema.metadata[FORM].decode()]
             self._batches: list[dict[str, Any] | None] = [None] * self._reader.num_record_batches
             last = len(self._batches) - 1
             self._num_rows = last * BATCH + self._reader.get_batch(last).num_rows
-        except (pyarrow.ArrowException, KeyError, IndexError, TypeError) as error:
+        except (pyarrow.ArrowException, ValueError, KeyError, IndexError, TypeError) as error:
             raise ValueError(f"is no file of tokens: {error}") from None
 
     def __len__(self) -> int:
@@ -132,6 +138,9 @@ class TokenFile(Sequence[Any]):
         if isinstance(place, slice):
             return [self[at] for at in range(*place.indices(len(self)))]
         place = range(len(self))[place]
+        self._num_read += 1
+        if self._num_read % LET_GO == 0:
+            self._let_go()
         columns = self._batch(place // BATCH)
         return self._form.row({name: column[place % BATCH] for name, column in columns.items()})
 
@@ -145,8 +154,16 @@ class TokenFile(Sequence[Any]):
 
     def lengths(self, column: str) -> np.ndarray:
         """Returns how many numbers each row has in a column of lists."""
-        counts = [np.diff(self._batch(number)[column].offsets) for number in range(len(self._batches))]
-        return np.concatenate(counts).astype(np.int32)
+        counts = []
+        for number in range(len(self._batches)):
+            counts.append(np.diff(self._batch(number)[column].offsets).astype(np.int32))
+            self._let_go()
+        return np.concatenate(counts)
+
+    def _let_go(self) -> None:
+        """Gives the pages that were read back to the kernel, which keeps the file's for all processes. Each look at a
+        row maps some sixteen pages around it, which would count as this process's until the whole file did."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
     def _batch(self, number: int) -> dict[str, Any]:
         found = self._batches[number]
