@@ -76,7 +76,8 @@ def test_an_ok_cell_trains(found: dict[Trial, dict[str, Any]], trial: Trial) -> 
     assert "error" not in row, row["error"]
     first, *_, last = row["losses"]
     assert last < first - 1e-3
-    assert sum(row["reads"].values()) <= 3 * len(row["losses"]), "what a step asks the device, a library's own aside"
+    # what a step asks the device; of T5's classifier Transformers asks as well, where its eos tokens are
+    assert sum(row["reads"].values()) <= (4 if model == "t5" else 3) * len(row["losses"])
     should = {name for name in row["all"] if any(fnmatchcase(name, pattern) for pattern in TRAINED[cell.adapter])}
     assert should
     counters = {name for name in row["all"] if "ranknum" in name}  # how many ranks adalora has left

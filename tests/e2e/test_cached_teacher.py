@@ -157,7 +157,10 @@ def test_a_run_that_is_killed_does_not_ask_again(place: Path) -> None:
         os.kill(worker_ids(folder, "1")[0], signal.SIGKILL)
         before.update(stats(folder))
 
-    result = interrupt(config, cwd=place, when=reached(5), do=kill)
+    def has_saved(folder: Path) -> bool:
+        return reached(5)(folder) and any((folder / "checkpoints").glob("step-*"))
+
+    result = interrupt(config, cwd=place, when=has_saved, do=kill)
     folder = folder_of(config, place)
     assert result.code == 0, f"{result.stdout}\n{result.stderr}\n{logs(folder)}"
     assert "restart 1 of 1 from step" in result.stdout
