@@ -3,7 +3,7 @@ and a reward model's own beside a PPO policy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from scaleup.config.reward_source import RewardSource
@@ -11,10 +11,9 @@ from scaleup.config.run import RunConfig
 from scaleup.config.schema import ParallelConfig
 from scaleup.errors import Problem
 from scaleup.plan.deepspeed import inference_settings
-from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
 from scaleup.plan.strategy import budget_of, choose_strategy, group_settings
-from scaleup.plan.types import BridgePlan, GroupPlan
+from scaleup.plan.types import BridgePlan, GroupPlan, MemoryPlan
 
 REWARD = "reward"
 
@@ -51,12 +50,12 @@ def patience_problems(config: RunConfig) -> Iterator[Problem]:
         yield Problem(where, what, "use more, or lower reward.timeout_seconds")
 
 
-def groups_of(config: RunConfig, machine: Machine, facts: ModelFacts, before: str | None) -> list[GroupPlan]:
-    """Returns the groups of a run, the leading one first. `facts` are of what is trained in it, `before` its strategy
-    so far.
+def groups_of(config: RunConfig, machine: Machine, memory: Sequence[MemoryPlan], before: str | None) -> list[GroupPlan]:
+    """Returns the groups of a run, the leading one first. `memory` is what a rank of it holds under each strategy,
+    `before` its strategy so far.
 
     Raises ScaleupError as `choose_strategy` does."""
-    policy = _policy_group(config, machine, facts, before)
+    policy = _policy_group(config, machine, memory, before)
     reward = config.reward_group
     return [policy] if reward is None else [policy, _reward_group(config, reward, machine, policy)]
 
@@ -76,9 +75,9 @@ def resized(group: GroupPlan, num_processes: int) -> GroupPlan:
     return GroupPlan.model_validate({**group.model_dump(), **settings, **sizes})
 
 
-def _policy_group(config: RunConfig, machine: Machine, facts: ModelFacts, before: str | None) -> GroupPlan:
+def _policy_group(config: RunConfig, machine: Machine, memory: Sequence[MemoryPlan], before: str | None) -> GroupPlan:
     parallel, device = config.parallel, device_of(config.parallel, machine)
-    strategy, why = choose_strategy(config, facts, budget_of(config, machine, device), before)
+    strategy, why = choose_strategy(config, memory, budget_of(config, machine, device), before)
     return GroupPlan(
         name="policy",
         timeout_seconds=parallel.timeout_seconds,

@@ -18,7 +18,7 @@ from scaleup.plan.compute import Rate
 from scaleup.plan.describe import Described, describe_models
 from scaleup.plan.facts import REWARD_MODEL, ModelRequest
 from scaleup.plan.gathering import generation_settings, with_gathering
-from scaleup.plan.groups import bridge_of, groups_of
+from scaleup.plan.groups import bridge_of, device_of, groups_of
 from scaleup.plan.known_rows import known_check
 from scaleup.plan.loading import host_problems, loading_plans
 from scaleup.plan.machine import Machine, this_machine
@@ -154,11 +154,11 @@ def make_plan(config: RunConfig, machine: Machine, facts: Facts, data: DataCheck
     facts = planner.complete(config, facts)
     batch = planner.batch(config, data)
     held = [planner.memory(config, facts, name) for name in available(config)]
-    groups = groups_of(config, machine, planner.trained(config, facts), _strategy_before(config, batch))
-    budget = budget_of(config, machine, groups[0].device)
+    budget = budget_of(config, machine, device_of(config.parallel, machine))
+    memory = [with_gathering(config, row, budget) for row in held]
+    groups = groups_of(config, machine, memory, _strategy_before(config, batch))
     own = next((row for row in held if row.strategy == groups[0].strategy), None)
     groups[0] = groups[0].model_copy(update=generation_settings(config, own, budget))
-    memory = [with_gathering(config, row, budget) for row in held]
     reward_memory = _reward_memory(config, groups, facts)
     data_notes = [*data.notes, *(note for names in _class_names(facts) for note in class_notes(data, names))]
     return Plan(

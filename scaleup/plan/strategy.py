@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,9 +13,7 @@ from scaleup.config.stages.base import TrainingConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.compat import allowed
 from scaleup.plan.deepspeed import deepspeed_settings
-from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
-from scaleup.plan.memory import predicted_memory
 from scaleup.plan.types import MemoryPlan
 
 FOR_ACTIVATIONS = 0.3
@@ -83,10 +82,10 @@ def available(config: RunConfig) -> list[str]:
 
 
 def choose_strategy(
-    config: RunConfig, facts: ModelFacts, budget: RankBudget, before: str | None
+    config: RunConfig, memory: Sequence[MemoryPlan], budget: RankBudget, before: str | None
 ) -> tuple[str, str | None]:
-    """Returns the run's strategy, and why if it was `auto` that chose it. `before` is what this very run, unfinished,
-    used.
+    """Returns the run's strategy, and why if it was `auto` that chose it. `memory` is what a rank holds under each that
+    is available; `before` is what this very run, unfinished, used.
 
     Raises NothingFits at parallel.strategy, and ScaleupError there if the memory of a rank is unknown."""
     parallel = config.parallel
@@ -102,7 +101,7 @@ def choose_strategy(
         what = "auto needs to know how much memory a rank has, and this machine does not tell"
         source = "nvidia-smi" if budget.device == "cuda" else "/proc/meminfo"
         raise ScaleupError.of("parallel.strategy", what, f"name a strategy, or plan where {source} answers")
-    held = [predicted_memory(facts, config, name, parallel.num_processes) for name in tried]
+    held = [row for name in tried for row in memory if row.strategy == name]
     fitting = next((plan for plan in held if budget.fits(plan)), None)
     if fitting is None:
         raise _nothing_fits(config, held, budget)
@@ -150,6 +149,8 @@ def _nothing_fits(config: TrainingConfig, held: list[MemoryPlan], budget: RankBu
         remedies.append("parallel.offload_optimizer: true")
     if train.optimizer == "adamw" and not parallel.offload_optimizer:
         remedies.append("train.optimizer: sgd")
+    if least.gathered:
+        remedies.append("parallel.gather_for_generation: auto")
     return NothingFits(Problem("parallel.strategy", what, f"use {', '.join(remedies)}, or a smaller model"))
 
 

@@ -32,7 +32,8 @@ RAW: dict[str, Any] = {
     "parallel": {"strategy": "fsdp2", "num_processes": 4},
 }
 SMALL, LARGE = Tensors(shape=(1_000,), count=7), Tensors(shape=(10_000, 1_000), count=100)
-BILLION = FACTS.model_copy(update={"tensors": (SMALL, LARGE), "largest_block": 10**7})
+COUNTS = dict.fromkeys(("num_parameters", "num_trainable_parameters"), 10**9 + 7_000)
+BILLION = FACTS.model_copy(update={"tensors": (SMALL, LARGE), "largest_block": 10**7, **COUNTS})
 MakePlan = Callable[..., Plan]
 
 
@@ -86,6 +87,23 @@ def test_auto_goes_by_what_fits(plan: MakePlan, strategy: str) -> None:
     assert forced.groups[0].generation == ("weights gathered once a rollout: parallel.gather_for_generation says so")
     assert forced.fitting is not None
     assert strategy not in forced.fitting, "the plan says that it does not fit"
+
+
+def test_a_strategy_is_chosen_with_the_copy_that_it_makes(plan: MakePlan) -> None:
+    """All that fits is counted, so that what auto chooses is what the plan says fits."""
+    rollouts = {"ppo.rollout_batch_size": 8, "train.per_device_train_batch_size": 1}  # gradients are added up
+    chosen = {**rollouts, "parallel.strategy": "auto", "parallel.gather_for_generation": True}
+    least = math.ceil(row(plan({**chosen, "parallel.strategy": "fsdp2"})).total / (1 - FOR_ACTIVATIONS)) + 1
+    enough = plan(chosen, memory=4 * least)
+    assert (enough.groups[0].strategy, enough.fitting) == ("fsdp2", ["fsdp2"])
+    assert enough.groups[0].gathers_for_generation
+    with pytest.raises(ScaleupError) as caught:
+        plan(chosen, memory=4 * (least - 4))
+    [problem] = caught.value.problems
+    assert problem.where == "parallel.strategy"
+    assert problem.remedy.endswith("parallel.gather_for_generation: auto, or a smaller model")
+    without = plan({**chosen, "parallel.gather_for_generation": "auto"}, memory=4 * (least - 4)).groups[0]
+    assert (without.strategy, without.gathers_for_generation) == ("fsdp2", False)
 
 
 def test_an_unknown_memory_is_no_reason_to_gather(plan: MakePlan) -> None:
