@@ -22,7 +22,7 @@ def resize_group(path: Path, name: str, num_processes: int, console: Console) ->
     run = RunFolder(path.absolute())
     try:
         plan = Plan.read(run.plan_file)
-    except (OSError, ValueError):
+    except (OSError, ScaleupError):
         raise ScaleupError.of(str(path), "is no prepared run folder", "name the folder of a run") from None
     serving = [group.name for group in plan.groups if group.serves]
     if name not in serving:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from scaleup.artifacts.local_folder import LocalFolder
 from scaleup.artifacts.run_folder import Attempt, RunFolder
+from scaleup.errors import ScaleupError
 from scaleup.launcher.ending import group_ended, killed_worker, restart_delay
 from scaleup.launcher.prepare import write_launch_file
 from scaleup.plan.types import GroupPlan, Plan
@@ -101,10 +102,12 @@ class Service:
         return f"{self.killed or how}; restart {self.restarts} of {planned.max_restarts} of group {self.name} alone"
 
     def _planned(self) -> GroupPlan:
-        """Read the group's plan. One that cannot be read for a moment has not changed: a run does not end for that."""
+        """Returns the group's plan. One that cannot be read has not changed: a run does not end for that.
+
+        Raises OSError and ScaleupError where it never could be read."""
         try:
             return Plan.read(self.run.plan_file).group(self.name)
-        except OSError:
+        except (OSError, ScaleupError):
             if self._group is None:
                 raise
             return self._group

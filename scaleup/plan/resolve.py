@@ -194,7 +194,7 @@ def _strategy_before(config: RunConfig, batch: BatchPlan | None) -> str | None:
         if config.parallel.strategy != "auto" or state_of(run, config, batch) == "absent":
             return None
         group = Plan.read(run.plan_file).group("policy")
-    except (ScaleupError, OSError, ValueError):
+    except (ScaleupError, OSError):
         return None
     return group.strategy if group.num_processes == config.parallel.num_processes else None
 

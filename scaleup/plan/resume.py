@@ -143,5 +143,5 @@ def _batch_of(run: RunFolder) -> BatchPlan | None:
     """Returns how the batch of the run's newest attempt was split; None where there is none."""
     try:
         return Plan.read(run.plan_file).batch
-    except (OSError, ValueError):
+    except (OSError, ScaleupError):
         return None

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from scaleup.artifacts.files import read_json, write_json
+from scaleup.errors import ScaleupError
 from scaleup.plan.facts import ModelFacts
 
 
@@ -241,4 +242,9 @@ class Plan(_Frozen):
 
     @classmethod
     def read(cls, path: Path) -> Plan:
-        return cls.model_validate(read_json(path))
+        """Returns a run's plan. Raises OSError where there is none, ScaleupError where what is there is no plan."""
+        try:
+            return cls.model_validate(read_json(path))
+        except ValueError as error:
+            what = f"cannot be read: {' '.join(str(error).split())[:300]}"
+            raise ScaleupError.of(str(path), what, "start the run again with --resume, which writes it anew") from error

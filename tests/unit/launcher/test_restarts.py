@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from scaleup.artifacts.run_folder import Attempt, RunFolder
+from scaleup.errors import ScaleupError
 from scaleup.launcher import ending, restarts
 from scaleup.launcher import peers as nodes
 from scaleup.launcher.agent import NodeAgent
@@ -72,6 +73,19 @@ def test_as_often_as_it_may(
     code, lines = started(run, Ends(KILLED, KILLED, KILLED), monkeypatch, 2)
     assert (code, len(lines)) == (1, 2)
     assert "  after 2 restarts\n" in capsys.readouterr().err
+
+
+def test_a_plan_that_is_damaged_is_a_failure_of_the_node(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of which the other nodes hear."""
+
+    def fails(agent: NodeAgent, watch: Watch) -> Part:
+        raise ScaleupError.of("plan.json", "cannot be read", "mend it")
+
+    monkeypatch.setattr(NodeAgent, "run_groups", fails)
+    assert lead_run(run, plan_of(run), Console(quiet=True)) == 1
+    assert "node 0: plan.json: cannot be read -> mend it" in capsys.readouterr().err
 
 
 def test_a_signal_before_the_restart(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,18 @@ def test_one_that_died_is_started_again_alone(run: RunFolder, serving: Callable[
     assert len(started(run, "policy")) == 1
 
 
+def test_a_plan_that_is_damaged_has_not_changed(run: RunFolder, serving: Callable[..., Agent]) -> None:
+    """What reads it goes on with what it read before; an agent that never has says which file it is."""
+    harms = DIES_ONCE.replace("os.kill(", "(run / 'plan.json').write_text('{'); os.kill(")
+    running = serving(CLOSES, harms)
+    when(lambda: len(started(run, "reward")) == 2, (run.path / "go").touch)
+    part, seen = run_part(running)
+    assert part == Part()
+    assert seen == "group reward ended with exit code -9; restart 1 of 3 of group reward alone\n"
+    with pytest.raises(ScaleupError, match=r"plan\.json: cannot be read: .* -> start the run again with --resume"):
+        run_part(agent(run, {"policy": CLOSES, "reward": REWARD}, *running.plan.groups))
+
+
 def test_one_that_freezes_is_named_and_started_again_alone(
     run: RunFolder, serving: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
