@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from scaleup.errors import ScaleupError
 from scaleup.models.adapters import initial_adapter, is_adapted, snapshot_adapter
 from scaleup.models.beside import Beside, base_of
 from scaleup.models.heads import HiddenHead, has_plain_head, swap_head
-from scaleup.rl.policy_head import TokenQuery, TokenStats, swap_policy_head, token_stats
+from scaleup.train.token_head import TokenQuery, TokenStats, swap_token_head, token_stats
 
 Role = Literal["policy", "reference", "generate"]
 
@@ -39,7 +40,7 @@ class Policy(Beside):
         self.temperature = temperature
         self.config = base.config
         self.value_trunk = _trunk(model) if separate_value else None
-        swap_policy_head(model)
+        swap_token_head(model)
         self.policy = model
         self.reference = None if is_adapted(model) else deepcopy(model).requires_grad_(False)
         self._has_start = is_adapted(model) and not adapter_is_new
@@ -56,29 +57,34 @@ class Policy(Beside):
     def forward(self, role: Role, **inputs: Any) -> Any:
         """Run one of three forward passes; all go through here, because engines gather weights around it.
 
-        policy     -> log-probabilities and entropies in nats, and values, (B, T) each
+        policy     -> log-probabilities and entropies in nats, and values, (B, T) each; entropies have a gradient if
+                      `learns_entropy`
         reference  -> log-probabilities (B, T) in nats
         generate   -> token ids, by Transformers' own `generate`"""
         if role == "generate":
             return base_of(self.policy).generate(**inputs)  # PEFT's would put the model's own settings back
         if role == "reference":
-            with self._as_reference():
-                return self._stats(self.reference or self.policy, inputs).logprobs
-        stats = self._stats(self.policy, inputs)
-        return stats.logprobs, stats.entropies, self._values(stats.hidden, inputs)
-
-    def _stats(self, model: Any, inputs: dict[str, torch.Tensor]) -> TokenStats:
-        return token_stats(model, *self._model_inputs(inputs))
-
-    def _values(self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return values (B, T), 0 outside of the mask, from hidden states (B, T, H) before each token, or from those of
-        the value trunk."""
-        if self.value_trunk is not None:
             arranged, query = self._model_inputs(inputs)
+            with self._as_reference():
+                return token_stats(self.reference or self.policy, arranged, query).logprobs
+        learns_entropy = inputs.pop("learns_entropy", False)
+        arranged, query = self._model_inputs(inputs)
+        query = replace(query, learns_entropy=learns_entropy, wants_hidden=self.value_trunk is None)
+        stats = token_stats(self.policy, arranged, query)
+        return stats.logprobs, stats.entropies, self._values(stats, arranged, query, inputs["response_mask"])
+
+    def _values(
+        self, stats: TokenStats, arranged: dict[str, torch.Tensor], query: TokenQuery, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Return values (B, T), 0 outside of the mask, from the policy's hidden states before each token, or from those
+        of the value trunk."""
+        hidden = stats.hidden
+        if self.value_trunk is not None:
             whole = self.value_trunk(**arranged, use_cache=False).logits
             hidden = whole[:, query.first : query.first + query.tokens.shape[1]]
+        assert hidden is not None
         values = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
-        return torch.where(inputs["response_mask"], values, 0.0)
+        return torch.where(mask, values, 0.0)
 
     def _model_inputs(self, inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], TokenQuery]:
         """Return the model's own arguments, and the columns that predict the responses, from prompt_ids, prompt_mask

@@ -19,8 +19,8 @@ from scaleup.plan.arithmetic import DEFAULT_BATCH_SIZE
 from scaleup.rl.advantages import log_ratio, policy_loss, value_loss
 from scaleup.rl.checks import check_first_ratio
 from scaleup.rl.experience import Advantages, Experience, by_length, inputs_of, is_padded_for
-from scaleup.rl.policy_head import at
 from scaleup.train.step import StepResult, train_step
+from scaleup.train.token_head import at
 
 SHUFFLES = 1
 """Is the second part of the seeds of minibatches; of the seeds of responses it is 0."""
@@ -169,7 +169,7 @@ def micro_batch_size(train: OptimizationConfig) -> int:
 def ppo_loss_sum(model: Any, batch: MiniBatch, ppo: PPOSettings, tally: Tally) -> torch.Tensor:
     """Return the objective of PPO, to be minimised: policy loss + vf_coef x value loss - entropy_coef x entropy, summed
     over the tokens of a batch's responses (Schulman et al. 2017, eq. 9). A scalar."""
-    logprobs, entropies, values = model("policy", **batch.inputs)
+    logprobs, entropies, values = model("policy", learns_entropy=ppo.entropy_coef != 0, **batch.inputs)
     places, old = batch.inputs["response_places"], batch.old
     log_ratios = log_ratio(logprobs, old["logprobs"])
     ratio = log_ratios.exp()

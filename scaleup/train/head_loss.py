@@ -89,7 +89,7 @@ def linear_gradients(
             low = hidden[rows].to(dtype)
             logits = F.linear(low, low_weight, low_bias).float()
             total += into_gradient(logits, rows)
-            _add_gradients(grads, rows, logits.to(dtype), low, low_weight)
+            add_gradients(grads, rows, logits.to(dtype), low, low_weight)
     return total, [
         None if grad is None or part is None else grad.to(part.dtype) for part, grad in zip(parts, grads, strict=True)
     ]
@@ -134,7 +134,7 @@ def cross_entropy_(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return loss
 
 
-def _add_gradients(
+def add_gradients(
     grads: list[torch.Tensor | None], rows: slice, by_logits: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor
 ) -> None:
     by_hidden, by_weight, by_bias = grads

@@ -11,7 +11,7 @@ from scaleup.models.adapters import SNAPSHOT, drop_snapshot
 from scaleup.models.load import enable_gradient_checkpointing
 from scaleup.rl.experience import inputs_of
 from scaleup.rl.policy import Policy
-from scaleup.rl.policy_head import PolicyHead
+from scaleup.train.token_head import TokenHead
 from tests.unit.rl.conftest import NAMES
 
 TEXTS = ["hello there", "a", "some longer prompt"]
@@ -103,8 +103,8 @@ def test_gradients_are_those_of_all_logits(load: Any, name: str) -> None:
         if plain:
             model.get_output_embeddings().__class__ = torch.nn.Linear
         elif name != "tiny-bart":  # which adds to its logits
-            assert isinstance(model.get_output_embeddings(), PolicyHead)
-        logprobs, entropies, _ = policy("policy", **inputs(policy, tokenizer, [0, 1, 2]))
+            assert isinstance(model.get_output_embeddings(), TokenHead)
+        logprobs, entropies, _ = policy("policy", learns_entropy=True, **inputs(policy, tokenizer, [0, 1, 2]))
         (logprobs.sum() + 0.3 * entropies.sum()).backward()
         gradients.append({n: p.grad for n, p in policy.policy.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
