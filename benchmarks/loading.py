@@ -99,7 +99,7 @@ def writing(runtime: Runtime, model: Any, run: RunFolder) -> int:
     before, whole = resident("VmRSS"), runtime.accelerator.unwrap_model(model)
     folder, buffers = run.path / "written", saved_buffers(whole)
     folder.mkdir(exist_ok=True)
-    runtime.hand_out(model, lambda weights: save_model(whole, folder, {**weights, **buffers}))
+    runtime.hand_out(model, lambda weights: save_model(whole, folder, {**weights, **buffers}, "5GB"))
     runtime.barrier()
     return resident("VmHWM") - before
 

@@ -29,6 +29,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "train.save_steps",
         "train.save_minutes",
         "train.save_total_limit",
+        "train.max_shard_size",
         "train.logging_steps",
         "parallel.timeout_seconds",
         "parallel.heartbeat_timeout_seconds",

@@ -23,7 +23,6 @@ from scaleup.models.adapters import load_adapter
 from scaleup.models.builtin import say_untied
 from scaleup.models.generation import save_tokenizer
 from scaleup.models.load import auto_class, first_line
-from scaleup.models.saved import MAX_SHARD_SIZE
 from scaleup.plan.facts import ModelFacts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -88,7 +87,7 @@ def from_trained(
 
 
 def write_folder(
-    model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype, check: Check
+    model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype, max_shard_size: str, check: Check
 ) -> tuple[dict[str, float], list[torch.Tensor]]:
     """Writes weights in `dtype`, config and tokenizer. Returns how far rounding moved the logits, and the logits that
     the written weights must give: in float32, so that only weights are compared, not arithmetic."""
@@ -99,7 +98,7 @@ def write_folder(
         exact, true = true, check.logits(model)
         metrics = {"rounded": difference(true, exact)}
         cast(model, dtype)
-    model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
     save_tokenizer(tokenizer, folder)
     head = model.get_output_embeddings()
     if model.config.model_type in T5_LIKE and head is not None and head.weight is not model.shared.weight:

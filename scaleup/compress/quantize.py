@@ -21,7 +21,6 @@ from scaleup.describe.shell import shell_of
 from scaleup.errors import ScaleupError
 from scaleup.models.generation import save_tokenizer
 from scaleup.models.load import load_model
-from scaleup.models.saved import MAX_SHARD_SIZE
 from scaleup.plan.facts import ModelFacts
 
 INT4_GROUP = 128
@@ -124,7 +123,7 @@ def write_quantized(model: Any, tokenizer: Any, settings: QuantizeSettings, fold
     """Writes weights, config and tokenizer to `folder`; 16-bit weights are rounded in place."""
     if settings.is_low_precision:
         cast(model, DTYPES[settings.method])
-    model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+    model.save_pretrained(folder, max_shard_size=settings.max_shard_size)
     save_tokenizer(tokenizer, folder)
 
 

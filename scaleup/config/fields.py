@@ -70,6 +70,13 @@ Name = Annotated[
 ]
 Text = Annotated[str, Field(min_length=1)]
 PathText = Annotated[Text, AfterValidator(_usable_path)]
+ShardSize = Annotated[
+    str,
+    Written(r"(?=.*[1-9])\d+(\.\d+)?[KMGTkmgt][Bb]", "a number of KB, MB, GB or TB, e.g. 5GB"),
+    Field(description="The most that a file of the written weights has, unless a single weight is larger."),
+]
+"""Is a size as Transformers' `max_shard_size` takes it."""
+MAX_SHARD_SIZE = "5GB"
 
 
 class Section(BaseModel):

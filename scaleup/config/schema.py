@@ -10,12 +10,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field
 
 from scaleup.config.fields import (
+    MAX_SHARD_SIZE,
     Count,
     Float,
     Int,
     PathText,
     Port,
     Section,
+    ShardSize,
     Text,
     absolute,
     absolute_folder,
@@ -205,6 +207,7 @@ class OptimizationConfig(Section):
         description="Go on training while a checkpoint is written, from a copy in main memory, where that has room.",
     )
     save_total_limit: Count = Field(2, description="Checkpoints kept, the best one beside them.")
+    max_shard_size: ShardSize = MAX_SHARD_SIZE
     logging_steps: Count = 1
     seed: Annotated[Int, Field(ge=0)] = 0
 

@@ -18,15 +18,13 @@ from scaleup.artifacts.files import write_json
 from scaleup.distributed.deferred import value_of
 from scaleup.models.stored import DTYPES
 
-MAX_SHARD_SIZE = "5GB"
-"""Is the most that a file of weights has, unless a single weight is larger."""
 ALIGNMENT = 8
 
 
-def save_model(model: Any, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+def save_model(model: Any, folder: Path, weights: Mapping[str, torch.Tensor], max_shard_size: str) -> None:
     """Writes config, generation config and weights of a model of Transformers, in several files and an index where they
-    are more than MAX_SHARD_SIZE. `weights` are by their names in the model, of those that share one once; deferred ones
-    are read one after another. The model's own, which may be sharded, are not looked at."""
+    are more than `max_shard_size` (e.g. 5GB). `weights` are by their names in the model, of those that share one once;
+    deferred ones are read one after another. The model's own, which may be sharded, are not looked at."""
     from huggingface_hub import split_torch_state_dict_into_shards
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -36,7 +34,7 @@ def save_model(model: Any, folder: Path, weights: Mapping[str, torch.Tensor]) ->
     state = revert_weight_conversion(model, state)
     shapes = {name: torch.empty_like(weight, device="meta") for name, weight in state.items()}
     split = split_torch_state_dict_into_shards(
-        shapes, filename_pattern="model{suffix}.safetensors", max_shard_size=MAX_SHARD_SIZE
+        shapes, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
     for file, names in split.filename_to_tensors.items():
         write_safetensors(folder / file, {name: state[name] for name in names})

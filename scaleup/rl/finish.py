@@ -41,7 +41,7 @@ def finish_ppo(job: Job[PPOConfig], model: Any, tokenizer: PreTrainedTokenizerBa
                 save_adapter(whole, aside, {name: value_of(part) for name, part in policy.items()})
             else:
                 base = load_model(config.model, plan.model)
-                save_model(base, aside, {**own_weights(base), **policy})
+                save_model(base, aside, {**own_weights(base), **policy}, config.train.max_shard_size)
             save_tokenizer(tokenizer, aside)
             write_text(aside / "README.md", model_card(config, plan, metrics))
         with folder_aside(run.path / "values") as aside:

@@ -91,7 +91,8 @@ class PPOTrainer:
         """Write the policy alone (of an adapted model, the adapter), as Transformers and PEFT load it."""
         if self.runtime.is_main:
             is_adapter = is_adapted(self._base)
-            self._base.save_pretrained(str(folder), **({"save_embedding_layers": False} if is_adapter else {}))
+            size = {"max_shard_size": self._job.train.max_shard_size}
+            self._base.save_pretrained(str(folder), **({"save_embedding_layers": False} if is_adapter else size))
             if is_adapter:
                 save_settings_of_base(self._base, Path(folder))
             save_tokenizer(self._job.tokenizer, Path(folder))

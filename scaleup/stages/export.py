@@ -57,7 +57,7 @@ def _safetensors(
 ) -> dict[str, Any]:
     config, facts = job.config, job.plan.model
     dtype = stored_dtype(config, facts)
-    written, true = write_folder(model, tokenizer, aside, DTYPES[dtype], check)
+    written, true = write_folder(model, tokenizer, aside, DTYPES[dtype], config.export.max_shard_size, check)
     model.to("meta")  # its memory, before the next one is loaded
     gc.collect()
     job.runtime.progress.report("reading it again")
@@ -75,7 +75,7 @@ def _gguf(
 ) -> dict[str, Any]:
     settings = job.config.export
     with TemporaryDirectory(dir=aside.parent, prefix=".merged-") as merged:
-        _, true = write_folder(model, tokenizer, Path(merged), DTYPES["float32"], check)
+        _, true = write_folder(model, tokenizer, Path(merged), DTYPES["float32"], settings.max_shard_size, check)
         more_ends = [token for token in answer_ends(tokenizer, model) if token != tokenizer.eos_token_id]
         write_gguf(Path(merged), settings, aside, job.config.name, more_ends)
     job.runtime.progress.report("reading it again")

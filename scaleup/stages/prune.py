@@ -144,7 +144,7 @@ def _cut(
             runtime.progress.report("writing the model")
             if facts.task == "sequence_classification":
                 plain_padding(model, tokenizer)
-            written, true = write_folder(model, tokenizer, aside, DTYPES[dtype], check)
+            written, true = write_folder(model, tokenizer, aside, DTYPES[dtype], settings.max_shard_size, check)
             del model
             gc.collect()  # before the next one is loaded
             runtime.progress.report("reading it again")

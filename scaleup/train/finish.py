@@ -75,7 +75,7 @@ def write_result(
     by name, deferred or not. `part` is the name of the module, within one that holds others, that is the result."""
     whole: Any = job.runtime.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     if part is None and not is_partly_frozen(whole):
-        save_model(whole, folder, {**weights, **saved_buffers(whole)})
+        save_model(whole, folder, {**weights, **saved_buffers(whole)}, job.config.train.max_shard_size)
         return
     if part is not None:
         whole, start = whole.get_submodule(part), f"{part}."
@@ -87,4 +87,4 @@ def write_result(
     base: Any = load_model(job.config.model, job.plan.model)
     # loading a decoder's classifier gives it a pad id: what is saved is what plain_padding left
     base.config.get_text_config().pad_token_id = whole.config.get_text_config().pad_token_id
-    save_model(base, folder, {**own_weights(base), **weights})
+    save_model(base, folder, {**own_weights(base), **weights}, job.config.train.max_shard_size)

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scaleup.config.adapters import Quantization
+from scaleup.config.fields import MAX_SHARD_SIZE, Count, Float, Int, PathText, Section, ShardSize
 from scaleup.config.run import RunConfig
-from scaleup.config.schema import Count, DataConfig, Float, Int, PathText, Section
+from scaleup.config.schema import DataConfig
 
 
 class ExportSettings(Section):
@@ -22,6 +23,7 @@ class ExportSettings(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Of safetensors that are written; auto: that of the files they come from."
     )
+    max_shard_size: ShardSize = MAX_SHARD_SIZE
     gguf_type: Literal["f16", "q8_0"] = Field("f16", description="Of a gguf's matrices: 16 bits, or blocks of 8.")
     converter: PathText | None = Field(
         None, description="llama.cpp's converter, for gguf; by default where `make converter` puts it, in the cache."

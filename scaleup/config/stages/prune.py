@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from scaleup.config.fields import MAX_SHARD_SIZE, Count, Float, Int, Section, ShardSize
 from scaleup.config.run import RunConfig
-from scaleup.config.schema import Count, DataConfig, Float, Int, Section, TrainConfig
+from scaleup.config.schema import DataConfig, TrainConfig
 from scaleup.config.stages.distill import DistillConfig, DistillSettings
 
 LayerNumbers = Annotated[list[Annotated[Int, Field(ge=0)]], Field(min_length=1)]
@@ -59,6 +60,10 @@ class PruneSettings(Section):
     )
     calibration_rows: Count = Field(128, description="Rows of data.train that scores are measured on.")
     batch_size: Count = Field(8, description="Rows at a time on each process.")
+    max_shard_size: ShardSize = Field(
+        MAX_SHARD_SIZE,
+        description="The most that a file of the cut weights has; recovery.train says it of what is trained again.",
+    )
 
     @property
     def measures_layers(self) -> bool:

@@ -6,8 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from scaleup.config.fields import MAX_SHARD_SIZE, Count, Int, Section, ShardSize, Text
 from scaleup.config.run import RunConfig
-from scaleup.config.schema import Count, DataConfig, Int, Section, Text
+from scaleup.config.schema import DataConfig
 
 
 class QuantizeSettings(Section):
@@ -28,6 +29,7 @@ class QuantizeSettings(Section):
     )
     num_rows: Annotated[Int, Field(ge=0)] = Field(4, description="Rows of data.test to compare logits on.")
     batch_size: Count = Field(8, description="Rows at a time when perplexity is measured, on all of data.test.")
+    max_shard_size: ShardSize = MAX_SHARD_SIZE
 
     @property
     def is_low_precision(self) -> bool:

@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
+from scaleup.config.fields import MAX_SHARD_SIZE
 from scaleup.config.schema import RowFormat
 from scaleup.config.stages.export import ExportConfig, ExportSettings
 from scaleup.errors import Problem
@@ -74,6 +75,8 @@ def _format_problems(settings: ExportSettings) -> Iterator[Problem]:
     if kind != "safetensors" and settings.dtype != "auto":
         remedy = "use export.gguf_type" if kind == "gguf" else "leave it out: onnx is written in float32"
         yield Problem("export.dtype", "is of safetensors", remedy)
+    if kind != "safetensors" and settings.max_shard_size != MAX_SHARD_SIZE:
+        yield Problem("export.max_shard_size", "is of safetensors", "leave it out")
     if kind != "gguf" and settings.gguf_type != "f16":
         yield Problem("export.gguf_type", f"says nothing of {kind}", "leave it out, or use export.format: gguf")
     missing = [name for name in NEEDED.get(kind, ()) if importlib.util.find_spec(name) is None]

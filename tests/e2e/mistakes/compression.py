@@ -25,8 +25,9 @@ FORMATS = [
     export(
         "a gguf with a type of safetensors, and a converter that is not there",
         "error: export.dtype: is of safetensors -> use export.gguf_type",
+        "error: export.max_shard_size: is of safetensors -> leave it out",
         "error: export.converter: llama.cpp's converter is not in nowhere -> fetch it: make converter",
-        changes={"export": {"format": "gguf", "dtype": "float16", "converter": "nowhere"}},
+        changes={"export": {"format": "gguf", "dtype": "float16", "max_shard_size": "1GB", "converter": "nowhere"}},
     ),
     export(
         "a gguf's type for another format",

@@ -70,7 +70,8 @@ def written(config: ExportConfig, facts: ModelFacts, folder: Path) -> dict[str, 
         warnings.simplefilter("ignore")
         model, found = whole_model(config, facts, check)
     dtype = getattr(torch, stored_dtype(config, facts))
-    rounded, true = write_folder(model, load_tokenizer(config.model, facts.location), folder, dtype, check)
+    tokenizer, size = load_tokenizer(config.model, facts.location), config.export.max_shard_size
+    rounded, true = write_folder(model, tokenizer, folder, dtype, size, check)
     return found | rounded | read_back(config.model, facts, folder, check, true)
 
 
@@ -132,6 +133,22 @@ def test_weights_are_written_in_the_type_asked_for(model: str, dtype: str, store
     )
 
 
+@pytest.mark.parametrize("model", ["tiny-llama", "tiny-t5"])
+def test_a_large_model_is_several_files(model: str, tmp_path: Path) -> None:
+    """None larger than the config says, with the index by which Transformers finds each weight."""
+    facts = model_facts(ModelConfig(path=f"builtin:{model}"))
+    found = written(config_of(facts, max_shard_size="0.1MB"), facts, tmp_path)
+    files = list(tmp_path.glob("model-*-of-*.safetensors"))
+    places = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(files) > 3 and set(places.values()) == {file.name for file in files}
+    assert found["reloaded"] == 0
+    base = AUTO[facts.task].from_pretrained(facts.location)
+    assert torch.equal(logits(AUTO[facts.task].from_pretrained(tmp_path), facts), logits(base, facts))
+    for file in files:
+        weights = load_file(file)
+        assert len(weights) == 1 or sum(weight.nbytes for weight in weights.values()) <= 100_000
+
+
 def test_auto_is_the_type_of_the_base(tmp_path: Path) -> None:
     facts = model_facts(ModelConfig(path="builtin:tiny-llama"))
     written(config_of(facts, dtype="bfloat16"), facts, tmp_path / "low")
@@ -155,7 +172,7 @@ def test_a_folder_that_is_another_model_is_refused(fault: str, tmp_path: Path) -
     config = config_of(facts)
     check = check_of(config, facts)
     model, _ = whole_model(config, facts, check)
-    _, true = write_folder(model, load_tokenizer(config.model, facts.location), tmp_path, torch.float32, check)
+    _, true = write_folder(model, load_tokenizer(config.model, facts.location), tmp_path, torch.float32, "5GB", check)
     weights = load_file(tmp_path / "model.safetensors")
     name = "model.layers.1.mlp.down_proj.weight"
     if fault == "gone":

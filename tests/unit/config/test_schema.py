@@ -96,6 +96,23 @@ def test_a_number_is_a_finite_number(value: Any) -> None:
         TrainConfig(learning_rate=value)
 
 
+@pytest.mark.parametrize("size", ["5GB", "500mb", "0.5TB", "1KB"])
+def test_a_size_of_files_is_as_transformers_takes_it(size: str) -> None:
+    from huggingface_hub.serialization._base import parse_size_to_int
+
+    assert TrainConfig(max_shard_size=size).max_shard_size == size
+    assert parse_size_to_int(size) > 0
+
+
+@pytest.mark.parametrize(
+    "size", ["5", "GB", "5 GiB", "0GB", "0.0MB", "-1GB", "5GBs", "nanGB", "5GB\n", 5_000_000, None]
+)
+def test_what_is_no_size_of_files_is_refused(size: Any) -> None:
+    train = {"max_steps": 1, "max_shard_size": size}
+    problems = load_mapping({**yaml.safe_load(CONTRACT), "train": train}).problems
+    assert [problem.where for problem in problems] == ["train.max_shard_size"]
+
+
 def definition(schema: dict[str, Any], name: str) -> dict[str, Any]:
     found: dict[str, Any] = schema["$defs"][name]
     return found

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from scaleup.distributed.deferred import deferred
-from scaleup.models import saved
 from scaleup.models.saved import own_weights, save_model, write_safetensors
 from tests.unit.data import tiny
 
@@ -47,7 +46,7 @@ def test_it_is_what_transformers_writes(name: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "theirs")
     (tmp_path / "ours").mkdir()
     weights = own_weights(model)
-    save_model(model, tmp_path / "ours", read_in_turn(weights, order))
+    save_model(model, tmp_path / "ours", read_in_turn(weights, order), "5GB")
     ours, theirs = written(tmp_path / "ours"), written(tmp_path / "theirs")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert {file.name for file in (tmp_path / "ours").iterdir()} == {
@@ -60,13 +59,12 @@ def test_it_is_what_transformers_writes(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_several_files_and_an_index(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_files_and_an_index(name: str, tmp_path: Path) -> None:
     """As Transformers names and fills them; what was written, plain Transformers loads."""
-    monkeypatch.setattr(saved, "MAX_SHARD_SIZE", "60KB")
     model = tiny.model(name)
     model.save_pretrained(tmp_path / "theirs", max_shard_size="60KB")
     (tmp_path / "ours").mkdir()
-    save_model(model, tmp_path / "ours", own_weights(model))
+    save_model(model, tmp_path / "ours", own_weights(model), "60KB")
     indices = [json.loads((tmp_path / who / "model.safetensors.index.json").read_text()) for who in ("ours", "theirs")]
     maps = [index["weight_map"] for index in indices]
     assert maps[0].keys() == maps[1].keys() and len(set(maps[0].values())) > 3
