@@ -6,8 +6,8 @@ Run it from the repository's root, after `make setup`; it needs no network and n
     .venv/bin/python benchmarks/rollouts.py [--repeat 2] [--rollouts 2] [--cases alike-ddp,...] before=../before after=.
 
 Each NAME=FOLDER is a checkout with a `.venv` of its own (`git worktree add ../before REVISION`). They take turns, so
-that what else the machine does hits all alike. The policy is a Llama of 110 million random parameters in float32, with
-its reference, prepared for training on two processes; after two tokens unmeasured come the rollouts (--rollouts), the
+that what else the machine does hits all alike. The policy has SmolLM2-135M's shape and random parameters in float32,
+with its reference, prepared for training on two processes; after two tokens unmeasured come the rollouts (--rollouts), the
 gathering of weights included. A case is LENGTHS-STRATEGY:
 
     alike-...       16 prompts, 24 tokens each
@@ -31,8 +31,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-SHAPE = {"vocab_size": 32_000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12}
-HEADS = {"num_attention_heads": 12, "num_key_value_heads": 12, "max_position_embeddings": 512}
+SHAPE = {"vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+HEADS = {"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 512}
 LENGTHS = {"alike": (16, None, 24), "different": (64, 2, 96), "skewed": (64, 2, 96)}
 CASES = ["alike-ddp", "alike-zero2", "alike-zero3", "alike-fsdp2", "different-ddp", "skewed-ddp"]
 
@@ -48,7 +48,7 @@ def rollouts(runtime: Any, lengths: str, count: int) -> list[float]:
 
     torch.manual_seed(0)
     ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    policy = Policy(LlamaForCausalLM(LlamaConfig(**SHAPE, **HEADS, **ends)), 1.0)
+    policy = Policy(LlamaForCausalLM(LlamaConfig(**SHAPE, **HEADS, **ends, tie_word_embeddings=True)), 1.0)
     model = runtime.prepare(policy, torch.optim.SGD(policy.parameters(), lr=0.0))[0]
     model.eval()
     size, least, most = LENGTHS[lengths]
@@ -58,7 +58,7 @@ def rollouts(runtime: Any, lengths: str, count: int) -> list[float]:
     if (
         lengths == "skewed"
     ):  # nearly every token ends a response, but for those of the longest, which draws none of them
-        sampling = replace(sampling, min_limit=None, eos_ids=tuple(range(2, 32_000, 8)))
+        sampling = replace(sampling, min_limit=None, eos_ids=tuple(range(2, SHAPE["vocab_size"], 8)))
     seconds = []
     for number in range(1 + count):
         runtime.barrier()

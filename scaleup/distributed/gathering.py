@@ -13,14 +13,15 @@ from torch import nn
 @contextmanager
 def whole_under_zero3(engine: Any, part: nn.Module) -> Iterator[None]:
     """Gathers the parameters of a part that DeepSpeed's ZeRO-3 shards, and takes off the hooks by which modules would
-    give them up after each use. Leaving takes no communication, so that a rank that fails keeps no other waiting."""
+    give them up after each use, and those of backward passes, of which there is none. Leaving takes no communication,
+    so that a rank that fails keeps no other waiting."""
     from deepspeed import zero
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
     offload = getattr(engine.optimizer, "parameter_offload", engine.optimizer)
     offload.get_param_coordinator().reset_step()  # as before each forward pass: what is on its way comes first
     sharded = [p for p in part.parameters() if getattr(p, "ds_status", None) is ZeroParamStatus.NOT_AVAILABLE]
-    hooks = {handle.id for handle in (*offload.forward_hooks, offload.fwd_pre_hook)}
+    hooks = {handle.id for handle in (*offload.forward_hooks, *offload.backward_hooks, offload.fwd_pre_hook)}
     with zero.GatheredParameters(sharded, enabled=bool(sharded)), _without(hooks, engine.module):
         yield
 

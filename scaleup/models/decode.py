@@ -23,7 +23,38 @@ Choose = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 KEPT = 0.75
 """Holds the share of a batch's rows that go on below which the others leave it: to select rows copies the cache."""
 
-LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, DummyLayer)
+ROOM = 64
+"""Counts the positions by which a cache's memory grows."""
+
+
+class GrowingLayer(DynamicLayer):
+    """Is a layer of a cache that writes new tokens behind those that are there, where Transformers' own copies all of
+    them to new memory for each token. Not for forward passes that keep gradients."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns keys and values (B, heads, S, D) of all tokens, the new ones last."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.memory = [self.keys, self.values]
+        length = self.get_seq_length()
+        both = ((self.keys, key_states), (self.values, value_states))
+        self.keys, self.values = (self._append(place, length, *parts) for place, parts in enumerate(both))
+        return self.keys, self.values
+
+    def _append(self, place: int, length: int, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        memory, total = self.memory[place], length + new.shape[-2]
+        # rows that were taken out have made `old` a tensor of its own
+        if not length or memory.data_ptr() != old.data_ptr() or memory.shape[-2] < total:
+            memory = self.memory[place] = new.new_empty(*new.shape[:-2], total + ROOM, new.shape[-1])
+            if length:
+                memory[..., :length, :] = old
+        memory[..., length:total, :] = new
+        return memory[..., :total, :]
+
+
+LAYERS = (DynamicLayer, GrowingLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, DummyLayer)
 """Holds the layers of caches that select rows. Others, such as those with a recurrent state, keep all of them."""
 BY_ROW = ("attention_mask", "decoder_attention_mask", "position_ids", "token_type_ids", "inputs_embeds")
 """Names the tensors (B, ...) among a model's arguments."""
@@ -75,6 +106,7 @@ class Decoder:
         running, pad = torch.ones_like(rows, dtype=torch.bool), generation_config._pad_token_tensor
         columns: list[torch.Tensor] = []
         ids = input_ids
+        _let_grow(inputs.get("past_key_values"))
         outputs = model._prefill(input_ids, generation_config, inputs)
         with model._optimize_model_for_decode():
             while True:
@@ -110,6 +142,15 @@ class Decoder:
         dist.all_reduce(anywhere, dist.ReduceOp.MAX)
         *own, go_on = torch.cat([running, anywhere.bool()]).tolist()
         return own, go_on
+
+
+def _let_grow(cache: Any) -> None:
+    """Lets a cache of Transformers' own that holds nothing yet grow in place."""
+    of_decoder = getattr(cache, "self_attention_cache", cache)
+    if type(of_decoder) is DynamicCache and not of_decoder.offloading:
+        for layer in of_decoder.layers:
+            if type(layer) is DynamicLayer and not layer.is_initialized:
+                layer.__class__ = GrowingLayer
 
 
 def _selects(inputs: Mapping[str, Any], processors: Collection[Any]) -> bool:

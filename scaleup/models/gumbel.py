@@ -37,11 +37,24 @@ def _mixed(x: torch.Tensor) -> torch.Tensor:
     return x.bitwise_xor_(_shifted(x, 31))
 
 
-def uniforms(seeds: torch.Tensor, position: int, size: int) -> torch.Tensor:
-    """Returns numbers (n, size) in (0, 1), float64, of n seeds (int64), a position and the token ids below `size`."""
+def hashes(seeds: torch.Tensor, position: int, size: int) -> torch.Tensor:
+    """Returns integers (n, size) below 2^53, int64, of n seeds (int64), a position and the token ids below `size`."""
     keys = _mixed(_mixed(seeds + _signed(STEP)) + _signed((position + 1) * STEP))
     states = torch.arange(1, size + 1, device=seeds.device).mul_(_signed(STEP))
-    return _shifted(_mixed(keys[:, None] + states), 11).double().add_(0.5).mul_(2.0**-53)
+    return _shifted(_mixed(keys[:, None] + states), 11)
+
+
+ROWS = 4
+"""Counts the rows that are drawn for at a time: their numbers stay in a processor's cache."""
+
+
+def exponentials(seeds: torch.Tensor, position: int, size: int) -> torch.Tensor:
+    """Returns numbers (n, size), float32, that follow the exponential distribution: -log(u) of u = (hash + 1/2) / 2^53.
+
+    From 1 - u, of which float32 knows all digits where u is near 1: there the numbers are small, and their tokens are
+    those that are drawn."""
+    beyond = hashes(seeds, position, size).neg_().add_(2**53).float().sub_(0.5).mul_(2.0**-53)
+    return beyond.clamp_(max=1 - 2.0**-24).neg_().log1p_().neg_()
 
 
 @dataclass(frozen=True)
@@ -61,5 +74,8 @@ class GumbelMax:
     def __call__(self, scores: torch.Tensor, rows: torch.Tensor, position: int) -> torch.Tensor:
         """Returns a token (n,) for each of the scores (n, V), those of the batch's `rows` (n,) at a position of their
         answers."""
-        exponential = uniforms(self.seeds[rows], position, scores.shape[1]).log_().neg_().float()
-        return torch.sub(scores / self.temperature, exponential.log_()).argmax(dim=-1)
+        drawn = [
+            torch.sub(some / self.temperature, exponentials(seeds, position, scores.shape[1]).log_()).argmax(dim=-1)
+            for some, seeds in zip(scores.split(ROWS), self.seeds[rows].split(ROWS), strict=True)
+        ]
+        return torch.cat(drawn)

@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from scaleup.data.collate import has_padding, pad
 from scaleup.models import decode
-from scaleup.models.decode import Decoder
+from scaleup.models.decode import ROOM, Decoder, GrowingLayer
 from scaleup.models.gumbel import GumbelMax
 from scaleup.models.padding import padding_known
 from tests.host_reads import HostReads
@@ -181,3 +181,30 @@ def test_what_cannot_lose_rows_keeps_them(monkeypatch: pytest.MonkeyPatch) -> No
             **settings, past_key_values=Own(layer_class_to_replicate=DynamicLayer), custom_generate=Decoder()
         )
     assert dropped < rows[-1] == len(PROMPTS)
+
+
+def test_a_cache_grows_in_place() -> None:
+    """Its memory is new once in ROOM tokens, and where rows have left; what it holds is what it was given."""
+    layer, given, memories = GrowingLayer(), [], set()
+    for step in range(3 * ROOM):
+        if step == ROOM // 2:
+            layer.batch_select_indices(torch.tensor([0, 2]))
+            given = [part[[0, 2]] for part in given]
+        new = torch.randn(2 if given and len(given[0]) == 2 else 3, 4, 5 if step == 0 else 1, 8)
+        given.append(new)
+        keys, values = layer.update(new, -new)
+        memories.add(keys.data_ptr())
+        assert torch.equal(keys, torch.cat(given, dim=-2))
+        assert torch.equal(values, -keys)
+    assert len(memories) == 5
+
+
+def test_the_models_caches_grow_in_place() -> None:
+    for name in ("llama", "t5"):
+        model, caches = sharp(name), []
+        hook = model.register_forward_hook(lambda module, inputs, output: caches.append(output.past_key_values))  # noqa: B023
+        with torch.no_grad():
+            model.generate(**inputs_of(model), custom_generate=Decoder())
+        hook.remove()
+        of_decoder = getattr(caches[-1], "self_attention_cache", caches[-1])
+        assert {type(layer) for layer in of_decoder.layers} == {GrowingLayer}
