@@ -21,12 +21,14 @@ from scaleup.artifacts.run_folder import RunFolder
 from scaleup.artifacts.train_state import TrainState
 from scaleup.config.schema import OptimizationConfig
 from scaleup.train.checkpoint import Checkpointer
-from tests.unit.data import tiny
 
 ROUNDS = 5
 
 
 def main() -> None:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from tests.unit.data import tiny
+
     place = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
     runtime = tiny.single_process(place)
     config = LlamaConfig(
