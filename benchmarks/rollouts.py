@@ -7,8 +7,8 @@ Run it from the repository's root, after `make setup`; it needs no network and n
 
 Each NAME=FOLDER is a checkout with a `.venv` of its own (`git worktree add ../before REVISION`). They take turns, so
 that what else the machine does hits all alike. The policy has SmolLM2-135M's shape and random parameters in float32,
-with its reference, prepared for training on two processes; after two tokens unmeasured come the rollouts (--rollouts), the
-gathering of weights included. A case is LENGTHS-STRATEGY:
+with its reference, prepared for training on two processes; after two tokens unmeasured come the rollouts (--rollouts),
+the gathering of weights included. A case is LENGTHS-STRATEGY:
 
     alike-...       16 prompts, 24 tokens each
     different-...   64 prompts, limits drawn evenly between 2 and 96 tokens
