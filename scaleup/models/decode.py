@@ -39,8 +39,8 @@ class GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             self.memory = [self.keys, self.values]
         length = self.get_seq_length()
-        both = ((self.keys, key_states), (self.values, value_states))
-        self.keys, self.values = (self._append(place, length, *parts) for place, parts in enumerate(both))
+        self.keys: torch.Tensor = self._append(0, length, self.keys, key_states)
+        self.values: torch.Tensor = self._append(1, length, self.values, value_states)
         return self.keys, self.values
 
     def _append(self, place: int, length: int, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
