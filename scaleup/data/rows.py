@@ -4,7 +4,7 @@ rows."""
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any, overload
 
@@ -25,8 +25,10 @@ def widths_of(rows: Rows, task: str) -> np.ndarray:
         return np.asarray(known)
     if isinstance(rows, Chosen):
         return widths_of(rows.rows, task)[rows.places]
+    if isinstance(rows, Changed):
+        return widths_of(rows.rows, task)
     if isinstance(rows, Joined):
-        return np.concatenate([widths_of(part, task) for part in rows.parts])
+        return np.concatenate([widths_of(part, task) for part in rows.parts if len(part)])
     return np.array([_widths(row, task) for row in rows])
 
 
@@ -38,7 +40,7 @@ def _widths(row: TokenRow, task: str) -> tuple[int, ...]:
     return len(row.input_ids), len(row.labels)
 
 
-class _View(Sequence[Any]):
+class View(Sequence[Any]):
     """Finds rows elsewhere."""
 
     def row(self, place: int) -> Any:
@@ -55,7 +57,7 @@ class _View(Sequence[Any]):
         return self.row(range(len(self))[place])
 
 
-class Chosen(_View):
+class Chosen(View):
     """Holds the rows at some places of others."""
 
     def __init__(self, rows: Rows, places: np.ndarray) -> None:
@@ -68,7 +70,21 @@ class Chosen(_View):
         return self.rows[int(self.places[place])]
 
 
-class Joined(_View):
+class Changed(View):
+    """Holds rows of others, to each of which something is added when it is read: `change` gets it with its place. It
+    has as many tokens then as before."""
+
+    def __init__(self, rows: Rows, change: Callable[[Any, int], Any]) -> None:
+        self.rows, self._change = rows, change
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, place: int) -> Any:
+        return self._change(self.rows[place], place)
+
+
+class Joined(View):
     """Holds several sequences of rows, one after another."""
 
     def __init__(self, parts: Sequence[Rows]) -> None:

@@ -121,14 +121,15 @@ def test_half_a_cache_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("parts", [1, 3, 7])
 def test_any_number_of_processes_writes_for_any_other(parts: int, tmp_path: Path) -> None:
     """Also more than there are rows: their files are empty."""
-    cache, counts = Cache(tmp_path / "top_k", 2, "mark"), [2, 1, 3, 1, 2]
+    cache, counts = Cache(tmp_path / "top_k", 2, "mark"), np.array([2, 1, 3, 1, 2])
     aside = aside_of(cache.folder)
     aside.mkdir()
     for part in range(parts):
         own = range(part, len(counts), parts)
-        ids, log_probs = cache.part(part, sum(counts[row] for row in own))
-        ids[:] = np.repeat(list(own), [counts[row] for row in own])[:, None]
-        log_probs[:] = -ids[:, :1]
+        ids, log_probs = cache.part(part, int(sum(counts[row] for row in own)))
+        numbers = np.repeat(list(own), [counts[row] for row in own])[:, None]
+        ids.write(0, np.tile(numbers, (1, 2)))
+        log_probs.write(0, np.tile(-numbers, (1, 3)))
         ids.flush(), log_probs.flush()
     write_json(aside / INDEX, {"parts": parts, "fingerprint": "mark"})
     assert not cache.is_written()
