@@ -1,8 +1,9 @@
 """A config goes in; what could be changed of it so that it needs less memory comes out, as `key=value` overrides, one
 setting after another. Nothing here knows whether they help or are allowed: plan/fit.py plans each.
 
-A micro-batch, recomputed activations, the strategy and offloading leave the steps as they are (docs/design/
-one-trajectory.md). An adapter on a quantized base trains something else, and processes cost devices."""
+A micro-batch, recomputed activations, the strategy, offloading and where a rollout's weights are gathered leave the
+steps as they are (docs/design/one-trajectory.md). An adapter on a quantized base trains something else, and processes
+cost devices."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import adapter_folder
 
 Overrides = tuple[str, ...]
-Setting = Literal["recomputation", "strategy", "offload"]
-SETTINGS: tuple[Setting, ...] = ("recomputation", "strategy", "offload")
+Setting = Literal["recomputation", "strategy", "offload", "gathering"]
+SETTINGS: tuple[Setting, ...] = ("recomputation", "strategy", "offload", "gathering")
 
 SHARDED = ("zero1", "zero2", "zero3", "fsdp2")
 TIMES = (2, 4, 8, 16)
@@ -105,6 +106,8 @@ class Alternatives:
             whole = "single" if self.count == 1 else "ddp"
             now = whole if parallel.strategy in ("single", "ddp") else parallel.strategy
             return [(f"parallel.strategy={name}",) for name in (whole, *SHARDED) if name != now]
+        if setting == "gathering":
+            return [("parallel.gather_for_generation=auto",)] if parallel.gather_for_generation is True else []
         offloads = ["parallel.offload_optimizer=true", "parallel.offload_parameters=true"]
         done = [parallel.offload_optimizer, parallel.offload_parameters]
         left = [override for override, is_done in zip(offloads, done, strict=True) if not is_done]

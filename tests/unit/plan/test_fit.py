@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from scaleup.plan.machine import Machine, described_machine
 from scaleup.plan.proposals import Proposal
 from scaleup.plan.resolve import resolve
 from scaleup.plan.search import Asked, largest
+from scaleup.plan.strategy import FOR_ACTIVATIONS
+from scaleup.plan.types import MemoryPlan
 from scaleup.reports.fit import show_fit
 from tests.cli import differing
 from tests.fake_facts import FACTS
@@ -53,7 +55,9 @@ def facts_of(model: ModelRequest, micro_batch: MicroBatch | None) -> ModelFacts:
         trained: sum(t.elements * t.count for t in tensors if t.trainable >= trained) for trained in (True, False)
     }
     sizes = {"num_parameters": counts[False], "num_trainable_parameters": counts[True], "largest_block": 1024 * 1024}
-    return FACTS.model_copy(update={"tensors": tensors, "footprints": footprints, "hidden_size": 1024, **sizes})
+    task = FACTS.task if model.task == "auto" else model.task
+    more = {"tensors": tensors, "footprints": footprints, "hidden_size": 1024, "task": task}
+    return FACTS.model_copy(update={**more, **sizes})
 
 
 @pytest.fixture
@@ -146,16 +150,71 @@ def test_proposals_are_the_nearest(fit: Propose) -> None:
 def test_every_proposal_fits_and_is_not_refused(fit: Propose, folder: Path, strategy: str, memory: int) -> None:
     found = fit({"parallel.strategy": strategy}, memory=memory)
     assert not found.fits
+    for each, row in pasted(found, folder, memory):
+        assert row.peak == each.needs
+        if each.micro_batch and each.accumulation:
+            assert each.micro_batch * each.accumulation * each.num_processes == 16
+
+
+def pasted(found: Fit, folder: Path, memory: int) -> Iterator[tuple[Proposal, MemoryPlan]]:
+    """Plans each proposal like a config of its own, which fits and is not refused, and gives its memory."""
     machine = Machine(8, 2, gpu_memory=memory * MIB)
     for each in found.proposals:
         _, plan = resolve(Asked(folder / "x.yaml", [], []).load(each.overrides), machine, check_run_folder=False)
         assert plan.fitting is not None and plan.groups[0].strategy in plan.fitting
-        row = next(row for row in plan.memory if row.strategy == plan.groups[0].strategy)
-        assert (row.peak, plan.groups[0].strategy) == (each.needs, each.strategy)
+        assert plan.groups[0].strategy == each.strategy
         assert each.needs <= found.usable
-        if each.micro_batch and each.accumulation:
-            assert each.micro_batch * each.accumulation * each.num_processes == 16
         assert not ("quantization=8bit" in each.changes and each.strategy in ("zero3", "fsdp2"))
+        yield each, next(row for row in plan.memory if row.strategy == each.strategy)
+
+
+PPO: dict[str, Any] = {
+    "stage": "ppo",
+    "data.text": None,
+    "data.prompt": "{text}",
+    "data.max_length": 64,
+    "ppo": {"num_rollouts": 2, "rollout_batch_size": 16, "max_new_tokens": 8},
+    "reward": {"placement": "function", "function": "reward.py:score"},
+    "train": {"per_device_train_batch_size": 4},
+}
+REWARD = {"stage": "reward", "data.text": None, "data.chosen": "{text}", "data.rejected": "no {text}"}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "gathers", "memory", "nearest"),
+    [
+        ("ddp", "auto", 440, "parallel.strategy=fsdp2"),
+        ("fsdp2", "auto", 250, "adapter.type=lora"),
+        ("fsdp2", True, 260, "parallel.gather_for_generation=auto"),
+        ("auto", True, 260, "parallel.gather_for_generation=auto"),
+    ],
+)
+def test_a_policy_fits_with_its_reference(
+    fit: Propose, folder: Path, strategy: str, gathers: Any, memory: int, nearest: str
+) -> None:
+    """Its activations are not planned: micro-batches and recomputation stay. A copy that the config wants in rollouts
+    is counted, and need not be made."""
+    (folder / "reward.py").write_text("def score(completions, **columns): return [0.0] * len(completions)\n")
+    found = fit({**PPO, "parallel.gather_for_generation": gathers, "parallel.strategy": strategy}, memory=memory)
+    assert not found.fits and found.usable == int(memory * MIB * (1 - FOR_ACTIVATIONS))
+    for each, row in pasted(found, folder, memory):
+        assert row.total == each.needs and not each.is_traced and not each.recomputed_flops
+        assert not any("batch_size" in change or "checkpointing" in change for change in each.changes)
+        assert (row.gathered > 0) <= (each.strategy in ("zero3", "fsdp2"))
+    assert found.proposals[0].changes[0] == nearest
+    assert len(found.proposals[0].changes) == 1 or nearest.startswith("adapter")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_reward_model_fits(fit: Propose, folder: Path, strategy: str) -> None:
+    """Of a pair both texts are rows of the micro-batch."""
+    memory = 300 if strategy == "ddp" else 180
+    found = fit({**REWARD, "parallel.strategy": strategy}, memory=memory)
+    assert not found.fits
+    for each, row in pasted(found, folder, memory):
+        assert row.peak == each.needs
+        assert (each.micro_batch or 0) * (each.accumulation or 0) * each.num_processes == 16
+    assert found.proposals
 
 
 def test_where_auto_finds_nothing(fit: Propose) -> None:
