@@ -44,8 +44,8 @@ def hashes(seeds: torch.Tensor, position: int, size: int) -> torch.Tensor:
     return _shifted(_mixed(keys[:, None] + states), 11)
 
 
-ROWS = 4
-"""Counts the rows that are drawn for at a time: their numbers stay in a processor's cache."""
+AT_A_TIME = 2**17
+"""Counts the numbers that are drawn at a time: they stay in a processor's cache."""
 
 
 def exponentials(seeds: torch.Tensor, position: int, size: int) -> torch.Tensor:
@@ -74,8 +74,9 @@ class GumbelMax:
     def __call__(self, scores: torch.Tensor, rows: torch.Tensor, position: int) -> torch.Tensor:
         """Returns a token (n,) for each of the scores (n, V), those of the batch's `rows` (n,) at a position of their
         answers."""
+        rows_at_a_time = max(AT_A_TIME // scores.shape[1], 1)
         drawn = [
             torch.sub(some / self.temperature, exponentials(seeds, position, scores.shape[1]).log_()).argmax(dim=-1)
-            for some, seeds in zip(scores.split(ROWS), self.seeds[rows].split(ROWS), strict=True)
+            for some, seeds in zip(*(part.split(rows_at_a_time) for part in (scores, self.seeds[rows])), strict=True)
         ]
         return torch.cat(drawn)
