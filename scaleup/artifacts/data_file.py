@@ -164,9 +164,8 @@ def file_mark(file: Path, say: Say = _silent) -> FileMark:
     if isinstance(file, RemotePath) and (version := file.version) is not None:
         known_by = hashlib.blake2b(version.encode(), digest_size=20).hexdigest()
         return FileMark(name=file.name, bytes=file.stat().st_size, blake2b=known_by)
-    status = file.stat()
-    cached, stamp = None, [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    if status.st_size >= CACHED_BYTES:
+    status, cached, stamp = file.stat(), None, stamp_of(file)
+    if status.st_size >= CACHED_BYTES and stamp is not None:
         place = hashlib.sha256(str(file.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:32]
         cached = cache_folder() / "rows" / f"{place}.json"
         if (known := _cached(cached, stamp)) is not None:
@@ -181,6 +180,14 @@ def file_mark(file: Path, say: Say = _silent) -> FileMark:
         except OSError:
             pass  # a cache that cannot be written only costs time
     return mark
+
+
+def stamp_of(file: Path) -> list[int] | None:
+    """Returns what changes with a file; None of one on another machine where nothing is told that would."""
+    if isinstance(file, RemotePath) and file.version is None:
+        return None
+    status = file.stat()
+    return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def is_settled(status: os.stat_result) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import scaleup
+from scaleup.artifacts.data_file import stamp_of
 from scaleup.artifacts.files import cache_folder, read_json, write_json, write_text
 from scaleup.children import kept_stderr, python_environment
 from scaleup.config.fields import is_template_file
@@ -180,12 +181,13 @@ def _crashed(question: Question, cause: str, text: str) -> Problem:
 def _notes_file(model: ModelConfig, rows: RowsRequest) -> Path | None:
     """Returns where the notes on rows are cached; None if the rows or the model could change unnoticed."""
     parts = [rows.model_dump_json()]
-    for split in rows.splits:
+    for split in rows.splits | rows.tokens:
         for source in getattr(rows.data, split) or []:
             path = local_path(rows.data, source, split)
-            if path is None:
+            stamps = {file: stamp_of(file) for file in data_files(path)} if path else {}
+            if not all(stamps.values()) or path is None:
                 return None
-            parts += [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in data_files(path)]
+            parts += [f"{file} {stamp}" for file, stamp in stamps.items()]
     if (template := rows.data.chat_template) is not None:
         parts.append(read_template(template) if is_template_file(template) else metadata.version("trl"))
     return _cached(model, parts)

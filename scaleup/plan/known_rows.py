@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import scaleup
-from scaleup.artifacts.data_file import is_settled
+from scaleup.artifacts.data_file import is_settled, stamp_of
 from scaleup.artifacts.files import cache_folder, read_json, write_json
 from scaleup.config.schema import DataConfig
 from scaleup.errors import ScaleupError
@@ -53,11 +53,11 @@ def _place(data: DataConfig, splits: Sequence[str], max_rows: int | None, prompt
             for source in getattr(data, split) or []:
                 path = local_path(data, source, split)
                 for file in data_files(path) if path else []:
-                    status = file.stat()
-                    if not is_settled(status):
+                    status, stamp = file.stat(), stamp_of(file)
+                    if stamp is None or not is_settled(status):
                         return None
                     size += status.st_size
-                    parts.append([str(file), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns])
+                    parts.append([str(file), *stamp])
     except (ScaleupError, OSError):
         return None
     if size < LEAST_BYTES:

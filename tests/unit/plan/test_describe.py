@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from scaleup.config.schema import ModelConfig
+from scaleup.config.schema import DataConfig, ModelConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan import describe
 from scaleup.plan.describe import describe_models
-from scaleup.plan.facts import ModelFacts
+from scaleup.plan.facts import ModelFacts, RowsRequest
 
 
 class DataPlane:
@@ -153,6 +153,24 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert ask(model) == ask(model)
     assert len(data_plane.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "kinds", [{"splits": {"train": "completions"}}, {"splits": {}, "tokens": {"train": "prompts"}}]
+)
+def test_notes_on_rows_are_remembered_as_long_as_the_rows_are_the_same(
+    data_plane: DataPlane, model: Path, tmp_path: Path, kinds: dict[str, Any]
+) -> None:
+    """Also where all that is known of them is how many are left out once they are tokens, as of plain text."""
+    file = tmp_path / "rows.jsonl"
+    data = DataConfig.model_validate({"root": str(tmp_path), "train": "rows.jsonl", "text": "{said}"})
+    rows = RowsRequest.model_validate({"data": data, **kinds})
+    for text, times_asked in (("a", 1), ("a", 1), ("other", 2)):
+        if not file.exists() or text not in file.read_text():
+            file.write_text(json.dumps({"said": text}) + "\n")
+        described = describe_models({"model": ModelConfig(path=str(model))}, readers={"model": rows})
+        assert described.notes == ("a note",)
+        assert len(data_plane.asked) == times_asked
 
 
 def test_problems_are_passed_on_and_not_remembered(data_plane: DataPlane, model: Path) -> None:
