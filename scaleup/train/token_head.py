@@ -2,7 +2,8 @@
 
 What PPO and the preference losses make of a log-probability is known only when the whole row's are, so its gradient
 cannot be taken while the logits are there, as `head_loss` does. A chunk's logits are therefore computed twice, forward
-and backward, and only one chunk's ever exist."""
+and backward, and only one chunk's ever exist. Where the head is frozen, as beside an adapter, once is enough: each
+token's gradient by its hidden state is known but for a factor."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 
 from scaleup.models.heads import ToldHead, has_plain_head, swap_head, told
 from scaleup.plan.arithmetic import LOGITS_CHUNK
-from scaleup.train.head_loss import add_gradients, product_dtype
+from scaleup.train.head_loss import add_gradients, needed, product_dtype
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,10 @@ class TokenHead(ToldHead):
         states; else (B, T, 2)."""
         hidden = hidden[:, query.first : query.first + query.tokens.shape[1]]
         tokens, chosen = at(query.places, query.tokens), at(query.places, hidden)
-        logprobs, entropies = linear_logprobs(chosen, self.weight, self.bias, tokens, query.temperature)
-        if not query.learns_entropy:
-            entropies = entropies.detach()
-        parts = [_spread(part, query)[..., None] for part in (logprobs, entropies)]
-        return torch.cat([*parts, *([hidden.float()] if query.wants_hidden else [])], dim=2)
+        parts = (chosen, self.weight, self.bias)
+        logprobs, entropies = linear_logprobs(*parts, tokens, query.temperature, query.learns_entropy)
+        spread = [_spread(part, query)[..., None] for part in (logprobs, entropies)]
+        return torch.cat([*spread, *([hidden.float()] if query.wants_hidden else [])], dim=2)
 
 
 def swap_token_head(model: Any) -> None:
@@ -95,17 +95,23 @@ def linear_logprobs(
     bias: torch.Tensor | None,
     tokens: torch.Tensor,
     temperature: float = 1.0,
+    learns_entropy: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-probabilities and entropies (N,) in nats, in float32, of softmax((hidden W^T + b) / temperature) at N
-    tokens (N), with gradients by hidden (N, H), weight (V, H) and bias (V).
+    tokens (N), with gradients by hidden (N, H), weight (V, H) and bias (V); entropies have them if `learns_entropy`.
 
     Products are in autocast's type where it is on, all else is in float32. Never are there more than LOGITS_CHUNK x V
     logits."""
-    logprobs, entropies = _Logprobs.apply(hidden, weight, bias, tokens, temperature)
-    return logprobs, entropies
+    by_hidden, *others = needed(hidden, weight, bias)
+    logprobs, entropies = _Logprobs.apply(
+        hidden, weight, bias, tokens, temperature, by_hidden and not any(others) and not learns_entropy
+    )
+    return logprobs, entropies if learns_entropy else entropies.detach()
 
 
 class _Logprobs(torch.autograd.Function):
+    """d logprob / d z = one-hot - p, and d entropy / d z = -p (log p + entropy), of z = logits / temperature."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -114,10 +120,13 @@ class _Logprobs(torch.autograd.Function):
         bias: torch.Tensor | None,
         tokens: torch.Tensor,
         temperature: float,
+        at_once: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`at_once`: the gradient by hidden states is made here, all but its factor."""
         ctx.set_materialize_grads(False)  # without a gradient of entropies, none is computed
         dtype = product_dtype(hidden)
         log_z, logprobs, entropies = (hidden.new_zeros(len(hidden), dtype=torch.float32) for _ in range(3))
+        by_hidden = torch.empty_like(hidden, dtype=torch.float32) if at_once else None
         with torch.autocast(hidden.device.type, enabled=False):
             low_weight, low_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
             for rows in _chunks(len(hidden)):
@@ -125,15 +134,25 @@ class _Logprobs(torch.autograd.Function):
                 log_z[rows] = logits.logsumexp(dim=1)
                 log_p = logits.sub_(log_z[rows, None])
                 logprobs[rows] = log_p.gather(1, tokens[rows, None]).squeeze(1)
-                entropies[rows] = -log_p.exp().mul_(log_p).sum(dim=1)
-        ctx.save_for_backward(hidden, weight, bias, tokens, log_z, entropies)
-        ctx.temperature, ctx.dtype = temperature, dtype
+                p = log_p.exp()
+                entropies[rows] = -log_p.mul_(p).sum(dim=1)
+                if by_hidden is not None:
+                    p.neg_().scatter_add_(1, tokens[rows, None], torch.ones_like(log_z[rows, None])).div_(temperature)
+                    by_hidden[rows] = (p.to(dtype) @ low_weight).float()
+        if by_hidden is not None:
+            ctx.save_for_backward(by_hidden)
+        else:
+            ctx.save_for_backward(hidden, weight, bias, tokens, log_z, entropies)
+        ctx.temperature, ctx.dtype, ctx.at_once, ctx.hidden_dtype = temperature, dtype, at_once, hidden.dtype
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor | None) -> Any:
-        """d logprob / d z = one-hot - p, and d entropy / d z = -p (log p + entropy), of z = logits / temperature."""
         by_logprobs, by_entropies = grad_outputs
+        if ctx.at_once:
+            (by_hidden,) = ctx.saved_tensors
+            by_hidden = by_hidden * by_logprobs[:, None] if by_logprobs is not None else torch.zeros_like(by_hidden)
+            return by_hidden.to(ctx.hidden_dtype), *([None] * 5)
         hidden, weight, bias, tokens, log_z, entropies = ctx.saved_tensors
         grads = [
             torch.zeros_like(part, dtype=torch.float32) if need else None
@@ -154,7 +173,7 @@ class _Logprobs(torch.autograd.Function):
                 grad.scatter_add_(1, tokens[rows, None], scale).div_(ctx.temperature)
                 add_gradients(grads, rows, grad.to(ctx.dtype), low, low_weight)
         parts = zip(grads, (hidden, weight, bias), strict=True)
-        return *(None if grad is None else grad.to(part.dtype) for grad, part in parts), None, None
+        return *(None if grad is None else grad.to(part.dtype) for grad, part in parts), *([None] * 3)
 
 
 def _chunks(count: int) -> list[slice]:

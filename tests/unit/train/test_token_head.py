@@ -47,20 +47,25 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("other", [all_logits, trl_kernel])
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.3])
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_values_and_gradients_are_those_of(other: Any, entropy_coef: float, has_bias: bool) -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_values_and_gradients_are_those_of(other: Any, entropy_coef: float, has_bias: bool, frozen: bool) -> None:
     tokens, scale = torch.arange(N) * 13 % VOCABULARY, torch.linspace(-1, 2, N)
     found = []
     for function in (linear_logprobs, other):
         hidden, weight, *rest = parts(has_bias)
         bias = rest[0] if has_bias else None
-        logprobs, entropies = function(hidden, weight, bias, tokens, 0.7)
+        for part in (weight, *rest):
+            part.requires_grad_(not frozen)
+        learns = {"learns_entropy": bool(entropy_coef)} if function is linear_logprobs else {}
+        logprobs, entropies = function(hidden, weight, bias, tokens, 0.7, **learns)
         loss = (scale * logprobs).sum()
         if entropy_coef:
             loss = loss + entropy_coef * (scale * entropies).sum()
         loss.backward()
         found.append([logprobs, entropies, hidden.grad, weight.grad, *(part.grad for part in rest)])
     for one, another in zip(*found, strict=True):
-        assert torch.allclose(one, another, atol=1e-5, rtol=1e-5)
+        assert (one is None) == (another is None)
+        assert one is None or torch.allclose(one, another, atol=1e-5, rtol=1e-5)
 
 
 def test_entropies_alone_have_a_gradient() -> None:
@@ -68,7 +73,8 @@ def test_entropies_alone_have_a_gradient() -> None:
     gradients = []
     for function in (linear_logprobs, all_logits):
         hidden, weight, bias = parts()
-        function(hidden, weight, bias, tokens, 1.0)[1].sum().backward()
+        learns = {"learns_entropy": True} if function is linear_logprobs else {}
+        function(hidden, weight, bias, tokens, 1.0, **learns)[1].sum().backward()
         gradients.append([part.grad for part in (hidden, weight, bias)])
     for one, other in zip(*gradients, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
@@ -111,10 +117,29 @@ class Largest(TorchDispatchMode):
 def test_never_more_logits_than_a_chunk() -> None:
     hidden, weight, bias = parts()
     with Largest() as largest:
-        logprobs, entropies = linear_logprobs(hidden, weight, bias, torch.zeros(N, dtype=torch.long))
+        logprobs, entropies = linear_logprobs(hidden, weight, bias, torch.zeros(N, dtype=torch.long), 1.0, True)
         (logprobs + entropies).sum().backward()
     assert largest.elements == weight.numel()  # of which CHUNK x VOCABULARY logits are fewer
     assert CHUNK * VOCABULARY < weight.numel() < N * VOCABULARY
+
+
+class Products(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "mm" in func.__name__
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("frozen", "wanted"), [(False, 4), (True, 2)])
+def test_a_frozen_heads_logits_are_computed_once(frozen: bool, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits, and the gradient by hidden states; else the logits once more, and the gradient by the weight."""
+    monkeypatch.setattr(token_head, "LOGITS_CHUNK", N)
+    hidden, weight = parts(bias=False)
+    weight.requires_grad_(not frozen)
+    with Products() as products:
+        linear_logprobs(hidden, weight, None, torch.zeros(N, dtype=torch.long))[0].sum().backward()
+    assert products.count == wanted
 
 
 def test_no_tokens_give_a_gradient_of_zero() -> None:
