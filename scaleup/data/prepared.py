@@ -52,7 +52,8 @@ def prepared_rows(
     progress = progress or Progress(None, enabled=False)
     key = key_of(data, source, split, encoder)
     make = partial(_make, data, source, split, encoder, progress)
-    held = TokenCache().held(key, make, lambda: progress.report(WAITING), progress.say)
+    say = partial(progress.say, of_any_rank=True)  # damage is seen by the rank that comes first
+    held = TokenCache().held(key, make, lambda: progress.report(WAITING), say)
     return Prepared(TokenFile(held.entry.rows_file, held), Counter(held.entry.about["left_out"]))
 
 

@@ -86,7 +86,7 @@ class _Lines(Progress):
         self._next = now + NEXT_SECONDS
         print(f"{PROGRESS}{self._key}: {phase}{_bar(done, total, now - self._begun)}", file=sys.stderr, flush=True)
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, of_any_rank: bool = False) -> None:
         print(line, file=sys.stderr, flush=True)
 
 

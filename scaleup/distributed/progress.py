@@ -41,9 +41,10 @@ class Progress:
         """Notes what this rank alone begins. It is not shown, and costs nothing."""
         self.heartbeat.enter_phase(phase)
 
-    def say(self, line: str) -> None:
-        """Prints a line of rank 0 that the user should read; the launcher shows it above the progress."""
-        if not self._enabled:
+    def say(self, line: str, of_any_rank: bool = False) -> None:
+        """Prints a line that the user should read, of rank 0 or of whichever rank has one to say; the launcher of rank
+        0's node shows it above the progress."""
+        if not (self._enabled or of_any_rank):
             return
         print(line, flush=True)
         if self._file is not None:

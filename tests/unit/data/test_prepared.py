@@ -7,6 +7,7 @@ from scaleup.data.prepared import prepared_rows
 from scaleup.data.recipe import key_of
 from scaleup.data.tokenization import Encoder
 from scaleup.data.workers import Workers
+from scaleup.distributed.progress import Progress
 from scaleup.errors import ScaleupError
 from tests.unit.data import tiny
 from tests.unit.data.test_sources import data_config, encoder, pairs, words, write
@@ -68,7 +69,9 @@ def test_a_file_that_is_damaged_within_is_made_again(tmp_path, capsys):
     size = file.stat().st_size
     expected = list(map(words, made.rows))
     file.write_bytes(b"\0" * size)
-    assert list(map(words, prepared(data).rows)) == expected
+    second = Progress(None, enabled=False)  # as of a rank that is not the first
+    assert list(map(words, prepared_rows(data, data.train[0], "train", encoder(data), second).rows)) == expected
+    assert f"{file} is damaged: its bytes are not those that were written" in capsys.readouterr().out
 
 
 @pytest.mark.slow
