@@ -75,7 +75,7 @@ def rank_main(kind: str, is_before: bool, run: RunFolder, out: Path) -> None:
     config: Any = run.config
     plan = Plan.read(run.plan_file)
     runtime = Runtime.start(plan.group("policy"), timeout_seconds=300, run_folder=run.path)
-    way = "mapped_files" if kind == "4bit" else "deferred_files"
+    way = "quantized_when_read" if kind == "4bit" else "deferred_files"
     whole = patch(f"scaleup.models.load.{way}", nullcontext) if is_before else nullcontext()
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
@@ -83,13 +83,15 @@ def rank_main(kind: str, is_before: bool, run: RunFolder, out: Path) -> None:
     with whole:
         if kind == "frozen":
             model = load_finished(config.model, plan.model, None, config.mixed_precision, runtime.device, True)
+            loaded = resident("VmHWM") - bare
             model = runtime.prepare(model.requires_grad_(False))
         else:
             model = model_to_train(config, plan.model, runtime.device)
+            loaded = resident("VmHWM") - bare
             model, _ = runtime.prepare(model, build_optimizer(model, config.train))
     seconds, peak = time.perf_counter() - started, resident("VmHWM") - bare
     written = writing(runtime, model, run) if kind == "full" else None
-    out.write_text(json.dumps({"bare": bare, "peak": peak, "seconds": seconds, "writing": written}))
+    out.write_text(json.dumps({"bare": bare, "loaded": loaded, "peak": peak, "seconds": seconds, "writing": written}))
 
 
 def writing(runtime: Runtime, model: Any, run: RunFolder) -> int:
@@ -133,10 +135,10 @@ def measure(case: str, folder: Path, is_before: bool) -> dict[str, Any]:
     largest = 4 * max(tensors.elements for tensors in plan.model.tensors)
     peak, seconds = (max(rank[key] for rank in ranks) for key in ("peak", "seconds"))
     row = {"case": case, "before": is_before, "shards": shards, "law": shards + 2 * largest + SLACK, "peak": peak}
-    row["model"] = 4 * plan.model.num_parameters
+    row |= {"model": 4 * plan.model.num_parameters, "loaded_law": 2 * largest + SLACK // 6}
     if kind == "full":
         row |= {"writing": max(rank["writing"] for rank in ranks), "writing_law": 2 * largest + SLACK // 3}
-    return row | {"bare": max(rank["bare"] for rank in ranks), "seconds": seconds}
+    return row | {key: max(rank[key] for rank in ranks) for key in ("bare", "loaded")} | {"seconds": seconds}
 
 
 def main() -> None:
@@ -150,12 +152,15 @@ def main() -> None:
     buckets = [patch(f"scaleup.plan.{module}.BUCKET", BUCKET) for module in ("deepspeed", "memory")]
     with tempfile.TemporaryDirectory() as folder, buckets[0], buckets[1]:
         dict(in_children({"model": partial(build_model, Path(folder))}))  # what it frees is not in the ranks
-        print("| case | shards MB | law MB | peak MB | while writing MB | s |\n|---|---|---|---|---|---|")
+        print("| case | shards MB | law MB | before it is prepared MB | peak MB | while writing MB | s |")
+        print("|---|---|---|---|---|---|---|")
         for case in arguments.cases or CASES:
             for is_before in ways:
                 row = measure(case, Path(folder), is_before)
                 rows.append(row)
-                sizes = " | ".join(f"{row.get(key, 0) / MB:,.0f}" for key in ("shards", "law", "peak", "writing"))
+                sizes = " | ".join(
+                    f"{row.get(key, 0) / MB:,.0f}" for key in ("shards", "law", "loaded", "peak", "writing")
+                )
                 name = f"{case}{' before' if is_before else ''}"
                 print(f"| {name} | {sizes} | {row['seconds']:.1f} |", flush=True)
     if arguments.json:

@@ -9,6 +9,7 @@ than it keeps, and the parameter at hand."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -65,9 +66,15 @@ class _Source:
             self._written = self._read().clone()
         return self._written
 
+    def kept(self) -> torch.Tensor:
+        """Returns the values, which stay from now on: they will be wanted again."""
+        if self._written is None:
+            self._written = self._read()
+        return self._written
+
     def copied(self) -> _Source:
         copy = _Source(self._read, self._is_part, self._cast)
-        copy._written = None if self._written is None else self._written.clone()
+        copy._written = deepcopy(self._written)
         return copy
 
 
@@ -93,8 +100,9 @@ class Deferred(torch.Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) not in memo:
-            copy = Deferred(self.source.copied(), self)
+            copy = type(self)(self.source.copied(), self)
             memo[id(self)] = nn.Parameter(copy, self.requires_grad) if isinstance(self, nn.Parameter) else copy
+            vars(memo[id(self)]).update(_attributes(self))
         return memo[id(self)]
 
     def data_ptr(self) -> int:
@@ -116,7 +124,7 @@ class Deferred(torch.Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         if func in (aten.detach.default, aten.alias.default):
-            return Deferred(args[0].source, args[0])
+            return type(args[0])(args[0].source, args[0])
         if func in MOVED:
             return _moved(func, args, kwargs)
         if func in SHAPED:
@@ -128,9 +136,16 @@ class Deferred(torch.Tensor):
         return func(*_values(args), **_values(kwargs))
 
 
-def deferred(read: Callable[[], torch.Tensor], shape: Iterable[int], dtype: torch.dtype) -> Deferred:
-    """Returns a tensor on the CPU of this shape and type, which `read` returns every time it is called."""
-    return Deferred(_Source(read), torch.empty(tuple(shape), dtype=dtype, device="meta"), torch.device("cpu"))
+def deferred(
+    read: Callable[[], torch.Tensor],
+    shape: Iterable[int],
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    kind: type[Deferred] = Deferred,
+) -> Deferred:
+    """Returns a tensor of this shape and type, by default on the CPU, which `read` returns every time it is called."""
+    like = torch.empty(tuple(shape), dtype=dtype, device="meta")
+    return kind(_Source(read), like, device or torch.device("cpu"))
 
 
 def value_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -154,10 +169,13 @@ def fill(model: nn.Module, device: torch.device | None = None, dtype: torch.dtyp
 def fill_parameter(
     parameter: nn.Parameter, device: torch.device | None = None, dtype: torch.dtype | None = None
 ) -> None:
-    """Reads a parameter, if it is deferred. It stays the same object: optimizers and modules go on to hold it."""
+    """Reads a parameter, if it is deferred. It stays the same object: optimizers and modules go on to hold it. One that
+    is read as a parameter of a class of its own, a quantized one, becomes that, where and as it is."""
     if isinstance(parameter, Deferred):
-        cast = dtype if parameter.is_floating_point() else None
-        _become(parameter, parameter.source.value().to(device or parameter.device, cast or parameter.dtype))
+        cast, value = dtype if parameter.is_floating_point() else None, parameter.source.value()
+        if not isinstance(value, nn.Parameter):
+            value = value.to(device or parameter.device, cast or parameter.dtype)
+        _become(parameter, value)
 
 
 def fill_buffers(model: nn.Module) -> None:
@@ -170,10 +188,17 @@ def fill_buffers(model: nn.Module) -> None:
 
 def _become(parameter: Deferred, other: torch.Tensor) -> None:
     """Makes a parameter another tensor, without another object."""
-    kept = {name: value for name, value in vars(parameter).items() if name not in ("source", "_is_param")}
-    new = nn.Parameter(other, parameter.requires_grad) if isinstance(parameter, nn.Parameter) else other.detach()
-    vars(new).update(kept)
+    if not isinstance(parameter, nn.Parameter):
+        new = other.detach()
+    else:
+        new = other if isinstance(other, nn.Parameter) else nn.Parameter(other, parameter.requires_grad)
+    vars(new).update(_attributes(parameter) | vars(new))
     torch.utils.swap_tensors(parameter, new)
+
+
+def _attributes(tensor: Deferred) -> dict[str, Any]:
+    """Returns what others have set on a tensor."""
+    return {name: value for name, value in vars(tensor).items() if name not in ("source", "_is_param")}
 
 
 def _moved(func: Any, args: Any, kwargs: Any) -> Any:

@@ -27,8 +27,13 @@ class _InTurn(nn.Module):
         self._whole, self._dtype = [model], dtype  # in a list: no submodule
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        for parameter in self._whole[0].parameters(recurse):
-            fill_parameter(parameter, dtype=self._dtype)
-            if parameter.is_floating_point() and parameter.dtype != self._dtype:
-                parameter.data = parameter.data.to(self._dtype)
-            yield parameter
+        yield from in_turn(self._whole[0], self._dtype)
+
+
+def in_turn(model: nn.Module, dtype: torch.dtype) -> Iterator[nn.Parameter]:
+    """Yields a model's parameters, each of which is read, and cast to `dtype`, when it is asked for."""
+    for parameter in model.parameters():
+        fill_parameter(parameter, dtype=dtype)
+        if parameter.is_floating_point() and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+        yield parameter

@@ -30,13 +30,13 @@ def load_base(
     device: torch.device,
     deferred: bool = False,
 ) -> Any:
-    """Loads the weights at `facts.location` alone: on the CPU, or quantized on `device`. If `deferred`, those that are
-    not quantized are read when an engine prepares the model."""
+    """Loads the weights at `facts.location` alone: on the CPU, or quantized on `device`. If `deferred`, all but those
+    in 8 bits are read when an engine prepares the model."""
     if quantization is None:
         return load_model(model, facts, deferred=deferred)
     options = loading_options(quantization, mixed_precision, device, facts.task)
     with large_blocks_given_back():  # each matrix, in float32, before it is quantized
-        loaded = load_model(model, facts, quantized=options)
+        loaded = load_model(model, facts, quantized=options, deferred=deferred)
     keep_as_loaded(loaded)
     return loaded
 
@@ -61,9 +61,10 @@ def load_finished(
     """Loads the model on `device` in evaluation mode, with the adapter that the model's path names; if `deferred`, for
     an engine that prepares it."""
     loaded = load_base(model, facts, quantization, mixed_precision, device, deferred=True)
-    if quantization is None and not deferred:
-        fill(loaded, device)
-        loaded = loaded.to(device)  # buffers
+    if not deferred:
+        with large_blocks_given_back():
+            fill(loaded, device)
+        loaded = loaded if quantization else loaded.to(device)  # buffers
     return (load_adapter(loaded, Path(facts.adapter), trainable=False) if facts.adapter else loaded).eval()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,7 +79,26 @@ def _is_returned_as_is(model: Any, head: nn.Linear) -> bool:
     try:
         token = torch.zeros((1, 1), dtype=torch.long, device=head.weight.device)
         inputs = {"decoder_input_ids": token} if model.config.is_encoder_decoder else {}
-        logits = model(input_ids=token, **inputs, use_cache=False).logits
+        with _other_layers_left_out(model, head):
+            logits = model(input_ids=token, **inputs, use_cache=False).logits
     finally:
         hook.remove()
     return len(outputs) == 1 and logits is outputs[0]
+
+
+@contextmanager
+def _other_layers_left_out(model: nn.Module, head: nn.Linear) -> Iterator[None]:
+    """Makes all linear layers but the head return zeros inside: what becomes of the head's output does not hang on
+    them, and their weights may have to be read from files, and quantized."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
+    for layer in layers:
+        layer.forward = partial(_zeros, layer)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _zeros(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    return x.new_zeros(*x.shape[:-1], layer.out_features)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from scaleup.config.schema import ModelConfig
 from scaleup.distributed.deferred import fill, fill_buffers
 from scaleup.errors import ScaleupError
 from scaleup.models.classifier import is_of_head, pool_by_mask
+from scaleup.models.quantized import quantized_when_read
 from scaleup.models.sources import absence, materialize_tokenizer
 from scaleup.models.stored import deferred_files, mapped_files
 from scaleup.plan.facts import ModelFacts
@@ -71,7 +73,7 @@ def load_model(
 
     is_new = facts.task == "sequence_classification" and not facts.labels
     try:
-        with deferred_files() if quantized is None else mapped_files():
+        with _weights_left_in_files(quantized):
             loaded, info = auto_class(facts.task).from_pretrained(
                 facts.location,
                 dtype=dtype,
@@ -100,6 +102,14 @@ def load_model(
     if not deferred:
         fill(loaded)
     return loaded
+
+
+def _weights_left_in_files(quantized: Mapping[str, Any] | None) -> AbstractContextManager[None]:
+    """Returns the context of loading with these options: weights are read when they are used, or, as bitsandbytes has
+    scales of 8-bit matrices elsewhere too, these at once, each by itself."""
+    if quantized is None:
+        return deferred_files()
+    return quantized_when_read() if quantized["quantization_config"].load_in_4bit else mapped_files()
 
 
 def _new_head(facts: ModelFacts) -> dict[str, Any]:

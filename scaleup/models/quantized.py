@@ -6,13 +6,18 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from scaleup.config.adapters import Quantization
 from scaleup.distributed.deepspeed_ops import uncompiled
+from scaleup.distributed.deferred import Deferred, deferred, value_of
 from scaleup.models.classifier import UNQUANTIZED, is_sequence_classifier
+from scaleup.models.stored import deferred_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,6 +54,56 @@ def loading_options(
     if task == "sequence_classification":
         settings["llm_int8_skip_modules"] = list(UNQUANTIZED)  # of either kind: Transformers reads it for both
     return {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": str(device)}}
+
+
+class Params4bit(Deferred):
+    """Stands for a parameter of bitsandbytes' class of this name, by which PEFT knows it, until it is read."""
+
+    @property
+    def quant_state(self) -> Any:
+        """Returns the scales. The quantized matrix stays from now on: who asks for them wants it next."""
+        return cast("Any", self.source.kept()).quant_state
+
+
+@contextmanager
+def quantized_when_read() -> Iterator[None]:
+    """Makes `from_pretrained` inside leave the matrices that it would quantize to 4 bits in their files: each is read
+    and quantized when it is used, as the other weights are read then."""
+    from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+
+    before = Bnb4bitQuantize.convert
+    Bnb4bitQuantize.convert = _convert_when_read
+    try:
+        with deferred_files():
+            yield
+    finally:
+        Bnb4bitQuantize.convert = before
+
+
+def _convert_when_read(operation: Any, input_dict: Mapping[str, Any], model: Any = None, **_: Any) -> dict[str, Any]:
+    """Takes the place of the step of Transformers' loading that quantizes a matrix, or several, by their names."""
+    from transformers.pytorch_utils import Conv1D
+
+    converted = {}
+    for name, given in input_dict.items():
+        module = model.get_submodule(name.rpartition(".")[0])
+        whole = given[0] if isinstance(given, list) else given
+        whole = whole.T if issubclass(module.source_cls, Conv1D) else whole
+        settings = dict(vars(module.weight))
+        read = partial(_quantized, whole, settings)
+        packed = deferred(read, (-(-whole.numel() // 2), 1), torch.uint8, whole.device, Params4bit)
+        converted[name] = torch.nn.Parameter(packed, requires_grad=False)
+        vars(converted[name]).update(settings)
+        module._is_hf_initialized = True
+    return converted
+
+
+def _quantized(whole: torch.Tensor, settings: Mapping[str, Any]) -> Any:
+    """Returns bitsandbytes' parameter of a matrix that is read now."""
+    from bitsandbytes.nn import Params4bit as Quantized
+
+    values = value_of(whole)
+    return Quantized(values, requires_grad=False, **settings).to(values.device)
 
 
 def keep_as_loaded(model: torch.nn.Module) -> None:

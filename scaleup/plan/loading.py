@@ -2,7 +2,8 @@
 refusal where a node has less.
 
 Weights are read one after another into what a rank keeps (docs/design/loading.md): beside that there are never more
-than the parameter at hand and its cast. On a GPU they go on to its memory; on a CPU they stay."""
+than the parameter at hand, its cast, and what quantizing it takes. On a GPU they go on to its memory, and are quantized
+there; on a CPU they stay."""
 
 from __future__ import annotations
 
@@ -11,28 +12,25 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from scaleup.errors import Problem
 from scaleup.plan.facts import REWARD_MODEL, ModelFacts
-from scaleup.plan.memory import FLOAT32, inference_memory
+from scaleup.plan.memory import FLOAT32
 from scaleup.plan.types import GroupPlan, LoadingPlan, MemoryPlan
 
-PASSING = 2
-"""Counts the largest parameters that a rank has beside what it keeps."""
+PASSING, QUANTIZING = 2, 4
+"""Count the copies in float32 of a parameter that a rank has beside what it keeps while it reads it, and while
+bitsandbytes quantizes it on a CPU."""
 GIB = 2**30
 
 
-def loading_of(
-    group: GroupPlan, held: MemoryPlan, models: Iterable[ModelFacts], quantization: str | None
-) -> LoadingPlan:
+def loading_of(group: GroupPlan, held: MemoryPlan, models: Iterable[ModelFacts]) -> LoadingPlan:
     """Returns what loading `models` takes on the host, for a group whose ranks hold `held`. DeepSpeed makes room for
-    gradients and the optimizer's state when it wraps a model; and a quantized base is whole until it is sharded."""
-    models = list(models)
+    gradients and the optimizer's state when it wraps a model."""
     on_host = group.device == "cpu"
     kept = (held.weights + held.reference if on_host else 0) + held.host
     if on_host and group.strategy.startswith("zero"):
         kept += held.gradients + held.optimizer
-    if on_host and quantization is not None:
-        kept = max(kept, inference_memory(models[0], group.strategy, quantization).weights)
-    largest = max(tensors.elements for facts in models for tensors in facts.tensors)
-    rank = kept + PASSING * FLOAT32 * largest
+    copies = QUANTIZING if on_host else PASSING
+    tensors = [each for facts in models for each in facts.tensors]
+    rank = kept + FLOAT32 * max(each.elements * (copies if each.quantized else PASSING) for each in tensors)
     return LoadingPlan(group=group.name, kept=kept, rank=rank, node=rank * (group.num_processes // group.num_nodes))
 
 
@@ -41,18 +39,16 @@ def loading_plans(
     memory: list[MemoryPlan],
     reward_memory: MemoryPlan | None,
     facts: Mapping[str, ModelFacts],
-    quantizations: tuple[str | None, str | None],
 ) -> list[LoadingPlan]:
-    """Returns what loading takes in each group. `quantizations` are that of the trained model, and that of the reward
-    model."""
+    """Returns what loading takes in each group."""
     first = groups[0]
     held = next((row for row in memory if row.strategy == first.strategy), None)
     if held is None:
         return []
     own = [each for where, each in facts.items() if where != REWARD_MODEL or reward_memory is None]
-    plans = [loading_of(first, held, own, quantizations[0])]
+    plans = [loading_of(first, held, own)]
     if reward_memory is not None:
-        plans.append(loading_of(groups[1], reward_memory, [facts[REWARD_MODEL]], quantizations[1]))
+        plans.append(loading_of(groups[1], reward_memory, [facts[REWARD_MODEL]]))
     return plans
 
 

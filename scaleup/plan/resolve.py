@@ -173,7 +173,7 @@ def make_plan(config: RunConfig, machine: Machine, facts: Facts, data: DataCheck
         bridge=bridge_of(config, groups[0]),
         memory=memory,
         reward_memory=reward_memory,
-        loading=loading_plans(groups, memory, reward_memory, facts, _quantizations(config)),
+        loading=loading_plans(groups, memory, reward_memory, facts),
         device_memory=budget.memory,
         fitting=None if budget.memory is None else [row.strategy for row in memory if budget.fits(row)],
         checkpoint_copy=checkpoint_copy(config, planner.trained(config, facts), groups[0].strategy, machine.memory),
@@ -203,11 +203,6 @@ def _reward_memory(config: RunConfig, groups: list[GroupPlan], facts: Facts) -> 
     if (reward := config.reward_group) is None:
         return None
     return serving_memory(facts[REWARD_MODEL], groups[1], reward.quantization)
-
-
-def _quantizations(config: RunConfig) -> tuple[str | None, str | None]:
-    reward = config.reward_group
-    return getattr(config, "quantization", None), reward.quantization if reward else None
 
 
 def _run_folder_problems(config: RunConfig, batch: BatchPlan | None, resume: bool) -> list[Problem]:

@@ -27,6 +27,7 @@ def test_a_rank_never_has_more_than_its_shards_and_two_parameters(tmp_path: Path
     for row in rows:
         assert row["model"] > 500e6
         assert row["peak"] <= row["law"], row
+        assert row["loaded"] <= row["loaded_law"], "nothing is kept, or quantized, before an engine shards it"
         if "writing" in row:  # a model that is trained as a whole
             assert row["writing"] <= row["writing_law"] < row["model"] / 2, "nor has it more of it while it is written"
     held = {row["case"]: row["peak"] for row in rows}

@@ -1,10 +1,11 @@
-"""Bases in 8 and 4 bits: what is quantized and how large it is, and that an evaluation leaves it alone."""
+"""Bases in 8 and 4 bits: what is quantized, when, and how large it is, and that an evaluation leaves it alone."""
 
 from __future__ import annotations
 
 import gc
 import mmap
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ from pydantic import TypeAdapter
 from scaleup.config.adapters import AdapterConfig
 from scaleup.config.schema import ModelConfig
 from scaleup.describe.model import model_facts
+from scaleup.distributed.deferred import Deferred, fill
+from scaleup.distributed.partition import in_turn
+from scaleup.models import quantized
 from scaleup.models.adapted import load_base, load_finished
 from scaleup.models.adapters import adapt
+from scaleup.models.heads import has_plain_head
 from scaleup.plan.facts import ModelFacts, ModelRequest
 from scaleup.plan.memory import quantized_bytes
 
@@ -31,6 +36,52 @@ LORA = TypeAdapter(AdapterConfig).validate_python({"type": "lora", "r": 4})
 def loaded(model: str, bits: Any, precision: str = "no") -> tuple[Any, ModelFacts]:
     facts = model_facts(ModelRequest(path=f"builtin:{model}", quantization=bits))
     return load_base(ModelConfig(path=facts.location), facts, bits, precision, CPU), facts
+
+
+def adapted(model: str, deferred: bool, **lora: Any) -> Any:
+    facts = model_facts(ModelRequest(path=f"builtin:{model}", quantization="4bit"))
+    base = load_base(ModelConfig(path=facts.location), facts, "4bit", "no", CPU, deferred=deferred)
+    torch.manual_seed(0)
+    return adapt(base, LORA.model_copy(update=lora), facts.task)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_4_bits_are_read_and_quantized_a_matrix_at_a_time(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When an engine shards them, and not before. Here each is dropped as soon as the next is asked for."""
+    quantize, made = quantized._quantized, []
+    monkeypatch.setattr(quantized, "_quantized", lambda *given: made.append(1) or quantize(*given))
+    whole, later = adapted(model, deferred=False), adapted(model, deferred=True)
+    expected = [(name, p, getattr(p, "quant_state", None)) for name, p in whole.named_parameters()]
+    count = sum(state is not None for *_, state in expected)
+    assert len(made) == count > 0, "one that is not to wait is read at once"
+    assert has_plain_head(later.get_base_model()) == has_plain_head(whole.get_base_model())
+    assert len(made) == count, "neither the adapter nor a look at the head quantizes"
+    base = [p for p in later.parameters() if not p.requires_grad]
+    assert all(isinstance(p, Deferred) for p in base)
+    for (name, other, state), parameter in zip(expected, in_turn(later, torch.float32), strict=True):
+        assert sum(p.numel() for p in base if not isinstance(p, Deferred)) in (0, parameter.numel())
+        assert type(parameter) is type(other) and torch.equal(parameter, other), name
+        if state is not None:
+            assert parameter.quant_state.as_dict().keys() == state.as_dict().keys()
+            assert all(
+                torch.equal(parameter.quant_state.as_dict(packed=True)[key], value)
+                for key, value in state.as_dict(packed=True).items()
+            )
+        parameter.data = torch.empty(0, dtype=parameter.dtype)
+    assert len(made) == 2 * count
+
+
+def test_what_reads_4_bits_before_they_are_sharded_finds_them() -> None:
+    """DoRA, for the norms of its directions; and a copy is another reader."""
+    whole, later = (adapted("tiny-llama", deferred, use_dora=True) for deferred in (False, True))
+    copy = deepcopy(later)
+    for filled in (later, copy):
+        fill(filled)
+        for (name, one), (_, other) in zip(whole.named_parameters(), filled.named_parameters(), strict=True):
+            assert type(one) is type(other) and torch.equal(one, other), name
+    ids = torch.arange(5, 45).view(2, 20)
+    logits = [model(input_ids=ids).logits for model in (whole, later, copy)]
+    assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
 
 
 def bytes_of(module: Any) -> int:

@@ -140,12 +140,14 @@ def test_a_policy_with_its_reference_and_its_value_model(name: str, monkeypatch:
     assert_same(theirs, ours)
 
 
-@pytest.mark.parametrize("bits", ["8bit", "4bit"])
-def test_quantized_models(bits: Quantization, folders: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("bits", "own"), [("8bit", "mapped_files"), ("4bit", "quantized_when_read")])
+def test_quantized_models(
+    bits: Quantization, own: str, folders: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, facts = facts_of(folders["bf16-sharded"], quantization=bits)
     states = []
-    for way in (load.mapped_files, nullcontext):
-        monkeypatch.setattr(load, "mapped_files", way)
+    for way in (getattr(load, own), nullcontext):
+        monkeypatch.setattr(load, own, way)
         model = load_base(config, facts, bits, "no", torch.device("cpu"))
         states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
     assert list(states[0]) == list(states[1]) and len(states[0]) > len(dict(model.named_parameters()))

@@ -9,6 +9,7 @@ import pytest
 
 from scaleup.errors import ScaleupError
 from scaleup.plan.facts import Tensors
+from scaleup.plan.memory import quantized_bytes
 from scaleup.plan.strategy import NothingFits
 from scaleup.plan.types import LoadingPlan, Plan
 from tests.fake_facts import FACTS
@@ -39,6 +40,18 @@ def test_a_rank_keeps_its_part_on_a_cpu(plan: MakePlan, strategy: str, kept: int
     made = plan({**FOUR, "parallel.strategy": strategy}, facts=MILLIONS)
     rank = kept + PASSING
     assert made.loading == [LoadingPlan(group="policy", kept=kept, rank=rank, node=4 * rank)]
+
+
+def test_of_a_4_bit_base_a_rank_keeps_its_shards_and_has_what_quantizing_takes(plan: MakePlan) -> None:
+    low = (Tensors(shape=(10_000, 1_000), count=1), Tensors(shape=(10_000, 2_000), count=8, quantized=True))
+    facts = MILLIONS.model_copy(update={"tensors": low})
+    changes = {**FOUR, "parallel.strategy": "zero3", "adapter": {"type": "lora"}, "quantization": "4bit"}
+    whole = sum(tensors.count * quantized_bytes(tensors.shape, "4bit") for tensors in low if tensors.quantized)
+    made = plan(changes, facts=facts)
+    assert made.loading[0].kept < 3 * 10**7 + whole // 2
+    assert made.loading[0].rank == made.loading[0].kept + 2 * PASSING
+    cuda = {**changes, "parallel.device": "cuda"}
+    assert plan(cuda, 4, facts, gpu_memory=10**11, memory=10**12).loading[0].rank == PASSING
 
 
 def test_a_node_has_its_own_ranks(plan: MakePlan) -> None:
