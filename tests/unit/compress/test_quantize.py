@@ -51,6 +51,14 @@ def logits(model: Any) -> torch.Tensor:
     return model.eval()(input_ids=ids, **more).logits.float()
 
 
+@pytest.mark.parametrize("name", ["rows", "groups", "bfloat16"])
+def test_a_large_model_is_several_files(name: str, tmp_path: Path) -> None:
+    settings, _ = METHODS[name]
+    assert written(config_of("builtin:tiny-llama", max_shard_size="50KB", **settings), tmp_path) == 0
+    places = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(set(places.values())) == len(list(tmp_path.glob("model-*.safetensors"))) > 2
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_folder_holds_what_torchao_makes(name: str, tmp_path: Path) -> None:
     settings, how = METHODS[name]

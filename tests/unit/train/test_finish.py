@@ -19,13 +19,14 @@ def test_finishing_a_training(runtime, run):
     run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in LINES))
     assert read_metrics(run.metrics_file) == LINES
     model, tokenizer = tiny.model("llama"), tiny.tokenizer("llama")
-    job = Job(CONFIG, tiny.plan(run.path), runtime, run)
+    train = CONFIG.train.model_copy(update={"max_shard_size": "60KB"})
+    job = Job(CONFIG.model_copy(update={"train": train}), tiny.plan(run.path), runtime, run)
     finish_training(job, TrainedModel(model, tokenizer, STATE, left_out={"unlearned": 1}))
 
     assert read_json(run.manifest_file)["metrics"] == METRICS
-    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
-        file.name for file in run.model.iterdir()
-    }
+    wanted = {"config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "README.md"}
+    assert wanted <= {file.name for file in run.model.iterdir()}
+    assert len(list(run.model.glob("model-0*.safetensors"))) > 1
     facts = tiny.facts("llama").model_copy(update={"location": str(run.model)})
     weights = model.state_dict()
     assert all((weights[key] == weight).all() for key, weight in load_model(CONFIG.model, facts).state_dict().items())
