@@ -15,8 +15,10 @@ parameter has 131 MB in float32. Ranks are forked from this process, which has i
 through Runtime; what it has then is the bare process. The kernel's mark of the most resident memory is reset there and
 read after `prepare`, which is the start of the first step; pages of mapped files count. `shards` are what the plan says
 that a rank holds: weights, gradients, optimizer and (of zero1 to zero3) the bucket, which is cut to a million elements.
-The law is: peak <= shards + twice the largest parameter + 300 MB. Then a model that is trained as a whole is written:
-rank 0 reads one parameter after another, which all ranks gather, and takes no more than two and 100 MB for it."""
+The law is: peak <= shards + twice the largest parameter + 300 MB. Before the engine prepares the model, which is then
+adapted and looked at, nothing of it may stay: twice the largest parameter and 50 MB at any time. Then a
+model that is trained as a whole is written: rank 0 reads one parameter after another, which all ranks gather, and takes
+no more than two and 100 MB for it."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -90,8 +90,8 @@ def load_model(
         remedy = "the model needs *.safetensors files beside its config.json"
         raise ScaleupError.of("model.path", what, remedy) from error
     missing = sorted(key for key in info["missing_keys"] if not (is_new and is_of_head(key)))
-    _refuse(facts, "are not in its files", missing)
-    _refuse(facts, "have another shape in its files", sorted(key for key, *_ in info["mismatched_keys"]))
+    mismatched = sorted(f"{key} ({list(there)}, not {list(own)})" for key, there, own in info["mismatched_keys"])
+    _refuse(facts, missing, mismatched)
     if facts.task == "sequence_classification":
         pool_by_mask(loaded)
     if facts.layers is not None:
@@ -179,8 +179,19 @@ def first_line(error: Exception) -> str:
     return lines[0].strip() if lines else type(error).__name__
 
 
-def _refuse(facts: ModelFacts, fault: str, names: list[str]) -> None:
+def _refuse(facts: ModelFacts, missing: list[str], mismatched: list[str]) -> None:
+    """Raises ScaleupError if there are any weights of either kind."""
+    faults = [
+        *_fault(facts, missing, "is not in its files", "are not in its files"),
+        *_fault(facts, mismatched, "has another shape in its files", "have another shape in its files"),
+    ]
+    if faults:
+        remedy = f"check that {facts.location} is whole and is a {facts.architecture}"
+        raise ScaleupError.of("model.path", "; ".join(faults), remedy)
+
+
+def _fault(facts: ModelFacts, names: list[str], of_one: str, of_many: str) -> Iterator[str]:
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        what = f"{len(names)} weights of {facts.architecture} {fault}: {', '.join(names[:3])}{more}"
-        raise ScaleupError.of("model.path", what, f"check that {facts.location} is whole and is a {facts.architecture}")
+        subject, fault = ("1 weight", of_one) if len(names) == 1 else (f"{len(names)} weights", of_many)
+        yield f"{subject} of {facts.architecture} {fault}: {', '.join(names[:3])}{more}"

@@ -61,11 +61,12 @@ def host_problems(groups: list[GroupPlan], loading: list[LoadingPlan], has: int 
     node, needed = nodes.most_common(1)[0]
     if has is None or needed <= has:
         return
-    parts = " and ".join(
-        f"{group.num_processes // group.num_nodes} ranks of {plan.rank / GIB:,.2f} GiB"
+    here = [
+        (group.num_processes // group.num_nodes, plan.rank / GIB)
         for group, plan in zip(groups, loading, strict=False)
         if group.is_on(node)
-    )
+    ]
+    parts = " and ".join(f"{ranks} rank{'s' if ranks > 1 else ''} of {size:,.2f} GiB" for ranks, size in here)
     what = f"loading takes {needed / GIB:,.2f} GiB of a node's main memory ({parts}), and it has {has / GIB:,.2f} GiB"
     is_whole = groups[0].strategy in ("single", "ddp", "zero1", "zero2") and groups[0].device == "cpu"
     ways = ["parallel.strategy: fsdp2 on more nodes"] if is_whole else ["more nodes"]

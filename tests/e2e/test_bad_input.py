@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from scaleup import cli
+from scaleup.plan import machine
 from tests.cli import differing, scaleup
 from tests.describer import COMMAND, Describer
 from tests.e2e.mistakes.case import FACTS, GOOD, GOOD_ROW, Case, M, bad
@@ -71,6 +72,8 @@ def test_is_refused(
     monkeypatch.setattr(sys, "argv", ["scaleup", *case.command, *case.overrides])
     monkeypatch.setattr(subprocess, "Popen", recording(started))
     monkeypatch.setattr(subprocess, "run", recording_questions(started, describer))
+    if case.memory is not None:
+        monkeypatch.setattr(machine, "_memory", lambda: case.memory)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     stdout, stderr = capfd.readouterr()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class Case:
     prepare: Prepare = lambda folder: None
     """What happens to the working folder, once the good run's files are in it."""
     command: tuple[str, ...] = ("run", "config.yaml")
+    memory: int | None = None
+    """The bytes of main memory of the machine, where it is not this one."""
     asks: bool = False
     """Whether only the model's own files can tell, so that the data plane is asked about them."""
 
@@ -69,6 +72,37 @@ def model(config: str = '{"model_type": "llama"}', *files: str) -> Prepare:
             (folder / "m/config.json").write_text(config)
         for name in files:
             (folder / "m" / name).write_text("weights")
+
+    return prepare
+
+
+def llama(vocab_size: int = 259, **shapes: list[int] | None) -> Prepare:
+    """A folder `m` with a Llama of one layer. Some of its weights, by their names with `__` for dots, have other shapes
+    in its file, or (None) are not there."""
+    wide, square = [16, 8], [8, 8]
+    layer = {f"self_attn.{name}_proj": square for name in "qkvo"} | {"mlp.gate_proj": wide, "mlp.up_proj": wide}
+    layer |= {"mlp.down_proj": [8, 16], "input_layernorm": [8], "post_attention_layernorm": [8]}
+    names: dict[str, list[int] | None] = {
+        "lm_head.weight": [vocab_size, 8],
+        "model.embed_tokens.weight": [vocab_size, 8],
+    }
+    names |= {"model.norm.weight": [8], **{f"model.layers.0.{name}.weight": shape for name, shape in layer.items()}}
+    names |= {name.replace("__", "."): shape for name, shape in shapes.items()}
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": vocab_size, **sizes}
+
+    def prepare(folder: Path) -> None:
+        (folder / "m").mkdir()
+        (folder / "m/config.json").write_text(json.dumps(config))
+        header, end = {}, 0
+        for name, shape in names.items():
+            if shape is not None:
+                start, end = end, end + 4 * prod(shape)
+                header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+        head = json.dumps(header).encode()
+        with (folder / "m/model.safetensors").open("wb") as file:
+            file.write(len(head).to_bytes(8, "little") + head)
+            file.truncate(8 + len(head) + end)  # a hole: it takes no room on the disk
 
     return prepare
 
@@ -102,3 +136,4 @@ def comparing(model: str = "tiny-llama", task: str = "auto", **data: Any) -> str
 
 GOOD_ROW = '{"text": "fine", "label": "positive"}'
 M = {"model.path": "./m"}
+WITH_TOKENIZER = {**M, "model.tokenizer": "builtin:tiny-llama"}

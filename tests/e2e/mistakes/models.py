@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.e2e.mistakes.case import M, bad, comparing, earlier, model, rows
+from tests.e2e.mistakes.case import WITH_TOKENIZER, M, bad, comparing, earlier, llama, model, rows
 
 MODELS = [
     bad("no such folder", "error: model.path: there is no model folder ./m", changes=M),
@@ -60,6 +60,30 @@ MODELS = [
         "error: data.text: baseline is an encoder-decoder model, which needs a prompt and a completion",
         text=comparing(text="{text}"),
         command=("evaluate", "config.yaml"),
+        asks=True,
+    ),
+    bad(
+        "files that lack a weight",
+        "error: model.path: 1 weight of LlamaForCausalLM is not in its files: model.norm.weight -> check that",
+        changes=WITH_TOKENIZER,
+        prepare=llama(model__norm__weight=None),
+        asks=True,
+    ),
+    bad(
+        "files that lack weights and hold one of another shape, under quantization",
+        "2 weights of LlamaForCausalLM are not in its files: lm_head.weight, model.norm.weight; 1 weight of "
+        "LlamaForCausalLM has another shape in its files: model.layers.0.mlp.up_proj.weight ([8, 16], not [16, 8]) ->",
+        changes={**WITH_TOKENIZER, "quantization": "4bit", "adapter": {"type": "lora"}, "parallel.strategy": "zero3"},
+        prepare=llama(lm_head__weight=None, model__norm__weight=None, model__layers__0__mlp__up_proj__weight=[8, 16]),
+        asks=True,
+    ),
+    bad(
+        "a machine with too little memory to load it",
+        "error: parallel.num_processes: loading takes 7.63 GiB of a node's main memory (2 ranks of 3.81 GiB), and it "
+        "has 2.00 GiB -> use parallel.strategy: fsdp2 on more nodes, nodes with more memory, or a smaller model",
+        changes={**WITH_TOKENIZER, "parallel.num_processes": 2},
+        prepare=llama(vocab_size=32_000_000),
+        memory=2 * 2**30,
         asks=True,
     ),
 ]

@@ -31,9 +31,12 @@ def test_a_weight_that_is_missing_or_has_another_shape(copy: Path) -> None:
     weights = load_file(copy / "model.safetensors")
     norm = weights.pop("model.norm.weight")
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
-    assert refusal(copy) == "1 weights of LlamaForCausalLM are not in its files: model.norm.weight"
+    assert refusal(copy) == "1 weight of LlamaForCausalLM is not in its files: model.norm.weight"
     save_file({**weights, "model.norm.weight": norm[:32]}, copy / "model.safetensors", {"format": "pt"})
-    assert refusal(copy) == "1 weights of LlamaForCausalLM have another shape in its files: model.norm.weight"
+    assert (
+        refusal(copy)
+        == "1 weight of LlamaForCausalLM has another shape in its files: model.norm.weight ([32], not [64])"
+    )
 
 
 def test_a_file_that_is_not_whole(copy: Path) -> None:

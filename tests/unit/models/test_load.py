@@ -42,7 +42,11 @@ def test_weights_of_another_shape_are_refused(copy: Path) -> None:
     weights = load_file(copy / "model.safetensors")
     weights["model.norm.weight"] = torch.ones(32)
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
-    assert "1 weights of LlamaForCausalLM have another shape in its files: model.norm.weight" in refusal(copy)
+    fault = "1 weight of LlamaForCausalLM has another shape in its files: model.norm.weight ([32], not [64])"
+    assert f"model.path: {fault} -> check" in refusal(copy)
+    del weights["lm_head.weight"]
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    assert f"1 weight of LlamaForCausalLM is not in its files: lm_head.weight; {fault} -> " in refusal(copy)
 
 
 def test_weights_that_cannot_be_read_are_refused(copy: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_host_that_is_not_known_is_not_refused(plan: MakePlan) -> None:
 
 
 def test_files_that_lack_a_weight_are_refused(plan: MakePlan) -> None:
-    flawed = FACTS.model_copy(update={"flaw": ("1 weights are not in its files: a", "check it")})
+    flawed = FACTS.model_copy(update={"flaw": ("1 weight is not in its files: a", "check it")})
     with pytest.raises(ScaleupError) as caught:
         plan(facts=flawed)
-    assert str(caught.value) == "model.path: 1 weights are not in its files: a -> check it"
+    assert str(caught.value) == "model.path: 1 weight is not in its files: a -> check it"
