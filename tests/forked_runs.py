@@ -12,13 +12,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from scaleup.artifacts.checkpoints import latest_checkpoint
 from scaleup.artifacts.run_folder import Attempt, RunFolder
+from scaleup.plan import deepspeed
 from tests.cli import folder_of, logs, reached, wait_until
 from tests.forked import be_ready_to_fork, in_children, prepared, start_ranks, wait_for
 
@@ -36,6 +38,8 @@ class Leg:
     kill_after: int | None = None
     """Every rank is killed (SIGKILL) once so many steps after the first are logged and no checkpoint is being written;
     None: the run goes to its end."""
+    zero: Mapping[str, Any] = field(default_factory=dict)
+    """ZeRO-3's settings that are other than the plan's own."""
 
 
 def train(configs: Mapping[str, Mapping[str, Any]], cwd: Path, timeout: float = TIMEOUT) -> dict[str, Path]:
@@ -81,7 +85,9 @@ def go(legs: Sequence[Mapping[str, Any]]) -> list[int] | str:
 
 def go_on(leg: Leg) -> int:
     """The step that it went on with."""
-    run, plan = prepared(leg.config, resume=True)
+    sharded = deepspeed._sharded_parameters
+    with patch.object(deepspeed, "_sharded_parameters", lambda offloads: {**sharded(offloads), **leg.zero}):
+        run, plan = prepared(leg.config, resume=True)
     group = plan.group("policy")
     with run.locked():
         newest = latest_checkpoint(run.checkpoints)

@@ -148,7 +148,8 @@ def _slices(mappings: list[list[dict[str, Any]]]) -> Iterator[tuple[str, _Fragme
 
 def _stage3_slices(groups: list[dict[str, torch.Size]], world: int) -> Iterator[tuple[str, _Fragment]]:
     """Yields the fragments of each parameter under ZeRO-3, which cuts every parameter into equal shares, the last one
-    padded."""
+    padded. `groups` has the shapes in each flat tensor: of a parameter group there are several where a rank's shares
+    have more than `sub_group_size` elements, a billion."""
     for group, shapes in enumerate(groups):
         start = 0
         for name, shape in shapes.items():

@@ -54,6 +54,8 @@ LORA = {
     "train.learning_rate": 5e-3,
 }
 SELECTIVE = {"adapter": {"type": "selective", "parameters": ["*layers.1.*", "*norm*"]}}
+SUB_GROUP = 10_000
+"""Counts elements: of tiny-llama, two ranks then have six flat tensors each for two parameter groups."""
 CAN_OFFLOAD = (ops_folder() / "cpu_adam" / "built").exists()
 """Otherwise DeepSpeed would compile its CPU Adam now; `make setup` does."""
 
@@ -61,7 +63,8 @@ CAN_OFFLOAD = (ops_folder() / "cpu_adam" / "built").exists()
 @dataclass(frozen=True)
 class Journey:
     legs: list[str]
-    """`strategy@processes`, or `strategy@processes+offload`."""
+    """`strategy@processes`, or with `+offload`; or zero3 with `+groups`, as of a model of which a rank has more than
+    a billion elements."""
     changes: dict[str, Any]
     straight: str = "single@1"
     tolerance: float = TOLERANCE
@@ -78,6 +81,7 @@ def route(text: str) -> list[str]:
 JOURNEYS = {
     "adamw": Journey(route("ddp@1 ddp@2 ddp@1 zero3@2 zero3@1 zero3@2 zero2@2+offload fsdp2@2 fsdp2@1 fsdp2@2"), {}),
     "t5": Journey(route("fsdp2@2 zero1@1 zero1@2 zero1@1 zero2@2 zero2@1 zero2@2 ddp@2"), T5),
+    "sub-groups": Journey(route("zero3@2+groups zero3@1+groups zero3@1+groups ddp@1"), {}),
     "sgd": Journey(route("zero2@1 zero3@2 fsdp2@1 single@1"), SGD | FIRST_IS_BEST),
     "lora": Journey(route("ddp@2 zero3@2 fsdp2@2 zero2@1"), LORA),
     "8bit": Journey(route("zero1@2 ddp@2 zero2@1"), LORA | {"quantization": "8bit"}),
@@ -90,14 +94,19 @@ MOVES = [(name, number) for name, journey in JOURNEYS.items() for number in rang
 
 
 def leg_config(leg: str) -> dict[str, Any]:
-    place, _, offload = leg.partition("+")
+    place, _, more = leg.partition("+")
     strategy, _, processes = place.partition("@")
     return {
         "parallel.strategy": strategy,
         "parallel.num_processes": int(processes),
         "train.per_device_train_batch_size": 8 // int(processes),
-        "parallel.offload_optimizer": bool(offload),
+        "parallel.offload_optimizer": more == "offload",
     }
+
+
+def leg_zero(leg: str) -> dict[str, Any]:
+    """DeepSpeed then lays a parameter group of its optimizer out as several flat tensors."""
+    return {"sub_group_size": SUB_GROUP} if leg.endswith("+groups") else {}
 
 
 @dataclass(frozen=True)
@@ -111,8 +120,9 @@ class Travelled:
 def legs_of(name: str, seed: int) -> list[Leg]:
     chance, journey = random.Random(f"{seed} {name}"), JOURNEYS[name]
     config = differing(BASE | {"name": name}, journey.changes | {"train.max_steps": journey.num_steps})
-    *before, last = [differing(config, leg_config(leg)) for leg in journey.legs]
-    return [*(Leg(there, kill_after=chance.randint(LEG - 2, LEG)) for there in before), Leg(last)]
+    *before, last = [(differing(config, leg_config(leg)), leg_zero(leg)) for leg in journey.legs]
+    legs = [Leg(there, chance.randint(LEG - 2, LEG), zero) for there, zero in before]
+    return [*legs, Leg(last[0], zero=last[1])]
 
 
 def straight_config(name: str) -> dict[str, Any]:
