@@ -13,8 +13,11 @@ from scaleup.describe.shell import Shell, is_classifier, is_encoder, shell_of
 from scaleup.errors import ScaleupError
 from scaleup.models.beside import base_of
 from scaleup.models.classifier import pooling_of
-from scaleup.plan.facts import ModelFacts, Tensors
+from scaleup.plan.facts import Experts, ModelFacts, Tensors
 from scaleup.plan.model_path import tokenizer_beside
+
+EXPERT_COUNTS = (("num_local_experts", "num_experts", "n_routed_experts"), ("num_experts_per_tok",))
+"""Names the settings that tell how many experts a layer has, and how many a token goes through."""
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +65,25 @@ def model_facts(model: ModelConfig, where: str = "model", shell: Shell | None = 
         tokenizer_location=str(beside) if beside else None,
         attention_width=_attention_width(text),
         num_lookup_parameters=shell.num_lookup_parameters,
+        experts=_experts(shell),
+    )
+
+
+def _experts(shell: Shell) -> Experts | None:
+    """Return how a model's experts are routed, by the names that Transformers' configs have for that."""
+    text, base = shell.config.get_text_config(), base_of(shell.model)
+    held = sum(parameter.numel() for name, parameter in base.named_parameters() if ".experts." in name)
+    count, chosen = (
+        next((number for name in names if (number := getattr(text, name, None))), None) for names in EXPERT_COUNTS
+    )
+    if not held or not count:
+        return None
+    coefficient = getattr(base, "router_aux_loss_coef", None)
+    return Experts(
+        num_experts=count,
+        num_experts_per_tok=chosen or 1,
+        num_parameters=held,
+        router_aux_loss_coef=coefficient or None,
     )
 
 

@@ -217,13 +217,15 @@ def _wrapped(model: Any, settings: Any) -> Any:
     import_bitsandbytes()
     from peft import get_peft_model
 
+    names = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_matrix(module)})
     try:
         return get_peft_model(model, settings)
     except ValueError as error:
         what = f"{type(model).__name__}: {first_line(error)}"
         if settings.is_prompt_learning:
             raise ScaleupError.of("adapter.type", what, "use lora") from error
-        names = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_matrix(module)})
+        if stacked := _stacked(model) & set(settings.target_modules or ()):
+            what = f"adapters on experts are not supported: {', '.join(sorted(stacked))} of {type(model).__name__}"
         raise ScaleupError.of("adapter.target_modules", what, f"name some of {', '.join(names)}") from error
 
 
@@ -244,3 +246,10 @@ def _select(model: Any, patterns: list[str]) -> Any:
     for parameter in model.parameters():
         parameter.requires_grad_(parameter in chosen)
     return model
+
+
+def _stacked(model: Any) -> set[str]:
+    """Returns the names of modules, and of parameters in them, that hold the weights of several experts in one
+    tensor."""
+    within = [name.rsplit(".", 2)[-2:] for name, parameter in model.named_parameters() if parameter.ndim == 3]
+    return {part for parts in within for part in parts}

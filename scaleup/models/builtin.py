@@ -59,6 +59,12 @@ def _qwen2() -> PreTrainedConfig:
     return Qwen2Config(**_decoder_shape(), tie_word_embeddings=True)
 
 
+def _mixtral() -> PreTrainedConfig:
+    from transformers import MixtralConfig
+
+    return MixtralConfig(**_decoder_shape(), num_local_experts=4, num_experts_per_tok=2, router_aux_loss_coef=0.02)
+
+
 def _gpt2() -> PreTrainedConfig:
     from transformers import GPT2Config
 
@@ -152,6 +158,7 @@ def _hate_classifier() -> PreTrainedConfig:
 BUILTIN: dict[str, Callable[[], PreTrainedConfig]] = {
     "tiny-llama": _llama,
     "tiny-qwen2": _qwen2,
+    "tiny-mixtral": _mixtral,
     "tiny-gpt2": _gpt2,
     "tiny-t5": _t5,
     "tiny-bart": _bart,

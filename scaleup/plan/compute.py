@@ -4,7 +4,8 @@ at a stated rate, and the size of its data beside the model's come out.
 A token costs 2 N operations forward and 4 N backward (Kaplan et al. 2020, section 2.1), N the parameters that products
 use, and 12 L H Q T more for attention over T tokens (Chowdhery et al. 2022, appendix B), where L H Q is the width of
 all layers' heads together. Frozen parameters have no gradient of their own: 4 N. Recomputed activations cost one
-forward pass more. In an encoder-decoder model a token goes through one half of the model."""
+forward pass more. In an encoder-decoder model a token goes through one half of the model, and in a mixture of experts
+through a few of them."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ class Rate:
 def flops_a_token(facts: ModelFacts, length: int, gradient_checkpointing: bool) -> int:
     """Returns the floating-point operations that training takes per token."""
     halves = _halves(facts)
-    used = (facts.num_parameters - facts.num_lookup_parameters) // halves
+    used = (facts.num_active_parameters - facts.num_lookup_parameters) // halves
     frozen = (facts.num_parameters - facts.num_trainable_parameters) // halves
     attention = 4 * facts.attention_width * length
     forward, backward = flops_forward(facts, length), 4 * used - 2 * min(frozen, used) + 2 * attention
@@ -51,7 +52,7 @@ def tokens_at_most(config: SupervisedConfig, batch: BatchPlan, texts_a_row: int 
 
 def flops_forward(facts: ModelFacts, length: int) -> int:
     """Returns the floating-point operations that a forward pass takes per token."""
-    used = (facts.num_parameters - facts.num_lookup_parameters) // _halves(facts)
+    used = (facts.num_active_parameters - facts.num_lookup_parameters) // _halves(facts)
     return 2 * used + 4 * facts.attention_width * length
 
 

@@ -126,6 +126,26 @@ class Parts(BaseModel):
         return {"layers": min(self.depths), **sizes}
 
 
+class Experts(BaseModel):
+    """Holds how the layers of a mixture of experts route their tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_experts: int
+    """Counts the experts of a layer."""
+    num_experts_per_tok: int
+    """Counts those that a token goes through."""
+    num_parameters: int
+    """Counts the parameters of all experts of all layers."""
+    router_aux_loss_coef: float | None = None
+    """Is what the loss that balances the router's load is multiplied by; None where the model has none."""
+
+    @property
+    def num_idle_parameters(self) -> int:
+        """Returns the number of parameters that a token does not go through."""
+        return self.num_parameters * (self.num_experts - self.num_experts_per_tok) // self.num_experts
+
+
 class ModelFacts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -178,6 +198,8 @@ class ModelFacts(BaseModel):
     """Is the number of heads times their size, added up over the layers."""
     num_lookup_parameters: int = 0
     """Counts the parameters of embeddings that are only looked up in: no product uses them."""
+    experts: Experts | None = None
+    """Tells of the experts of a model that has them."""
     flaw: tuple[str, str] | None = None
     """Says what the files of its folder lack, and what to do; None where they are whole, or not here."""
     parts: Parts | None = None
@@ -186,6 +208,11 @@ class ModelFacts(BaseModel):
     """Holds the footprint of the run's micro-batch in each arithmetic, where it trains."""
     untraced: str | None = None
     """Says why the model could not be traced, where it trains; None if it was."""
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Returns the number of parameters that a token goes through: without the other experts."""
+        return self.num_parameters - (self.experts.num_idle_parameters if self.experts else 0)
 
     @property
     def tokenizer_at(self) -> str:

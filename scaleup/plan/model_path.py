@@ -21,6 +21,7 @@ CONVERTER_FILE = "convert_hf_to_gguf.py"
 BUILTIN = (
     "tiny-llama",
     "tiny-qwen2",
+    "tiny-mixtral",
     "tiny-gpt2",
     "tiny-t5",
     "tiny-bart",

@@ -3,9 +3,9 @@
     python -m tests.distributed.cells OUT [STRATEGY,QUANTIZATION,ADAPTER,PRECISION,MODEL[,STAGE] ...]
 
 As the sft and reward stages do it: the plan, the runtime, the model, the engine and the steps are the real ones; the
-ranks of a cell are forked from this process. A model is llama, t5 or bert. OUT gets a JSON line a cell: the losses of
-a few steps over one global batch, which parameters (by their names) had other values after these than before, and of
-one process the loss on that batch as it is in the end, and as it is when what was saved is loaded again."""
+ranks of a cell are forked from this process. A model is llama, mixtral, t5 or bert. OUT gets a JSON line a cell: the
+losses of a few steps over one global batch, which parameters (by their names) had other values after these than before,
+and of one process the loss on that batch as it is in the end, and as it is when what was saved is loaded again."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ from tests.host_reads import HostReads
 NUM_STEPS = 6
 NUM_ROWS = 4
 SELECTED = ["*.1.*", "*norm*"]
-FORMS = {"llama": {"text": "{text}"}, "t5": {"prompt": "{text}", "completion": "{text}"}}
+TEXT = {"text": "{text}"}
+FORMS = {"llama": TEXT, "mixtral": TEXT, "t5": {"prompt": "{text}", "completion": "{text}"}}
 PREFERENCES = {"prompt": "{text}", "chosen": "{text}", "rejected": "not {text}"}
 ADAPTERS: dict[str, dict[str, Any] | None] = {
     "full": None,

@@ -1,14 +1,28 @@
 """Our loss is Transformers' own, and so are its gradients, whatever is padded with what."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
 
 from scaleup.data.collate import Batch
 from scaleup.data.tokenization import FILLER, IGNORE
+from scaleup.models.load import enable_gradient_checkpointing
+from scaleup.train.head_loss import fuse_head
 from scaleup.train.losses import token_loss_sum
 from tests.unit.data import tiny
 
+SHAPE: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
 CASES = [(name, only) for name in tiny.CAUSAL for only in (True, False)] + [(name, True) for name in tiny.SEQ2SEQ]
 
 
@@ -147,3 +161,37 @@ def test_fillers_are_worth_nothing(name):
     with_one, without = our_loss(model, collate([*rows, FILLER])), our_loss(model, collate(rows))
     assert with_one[0] == pytest.approx(without[0], abs=1e-6)
     assert largest_difference(with_one[1], without[1]) <= 1e-6
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_a_mixture_of_experts_has_its_routers_loss(kind: str, fused: bool, checkpointing: bool) -> None:
+    """Loss and gradients are Transformers' own with `output_router_logits`; an evaluation's is cross-entropy alone."""
+    shape: dict[str, Any] = {**SHAPE, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.3}
+    if kind == "mixtral":
+        config: Any = MixtralConfig(**shape, num_local_experts=4)
+    else:
+        config = Qwen3MoeConfig(**shape, num_experts=4, moe_intermediate_size=32, head_dim=8)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).train()
+    rows = tiny.encode("llama", completion_only_loss=False)
+    batch = tiny.collator("llama", model)(rows)
+    assert batch.is_padded
+    labels = batch.inputs["input_ids"].masked_fill(batch.inputs["attention_mask"] == 0, IGNORE)
+    wanted = model(**batch.inputs, labels=labels, output_router_logits=True)
+    wanted.loss.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    if fused:
+        fuse_head(model)
+    if checkpointing:
+        enable_gradient_checkpointing(model)
+    loss = token_loss_sum(model, batch) / batch.num_labels
+    loss.backward()
+    assert loss.item() == pytest.approx(wanted.loss.item(), abs=1e-6)
+    assert wanted.aux_loss.item() * 0.3 > 0.1
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, gradients[name], atol=1e-6), name
+    plain = token_loss_sum(model.eval(), batch).item() / batch.num_labels
+    assert plain == pytest.approx(wanted.loss.item() - 0.3 * wanted.aux_loss.item(), abs=1e-5)

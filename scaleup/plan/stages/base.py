@@ -58,6 +58,8 @@ class StagePlanner(Generic[C]):
     """Tells by which chat template the model that a finished run is compared with reads: see EvaluateConfig."""
     generates = False
     """Tells whether the stage generates while it trains, from weights that may be sharded."""
+    adds_router_loss = False
+    """Tells whether the loss of a mixture of experts has the part that balances its router's load."""
     writes_text = True
     """Tells whether a finished run of it is a model that answers prompts."""
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from scaleup.config.schema import RowFormat
 from scaleup.config.stages.quantize import QuantizeConfig
 from scaleup.errors import Problem
+from scaleup.plan.experts import unquantized_experts
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.groups import device_of
 from scaleup.plan.machine import Machine
@@ -31,6 +32,8 @@ class QuantizePlanner(StagePlanner[QuantizeConfig]):
     ) -> Iterator[Problem]:
         if config.quantize.method == "float16" and is_t5(facts.model_type):
             yield t5_in_fp16("quantize.method")
+        if facts.experts is not None and not config.quantize.is_low_precision:
+            yield unquantized_experts("quantize.method", facts, "use bfloat16 or float16")
         yield from super().task_problems(config, facts, where, forms)
 
 

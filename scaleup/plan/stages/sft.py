@@ -19,6 +19,8 @@ class SFTPlanner(SupervisedPlanner[SFTConfig]):
         quantized_precisions=TESTED_PRECISIONS,
     )
 
+    adds_router_loss = True
+
     def stage_problems(self, config: SFTConfig, machine: Machine) -> Iterator[Problem]:
         yield from no_preferences(config)
         yield from no_classes(config)

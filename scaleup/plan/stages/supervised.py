@@ -13,6 +13,7 @@ from scaleup.plan.adapters import adapter_problems
 from scaleup.plan.batches import batch_plan, batch_size_problems, batching_problems, packing_problems
 from scaleup.plan.compat import untested_notes
 from scaleup.plan.compute import Rate, Workload, compute_plan
+from scaleup.plan.experts import expert_notes, expert_problems
 from scaleup.plan.facts import MicroBatch, ModelFacts, ModelRequest
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import micro_batch_of, predicted_memory
@@ -59,6 +60,13 @@ class TrainingPlanner(StagePlanner[T]):
     def models(self, config: T) -> dict[str, ModelRequest]:
         models = super().models(config)
         return models | {"model": models["model"].model_copy(update={"adapter": config.adapter})}
+
+    def facts_problems(self, config: T, facts: ModelFacts, where: str) -> Iterator[Problem]:
+        yield from super().facts_problems(config, facts, where)
+        yield from expert_problems(config, facts, where)
+
+    def notes(self, config: T, facts: Facts, batch: BatchPlan | None, data: DataCheck) -> list[str]:
+        return expert_notes(config, facts["model"], self.adds_router_loss)
 
 
 class SupervisedPlanner(TrainingPlanner[S]):
@@ -115,7 +123,8 @@ class SupervisedPlanner(TrainingPlanner[S]):
 
     def notes(self, config: S, facts: Facts, batch: BatchPlan | None, data: DataCheck) -> list[str]:
         assert batch is not None
-        return _mixture_notes(config, batch, data) + _left_out_notes(data) + self.memory_notes(config, facts["model"])
+        notes = [*_mixture_notes(config, batch, data), *_left_out_notes(data)]
+        return [*notes, *self.memory_notes(config, facts["model"]), *super().notes(config, facts, batch, data)]
 
     def memory_notes(self, config: S, facts: ModelFacts) -> list[str]:
         """Returns what the memory table does not hold."""

@@ -145,4 +145,13 @@ QUANTIZE = [
     ),
 ]
 
-CASES = {"format": FORMATS, "quantize": QUANTIZE}
+EXPERTS = [
+    bad(
+        "a mixture of experts in 8 bits",
+        "error: quantize.method: is not supported with MixtralForCausalLM: its experts are stacked in tensors of three",
+        changes={**NO_DATA, "model.path": "builtin:tiny-mixtral"},
+        asks=True,
+    ),
+]
+
+CASES = {"format": FORMATS, "quantize": [*QUANTIZE, *EXPERTS]}

@@ -86,6 +86,19 @@ MODELS = [
         memory=2 * 2**30,
         asks=True,
     ),
+    bad(
+        "matrices in 8 bits of a mixture of experts",
+        "error: quantization: is not supported with MixtralForCausalLM: its experts are stacked in tensors of three",
+        changes={"model.path": "builtin:tiny-mixtral", "quantization": "8bit", "adapter.type": "lora"}
+        | {"adapter.target_modules": "all-linear"},
+        asks=True,
+    ),
+    bad(
+        "an adapter on experts",
+        "error: adapter.target_modules: adapters on experts are not supported: experts of MixtralForCausalLM -> name",
+        changes={"model.path": "builtin:tiny-mixtral", "adapter.type": "lora", "adapter.target_modules": ["experts"]},
+        asks=True,
+    ),
 ]
 
 CASES = {"model": MODELS}

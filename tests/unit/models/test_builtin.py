@@ -12,7 +12,7 @@ from scaleup.models.load import load_tokenizer
 from scaleup.models.sources import materialize
 from scaleup.plan.model_path import BUILTIN as NAMES
 
-CAUSAL = ["tiny-llama", "tiny-qwen2", "tiny-gpt2"]
+CAUSAL = ["tiny-llama", "tiny-qwen2", "tiny-mixtral", "tiny-gpt2"]
 ALL = [*CAUSAL, "tiny-t5", "tiny-bart"]
 ENCODERS = ["tiny-bert", "tiny-bert-classifier", "tiny-hate-classifier"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scaleup.plan.compute import flops_a_token
-from scaleup.plan.facts import ModelFacts
+from scaleup.plan.facts import Experts, ModelFacts
 from scaleup.plan.types import Plan
 from tests.fake_facts import FACTS
 
@@ -23,6 +23,14 @@ def test_by_hand() -> None:
 def test_frozen_parameters_have_no_gradient_of_their_own() -> None:
     frozen = KNOWN.model_copy(update={"num_trainable_parameters": 0})
     assert flops_a_token(frozen, 10, False) == 4 * 900 + 12 * 30 * 10
+
+
+def test_a_token_goes_through_a_few_experts() -> None:
+    """Of 1000 parameters 600 are those of 4 experts, of which a token goes through one."""
+    experts = Experts(num_experts=4, num_experts_per_tok=1, num_parameters=600)
+    facts = KNOWN.model_copy(update={"experts": experts})
+    assert facts.num_active_parameters == 550
+    assert flops_a_token(facts, 10, False) == 6 * 450 + 12 * 30 * 10
 
 
 def test_is_what_torch_counts() -> None:
