@@ -36,12 +36,12 @@ from scaleup.data.prompts import Prompt  # noqa: E402
 from scaleup.describe.model import model_facts  # noqa: E402
 from scaleup.distributed.runtime import Runtime  # noqa: E402
 from scaleup.models.load import load_model, load_tokenizer, pad_token_id  # noqa: E402
+from scaleup.models.rollout import Sampling, respond  # noqa: E402
 from scaleup.models.scoring import Reader, Scorer  # noqa: E402
 from scaleup.rl.experience import samples_of  # noqa: E402
 from scaleup.rl.policy import Policy  # noqa: E402
 from scaleup.rl.rewards.placements import GroupRewards  # noqa: E402
 from scaleup.rl.rewards.serve import serve  # noqa: E402
-from scaleup.rl.rollout import Sampling, respond  # noqa: E402
 from tests.distributed.worlds import World  # noqa: E402
 from tests.forked import free_port  # noqa: E402
 

@@ -46,7 +46,7 @@ def drawn(policy: Any, kind: str, shares: list[range], size: int) -> Any:
     """Return the responses of all prompts (PROMPTS, TOKENS), each share drawn in batches of `size`."""
     import torch
 
-    from scaleup.rl.rollout import Sampling, respond
+    from scaleup.models.rollout import Sampling, respond
 
     device, sampling = torch.device("cpu"), Sampling(TOKENS, None, 1.0, (1_999,), 0)
     tokens = torch.zeros(PROMPTS, TOKENS, dtype=torch.long)

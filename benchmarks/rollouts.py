@@ -43,8 +43,8 @@ def rollouts(runtime: Any, lengths: str, count: int) -> list[float]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from scaleup.models.beside import unwrap
+    from scaleup.models.rollout import Sampling, respond
     from scaleup.rl.policy import Policy
-    from scaleup.rl.rollout import Sampling, respond
 
     torch.manual_seed(0)
     ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -71,12 +71,21 @@ def load_distillation(
     ScaleupError as loading does."""
     if config.distill.cache is not None:
         return CachedDistillation(trainable_model(config, facts, device), config.distill, num_ids)
-    frozen = load_finished(config.teacher, teacher, None, config.mixed_precision, torch.device("cpu"), deferred=True)
-    student = trainable_model(config, facts, device)
-    seed_everything(config.train.seed)  # projections are drawn alike
+    student, frozen = distillation_models(config, facts, teacher, device)
     if facts.task == "sequence_classification":
         return ClassifierDistillation(student, frozen, config.distill)
     return Distillation(student, frozen, config.distill, num_ids)
+
+
+def distillation_models(
+    config: DistillConfig, facts: ModelFacts, teacher: ModelFacts, device: torch.device
+) -> tuple[Any, Any]:
+    """Loads the student as stage `sft` would train it, and its teacher, whose weights are read when the engine moves or
+    shards them; what is drawn beside them comes next, alike on every rank."""
+    frozen = load_finished(config.teacher, teacher, None, config.mixed_precision, torch.device("cpu"), deferred=True)
+    student = trainable_model(config, facts, device)
+    seed_everything(config.train.seed)
+    return student, frozen
 
 
 def distillation_loss(model: Any, batch: Batch) -> torch.Tensor:

@@ -24,6 +24,11 @@ class Beside(nn.Module):
             frozen.eval()
         return self
 
+    @property
+    def trained(self) -> Any:
+        """Returns the trained model."""
+        return getattr(self, self.trained_part)
+
     # What engines ask a model for: how to divide it into layers, and which embeddings it shares.
 
     @property
@@ -32,10 +37,10 @@ class Beside(nn.Module):
         return {name for model in models for name in getattr(model, "_no_split_modules", None) or ()}
 
     def get_input_embeddings(self) -> Any:
-        return getattr(self, self.trained_part).get_input_embeddings()
+        return self.trained.get_input_embeddings()
 
     def get_output_embeddings(self) -> Any:
-        return getattr(self, self.trained_part).get_output_embeddings()
+        return self.trained.get_output_embeddings()
 
 
 def unwrap(model: Any) -> Any:

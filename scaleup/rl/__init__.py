@@ -3,6 +3,7 @@ launcher."""
 
 from scaleup.config.schema import OptimizationConfig
 from scaleup.config.stages.ppo import PPOSettings
+from scaleup.models.rollout import response_lengths
 from scaleup.rl.advantages import (
     adapted_kl_coef,
     gae,
@@ -10,7 +11,6 @@ from scaleup.rl.advantages import (
     log_ratio,
     masked_mean,
     policy_loss,
-    response_lengths,
     response_mask,
     token_rewards,
     value_loss,

@@ -15,15 +15,6 @@ LOG_RATIO_LIMIT = 20.0
 learns gets there."""
 
 
-def response_lengths(tokens: torch.Tensor, eos_ids: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
-    """Return the number of tokens (B,) of each response: up to its first EOS, which counts, or its limit.
-
-    tokens (B, T): what was generated, with any padding after the EOS; eos_ids (E,); limits (B,)."""
-    is_eos = torch.isin(tokens, eos_ids)
-    first = torch.where(is_eos.any(dim=1), is_eos.int().argmax(dim=1) + 1, tokens.shape[1])
-    return torch.minimum(first, limits)
-
-
 def response_mask(lengths: torch.Tensor, width: int) -> torch.Tensor:
     """Return a mask (B, width), true on the first `lengths` (B,) positions of each row."""
     return torch.arange(width, device=lengths.device) < lengths[:, None]

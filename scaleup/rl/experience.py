@@ -21,9 +21,9 @@ from scaleup.distributed.runtime import Runtime
 from scaleup.models.beside import unwrap
 from scaleup.models.generation import answer_texts
 from scaleup.models.padding import padding_known
+from scaleup.models.rollout import Responses, Sampling, respond
 from scaleup.rl.advantages import gae, kl_estimate, response_mask, token_rewards, whiten
 from scaleup.rl.rewards.interface import Rewards, Sample
-from scaleup.rl.rollout import Responses, Sampling, respond
 
 
 @dataclass(frozen=True)

@@ -20,18 +20,15 @@ from scaleup.config.stages.ppo import PPOSettings
 from scaleup.data.prompts import Prompt, PromptOrder
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.beside import unwrap
+from scaleup.models.rollout import HELD_OUT, Responses, Sampling, response_seeds
 from scaleup.rl.advantages import adapted_kl_coef
 from scaleup.rl.checks import check_equal_ranks, check_experience, check_steps, tolerance_of
 from scaleup.rl.experience import Advantages, Experience, ExperienceMaker, compute_advantages, samples_of
 from scaleup.rl.rewards.interface import Rewards
-from scaleup.rl.rollout import Responses, Sampling
-from scaleup.rl.update import Updater, micro_batch_size, response_seeds
+from scaleup.rl.update import Updater, micro_batch_size
 from scaleup.train.checkpoint import Checkpointer
 from scaleup.train.fit import finite, is_due, stop_run
 from scaleup.train.metrics import MetricsLog, peak_memory_mib
-
-HELD_OUT = 2**31
-"""Stands for the rollout's number in the seeds of held-out responses, which are the same in every evaluation."""
 
 
 @dataclass

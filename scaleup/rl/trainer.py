@@ -26,13 +26,13 @@ from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.models.adapters import is_adapted, save_settings_of_base
 from scaleup.models.generation import save_tokenizer
+from scaleup.models.rollout import sampling_of
 from scaleup.plan.types import GroupPlan
 from scaleup.records.chats import Chat
 from scaleup.rl.loop import PPO, PPOState, run_ppo
 from scaleup.rl.policy import Policy
 from scaleup.rl.rewards.interface import Rewards
 from scaleup.rl.rewards.placements import ColocatedRewards, Score
-from scaleup.rl.rollout import sampling_of
 from scaleup.train.optim import build_optimizer, build_schedule
 
 
@@ -78,7 +78,7 @@ class PPOTrainer:
             prompts=PromptOrder([_prompts(encoder, prompts)], [1.0], train.seed, shuffle=True),
             held_out=_prompts(encoder, held_out),
             rewards=ColocatedRewards(self.runtime, reward) if callable(reward) else reward,
-            sampling=sampling_of(ppo, model, tokenizer),
+            sampling=sampling_of(model, tokenizer, ppo.max_new_tokens, ppo.temperature, ppo.response_length_min),
             tokenizer=tokenizer,
         )
 

@@ -3,7 +3,7 @@ optimizer step each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -187,8 +187,3 @@ def ppo_loss_sum(model: Any, batch: MiniBatch, ppo: PPOSettings, tally: Tally) -
         log_ratio=at(places, log_ratios.abs()),
     )
     return at(places, by_policy + ppo.vf_coef * by_value - ppo.entropy_coef * entropies).sum()
-
-
-def response_seeds(seed: int, rollout: int, size: int) -> Sequence[Sequence[int]]:
-    """Return the seeds of a rollout's `size` responses, one each."""
-    return [(seed, 0, rollout, row) for row in range(size)]

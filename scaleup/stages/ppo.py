@@ -12,18 +12,18 @@ from scaleup.data.tokenization import Encoder
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import seed_everything
 from scaleup.models.load import load_tokenizer
+from scaleup.models.rollout import sampling_of
 from scaleup.rl.finish import finish_ppo
 from scaleup.rl.loop import PPO, run_ppo
 from scaleup.rl.policy import Policy
 from scaleup.rl.rewards.build import rewards_of, serve_rewards
-from scaleup.rl.rollout import sampling_of
 from scaleup.train.job import Job
 from scaleup.train.model import trainable_model
 from scaleup.train.optim import build_optimizer, build_schedule
 
 
 def run(job: Job[PPOConfig]) -> None:
-    config, plan, runtime = job.config, job.plan, job.runtime
+    config, plan, runtime, ppo = job.config, job.plan, job.runtime, job.config.ppo
     if runtime.group.name == "reward":
         serve_rewards(job)
         return
@@ -57,7 +57,7 @@ def run(job: Job[PPOConfig]) -> None:
                 prompts=PromptOrder(sources, weights, config.train.seed, config.data.shuffle),
                 held_out=held_out,
                 rewards=rewards,
-                sampling=sampling_of(config.ppo, model, tokenizer),
+                sampling=sampling_of(model, tokenizer, ppo.max_new_tokens, ppo.temperature, ppo.response_length_min),
                 tokenizer=tokenizer,
                 quantization=config.quantization,
             )

@@ -4,10 +4,10 @@ the one supervised loop: time, logging, evaluation, checkpoints and stopping. Th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
@@ -17,7 +17,6 @@ from scaleup.artifacts.run_folder import RunFolder
 from scaleup.artifacts.train_state import TrainState
 from scaleup.config.stages.base import SupervisedConfig
 from scaleup.data.collate import Batch
-from scaleup.data.loader import TrainLoader
 from scaleup.distributed.engines import NonFiniteError
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
@@ -35,10 +34,27 @@ class Stopped(Exception):
         self.step = step
 
 
+class Loader(Protocol):
+    """Gives the micro-batches of any step: those of rows, or of what the model itself makes of them."""
+
+    def batches(self, step: int) -> Sequence[Batch]:
+        """Returns the micro-batches of this rank in optimizer step `step`, counted from 0. Every rank must call it."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Holds what a model learns from."""
+
+    loader: Loader
+    validation: Callable[[], Iterable[Batch]] | None
+    """Gives this rank's batches, anew each call; None: there are none."""
+    measured: Callable[[], dict[str, float]] = dict
+    """Returns metrics of the last step's batches over all ranks; every rank calls it."""
+
+
 @dataclass
 class Training:
-    """Holds all that a supervised training consists of, prepared. `validation` gives this rank's batches, anew each
-    call."""
+    """Holds all that a supervised training consists of, prepared."""
 
     config: SupervisedConfig
     runtime: Runtime
@@ -46,10 +62,9 @@ class Training:
     model: torch.nn.Module
     optimizer: Any
     schedule: LRScheduler
-    loader: TrainLoader
+    feed: Feed
     num_steps: int
     objective: Objective
-    validation: Callable[[], Iterable[Batch]] | None
     ranks: RankAllocation | None = None
     """Allocates the ranks of an AdaLoRA adapter; None: there is none."""
 
@@ -83,7 +98,7 @@ def fit(training: Training) -> TrainState:
             _log_step(training, metrics, state, result, tokens / seconds)
             seconds, tokens = 0.0, 0
         training.runtime.progress.report("training", state.step, training.num_steps, loss=round(result.loss, 4))
-        evaluates = training.validation is not None and is_due(train.eval_steps, state.step, training.num_steps)
+        evaluates = training.feed.validation is not None and is_due(train.eval_steps, state.step, training.num_steps)
         improved = evaluates and _evaluate(training, metrics, state, checkpointer)
         save_best = improved and train.load_best_model_at_end
         is_wanted = result.save_requested or save_best
@@ -101,7 +116,7 @@ def fit(training: Training) -> TrainState:
 
 def _step(training: Training, state: TrainState, checkpointer: Checkpointer[Any]) -> StepResult:
     training.runtime.progress.enter_phase("reading rows")
-    batches = training.loader.batches(state.step)
+    batches = training.feed.loader.batches(state.step)
     limit, penalty = training.config.train.max_grad_norm, training.ranks.penalty if training.ranks else None
     with finite(state.step + 1, checkpointer):
         asks_to_save = checkpointer.is_time
@@ -129,14 +144,15 @@ def _log_step(training: Training, metrics: MetricsLog, state: TrainState, result
         tokens_per_second=round(rate, 1),
         memory_mib=peak_memory_mib(training.runtime.device),
         num_tokens=state.num_tokens,
+        **training.feed.measured(),
     )
 
 
 def _evaluate(training: Training, metrics: MetricsLog, state: TrainState, checkpointer: Checkpointer[Any]) -> bool:
     """Log the validation loss; return whether it is the best so far."""
-    assert training.validation is not None
+    assert training.feed.validation is not None
     with finite(state.step, checkpointer):
-        loss = evaluate_loss(training.runtime, training.model, training.validation(), training.objective)
+        loss = evaluate_loss(training.runtime, training.model, training.feed.validation(), training.objective)
     metrics.log(state.step, eval_loss=loss)
     return state.note_evaluation(loss, training.config.train.early_stopping_threshold)
 

@@ -17,7 +17,7 @@ from scaleup.distributed.runtime import seed_everything
 from scaleup.errors import ScaleupError
 from scaleup.models.adapters import is_adalora
 from scaleup.train.adalora import RankAllocation
-from scaleup.train.fit import Training, fit
+from scaleup.train.fit import Feed, Training, fit
 from scaleup.train.job import Job
 from scaleup.train.model import model_to_train
 from scaleup.train.optim import build_optimizer, build_schedule
@@ -45,7 +45,6 @@ def train_supervised(
     Raises ScaleupError as loading and fitting do, and Stopped after a signal."""
     config, plan, runtime = job.config, job.plan, job.runtime
     assert plan.batch is not None
-    train = config.train
     runtime.progress.report("loading the model")
     model = load() if load else model_to_train(config, plan.model, runtime.device)
     collate = collator(model)
@@ -55,6 +54,21 @@ def train_supervised(
     if isinstance(config.adapter, AdaLoraAdapter) and (problems := list(config.adapter.schedule_problems(num_steps))):
         raise ScaleupError(problems)
 
+    def validation() -> Iterable[Batch]:
+        batch_size = config.train.per_device_eval_batch_size
+        return eval_batches(data.validation, collate, batch_size, runtime.rank, runtime.world)
+
+    feed = Feed(loader, validation if data.validation else None)
+    return train_model(job, model, num_steps, objective, lambda wrapped: feed)
+
+
+def train_model(
+    job: Job[SupervisedConfig], model: Any, num_steps: int, objective: Objective, feed: Callable[[Any], Feed]
+) -> Trained:
+    """Prepare a model and fit it. `feed` makes what it learns from, once an engine has wrapped it.
+
+    Raises ScaleupError as fitting does, and Stopped after a signal."""
+    config, runtime, train = job.config, job.runtime, job.config.train
     wrapped, optimizer = runtime.prepare(model, build_optimizer(model, train))
     is_new = config.adapter is not None and getattr(config.adapter, "path", None) is None
     ranks = (
@@ -62,9 +76,6 @@ def train_supervised(
     )
     schedule = build_schedule(base_optimizer(optimizer), train, num_steps)
     seed_everything(train.seed + 1 + runtime.rank)  # dropout differs between ranks
-
-    def validation() -> Iterable[Batch]:
-        return eval_batches(data.validation, collate, train.per_device_eval_batch_size, runtime.rank, runtime.world)
 
     state = fit(
         Training(
@@ -74,10 +85,9 @@ def train_supervised(
             model=wrapped,
             optimizer=optimizer,
             schedule=schedule,
-            loader=loader,
+            feed=feed(wrapped),
             num_steps=num_steps,
             objective=objective,
-            validation=validation if data.validation else None,
             ranks=ranks,
         )
     )

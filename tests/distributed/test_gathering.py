@@ -16,11 +16,11 @@ from scaleup.config.load import load_mapping
 from scaleup.config.stages.sft import SFTConfig
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.beside import unwrap
+from scaleup.models.rollout import Sampling, respond
 from scaleup.plan.deepspeed import deepspeed_settings
 from scaleup.plan.types import GroupPlan
 from scaleup.rl.experience import inputs_of
 from scaleup.rl.policy import Policy
-from scaleup.rl.rollout import Sampling, respond
 from tests.cli import differing
 from tests.distributed.worlds import World, group_plan
 from tests.unit.plan.conftest import RAW

@@ -67,7 +67,7 @@ def test_the_student_comes_closer_to_its_teacher_on_answers_of_its_own(place: Pa
     held_out = [line["eval_loss"] for line in lines if "eval_loss" in line]
     assert len(held_out) == 2 and held_out[1] < held_out[0]
     trained = [line for line in lines if "loss" in line]
-    assert trained[0]["completions/mean_length"] <= 8 and trained[0]["entropy"] > 0
+    assert trained[0]["completions/mean_length"] <= 8 and 0 <= trained[0]["completions/clipped_ratio"] <= 1
     assert trained[-1]["num_tokens"] > trained[0]["num_tokens"] > 0
 
     from transformers import AutoModelForCausalLM
@@ -106,10 +106,9 @@ def test_a_teacher_like_its_student_teaches_nothing(place: Path, which: str) -> 
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("adapter", [None, {"type": "lora", "r": 4}], ids=["full", "lora"])
-def test_killed_and_resumed_is_straight(place: Path, adapter: dict[str, Any] | None) -> None:
+def test_killed_and_resumed_is_straight(place: Path) -> None:
     """Two processes; a worker is killed at step 9, and the run goes on from step 8."""
-    changes: dict[str, Any] = {"adapter": adapter, "parallel": {"strategy": "ddp", "num_processes": 2}}
+    changes: dict[str, Any] = {"adapter": {"type": "lora", "r": 4}, "parallel": {"strategy": "ddp", "num_processes": 2}}
     changes |= {"train.per_device_train_batch_size": 2, "train.max_steps": 12}
     straight = run(differing(CONFIG, {**changes, "name": "straight"}), cwd=place)
     killed = differing(CONFIG, {**changes, "name": "killed"})

@@ -70,7 +70,7 @@ class DistillSettings(Section):
         description="offline: the rows as they are. sequence: before training the teacher writes what follows each "
         "training prompt, and the student learns that instead of the row's own completion (Kim and Rush 2016). "
         "on_policy: at every step the student answers prompts, and learns from the teacher alone what its own answers "
-        "should have been (Agarwal et al. 2024), through TRL's trainer.",
+        "should have been (Agarwal et al. 2024).",
     )
     generation: GenerationConfig = Field(
         default_factory=GenerationConfig,

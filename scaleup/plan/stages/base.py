@@ -56,8 +56,6 @@ class StagePlanner(Generic[C]):
     """Tells whether `model` may be a sequence classifier."""
     before_reads: Literal["data", "own"] = "data"
     """Tells by which chat template the model that a finished run is compared with reads: see EvaluateConfig."""
-    generates = False
-    """Tells whether the stage generates while it trains, from weights that may be sharded."""
     adds_router_loss = False
     """Tells whether the loss of a mixture of experts has the part that balances its router's load."""
     writes_text = True
@@ -99,6 +97,10 @@ class StagePlanner(Generic[C]):
         """Returns the models that must be there, by config key."""
         return {"model": config.model}
 
+    def generates(self, config: C) -> bool:
+        """Returns whether the stage generates while it trains, from weights that may be sharded."""
+        return False
+
     def measured(self, config: C) -> EvaluationConfig | None:
         """Returns what an evaluation of the run measures, if it has one."""
         evaluation: EvaluationConfig | None = getattr(config, "evaluation", None)
@@ -117,7 +119,7 @@ class StagePlanner(Generic[C]):
             *arithmetic_problems(config, machine),
             *parallel_problems(config, machine),
             *patience_problems(config),
-            *gathering_problems(config.parallel, self.generates, config.stage),
+            *gathering_problems(config.parallel, self.generates(config), config.stage),
             *self.problems(config, machine),
             *split_problems(config, self.splits(config)),
             *self.evaluation_problems(config, machine),

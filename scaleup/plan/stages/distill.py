@@ -15,7 +15,7 @@ from scaleup.plan.compat import Tested
 from scaleup.plan.compute import Rate, Workload, compute_plan
 from scaleup.plan.facts import ModelFacts, ModelRequest, RowsRequest, Tensors
 from scaleup.plan.machine import Machine
-from scaleup.plan.memory import FLOAT32, micro_batch_of, predicted_memory
+from scaleup.plan.memory import FLOAT32, gathered_bytes, micro_batch_of, predicted_memory
 from scaleup.plan.model_path import adapter_folder
 from scaleup.plan.rules import greedy_problems, no_class_named, packing_unsupported, quantized_beside
 from scaleup.plan.stages.base import Facts, Rows
@@ -50,6 +50,9 @@ class DistillPlanner(SupervisedPlanner[DistillConfig]):
     )
     takes_classifiers = True
     before_reads = "own"
+
+    def generates(self, config: DistillConfig) -> bool:
+        return config.distill.mode == "on_policy"
 
     def splits(self, config: DistillConfig) -> dict[str, Rows]:
         splits = super().splits(config)
@@ -119,8 +122,7 @@ class DistillPlanner(SupervisedPlanner[DistillConfig]):
 
     def memory_notes(self, config: DistillConfig, facts: ModelFacts) -> list[str]:
         if config.distill.mode == "on_policy":
-            what = "those of answers and of TRL's loss are not predicted"
-            return [f"activations are not in the memory table: {what}"]
+            return ["activations are not in the memory table: those of the student's own answers are not predicted"]
         return super().memory_notes(config, facts)
 
     def before(self, config: DistillConfig) -> ModelConfig | None:
@@ -265,11 +267,15 @@ def distillation_memory(config: DistillConfig, student: ModelFacts, teacher: Mod
     if config.distill.cache is not None:
         memory = predicted_memory(distilled_facts(config, student, teacher), config, strategy, count)
         return writing_memory(memory, teacher)
-    if config.distill.mode == "on_policy":  # what lives within TRL's steps was never measured
+    on_policy = config.distill.mode == "on_policy"
+    if on_policy:  # caches of keys and values, and rows as long as answers, were never traced
         student = student.model_copy(update={"footprints": ()})
     whole = predicted_memory(distilled_facts(config, student, teacher), config, strategy, count)
     alone = predicted_memory(student, config, strategy, count)
-    return whole.model_copy(update={"weights": alone.weights, "reference": whole.weights - alone.weights})
+    update = {"weights": alone.weights, "reference": whole.weights - alone.weights}
+    if on_policy:
+        update["gathered"] = gathered_bytes(student, config, whole)
+    return whole.model_copy(update=update)
 
 
 def _projections(config: DistillConfig, student: ModelFacts, teacher: ModelFacts, pairs: int) -> list[Tensors]:

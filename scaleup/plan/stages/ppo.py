@@ -57,7 +57,9 @@ class PPOPlanner(TrainingPlanner[PPOConfig]):
         ),
         kind="PPO of ",
     )
-    generates = True
+
+    def generates(self, config: PPOConfig) -> bool:
+        return True
 
     def splits(self, config: PPOConfig) -> dict[str, Rows]:
         return {"train": "prompts", "test": "prompts"} if config.data.test else {"train": "prompts"}

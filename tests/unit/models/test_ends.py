@@ -13,10 +13,9 @@ from transformers import GenerationConfig as TheirConfig
 
 from scaleup.config.adapters import LoraAdapter
 from scaleup.config.schema import GenerationConfig
-from scaleup.config.stages.ppo import PPOSettings
 from scaleup.models.adapters import adapt, save_adapter
 from scaleup.models.generation import Generator, answer_ends, answer_texts, save_tokenizer
-from scaleup.rl.rollout import sampling_of
+from scaleup.models.rollout import sampling_of
 from tests.unit.data import tiny
 
 TEXT_END, TURN_END = 0, 2
@@ -55,7 +54,7 @@ def test_what_ends_an_answer(template: Any, model: Any, ends: list[int]) -> None
     if template != "its own":
         tokenizer.chat_template = template
     assert answer_ends(tokenizer, model) == ends
-    sampling = sampling_of(PPOSettings(num_rollouts=1), model, tokenizer)
+    sampling = sampling_of(model, tokenizer, 8, 1.0)
     assert sorted(sampling.eos_ids) == ends
 
 

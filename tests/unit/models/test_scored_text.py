@@ -13,13 +13,13 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig
 from scaleup.data.prompts import prompts_of
 from scaleup.data.tokenization import Encoder
 from scaleup.models.classifier import pool_by_mask
+from scaleup.models.rollout import Responses
 from scaleup.models.scoring import Reader, Scorer
 from scaleup.records.chats import Chat
 from scaleup.rl.experience import samples_of
 from scaleup.rl.rewards.build import scored_of
 from scaleup.rl.rewards.interface import Sample
 from scaleup.rl.rewards.placements import packed, unpacked
-from scaleup.rl.rollout import Responses
 from tests.unit.data import tiny
 from tests.unit.data.families import BOS, EOS, of_family
 

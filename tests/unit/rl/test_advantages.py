@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scaleup.models.rollout import response_lengths
 from scaleup.rl.advantages import (
     LOG_RATIO_LIMIT,
     adapted_kl_coef,
@@ -13,7 +14,6 @@ from scaleup.rl.advantages import (
     log_ratio,
     masked_mean,
     policy_loss,
-    response_lengths,
     response_mask,
     token_rewards,
     value_loss,

@@ -8,9 +8,9 @@ import torch
 from scaleup.config.stages.ppo import PPOSettings
 from scaleup.data.prompts import Prompt
 from scaleup.errors import ScaleupError
+from scaleup.models.rollout import Responses
 from scaleup.rl.checks import check_experience, check_first_ratio, check_steps, tolerance_of
 from scaleup.rl.experience import Advantages, Experience, by_length, compute_advantages, samples_of
-from scaleup.rl.rollout import Responses
 from tests.unit.data import tiny
 
 LENGTHS = torch.tensor([2, 3])

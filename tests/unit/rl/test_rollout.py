@@ -5,9 +5,9 @@ import torch
 
 from scaleup.data.collate import pad
 from scaleup.models.gumbel import GumbelMax
+from scaleup.models.rollout import Sampling, respond
 from scaleup.rl.experience import inputs_of
 from scaleup.rl.policy import Policy
-from scaleup.rl.rollout import Sampling, respond
 from tests.unit.rl.conftest import NAMES
 
 TEXTS = ["hello there", "a", "some longer prompt", "b c"]
@@ -55,7 +55,7 @@ def test_tokens_are_drawn_from_what_training_sees(load: Any, name: str) -> None:
             return call(self, scores, rows, position)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scaleup.rl.rollout.GumbelMax", Kept)
+        patch.setattr("scaleup.models.rollout.GumbelMax", Kept)
         responses = respond(policy, prompts, SEEDS, sampling(tokenizer, min_limit=3), CPU)
     assert len(drawn[-1]) < len(prompts) == len(drawn[0]), "rows leave"
     inputs = inputs_of(prompts, responses.tokens, responses.lengths, tokenizer.pad_token_id, policy.is_seq2seq)

@@ -15,7 +15,7 @@ from scaleup.data.loader import Split, TrainLoader
 from scaleup.data.sources import MapSource
 from scaleup.data.tokenization import Tokens
 from scaleup.errors import ScaleupError
-from scaleup.train.fit import Stopped, Training, fit
+from scaleup.train.fit import Feed, Stopped, Training, fit
 from scaleup.train.optim import build_optimizer, build_schedule
 
 ROWS = [Tokens(np.asarray([1, 2], np.int32), np.asarray([-100, 2], np.int32))]
@@ -60,7 +60,7 @@ def job(runtime, run, validation_losses=(), num_steps=10, bad_step=None, signal_
     collate = causal_collator(0)
     loader = TrainLoader([MapSource(ROWS, [0], False)], [1.0], collate, Split(1, 1, 0, 1), None)
     validation = (lambda: [collate(ROWS)]) if validation_losses else None
-    return Training(config, runtime, run, model, optimizer, schedule, loader, num_steps, objective, validation)
+    return Training(config, runtime, run, model, optimizer, schedule, Feed(loader, validation), num_steps, objective)
 
 
 def again(runtime):

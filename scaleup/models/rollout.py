@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from scaleup.config.stages.ppo import PPOSettings
 from scaleup.data.chat import answer_ends
 from scaleup.data.collate import has_padding, pad
-from scaleup.models.beside import base_of, unwrap
+from scaleup.models.beside import Beside, base_of, unwrap
 from scaleup.models.decode import Decoder
 from scaleup.models.gumbel import GumbelMax
 from scaleup.models.load import pad_token_id
 from scaleup.models.padding import padding_known
-from scaleup.rl.advantages import response_lengths
+
+HELD_OUT = 2**31
+"""Stands for the rollout's number in the seeds of held-out responses, which are the same in every evaluation."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Responses:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Holds the settings of generation. Tokens are drawn from the whole distribution at a temperature: with top-k or
+    """Holds the settings of generation. PPO draws tokens from the whole distribution at a temperature: with top-k or
     top-p the ratio of probabilities would be wrong."""
 
     max_new_tokens: int
@@ -48,6 +49,9 @@ class Sampling:
     temperature: float
     eos_ids: tuple[int, ...]
     pad_id: int
+    top_p: float = 1.0
+    suppressed: tuple[int, ...] = ()
+    """Holds the ids that are never drawn."""
 
 
 @torch.no_grad()
@@ -59,20 +63,22 @@ def respond(
     device: torch.device,
     together: bool = False,
 ) -> Responses:
-    """Return the responses of a (wrapped) Policy in evaluation mode to B prompts (token ids), each with a seed of its
-    own. `together`: all ranks generate equally many tokens, as ranks must that gather weights for each of them."""
-    policy = unwrap(model)
-    ids, mask = pad(prompts, sampling.pad_id, left=not policy.is_seq2seq)
+    """Return the responses of the trained part of a (wrapped) module in evaluation mode to B prompts (token ids), each
+    with a seed of its own. The module's forward takes a role, of which "generate" is Transformers' `generate`.
+    `together`: all ranks generate equally many tokens, as ranks must that gather weights for each of them."""
+    whole: Beside = unwrap(model)
+    is_seq2seq = bool(base_of(whole.trained).config.is_encoder_decoder)
+    ids, mask = pad(prompts, sampling.pad_id, left=not is_seq2seq)
     limits = torch.tensor([_limit(seed, sampling) for seed in seeds], device=device)
-    draw = GumbelMax.seeded(seeds, device, sampling.temperature)
-    with _drawing(policy.policy, sampling), padding_known(has_padding(mask)):
-        output = (model if together else policy)(
+    draw = GumbelMax.seeded(seeds, device, sampling.temperature if sampling.top_p == 1 else 1.0)
+    with _drawing(whole.trained, sampling), padding_known(has_padding(mask)):
+        output = (model if together else whole)(
             "generate",
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             custom_generate=Decoder(draw, limits, together),
         )
-    tokens = output[:, 1:] if policy.is_seq2seq else output[:, ids.shape[1] :]
+    tokens = output[:, 1:] if is_seq2seq else output[:, ids.shape[1] :]
     return _cut(tokens, limits, sampling)
 
 
@@ -92,19 +98,32 @@ def _cut(tokens: torch.Tensor, limits: torch.Tensor, sampling: Sampling) -> Resp
     return Responses(tokens.masked_fill(beyond, sampling.pad_id), lengths, torch.isin(last, eos))
 
 
+def response_lengths(tokens: torch.Tensor, eos_ids: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Return the number of tokens (B,) of each response: up to its first EOS, which counts, or its limit.
+
+    tokens (B, T): what was generated, with any padding after the EOS; eos_ids (E,); limits (B,)."""
+    is_eos = torch.isin(tokens, eos_ids)
+    first = torch.where(is_eos.any(dim=1), is_eos.int().argmax(dim=1) + 1, tokens.shape[1])
+    return torch.minimum(first, limits)
+
+
 @contextmanager
 def _drawing(model: Any, sampling: Sampling) -> Iterator[None]:
     """Replace the model's generation config, from which Transformers takes what a call does not set: it may penalise or
     force tokens."""
     base = base_of(model)
     own = base.generation_config
+    drawn: dict[str, Any] = {"do_sample": False}
+    if sampling.top_p < 1:  # of the distribution at the temperature
+        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     base.generation_config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
-        do_sample=False,
         eos_token_id=list(sampling.eos_ids),
         pad_token_id=sampling.pad_id,
         decoder_start_token_id=getattr(base.config, "decoder_start_token_id", None),
+        suppress_tokens=list(sampling.suppressed) or None,
         use_cache=True,
+        **drawn,
     )
     try:
         yield
@@ -112,7 +131,20 @@ def _drawing(model: Any, sampling: Sampling) -> Iterator[None]:
         base.generation_config = own
 
 
-def sampling_of(ppo: PPOSettings, model: Any, tokenizer: PreTrainedTokenizerBase) -> Sampling:
-    """Return the config's settings, with every token that ends a text for the model or the tokenizer as an EOS."""
+def sampling_of(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    temperature: float,
+    min_limit: int | None = None,
+    top_p: float = 1.0,
+    suppressed: tuple[int, ...] = (),
+) -> Sampling:
+    """Return the settings, with every token that ends a text for the model or the tokenizer as an EOS."""
     ends = tuple(answer_ends(tokenizer, model))
-    return Sampling(ppo.max_new_tokens, ppo.response_length_min, ppo.temperature, ends, pad_token_id(tokenizer))
+    return Sampling(max_new_tokens, min_limit, temperature, ends, pad_token_id(tokenizer), top_p, suppressed)
+
+
+def response_seeds(seed: int, rollout: int, size: int) -> Sequence[Sequence[int]]:
+    """Return the seeds of a rollout's `size` responses, one each."""
+    return [(seed, 0, rollout, row) for row in range(size)]
