@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from scaleup.data.prompt_rows import PromptRow
-from scaleup.data.tokenization import IGNORE, LabelledTokens, PairTokens, Tokens
+from scaleup.data.tokenization import IGNORE, LabelledTokens, PairTokens, PreferenceTokens, Tokens
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,28 @@ class PairForm:
         return np.stack([longer, longer], axis=1)
 
 
+class PreferenceForm:
+    """Lays out pairs of a language model: each side as a row of its own kind."""
+
+    numbers: Mapping[str, type] = {}
+
+    def __init__(self, side: Form) -> None:
+        self._side = side
+        self.lists: Mapping[str, type] = {f"{of}_{name}": kind for of in SIDES for name, kind in side.lists.items()}
+
+    def columns(self, rows: Sequence[PreferenceTokens]) -> Columns:
+        sides = {of: self._side.columns([getattr(row, of) for row in rows]) for of in SIDES}
+        return {f"{of}_{name}": column for of, columns in sides.items() for name, column in columns.items()}
+
+    def row(self, cells: Cells) -> PreferenceTokens:
+        sides = [{name: cells[f"{of}_{name}"] for name in self._side.lists} for of in SIDES]
+        return PreferenceTokens(*(self._side.row(side) for side in sides))
+
+    def widths(self, lengths: Callable[[str], np.ndarray]) -> np.ndarray:
+        one, other = (self._side.widths(lambda name, of=of: lengths(f"{of}_{name}")) for of in SIDES)  # type: ignore[misc]
+        return 2 * np.maximum(one, other)
+
+
 class LabelledForm:
     """Lays out texts with a class."""
 
@@ -150,10 +172,14 @@ class PromptForm:
         return lengths("ids")[:, None]
 
 
+SIDES = ("chosen", "rejected")
+
 FORMS: Mapping[str, Form] = {
     "causal": CausalForm(),
     "seq2seq": Seq2SeqForm(),
     "pairs": PairForm(),
+    "preferences": PreferenceForm(CausalForm()),
+    "seq2seq preferences": PreferenceForm(Seq2SeqForm()),
     "labelled": LabelledForm(),
     "prompts": PromptForm(),
 }
@@ -164,6 +190,8 @@ def form_name(row: Any, task: str) -> str:
     """Returns the name of the form of a row of a task."""
     if isinstance(row, PairTokens):
         return "pairs"
+    if isinstance(row, PreferenceTokens):
+        return "seq2seq preferences" if task == "seq2seq_lm" else "preferences"
     if isinstance(row, LabelledTokens):
         return "labelled"
     if isinstance(row, PromptRow):

@@ -10,7 +10,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from scaleup.data.tokenization import LabelledTokens, PairTokens, TokenRow
+from scaleup.data.tokenization import LabelledTokens, PairTokens, PreferenceTokens, TokenRow
 
 Rows = Sequence[Any]
 """Holds rows of one type."""
@@ -35,6 +35,9 @@ def widths_of(rows: Rows, task: str) -> np.ndarray:
 def _widths(row: TokenRow, task: str) -> tuple[int, ...]:
     if isinstance(row, PairTokens):
         return (max(len(row.chosen), len(row.rejected)),) * 2
+    if isinstance(row, PreferenceTokens):
+        sides = zip(_widths(row.chosen, task), _widths(row.rejected, task), strict=True)
+        return tuple(2 * max(both) for both in sides)
     if isinstance(row, LabelledTokens) or task != "seq2seq_lm":
         return (len(row.input_ids),)
     return len(row.input_ids), len(row.labels)

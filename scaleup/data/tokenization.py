@@ -60,6 +60,14 @@ class PairTokens:
 
 
 @dataclass(frozen=True, eq=False)
+class PreferenceTokens:
+    """A language model's pair: one prompt with the chosen and with the rejected response, which alone have labels."""
+
+    chosen: Tokens
+    rejected: Tokens
+
+
+@dataclass(frozen=True, eq=False)
 class LabelledTokens:
     """A classifier's row: the token ids of a text, and the number of its class."""
 
@@ -67,7 +75,7 @@ class LabelledTokens:
     label: int
 
 
-TokenRow = Tokens | PairTokens | LabelledTokens
+TokenRow = Tokens | PairTokens | PreferenceTokens | LabelledTokens
 
 FILLER = Tokens(np.zeros(1, np.int32), np.full(1, IGNORE, np.int32))
 """Takes the place of a row that is not there, so that every rank has its share of a step. It has no loss."""

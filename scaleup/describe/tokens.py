@@ -11,6 +11,7 @@ from typing import Any
 from scaleup.children import PROGRESS
 from scaleup.config.schema import ModelConfig
 from scaleup.data.pairs import PairEncoder
+from scaleup.data.preferences import PreferenceEncoder
 from scaleup.data.prepared import prepared_rows
 from scaleup.data.prompts import read_prompts
 from scaleup.data.tokenization import Encoder, RowEncoder
@@ -56,12 +57,14 @@ def _encoder(model: ModelConfig, facts: ModelFacts, rows: RowsRequest, where: st
     tokenizer = load_tokenizer(model, facts.tokenizer_at, where)
     if rows.pairs_template is not None:
         return PairEncoder(pair_reader(facts, tokenizer, rows.data, rows.pairs_template), rows.data)
+    if rows.pairs and facts.task != "sequence_classification":
+        return PreferenceEncoder(Encoder(tokenizer, facts.task, rows.data))
     return reading_of(facts, tokenizer, rows.data).encoder
 
 
 def _is_read(facts: ModelFacts, rows: RowsRequest, form: Any) -> bool:
     """Returns whether the model reads rows of a format."""
-    if rows.pairs_template is not None:
+    if rows.pairs_template is not None or rows.pairs:
         return holds_preferences(form)
     if facts.task == "sequence_classification":
         return form.label is not None and len(facts.labels or facts.new_labels) > 1

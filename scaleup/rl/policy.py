@@ -4,7 +4,6 @@ wraps, shards and saves them together."""
 from __future__ import annotations
 
 import inspect
-from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Literal
@@ -13,8 +12,9 @@ import torch
 from torch import nn
 
 from scaleup.errors import ScaleupError
-from scaleup.models.adapters import initial_adapter, is_adapted, snapshot_adapter
+from scaleup.models.adapters import is_adapted, snapshot_adapter
 from scaleup.models.beside import Beside, base_of
+from scaleup.models.frozen import as_reference, switch_dropout_off
 from scaleup.models.heads import HiddenHead, has_plain_head, swap_head
 from scaleup.train.token_head import TokenQuery, TokenStats, swap_token_head, token_stats
 
@@ -33,7 +33,7 @@ class Policy(Beside):
         """Take the model as it is now for the reference: a frozen copy of it; of an adapter that was trained before, a
         copy of the adapter alone; of a new adapter, which changes nothing yet, the model without it."""
         super().__init__()
-        _switch_dropout_off(model)
+        switch_dropout_off(model)
         base = base_of(model)
         names = inspect.signature(type(base).forward).parameters
         self._takes_positions = "position_ids" in names
@@ -65,7 +65,7 @@ class Policy(Beside):
             return base_of(self.policy).generate(**inputs)  # PEFT's would put the model's own settings back
         if role == "reference":
             arranged, query = self._model_inputs(inputs)
-            with self._as_reference():
+            with as_reference(self.policy, self.reference, self._has_start):
                 return token_stats(self.reference or self.policy, arranged, query).logprobs
         learns_entropy = inputs.pop("learns_entropy", False)
         arranged, query = self._model_inputs(inputs)
@@ -105,11 +105,6 @@ class Policy(Beside):
             arranged["position_ids"] = (attention.cumsum(dim=1) - 1).clamp(min=0)
         return arranged, TokenQuery(prompt.shape[1] - 1, response, inputs["response_places"], self.temperature)
 
-    def _as_reference(self) -> AbstractContextManager[Any]:
-        if self.reference is not None:
-            return nullcontext()
-        return initial_adapter(self.policy) if self._has_start else self.policy.disable_adapter()
-
 
 def _trunk(model: Any) -> Any:
     """Return a copy of a model whose head returns hidden states, and whose other weights are trained if the model's
@@ -123,14 +118,3 @@ def _trunk(model: Any) -> Any:
     if head.weight is not copy.get_input_embeddings().weight:
         head.requires_grad_(False)  # it is never used
     return copy
-
-
-def _switch_dropout_off(model: nn.Module) -> None:
-    """Set dropout to 0 in training mode too, which recomputation of activations needs: ratios of probabilities under
-    dropout would be noise."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)

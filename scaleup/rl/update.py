@@ -3,8 +3,8 @@ optimizer step each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from scaleup.rl.advantages import log_ratio, policy_loss, value_loss
 from scaleup.rl.checks import check_first_ratio
 from scaleup.rl.experience import Advantages, Experience, by_length, inputs_of, is_padded_for
 from scaleup.train.step import StepResult, train_step
+from scaleup.train.tally import Tally
 from scaleup.train.token_head import at
 
 SHUFFLES = 1
@@ -44,30 +45,6 @@ class MiniBatch:
     def to(self, device: torch.device) -> MiniBatch:
         inputs, old = ({name: part.to(device) for name, part in each.items()} for each in (self.inputs, self.old))
         return replace(self, inputs=inputs, old=old)
-
-
-@dataclass
-class Tally:
-    """Sums metrics over this rank's tokens of one or more steps, where the values are: nothing is read before
-    `means`."""
-
-    sums: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Holds scalars in float64."""
-    tokens: int = 0
-
-    def add(self, tokens: int, **values: torch.Tensor) -> None:
-        self.add_sums(tokens, {name: value.detach().double().sum() for name, value in values.items()})
-
-    def add_sums(self, tokens: int, sums: Mapping[str, torch.Tensor]) -> None:
-        self.tokens += tokens
-        for name, value in sums.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-
-    def means(self, runtime: Runtime) -> dict[str, float]:
-        """Return means over the tokens of all ranks, which must all call it."""
-        names = sorted(self.sums)
-        *sums, tokens = runtime.sum(*(self.sums[name] for name in names), float(self.tokens))
-        return {name: value / max(tokens, 1.0) for name, value in zip(names, sums, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -95,7 +72,7 @@ class Updater:
                 tally = Tally()
                 last = self._step(experience, estimates, rows, tally)
                 steps += 1
-                whole.add_sums(tally.tokens, tally.sums)
+                whole.add_sums(tally.count, tally.sums)
                 checks_ratio = steps == 1 and self.ppo.self_checks
                 if not checks_ratio and self.ppo.target_kl is None:
                     continue

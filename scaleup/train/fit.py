@@ -24,6 +24,7 @@ from scaleup.train.adalora import RankAllocation
 from scaleup.train.checkpoint import Checkpointer
 from scaleup.train.metrics import MetricsLog, peak_memory_mib
 from scaleup.train.step import Objective, StepResult, evaluate_loss, train_step
+from scaleup.train.tally import Tally
 
 
 class Stopped(Exception):
@@ -50,6 +51,8 @@ class Feed:
     """Gives this rank's batches, anew each call; None: there are none."""
     measured: Callable[[], dict[str, float]] = dict
     """Returns metrics of the last step's batches over all ranks; every rank calls it."""
+    tally: Tally | None = None
+    """Is what the objective adds its metrics to; None: it has none."""
 
 
 @dataclass
@@ -116,6 +119,8 @@ def fit(training: Training) -> TrainState:
 
 def _step(training: Training, state: TrainState, checkpointer: Checkpointer[Any]) -> StepResult:
     training.runtime.progress.enter_phase("reading rows")
+    if training.feed.tally is not None:
+        training.feed.tally.clear()
     batches = training.feed.loader.batches(state.step)
     limit, penalty = training.config.train.max_grad_norm, training.ranks.penalty if training.ranks else None
     with finite(state.step + 1, checkpointer):
@@ -145,16 +150,24 @@ def _log_step(training: Training, metrics: MetricsLog, state: TrainState, result
         memory_mib=peak_memory_mib(training.runtime.device),
         num_tokens=state.num_tokens,
         **training.feed.measured(),
+        **_means(training),
     )
 
 
 def _evaluate(training: Training, metrics: MetricsLog, state: TrainState, checkpointer: Checkpointer[Any]) -> bool:
     """Log the validation loss; return whether it is the best so far."""
     assert training.feed.validation is not None
+    if training.feed.tally is not None:
+        training.feed.tally.clear()
     with finite(state.step, checkpointer):
         loss = evaluate_loss(training.runtime, training.model, training.feed.validation(), training.objective)
-    metrics.log(state.step, eval_loss=loss)
+    metrics.log(state.step, eval_loss=loss, **{f"eval_{name}": mean for name, mean in _means(training).items()})
     return state.note_evaluation(loss, training.config.train.early_stopping_threshold)
+
+
+def _means(training: Training) -> dict[str, float]:
+    """Return the means of what the objective added since the tally was cleared. Every rank must call it."""
+    return {} if training.feed.tally is None else training.feed.tally.means(training.runtime)
 
 
 @contextmanager

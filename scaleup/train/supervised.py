@@ -22,6 +22,7 @@ from scaleup.train.job import Job
 from scaleup.train.model import model_to_train
 from scaleup.train.optim import build_optimizer, build_schedule
 from scaleup.train.step import Objective
+from scaleup.train.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,10 @@ def train_supervised(
     collator: Callable[[Any], Collator],
     objective: Objective,
     load: Callable[[], Any] | None = None,
+    tally: Tally | None = None,
 ) -> Trained:
     """Load the config's model, prepare it and fit it. `collator` makes one for the model; `load`, if given, takes the
-    place of loading the config's model.
+    place of loading the config's model; `tally` is what the objective adds its metrics to.
 
     Raises ScaleupError as loading and fitting do, and Stopped after a signal."""
     config, plan, runtime = job.config, job.plan, job.runtime
@@ -58,7 +60,7 @@ def train_supervised(
         batch_size = config.train.per_device_eval_batch_size
         return eval_batches(data.validation, collate, batch_size, runtime.rank, runtime.world)
 
-    feed = Feed(loader, validation if data.validation else None)
+    feed = Feed(loader, validation if data.validation else None, tally=tally)
     return train_model(job, model, num_steps, objective, lambda wrapped: feed)
 
 

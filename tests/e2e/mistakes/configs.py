@@ -47,7 +47,7 @@ KEYS = [
     ),
     bad(
         "no stage",
-        "error: stage: is missing -> use one of sft, reward, ppo, distill, prune, quantize, export, card, evaluate",
+        "error: stage: is missing -> use one of sft, reward, dpo, ppo, distill, prune, quantize, export, card",
         changes={"stage": None},
     ),
     bad("an unknown stage", "error: stage: 'stf' is no stage -> did you mean 'sft'?", changes={"stage": "stf"}),

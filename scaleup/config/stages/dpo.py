@@ -1,0 +1,61 @@
+"""This module holds the config of learning from preferences without a reward model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from scaleup.config.fields import NotNegative
+from scaleup.config.schema import Float, GenerationConfig, PreferenceData, Section
+from scaleup.config.stages.base import SupervisedConfig
+
+PairLoss = Literal["dpo", "ipo", "hinge", "robust", "sppo", "orpo", "simpo", "cpo", "sft"]
+
+AGAINST_REFERENCE = frozenset({"dpo", "ipo", "hinge", "robust", "sppo"})
+
+
+class DPOSettings(Section):
+    """The loss of a pair is that of Rafailov et al. 2023 (dpo), Azar et al. 2023 (ipo), Zhao et al. 2023 (hinge),
+    Chowdhury et al. 2024 (robust), Wu et al. 2024 (sppo), Hong et al. 2024 (orpo), Meng et al. 2024 (simpo), Xu et al.
+    2024 (cpo), or cross-entropy of the chosen response (sft); or a weighted sum of several."""
+
+    loss: PairLoss | Annotated[list[PairLoss], Field(min_length=1)] = Field("dpo", description="One, or several.")
+    loss_weights: list[Float] | None = Field(None, description="One for each of several losses; by default 1.")
+    beta: Annotated[Float, Field(gt=0)] = Field(
+        0.1, description="How near to the reference the model stays; of ipo it is tau, of orpo lambda."
+    )
+    label_smoothing: Annotated[Float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="Of robust, simpo and cpo: the probability that a preference is the wrong way round."
+    )
+    simpo_gamma: NotNegative = Field(0.5, description="Of simpo: by how much the chosen response is to be ahead.")
+    cpo_alpha: NotNegative = Field(1.0, description="Of simpo and cpo: the weight of cross-entropy beside them.")
+    reference: Literal["auto", "adapter_off", "copy"] = Field(
+        "auto",
+        description="adapter_off: the model without its adapter, or with the adapter as it was before training. copy: "
+        "a frozen copy of the model. auto: adapter_off where there is an adapter of PEFT, else copy.",
+    )
+    reference_free: bool = Field(False, description="Take every response to be equally likely to the reference.")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Returns whether some loss compares the model with its reference."""
+        return not self.reference_free and any(loss in AGAINST_REFERENCE for loss in self.losses)
+
+    @property
+    def losses(self) -> list[str]:
+        return [self.loss] if isinstance(self.loss, str) else list(self.loss)
+
+    @property
+    def weights(self) -> list[float]:
+        return [1.0] * len(self.losses) if self.loss_weights is None else self.loss_weights
+
+
+class DPOConfig(SupervisedConfig):
+    """Trains a causal or an encoder-decoder model on pairs of a chosen and a rejected response: all of it, or an
+    adapter."""
+
+    stage: Literal["dpo"]
+    data: PreferenceData
+    dpo: DPOSettings = Field(default_factory=DPOSettings)
+    generation: GenerationConfig = Field(default_factory=GenerationConfig)

@@ -1,0 +1,142 @@
+"""This module plans learning from preferences: which settings a loss has, and what its reference takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from scaleup.config.schema import RowFormat
+from scaleup.config.stages.dpo import DPOConfig
+from scaleup.errors import Problem
+from scaleup.plan.batches import packing_problems
+from scaleup.plan.compat import Tested
+from scaleup.plan.compute import Rate, Workload, compute_plan
+from scaleup.plan.facts import MicroBatch, ModelFacts, RowsRequest
+from scaleup.plan.machine import Machine
+from scaleup.plan.memory import micro_batch_of, predicted_memory
+from scaleup.plan.model_path import adapter_folder
+from scaleup.plan.rules import packing_unsupported
+from scaleup.plan.stages.base import Facts
+from scaleup.plan.stages.supervised import SupervisedPlanner, no_classes
+from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan
+from scaleup.records.format_rules import told_by_columns
+
+USED_BY = {
+    "beta": frozenset({"dpo", "ipo", "hinge", "robust", "sppo", "orpo", "simpo", "cpo"}),
+    "label_smoothing": frozenset({"robust", "simpo", "cpo"}),
+    "simpo_gamma": frozenset({"simpo"}),
+    "cpo_alpha": frozenset({"simpo", "cpo"}),
+    "reference_free": frozenset({"dpo", "ipo", "hinge", "robust", "sppo"}),
+}
+"""Maps a setting -> the losses that have it."""
+
+
+class DPOPlanner(SupervisedPlanner[DPOConfig]):
+    tested = Tested(adapters=frozenset({"full", "lora"}), precisions=frozenset({"no"}), kind="DPO of ")
+
+    def stage_problems(self, config: DPOConfig, machine: Machine) -> Iterator[Problem]:
+        yield from no_classes(config)
+        yield from setting_problems(config)
+        yield from reference_problems(config)
+        forms = self.row_formats(config)
+        for key in ("completion", "template", "messages", "text"):
+            if any(getattr(form, key) is not None for form in forms):
+                told = told_by_columns(config.data, self.splits(config))
+                what = f"says nothing of which response is preferred{told}"
+                yield Problem(f"data.{key}", what, "give data.chosen and data.rejected, or data.completions with ranks")
+        if any(form.margin is not None for form in forms):
+            yield Problem("data.margin", "is of reward models: no loss of stage dpo has one", "leave it out")
+        if config.data.packing:
+            yield packing_unsupported("pairs of responses")
+        if any(form.completions is not None for form in forms):
+            reasons = {
+                "streaming": "streamed rows make one pair each",
+                "validation_fraction": "pairs of one row would be parted",
+            }
+            for name, why in reasons.items():
+                if getattr(config.data, name):
+                    yield Problem(f"data.{name}", f"does not go with rankings: {why}", "write pairs, or leave it out")
+
+    def rows(self, config: DPOConfig) -> RowsRequest | None:
+        rows = super().rows(config)
+        return rows and rows.model_copy(update={"pairs": True})
+
+    def micro_batch(self, config: DPOConfig) -> MicroBatch | None:
+        """Counts both responses of a pair."""
+        batch = micro_batch_of(config)
+        return batch.model_copy(update={"rows": 2 * batch.rows})
+
+    def task_problems(
+        self, config: DPOConfig, facts: ModelFacts, where: str, forms: list[RowFormat]
+    ) -> Iterator[Problem]:
+        yield from packing_problems(config, facts)
+        yield from super().task_problems(config, facts, where, forms)
+
+    def trained(self, config: DPOConfig, facts: Facts) -> ModelFacts:
+        return with_reference(config, facts["model"])
+
+    def memory(self, config: DPOConfig, facts: Facts, strategy: str) -> MemoryPlan:
+        """Returns the bytes that a rank holds, a copy's weights as `reference`."""
+        count, model = config.parallel.num_processes, facts["model"]
+        whole = predicted_memory(with_reference(config, model), config, strategy, count)
+        alone = predicted_memory(model, config, strategy, count)
+        return whole.model_copy(update={"weights": alone.weights, "reference": whole.weights - alone.weights})
+
+    def compute(self, config: DPOConfig, facts: Facts, batch: BatchPlan, rate: Rate) -> ComputePlan | None:
+        reference = facts["model"] if config.dpo.needs_reference else None
+        return compute_plan(config, facts["model"], batch, rate, Workload(texts_a_row=2, teacher=reference))
+
+
+def trains_adapter(config: DPOConfig) -> bool:
+    """Returns whether what is trained can be switched off: an adapter of PEFT."""
+    if config.adapter is None:
+        return adapter_folder(config.model.path) is not None
+    return config.adapter.type != "selective"
+
+
+def with_reference(config: DPOConfig, model: ModelFacts) -> ModelFacts:
+    """Returns the facts of what is trained as one module: the model, and its frozen copy if it needs one."""
+    if not config.dpo.needs_reference or trains_adapter(config):
+        return model
+    frozen = tuple(tensors.model_copy(update={"trainable": False}) for tensors in model.tensors)
+    sizes = {"tensors": (*model.tensors, *frozen), "num_parameters": 2 * model.num_parameters}
+    return model.model_copy(update=sizes)
+
+
+def setting_problems(config: DPOConfig) -> Iterator[Problem]:
+    """Yields settings that the chosen loss does not have, and weights that do not fit the losses."""
+    dpo = config.dpo
+    given, names = dpo.model_fields_set, ", ".join(dpo.losses)
+    for key, losses in USED_BY.items():
+        if key in given and losses.isdisjoint(dpo.losses):
+            yield Problem(
+                f"dpo.{key}",
+                f"has no meaning for loss: {names}",
+                f"leave it out, or use one of {', '.join(sorted(losses))}",
+            )
+    if len(set(dpo.losses)) < len(dpo.losses):
+        yield Problem("dpo.loss", f"names a loss twice: {names}", "name each once, and give dpo.loss_weights")
+    if dpo.loss_weights is not None and len(dpo.loss_weights) != len(dpo.losses):
+        what = f"has {len(dpo.loss_weights)} numbers for {len(dpo.losses)} losses ({names})"
+        yield Problem("dpo.loss_weights", what, "give each loss one")
+
+
+def reference_problems(config: DPOConfig) -> Iterator[Problem]:
+    """Yields a reference that the losses do not look at, or that the model cannot be."""
+    dpo, kind = config.dpo, config.adapter.type if config.adapter else None
+    if kind in ("prompt_tuning", "prefix", "adalora"):
+        what = f"{kind} is not supported with stage dpo"
+        yield Problem("adapter.type", what, "use lora, ia3 or selective, or train the whole model")
+    if dpo.reference == "auto":
+        return
+    if not dpo.needs_reference:
+        why = "dpo.reference_free is true" if dpo.reference_free else f"loss: {', '.join(dpo.losses)} has none"
+        yield Problem("dpo.reference", f"{dpo.reference} is never looked at: {why}", "leave it out")
+    elif dpo.reference == "adapter_off" and not trains_adapter(config):
+        what = "adapter_off needs an adapter that can be switched off, and the model's own weights are trained"
+        yield Problem("dpo.reference", what, "use copy, or train an adapter: {type: lora}")
+    elif dpo.reference == "copy" and trains_adapter(config):
+        what = "copy is not supported with an adapter: without it, the model is its own reference"
+        yield Problem("dpo.reference", what, "use adapter_off, which needs no second model")
+
+
+PLANNER = DPOPlanner()

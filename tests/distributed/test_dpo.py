@@ -1,0 +1,118 @@
+"""Learning from preferences under every strategy, the frozen copy sharded too: with the same pairs, the same trajectory
+and model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaleup.plan.compat import table
+from scaleup.plan.stages import planner_named
+from tests.cli import largest_weight_difference, losses, metrics
+from tests.forked_runs import train
+
+pytestmark = pytest.mark.slow
+SHARED = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+LORA = {"type": "lora", "r": 4, "lora_alpha": 16, "target_modules": "all-linear"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    model: str
+    strategy: str
+    adapter: str = "full"
+    quantization: str | None = None
+    loss: str = "dpo"
+    gradient_checkpointing: bool = False
+
+    @property
+    def name(self) -> str:
+        return "-".join(map(str, vars(self).values()))
+
+    @property
+    def alone(self) -> Trial:
+        """The trial it must equal."""
+        return Trial(self.model, "single", self.adapter, self.quantization, self.loss)
+
+
+EQUAL = [
+    *(Trial("llama", strategy, adapter) for adapter in ("full", "lora") for strategy in SHARED),
+    *(Trial("t5", strategy) for strategy in ("ddp", "zero3", "fsdp2")),
+    Trial("llama", "ddp", loss="simpo"),
+    Trial("llama", "zero3", gradient_checkpointing=True),
+    Trial("llama", "ddp", "lora", gradient_checkpointing=True),
+]
+TRIALS = list(dict.fromkeys([*(trial.alone for trial in EQUAL), *EQUAL]))
+
+
+def config_of(trial: Trial) -> dict[str, Any]:
+    """Batches of 4 pairs: on one process at once, on two of them 2 each."""
+    processes = 1 if trial.strategy == "single" else 2
+    return {
+        "stage": "dpo",
+        "name": trial.name,
+        "model": {"path": f"builtin:tiny-{trial.model}"},
+        "data": {
+            "train": "rows.jsonl",
+            "validation": "held.jsonl",
+            "max_length": 64,
+            "prompt": "{prompt}",
+            "chosen": "{good}",
+            "rejected": "{bad}",
+        },
+        "dpo": {"loss": trial.loss},
+        "adapter": LORA if trial.adapter == "lora" else None,
+        "quantization": trial.quantization,
+        "train": {
+            "max_steps": 4,
+            "learning_rate": 0.1,
+            "optimizer": "sgd",
+            "lr_scheduler_type": "constant",
+            "per_device_train_batch_size": 4 // processes,
+            "per_device_eval_batch_size": 3,
+            "eval_steps": 2,
+        },
+        "gradient_checkpointing": trial.gradient_checkpointing,
+        "parallel": {"strategy": trial.strategy, "num_processes": processes, "device": "cpu"},
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The 5 held-out pairs leave two fillers on two processes."""
+    place = tmp_path_factory.mktemp("dpo")
+    for name, count in (("rows", 8), ("held", 5)):
+        rows = [
+            {"prompt": f"{name} {n}", "good": " yes" * (1 + n % 3), "bad": " no" * (1 + n % 4)} for n in range(count)
+        ]
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return train({trial.name: config_of(trial) for trial in TRIALS}, place, timeout=600)
+
+
+@pytest.mark.timeout(900)  # the first waits for all
+@pytest.mark.parametrize("trial", EQUAL, ids=lambda trial: trial.name)
+def test_one_trajectory(runs: dict[str, Path], trial: Trial) -> None:
+    alone, shared = runs[trial.alone.name], runs[trial.name]
+    assert losses(shared) == pytest.approx(losses(alone), rel=2e-5, abs=2e-6)
+    assert largest_weight_difference(shared, alone) <= 1e-5
+    for one, other in zip(metrics(alone), metrics(shared), strict=True):
+        for key in one:
+            if "rewards/" in key or "logps/" in key or key == "eval_loss":
+                assert other[key] == pytest.approx(one[key], rel=1e-4, abs=1e-4), key
+
+
+@pytest.mark.parametrize("trial", [trial for trial in TRIALS if trial.strategy == "single"], ids=lambda t: t.name)
+def test_training_moves_the_loss(runs: dict[str, Path], trial: Trial) -> None:
+    found = losses(runs[trial.name])
+    assert abs(found[1] - found[4]) > 1e-3
+
+
+def test_what_is_ok_is_tried() -> None:
+    ok = {cell for cell, verdict in table(planner_named("dpo").tested, "dpo") if verdict.status == "ok"}
+    tried = {(trial.adapter, trial.strategy, trial.quantization) for trial in TRIALS}
+    assert {(cell.adapter, cell.strategy, cell.quantization) for cell in ok} == tried
+    assert {cell.precision for cell in ok} == {"no"}
