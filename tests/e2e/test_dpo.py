@@ -1,0 +1,40 @@
+"""Learning from preferences that is killed and goes on is the run that was never killed: also of an adapter trained
+before, whose reference is what it was when the run began."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli import largest_weight_difference, losses
+from tests.distributed.test_dpo import Trial, config_of
+from tests.forked_runs import Leg, live, train
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.timeout(600)
+def test_killed_and_resumed_is_straight(tmp_path: Path) -> None:
+    for name in ("rows", "held"):
+        rows = [{"prompt": f"{name} {n}", "good": " yes" * (1 + n % 3), "bad": " no" * (1 + n % 4)} for n in range(8)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    first = config_of(Trial("llama", "single", "lora"))
+    before = train({"before": {**first, "name": "before"}}, tmp_path)["before"]
+    further = {**first, "model": {"path": str(before / "model")}, "adapter": None}
+    lives: dict[str, list[Leg]] = {}
+    for kind, config in {"copy": config_of(Trial("llama", "ddp")), "further": further}.items():
+        config["train"] = {**config["train"], "max_steps": 8, "save_steps": 2, "async_save": False}
+        straight, killed = ({**config, "name": f"{kind}-{how}"} for how in ("straight", "killed"))
+        lives |= {f"{kind}-straight": [Leg(straight)], f"{kind}-killed": [Leg(killed, kill_after=3), Leg(killed)]}
+    went_on = live(lives, tmp_path)
+    for kind in ("copy", "further"):
+        straight, killed = (tmp_path / "runs" / f"{kind}-{how}" for how in ("straight", "killed"))
+        assert went_on[f"{kind}-killed"][-1] > 0, "it went on from a checkpoint"
+        assert losses(straight)[1] == pytest.approx(0.6931472, abs=1e-6), "it began as its reference"
+        assert losses(killed) == losses(straight)
+        assert largest_weight_difference(killed, straight) == 0
+    files = {path.name for path in (tmp_path / "runs/further-straight/model").iterdir()}
+    assert "start" not in files, "the reference is not saved"
+    assert largest_weight_difference(tmp_path / "runs/further-straight", before) > 1e-4
