@@ -20,6 +20,7 @@ from scaleup.data.loader import Split, TrainLoader
 from scaleup.data.preferences import PreferenceEncoder, preference_collator
 from scaleup.data.sources import MapSource
 from scaleup.data.tokenization import IGNORE, Encoder
+from scaleup.records.chats import Chat
 from scaleup.records.preferences import Preference
 from scaleup.train.dpo import Pairs, PolicyWithReference, dpo_objective, pair_losses
 from scaleup.train.optim import build_optimizer, build_schedule
@@ -212,3 +213,17 @@ def test_pairs_are_cut_alike_and_left_out_with_a_reason():
     assert len(first.rejected.input_ids) == 64
     prompts = [row.input_ids[row.labels == IGNORE].tolist() for row in (first.chosen, first.rejected)]
     assert prompts[0] == prompts[1]
+
+
+def test_a_conversation_is_learned_from_its_last_answer_alone():
+    tokenizer = tiny.tokenizer("llama")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<end>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    said = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    chosen, rejected = ([{"role": "assistant", "content": text}] for text in ("good", "bad one"))
+    made = PreferenceEncoder(Encoder(tokenizer, "causal_lm", tiny.data_config(max_length=256)))
+    [row] = made([Preference(Chat(said), chosen, rejected)])
+    learned = [tokenizer.decode(side.labels[side.labels != IGNORE]) for side in (row.chosen, row.rejected)]
+    assert learned == ["good<end>", "bad one<end>"]
