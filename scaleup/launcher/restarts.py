@@ -180,7 +180,7 @@ class Attempts:
                 part = self._agents_part(attempt, local, rendezvous)
         except NodeGone as gone:
             part = Part(failed=str(gone), signalled=self.signals.count > 0)
-        except (OSError, ScaleupError) as error:
+        except OSError as error:
             # of this node's: too many processes or open files, a file system that is gone, a plan that is damaged
             part = Part(failed=f"node {self.node_rank}: {error}", signalled=self.signals.count > 0)
         self.nodes.end(part)

@@ -104,10 +104,10 @@ class Service:
     def _planned(self) -> GroupPlan:
         """Returns the group's plan. One that cannot be read has not changed: a run does not end for that.
 
-        Raises OSError and ScaleupError where it never could be read."""
+        Raises OSError where it never could be read."""
         try:
             return Plan.read(self.run.plan_file).group(self.name)
-        except (OSError, ScaleupError):
+        except (OSError, ScaleupError) as error:
             if self._group is None:
-                raise
+                raise OSError(str(error)) from error
             return self._group

@@ -109,7 +109,8 @@ def _weights_left_in_files(quantized: Mapping[str, Any] | None) -> AbstractConte
     scales of 8-bit matrices elsewhere too, these at once, each by itself."""
     if quantized is None:
         return deferred_files()
-    return quantized_when_read() if quantized["quantization_config"].load_in_4bit else mapped_files()
+    in_4_bits = getattr(quantized["quantization_config"], "load_in_4bit", False)  # torchao's says nothing of it
+    return quantized_when_read() if in_4_bits else mapped_files()
 
 
 def _new_head(facts: ModelFacts) -> dict[str, Any]:

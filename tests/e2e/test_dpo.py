@@ -1,5 +1,5 @@
-"""Learning from preferences that is killed and goes on is the run that was never killed: also of an adapter trained
-before, whose reference is what it was when the run began."""
+"""Learning from preferences through the command line prefers what it should. Killed and gone on with, it is the run
+that was never killed: also of an adapter trained before, whose reference is what it was when the run began."""
 
 from __future__ import annotations
 
@@ -8,13 +8,35 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import largest_weight_difference, losses
+from tests.cli import largest_weight_difference, losses, metrics, run
 from tests.distributed.test_dpo import Trial, config_of
 from tests.forked_runs import Leg, live, train
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.covers("dpo")
 
 
+def test_it_prefers_the_chosen_of_rows_that_it_has_not_seen(tmp_path: Path) -> None:
+    for name in ("rows", "held"):
+        rows = [{"prompt": f"{name} {n}?", "good": " yes", "bad": " no"} for n in range(16)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = {"train": "rows.jsonl", "validation": "held.jsonl", "chosen": "{good}", "rejected": "{bad}"}
+    config = {
+        "stage": "dpo",
+        "name": "prefers",
+        "model": {"path": "builtin:tiny-llama"},
+        "data": {**data, "prompt": "{prompt}", "max_length": 32},
+        "train": {"max_steps": 8, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "eval_steps": 4},
+        "parallel": {"strategy": "single"},
+    }
+    done = run(config, cwd=tmp_path)
+    told = [line for line in metrics(done) if "eval_rewards/accuracies" in line]
+    assert [line["step"] for line in told] == [4, 8]
+    assert told[-1]["eval_rewards/accuracies"] == 1
+    assert told[-1]["eval_rewards/margins"] > 0.1
+    assert told[-1]["eval_loss"] < 0.6
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_and_resumed_is_straight(tmp_path: Path) -> None:
     for name in ("rows", "held"):

@@ -11,7 +11,6 @@ import pytest
 from rich.console import Console
 
 from scaleup.artifacts.run_folder import Attempt, RunFolder
-from scaleup.errors import ScaleupError
 from scaleup.launcher import ending, restarts
 from scaleup.launcher import peers as nodes
 from scaleup.launcher.agent import NodeAgent
@@ -81,7 +80,7 @@ def test_a_plan_that_is_damaged_is_a_failure_of_the_node(
     """Of which the other nodes hear."""
 
     def fails(agent: NodeAgent, watch: Watch) -> Part:
-        raise ScaleupError.of("plan.json", "cannot be read", "mend it")
+        raise OSError("plan.json: cannot be read -> mend it")
 
     monkeypatch.setattr(NodeAgent, "run_groups", fails)
     assert lead_run(run, plan_of(run), Console(quiet=True)) == 1

@@ -119,7 +119,7 @@ def test_a_plan_that_is_damaged_has_not_changed(run: RunFolder, serving: Callabl
     part, seen = run_part(running)
     assert part == Part()
     assert seen == "group reward ended with exit code -9; restart 1 of 3 of group reward alone\n"
-    with pytest.raises(ScaleupError, match=r"plan\.json: cannot be read: .* -> start the run again with --resume"):
+    with pytest.raises(OSError, match=r"plan\.json: cannot be read: .* -> start the run again with --resume"):
         run_part(agent(run, {"policy": CLOSES, "reward": REWARD}, *running.plan.groups))
 
 
