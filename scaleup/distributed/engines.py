@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scaleup.distributed.deepspeed_ops import OPS, ensure_built, uncompiled
 from scaleup.distributed.deferred import fill, is_deferred
-from scaleup.distributed.gathering import whole_under_fsdp2, whole_under_zero3
+from scaleup.distributed.gathering import shard_again_under_fsdp2, whole_under_fsdp2, whole_under_zero3
 from scaleup.distributed.partition import partition
 from scaleup.distributed.portable import Source, put_into_torch, put_into_zero
 from scaleup.plan.types import GroupPlan
@@ -72,6 +72,9 @@ class Engine(Protocol):
     def whole(self, model: Any, part: torch.nn.Module) -> AbstractContextManager[None]:
         """Returns the context in which the weights of a part of a prepared model are whole on every rank, gathered
         once. Every rank must enter it, and make a forward pass of the part in it."""
+
+    def shard_again(self, model: Any) -> None:
+        """Shards what a forward pass without a backward one left whole."""
 
     def save_options(self) -> dict[str, Any]:
         """Returns the arguments of Accelerate's save_state that leave frozen weights out."""
@@ -129,6 +132,9 @@ class ReplicatedEngine:
 
     def whole(self, model: Any, part: torch.nn.Module) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def shard_again(self, model: Any) -> None:
+        return
 
     def save_options(self) -> dict[str, Any]:
         return {}
@@ -189,6 +195,9 @@ class FSDP2Engine(ReplicatedEngine):
 
     def whole(self, model: Any, part: torch.nn.Module) -> AbstractContextManager[None]:
         return whole_under_fsdp2(part)
+
+    def shard_again(self, model: Any) -> None:
+        shard_again_under_fsdp2(model)
 
 
 class DeepSpeedEngine:
@@ -260,6 +269,9 @@ class DeepSpeedEngine:
 
     def whole(self, model: Any, part: torch.nn.Module) -> AbstractContextManager[None]:
         return whole_under_zero3(model, part) if model.zero_optimization_partition_weights() else nullcontext()
+
+    def shard_again(self, model: Any) -> None:
+        return
 
     def save_options(self) -> dict[str, Any]:
         return {"exclude_frozen_parameters": True}

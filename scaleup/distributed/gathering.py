@@ -59,5 +59,15 @@ def whole_under_fsdp2(part: nn.Module) -> Iterator[None]:
             module.reshard()
 
 
+def shard_again_under_fsdp2(model: nn.Module) -> None:
+    """Shards the root's own parameters again: torch's FSDP2 leaves them whole after a forward pass, for a backward
+    one."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def _is_sharded_again(module: Any) -> bool:
     return any(group._reshard_after_forward for group in module._get_fsdp_state()._fsdp_param_groups)

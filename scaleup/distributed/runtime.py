@@ -234,6 +234,7 @@ class Runtime:
 
     def _trained(self, model: Any) -> dict[str, torch.nn.Parameter]:
         """Returns the trained parameters by name, shared ones once."""
+        self._engine.shard_again(model)
         named = self.accelerator.unwrap_model(model).named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 

@@ -43,6 +43,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "two": TWO,
     "killed": TWO,
     "sharded": {"parallel": {"strategy": "zero3", "num_processes": 2}},
+    "sharded-fsdp2": {"parallel": {"strategy": "fsdp2", "num_processes": 2}},
     "lora": LORA,
     "lora-killed": LORA,
 }
@@ -80,6 +81,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("one", "two", 1e-5),
         ("two", "killed", 0.0),
         ("one", "sharded", 1e-5),
+        ("one", "sharded-fsdp2", 1e-5),
         ("lora", "lora-killed", 0.0),
     ],
 )
