@@ -51,6 +51,7 @@ class Distillation(StudentWithTeacher):
         not need."""
         if self.loss.alpha == 0 and not self.pairs:
             return None, []
+        places = places.behind(num_prepended(self.teacher))
         with outputs_of(self.teacher, (layer for _, layer in self.pairs)) as states:
             if self.is_fused:
                 last = places.select(self.teacher(**inputs, use_cache=False).logits)

@@ -197,3 +197,17 @@ def test_padding_is_left_out(name: str, sizes: tuple[int, int]) -> None:
     for key, gradient in gradients.items():
         assert (others[key][: len(gradient)] - gradient).abs().max() < 1e-6
         assert not others[key][len(gradient) :].any()
+
+
+def test_a_teachers_soft_prompt_moves_no_label() -> None:
+    """Its outputs at the virtual tokens are no row's."""
+    from peft import PromptTuningConfig, get_peft_model
+
+    teacher = get_peft_model(teacher_of("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
+    student, batch = tiny.model("llama"), batch_of("llama")
+    chosen = batch.labels != IGNORE
+    with torch.no_grad():
+        p = teacher(**batch.inputs, use_cache=False).logits[:, 5:][chosen].double().log_softmax(-1)
+        q = student(**batch.inputs, use_cache=False).logits[chosen].double().log_softmax(-1)
+    whole = Distillation(student, teacher, DistillSettings(alpha=1.0))
+    assert distillation_loss(whole, batch).item() == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-5)
