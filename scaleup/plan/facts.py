@@ -141,6 +141,10 @@ class Experts(BaseModel):
     """Is what the loss that balances the router's load is multiplied by; None where the model has none."""
 
     @property
+    def shown(self) -> str:
+        return f"{self.num_experts_per_tok} of {self.num_experts} experts a layer"
+
+    @property
     def num_idle_parameters(self) -> int:
         """Returns the number of parameters that a token does not go through."""
         return self.num_parameters * (self.num_experts - self.num_experts_per_tok) // self.num_experts

@@ -38,8 +38,7 @@ def show_plan(console: Console, plan: Plan) -> None:
     facts.add_row("from", plan.model.location)
     facts.add_row("parameters", f"{plan.model.num_parameters:,} ({plan.model.num_trainable_parameters:,} trainable)")
     if (experts := plan.model.experts) is not None:
-        routed = f"{experts.num_experts_per_tok} of {experts.num_experts} experts a layer"
-        facts.add_row("", f"{plan.model.num_active_parameters:,} active for a token: {routed}")
+        facts.add_row("", f"{plan.model.num_active_parameters:,} active for a token: {experts.shown}")
     if plan.model.parts is not None and plan.model.parts.num_parameters is not None:
         after = plan.model.parts.num_parameters
         facts.add_row("after the cut", f"{after:,} ({after / plan.model.num_parameters:.0%})")

@@ -16,9 +16,8 @@ from scaleup.plan.memory import micro_batch_of, predicted_memory
 from scaleup.plan.model_path import adapter_folder
 from scaleup.plan.rules import packing_unsupported
 from scaleup.plan.stages.base import Facts
-from scaleup.plan.stages.supervised import SupervisedPlanner, no_classes
+from scaleup.plan.stages.supervised import SupervisedPlanner, no_classes, only_preferences, ranking_problems
 from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan
-from scaleup.records.format_rules import told_by_columns
 
 USED_BY = {
     "beta": frozenset({"dpo", "ipo", "hinge", "robust", "sppo", "orpo", "simpo", "cpo"}),
@@ -38,23 +37,12 @@ class DPOPlanner(SupervisedPlanner[DPOConfig]):
         yield from setting_problems(config)
         yield from reference_problems(config)
         forms = self.row_formats(config)
-        for key in ("completion", "template", "messages", "text"):
-            if any(getattr(form, key) is not None for form in forms):
-                told = told_by_columns(config.data, self.splits(config))
-                what = f"says nothing of which response is preferred{told}"
-                yield Problem(f"data.{key}", what, "give data.chosen and data.rejected, or data.completions with ranks")
+        yield from only_preferences(config, forms)
         if any(form.margin is not None for form in forms):
             yield Problem("data.margin", "is of reward models: no loss of stage dpo has one", "leave it out")
         if config.data.packing:
             yield packing_unsupported("pairs of responses")
-        if any(form.completions is not None for form in forms):
-            reasons = {
-                "streaming": "streamed rows make one pair each",
-                "validation_fraction": "pairs of one row would be parted",
-            }
-            for name, why in reasons.items():
-                if getattr(config.data, name):
-                    yield Problem(f"data.{name}", f"does not go with rankings: {why}", "write pairs, or leave it out")
+        yield from ranking_problems(config, forms)
 
     def rows(self, config: DPOConfig) -> RowsRequest | None:
         rows = super().rows(config)

@@ -15,8 +15,7 @@ from scaleup.plan.machine import Machine
 from scaleup.plan.memory import micro_batch_of
 from scaleup.plan.rules import packing_unsupported
 from scaleup.plan.scorers import template_problems
-from scaleup.plan.stages.supervised import SupervisedPlanner, no_classes
-from scaleup.records.format_rules import told_by_columns
+from scaleup.plan.stages.supervised import SupervisedPlanner, no_classes, only_preferences, ranking_problems
 
 
 class RewardPlanner(SupervisedPlanner[RewardConfig]):
@@ -33,25 +32,13 @@ class RewardPlanner(SupervisedPlanner[RewardConfig]):
     def stage_problems(self, config: RewardConfig, machine: Machine) -> Iterator[Problem]:
         yield from no_classes(config)
         forms = self.row_formats(config)
-        for key in ("completion", "template", "messages", "text"):
-            if any(getattr(form, key) is not None for form in forms):
-                told = told_by_columns(config.data, self.splits(config))
-                what = f"says nothing of which response is preferred{told}"
-                yield Problem(f"data.{key}", what, "give data.chosen and data.rejected, or data.completions with ranks")
+        yield from only_preferences(config, forms)
         if config.model.task not in ("auto", "sequence_classification"):
             what = f"a reward model is a sequence classifier, not a {config.model.task} model"
             yield Problem("model.task", what, "leave it out: whatever the model is, it gets a head of one score")
         if config.data.packing:
             yield packing_unsupported("reward models")
-        if any(form.completions is not None for form in forms):
-            for name in ("streaming", "validation_fraction"):
-                if getattr(config.data, name):
-                    whole = (
-                        "streamed rows make one pair each"
-                        if name == "streaming"
-                        else "pairs of one row would be parted"
-                    )
-                    yield Problem(f"data.{name}", f"does not go with rankings: {whole}", "write pairs, or leave it out")
+        yield from ranking_problems(config, forms)
         yield from template_problems(config.reward.template, "reward.template")
 
     def models(self, config: RewardConfig) -> dict[str, ModelRequest]:

@@ -189,6 +189,28 @@ def no_preferences(config: SupervisedConfig) -> Iterator[Problem]:
         yield Problem(f"data.{key}", what, "use stage: reward")
 
 
+def only_preferences(config: SupervisedConfig, forms: list[RowFormat]) -> Iterator[Problem]:
+    """Yields rows that hold no preferences, for a stage that learns from nothing else. `forms` are those of all
+    rows."""
+    for key in ("completion", "template", "messages", "text"):
+        if any(getattr(form, key) is not None for form in forms):
+            what = f"says nothing of which response is preferred{_told(config)}"
+            yield Problem(f"data.{key}", what, "give data.chosen and data.rejected, or data.completions with ranks")
+
+
+def ranking_problems(config: SupervisedConfig, forms: list[RowFormat]) -> Iterator[Problem]:
+    """Yields what does not go with rankings, of each of which several pairs are made."""
+    if all(form.completions is None for form in forms):
+        return
+    reasons = {
+        "streaming": "streamed rows make one pair each",
+        "validation_fraction": "pairs of one row would be parted",
+    }
+    for name, why in reasons.items():
+        if getattr(config.data, name):
+            yield Problem(f"data.{name}", f"does not go with rankings: {why}", "write pairs, or leave it out")
+
+
 def _told(config: SupervisedConfig) -> str:
     return told_by_columns(config.data, ("train", "validation"))
 

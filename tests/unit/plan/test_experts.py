@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from scaleup.config.schema import ModelConfig
 from scaleup.describe.model import model_facts
+from scaleup.errors import ScaleupError
 from scaleup.plan.facts import Experts
 from scaleup.plan.types import Plan
 from tests.fake_facts import FACTS
@@ -31,3 +34,10 @@ def test_what_the_router_learns_from_is_said(plan: Callable[..., Plan]) -> None:
     assert any("routers and experts, whose weights are stacked, stay frozen" in note for note in adapted)
     balanced = mixture.model_copy(update={"experts": EXPERTS.model_copy(update={"router_aux_loss_coef": None})})
     assert not any("router" in note for note in plan(facts=balanced).notes)
+
+
+def test_an_encoder_decoder_of_experts_is_refused(plan: Callable[..., Plan]) -> None:
+    """Its two routers have losses of their own, which are not added."""
+    switch = FACTS.model_copy(update={"experts": EXPERTS, "task": "seq2seq_lm", "architecture": "SwitchTransformers"})
+    with pytest.raises(ScaleupError, match=r"model\.path: the auxiliary losses of SwitchTransformers's two routers"):
+        plan({"data.text": None, "data.prompt": "{text}", "data.completion": "{text}"}, facts=switch)
