@@ -29,6 +29,23 @@ AT_ONCE = 2
 TIMEOUT = 280.0
 """For all runs of a call, which the first test that looks at one waits for."""
 
+SHARED = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+"""Names the strategies of several processes."""
+
+
+def four_steps(processes: int) -> dict[str, Any]:
+    """Returns the `train` section of a short run by which strategies are compared: batches of 4 rows, on one process at
+    once, on two of them 2 each. By SGD, as Adam would hide a wrong scale of the gradient."""
+    return {
+        "max_steps": 4,
+        "learning_rate": 0.1,
+        "optimizer": "sgd",
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": 4 // processes,
+        "per_device_eval_batch_size": 3,
+        "eval_steps": 2,
+    }
+
 
 @dataclass(frozen=True)
 class Leg:

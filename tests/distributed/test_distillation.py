@@ -13,10 +13,9 @@ from safetensors import safe_open
 from scaleup.plan.compat import table
 from scaleup.plan.stages import planner_named
 from tests.cli import largest_weight_difference, losses, metrics
-from tests.forked_runs import train
+from tests.forked_runs import SHARED, four_steps, train
 
 pytestmark = pytest.mark.slow
-SHARED = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,6 @@ ADAPTERS: dict[str, Any] = {
 
 
 def config_of(trial: Trial) -> dict[str, Any]:
-    """Batches of 4 rows: on one process at once, on two of them 2 each."""
     processes = 1 if trial.strategy == "single" else 2
     hidden = {"weight": 0.5, "projection": trial.projection, "layers": [[0, 1], [1, 1]]}
     return {
@@ -94,15 +92,7 @@ def config_of(trial: Trial) -> dict[str, Any]:
         },
         "adapter": ADAPTERS[trial.adapter],
         "quantization": trial.quantization,
-        "train": {
-            "max_steps": 4,
-            "learning_rate": 0.1,
-            "optimizer": "sgd",
-            "lr_scheduler_type": "constant",
-            "per_device_train_batch_size": 4 // processes,
-            "per_device_eval_batch_size": 3,
-            "eval_steps": 2,
-        },
+        "train": four_steps(processes),
         "gradient_checkpointing": trial.gradient_checkpointing,
         "mixed_precision": trial.precision,
         "parallel": {"strategy": trial.strategy, "num_processes": processes, "device": "cpu"},

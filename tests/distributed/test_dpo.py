@@ -13,10 +13,9 @@ import pytest
 from scaleup.plan.compat import table
 from scaleup.plan.stages import planner_named
 from tests.cli import largest_weight_difference, losses, metrics
-from tests.forked_runs import train
+from tests.forked_runs import SHARED, four_steps, train
 
 pytestmark = pytest.mark.slow
-SHARED = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 LORA = {"type": "lora", "r": 4, "lora_alpha": 16, "target_modules": "all-linear"}
 
 
@@ -50,7 +49,6 @@ TRIALS = list(dict.fromkeys([*(trial.alone for trial in EQUAL), *EQUAL]))
 
 
 def config_of(trial: Trial) -> dict[str, Any]:
-    """Batches of 4 pairs: on one process at once, on two of them 2 each."""
     processes = 1 if trial.strategy == "single" else 2
     return {
         "stage": "dpo",
@@ -67,15 +65,7 @@ def config_of(trial: Trial) -> dict[str, Any]:
         "dpo": {"loss": trial.loss},
         "adapter": LORA if trial.adapter == "lora" else None,
         "quantization": trial.quantization,
-        "train": {
-            "max_steps": 4,
-            "learning_rate": 0.1,
-            "optimizer": "sgd",
-            "lr_scheduler_type": "constant",
-            "per_device_train_batch_size": 4 // processes,
-            "per_device_eval_batch_size": 3,
-            "eval_steps": 2,
-        },
+        "train": four_steps(processes),
         "gradient_checkpointing": trial.gradient_checkpointing,
         "parallel": {"strategy": trial.strategy, "num_processes": processes, "device": "cpu"},
     }

@@ -14,10 +14,9 @@ from transformers import AutoModelForSeq2SeqLM
 
 from scaleup.models.builtin import build
 from tests.cli import differing, folder_of, largest_weight_difference, losses, metrics
-from tests.forked_runs import Leg, live
+from tests.forked_runs import SHARED, Leg, four_steps, live
 
 pytestmark = pytest.mark.slow
-SHARED = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,6 @@ PROMPTS = ["hello", "what a film it was", "a", "the story of it", "good", "bad b
 
 
 def config_of(trial: Trial) -> dict[str, Any]:
-    """Batches of 4 rows: on one process at once, on two of them 2 each."""
     processes = 1 if trial.strategy == "single" else 2
     return {
         "stage": "distill",
@@ -77,16 +75,7 @@ def config_of(trial: Trial) -> dict[str, Any]:
         "adapter": ADAPTERS[trial.adapter],
         "quantization": trial.quantization,
         "mixed_precision": trial.precision,
-        "train": {
-            "max_steps": 4,
-            "learning_rate": 0.1,
-            "optimizer": "sgd",
-            "lr_scheduler_type": "constant",
-            "per_device_train_batch_size": 4 // processes,
-            "per_device_eval_batch_size": 3,
-            "eval_steps": 2,
-            "save_steps": 2,
-        },
+        "train": {**four_steps(processes), "save_steps": 2},
         "parallel": {
             "strategy": trial.strategy,
             "num_processes": processes,

@@ -12,10 +12,9 @@ import pytest
 from scaleup.plan.compat import table
 from scaleup.plan.stages import planner_named
 from tests.cli import largest_weight_difference, metrics
-from tests.forked_runs import train
+from tests.forked_runs import SHARED, train
 
 pytestmark = pytest.mark.slow
-SHARED = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from scaleup.config.fields import NotNegative
 from scaleup.config.schema import Float, GenerationConfig, PreferenceData, Section
@@ -12,6 +12,15 @@ from scaleup.config.stages.base import SupervisedConfig
 
 PairLoss = Literal["dpo", "ipo", "hinge", "robust", "sppo", "orpo", "simpo", "cpo", "sft"]
 
+
+def _one_or_several(value: Any) -> str:
+    return "[list]" if isinstance(value, list) else "[name]"
+
+
+PairLosses = Annotated[
+    Annotated[PairLoss, Tag("[name]")] | Annotated[list[PairLoss], Field(min_length=1), Tag("[list]")],
+    Discriminator(_one_or_several),
+]
 AGAINST_REFERENCE = frozenset({"dpo", "ipo", "hinge", "robust", "sppo"})
 
 
@@ -20,7 +29,7 @@ class DPOSettings(Section):
     Chowdhury et al. 2024 (robust), Wu et al. 2024 (sppo), Hong et al. 2024 (orpo), Meng et al. 2024 (simpo), Xu et al.
     2024 (cpo), or cross-entropy of the chosen response (sft); or a weighted sum of several."""
 
-    loss: PairLoss | Annotated[list[PairLoss], Field(min_length=1)] = Field("dpo", description="One, or several.")
+    loss: PairLosses = Field("dpo", description="One, or several.")
     loss_weights: list[Float] | None = Field(None, description="One for each of several losses; by default 1.")
     beta: Annotated[Float, Field(gt=0)] = Field(
         0.1, description="How near to the reference the model stays; of ipo it is tau, of orpo lambda."

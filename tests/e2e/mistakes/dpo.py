@@ -17,6 +17,12 @@ PAIR = '{"good": "a", "bad": "b"}'
 CASES = {
     "preferences": [
         bad(
+            "a loss that there is none of",
+            "error: dpo.loss: 'kto' is not valid -> use one of 'dpo', 'ipo', 'hinge', 'robust', 'sppo', 'orpo',",
+            changes={**DPO, "dpo.loss": "kto"},
+            prepare=rows(PAIR),
+        ),
+        bad(
             "settings of other losses, weights of another count, packing and a reference without an adapter",
             "error: dpo.label_smoothing: has no meaning for loss: dpo, sft",
             "error: dpo.simpo_gamma: has no meaning for loss: dpo, sft",
