@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
+from scaleup.artifacts.bridge_file import free_port  # noqa: E402
 from scaleup.bridge.client import BridgeClient  # noqa: E402
 from scaleup.bridge.store import BridgePlace  # noqa: E402
 from scaleup.distributed.runtime import Runtime  # noqa: E402
@@ -32,7 +33,6 @@ from scaleup.rl.rewards.interface import Sample  # noqa: E402
 from scaleup.rl.rewards.placements import GroupRewards  # noqa: E402
 from scaleup.rl.rewards.serve import serve  # noqa: E402
 from tests.distributed.worlds import Gate, World  # noqa: E402
-from tests.forked import free_port  # noqa: E402
 
 WORDS = "a film that is neither long nor short, and that I would see again with anybody who asks me to. "
 BATCHES = {
@@ -78,7 +78,7 @@ def rounds(place: BridgePlace) -> Callable[[Runtime], dict[str, list[float]]]:
 def table(folder: Path) -> None:
     print("| policy + reward ranks | request | least ms | median ms | 95 % ms |\n|---|---|---|---|---|")
     for policies, servers, sharded in SIZES:
-        place = BridgePlace("127.0.0.1", free_port(), secrets.token_hex(16), policies)
+        place = BridgePlace("127.0.0.1", free_port("port"), secrets.token_hex(16), policies)
         served = World(folder, "reward", servers, serving(place, score, sharded))
         asked = World(folder, "policy", policies, rounds(place))
         taken = asked.results(120)[0]
@@ -91,7 +91,7 @@ def table(folder: Path) -> None:
 
 def found_dead(folder: Path) -> float:
     """Milliseconds."""
-    place = BridgePlace("127.0.0.1", free_port(), secrets.token_hex(16), 1)
+    place = BridgePlace("127.0.0.1", free_port("port"), secrets.token_hex(16), 1)
     begun, never = Gate(), Gate()
 
     def stuck(samples: Sequence[Sample]) -> list[float]:

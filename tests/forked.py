@@ -8,7 +8,6 @@ import gc
 import importlib
 import json
 import os
-import socket
 import sys
 import tempfile
 import traceback
@@ -19,6 +18,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from scaleup import stages
+from scaleup.artifacts.bridge_file import free_port
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import load_mapping
 from scaleup.distributed.signals import stop_with_parent
@@ -104,7 +104,7 @@ def _give(task: Callable[[], Any], out: Path) -> None:
 
 def start_ranks(group: GroupPlan, logs: Sequence[Path], rank_main: Callable[[int], None]) -> list[int]:
     """Start every rank of a group and give their process ids; each writes what it prints to a log of its own."""
-    port = free_port()
+    port = free_port("parallel.main_port")
 
     def main(rank: int) -> None:
         stop_with_parent()
@@ -147,12 +147,6 @@ def environment(group: GroupPlan, rank: int, port: int) -> dict[str, str]:
     world = str(group.num_processes)
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     return names | place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def described_here(question: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ModelFacts, list[str]]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from scaleup.artifacts.bridge_file import free_port
 from scaleup.bridge import client as bridge
 from scaleup.bridge import server as bridge_server
 from scaleup.bridge import wire as bridge_wire
@@ -23,7 +24,6 @@ from scaleup.rl.rewards.interface import Sample
 from scaleup.rl.rewards.placements import GroupRewards
 from scaleup.rl.rewards.serve import serve
 from tests.distributed.worlds import Gate, World
-from tests.forked import free_port
 
 pytestmark = pytest.mark.timeout(120)
 MODEL = "runs/reward"
@@ -55,7 +55,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def place_for(policy_size: int) -> BridgePlace:
-    return BridgePlace("127.0.0.1", free_port(), secrets.token_hex(16), policy_size)
+    return BridgePlace("127.0.0.1", free_port("port"), secrets.token_hex(16), policy_size)
 
 
 def rewards(runtime: Runtime, place: BridgePlace, timeout: float = 40, reconnect: float = 40) -> GroupRewards:
@@ -421,7 +421,7 @@ def test_the_port_of_another_program_is_named(start: Start) -> None:
 
 
 def test_only_the_planned_address_listens() -> None:
-    place = BridgePlace("127.0.0.2", free_port(), "00", 1)
+    place = BridgePlace("127.0.0.2", free_port("port"), "00", 1)
     store = BridgeStore.host(place)
     socket.create_connection((place.address, place.port), timeout=5).close()
     with pytest.raises(ConnectionRefusedError):

@@ -15,10 +15,11 @@ from typing import Any
 
 from accelerate.state import AcceleratorState
 
+from scaleup.artifacts.bridge_file import free_port
 from scaleup.distributed.runtime import Runtime
 from scaleup.distributed.signals import StopFlag, stop_with_parent
 from scaleup.plan.types import GroupPlan
-from tests.forked import environment, free_port
+from tests.forked import environment
 
 
 class Gate:
@@ -44,7 +45,7 @@ class World:
         self.name = name
         self._outs = [folder / f"{name}-{rank}.json" for rank in range(size)]
         self._codes: dict[int, int] = {}
-        group, port = group or group_plan(name, size), free_port()
+        group, port = group or group_plan(name, size), free_port("port")
         self.pids = [self._fork(group, rank, port, main) for rank in range(size)]
         self._handles = [os.pidfd_open(pid) for pid in self.pids]
 
