@@ -60,6 +60,8 @@ def as_problem(model: type[BaseModel], key: Key, item: dict[str, Any], overrides
         return Problem(where, "unknown key", remedy)
     if kind == "missing":
         return Problem(where, "is missing", "add it")
+    if kind == "literal_error" and (why := LEFT_OUT.get(str(item["input"]))):
+        return Problem(where, *why)
     if kind == "literal_error":
         expected = item["ctx"]["expected"]
         choices = [choice.strip(" '") for choice in expected.replace(" or ", ",").split(",")]
@@ -90,6 +92,13 @@ def _without_places(key: Key) -> str:
     return ".".join(part for part in key if isinstance(part, str))
 
 
+LEFT_OUT = {
+    "token_classification": (
+        "token_classification labels every token of a text, which no stage trains",
+        "use Transformers' own Trainer for it; whole texts are stage: classify",
+    )
+}
+"""Maps a value that users of Transformers would expect -> why it is none, and what to do instead."""
 RENAMED = {"data.overlong": "data.too_long"}
 """Maps what a key was called -> what it is called now."""
 SURE = 0.8

@@ -41,7 +41,8 @@ class ModelConfig(Section):
 
     path: PathText
     task: Literal["auto", "causal_lm", "seq2seq_lm", "sequence_classification"] = Field(
-        "auto", description="auto: what the model's files say; for the reward stage a sequence classifier."
+        "auto",
+        description="auto: what the model's files say; for the stages reward and classify a sequence classifier.",
     )
     tokenizer: PathText | None = Field(
         None,
@@ -72,7 +73,9 @@ class RowFormat(Section):
     )
     text: Text | None = Field(None, description="A template over columns for plain language modelling, e.g. '{text}'.")
     label: Text | None = Field(
-        None, description="The column with a text's class: one of the classifier's labels, or its number."
+        None,
+        description="The column with a text's class: one of the classifier's labels, or its number; or a list of "
+        "labels, or a number: see docs/stages/classify.md.",
     )
     chosen: Text | None = Field(None, description="A template over columns: the preferred of two responses.")
     rejected: Text | None = Field(None, description="A template over columns: the other response.")
@@ -168,6 +171,15 @@ class DataConfig(RowFormat):
 
 class PreferenceData(DataConfig):
     wanted = frozenset({"preferences"})
+
+
+class ClassData(DataConfig):
+    wanted = frozenset({"texts with a class"})
+
+
+ClassProblem = Literal["single_label", "multi_label", "regression"]
+"""Names what a sequence classifier's logits are, as Transformers' `problem_type` does: the classes of which a text has
+one; labels of which it may have any; numbers."""
 
 
 class LanguageData(DataConfig):

@@ -88,7 +88,8 @@ class Batch:
     labels: torch.Tensor
     """Holds (B, S) or (B, T): the token that the logits of the same column must predict; IGNORE where there is no
     loss."""
-    num_labels: int
+    num_labels: float
+    """Counts what the loss is a sum over: labelled tokens, or rows; of rows with weights the sum of these."""
     num_tokens: int
     """Counts the real tokens, without padding and fillers."""
     places: Places = None  # type: ignore[assignment]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from scaleup.data.prompt_rows import PromptRow
-from scaleup.data.tokenization import IGNORE, LabelledTokens, PairTokens, PreferenceTokens, Tokens
+from scaleup.data.tokenization import IGNORE, LabelledTokens, PairTokens, PreferenceTokens, TargetTokens, Tokens
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,23 @@ class LabelledForm:
         return lengths("input_ids")[:, None]
 
 
+class TargetForm:
+    """Lays out texts with a number for each logit."""
+
+    lists: Mapping[str, type] = {"input_ids": np.int32, "label": np.float32}
+    numbers: Mapping[str, type] = {}
+
+    def columns(self, rows: Sequence[TargetTokens]) -> Columns:
+        labels = Lists.of([row.label for row in rows], np.float32)
+        return {"input_ids": Lists.of([row.input_ids for row in rows]), "label": labels}
+
+    def row(self, cells: Cells) -> TargetTokens:
+        return TargetTokens(cells["input_ids"], cells["label"])
+
+    def widths(self, lengths: Callable[[str], np.ndarray]) -> np.ndarray:
+        return lengths("input_ids")[:, None]
+
+
 class PromptForm:
     """Lays out prompts, with the rows that they were made of."""
 
@@ -181,6 +198,7 @@ FORMS: Mapping[str, Form] = {
     "preferences": PreferenceForm(CausalForm()),
     "seq2seq preferences": PreferenceForm(Seq2SeqForm()),
     "labelled": LabelledForm(),
+    "targets": TargetForm(),
     "prompts": PromptForm(),
 }
 """Maps what a file calls its kind of rows -> how they lie in it."""
@@ -194,6 +212,8 @@ def form_name(row: Any, task: str) -> str:
         return "seq2seq preferences" if task == "seq2seq_lm" else "preferences"
     if isinstance(row, LabelledTokens):
         return "labelled"
+    if isinstance(row, TargetTokens):
+        return "targets"
     if isinstance(row, PromptRow):
         return "prompts"
     return "seq2seq" if task == "seq2seq_lm" else "causal"

@@ -12,11 +12,11 @@ import torch
 
 from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.data.collate import Batch, Collator, has_padding, pad
-from scaleup.data.tokenization import IGNORE, LabelledTokens, TokenRow
+from scaleup.data.tokenization import IGNORE, LabelledTokens, TargetTokens, TokenRow
 from scaleup.data.too_long import is_dropped
 from scaleup.errors import ScaleupError
 from scaleup.records.examples import labelled_maker, row_format
-from scaleup.records.labels import Label, class_number, no_class
+from scaleup.records.labels import Target, Targets
 
 
 class Read(Protocol):
@@ -34,18 +34,22 @@ class Read(Protocol):
 
 @dataclass(frozen=True)
 class LabelledEncoder:
-    """Tokenizes texts as the classifier reads them, under `data`'s rules; a row's label is its class's number."""
+    """Tokenizes texts as the classifier reads them, under `data`'s rules; `targets` say what a row's label is."""
 
     reader: Read
-    names: Sequence[str]
-    """Of the classes, in the order of the logits."""
+    targets: Targets
     data: DataConfig
     left_out: Counter[str] = field(default_factory=Counter)
     """Rows of those made so far that nothing can be learned from, by the reason."""
     task: str = "sequence_classification"
 
     def recipe(self) -> dict[str, Any]:
-        return {"reads": "labels", "names": list(self.names), **self.reader.recipe()}
+        return {
+            "reads": "labels",
+            "names": list(self.targets.names),
+            "problem": self.targets.problem,
+            **self.reader.recipe(),
+        }
 
     def maker(self, source: SourceConfig) -> Callable[[Mapping[str, Any], int], list[Any]]:
         """Raises ScaleupError for a label that the classifier does not have."""
@@ -54,39 +58,41 @@ class LabelledEncoder:
 
         def labelled(values: Mapping[str, Any], index: int) -> list[Any]:
             example = make(values, index)
-            return [(example.text, self._number(column, example.label))]
+            target = self.targets.of(example.label)
+            if target is None:
+                raise ScaleupError([self.targets.fault(column, example.label)])
+            return [(example.text, target)]
 
         return labelled
 
-    def __call__(self, examples: Sequence[tuple[str, int]]) -> list[LabelledTokens | None]:
+    def __call__(self, examples: Sequence[tuple[str, Target]]) -> list[LabelledTokens | TargetTokens | None]:
         """None for a text that is too long where such rows are dropped."""
         ids = self.reader.ids([("", text) for text, _ in examples]) if examples else []
-        return [self._row(row, number) for row, (_, number) in zip(ids, examples, strict=True)]
+        return [self._row(row, target) for row, (_, target) in zip(ids, examples, strict=True)]
 
-    def _row(self, ids: list[int], number: int) -> LabelledTokens | None:
+    def _row(self, ids: list[int], target: Target) -> LabelledTokens | TargetTokens | None:
         if is_dropped(len(ids), self.data, self.left_out):
             return None
-        return LabelledTokens(np.asarray(self.reader.cut(ids), np.int32), number)
-
-    def _number(self, column: str, label: Label) -> int:
-        number = class_number(label, self.names)
-        if number is None:
-            raise ScaleupError(no_class(column, label, self.names))
-        return number
+        input_ids = np.asarray(self.reader.cut(ids), np.int32)
+        if isinstance(target, int):
+            return LabelledTokens(input_ids, target)
+        return TargetTokens(input_ids, np.asarray(target, np.float32))
 
 
-def labelled_collator(pad_id: int, filler_id: int) -> Collator:
+def labelled_collator(pad_id: int, filler_id: int, num_targets: int | None = None) -> Collator:
     """B texts padded on the right; `labels` (B) are their classes, IGNORE for a filler, which is the one token
-    `filler_id`."""
-    filler = LabelledTokens(np.full(1, filler_id, np.int32), IGNORE)
+    `filler_id`; or, if so many are given, (B, num_targets) are their numbers, NaN for a filler."""
+    filler: LabelledTokens | TargetTokens = LabelledTokens(np.full(1, filler_id, np.int32), IGNORE)
+    if num_targets is not None:
+        filler = TargetTokens(filler.input_ids, np.full(num_targets, np.nan, np.float32))
 
     def collate(rows: Sequence[TokenRow]) -> Batch:
-        real = [row for row in rows if isinstance(row, LabelledTokens)]
-        texts = [row if isinstance(row, LabelledTokens) else filler for row in rows]
+        real = [row for row in rows if isinstance(row, LabelledTokens | TargetTokens)]
+        texts = [row if isinstance(row, LabelledTokens | TargetTokens) else filler for row in rows]
         ids, mask = pad([text.input_ids for text in texts], pad_id)
-        classes = torch.tensor([text.label for text in texts])
+        labels = torch.from_numpy(np.stack([np.asarray(text.label) for text in texts]))
         inputs = {"input_ids": ids, "attention_mask": mask}
         num_tokens = sum(len(row.input_ids) for row in real)
-        return Batch(inputs, classes, len(real), num_tokens, is_padded=has_padding(mask))
+        return Batch(inputs, labels, len(real), num_tokens, is_padded=has_padding(mask))
 
     return collate

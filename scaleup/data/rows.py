@@ -10,7 +10,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from scaleup.data.tokenization import LabelledTokens, PairTokens, PreferenceTokens, TokenRow
+from scaleup.data.tokenization import LabelledTokens, PairTokens, PreferenceTokens, TargetTokens, TokenRow
 
 Rows = Sequence[Any]
 """Holds rows of one type."""
@@ -38,7 +38,7 @@ def _widths(row: TokenRow, task: str) -> tuple[int, ...]:
     if isinstance(row, PreferenceTokens):
         sides = zip(_widths(row.chosen, task), _widths(row.rejected, task), strict=True)
         return tuple(2 * max(both) for both in sides)
-    if isinstance(row, LabelledTokens) or task != "seq2seq_lm":
+    if isinstance(row, LabelledTokens | TargetTokens) or task != "seq2seq_lm":
         return (len(row.input_ids),)
     return len(row.input_ids), len(row.labels)
 

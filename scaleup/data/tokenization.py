@@ -75,7 +75,15 @@ class LabelledTokens:
     label: int
 
 
-TokenRow = Tokens | PairTokens | PreferenceTokens | LabelledTokens
+@dataclass(frozen=True, eq=False)
+class TargetTokens:
+    """A classifier's row of several labels, or of regression: the token ids of a text, and a number for each logit."""
+
+    input_ids: np.ndarray
+    label: np.ndarray
+
+
+TokenRow = Tokens | PairTokens | PreferenceTokens | LabelledTokens | TargetTokens
 
 FILLER = Tokens(np.zeros(1, np.int32), np.full(1, IGNORE, np.int32))
 """Takes the place of a row that is not there, so that every rank has its share of a step. It has no loss."""

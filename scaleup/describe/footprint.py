@@ -23,8 +23,9 @@ from scaleup.data.collate import Batch
 from scaleup.models.beside import base_of
 from scaleup.models.classifier import pool_by_mask
 from scaleup.plan.facts import Arithmetic, Footprint, MicroBatch
+from scaleup.train.classify import class_objective
 from scaleup.train.head_loss import fuse_head
-from scaleup.train.losses import class_loss_sum, token_loss_sum
+from scaleup.train.losses import token_loss_sum
 from scaleup.train.preference import preference_loss
 from scaleup.train.step import Objective
 
@@ -210,7 +211,7 @@ def _objective(task: str, micro_batch: MicroBatch) -> tuple[Objective, Callable[
     """Return the loss that trains a model of a task, and what makes its batch of (model, rows, length)."""
     if task != "sequence_classification":
         return token_loss_sum, partial(_tokens, packing=micro_batch.packing)
-    return (preference_loss(), _pairs) if micro_batch.pairs else (class_loss_sum, _classes)
+    return (preference_loss(), _pairs) if micro_batch.pairs else (class_objective("single_label"), _classes)
 
 
 def _tokens(model: Any, rows: int, length: int, packing: bool) -> Batch:

@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scaleup.config.schema import ModelConfig
 from scaleup.describe.shell import Shell, is_classifier, is_encoder, shell_of
 from scaleup.errors import ScaleupError
 from scaleup.models.beside import base_of
-from scaleup.models.classifier import pooling_of
+from scaleup.models.classifier import label_names, pooling_of, problem_of
 from scaleup.plan.facts import Experts, ModelFacts, Tensors
 from scaleup.plan.model_path import tokenizer_beside
 
@@ -55,8 +55,7 @@ def model_facts(model: ModelConfig, where: str = "model", shell: Shell | None = 
         pad_token=tokenizer.pad_token,
         eos_token=tokenizer.eos_token,
         max_positions=_positions(shell),
-        labels=_labels(shell),
-        pooling=pooling_of(base_of(shell.model)) if shell.task == "sequence_classification" else None,
+        **_head(shell),
         num_virtual_tokens=num_virtual_tokens(shell.model),
         tokenizer_size=len(tokenizer),
         vocabulary=_hash_of_ids(tokenizer),
@@ -98,10 +97,18 @@ def _hash_of_ids(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(ids.encode()).hexdigest()[:16]
 
 
-def _labels(shell: Shell) -> tuple[str, ...]:
-    if shell.task != "sequence_classification" or not is_classifier(shell.config):
-        return ()
-    return tuple(str(label) for _, label in sorted(shell.config.id2label.items()))
+def _head(shell: Shell) -> dict[str, Any]:
+    """Return the facts of a classifier's head; one of a single score beside its files has no labels."""
+    if shell.task != "sequence_classification":
+        return {}
+    names, problem = label_names(shell.config), problem_of(shell.config)
+    is_new = not is_classifier(shell.config)
+    return {
+        "labels": () if is_new else names,
+        "new_labels": names if is_new and (len(names) > 1 or problem is not None) else (),
+        "problem": problem,
+        "pooling": pooling_of(base_of(shell.model)),
+    }
 
 
 def _positions(shell: Shell) -> int | None:

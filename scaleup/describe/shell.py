@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from scaleup.artifacts.classifier_files import read_labels
 from scaleup.config.schema import ModelConfig
 from scaleup.config.stages.distill import EveryLayer
 from scaleup.errors import ScaleupError
@@ -57,9 +58,11 @@ def shell_of(model: ModelConfig, where: str = "model", config: PreTrainedConfig 
     location = str(adapter_base(adapter)) if adapter else folder
     config = config or _config(model, location, where)
     task = _task(model, config, where, adapter)
+    requested = model if isinstance(model, ModelRequest) else ModelRequest(**model.model_dump())
+    if task == "sequence_classification":
+        _name_labels(config, requested, adapter)
     shell = _shell(model, config, task, where)
     _untie(shell, location)
-    requested = model if isinstance(model, ModelRequest) else ModelRequest(**model.model_dump())
     layers = _cut(shell, requested.layers) if requested.layers is not None else None
     sizes = _largest_block(shell), _num_lookups(shell)
     quantized = quantize_shell(shell, requested.quantization) if requested.quantization else {}
@@ -118,14 +121,28 @@ def is_encoder(config: PreTrainedConfig) -> bool:
     return is_masked and not getattr(config, "is_decoder", False) and not config.is_encoder_decoder
 
 
+def _name_labels(config: PreTrainedConfig, requested: ModelRequest, adapter: Path | None) -> None:
+    """Set what a classifier's head is over, where its files do not say: what its adapter's file does, or else what is
+    asked for. Raises ScaleupError at an adapter's file that cannot be used."""
+    from scaleup.models.classifier import head_settings, label_names, problem_of
+
+    saved = read_labels(adapter) if adapter else None
+    problem = problem_of(config) or (saved.problem if saved else requested.problem)
+    labels = label_names(config) if is_classifier(config) else saved.labels if saved else requested.new_labels
+    if not labels:
+        problem = None  # one score, which nothing is known of
+    elif is_classifier(config) and len(labels) == 1 and problem == "single_label":
+        problem = "regression"  # as Transformers takes a head of one score
+    for name, value in head_settings(labels, problem).items():
+        setattr(config, name, value)
+
+
 def _shell(model: ModelConfig, config: PreTrainedConfig, task: Task, where: str) -> PreTrainedModel:
     """Build the model without storage, its tied weights tied."""
     import torch
 
     from scaleup.models.load import auto_class, first_line
 
-    if task == "sequence_classification" and not is_classifier(config):
-        config.num_labels = 1
     try:
         with torch.device("meta"):
             shell = auto_class(task).from_config(config, trust_remote_code=model.trust_remote_code)

@@ -67,7 +67,7 @@ def _is_read(facts: ModelFacts, rows: RowsRequest, form: Any) -> bool:
     if rows.pairs_template is not None or rows.pairs:
         return holds_preferences(form)
     if facts.task == "sequence_classification":
-        return form.label is not None and len(facts.labels or facts.new_labels) > 1
+        return form.label is not None and facts.reads_labels
     if holds_preferences(form) or form.label is not None:
         return False
     return facts.task == "causal_lm" or (form.messages is None and form.text is None)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from scaleup.config.schema import DataConfig
+from scaleup.data.labelled import LabelledEncoder
 from scaleup.data.prepared import prepared_rows
 from scaleup.data.rows import Joined, Rows
 from scaleup.data.tokenization import RowEncoder
 from scaleup.distributed.runtime import Runtime
-from scaleup.evaluation.classification import class_metrics
+from scaleup.evaluation.classification import class_metrics, logits_of
 from scaleup.evaluation.evaluate import mean_loss
 from scaleup.evaluation.metrics import perplexity
 from scaleup.train.reading import Reading
@@ -29,8 +30,9 @@ def held_out_metrics(
         return {}
     runtime.progress.report(f"measuring {name}")
     collate = reading.collator(model)
-    if reading.encoder.task == "sequence_classification":
-        metrics = class_metrics(runtime, model, collate, rows, batch_size)
-        return {f"{key}_{name}": metrics[key] for key in ("loss", "accuracy")}
+    if isinstance(reading.encoder, LabelledEncoder):
+        logits = logits_of(runtime, model, collate, rows, batch_size)
+        metrics = class_metrics(logits, rows, reading.encoder.targets)
+        return {f"{key}_{name}": metrics[key] for key in ("loss", "accuracy") if key in metrics}
     loss = mean_loss(runtime, model, collate, rows, batch_size)
     return {f"loss_{name}": loss, f"perplexity_{name}": perplexity(loss)}

@@ -24,7 +24,7 @@ from scaleup.train.job import Job
 from scaleup.train.preference import pair_scores
 
 Results = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]
-"""Column -> metrics, and each pair with its scores."""
+"""Column -> metrics, and each row with its scores."""
 NUM_BINS = 10
 
 

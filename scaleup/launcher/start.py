@@ -23,7 +23,7 @@ from scaleup.plan.resolve import resolve
 from scaleup.plan.resume import rows_of, state_of
 from scaleup.plan.stages import planner_of
 from scaleup.plan.types import Plan
-from scaleup.reports.terminal import show_result
+from scaleup.reports.results import show_result
 
 
 def start(loaded: Loaded, console: Console, resume: bool = False, accepts_changes: bool = False) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from scaleup.artifacts.classifier_files import LABELS_FILE, SavedLabels
 from scaleup.artifacts.files import write_json
 from scaleup.config.adapters import (
     AdaLoraAdapter,
@@ -24,7 +25,7 @@ from scaleup.config.adapters import (
     SelectiveAdapter,
 )
 from scaleup.errors import ScaleupError
-from scaleup.models.classifier import head_names
+from scaleup.models.classifier import head_names, is_sequence_classifier, label_names, problem_of
 from scaleup.models.load import first_line
 from scaleup.models.quantized import import_bitsandbytes
 from scaleup.models.soft_prompts import ADAPTER, make_prompt_trainable, prefix_shape, save_prompt
@@ -174,6 +175,17 @@ def save_adapter(model: Any, folder: Path, trained: dict[str, torch.Tensor]) -> 
     else:
         model.save_pretrained(str(folder), state_dict=trained, save_embedding_layers=False)
     save_settings_of_base(model, folder)
+    _save_labels(model.get_base_model(), folder)
+
+
+def _save_labels(base: Any, folder: Path) -> None:
+    """Writes what a classifier's head is over beside it: PEFT saves its weights alone. A reward model's is one
+    score."""
+    if not is_sequence_classifier(base):
+        return
+    saved = SavedLabels(labels=label_names(base.config), problem=problem_of(base.config))
+    if len(saved.labels) > 1 or saved.problem is not None:
+        write_json(folder / LABELS_FILE, saved.model_dump(mode="json"))
 
 
 def save_settings_of_base(model: Any, folder: Path) -> None:

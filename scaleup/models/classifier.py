@@ -7,12 +7,13 @@ returns the same logits at all positions: whichever is taken then is right."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from scaleup.config.schema import ClassProblem
 from scaleup.models.beside import base_of, unwrap
 from scaleup.models.heads import ToldHead, swap_head, told
 
@@ -20,6 +21,13 @@ HEADS = ("score", "classifier", "classification_head", "pre_classifier", "pooler
 """Lists Transformers' names of what comes after the layers. It is new on a model that was no classifier."""
 UNQUANTIZED = (*HEADS[:-1], "pooler.dense")
 """Lists the same names, as quantized loading is told what to leave alone."""
+
+PROBLEM_TYPES: dict[ClassProblem, str] = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+"""Maps a problem -> what a config of Transformers calls it."""
 
 Pooling = Literal["whole", "last", "eos"]
 """Is what a score is read from: an encoder's own pooling, a decoder's last token, or an encoder-decoder's eos token."""
@@ -49,6 +57,24 @@ def pool_by_mask(model: Any) -> None:
 def is_sequence_classifier(model: Any) -> bool:
     """Returns whether a model is one by its class: Transformers has one for each architecture and task."""
     return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def label_names(config: Any) -> tuple[str, ...]:
+    """Returns the names of a classifier's labels, in the order of its logits."""
+    return tuple(str(label) for _, label in sorted(config.id2label.items()))
+
+
+def problem_of(config: Any) -> ClassProblem | None:
+    """Returns what a classifier's logits are, where its config says it."""
+    named = getattr(config, "problem_type", None)
+    return next((problem for problem, name in PROBLEM_TYPES.items() if name == named), None)
+
+
+def head_settings(labels: Sequence[str], problem: ClassProblem | None) -> dict[str, Any]:
+    """Returns what a config of Transformers says of a head with these labels; with one score where there are none."""
+    names = dict(enumerate(labels or ("LABEL_0",)))
+    settings: dict[str, Any] = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+    return settings | ({"problem_type": PROBLEM_TYPES[problem]} if problem else {})
 
 
 def pooling_of(model: Any) -> Pooling:

@@ -14,7 +14,7 @@ import torch
 from scaleup.config.schema import ModelConfig
 from scaleup.distributed.deferred import fill, fill_buffers
 from scaleup.errors import ScaleupError
-from scaleup.models.classifier import is_of_head, pool_by_mask
+from scaleup.models.classifier import PROBLEM_TYPES, head_settings, is_of_head, pool_by_mask
 from scaleup.models.quantized import quantized_when_read
 from scaleup.models.sources import absence, materialize_tokenizer
 from scaleup.models.stored import deferred_files, mapped_files
@@ -83,7 +83,7 @@ def load_model(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below, beside the missing ones
                 **(quantized or {}),
-                **(_new_head(facts) if is_new else {}),
+                **_head(facts),
             )
     except (OSError, SafetensorError) as error:
         what = f"cannot read the weights of {facts.location}: {first_line(error)}"
@@ -113,12 +113,13 @@ def _weights_left_in_files(quantized: Mapping[str, Any] | None) -> AbstractConte
     return quantized_when_read() if in_4_bits else mapped_files()
 
 
-def _new_head(facts: ModelFacts) -> dict[str, Any]:
-    """Returns options of loading for a new head: one score, or the labels that the facts name."""
-    if not facts.new_labels:
-        return {"num_labels": 1}
-    names = dict(enumerate(facts.new_labels))
-    return {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+def _head(facts: ModelFacts) -> dict[str, Any]:
+    """Returns options of loading for a classifier's head: of one beside the files its labels, or one score."""
+    if facts.task != "sequence_classification":
+        return {}
+    if not facts.labels:
+        return head_settings(facts.new_labels, facts.problem)
+    return {"problem_type": PROBLEM_TYPES[facts.problem]} if facts.problem else {}
 
 
 def auto_class(task: str) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from scaleup.artifacts.reward_file import SavedReward, read_reward
+from scaleup.artifacts.classifier_files import SavedReward, read_reward
 from scaleup.config.schema import ScorerConfig
 from scaleup.data.chat import ChatTemplate
 from scaleup.data.collate import pad
@@ -174,7 +174,7 @@ def load_scorer(config: ScorerConfig, facts: ModelFacts, device: torch.device, d
         Reader(tokenizer, facts.pooling, template, longest),
         device,
         config.batch_size,
-        label=facts.labels.index(config.label) if config.label and facts.labels else 0,
+        label=facts.classes.index(config.label) if config.label and facts.classes else 0,
         as_probability=config.score == "probability",
         mean=saved.mean if normalizes else 0.0,
         std=saved.std if normalizes else 1.0,

@@ -10,9 +10,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from scaleup.config.adapters import AdapterConfig, Quantization
-from scaleup.config.schema import DataConfig, ModelConfig
+from scaleup.config.schema import ClassProblem, DataConfig, ModelConfig
 from scaleup.config.stages.distill import EveryLayer
 from scaleup.config.stages.prune import PruneSettings
+from scaleup.records.labels import Targets
 
 REWARD_MODEL = "reward.model"
 """Is the config key of the model that scores a policy's answers, in a group of its own or in the policy's processes."""
@@ -187,9 +188,11 @@ class ModelFacts(BaseModel):
     num_virtual_tokens: int = 0
     """Counts those of an adapter that is a prompt or a prefix: they take positions beside those of a row."""
     labels: tuple[str, ...] = ()
-    """Names the labels of a sequence classifier, in the order of its logits; none where the head is new."""
+    """Names the labels of a sequence classifier, in the order of its logits; none where its files have no head."""
     new_labels: tuple[str, ...] = ()
-    """Names the labels that a new head is to have; none where it has one score."""
+    """Names the labels that a head beside its files has, an adapter's or a new one; none where it has one score."""
+    problem: ClassProblem | None = None
+    """Tells what a sequence classifier's logits are; None where nothing does."""
     pooling: Literal["whole", "last", "eos"] | None = None
     """Tells which hidden states a sequence classifier reads its scores from: models/classifier.py."""
     has_chat_template: bool
@@ -217,6 +220,21 @@ class ModelFacts(BaseModel):
     def num_active_parameters(self) -> int:
         """Returns the number of parameters that a token goes through: without the other experts."""
         return self.num_parameters - (self.experts.num_idle_parameters if self.experts else 0)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Returns the names of a sequence classifier's labels, wherever its head is."""
+        return self.labels or self.new_labels
+
+    @property
+    def targets(self) -> Targets:
+        """Returns what the labels of rows stand for: of several labels, where nothing tells, one class a row."""
+        return Targets(self.classes, self.problem or "single_label")
+
+    @property
+    def reads_labels(self) -> bool:
+        """Returns whether labels of rows mean anything to the model: a reward model's one score has none."""
+        return len(self.classes) > 1 or self.problem is not None
 
     @property
     def tokenizer_at(self) -> str:
@@ -256,5 +274,9 @@ class ModelRequest(ModelConfig):
     prune: PruneSettings | None = None
     layers: tuple[int, ...] | EveryLayer | None = None
     """Keeps these layers alone, numbered from 0."""
+    new_labels: tuple[str, ...] = ()
+    """Names the labels of the head that a classifier without one gets; none where it gets one score."""
+    problem: ClassProblem | None = None
+    """Tells what a classifier is trained for whose files do not say."""
     takes_encoders: bool = False
     """Tells whether an encoder without a head is taken too, as a classifier without labels."""

@@ -27,11 +27,11 @@ from scaleup.plan.resume import state_of
 from scaleup.plan.saved_adapters import base_problems
 from scaleup.plan.scorers import TOXICITY_MODEL
 from scaleup.plan.stages import planner_of
-from scaleup.plan.stages.base import Facts
+from scaleup.plan.stages.base import Facts, targets_of
 from scaleup.plan.strategy import NothingFits, available, budget_of
 from scaleup.plan.types import BatchPlan, GroupPlan, MemoryPlan, Plan
 from scaleup.records.chat_rules import chat_problems
-from scaleup.records.check import DataCheck, class_notes, class_problems
+from scaleup.records.check import DataCheck, class_notes
 from scaleup.records.examples import format_problems
 
 
@@ -73,10 +73,10 @@ def resolve(
 
     traces = peaks or config.parallel.strategy == "auto"
     micro_batch = planner_of(learner).micro_batch(learner) if traces else None
-    described = sources.describe(models_of(config), micro_batch, planner.readers(config))
+    described = sources.describe(models_of(config, data), micro_batch, planner.readers(config))
     facts: Facts = described.facts
     problems = [problem for where, each in facts.items() for problem in planner.all_facts_problems(config, each, where)]
-    problems += [problem for names in _class_names(facts) for problem in class_problems(data, names)]
+    problems += planner.label_problems(config, facts, data)
     _refuse([*problems, *base_problems(config, facts["model"]), *planner.model_problems(config, facts)])
     _refuse(Problem(f"{where}.path", *each.flaw) for where, each in facts.items() if each.flaw is not None)
     facts = planner.complete(config, facts)
@@ -84,11 +84,6 @@ def resolve(
     if problems := list(host_problems(plan.groups, plan.loading, machine.memory)):
         raise NothingFits(problems)
     return config, plan.model_copy(update={"stage": config.stage, "notes": [*plan.notes, *described.notes]})
-
-
-def _class_names(facts: Facts) -> list[tuple[str, ...]]:
-    """Returns the names of the classes that rows may be labelled with, of each classifier that reads them."""
-    return list(dict.fromkeys(each.labels for each in facts.values() if len(each.labels) > 1))
 
 
 def _refuse(problems: Collection[Problem] | Iterator[Problem]) -> None:
@@ -134,10 +129,10 @@ def _hold_out_problems(config: RunConfig, data: DataCheck) -> list[Problem]:
     ]
 
 
-def models_of(config: RunConfig) -> dict[str, ModelRequest]:
+def models_of(config: RunConfig, data: DataCheck) -> dict[str, ModelRequest]:
     """Returns the models whose facts are needed, by config key."""
     planner = planner_of(config)
-    models = planner.models(config)
+    models = planner.told_by_rows(config, planner.models(config), data)
     measured = planner.measured(config)
     scorer = measured.toxicity_scorer if measured else None
     if scorer is not None:
@@ -160,7 +155,7 @@ def make_plan(config: RunConfig, machine: Machine, facts: Facts, data: DataCheck
     own = next((row for row in held if row.strategy == groups[0].strategy), None)
     groups[0] = groups[0].model_copy(update=generation_settings(config, own, budget))
     reward_memory = _reward_memory(config, groups, facts)
-    data_notes = [*data.notes, *(note for names in _class_names(facts) for note in class_notes(data, names))]
+    data_notes = [*data.notes, *(note for each in targets_of(facts) for note in class_notes(data, each))]
     return Plan(
         stage=config.stage,
         name=config.name,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from scaleup.artifacts.reward_file import REWARD_FILE, read_reward
+from scaleup.artifacts.classifier_files import REWARD_FILE, read_reward
 from scaleup.config.schema import EvaluationConfig, ScorerConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.facts import ModelFacts
@@ -49,7 +49,7 @@ def _reward_model_problems(scorer: ScorerConfig, facts: ModelFacts, where: str, 
     if facts.adapter and saved_settings(Path(facts.adapter)).get("peft_type") in PROMPT_LEARNING:
         what = "is a soft prompt or a prefix, which are not scored with"
         yield Problem(f"{where}.path", what, "name a whole model, or another adapter")
-    labels = facts.labels or ("LABEL_0",)
+    labels = facts.classes or ("LABEL_0",)
     if scorer.label is not None and scorer.label not in labels:
         near = difflib.get_close_matches(scorer.label, labels, n=1, cutoff=0.5)
         remedy = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(labels)}"

@@ -18,7 +18,7 @@ from scaleup.records.chats import Chat
 from scaleup.records.examples import Labelled, example_maker, labelled_maker, prompt_maker, row_problem
 from scaleup.records.format_rules import holds_preferences, recognitions, row_format
 from scaleup.records.formats import data_files, local_path, read_rows
-from scaleup.records.labels import SeenLabels, no_class
+from scaleup.records.labels import Label, SeenLabels, Targets
 from scaleup.records.preferences import Preferences, preference_maker, reasons
 from scaleup.records.template import MissingColumn
 
@@ -158,22 +158,31 @@ def _num_rows(made: Any, split_turns: bool) -> int:
     return len(made.answers) if split_turns and isinstance(made, Chat) else 1
 
 
-def class_problems(check: DataCheck, names: Sequence[str]) -> list[Problem]:
-    """Returns the labels of rows that a classifier does not have: the first of each source, and how many more."""
+def class_problems(check: DataCheck, targets: Targets) -> list[Problem]:
+    """Returns the labels of rows that are none of a classifier: the first of each source, and how many more."""
     problems: dict[Problem, None] = {}
     for summary in (each for split in check.sources.values() for each in split):
-        first, more = summary.labels.unknown(names)
+        first, more = summary.labels.unknown(targets)
         for where, label in first:
-            problems[row_problem(where, ScaleupError([no_class(summary.labels.column, label, names)]))] = None
+            problems[row_problem(where, ScaleupError([targets.fault(summary.labels.column, label)]))] = None
         problems |= dict.fromkeys(more_failing(summary.file, more))
     return list(problems)
 
 
-def class_notes(check: DataCheck, names: Sequence[str]) -> list[str]:
+def label_counts(check: DataCheck, split: str) -> list[tuple[Label, int]] | None:
+    """Returns the labels of a split's rows, each with how many of a source have it; None where not all rows were
+    read."""
+    summaries = check.sources.get(split, [])
+    if any(summary.rows is None for summary in summaries):
+        return None
+    return [(label, count) for summary in summaries for (_, label), count in summary.labels.counts.items()]
+
+
+def class_notes(check: DataCheck, targets: Targets) -> list[str]:
     """Returns which labels are taken for a class's number, though they are text."""
     notes = []
     for summary in (each for split in check.sources.values() for each in split):
-        if spelled := sorted(summary.labels.spelled(names)):
+        if spelled := sorted(summary.labels.spelled(targets)):
             read = ", ".join(f"{label!r} {name}" for label, name in spelled[:NUM_ROWS_LISTED])
             more = ", ..." if len(spelled) > NUM_ROWS_LISTED else ""
             notes.append(f"{summary.path}: labels that are no class's name are its number: {read}{more}")

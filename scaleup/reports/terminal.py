@@ -1,19 +1,15 @@
-"""Plans and results go in; tables on a terminal come out."""
+"""Plans go in; tables on a terminal come out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
 
-from scaleup.artifacts.files import read_json
-from scaleup.artifacts.run_folder import RunFolder
 from scaleup.plan.compute import TOKENS_A_PARAMETER
 from scaleup.plan.strategy import MARGIN
 from scaleup.plan.types import BatchPlan, MemoryPlan, Plan
-from scaleup.reports.left_out import length_sentence
 
 PARTS = (
     "weights",
@@ -32,8 +28,8 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def show_plan(console: Console, plan: Plan) -> None:
-    _heading(console, f"plan of {plan.name} ({plan.stage})")
-    facts = _pairs()
+    heading(console, f"plan of {plan.name} ({plan.stage})")
+    facts = pairs_table()
     facts.add_row("model", f"{plan.model.architecture} ({plan.model.model_type}, {plan.model.task})")
     facts.add_row("from", plan.model.location)
     facts.add_row("parameters", f"{plan.model.num_parameters:,} ({plan.model.num_trainable_parameters:,} trainable)")
@@ -167,184 +163,14 @@ def size_text(size: int) -> str:
     return f"{amount:,.{digits}f} {UNITS[unit]}"
 
 
-def show_training(console: Console, run: RunFolder) -> None:
-    manifest = run.manifest()
-    assert manifest is not None
-    _heading(console, manifest.name)
-    table = _pairs()
-    for key, value in manifest.metrics.items():
-        if value is not None:
-            table.add_row(key, _number(value))
-    table.add_row("model", str(run.model))
-    console.print(table)
-    if sentence := length_sentence(manifest.metrics, run.config.data.max_length):
-        console.print(f"note: {sentence}", highlight=False)
-
-
-def show_evaluation(console: Console, run: RunFolder) -> None:
-    """Prints one column a model: before and after where there is a baseline, or the base and each of its adapters."""
-    results: dict[str, dict[str, Any]] = read_json(run.path / "metrics.json")
-    _heading(console, f"evaluation in {run.path}")
-    table = Table()
-    table.add_column("metric")
-    titles = {"baseline": "before", "model": "after"} if "baseline" in results else {"model": "value"}
-    for key in results:
-        table.add_column(titles.get(key, key), justify="right")
-    for metric in next(iter(results.values())):
-        table.add_row(metric, *(_number(metrics[metric]) for metrics in results.values()))
-    console.print(table)
-    console.print(f"model: {Plan.read(run.plan_file).model.location}", highlight=False, soft_wrap=True)
-
-
-def show_generations(console: Console, run: RunFolder) -> None:
-    """Prints each prompt with its answer behind it, or with a line for each adapter's."""
-    for answer in read_json(run.path / "generations.json"):
-        if "completion" in answer:
-            console.print(answer["prompt"], style="dim", end="", markup=False, highlight=False)
-            console.print(answer["completion"], markup=False, highlight=False)
-            continue
-        console.print(answer["prompt"], style="dim", markup=False, highlight=False)
-        for name in list(answer)[1:]:
-            console.print(f"  {name}: {answer[name]}", markup=False, highlight=False)
-
-
-def show_export(console: Console, run: RunFolder) -> None:
-    """Prints what was written, and every difference of logits that was found on the way."""
-    manifest = run.manifest()
-    assert manifest is not None
-    metrics = manifest.metrics
-    _heading(console, f"export in {run.path}")
-    table = _pairs()
-    titles = {
-        "adapter": "moved by the adapter",
-        "merged": "moved by merging it",
-        "rounded": f"moved by rounding to {metrics['dtype']}",
-        "reloaded": "moved by writing and reading",
-        "trained": f"from the base in {metrics.get('trained_in')} that it was trained on",
-    }
-    for key, title in titles.items():
-        if key in metrics:
-            bound = f", at most {metrics['tolerance']:g}" if key in ("merged", "reloaded") else ""
-            table.add_row(title, f"{metrics[key]:.1e} of the largest logit{bound}")
-    for key, value in _read_again(metrics):
-        table.add_row(key, value)
-    table.add_row("written", f"{metrics['num_parameters']:,} parameters as {metrics['format']}, {metrics['dtype']}")
-    table.add_row("bytes", f"{metrics['bytes']:,}")
-    table.add_row("model", str(run.model))
-    console.print(table)
-
-
-def _read_again(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields what a format was checked on."""
-    if metrics["format"] == "gguf":
-        yield "checked on", f"{metrics['tokens']} tokens that llama.cpp continued {metrics['prompts']} prompts with"
-        yield (
-            "the same choice",
-            f"{metrics['agreement']:.1%}, others at most {metrics['largest_gap']:.1e} below the best",
-        )
-        if metrics["first_difference"]:
-            yield "first difference", metrics["first_difference"]
-    elif metrics["format"] == "onnx":
-        yield "checked on", f"{metrics['batches']} batches of several sizes, by ONNX Runtime"
-    else:
-        yield "checked on", f"{metrics['sequences']} sequences, {metrics['rows']} of them rows"
-
-
-def show_quantization(console: Console, run: RunFolder) -> None:
-    """Prints size and quality, before and after."""
-    manifest = run.manifest()
-    assert manifest is not None
-    metrics = manifest.metrics
-    _heading(console, f"quantization in {run.path}")
-    table = _pairs()
-    table.add_row("method", metrics["method"])
-    table.add_row("bytes of weights", " -> ".join(_number(metrics[key]) for key in ("bytes_before", "bytes")))
-    table.add_row("bits a parameter", " -> ".join(f"{metrics[key]:.2f}" for key in ("bits_before", "bits")))
-    table.add_row("moved", f"{metrics['moved']:.1e} of the largest logit")
-    if "perplexity" in metrics:
-        table.add_row("perplexity", f"{metrics['perplexity_before']:,.4f} -> {metrics['perplexity']:,.4f}")
-    table.add_row("model", str(run.model))
-    console.print(table)
-
-
-def show_card(console: Console, run: RunFolder) -> None:
-    """Prints a row a model: what it costs, how good it is, and whether that is a gain."""
-    models: dict[str, dict[str, Any]] = read_json(run.path / "card.json")["models"]
-    _heading(console, f"deployment card in {run.path}")
-    table = Table()
-    for column in ("model", "parameters", "MB", "perplexity", "decode tokens/s"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    table.add_column("real gain?", overflow="fold")
-    for name, model in models.items():
-        decode = model["eager"].get("decode_tokens_per_second")
-        numbers = (
-            f"{model['bytes'] / 1e6:.1f}",
-            f"{model['quality']['perplexity']:.2f}",
-            f"{decode:.1f}" if decode else "",
-        )
-        verdict = model.get("verdict", {"gain": False, "words": ""})
-        words = f"{'yes: ' if verdict['gain'] else ''}{verdict['words']}"
-        table.add_row(name, f"{model['num_parameters']:,}", *numbers, words)
-    console.print(table)
-    console.print(f"card: {run.path / 'card.md'}", highlight=False, soft_wrap=True)
-
-
-def show_prune(console: Console, run: RunFolder) -> None:
-    """Prints sizes and quality, before and after."""
-    manifest = run.manifest()
-    assert manifest is not None
-    metrics = dict(manifest.metrics)
-    _heading(console, f"pruned in {run.path}")
-    table = Table()
-    for column in ("", "before", "after"):
-        table.add_column(column, justify="right" if column else "left")
-    for key in ("num_parameters", "num_non_embedding_parameters", "loss", "perplexity"):
-        before, after = (metrics.pop(f"{key}_{when}", None) for when in ("before", "after"))
-        if before is not None:
-            table.add_row(key, _number(before), _number(after))
-    console.print(table)
-    others = _pairs()
-    for key, value in metrics.items():
-        if value is not None:
-            others.add_row(key, _number(value))
-    others.add_row("model", str(run.model))
-    console.print(others)
-
-
-def _heading(console: Console, text: str) -> None:
+def heading(console: Console, text: str) -> None:
     """Prints a table's title on a line of its own, in which a path stays whole."""
     console.print(text, style="italic", highlight=False, markup=False, soft_wrap=True)
 
 
-def _pairs() -> Table:
+def pairs_table() -> Table:
+    """Returns an empty table of names and what they stand for."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     return table
-
-
-def _number(value: Any) -> str:
-    return (
-        f"{value:,.4f}".rstrip("0").rstrip(".")
-        if isinstance(value, float)
-        else f"{value:,}"
-        if isinstance(value, int)
-        else str(value)
-    )
-
-
-TABLES: dict[str, Callable[[Console, RunFolder], None]] = {
-    "training": show_training,
-    "prune": show_prune,
-    "quantize": show_quantization,
-    "export": show_export,
-    "card": show_card,
-    "evaluate": show_evaluation,
-    "generate": show_generations,
-}
-"""Maps what a stage's planner names as `shows` -> the function that prints it."""
-
-
-def show_result(console: Console, run: RunFolder, shows: str) -> None:
-    """Prints what a finished run came to."""
-    TABLES[shows](console, run)

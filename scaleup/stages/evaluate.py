@@ -11,7 +11,7 @@ from scaleup.data.sources import read_examples, read_prompts
 from scaleup.data.tokenization import opening
 from scaleup.evaluation.classification import evaluate_classifiers
 from scaleup.evaluation.evaluate import Row, evaluate_models, reference
-from scaleup.evaluation.preference import evaluate_preferences
+from scaleup.evaluation.preference import Results, evaluate_preferences
 from scaleup.records.chats import Chat, as_written
 from scaleup.records.examples import Opening
 from scaleup.records.format_rules import holds_labels
@@ -21,10 +21,10 @@ from scaleup.train.job import Job
 def run(job: Job[EvaluateConfig]) -> None:
     config, plan, runtime, folder = job.config, job.plan, job.runtime, job.folder
     if plan.model.task == "sequence_classification" and holds_labels(config.data, config.evaluation.split):
-        _run_classes(job)
+        _write_scored(job, evaluate_classifiers(job))
         return
     if plan.model.task == "sequence_classification":
-        _run_preferences(job)
+        _write_scored(job, evaluate_preferences(job))
         return
     examples = _rows(config)
     results = evaluate_models(job, examples)
@@ -44,15 +44,6 @@ def run(job: Job[EvaluateConfig]) -> None:
     runtime.barrier()
 
 
-def _run_classes(job: Job[EvaluateConfig]) -> None:
-    """Evaluate classifiers on texts with a class."""
-    metrics = evaluate_classifiers(job)
-    if job.runtime.is_main:
-        write_json(job.folder.path / "metrics.json", metrics)
-        job.finish(metrics)
-    job.runtime.barrier()
-
-
 def _rows(config: EvaluateConfig) -> list[Row]:
     split = config.evaluation.split
     rows: list[Row] = []
@@ -64,9 +55,9 @@ def _rows(config: EvaluateConfig) -> list[Row]:
     return rows[: config.evaluation.max_samples]
 
 
-def _run_preferences(job: Job[EvaluateConfig]) -> None:
-    """Evaluate reward models on pairs."""
-    results, folder = evaluate_preferences(job), job.folder.path
+def _write_scored(job: Job[EvaluateConfig], results: Results) -> None:
+    """Write what was measured of classifiers or reward models, and each row as the model scores it."""
+    folder = job.folder.path
     if job.runtime.is_main:
         metrics = {name: numbers for name, (numbers, _) in results.items()}
         write_json(folder / "metrics.json", metrics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scaleup.artifacts.reward_file import REWARD_FILE, SavedReward
+from scaleup.artifacts.classifier_files import REWARD_FILE, SavedReward
 from scaleup.config.stages.reward import RewardConfig
 from scaleup.data.dataset import TrainingData, load_training_data
 from scaleup.data.pairs import PairEncoder, pair_collator

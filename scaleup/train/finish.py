@@ -22,6 +22,9 @@ from scaleup.models.saved import own_weights, save_model, saved_buffers
 from scaleup.reports.training import model_card, plot_losses, read_metrics, summary
 from scaleup.train.job import Job
 
+UNITS = {"reward": "pair", "dpo": "pair", "classify": "row"}
+"""Maps a stage -> what its loss is a mean over, if not labelled tokens."""
+
 
 @dataclass(frozen=True)
 class TrainedModel:
@@ -57,7 +60,7 @@ def finish_training(
             for name, values in (more_files or {}).items():
                 write_json(aside / name, values)
             write_text(aside / "README.md", model_card(config, job.plan, metrics))
-        plot_losses(lines, run.path / "loss.png", config.name, "pair" if config.stage == "reward" else "labelled token")
+        plot_losses(lines, run.path / "loss.png", config.name, UNITS.get(config.stage, "labelled token"))
         job.finish(metrics, state.step)
 
     job.runtime.hand_out(trained.wrapped, write)

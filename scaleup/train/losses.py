@@ -1,4 +1,4 @@
-"""A model and a batch go in; the loss summed over its labelled tokens, or texts, comes out. The loop divides by the
+"""A model and a batch go in; the loss summed over its labelled tokens comes out. The loop divides by the
 *global* number of them, so the split of a batch does not matter."""
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from scaleup.data.collate import Batch, Places
-from scaleup.data.tokenization import IGNORE
 from scaleup.models.beside import base_of, unwrap
-from scaleup.models.classifier import classify
 from scaleup.models.heads import told
 from scaleup.models.soft_prompts import num_prepended
 from scaleup.train.head_loss import loss_head
@@ -50,12 +48,6 @@ def router_loss_coefficient(model: Any) -> float | None:
     equation 4); None where there is no such loss."""
     base = base_of(model)
     return None if base.config.is_encoder_decoder else getattr(base, "router_aux_loss_coef", None) or None
-
-
-def class_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
-    """Return the cross-entropy summed over the texts of a classifier's batch, a float32 scalar: of a distillation the
-    student's own part."""
-    return F.cross_entropy(classify(model, batch.inputs), batch.labels, ignore_index=IGNORE, reduction="sum")
 
 
 def labelled_logits(model: Any, places: Places, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -39,8 +39,10 @@ def reading_of(
         return Reading(encoder, lambda model: language_collator(model, tokenizer, facts.task, packing))
     assert facts.pooling is not None
     reader = Reader(tokenizer, facts.pooling, max_length=data.max_length)
-    collate = labelled_collator(reader.pad_id, reader.filler_id)
-    return Reading(LabelledEncoder(reader, facts.labels or facts.new_labels, data), lambda model: collate)
+    targets = facts.targets
+    num_targets = None if targets.problem == "single_label" else len(targets.names)
+    collate = labelled_collator(reader.pad_id, reader.filler_id, num_targets)
+    return Reading(LabelledEncoder(reader, targets, data), lambda model: collate)
 
 
 def pair_reader(facts: ModelFacts, tokenizer: PreTrainedTokenizerBase, data: DataConfig, template: str) -> Reader:

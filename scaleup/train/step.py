@@ -16,7 +16,7 @@ from scaleup.distributed.runtime import Runtime
 from scaleup.models.padding import padding_known
 
 Objective = Callable[[Any, Batch], torch.Tensor]
-"""Maps (model, batch) -> the loss summed over the batch's labelled tokens, a float32 scalar."""
+"""Maps (model, batch) -> the loss summed over the batch's labelled tokens, or rows, a float32 scalar."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def train_step(
     The loss is the sum over all tokens of all ranks and micro-batches, divided by their number. Every engine averages
     gradients over ranks, so each rank's part is scaled by the number of ranks. Raises NonFiniteError."""
     num_labels, num_tokens = runtime.sum(sum(b.num_labels for b in batches), sum(b.num_tokens for b in batches))
-    scale = runtime.world / max(num_labels, 1.0)
+    scale = runtime.world / (num_labels or 1.0)
     loss_sum, added = (torch.zeros((), device=runtime.device) for _ in range(2))
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
@@ -67,7 +67,7 @@ def train_step(
         loss_sum += loss.detach()
     # the penalty is the same on all ranks
     total, extra, stop, save = runtime.sum(loss_sum, added, runtime.stop.requested, asks_to_save())
-    loss_value = total / max(num_labels, 1.0) + extra / runtime.world
+    loss_value = total / (num_labels or 1.0) + extra / runtime.world
     if not math.isfinite(loss_value):
         raise NonFiniteError(f"the loss is {loss_value}")
     runtime.progress.enter_phase("update")
@@ -80,7 +80,7 @@ def train_step(
 def evaluate_loss(runtime: Runtime, model: torch.nn.Module, batches: Iterable[Batch], objective: Objective) -> float:
     """Return the mean loss a labelled token over all ranks' batches; dropout off. Raises NonFiniteError."""
     model.eval()
-    loss_sum, num_labels = torch.zeros((), dtype=torch.float64, device=runtime.device), 0
+    loss_sum, num_labels = torch.zeros((), dtype=torch.float64, device=runtime.device), 0.0
     for batch in batches:
         runtime.progress.enter_phase("evaluating")
         with padding_known(batch.is_padded):
@@ -88,7 +88,7 @@ def evaluate_loss(runtime: Runtime, model: torch.nn.Module, batches: Iterable[Ba
         num_labels += batch.num_labels
     model.train()
     total, count = runtime.sum(loss_sum, num_labels)
-    mean = total / max(count, 1.0)
+    mean = total / (count or 1.0)
     if not math.isfinite(mean):
         raise NonFiniteError(f"the validation loss is {mean}")
     return mean

@@ -2,10 +2,11 @@
 
     python -m tests.distributed.cells OUT [STRATEGY,QUANTIZATION,ADAPTER,PRECISION,MODEL[,STAGE] ...]
 
-As the sft and reward stages do it: the plan, the runtime, the model, the engine and the steps are the real ones; the
-ranks of a cell are forked from this process. A model is llama, mixtral, t5 or bert. OUT gets a JSON line a cell: the
-losses of a few steps over one global batch, which parameters (by their names) had other values after these than before,
-and of one process the loss on that batch as it is in the end, and as it is when what was saved is loaded again."""
+As the sft, reward and classify stages do it: the plan, the runtime, the model, the engine and the steps are the real
+ones; the ranks of a cell are forked from this process. A model is llama, mixtral, t5 or bert. OUT gets a JSON line a
+cell: the losses of a few steps over one global batch, which parameters (by their names) had other values after these
+than before, and of one process the loss on that batch as it is in the end, and as it is when what was saved is loaded
+again."""
 
 from __future__ import annotations
 
@@ -25,11 +26,13 @@ import torch
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.stages.base import SupervisedConfig
+from scaleup.config.stages.classify import ClassifyConfig
 from scaleup.config.stages.reward import RewardConfig
 from scaleup.data.collate import Batch
 from scaleup.data.dataset import collator_for
+from scaleup.data.labelled import labelled_collator
 from scaleup.data.pairs import pair_collator
-from scaleup.data.tokenization import PairTokens, Tokens
+from scaleup.data.tokenization import LabelledTokens, PairTokens, Tokens
 from scaleup.describe.model import model_facts
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import Runtime
@@ -39,6 +42,7 @@ from scaleup.plan.compat import Cell
 from scaleup.plan.facts import ModelRequest
 from scaleup.plan.types import Plan
 from scaleup.train.adalora import RankAllocation
+from scaleup.train.classify import class_objective
 from scaleup.train.finish import write_result
 from scaleup.train.job import Job
 from scaleup.train.losses import token_loss_sum
@@ -56,6 +60,7 @@ SELECTED = ["*.1.*", "*norm*"]
 TEXT = {"text": "{text}"}
 FORMS = {"llama": TEXT, "mixtral": TEXT, "t5": {"prompt": "{text}", "completion": "{text}"}}
 PREFERENCES = {"prompt": "{text}", "chosen": "{text}", "rejected": "not {text}"}
+OF_STAGE = {"reward": PREFERENCES, "classify": {"text": "{text}", "label": "label"}}
 ADAPTERS: dict[str, dict[str, Any] | None] = {
     "full": None,
     "selective": {"type": "selective", "parameters": SELECTED},
@@ -71,7 +76,7 @@ LEARNING_RATES = {"ia3": 10.0, "adalora": 3.0, "prompt_tuning": 3.0, "prefix": 3
 
 
 def config_of(cell: Cell, name: str, folder: Path) -> dict[str, Any]:
-    form = PREFERENCES if cell.stage == "reward" else FORMS[name]
+    form = OF_STAGE.get(cell.stage) or FORMS[name]
     return {
         "stage": cell.stage,
         "name": "-".join(map(str, (*dataclasses.astuple(cell), name))),
@@ -127,8 +132,12 @@ def rank_main(run: RunFolder, out: Path) -> None:
 def task_of(config: SupervisedConfig, plan: Plan, model: Any, runtime: Runtime) -> tuple[Batch, Objective]:
     """This rank's part of the global batch, and the loss on it. Rows are of unlike length, and end with an eos."""
     ids = [np.arange(3 + row, 3 + row + 8 + 4 * row, dtype=np.int32) % 250 + 3 for row in range(NUM_ROWS)]
+    end = np.array([2 if plan.model.pooling == "last" else 1], np.int32)
+    if isinstance(config, ClassifyConfig):
+        texts = [LabelledTokens(np.append(row, end), number % 2) for number, row in enumerate(ids)]
+        collate = labelled_collator(0, int(end[0]))
+        return collate(texts[runtime.rank :: runtime.world]), class_objective(plan.model.targets.problem)
     if isinstance(config, RewardConfig):
-        end = np.array([2 if plan.model.pooling == "last" else 1], np.int32)
         pairs = [PairTokens(np.append(row, end), np.append(row[::-1][:9], end), 0.5) for row in ids]
         collate = pair_collator(0, int(end[0]))
         return collate(pairs[runtime.rank :: runtime.world]), preference_loss(config.reward.center_coefficient)
@@ -176,7 +185,8 @@ def main() -> None:
     be_ready_to_fork()
     with tempfile.TemporaryDirectory() as place, Path(out).open("w", encoding="utf-8") as file:
         folder = Path(place)
-        (folder / "rows.jsonl").write_text('{"text": "abc"}\n' * 8, encoding="utf-8")
+        rows = [{"text": "abc", "label": "ab"[number % 2]} for number in range(8)]
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         tasks = {trial_name(trial): partial(train, *trial, folder) for trial in wanted or trials()}
         for _, row in in_children(tasks):
             file.write(json.dumps(row) + "\n")

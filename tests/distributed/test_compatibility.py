@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 OTHERS = ("t5", "bert")
 Trial = tuple[Cell, str]
 HEAD = "*.modules_to_save.default.*"
-"""What is trained beside a LoRA on a reward model."""
+"""What is trained beside a LoRA on a reward model or a classifier."""
 TRAINED = {
     "full": ["*"],
     "selective": ["*.1.*", "*norm*"],
@@ -36,7 +36,7 @@ def trials() -> list[tuple[Cell, str]]:
     """Each cell that is ok, and on which tiny model."""
     ok = ok_cells("sft")
     again = [cell for cell in ok if cell.precision == "no" and cell.strategy in ("single", "zero3")]
-    return [(cell, "llama") for cell in ok] + [(cell, "t5") for cell in again] + expert_trials() + reward_trials()
+    return [(cell, "llama") for cell in ok] + [(cell, "t5") for cell in again] + expert_trials() + head_trials()
 
 
 def expert_trials() -> list[tuple[Cell, str]]:
@@ -53,9 +53,10 @@ def ok_cells(stage: str) -> list[Cell]:
     return [cell for cell, verdict in table(planner_named(stage).tested, stage) if verdict.status == "ok"]
 
 
-def reward_trials() -> list[tuple[Cell, str]]:
-    """Reward models: every strategy, whole and with LoRA, on a decoder; other kinds of models on one process."""
-    ok = ok_cells("reward")
+def head_trials() -> list[tuple[Cell, str]]:
+    """Reward models and classifiers: every strategy, whole and with LoRA, on a decoder; other kinds of models on one
+    process."""
+    ok = [*ok_cells("reward"), *ok_cells("classify")]
     kinds = [
         (cell, name)
         for cell in ok

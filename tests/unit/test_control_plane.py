@@ -86,6 +86,7 @@ def test_the_json_schema_is_printed_whole(tmp_path: Path) -> None:
     assert set(json.loads(done.stdout)["discriminator"]["mapping"]) == {
         "sft",
         "reward",
+        "classify",
         "dpo",
         "ppo",
         "distill",

@@ -15,6 +15,7 @@ from scaleup.config.run import RunConfig
 NAMES = (
     "sft",
     "reward",
+    "classify",
     "dpo",
     "ppo",
     "distill",

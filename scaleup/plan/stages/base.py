@@ -35,8 +35,9 @@ from scaleup.plan.rules import (
 )
 from scaleup.plan.scorers import TOXICITY_MODEL, toxicity_model_problems
 from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan, RolloutPlan
-from scaleup.records.check import DataCheck
+from scaleup.records.check import DataCheck, class_problems
 from scaleup.records.format_rules import row_format, with_formats
+from scaleup.records.labels import Targets
 
 C = TypeVar("C", bound=RunConfig)
 Rows = Literal["completions", "prompts"]
@@ -45,11 +46,16 @@ Facts = Mapping[str, ModelFacts]
 """Maps the config key of every model of the run -> its facts: `model`, `teacher`, `reward.model`, ..."""
 
 
+def targets_of(facts: Facts) -> list[Targets]:
+    """Returns what rows may be labelled with, of each classifier among a run's models."""
+    return list(dict.fromkeys(each.targets for each in facts.values() if each.reads_labels))
+
+
 class StagePlanner(Generic[C]):
     """Answers what the planner asks about a stage."""
 
     shows = "training"
-    """Names the table of `reports/terminal.py` that is printed in the end."""
+    """Names the table of `reports/results.py` that is printed in the end."""
     tested: Tested = NOTHING
     """Tells which combinations of strategy, adapter, quantization and precision this project's tests train."""
     takes_classifiers = False
@@ -173,6 +179,10 @@ class StagePlanner(Generic[C]):
         quantization = getattr(config, "quantization", None)
         return {"model": ModelRequest(**config.model.model_dump(), quantization=quantization)}
 
+    def told_by_rows(self, config: C, models: dict[str, ModelRequest], data: DataCheck) -> dict[str, ModelRequest]:
+        """Returns the models with what the rows tell of them: which labels a new classifier has."""
+        return models
+
     def micro_batch(self, config: C) -> MicroBatch | None:
         """Returns what a rank trains on at a time, whose memory is traced; None where nothing is trained on rows."""
         return None
@@ -202,6 +212,11 @@ class StagePlanner(Generic[C]):
             what = f"is a sequence classifier ({facts.architecture}): it scores texts and writes none"
             remedy = f"stage {config.stage} needs a language model; evaluate takes this one"
             yield Problem(f"{where}.path", what, remedy)
+
+    def label_problems(self, config: C, facts: Facts, data: DataCheck) -> Iterator[Problem]:
+        """Yields labels of rows that a classifier which reads them does not have."""
+        for targets in targets_of(facts):
+            yield from class_problems(data, targets)
 
     def model_problems(self, config: C, facts: Facts) -> Iterator[Problem]:
         """Yields what the files of several models say against one another."""

@@ -104,7 +104,7 @@ class DistillPlanner(SupervisedPlanner[DistillConfig]):
         """Gives a student without a head the labels of its teacher."""
         if facts["model"].labels:
             return facts
-        student = facts["model"].model_copy(update={"new_labels": facts[TEACHER].labels})
+        student = facts["model"].model_copy(update={"new_labels": facts[TEACHER].classes})
         return {**facts, "model": student}
 
     def trained(self, config: DistillConfig, facts: Facts) -> ModelFacts:
@@ -205,11 +205,14 @@ def _padding_notes(student: ModelFacts, teacher: ModelFacts) -> list[str]:
 def _class_problems(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> Iterator[Problem]:
     if not learns_classes(config):
         yield no_class_named()
-    if len(teacher.labels) < 2:
-        what = f"has {len(teacher.labels) or 'no'} label, and a classifier's probabilities are taught"
+    if len(teacher.classes) < 2:
+        what = f"has {len(teacher.classes) or 'no'} label, and a classifier's probabilities are taught"
         yield Problem("teacher.path", what, "name a classifier of two labels or more")
-    elif student.labels and student.labels != teacher.labels:
-        what = f"its labels are {', '.join(teacher.labels)}, and model's {', '.join(student.labels)}"
+    elif teacher.targets.problem != "single_label":
+        what = f"is a classifier of {teacher.problem}, and the probabilities of classes are taught"
+        yield Problem("teacher.path", what, "name a classifier of single_label")
+    elif student.classes and student.classes != teacher.classes:
+        what = f"its labels are {', '.join(teacher.classes)}, and model's {', '.join(student.classes)}"
         yield Problem("teacher.path", what, "name a teacher of the same labels, or a student without a head")
     if config.data.packing:
         yield packing_unsupported("classifiers")
@@ -245,7 +248,7 @@ def distilled_facts(config: DistillConfig, student: ModelFacts, teacher: ModelFa
     hidden = config.distill.hidden
     pairs = 0 if hidden is None else len(hidden.layers or ()) or student.num_layers
     states = FLOAT32 * rows * length * teacher.hidden_size * (is_language + pairs)
-    width = 2 * student.vocab_size + teacher.vocab_size if is_language else 3 * len(teacher.labels)
+    width = 2 * student.vocab_size + teacher.vocab_size if is_language else 3 * len(teacher.classes)
     chunks = FLOAT32 * width * (min(LOGITS_CHUNK, rows * length) if is_language else rows)
     frozen = [tensors.model_copy(update={"trainable": False}) for tensors in teacher.tensors]
     frozen += _projections(config, student, teacher, pairs)

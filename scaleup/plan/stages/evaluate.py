@@ -75,7 +75,7 @@ def kind_problems(config: EvaluateConfig, facts: ModelFacts, where: str) -> Iter
             what = f"({facts.architecture}) scores no texts, and the rows are preferences"
             yield Problem(f"{where}.path", what, "name a reward model, or rows with a prompt and a completion")
         return
-    if are_classes and len(facts.labels) < 2:
+    if are_classes and not facts.reads_labels:
         yield Problem("data.label", f"{where} has one score and no classes", "give data.chosen and data.rejected")
     elif not are_pairs and not are_classes:
         what = f"{where} is a reward model, which is measured on preferences"
@@ -85,8 +85,8 @@ def kind_problems(config: EvaluateConfig, facts: ModelFacts, where: str) -> Iter
     if config.evaluation.metrics != ["perplexity"]:
         what = f"{where} is a classifier, whose metrics follow from the rows: accuracy and the like"
         yield Problem("evaluation.metrics", what, "leave it out")
-    if (are_pairs and len(facts.labels) > 1) or not (facts.labels or facts.adapter):
-        head = f"{len(facts.labels)} labels" if facts.labels else "no head"
+    if (are_pairs and len(facts.classes) > 1) or not (facts.labels or facts.adapter):
+        head = f"{len(facts.classes)} labels" if facts.classes else "no head"
         yield Problem(f"{where}.path", f"has {head}, and one score is compared", "name a reward run")
 
 

@@ -56,8 +56,10 @@ class RewardPlanner(SupervisedPlanner[RewardConfig]):
         self, config: RewardConfig, facts: ModelFacts, where: str, forms: list[RowFormat]
     ) -> Iterator[Problem]:
         yield from packing_problems(config, facts)
-        if len(facts.labels) > 1:
-            what = f"is a classifier of {len(facts.labels)} labels ({', '.join(facts.labels)}), a reward model has one"
+        if len(facts.classes) > 1:
+            what = (
+                f"is a classifier of {len(facts.classes)} labels ({', '.join(facts.classes)}), a reward model has one"
+            )
             remedy = "name its base model; to reward one of these labels, no training is needed (ppo's reward.label)"
             yield Problem(f"{where}.path", what, remedy)
 

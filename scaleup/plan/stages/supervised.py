@@ -220,7 +220,7 @@ def no_classes(config: SupervisedConfig) -> Iterator[Problem]:
     sources = [source for split in ("train", "validation") for source in getattr(config.data, split) or []]
     if any(row_format(config.data, source).label is not None for source in sources):
         what = f"is of classifiers, which stage {config.stage} does not train{_told(config)}"
-        remedy = "use stage: distill, with a classifier as the teacher"
+        remedy = "use stage: classify, or distill with a classifier as the teacher"
         if _told(config):
             remedy = f"set data.prompt and data.completion, or data.text; or {remedy}"
         yield Problem("data.label", what, remedy)

@@ -47,7 +47,7 @@ KEYS = [
     ),
     bad(
         "no stage",
-        "error: stage: is missing -> use one of sft, reward, dpo, ppo, distill, prune, quantize, export, card",
+        "error: stage: is missing -> use one of sft, reward, classify, dpo, ppo, distill, prune, quantize, ",
         changes={"stage": None},
     ),
     bad("an unknown stage", "error: stage: 'stf' is no stage -> did you mean 'sft'?", changes={"stage": "stf"}),

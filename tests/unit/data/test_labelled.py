@@ -11,6 +11,7 @@ from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.data.labelled import LabelledEncoder, labelled_collator
 from scaleup.data.tokenization import FILLER, IGNORE
 from scaleup.errors import ScaleupError
+from scaleup.records.labels import Targets
 
 SOURCE = SourceConfig(path="rows.jsonl")
 
@@ -27,7 +28,7 @@ class Letters:
 
 def encoder(**data: Any) -> LabelledEncoder:
     values = {"text": "{words}", "label": "kind", "max_length": 4, **data}
-    return LabelledEncoder(Letters(), ("bad", "good"), DataConfig.model_validate(values))
+    return LabelledEncoder(Letters(), Targets(("bad", "good")), DataConfig.model_validate(values))
 
 
 def test_rows() -> None:
@@ -62,3 +63,15 @@ def test_batches() -> None:
     assert batch.inputs["attention_mask"].sum(dim=1).tolist() == [2, 4, 1]
     assert batch.labels.tolist() == [1, 0, IGNORE]
     assert (batch.num_labels, batch.num_tokens) == (2, 6)
+
+
+def test_batches_of_several_labels() -> None:
+    encode = encoder()
+    encode = LabelledEncoder(encode.reader, Targets(("bad", "good"), "multi_label"), encode.data)
+    make = encode.maker(SOURCE)
+    rows = encode(make({"words": "ab", "kind": ["good", 0]}, 0) + make({"words": "c", "kind": "[]"}, 1))
+    batch = labelled_collator(0, 7, 2)([*rows, FILLER])
+    assert batch.labels[:2].tolist() == [[1, 1], [0, 0]]
+    assert batch.labels[2].isnan().all()
+    assert batch.num_labels == 2
+    assert labelled_collator(0, 7, 2)([FILLER]).labels.shape == (1, 2)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from scaleup.artifacts.reward_file import SavedReward
+from scaleup.artifacts.classifier_files import SavedReward
 from scaleup.config.adapters import LoraAdapter
 from scaleup.config.schema import ModelConfig, ScorerConfig
 from scaleup.describe.model import model_facts

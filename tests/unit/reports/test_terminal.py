@@ -13,7 +13,8 @@ from rich.console import Console
 from scaleup.artifacts.files import write_json
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.plan.types import ComputePlan, Plan
-from scaleup.reports.terminal import show_evaluation, show_plan, size_text
+from scaleup.reports.results import show_evaluation
+from scaleup.reports.terminal import show_plan, size_text
 from tests.golden import GOLDENS
 
 PLANS = sorted((GOLDENS / "plans").rglob("*.json"))

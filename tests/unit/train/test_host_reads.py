@@ -19,8 +19,9 @@ from scaleup.distill.language import Distillation
 from scaleup.distill.train import distillation_loss
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.padding import padding_known
+from scaleup.train.classify import class_objective
 from scaleup.train.head_loss import fuse_head
-from scaleup.train.losses import class_loss_sum, token_loss_sum
+from scaleup.train.losses import token_loss_sum
 from scaleup.train.preference import preference_loss
 from scaleup.train.step import Objective, evaluate_loss, train_step
 from tests.host_reads import HostReads
@@ -54,7 +55,12 @@ def distilled(name: str) -> tuple[Any, Objective, Any, Sequence[Any]]:
 def classes(name: str, teacher: bool) -> tuple[Any, Objective, Any, Sequence[Any]]:
     model, rows = tiny.classifier(name), [LabelledTokens(ids, 0) for ids in IDS]
     whole = ClassifierDistillation(model, tiny.classifier(name), HIDDEN) if teacher else model
-    return whole, distillation_loss if teacher else class_loss_sum, labelled_collator(0, 2), [*rows, FILLER]
+    return (
+        whole,
+        distillation_loss if teacher else class_objective("single_label"),
+        labelled_collator(0, 2),
+        [*rows, FILLER],
+    )
 
 
 def pairs() -> tuple[Any, Objective, Any, Sequence[Any]]:

@@ -11,7 +11,7 @@ import scaleup
 from scaleup.config.stages import STAGES
 from scaleup.plan.stages import planner_named, planner_of
 from scaleup.plan.stages.base import StagePlanner
-from scaleup.reports.terminal import TABLES
+from scaleup.reports.results import TABLES
 
 PACKAGE = Path(scaleup.__file__).parent
 GENERIC = ["plan/resolve.py", "plan/rules.py", "plan/compat.py", "plan/groups.py", "plan/derive.py", "config/load.py"]

@@ -1,0 +1,206 @@
+"""Finished runs go in; tables on a terminal come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from scaleup.artifacts.files import read_json
+from scaleup.artifacts.run_folder import RunFolder
+from scaleup.plan.types import Plan
+from scaleup.reports.left_out import length_sentence
+from scaleup.reports.terminal import heading, pairs_table
+
+NUM_LABELS_SHOWN = 12
+"""Bounds the labels whose confusion is printed."""
+
+
+def show_training(console: Console, run: RunFolder) -> None:
+    manifest = run.manifest()
+    assert manifest is not None
+    heading(console, manifest.name)
+    table = pairs_table()
+    for key, value in manifest.metrics.items():
+        if value is not None:
+            table.add_row(key, _number(value))
+    table.add_row("model", str(run.model))
+    console.print(table)
+    if sentence := length_sentence(manifest.metrics, run.config.data.max_length):
+        console.print(f"note: {sentence}", highlight=False)
+
+
+def show_evaluation(console: Console, run: RunFolder) -> None:
+    """Prints one column a model: before and after where there is a baseline, or the base and each of its adapters."""
+    results: dict[str, dict[str, Any]] = read_json(run.path / "metrics.json")
+    heading(console, f"evaluation in {run.path}")
+    table = Table()
+    table.add_column("metric")
+    titles = {"baseline": "before", "model": "after"} if "baseline" in results else {"model": "value"}
+    for key in results:
+        table.add_column(titles.get(key, key), justify="right")
+    for metric in next(iter(results.values())):
+        if metric != "confusion":
+            table.add_row(metric, *(_number(metrics[metric]) for metrics in results.values()))
+    console.print(table)
+    if confusion := results.get("model", {}).get("confusion"):
+        _show_confusion(console, confusion)
+    console.print(f"model: {Plan.read(run.plan_file).model.location}", highlight=False, soft_wrap=True)
+
+
+def _show_confusion(console: Console, confusion: dict[str, dict[str, int]]) -> None:
+    """Prints true labels in rows and predicted ones in columns; a table too wide for a terminal stays in
+    metrics.json."""
+    if len(confusion) > NUM_LABELS_SHOWN:
+        return
+    heading(console, "rows: true label, columns: predicted")
+    table = Table()
+    for column in ("", *confusion):
+        table.add_column(column, justify="right" if column else "left", overflow="fold")
+    for true, row in confusion.items():
+        table.add_row(true, *(f"{count:,}" for count in row.values()))
+    console.print(table)
+
+
+def show_generations(console: Console, run: RunFolder) -> None:
+    """Prints each prompt with its answer behind it, or with a line for each adapter's."""
+    for answer in read_json(run.path / "generations.json"):
+        if "completion" in answer:
+            console.print(answer["prompt"], style="dim", end="", markup=False, highlight=False)
+            console.print(answer["completion"], markup=False, highlight=False)
+            continue
+        console.print(answer["prompt"], style="dim", markup=False, highlight=False)
+        for name in list(answer)[1:]:
+            console.print(f"  {name}: {answer[name]}", markup=False, highlight=False)
+
+
+def show_export(console: Console, run: RunFolder) -> None:
+    """Prints what was written, and every difference of logits that was found on the way."""
+    manifest = run.manifest()
+    assert manifest is not None
+    metrics = manifest.metrics
+    heading(console, f"export in {run.path}")
+    table = pairs_table()
+    titles = {
+        "adapter": "moved by the adapter",
+        "merged": "moved by merging it",
+        "rounded": f"moved by rounding to {metrics['dtype']}",
+        "reloaded": "moved by writing and reading",
+        "trained": f"from the base in {metrics.get('trained_in')} that it was trained on",
+    }
+    for key, title in titles.items():
+        if key in metrics:
+            bound = f", at most {metrics['tolerance']:g}" if key in ("merged", "reloaded") else ""
+            table.add_row(title, f"{metrics[key]:.1e} of the largest logit{bound}")
+    for key, value in _read_again(metrics):
+        table.add_row(key, value)
+    table.add_row("written", f"{metrics['num_parameters']:,} parameters as {metrics['format']}, {metrics['dtype']}")
+    table.add_row("bytes", f"{metrics['bytes']:,}")
+    table.add_row("model", str(run.model))
+    console.print(table)
+
+
+def _read_again(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields what a format was checked on."""
+    if metrics["format"] == "gguf":
+        yield "checked on", f"{metrics['tokens']} tokens that llama.cpp continued {metrics['prompts']} prompts with"
+        yield (
+            "the same choice",
+            f"{metrics['agreement']:.1%}, others at most {metrics['largest_gap']:.1e} below the best",
+        )
+        if metrics["first_difference"]:
+            yield "first difference", metrics["first_difference"]
+    elif metrics["format"] == "onnx":
+        yield "checked on", f"{metrics['batches']} batches of several sizes, by ONNX Runtime"
+    else:
+        yield "checked on", f"{metrics['sequences']} sequences, {metrics['rows']} of them rows"
+
+
+def show_quantization(console: Console, run: RunFolder) -> None:
+    """Prints size and quality, before and after."""
+    manifest = run.manifest()
+    assert manifest is not None
+    metrics = manifest.metrics
+    heading(console, f"quantization in {run.path}")
+    table = pairs_table()
+    table.add_row("method", metrics["method"])
+    table.add_row("bytes of weights", " -> ".join(_number(metrics[key]) for key in ("bytes_before", "bytes")))
+    table.add_row("bits a parameter", " -> ".join(f"{metrics[key]:.2f}" for key in ("bits_before", "bits")))
+    table.add_row("moved", f"{metrics['moved']:.1e} of the largest logit")
+    if "perplexity" in metrics:
+        table.add_row("perplexity", f"{metrics['perplexity_before']:,.4f} -> {metrics['perplexity']:,.4f}")
+    table.add_row("model", str(run.model))
+    console.print(table)
+
+
+def show_card(console: Console, run: RunFolder) -> None:
+    """Prints a row a model: what it costs, how good it is, and whether that is a gain."""
+    models: dict[str, dict[str, Any]] = read_json(run.path / "card.json")["models"]
+    heading(console, f"deployment card in {run.path}")
+    table = Table()
+    for column in ("model", "parameters", "MB", "perplexity", "decode tokens/s"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    table.add_column("real gain?", overflow="fold")
+    for name, model in models.items():
+        decode = model["eager"].get("decode_tokens_per_second")
+        numbers = (
+            f"{model['bytes'] / 1e6:.1f}",
+            f"{model['quality']['perplexity']:.2f}",
+            f"{decode:.1f}" if decode else "",
+        )
+        verdict = model.get("verdict", {"gain": False, "words": ""})
+        words = f"{'yes: ' if verdict['gain'] else ''}{verdict['words']}"
+        table.add_row(name, f"{model['num_parameters']:,}", *numbers, words)
+    console.print(table)
+    console.print(f"card: {run.path / 'card.md'}", highlight=False, soft_wrap=True)
+
+
+def show_prune(console: Console, run: RunFolder) -> None:
+    """Prints sizes and quality, before and after."""
+    manifest = run.manifest()
+    assert manifest is not None
+    metrics = dict(manifest.metrics)
+    heading(console, f"pruned in {run.path}")
+    table = Table()
+    for column in ("", "before", "after"):
+        table.add_column(column, justify="right" if column else "left")
+    for key in ("num_parameters", "num_non_embedding_parameters", "loss", "perplexity"):
+        before, after = (metrics.pop(f"{key}_{when}", None) for when in ("before", "after"))
+        if before is not None:
+            table.add_row(key, _number(before), _number(after))
+    console.print(table)
+    others = pairs_table()
+    for key, value in metrics.items():
+        if value is not None:
+            others.add_row(key, _number(value))
+    others.add_row("model", str(run.model))
+    console.print(others)
+
+
+def _number(value: Any) -> str:
+    return (
+        f"{value:,.4f}".rstrip("0").rstrip(".")
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
+
+
+TABLES: dict[str, Callable[[Console, RunFolder], None]] = {
+    "training": show_training,
+    "prune": show_prune,
+    "quantize": show_quantization,
+    "export": show_export,
+    "card": show_card,
+    "evaluate": show_evaluation,
+    "generate": show_generations,
+}
+"""Maps what a stage's planner names as `shows` -> the function that prints it."""
+
+
+def show_result(console: Console, run: RunFolder, shows: str) -> None:
+    """Prints what a finished run came to."""
+    TABLES[shows](console, run)
