@@ -51,6 +51,11 @@ class ModelConfig(Section):
     )
     revision: Text | None = Field(None, description="A branch, tag or commit of a hub name.")
     trust_remote_code: bool = False
+    new_tokens: list[str] = Field(
+        default_factory=list,
+        description="Tokens that the tokenizer gets beside its own, with a row each of the embeddings and of the head, "
+        "which starts as the mean of the others. Only of the model that is trained.",
+    )
 
     def with_absolute_paths(self) -> Self:
         named = {"path": self.path, "tokenizer": self.tokenizer}

@@ -118,7 +118,7 @@ def _shallow(model: ModelRequest, shell: Shell, layers: int) -> list[Shell] | No
         if getattr(config, "layer_types", None):
             config.layer_types = kinds[:count]
         try:
-            made.append(shell_of(model.model_copy(update={"layers": None}), "model", config))
+            made.append(shell_of(model.model_copy(update={"layers": None}), "model", config, shell.tokenizer))
         except ScaleupError:
             return None  # what an adapter names is in the other layers
     two, three, whole = (

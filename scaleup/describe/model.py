@@ -25,17 +25,14 @@ if TYPE_CHECKING:
 
 
 def model_facts(model: ModelConfig, where: str = "model", shell: Shell | None = None) -> ModelFacts:
-    """Return everything the plan knows of `model`, whose shell may be at hand.
-
-    Raises ScaleupError as `shell_of` does, and at `{where}.tokenizer`."""
-    from scaleup.models.load import load_tokenizer
+    """Return everything the plan knows of `model`, whose shell may be at hand. Raises ScaleupError as `shell_of`
+    does."""
     from scaleup.models.soft_prompts import num_virtual_tokens
 
     shell = shell or shell_of(model, where)
     parameters = list(shell.model.parameters())
     text = shell.config.get_text_config()
-    beside = tokenizer_beside(shell.adapter) if shell.adapter else None
-    tokenizer = load_tokenizer(model, str(beside or shell.location), where)
+    tokenizer, beside = shell.tokenizer, tokenizer_beside(shell.adapter) if shell.adapter else None
     if shell.task == "sequence_classification":
         _check_pooling(shell, model, where)
         _check_tokens(shell, tokenizer, where)
@@ -49,6 +46,8 @@ def model_facts(model: ModelConfig, where: str = "model", shell: Shell | None = 
         tensors=_tensors(parameters, shell.quantized),
         largest_block=shell.largest_block,
         vocab_size=text.vocab_size,
+        stored_vocab_size=shell.stored_vocab_size,
+        new_token_ids=tuple(tokenizer.convert_tokens_to_ids(model.new_tokens)),
         hidden_size=getattr(text, "hidden_size", 0),
         num_layers=_num_layers(text),
         layers=shell.layers,

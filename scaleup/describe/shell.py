@@ -15,11 +15,11 @@ from scaleup.config.stages.distill import EveryLayer
 from scaleup.errors import ScaleupError
 from scaleup.models.sources import absence, materialize
 from scaleup.plan.facts import ModelRequest
-from scaleup.plan.model_path import adapter_base, adapter_folder, saved_settings
+from scaleup.plan.model_path import adapter_base, adapter_folder, saved_settings, tokenizer_beside
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Task = Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
 CLASSIFIER = "ForSequenceClassification"
@@ -44,13 +44,23 @@ class Shell:
     """Counts the elements of embeddings that are only looked up in."""
     layers: dict[str, tuple[int, ...]] | None
     """Holds, by stack, the numbers of the files' layers that are kept; None: all."""
+    tokenizer: PreTrainedTokenizerBase
+    stored_vocab_size: int | None
+    """Counts the rows of the embeddings in the files, where the model has more; None: as many."""
 
 
-def shell_of(model: ModelConfig, where: str = "model", config: PreTrainedConfig | None = None) -> Shell:
+def shell_of(
+    model: ModelConfig,
+    where: str = "model",
+    config: PreTrainedConfig | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Shell:
     """Build a model on the meta device. The folder of a package or a built-in model is made if it is not there yet.
-    `config` takes the place of the folder's own.
+    `config` takes the place of the folder's own, `tokenizer` is one that is at hand.
 
-    Raises ScaleupError at `{where}.path`, `.task` or `.trust_remote_code`, and if an adapter does not fit."""
+    Raises ScaleupError at `{where}.path`, `.task`, `.trust_remote_code`, `.tokenizer` or `.new_tokens`, and if an
+    adapter does not fit."""
+    from scaleup.models.load import load_tokenizer
     from scaleup.models.quantized import quantize_shell
 
     folder = materialize(model.path, f"{where}.path")
@@ -63,11 +73,27 @@ def shell_of(model: ModelConfig, where: str = "model", config: PreTrainedConfig 
         _name_labels(config, requested, adapter)
     shell = _shell(model, config, task, where)
     _untie(shell, location)
+    beside = tokenizer_beside(adapter) if adapter else None
+    tokenizer = tokenizer or load_tokenizer(model, str(beside or location), where)
+    stored = _grown_from(shell, model, tokenizer, beside)
     layers = _cut(shell, requested.layers) if requested.layers is not None else None
     sizes = _largest_block(shell), _num_lookups(shell)
     quantized = quantize_shell(shell, requested.quantization) if requested.quantization else {}
-    whole = _adapted(shell, requested, adapter, task) if adapter or requested.adapter else shell
-    return Shell(location, shell.config, task, whole, type(shell).__name__, adapter, quantized, *sizes, layers)
+    ids = tokenizer.convert_tokens_to_ids(model.new_tokens)
+    whole = _adapted(shell, requested, adapter, task, ids) if adapter or requested.adapter else shell
+    return Shell(
+        location,
+        shell.config,
+        task,
+        whole,
+        type(shell).__name__,
+        adapter,
+        quantized,
+        *sizes,
+        layers,
+        tokenizer,
+        stored,
+    )
 
 
 def _config(model: ModelConfig, location: str, where: str) -> PreTrainedConfig:
@@ -187,6 +213,22 @@ def _differ(location: str, first: str, second: str) -> bool:
     return len(tensors) == 2 and not torch.equal(tensors[first], tensors[second])
 
 
+def _grown_from(
+    shell: PreTrainedModel, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, beside: Path | None
+) -> int | None:
+    """Give the model a row for each of the config's new tokens, or of those that an adapter was saved with, whose
+    tokenizer is `beside` it. Return how many rows there were, None if they are enough."""
+    from scaleup.models.load import num_ids_of
+    from scaleup.models.new_tokens import grow_vocabulary
+
+    stored: int = shell.config.get_text_config().vocab_size
+    is_told = bool(model.new_tokens) or (beside is not None and model.tokenizer is None)
+    if not is_told or (needed := num_ids_of(tokenizer)) <= stored:
+        return None
+    grow_vocabulary(shell, needed)
+    return stored
+
+
 def _cut(shell: PreTrainedModel, layers: tuple[int, ...] | EveryLayer) -> dict[str, tuple[int, ...]]:
     """Keep these layers of each stack, and return their numbers. Raises ScaleupError at `distill.student_layers`."""
     from scaleup.models.architecture import architecture_of
@@ -205,13 +247,13 @@ def _cut(shell: PreTrainedModel, layers: tuple[int, ...] | EveryLayer) -> dict[s
     return kept
 
 
-def _adapted(shell: PreTrainedModel, requested: ModelRequest, adapter: Path | None, task: Task) -> Any:
+def _adapted(shell: PreTrainedModel, requested: ModelRequest, adapter: Path | None, task: Task, ids: list[int]) -> Any:
     import torch
 
     from scaleup.models.adapters import shell_adapted
 
     with torch.device("meta"):
-        return shell_adapted(shell, requested.adapter, adapter, task)
+        return shell_adapted(shell, requested.adapter, adapter, task, ids)
 
 
 def _largest_block(shell: PreTrainedModel) -> int:

@@ -321,8 +321,13 @@ def _let_accelerate_shard_on_cpus() -> None:
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
 
 
-def _embeddings_in_a_block(model: Any) -> bool:
-    """Returns whether the input embedding is part of something that Transformers says not to split, as BERT's is."""
+def _embedding_is_in_use_elsewhere(model: Any) -> bool:
+    """Returns whether the input embedding is shared by an encoder and a decoder; is part of something that Transformers
+    says not to split, as BERT's is; or has rows that PEFT trains, in the head that shares it too: either then shows a
+    weight of its own making."""
+    rows = getattr(model.get_output_embeddings(), "token_adapter", None)
+    if model.config.is_encoder_decoder or (rows is not None and rows.tied_adapter is not None):
+        return True
     names, embedding = set(model._no_split_modules or ()), model.get_input_embeddings()
     blocks = (module for module in model.modules() if type(module).__name__ in names)
     return any(part is embedding for block in blocks for part in block.modules())
@@ -330,10 +335,9 @@ def _embeddings_in_a_block(model: Any) -> bool:
 
 @contextmanager
 def _embeddings_left_to_the_root(model: Any) -> Iterator[None]:
-    """Hides the input embedding from Accelerate 1.15, which shards it by itself. Encoder-decoder models share it
-    between three modules, and torch refuses one parameter in two groups; encoders have it in a block that is sharded
-    before. Hidden, it stays in the root's group, or in that block's."""
-    if not model.config.is_encoder_decoder and not _embeddings_in_a_block(model):
+    """Hides the input embedding from Accelerate 1.15, which shards it by itself, where it is used elsewhere: torch
+    refuses one parameter in two groups. Hidden, it stays in the root's group, or in that of a block."""
+    if not _embedding_is_in_use_elsewhere(model):
         yield
         return
     model.get_input_embeddings = model.get_output_embeddings = lambda: None

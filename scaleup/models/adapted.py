@@ -46,7 +46,7 @@ def make_trainable(model: Any, facts: ModelFacts, adapter: AnyAdapter | None, to
     trained. `tokenizer` is the config's own, if it names one."""
     if adapter is not None:
         own = materialize_tokenizer(tokenizer) if tokenizer else None
-        return adapt(model, adapter, facts.task, own or facts.tokenizer_at)
+        return adapt(model, adapter, facts.task, own or facts.tokenizer_at, facts.new_token_ids)
     return load_adapter(model, Path(facts.adapter), trainable=True) if facts.adapter else model
 
 

@@ -5,7 +5,7 @@ parameters."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -27,6 +27,7 @@ from scaleup.config.adapters import (
 from scaleup.errors import ScaleupError
 from scaleup.models.classifier import head_names, is_sequence_classifier, label_names, problem_of
 from scaleup.models.load import first_line
+from scaleup.models.new_tokens import check_rows_are_trained, own_tables, token_tables, trained_rows
 from scaleup.models.quantized import import_bitsandbytes
 from scaleup.models.soft_prompts import ADAPTER, make_prompt_trainable, prefix_shape, save_prompt
 from scaleup.plan.model_path import adapter_folder
@@ -38,14 +39,18 @@ SNAPSHOT = "start"
 TASK_TYPES = {"causal_lm": "CAUSAL_LM", "seq2seq_lm": "SEQ_2_SEQ_LM", "sequence_classification": "SEQ_CLS"}
 
 
-def adapt(model: Any, adapter: AnyAdapter, task: str, tokenizer: str = "") -> Any:
+def adapt(model: Any, adapter: AnyAdapter, task: str, tokenizer: str = "", new_token_ids: Sequence[int] = ()) -> Any:
     """Returns the model with a new adapter, or one to go on from; only what it trains has gradients. A prompt that
-    starts as a text needs the folder or hub name of its `tokenizer`.
+    starts as a text needs the folder or hub name of its `tokenizer`. A new LoRA trains the rows of `new_token_ids` too.
 
-    Raises ScaleupError at `adapter.target_modules`, `adapter.parameters` or `adapter.path`."""
+    Raises ScaleupError at `adapter.target_modules`, `adapter.parameters`, `adapter.modules_to_save` or
+    `adapter.path`."""
+    tables = token_tables(model) if new_token_ids else {}
     if isinstance(adapter, SelectiveAdapter):
         patterns = [f"*{name}.*" for name in head_names(model)] if task == "sequence_classification" else []
-        return _select(model, [*adapter.parameters, *patterns])
+        selected = _select(model, [*adapter.parameters, *patterns])
+        _check_selected(selected, tables)
+        return selected
     if adapter.path is not None:
         folder = adapter_folder(adapter.path)
         assert folder is not None, "the plan has looked for it"
@@ -53,10 +58,16 @@ def adapt(model: Any, adapter: AnyAdapter, task: str, tokenizer: str = "") -> An
     settings = peft_config(adapter, task, model.config, tokenizer)
     if task == "sequence_classification" and hasattr(settings, "modules_to_save"):
         settings.modules_to_save = [*(settings.modules_to_save or []), *head_names(model)]  # a new head is trained too
-    return _wrapped(model, settings)
+    if tables:
+        settings.trainable_token_indices = trained_rows(tables, new_token_ids, settings)
+    adapted = _wrapped(model, settings)
+    check_rows_are_trained(adapted, tables)
+    return adapted
 
 
-def shell_adapted(shell: Any, adapter: AnyAdapter | None, folder: Path | None, task: str) -> Any:
+def shell_adapted(
+    shell: Any, adapter: AnyAdapter | None, folder: Path | None, task: str, new_token_ids: Sequence[int] = ()
+) -> Any:
     """Returns what `adapt` or `load_adapter` would make, of a model without storage: only shapes are read."""
     import_bitsandbytes()
     from peft import PeftConfig, get_peft_model
@@ -65,7 +76,7 @@ def shell_adapted(shell: Any, adapter: AnyAdapter | None, folder: Path | None, t
     if isinstance(adapter, PromptTuningAdapter):  # the shape is the same, and no tokenizer is needed
         adapter = adapter.model_copy(update={"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None})
     if adapter is not None and (isinstance(adapter, SelectiveAdapter) or adapter.path is None):
-        return adapt(shell, adapter, task)
+        return adapt(shell, adapter, task, new_token_ids=new_token_ids)
     if folder is None and adapter is not None and not isinstance(adapter, SelectiveAdapter) and adapter.path:
         folder, where = adapter_folder(adapter.path), "adapter.path"
     if folder is None:
@@ -258,6 +269,16 @@ def _select(model: Any, patterns: list[str]) -> Any:
     for parameter in model.parameters():
         parameter.requires_grad_(parameter in chosen)
     return model
+
+
+def _check_selected(model: Any, tables: Mapping[str, torch.nn.Parameter]) -> None:
+    """Raises ScaleupError at `adapter.parameters` if rows of new tokens would stay as they are."""
+    if frozen := [name for name, table in own_tables(tables).items() if not table.requires_grad]:
+        what = (
+            f"leaves out {' and '.join(frozen)} of {type(model).__name__}, whose rows of new tokens are to be learned"
+        )
+        patterns = ", ".join(repr(f"*{name}.weight") for name in frozen)
+        raise ScaleupError.of("adapter.parameters", what, f"add {patterns}, or leave model.new_tokens out")
 
 
 def _stacked(model: Any) -> set[str]:

@@ -15,6 +15,7 @@ from scaleup.config.schema import ModelConfig
 from scaleup.distributed.deferred import fill, fill_buffers
 from scaleup.errors import ScaleupError
 from scaleup.models.classifier import PROBLEM_TYPES, head_settings, is_of_head, pool_by_mask
+from scaleup.models.new_tokens import add_tokens, grow_vocabulary
 from scaleup.models.quantized import quantized_when_read
 from scaleup.models.sources import absence, materialize_tokenizer
 from scaleup.models.stored import deferred_files, mapped_files
@@ -30,9 +31,9 @@ PLAIN = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 def load_tokenizer(model: ModelConfig, location: str, where: str = "model") -> PreTrainedTokenizerBase:
     """Loads the tokenizer of `model.tokenizer`, or else the one at `location`, with the pad and eos tokens it came
-    with.
+    with, and the new tokens of the config.
 
-    Raises ScaleupError at `{where}.tokenizer` or `{where}.path` if there is none."""
+    Raises ScaleupError at `{where}.tokenizer` or `{where}.path` if there is none, and at `{where}.new_tokens`."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
@@ -53,6 +54,7 @@ def load_tokenizer(model: ModelConfig, location: str, where: str = "model") -> P
     # Without tokenizer files transformers makes up an empty tokenizer for some model types, and says nothing.
     if len(tokenizer.get_vocab()) < len(tokenizer.added_tokens_decoder) + 2:
         raise ScaleupError.of(key, f"{location} has no tokenizer files", remedy)
+    add_tokens(tokenizer, model.new_tokens, f"{where}.new_tokens")
     return tokenizer
 
 
@@ -64,9 +66,9 @@ def load_model(
     deferred: bool = False,
 ) -> PreTrainedModel:
     """Loads the model at `facts.location` for `facts.task`, on the CPU in `dtype` (auto: that of its files); with the
-    options of `quantized.loading_options`, on their device. It keeps the layers that the facts name. A sequence
-    classifier's head may be missing where the facts have no labels: it is drawn, with their new labels or one output.
-    If `deferred`, parameters are read when an engine prepares the model.
+    options of `quantized.loading_options`, on their device. It keeps the layers that the facts name, and has the rows
+    of embeddings that they count. A sequence classifier's head may be missing where the facts have no labels: it is
+    drawn, with their new labels or one output. If `deferred`, parameters are read when an engine prepares the model.
 
     Raises ScaleupError at `model.path` if a weight is missing, has another shape or cannot be read."""
     from safetensors import SafetensorError
@@ -94,6 +96,8 @@ def load_model(
     _refuse(facts, missing, mismatched)
     if facts.task == "sequence_classification":
         pool_by_mask(loaded)
+    if facts.new_token_ids or facts.stored_vocab_size is not None:
+        grow_vocabulary(loaded, facts.vocab_size, facts.new_token_ids)
     if facts.layers is not None:
         from scaleup.models.surgery import keep_layers
 

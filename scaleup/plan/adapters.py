@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from scaleup.config.adapters import AdaLoraAdapter, PrefixAdapter, PromptTuningAdapter, SelectiveAdapter
+from scaleup.config.adapters import AdaLoraAdapter, LoraAdapter, PrefixAdapter, PromptTuningAdapter, SelectiveAdapter
 from scaleup.config.stages.base import TrainingConfig
 from scaleup.errors import Problem
 from scaleup.plan.compat import adapter_of, compat_problems
@@ -18,6 +18,7 @@ VIRTUAL = frozenset({"prompt_tuning", "prefix"})
 def adapter_problems(config: TrainingConfig) -> Iterator[Problem]:
     yield from compat_problems(config)
     yield from _beside_the_run(config)
+    yield from _new_token_problems(config)
     yield from _going_on(config)
     adapter = config.adapter
     if isinstance(adapter, PromptTuningAdapter | PrefixAdapter) and adapter.path is None:
@@ -40,6 +41,19 @@ def _beside_the_run(config: TrainingConfig) -> Iterator[Problem]:
         if isinstance(config.adapter, AdaLoraAdapter) and getattr(config.train, key, None):
             what = "ends with an earlier model, and adalora's has the wanted ranks only at the end of its schedule"
             yield Problem(f"train.{key}", what, "leave it out, or use lora")
+
+
+def _new_token_problems(config: TrainingConfig) -> Iterator[Problem]:
+    """Yields an adapter that would not learn the rows of new tokens."""
+    adapter = config.adapter
+    if not config.model.new_tokens or adapter is None:
+        return
+    if not isinstance(adapter, LoraAdapter | SelectiveAdapter):
+        what = f"{adapter.type} is not supported with model.new_tokens: it would not learn their rows"
+        yield Problem("adapter.type", what, "use lora, or train the whole model")
+    elif isinstance(adapter, LoraAdapter) and adapter.path is not None:
+        what = "is not supported with model.new_tokens: what an adapter trains is settled"
+        yield Problem("adapter.path", what, "begin a new adapter, or merge that one first: scaleup export")
 
 
 def _going_on(config: TrainingConfig) -> Iterator[Problem]:

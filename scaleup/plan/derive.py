@@ -62,15 +62,23 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
         "stage": stage,
         "name": _next_number(run, folder),
         "runs_dir": str(run.path / folder),
-        "model": {**known["model"], "path": str(run.path), "revision": None},
+        "model": {**known["model"], "path": str(run.path), "revision": None, **_own_tokens(config)},
         "data": {**known["data"], "streaming": False, "validation_fraction": None},
         **(_export_keys(config) if stage == "export" else _inference_keys(config)),
     }
     if run.config.data.chat_template is not None:
         raw["data"]["chat_template"] = _saved_template(run)
     if stage == "evaluate" and (before := planner.before(run.config)) is not None:
-        raw |= {"baseline": before.model_dump(mode="json"), "baseline_chat_template": planner.before_reads}
+        raw |= {
+            "baseline": before.model_dump(mode="json", exclude={"new_tokens"}),
+            "baseline_chat_template": planner.before_reads,
+        }
     return load_mapping(raw, overrides)
+
+
+def _own_tokens(config: RunConfig) -> dict[str, Any]:
+    """Returns the keys of the model of a finished run that has learned new tokens: its own tokenizer has them."""
+    return {"tokenizer": None, "new_tokens": []} if config.model.new_tokens else {}
 
 
 def _saved_template(run: RunFolder) -> str | None:

@@ -169,6 +169,11 @@ class ModelFacts(BaseModel):
     largest_block: int
     """Counts the elements of the largest part that FSDP2 gathers at once: a layer, the embeddings, or the head."""
     vocab_size: int
+    """Counts the rows of the embeddings, with those of new tokens."""
+    stored_vocab_size: int | None = None
+    """Counts the rows that the files hold, where the model is to have more; None: as many."""
+    new_token_ids: tuple[int, ...] = ()
+    """Holds the ids of the config's new tokens, whose rows are to be learned."""
     hidden_size: int = 0
     """Is the width of the trunk's last states; 0 where the architecture does not say."""
     num_layers: int = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from collections.abc import Iterator
 from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
@@ -42,7 +44,31 @@ def model_folder(path: str) -> Path | None:
     return folder / "model" if (folder / "manifest.json").is_file() else folder
 
 
-def model_path_problems(model: ModelConfig, where: str, needs_weights: bool = True) -> list[Problem]:
+def model_path_problems(
+    model: ModelConfig, where: str, needs_weights: bool = True, is_trained: bool = False
+) -> list[Problem]:
+    """Returns what is wrong with a model at the config key `where`, as far as can be seen without loading it."""
+    return [
+        *_new_token_problems(model, f"{where}.new_tokens", is_trained),
+        *_path_problems(model, where, needs_weights),
+    ]
+
+
+def _new_token_problems(model: ModelConfig, key: str, is_trained: bool) -> Iterator[Problem]:
+    if model.new_tokens and not is_trained:
+        what = "are learned by training, and this model is not trained"
+        yield Problem(key, what, "leave them out: a finished run's model has its own")
+    for token, count in Counter(model.new_tokens).items():
+        if not token.strip():
+            yield Problem(key, f"{token!r} is blank", "leave it out, or write what stands in the texts")
+        elif count > 1:
+            yield Problem(key, f"{token!r} is there {count} times", "name each token once")
+    if model.new_tokens and adapter_folder(model.path) is not None:
+        what = f"are not supported with a model.path that is an adapter ({model.path})"
+        yield Problem(key, what, "export it first: scaleup export, then name the whole model")
+
+
+def _path_problems(model: ModelConfig, where: str, needs_weights: bool) -> list[Problem]:
     key = f"{where}.path"
     if model.path.startswith("builtin:"):
         return builtin_problems(model.path.removeprefix("builtin:"), key)
@@ -120,10 +146,14 @@ def saved_settings(folder: Path) -> dict[str, Any]:
 
 
 def adapter_path_problems(path: str, key: str) -> list[Problem]:
-    """Returns problems of the path of an adapter to train further."""
+    """Returns problems of the path of an adapter that goes on the base that the config names."""
     folder = adapter_folder(path)
     if folder is not None:
-        return _adapter_problems(folder, key)
+        problems = _adapter_problems(folder, key)
+        if saved_settings(folder).get("trainable_token_indices"):
+            what = f"has learned tokens that its base ({adapter_base(folder)}) lacks"
+            problems.append(Problem(key, what, "name it as model.path: it brings its own tokenizer"))
+        return problems
     return [Problem(key, f"{path} holds no {ADAPTER_FILE}", "name the folder of an adapter, or a finished run of one")]
 
 

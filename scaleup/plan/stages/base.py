@@ -58,6 +58,8 @@ class StagePlanner(Generic[C]):
     """Names the table of `reports/results.py` that is printed in the end."""
     tested: Tested = NOTHING
     """Tells which combinations of strategy, adapter, quantization and precision this project's tests train."""
+    trains = False
+    """Tells whether the stage trains `model`, so that it can learn new tokens."""
     takes_classifiers = False
     """Tells whether `model` may be a sequence classifier."""
     before_reads: Literal["data", "own"] = "data"
@@ -119,9 +121,12 @@ class StagePlanner(Generic[C]):
     def config_problems(self, config: C, machine: Machine) -> list[Problem]:
         """Returns every problem that the config itself tells of, so that a user sees all mistakes at once."""
         needs_weights = not machine.is_described
-        models = self.model_paths(config).items()
         return [
-            *(each for where, model in models for each in model_path_problems(model, where, needs_weights)),
+            *(
+                problem
+                for where, model in self.model_paths(config).items()
+                for problem in model_path_problems(model, where, needs_weights, self.trains and where == "model")
+            ),
             *arithmetic_problems(config, machine),
             *parallel_problems(config, machine),
             *patience_problems(config),

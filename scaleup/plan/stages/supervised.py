@@ -32,6 +32,8 @@ S = TypeVar("S", bound=SupervisedConfig)
 class TrainingPlanner(StagePlanner[T]):
     """Answers for a stage that trains a model, whole or through an adapter."""
 
+    trains = True
+
     def problems(self, config: T, machine: Machine) -> Iterator[Problem]:
         yield from optimizer_problems(config)
         yield from adapter_problems(config)
@@ -66,7 +68,21 @@ class TrainingPlanner(StagePlanner[T]):
         yield from expert_problems(config, facts, where)
 
     def notes(self, config: T, facts: Facts, batch: BatchPlan | None, data: DataCheck) -> list[str]:
-        return expert_notes(config, facts["model"], self.adds_router_loss)
+        return [
+            *_new_token_notes(facts["model"]),
+            *expert_notes(config, facts["model"], self.adds_router_loss),
+        ]
+
+
+def _new_token_notes(facts: ModelFacts) -> Iterator[str]:
+    """Yields how many tokens are added, and what becomes of the embeddings."""
+    if not (ids := facts.new_token_ids):
+        return
+    rows = f"the {facts.vocab_size:,} rows of the embeddings have room for them"
+    if facts.stored_vocab_size is not None:
+        rows = f"the embeddings grow from {facts.stored_vocab_size:,} rows to {facts.vocab_size:,}"
+    numbers = f"id {ids[0]}" if len(ids) == 1 else f"ids {ids[0]} to {ids[-1]}"
+    yield f"new tokens: {len(ids)} ({numbers}); {rows}"
 
 
 class SupervisedPlanner(TrainingPlanner[S]):

@@ -176,6 +176,21 @@ ADAPTERS = [
         prepare=adapter(weights=False),
     ),
     bad(
+        "an adapter that has learned tokens, on a base without them, and new tokens for it",
+        "error: adapter.path: is not supported with model.new_tokens: what an adapter trains is settled",
+        "error: adapter.path: has learned tokens that its base (owner/base) lacks -> name it as model.path",
+        changes={"adapter": {"type": "lora", "path": "./a"}, "model.new_tokens": ["<a>"]},
+        prepare=adapter(
+            '{"peft_type": "LORA", "base_model_name_or_path": "owner/base", "trainable_token_indices": {"wte": [9]}}'
+        ),
+    ),
+    bad(
+        "new tokens for an adapter",
+        "error: model.new_tokens: are not supported with a model.path that is an adapter (",
+        changes={"model.path": "./a", "model.new_tokens": ["<a>"]},
+        prepare=adapter('{"peft_type": "LORA", "base_model_name_or_path": "owner/base"}'),
+    ),
+    bad(
         "an adapter whose base is gone",
         "is gone: /nowhere/base -> bring it back",
         changes={"model.path": "./a"},
