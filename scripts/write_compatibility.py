@@ -28,12 +28,12 @@ PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
 HEAD = """# What trains together
 
 Written by `scripts/write_compatibility.py` from `scaleup/plan/compat.py`, which the planner refuses by; do not edit.
-Of stage `sft`, and after that of `reward`, `ppo` and `distill`. **ok**: `tests/distributed/test_compatibility.py`
-trains it on a CPU: its loss falls, what should change does and nothing else, and in float32 all strategies are one
-trajectory (of PPO, `tests/distributed/test_ppo.py`: the same trajectory, and in low precision that the self-checks
-hold; of a distillation, `tests/distributed/test_distillation.py`: the same trajectory and student). **refused**:
-before a model is loaded, with the number of the reason below. *untested*: it may run, and the plan says that no test
-covers it.
+Of stage `sft`, and after that of the others that train. **ok**: `tests/distributed/test_compatibility.py` trains it on
+a CPU: its loss falls, what should change does and nothing else, and in float32 all strategies are one trajectory (of
+PPO, `tests/distributed/test_ppo.py`: the same trajectory, and in low precision that the self-checks hold; of DPO,
+`test_dpo.py` there: the same trajectory, and in low precision near it; of a distillation, `test_distillation.py`: the
+same trajectory and student). **refused**: before a model is loaded, with the number of the reason below. *untested*: it
+may run, and the plan says that no test covers it.
 """
 
 

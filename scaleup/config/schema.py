@@ -64,8 +64,9 @@ class ModelConfig(Section):
 
 class RowFormat(Section):
     """Says how a row becomes an example. At most one of: `prompt` + `completion`, `template`, `messages`, `text`; for
-    reward models `chosen` + `rejected`, or `completions` + `ranks` or `ratings`, each after a `prompt` or without one;
-    for classifiers `text` + `label`. Where none is stated, the columns of a local file may tell: see docs/data.md."""
+    preferences `chosen` + `rejected`, or `completions` + `ranks` or `ratings`, each after a `prompt` or without one;
+    for KTO `prompt` + `completion` + `label`; for classifiers `text` + `label`. Where none is stated, the columns of a
+    local file may tell: see docs/data.md."""
 
     prompt: Text | None = Field(None, description="A template over columns, e.g. 'Review: {text}\\nSentiment:'.")
     completion: Text | None = Field(None, description="A template over columns; the loss is on this part.")
@@ -80,7 +81,8 @@ class RowFormat(Section):
     label: Text | None = Field(
         None,
         description="The column with a text's class: one of the classifier's labels, or its number; or a list of "
-        "labels, or a number: see docs/stages/classify.md.",
+        "labels, or a number: see docs/stages/classify.md. Beside prompt and completion that of true or false, whether "
+        "the completion is desirable (KTO).",
     )
     chosen: Text | None = Field(None, description="A template over columns: the preferred of two responses.")
     rejected: Text | None = Field(None, description="A template over columns: the other response.")
@@ -117,6 +119,7 @@ Sources = Annotated[list[SourceConfig], BeforeValidator(_as_sources), Field(min_
 RowKind = Literal[
     "conversations",
     "preferences",
+    "unpaired preferences",
     "prompts and completions",
     "instructions with answers",
     "texts with a class",

@@ -98,6 +98,8 @@ class Batch:
     """Tells whether some row has padding or, packed, several texts; None: the host does not know."""
     teacher_top_k: TopK | None = None
     """Holds the teacher's distribution at the labelled positions, where the teacher is cached."""
+    reference_logps: torch.Tensor | None = None
+    """Holds the reference's log-probabilities (B), summed over each row's labelled tokens, where it is cached."""
 
     def __post_init__(self) -> None:
         if self.places is None:
@@ -105,9 +107,13 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        teacher_top_k = None if self.teacher_top_k is None else self.teacher_top_k.to(device)
         labels = self.labels.to(device, non_blocking=True)
-        return replace(self, inputs=moved, labels=labels, places=self.places.to(device), teacher_top_k=teacher_top_k)
+        batch = replace(self, inputs=moved, labels=labels, places=self.places.to(device))
+        if self.teacher_top_k is not None:
+            batch = replace(batch, teacher_top_k=self.teacher_top_k.to(device))
+        if self.reference_logps is not None:
+            batch = replace(batch, reference_logps=self.reference_logps.to(device, non_blocking=True))
+        return batch
 
 
 Collator = Callable[[Sequence[Any]], Batch]

@@ -9,7 +9,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from scaleup.data.prompt_rows import PromptRow
-from scaleup.data.tokenization import IGNORE, LabelledTokens, PairTokens, PreferenceTokens, TargetTokens, Tokens
+from scaleup.data.tokenization import (
+    IGNORE,
+    LabelledTokens,
+    PairTokens,
+    PreferenceTokens,
+    TargetTokens,
+    Tokens,
+    UnpairedTokens,
+)
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,26 @@ class PreferenceForm:
         return 2 * np.maximum(one, other)
 
 
+class UnpairedForm:
+    """Lays out responses that are desirable or not: each as a row of its own kind."""
+
+    numbers: Mapping[str, type] = {"is_desirable": np.int8}
+
+    def __init__(self, response: Form) -> None:
+        self._response = response
+        self.lists = response.lists
+
+    def columns(self, rows: Sequence[UnpairedTokens]) -> Columns:
+        columns = self._response.columns([row.response for row in rows])
+        return {**columns, "is_desirable": np.array([row.is_desirable for row in rows], np.int8)}
+
+    def row(self, cells: Cells) -> UnpairedTokens:
+        return UnpairedTokens(self._response.row(cells), bool(cells["is_desirable"]))
+
+    def widths(self, lengths: Callable[[str], np.ndarray]) -> np.ndarray:
+        return self._response.widths(lengths)
+
+
 class LabelledForm:
     """Lays out texts with a class."""
 
@@ -197,6 +225,8 @@ FORMS: Mapping[str, Form] = {
     "pairs": PairForm(),
     "preferences": PreferenceForm(CausalForm()),
     "seq2seq preferences": PreferenceForm(Seq2SeqForm()),
+    "unpaired": UnpairedForm(CausalForm()),
+    "seq2seq unpaired": UnpairedForm(Seq2SeqForm()),
     "labelled": LabelledForm(),
     "targets": TargetForm(),
     "prompts": PromptForm(),
@@ -210,6 +240,8 @@ def form_name(row: Any, task: str) -> str:
         return "pairs"
     if isinstance(row, PreferenceTokens):
         return "seq2seq preferences" if task == "seq2seq_lm" else "preferences"
+    if isinstance(row, UnpairedTokens):
+        return "seq2seq unpaired" if task == "seq2seq_lm" else "unpaired"
     if isinstance(row, LabelledTokens):
         return "labelled"
     if isinstance(row, TargetTokens):

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import torch
+
 from scaleup.config.schema import SourceConfig
 from scaleup.data.collate import Batch, Collator
 from scaleup.data.marks import Rendered
@@ -94,6 +97,15 @@ def _is_empty(response: Any) -> bool:
     return isinstance(response, str) and not response.strip()
 
 
+def cached_logps(of_rows: Sequence[np.ndarray | None]) -> torch.Tensor | None:
+    """Returns what the reference says (2 B) of the first responses of B rows, then of the second; 0 for fillers, of
+    which it is never asked. None where nothing is cached."""
+    if all(logps is None for logps in of_rows):
+        return None
+    told = np.stack([np.zeros(2, np.float32) if logps is None else logps for logps in of_rows])
+    return torch.from_numpy(told.T.flatten())
+
+
 def preference_collator(collate: Collator) -> Collator:
     """Returns a collator of the 2 B rows of B pairs, the chosen ones first; `num_labels` counts the pairs. `collate` is
     that of the rows."""
@@ -101,6 +113,7 @@ def preference_collator(collate: Collator) -> Collator:
     def collate_pairs(rows: Sequence[TokenRow]) -> Batch:
         pairs = [row if isinstance(row, PreferenceTokens) else PreferenceTokens(FILLER, FILLER) for row in rows]
         batch = collate([*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)])
-        return replace(batch, num_labels=sum(isinstance(row, PreferenceTokens) for row in rows))
+        batch = replace(batch, num_labels=sum(isinstance(row, PreferenceTokens) for row in rows))
+        return replace(batch, reference_logps=cached_logps([pair.reference_logps for pair in pairs]))
 
     return collate_pairs

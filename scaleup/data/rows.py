@@ -10,7 +10,14 @@ from typing import Any, overload
 
 import numpy as np
 
-from scaleup.data.tokenization import LabelledTokens, PairTokens, PreferenceTokens, TargetTokens, TokenRow
+from scaleup.data.tokenization import (
+    LabelledTokens,
+    PairTokens,
+    PreferenceTokens,
+    TargetTokens,
+    TokenRow,
+    UnpairedTokens,
+)
 
 Rows = Sequence[Any]
 """Holds rows of one type."""
@@ -38,6 +45,8 @@ def _widths(row: TokenRow, task: str) -> tuple[int, ...]:
     if isinstance(row, PreferenceTokens):
         sides = zip(_widths(row.chosen, task), _widths(row.rejected, task), strict=True)
         return tuple(2 * max(both) for both in sides)
+    if isinstance(row, UnpairedTokens):
+        return _widths(row.response, task)
     if isinstance(row, LabelledTokens | TargetTokens) or task != "seq2seq_lm":
         return (len(row.input_ids),)
     return len(row.input_ids), len(row.labels)

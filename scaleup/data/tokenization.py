@@ -65,6 +65,29 @@ class PreferenceTokens:
 
     chosen: Tokens
     rejected: Tokens
+    reference_logps: np.ndarray | None = None
+    """Holds the reference's log-probabilities (2) of both responses, where they are cached."""
+
+    @property
+    def responses(self) -> tuple[Tokens, Tokens]:
+        return self.chosen, self.rejected
+
+
+@dataclass(frozen=True, eq=False)
+class UnpairedTokens:
+    """A language model's prompt with a response, which alone has labels, that is desirable or not."""
+
+    response: Tokens
+    is_desirable: bool
+    mismatched: Tokens | None = None
+    """Holds the prompt with another row's response: see data/unpaired.py."""
+    reference_logps: np.ndarray | None = None
+    """Holds the reference's log-probabilities (2) of both responses, where they are cached."""
+
+    @property
+    def responses(self) -> tuple[Tokens, Tokens]:
+        assert self.mismatched is not None, "the run has told what it is"
+        return self.response, self.mismatched
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +106,7 @@ class TargetTokens:
     label: np.ndarray
 
 
-TokenRow = Tokens | PairTokens | PreferenceTokens | LabelledTokens | TargetTokens
+TokenRow = Tokens | PairTokens | PreferenceTokens | UnpairedTokens | LabelledTokens | TargetTokens
 
 FILLER = Tokens(np.zeros(1, np.int32), np.full(1, IGNORE, np.int32))
 """Takes the place of a row that is not there, so that every rank has its share of a step. It has no loss."""

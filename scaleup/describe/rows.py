@@ -25,7 +25,7 @@ from scaleup.plan.facts import REWARD_MODEL, ModelFacts, RowsRequest
 from scaleup.records.chat_templates import KEY
 from scaleup.records.chats import REASONING_KEYS, Chat, Message
 from scaleup.records.check import NUM_ROWS_LISTED, NUM_STREAMED_ROWS, maker_of, more_failing
-from scaleup.records.examples import PromptCompletion, row_problem
+from scaleup.records.examples import PromptCompletion, UnpairedPreference, row_problem
 from scaleup.records.formats import local_path
 from scaleup.records.preferences import Preferences
 
@@ -182,6 +182,8 @@ class _Look:
             self._encoder.chat.whole(_longer(prompt, [{"role": "assistant", "content": "a"}]))
 
     def _look(self, example: Any) -> None:
+        if isinstance(example, UnpairedPreference):
+            example = example.example
         if isinstance(example, Preferences):
             for pair in example.pairs:
                 if isinstance(pair.prompt, Chat):

@@ -16,11 +16,12 @@ from scaleup.data.prepared import prepared_rows
 from scaleup.data.prompts import read_prompts
 from scaleup.data.tokenization import Encoder, RowEncoder
 from scaleup.data.too_long import left_out_sentences
+from scaleup.data.unpaired import UnpairedEncoder
 from scaleup.distributed.progress import Progress
 from scaleup.models.load import load_tokenizer
 from scaleup.plan.facts import ModelFacts, RowsRequest
 from scaleup.records.examples import row_format
-from scaleup.records.format_rules import holds_preferences
+from scaleup.records.format_rules import holds_class, holds_preferences, is_unpaired
 from scaleup.records.formats import local_path
 from scaleup.train.reading import pair_reader, reading_of
 
@@ -57,17 +58,20 @@ def _encoder(model: ModelConfig, facts: ModelFacts, rows: RowsRequest, where: st
     tokenizer = load_tokenizer(model, facts.tokenizer_at, where)
     if rows.pairs_template is not None:
         return PairEncoder(pair_reader(facts, tokenizer, rows.data, rows.pairs_template), rows.data)
-    if rows.pairs and facts.task != "sequence_classification":
-        return PreferenceEncoder(Encoder(tokenizer, facts.task, rows.data))
+    if rows.preferences and facts.task != "sequence_classification":
+        encoder = Encoder(tokenizer, facts.task, rows.data)
+        return PreferenceEncoder(encoder) if rows.preferences == "pairs" else UnpairedEncoder(encoder)
     return reading_of(facts, tokenizer, rows.data).encoder
 
 
 def _is_read(facts: ModelFacts, rows: RowsRequest, form: Any) -> bool:
     """Returns whether the model reads rows of a format."""
-    if rows.pairs_template is not None or rows.pairs:
+    if rows.pairs_template is not None or rows.preferences == "pairs":
         return holds_preferences(form)
+    if rows.preferences == "unpaired":
+        return is_unpaired(form)
     if facts.task == "sequence_classification":
-        return form.label is not None and facts.reads_labels
+        return holds_class(form) and facts.reads_labels
     if holds_preferences(form) or form.label is not None:
         return False
     return facts.task == "causal_lm" or (form.messages is None and form.text is None)

@@ -162,6 +162,7 @@ class FSDP2Engine(ReplicatedEngine):
             auto_wrap_policy="transformer_based_wrap",
             cpu_ram_efficient_loading=False,
             state_dict_type="SHARDED_STATE_DICT",
+            mixed_precision_policy=_low_precision(group.mixed_precision),
         )
         return Accelerator(fsdp_plugin=plugin, kwargs_handlers=[backend], **common)
 
@@ -198,6 +199,17 @@ class FSDP2Engine(ReplicatedEngine):
 
     def shard_again(self, model: Any) -> None:
         shard_again_under_fsdp2(model)
+
+
+def _low_precision(precision: str) -> Any:
+    """Returns the policy of FSDP2 for bf16 and fp16; None where there is none. What a model returns stays as it is:
+    Accelerate's own policy rounds losses and log-probabilities, which are float32, to 8 or 11 bits."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision not in types:
+        return None
+    return MixedPrecisionPolicy(param_dtype=types[precision], reduce_dtype=types[precision])
 
 
 class DeepSpeedEngine:

@@ -232,9 +232,13 @@ class Runtime:
             dist.broadcast(told, src=0)
         return int(told)
 
+    def shard_again(self, model: Any) -> None:
+        """Shards what a forward pass without a backward one left whole."""
+        self._engine.shard_again(model)
+
     def _trained(self, model: Any) -> dict[str, torch.nn.Parameter]:
         """Returns the trained parameters by name, shared ones once."""
-        self._engine.shard_again(model)
+        self.shard_again(model)
         named = self.accelerator.unwrap_model(model).named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 

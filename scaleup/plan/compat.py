@@ -192,6 +192,20 @@ REFUSALS = (
         adapters=frozenset({"adalora"}),
         stages=frozenset({"distill"}),
     ),
+    Refusal(
+        "adapter.type",
+        "a policy is compared with itself without its adapter, and adalora's schedule knows one model alone",
+        "use lora",
+        adapters=frozenset({"adalora"}),
+        stages=frozenset({"dpo"}),
+    ),
+    Refusal(
+        "adapter.type",
+        "log-probabilities of responses are read where their own tokens stand, and virtual tokens move them",
+        "use lora",
+        adapters=frozenset({"prompt_tuning", "prefix"}),
+        stages=frozenset({"dpo"}),
+    ),
 )
 
 USES = ("evaluate", "generate", "export")

@@ -67,6 +67,8 @@ class Workload:
 
     texts_a_row: int = 1
     """Counts the texts of a row: two of a pair."""
+    texts_read: int = 0
+    """Counts the texts of a row that the model, and its teacher, read beside, without gradients."""
     teacher: ModelFacts | None = None
     """Adds the cost of its forward pass."""
     is_cached: bool = False
@@ -79,8 +81,10 @@ def compute_plan(
     """Returns the arithmetic of a run in floating-point operations."""
     a_token = flops_a_token(facts, config.data.max_length, config.gradient_checkpointing)
     once, of_teacher = 0, flops_forward(work.teacher, config.data.max_length) if work.teacher else 0
+    a_token += flops_forward(facts, config.data.max_length) * work.texts_read // work.texts_a_row
+    of_teacher = of_teacher * (work.texts_a_row + work.texts_read) // work.texts_a_row
     if work.is_cached:
-        once = (batch.num_train_rows or 0) * config.data.max_length * of_teacher
+        once = (batch.num_train_rows or 0) * config.data.max_length * work.texts_a_row * of_teacher
     else:
         a_token += of_teacher
     tokens = tokens_at_most(config, batch, work.texts_a_row)

@@ -264,8 +264,8 @@ class RowsRequest(BaseModel):
     """Maps a split whose rows the run has as tokens, which are made and kept then -> what is made of them."""
     pairs_template: str | None = None
     """Is the text that a reward model reads of a prompt and a response, where rows are preferences."""
-    pairs: bool = False
-    """Tells whether rows are preferences that a language model learns from."""
+    preferences: Literal["pairs", "unpaired"] | None = None
+    """Tells what preferences rows are that a language model learns from: none, pairs, or single responses."""
     by_own_template: bool = False
     """Tells whether the model reads conversations by its own template, where it has one: what `data` names is another
     model's."""

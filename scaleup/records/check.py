@@ -15,8 +15,16 @@ from scaleup.errors import Problem, ScaleupError
 from scaleup.records.arrow_rows import splits_in
 from scaleup.records.chat_notes import ChatNotes
 from scaleup.records.chats import Chat
-from scaleup.records.examples import Labelled, example_maker, labelled_maker, prompt_maker, row_problem
-from scaleup.records.format_rules import holds_preferences, recognitions, row_format
+from scaleup.records.examples import (
+    Labelled,
+    UnpairedPreference,
+    example_maker,
+    labelled_maker,
+    prompt_maker,
+    row_problem,
+    unpaired_maker,
+)
+from scaleup.records.format_rules import holds_class, holds_preferences, is_unpaired, recognitions, row_format
 from scaleup.records.formats import data_files, local_path, read_rows
 from scaleup.records.labels import Label, SeenLabels, Targets
 from scaleup.records.preferences import Preferences, preference_maker, reasons
@@ -104,7 +112,9 @@ def maker_of(data: DataConfig, source: SourceConfig, prompts_only: bool) -> Make
         if prompts_only:
             return prompt_maker(data, source)
         form = row_format(data, source)
-        if form.label is not None:
+        if is_unpaired(form):
+            return unpaired_maker(data, source)
+        if holds_class(form):
             return labelled_maker(data, source)
         return preference_maker(data, source) if holds_preferences(form) else example_maker(data, source)
     except ScaleupError:
@@ -127,6 +137,7 @@ def _check_source(
         return problems, SourceSummary(source.path, None)
     failures, notes, labels = _Failures(limit), list[str](), SeenLabels(form.label or "label")
     is_whole, num_examples, left_out, chats = True, 0, Counter[str](), ChatNotes()
+    desirable = Counter[bool]()
     try:
         for row in islice(read_rows(path, failures.add_line, notes.append), source.max_rows):
             failures.start_row()
@@ -134,9 +145,14 @@ def _check_source(
                 made = maker(row.values, failures.num_rows - 1) if maker is not None else None
                 num_examples += _num_rows(made, split_turns)
                 left_out.update(made.left_out if isinstance(made, Preferences) else ())
-                chats.add(made, row.values.get(form.tools or "tools"))
+                chats.add(
+                    made.example if isinstance(made, UnpairedPreference) else made,
+                    row.values.get(form.tools or "tools"),
+                )
                 if isinstance(made, Labelled):
                     labels.add(made.label, failures.num_rows, row.where)
+                elif isinstance(made, UnpairedPreference):
+                    desirable[made.is_desirable] += 1
             except ScaleupError as error:
                 failures.add(row.where, error)
     except _Enough:
@@ -147,6 +163,8 @@ def _check_source(
     elif not problems and not num_examples and is_whole:
         what = f"'{path}' holds no pair in which one response is preferred ({', '.join(reasons(left_out))})"
         problems = [Problem(f"{key}.path", what, "name a file with preferences")]
+    if desirable:
+        notes.append(f"{key}: {desirable[True]:,} responses are desirable, and {desirable[False]:,} are not")
     num_rows = num_examples if is_whole else None
     return problems, SourceSummary(source.path, num_rows, str(path), left_out, (*notes, *chats.lines(key)), labels)
 

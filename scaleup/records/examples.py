@@ -14,7 +14,7 @@ from scaleup.records.alpaca import ALPACA, read_alpaca
 from scaleup.records.chats import Chat, is_answer, says_something
 from scaleup.records.format_rules import chat_key, format_mistakes, format_problems, row_format
 from scaleup.records.instructions import INSTRUCTIONS, phrasing_of
-from scaleup.records.labels import Label, label_of
+from scaleup.records.labels import Label, label_of, truth_of
 from scaleup.records.parts import Templates, is_list, read_parts, rendered, together
 from scaleup.records.template import Template, column_problem
 from scaleup.records.turns import read_tools, read_turns, with_system
@@ -25,6 +25,7 @@ __all__ = [
     "Opening",
     "PlainText",
     "PromptCompletion",
+    "UnpairedPreference",
     "example_maker",
     "format_problems",
     "labelled_maker",
@@ -32,6 +33,7 @@ __all__ = [
     "response_faults",
     "row_format",
     "row_problem",
+    "unpaired_maker",
     "valid_format",
 ]
 
@@ -57,6 +59,14 @@ class Labelled:
 
     text: str
     label: Label
+
+
+@dataclass(frozen=True)
+class UnpairedPreference:
+    """Holds a prompt with a response, and whether that is desirable."""
+
+    example: PromptCompletion | Chat
+    is_desirable: bool
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,19 @@ def labelled_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, 
     assert form.text is not None and form.label is not None, "the format has been looked at"
     text, column = {"text": Template(form.text, form.columns)}, form.label
     return lambda values, index: _labelled(text, column, values)
+
+
+def unpaired_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, int], UnpairedPreference]:
+    """Returns a function like `example_maker`'s, for rows of `prompt`, `completion` and a `label` of true or false."""
+    form = valid_format(data, source)
+    make, column = example_maker(data, source), form.label
+    assert column is not None, "the format has been looked at"
+
+    def unpaired(values: Values, index: int) -> UnpairedPreference:
+        made = together({"example": partial(make, values, index), "label": partial(truth_of, column, values)})
+        return UnpairedPreference(made["example"], made["label"])
+
+    return unpaired
 
 
 def prompt_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values, int], str | Chat]:

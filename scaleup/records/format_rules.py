@@ -121,9 +121,19 @@ def chat_key(form: RowFormat) -> str | None:
     return "messages" if form.messages is not None else "template" if form.template == ALPACA else None
 
 
+def holds_class(form: RowFormat) -> bool:
+    """Returns whether rows of a format are texts with a class."""
+    return form.label is not None and form.completion is None
+
+
+def is_unpaired(form: RowFormat) -> bool:
+    """Returns whether rows of a format are prompts with a response that is desirable or not."""
+    return form.label is not None and form.completion is not None
+
+
 def holds_labels(data: DataConfig, split: str) -> bool:
     """Returns whether any of a split's rows are texts with a class."""
-    return any(row_format(data, source).label is not None for source in getattr(data, split) or [])
+    return any(holds_class(row_format(data, source)) for source in getattr(data, split) or [])
 
 
 def _preference_mistakes(form: RowFormat, where: str, prompts_only: bool) -> list[Problem]:
@@ -165,8 +175,9 @@ def _incompatible_keys(form: RowFormat, where: str, prompts_only: bool) -> list[
         return [Problem(f"{where}.completion", "is set without a prompt", f"set {where}.prompt beside it")]
     if form.prompt is not None and form.completion is None and not prompts_only:
         return [Problem(f"{where}.prompt", "is set without a completion", f"set {where}.completion beside it")]
-    if form.label is not None and form.text is None:
-        return [Problem(f"{where}.label", "is set without a text", f"set {where}.text beside it, and nothing else")]
+    if form.label is not None and form.text is None and form.completion is None and not prompts_only:
+        remedy = f"set {where}.text beside it, or {where}.prompt and {where}.completion"
+        return [Problem(f"{where}.label", "is set without a text", remedy)]
     if form.text is not None and prompts_only:
         return [Problem(f"{where}.text", "gives no prompts to generate from", f"set {where}.prompt instead")]
     return []

@@ -122,6 +122,17 @@ def _name(label: Any) -> str:
     return str(label).lower() if isinstance(label, bool) else str(label)
 
 
+def truth_of(column: str, values: Mapping[str, Any]) -> bool:
+    """Returns the truth value in a row's column, or the one that a text spells. Raises ScaleupError if there is
+    none."""
+    truth = _truth_in(values.get(column))
+    if truth is None and isinstance(values.get(column), str):
+        raise ScaleupError.of(column, f"{values[column]!r} is neither true nor false", "use one of them")
+    if truth is None:
+        raise ScaleupError(column_problem(column, values, wanted="true or false"))
+    return truth
+
+
 def class_number(label: Label, names: Sequence[str]) -> int | None:
     """Returns the number of a row's class: of the name that a text is; of the name that its number is, where all names
     are numbers; else of the number that it is or spells, where the names are `numbered_otherwise` for none. True and
@@ -156,7 +167,7 @@ def _number_in(label: Label, names: Sequence[str]) -> float | None:
     return number_in(label) if truth is None else float(truth) if len(names) == 2 else None
 
 
-def _truth_in(label: Label) -> bool | None:
+def _truth_in(label: Any) -> bool | None:
     if isinstance(label, str):
         return TRUTHS.get(label.strip().lower())
     return label if isinstance(label, bool) else None

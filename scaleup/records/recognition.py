@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from scaleup.records.formats import data_files, local_path, read_rows
 from scaleup.records.values import messages_in
 
 NUM_FILES_KEPT = 64
+UNPAIRED: RowKind = "unpaired preferences"
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ def recognised(data: DataConfig, source: SourceConfig) -> Recognised | None:
     """Returns the one format that the columns of a local source's first row fit; of several the one that the stage
     learns from. None if there is none, or still several."""
     found = _candidates(_first_row(data, source))
-    if len(found) > 1 and data.wanted:
-        found = [each for each in found if each.kind in data.wanted]
+    if len(found) > 1:
+        wanted = data.wanted or frozenset(each.kind for each in found if each.kind != UNPAIRED)
+        found = [each for each in found if each.kind in wanted]
     return found[0] if len(found) == 1 else None
 
 
@@ -55,6 +57,10 @@ def _candidates(row: Mapping[str, Any]) -> list[Recognised]:
             found.append(Recognised(RowFormat(messages=column), "conversations", f"{column}: {', '.join(keys)}"))
     if {"chosen", "rejected"} <= row.keys():
         found.append(_of_texts(row, "preferences", ("prompt", "chosen", "rejected")))
+    if {"prompt", "completion", "label"} <= row.keys():
+        unpaired = _of_texts(row, UNPAIRED, ("prompt", "completion"))
+        form = unpaired.form.model_copy(update={"label": "label"})
+        found.append(replace(unpaired, form=form, columns="prompt, completion, label"))
     if {"prompt", "completion"} <= row.keys():
         found.append(_of_texts(row, "prompts and completions", ("prompt", "completion")))
     if set(NEEDED) <= row.keys():

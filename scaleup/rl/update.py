@@ -72,7 +72,7 @@ class Updater:
                 tally = Tally()
                 last = self._step(experience, estimates, rows, tally)
                 steps += 1
-                whole.add_sums(tally.count, tally.sums)
+                whole.add_all(tally)
                 checks_ratio = steps == 1 and self.ppo.self_checks
                 if not checks_ratio and self.ppo.target_kl is None:
                     continue

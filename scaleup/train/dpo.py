@@ -26,7 +26,7 @@ POLICY = "policy"
 
 class PolicyWithReference(Beside):
     """Holds a policy beside its reference, a frozen copy; or alone, where it is its own without its adapter, with the
-    adapter as it was (`has_start`), or where there is none (`is_free`)."""
+    adapter as it was (`has_start`), or where no reference is asked (`is_free`): there is none, or it is cached."""
 
     trained_part = POLICY
     frozen_part = "reference"
@@ -53,6 +53,18 @@ class PolicyWithReference(Beside):
             with torch.no_grad(), as_reference(self.policy, self.reference, self._has_start):
                 logps = token_stats(self.reference or self.policy, inputs, query).logprobs.sum(dim=1)
         return token_stats(self.policy, inputs, query).logprobs.sum(dim=1), logps
+
+
+def logps_of(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns log-probabilities (2 B) of a batch's responses, summed over their tokens: those of a policy, wrapped or
+    not, and the reference's, which the batch holds where they are cached."""
+    policy, reference = model(labels=batch.labels, places=batch.places, **batch.inputs)
+    return policy, reference if batch.reference_logps is None else batch.reference_logps
+
+
+def pair_logps(model: Any, batch: Batch) -> torch.Tensor:
+    """Returns the policy's log-probabilities (B, 2) of each pair's responses."""
+    return logps_of(model, batch)[0].view(2, -1).T
 
 
 @dataclass(frozen=True)
@@ -164,7 +176,7 @@ def dpo_objective(dpo: DPOSettings, tally: Tally) -> Objective:
     by_mean = set(dpo.losses) <= {"orpo", "simpo", "sft"}  # what TRL calls logps there is a token's
 
     def loss_sum(model: Any, batch: Batch) -> torch.Tensor:
-        policy, reference = model(labels=batch.labels, places=batch.places, **batch.inputs)
+        policy, reference = logps_of(model, batch)
         lengths = (batch.labels != IGNORE).sum(dim=1).view(2, -1)
         is_real = lengths[0] > 0
         logps, reference = policy.view(2, -1), reference.view(2, -1)

@@ -40,9 +40,11 @@ def train_supervised(
     objective: Objective,
     load: Callable[[], Any] | None = None,
     tally: Tally | None = None,
+    feed: Callable[[Any, Feed], Feed] | None = None,
 ) -> Trained:
     """Load the config's model, prepare it and fit it. `collator` makes one for the model; `load`, if given, takes the
-    place of loading the config's model; `tally` is what the objective adds its metrics to.
+    place of loading the config's model; `tally` is what the objective adds its metrics to; `feed` makes what the model
+    learns from of its rows, once an engine has wrapped it.
 
     Raises ScaleupError as loading and fitting do, and Stopped after a signal."""
     config, plan, runtime = job.config, job.plan, job.runtime
@@ -60,8 +62,8 @@ def train_supervised(
         batch_size = config.train.per_device_eval_batch_size
         return eval_batches(data.validation, collate, batch_size, runtime.rank, runtime.world)
 
-    feed = Feed(loader, validation if data.validation else None, tally=tally)
-    return train_model(job, model, num_steps, objective, lambda wrapped: feed)
+    rows = Feed(loader, validation if data.validation else None, tally=tally)
+    return train_model(job, model, num_steps, objective, lambda wrapped: feed(wrapped, rows) if feed else rows)
 
 
 def train_model(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -17,21 +16,28 @@ class Tally:
 
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     """Holds scalars in float64."""
-    count: float = 0.0
+    counts: dict[str, float | torch.Tensor] = field(default_factory=dict)
+    """Counts the tokens, or rows, that each sum is over: on the host where it knows them."""
 
-    def add(self, count: float, **values: torch.Tensor) -> None:
-        self.add_sums(count, {name: value.detach().double().sum() for name, value in values.items()})
+    def add(self, count: float | torch.Tensor, **values: torch.Tensor) -> None:
+        for name, value in values.items():
+            self._add(name, value.detach().double().sum(), count)
 
-    def add_sums(self, count: float, sums: Mapping[str, torch.Tensor]) -> None:
-        self.count += count
-        for name, value in sums.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+    def add_all(self, other: Tally) -> None:
+        for name, value in other.sums.items():
+            self._add(name, value, other.counts[name])
+
+    def _add(self, name: str, value: torch.Tensor, count: float | torch.Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counts[name] = self.counts.get(name, 0) + count
 
     def clear(self) -> None:
-        self.sums, self.count = {}, 0.0
+        self.sums, self.counts = {}, {}
 
     def means(self, runtime: Runtime) -> dict[str, float]:
-        """Return means over the tokens, or rows, of all ranks, which must all call it."""
+        """Return means over the tokens, or rows, of all ranks, which must all call it; nothing of what there was none
+        of."""
         names = sorted(self.sums)
-        *sums, count = runtime.sum(*(self.sums[name] for name in names), self.count)
-        return {name: value / max(count, 1.0) for name, value in zip(names, sums, strict=True)}
+        found = runtime.sum(*(self.sums[name] for name in names), *(self.counts[name] for name in names))
+        both = zip(names, found[: len(names)], found[len(names) :], strict=True)
+        return {name: value / count for name, value, count in both if count}

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from scaleup.config.fields import NotNegative
-from scaleup.config.schema import Float, GenerationConfig, PreferenceData, Section
+from scaleup.config.schema import DataConfig, Float, GenerationConfig, Section
 from scaleup.config.stages.base import SupervisedConfig
 
-PairLoss = Literal["dpo", "ipo", "hinge", "robust", "sppo", "orpo", "simpo", "cpo", "sft"]
+PairLoss = Literal["dpo", "ipo", "hinge", "robust", "sppo", "orpo", "simpo", "cpo", "sft", "kto"]
 
 
 def _one_or_several(value: Any) -> str:
@@ -21,13 +21,14 @@ PairLosses = Annotated[
     Annotated[PairLoss, Tag("[name]")] | Annotated[list[PairLoss], Field(min_length=1), Tag("[list]")],
     Discriminator(_one_or_several),
 ]
-AGAINST_REFERENCE = frozenset({"dpo", "ipo", "hinge", "robust", "sppo"})
+AGAINST_REFERENCE = frozenset({"dpo", "ipo", "hinge", "robust", "sppo", "kto"})
 
 
 class DPOSettings(Section):
     """The loss of a pair is that of Rafailov et al. 2023 (dpo), Azar et al. 2023 (ipo), Zhao et al. 2023 (hinge),
     Chowdhury et al. 2024 (robust), Wu et al. 2024 (sppo), Hong et al. 2024 (orpo), Meng et al. 2024 (simpo), Xu et al.
-    2024 (cpo), or cross-entropy of the chosen response (sft); or a weighted sum of several."""
+    2024 (cpo), or cross-entropy of the chosen response (sft); or a weighted sum of several. That of a single response,
+    desirable or not, is that of Ethayarajh et al. 2024 (kto)."""
 
     loss: PairLosses = Field("dpo", description="One, or several.")
     loss_weights: list[Float] | None = Field(None, description="One for each of several losses; by default 1.")
@@ -39,10 +40,13 @@ class DPOSettings(Section):
     )
     simpo_gamma: NotNegative = Field(0.5, description="Of simpo: by how much the chosen response is to be ahead.")
     cpo_alpha: NotNegative = Field(1.0, description="Of simpo and cpo: the weight of cross-entropy beside them.")
-    reference: Literal["auto", "adapter_off", "copy"] = Field(
+    desirable_weight: Annotated[Float, Field(gt=0)] = Field(1.0, description="Of kto: the weight of such rows.")
+    undesirable_weight: Annotated[Float, Field(gt=0)] = Field(1.0, description="Of kto: the weight of the others.")
+    reference: Literal["auto", "adapter_off", "copy", "cached"] = Field(
         "auto",
         description="adapter_off: the model without its adapter, or with the adapter as it was before training. copy: "
-        "a frozen copy of the model. auto: adapter_off where there is an adapter of PEFT, else copy.",
+        "a frozen copy of the model. cached: its log-probabilities, computed once before training. auto: adapter_off "
+        "where there is an adapter of PEFT, else copy.",
     )
     reference_free: bool = Field(False, description="Take every response to be equally likely to the reference.")
 
@@ -50,6 +54,15 @@ class DPOSettings(Section):
     def needs_reference(self) -> bool:
         """Returns whether some loss compares the model with its reference."""
         return not self.reference_free and any(loss in AGAINST_REFERENCE for loss in self.losses)
+
+    @property
+    def caches_reference(self) -> bool:
+        return self.reference == "cached"
+
+    @property
+    def is_unpaired(self) -> bool:
+        """Returns whether rows are single responses, desirable or not, in place of pairs."""
+        return "kto" in self.losses
 
     @property
     def losses(self) -> list[str]:
@@ -60,11 +73,15 @@ class DPOSettings(Section):
         return [1.0] * len(self.losses) if self.loss_weights is None else self.loss_weights
 
 
+class ResponseData(DataConfig):
+    wanted = frozenset({"preferences", "unpaired preferences"})
+
+
 class DPOConfig(SupervisedConfig):
-    """Trains a causal or an encoder-decoder model on pairs of a chosen and a rejected response: all of it, or an
-    adapter."""
+    """Trains a causal or an encoder-decoder model on pairs of a chosen and a rejected response, or on responses that
+    are desirable or not: all of it, or an adapter."""
 
     stage: Literal["dpo"]
-    data: PreferenceData
+    data: ResponseData
     dpo: DPOSettings = Field(default_factory=DPOSettings)
     generation: GenerationConfig = Field(default_factory=GenerationConfig)

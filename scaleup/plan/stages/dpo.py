@@ -8,7 +8,7 @@ from scaleup.config.schema import RowFormat
 from scaleup.config.stages.dpo import DPOConfig
 from scaleup.errors import Problem
 from scaleup.plan.batches import packing_problems
-from scaleup.plan.compat import Tested
+from scaleup.plan.compat import TESTED_PRECISIONS, Tested
 from scaleup.plan.compute import Rate, Workload, compute_plan
 from scaleup.plan.facts import MicroBatch, ModelFacts, RowsRequest
 from scaleup.plan.machine import Machine
@@ -18,40 +18,57 @@ from scaleup.plan.rules import packing_unsupported
 from scaleup.plan.stages.base import Facts
 from scaleup.plan.stages.supervised import SupervisedPlanner, no_classes, only_preferences, ranking_problems
 from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan
+from scaleup.records.check import DataCheck
+from scaleup.records.format_rules import is_unpaired
 
 USED_BY = {
-    "beta": frozenset({"dpo", "ipo", "hinge", "robust", "sppo", "orpo", "simpo", "cpo"}),
+    "beta": frozenset({"dpo", "ipo", "hinge", "robust", "sppo", "orpo", "simpo", "cpo", "kto"}),
     "label_smoothing": frozenset({"robust", "simpo", "cpo"}),
     "simpo_gamma": frozenset({"simpo"}),
     "cpo_alpha": frozenset({"simpo", "cpo"}),
+    "desirable_weight": frozenset({"kto"}),
+    "undesirable_weight": frozenset({"kto"}),
     "reference_free": frozenset({"dpo", "ipo", "hinge", "robust", "sppo"}),
 }
 """Maps a setting -> the losses that have it."""
 
 
 class DPOPlanner(SupervisedPlanner[DPOConfig]):
-    tested = Tested(adapters=frozenset({"full", "lora"}), precisions=frozenset({"no"}), kind="DPO of ")
+    tested = Tested(
+        adapters=frozenset({"full", "lora"}),
+        precisions=TESTED_PRECISIONS,
+        quantized=frozenset({"single", "ddp", "zero1", "zero2", "zero3"}),
+        kind="DPO of ",
+    )
 
     def stage_problems(self, config: DPOConfig, machine: Machine) -> Iterator[Problem]:
         yield from no_classes(config)
         yield from setting_problems(config)
         yield from reference_problems(config)
         forms = self.row_formats(config)
-        yield from only_preferences(config, forms)
+        yield from kto_problems(config, forms) if config.dpo.is_unpaired else pair_problems(config, forms)
         if any(form.margin is not None for form in forms):
             yield Problem("data.margin", "is of reward models: no loss of stage dpo has one", "leave it out")
         if config.data.packing:
-            yield packing_unsupported("pairs of responses")
-        yield from ranking_problems(config, forms)
+            yield packing_unsupported("responses that are preferred or not")
+
+    def data_problems(self, config: DPOConfig, machine: Machine, data: DataCheck) -> Iterator[Problem]:
+        yield from super().data_problems(config, machine, data)
+        if not config.dpo.is_unpaired or data.problems:
+            return
+        for split, summaries in data.sources.items():
+            if sum(2 if summary.rows is None else summary.rows for summary in summaries) < 2:
+                what = "has one row, and kto compares each with the response of another"
+                yield Problem(f"data.{split}", what, "give more rows")
 
     def rows(self, config: DPOConfig) -> RowsRequest | None:
         rows = super().rows(config)
-        return rows and rows.model_copy(update={"pairs": True})
+        return rows and rows.model_copy(update={"preferences": "unpaired" if config.dpo.is_unpaired else "pairs"})
 
     def micro_batch(self, config: DPOConfig) -> MicroBatch | None:
         """Counts both responses of a pair."""
         batch = micro_batch_of(config)
-        return batch.model_copy(update={"rows": 2 * batch.rows})
+        return batch if config.dpo.is_unpaired else batch.model_copy(update={"rows": 2 * batch.rows})
 
     def task_problems(
         self, config: DPOConfig, facts: ModelFacts, where: str, forms: list[RowFormat]
@@ -71,7 +88,9 @@ class DPOPlanner(SupervisedPlanner[DPOConfig]):
 
     def compute(self, config: DPOConfig, facts: Facts, batch: BatchPlan, rate: Rate) -> ComputePlan | None:
         reference = facts["model"] if config.dpo.needs_reference else None
-        return compute_plan(config, facts["model"], batch, rate, Workload(texts_a_row=2, teacher=reference))
+        texts = {"texts_read": 1} if config.dpo.is_unpaired else {"texts_a_row": 2}
+        work = Workload(teacher=reference, is_cached=config.dpo.caches_reference, **texts)
+        return compute_plan(config, facts["model"], batch, rate, work)
 
 
 def trains_adapter(config: DPOConfig) -> bool:
@@ -83,11 +102,36 @@ def trains_adapter(config: DPOConfig) -> bool:
 
 def with_reference(config: DPOConfig, model: ModelFacts) -> ModelFacts:
     """Returns the facts of what is trained as one module: the model, and its frozen copy if it needs one."""
-    if not config.dpo.needs_reference or trains_adapter(config):
+    if not config.dpo.needs_reference or config.dpo.caches_reference or trains_adapter(config):
         return model
     frozen = tuple(tensors.model_copy(update={"trainable": False}) for tensors in model.tensors)
     sizes = {"tensors": (*model.tensors, *frozen), "num_parameters": 2 * model.num_parameters}
     return model.model_copy(update=sizes)
+
+
+def pair_problems(config: DPOConfig, forms: list[RowFormat]) -> Iterator[Problem]:
+    """Yields rows that are no pairs."""
+    if any(map(is_unpaired, forms)):
+        what = f"says whether a completion is desirable, and loss {', '.join(config.dpo.losses)} compares two"
+        yield Problem("data.label", what, "use dpo.loss: kto, or give data.chosen and data.rejected")
+    yield from only_preferences(config, [form for form in forms if not is_unpaired(form)])
+    yield from ranking_problems(config, forms)
+
+
+def kto_problems(config: DPOConfig, forms: list[RowFormat]) -> Iterator[Problem]:
+    """Yields rows that are no single responses, and what does not go with the estimate of the KL divergence."""
+    if config.dpo.losses != ["kto"]:
+        what = "kto is of single responses, and the others of pairs: they cannot be summed"
+        yield Problem("dpo.loss", what, "name kto alone, or leave it out")
+    remedy = "give data.prompt, data.completion, and with data.label the column that says whether it is desirable"
+    for key in ("chosen", "completions", "template", "messages", "text"):
+        if any(getattr(form, key) is not None for form in forms):
+            yield Problem(f"data.{key}", "is not of single responses that are desirable or not, as kto needs", remedy)
+    if any(form.completion is not None and not is_unpaired(form) for form in forms):
+        yield Problem("data.completion", "nothing says whether it is desirable, as kto needs", remedy)
+    if config.data.streaming:
+        what = "kto compares each row with the response of another, and streamed rows are not known beforehand"
+        yield Problem("data.streaming", what, "read them from files")
 
 
 def setting_problems(config: DPOConfig) -> Iterator[Problem]:
@@ -110,10 +154,7 @@ def setting_problems(config: DPOConfig) -> Iterator[Problem]:
 
 def reference_problems(config: DPOConfig) -> Iterator[Problem]:
     """Yields a reference that the losses do not look at, or that the model cannot be."""
-    dpo, kind = config.dpo, config.adapter.type if config.adapter else None
-    if kind in ("prompt_tuning", "prefix", "adalora"):
-        what = f"{kind} is not supported with stage dpo"
-        yield Problem("adapter.type", what, "use lora, ia3 or selective, or train the whole model")
+    dpo = config.dpo
     if dpo.reference == "auto":
         return
     if not dpo.needs_reference:
@@ -122,6 +163,9 @@ def reference_problems(config: DPOConfig) -> Iterator[Problem]:
     elif dpo.reference == "adapter_off" and not trains_adapter(config):
         what = "adapter_off needs an adapter that can be switched off, and the model's own weights are trained"
         yield Problem("dpo.reference", what, "use copy, or train an adapter: {type: lora}")
+    elif dpo.caches_reference and config.data.streaming and not dpo.is_unpaired:
+        what = "the reference reads all rows before training (dpo.reference: cached)"
+        yield Problem("data.streaming", what, "read them from files, or use another dpo.reference")
     elif dpo.reference == "copy" and trains_adapter(config):
         what = "copy is not supported with an adapter: without it, the model is its own reference"
         yield Problem("dpo.reference", what, "use adapter_off, which needs no second model")

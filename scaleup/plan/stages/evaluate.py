@@ -13,7 +13,7 @@ from scaleup.plan.rules import quantized_twice
 from scaleup.plan.saved_adapters import side_by_side_problems
 from scaleup.plan.stages.base import Rows, StagePlanner
 from scaleup.records.examples import row_format
-from scaleup.records.format_rules import holds_labels, holds_preferences
+from scaleup.records.format_rules import holds_labels, holds_preferences, is_unpaired
 
 
 class EvaluatePlanner(StagePlanner[EvaluateConfig]):
@@ -67,6 +67,9 @@ def kind_problems(config: EvaluateConfig, facts: ModelFacts, where: str) -> Iter
     forms = [row_format(config.data, source) for source in getattr(config.data, config.evaluation.split) or []]
     are_pairs = any(map(holds_preferences, forms))
     are_classes = holds_labels(config.data, config.evaluation.split)
+    if any(map(is_unpaired, forms)):
+        what = "says whether a completion is desirable, which no metric looks at"
+        yield Problem("data.label", what, "leave it out")
     if facts.task != "sequence_classification":
         if are_classes:
             what = f"({facts.architecture}) is no classifier, and the rows are texts with a class"

@@ -22,7 +22,7 @@ from scaleup.plan.stages.base import Facts, Rows, StagePlanner
 from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan
 from scaleup.records.check import DataCheck
 from scaleup.records.examples import row_format
-from scaleup.records.format_rules import PREFERENCE_KEYS, holds_preferences, told_by_columns
+from scaleup.records.format_rules import PREFERENCE_KEYS, holds_class, holds_preferences, is_unpaired, told_by_columns
 from scaleup.records.preferences import reasons
 
 T = TypeVar("T", bound=TrainingConfig)
@@ -196,13 +196,16 @@ def _left_out_notes(data: DataCheck) -> list[str]:
 
 
 def no_preferences(config: SupervisedConfig) -> Iterator[Problem]:
-    """Yields pairs and rankings, which a language model does not learn from here."""
+    """Yields pairs, rankings and judged responses, which a language model does not learn from here."""
     sources = [source for split in ("train", "validation") for source in getattr(config.data, split) or []]
     forms = [row_format(config.data, source) for source in sources]
     if any(map(holds_preferences, forms)):
         key = next(key for key in PREFERENCE_KEYS if any(getattr(form, key) is not None for form in forms))
         what = f"is of preferences, which stage {config.stage} does not learn from{_told(config)}"
-        yield Problem(f"data.{key}", what, "use stage: reward")
+        yield Problem(f"data.{key}", what, "use stage: dpo, or stage: reward")
+    if any(map(is_unpaired, forms)):
+        what = f"says whether a completion is desirable, which stage {config.stage} does not learn from"
+        yield Problem("data.label", what, "use stage: dpo with dpo.loss: kto, or leave it out")
 
 
 def only_preferences(config: SupervisedConfig, forms: list[RowFormat]) -> Iterator[Problem]:
@@ -234,7 +237,7 @@ def _told(config: SupervisedConfig) -> str:
 def no_classes(config: SupervisedConfig) -> Iterator[Problem]:
     """Yields texts with a class."""
     sources = [source for split in ("train", "validation") for source in getattr(config.data, split) or []]
-    if any(row_format(config.data, source).label is not None for source in sources):
+    if any(holds_class(row_format(config.data, source)) for source in sources):
         what = f"is of classifiers, which stage {config.stage} does not train{_told(config)}"
         remedy = "use stage: classify, or distill with a classifier as the teacher"
         if _told(config):

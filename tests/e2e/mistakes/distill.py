@@ -193,7 +193,7 @@ DISTILL = [
         prepare=adapter_model,
     ),
     taught(
-        "error: data.chosen: is of preferences, which stage distill does not learn from -> use stage: reward",
+        "error: data.chosen: is of preferences, which stage distill does not learn from -> use stage: dpo,",
         name="preferences",
         changes={"data.prompt": "{text}", "data.completion": None, "data.chosen": "{text}", "data.rejected": "{label}"},
     ),

@@ -12,14 +12,22 @@ DPO = {
     "data.chosen": "{good}",
     "data.rejected": "{bad}",
 }
+KTO = {
+    "stage": "dpo",
+    "dpo.loss": "kto",
+    "data.validation": None,
+    "data.prompt": "{ask}",
+    "data.completion": "{good}",
+    "data.label": "wanted",
+}
 PAIR = '{"good": "a", "bad": "b"}'
 
 CASES = {
     "preferences": [
         bad(
             "a loss that there is none of",
-            "error: dpo.loss: 'kto' is not valid -> use one of 'dpo', 'ipo', 'hinge', 'robust', 'sppo', 'orpo',",
-            changes={**DPO, "dpo.loss": "kto"},
+            "error: dpo.loss: 'exo_pair' is not valid -> use one of 'dpo', 'ipo', 'hinge', 'robust', 'sppo', 'orpo',",
+            changes={**DPO, "dpo.loss": "exo_pair"},
             prepare=rows(PAIR),
         ),
         bad(
@@ -49,7 +57,7 @@ CASES = {
         ),
         bad(
             "an adapter that is copied, and one that cannot be",
-            "error: adapter.type: prefix is not supported with stage dpo",
+            "error: adapter.type: log-probabilities of responses are read where their own tokens stand",
             "error: dpo.reference: copy is not supported with an adapter",
             changes={**DPO, "adapter": {"type": "prefix", "num_virtual_tokens": 4}, "dpo.reference": "copy"},
             prepare=rows(PAIR),
@@ -62,6 +70,68 @@ CASES = {
                 '{"good": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "c"}], '
                 '"bad": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "d"}]}'
             ),
+        ),
+        bad(
+            "pairs for kto, a sum with it, and a stream",
+            "error: dpo.loss: kto is of single responses, and the others of pairs: they cannot be summed",
+            "error: dpo.label_smoothing: has no meaning for loss: kto, sft",
+            "error: data.chosen: is not of single responses that are desirable or not, as kto needs",
+            "error: data.streaming: kto compares each row with the response of another",
+            changes={**DPO, "dpo.loss": ["kto", "sft"], "dpo.label_smoothing": 0.1, "data.streaming": True},
+            prepare=rows(PAIR, PAIR),
+        ),
+        bad(
+            "labels of kto that are neither true nor false, with their places",
+            "rows.jsonl:2: 'wanted' 'perhaps' is neither true nor false -> use one of them",
+            "rows.jsonl:3: 'wanted' holds a int, not true or false",
+            "rows.jsonl:4: 'wanted' is null",
+            "rows.jsonl:5: 'good' is no column of this row; 'wanted' is no column of this row",
+            changes=KTO,
+            prepare=rows(
+                '{"ask": "a", "good": "b", "wanted": "True"}',
+                '{"ask": "a", "good": "b", "wanted": "perhaps"}',
+                '{"ask": "a", "good": "b", "wanted": 1}',
+                '{"ask": "a", "good": "b", "wanted": null}',
+                '{"ask": "a"}',
+            ),
+        ),
+        bad(
+            "kto of rows that nothing judges",
+            "error: data.completion: nothing says whether it is desirable, as kto needs",
+            "error: dpo.reference_free: has no meaning for loss: kto",
+            changes={**KTO, "data.label": None, "dpo.reference_free": True},
+            prepare=rows(*2 * ['{"ask": "a", "good": "b", "wanted": true}']),
+        ),
+        bad(
+            "one row, which is compared with another's response",
+            "error: data.train: has one row, and kto compares each with the response of another -> give more rows",
+            changes=KTO,
+            prepare=rows('{"ask": "a", "good": "b", "wanted": true}'),
+        ),
+        bad(
+            "judged responses for a loss of pairs, with its weights, and a cache of what is streamed",
+            "error: data.label: says whether a completion is desirable, and loss dpo compares two -> use dpo.loss: kto",
+            "error: dpo.desirable_weight: has no meaning for loss: dpo",
+            "error: data.streaming: the reference reads all rows before training (dpo.reference: cached)",
+            changes={
+                **KTO,
+                "dpo.loss": "dpo",
+                "dpo.desirable_weight": 2.0,
+                "dpo.reference": "cached",
+                "data.streaming": True,
+            },
+            prepare=rows('{"ask": "a", "good": "b", "wanted": true}'),
+        ),
+        bad(
+            "judged responses for stage sft",
+            "error: data.label: says whether a completion is desirable, which stage sft does not learn from",
+            changes={
+                "data.prompt": "{ask}",
+                "data.completion": "{good}",
+                "data.label": "wanted",
+                "data.validation": None,
+            },
+            prepare=rows('{"ask": "a", "good": "b", "wanted": true}'),
         ),
         bad(
             "rows that say nothing of a preference, and a classifier",

@@ -74,7 +74,7 @@ REWARDS = [
     ),
     bad(
         "preferences for sft",
-        "error: data.chosen: is of preferences, which stage sft does not learn from -> use stage: reward",
+        "error: data.chosen: is of preferences, which stage sft does not learn from -> use stage: dpo,",
         changes={**REWARD, "stage": "sft", "model.path": "builtin:tiny-llama"},
         prepare=rows(PAIR),
     ),
