@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from scaleup.config.schema import DataConfig, ScorerConfig
 from scaleup.config.stages.evaluate import EvaluateConfig
-from scaleup.data.collate import Collator
+from scaleup.data.collate import Batch, Collator
 from scaleup.data.loader import eval_batches
 from scaleup.data.pairs import PairEncoder, pair_collator
 from scaleup.data.sources import made_examples
@@ -77,16 +77,21 @@ def read_pairs(data: DataConfig, encoder: PairEncoder, split: str) -> list[Prefe
 
 @torch.no_grad()
 def score_pairs(
-    runtime: Runtime, model: Any, rows: Sequence[PairTokens], collate: Collator, batch_size: int
+    runtime: Runtime,
+    model: Any,
+    rows: Sequence[Any],
+    collate: Collator,
+    batch_size: int,
+    of: Callable[[Any, Batch], torch.Tensor] = lambda model, batch: torch.stack(pair_scores(model, batch), dim=1),
 ) -> np.ndarray:
-    """Return scores (N, 2) of the chosen and the rejected response of each pair. Every rank must call it and gets
-    all of them."""
+    """Return scores (N, 2) of the chosen and the rejected response of each pair: those of a reward model, or what `of`
+    returns (B, 2) of a batch. Every rank must call it and gets all of them."""
     model.eval()
     scores = np.zeros((len(rows), 2))
     batches = eval_batches(rows, collate, batch_size, runtime.rank, runtime.world)
     for number, batch in enumerate(batches):
         first = (number * runtime.world + runtime.rank) * batch_size
-        part = torch.stack(pair_scores(model, batch.to(runtime.device)), dim=1).double().cpu().numpy()
+        part = of(model, batch.to(runtime.device)).double().cpu().numpy()
         scores[first : first + batch_size] = part[: max(0, len(rows) - first)]
     return np.asarray(runtime.sum(*scores.ravel())).reshape(scores.shape)
 

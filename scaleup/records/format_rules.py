@@ -131,6 +131,11 @@ def is_unpaired(form: RowFormat) -> bool:
     return form.label is not None and form.completion is not None
 
 
+def holds_pairs(data: DataConfig, split: str) -> bool:
+    """Returns whether any of a split's rows are pairs or rankings of responses."""
+    return any(holds_preferences(row_format(data, source)) for source in getattr(data, split) or [])
+
+
 def holds_labels(data: DataConfig, split: str) -> bool:
     """Returns whether any of a split's rows are texts with a class."""
     return any(holds_class(row_format(data, source)) for source in getattr(data, split) or [])

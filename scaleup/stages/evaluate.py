@@ -11,10 +11,11 @@ from scaleup.data.sources import read_examples, read_prompts
 from scaleup.data.tokenization import opening
 from scaleup.evaluation.classification import evaluate_classifiers
 from scaleup.evaluation.evaluate import Row, evaluate_models, reference
+from scaleup.evaluation.likelihood import evaluate_likelihoods
 from scaleup.evaluation.preference import Results, evaluate_preferences
 from scaleup.records.chats import Chat, as_written
 from scaleup.records.examples import Opening
-from scaleup.records.format_rules import holds_labels
+from scaleup.records.format_rules import holds_labels, holds_pairs
 from scaleup.train.job import Job
 
 
@@ -25,6 +26,9 @@ def run(job: Job[EvaluateConfig]) -> None:
         return
     if plan.model.task == "sequence_classification":
         _write_scored(job, evaluate_preferences(job))
+        return
+    if config.evaluation.needs_completions and holds_pairs(config.data, config.evaluation.split):
+        _write_scored(job, evaluate_likelihoods(job))
         return
     examples = _rows(config)
     results = evaluate_models(job, examples)
@@ -56,7 +60,7 @@ def _rows(config: EvaluateConfig) -> list[Row]:
 
 
 def _write_scored(job: Job[EvaluateConfig], results: Results) -> None:
-    """Write what was measured of classifiers or reward models, and each row as the model scores it."""
+    """Write what was measured of classifiers, reward models or pairs, and each row as the model scores it."""
     folder = job.folder.path
     if job.runtime.is_main:
         metrics = {name: numbers for name, (numbers, _) in results.items()}

@@ -6,10 +6,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.cli import largest_weight_difference, losses, metrics, run
+from tests.cli import largest_weight_difference, losses, metrics, run, scaleup
 from tests.distributed.test_dpo import Trial, config_of
 from tests.forked_runs import Leg, live, train
 
@@ -20,7 +21,8 @@ def test_it_prefers_the_chosen_of_rows_that_it_has_not_seen(tmp_path: Path) -> N
     for name in ("rows", "held"):
         rows = [{"prompt": f"{name} {n}?", "good": " yes", "bad": " no"} for n in range(16)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    data = {"train": "rows.jsonl", "validation": "held.jsonl", "chosen": "{good}", "rejected": "{bad}"}
+    data = {"train": "rows.jsonl", "validation": "held.jsonl", "test": "held.jsonl"}
+    data |= {"chosen": "{good}", "rejected": "{bad}"}
     config = {
         "stage": "dpo",
         "name": "prefers",
@@ -35,6 +37,16 @@ def test_it_prefers_the_chosen_of_rows_that_it_has_not_seen(tmp_path: Path) -> N
     assert told[-1]["eval_rewards/accuracies"] == 1
     assert told[-1]["eval_rewards/margins"] > 0.1
     assert told[-1]["eval_loss"] < 0.6
+    measured = scaleup("evaluate", done, cwd=tmp_path)
+    assert measured.code == 0, measured.stdout + measured.stderr
+    before, after = json.loads((done / "evaluations/1/metrics.json").read_text()).values()
+    assert before["pairs"] == after["pairs"] == 16
+    assert after["reward_accuracy"] == after["likelier"] == 1
+    assert 0.1 * after["reward_margin"] == pytest.approx(told[-1]["eval_rewards/margins"], rel=1e-4)
+    assert after["logps_chosen"] == pytest.approx(told[-1]["eval_logps/chosen"], rel=1e-4)
+    assert before["reward_margin"] == 0
+    scored = [json.loads(line) for line in (done / "evaluations/1/predictions.jsonl").read_text().splitlines()]
+    assert np.mean([row["chosen_logp"] for row in scored]) == pytest.approx(after["logps_chosen"])
 
 
 def test_responses_that_are_desirable_become_likelier_than_others(tmp_path: Path) -> None:

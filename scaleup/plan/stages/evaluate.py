@@ -75,8 +75,7 @@ def kind_problems(config: EvaluateConfig, facts: ModelFacts, where: str) -> Iter
             what = f"({facts.architecture}) is no classifier, and the rows are texts with a class"
             yield Problem(f"{where}.path", what, "name a classifier, or rows with a prompt and a completion")
         if are_pairs and config.evaluation.needs_completions:
-            what = f"({facts.architecture}) scores no texts, and the rows are preferences"
-            yield Problem(f"{where}.path", what, "name a reward model, or rows with a prompt and a completion")
+            yield from likelihood_problems(config, forms)
         return
     if are_classes and not facts.reads_labels:
         yield Problem("data.label", f"{where} has one score and no classes", "give data.chosen and data.rejected")
@@ -91,6 +90,18 @@ def kind_problems(config: EvaluateConfig, facts: ModelFacts, where: str) -> Iter
     if (are_pairs and len(facts.classes) > 1) or not (facts.labels or facts.adapter):
         head = f"{len(facts.classes)} labels" if facts.classes else "no head"
         yield Problem(f"{where}.path", f"has {head}, and one score is compared", "name a reward run")
+
+
+def likelihood_problems(config: EvaluateConfig, forms: list[RowFormat]) -> Iterator[Problem]:
+    """Yields what cannot be measured of a language model on pairs: how likely both responses are."""
+    if not all(map(holds_preferences, forms)):
+        what = "holds pairs beside other rows, and what is measured of them differs"
+        yield Problem(f"data.{config.evaluation.split}", what, "evaluate them one after another")
+    if config.evaluation.metrics != ["perplexity"]:
+        what = "are not of pairs, of which it is measured how likely both responses are"
+        yield Problem("evaluation.metrics", what, "leave it out, or name rows with a prompt and a completion")
+    if config.adapters:
+        yield Problem("adapters", "are not put side by side on pairs", "evaluate each by its own path")
 
 
 PLANNER = EvaluatePlanner()

@@ -134,6 +134,18 @@ CASES = {
             prepare=rows('{"ask": "a", "good": "b", "wanted": true}'),
         ),
         bad(
+            "metrics of answers on pairs",
+            "error: evaluation.metrics: are not of pairs, of which it is measured how likely both responses are",
+            changes={
+                "stage": "evaluate",
+                "train": None,
+                "data": {"test": "rows.jsonl", "chosen": "{good}", "rejected": "{bad}"},
+                "evaluation.metrics": ["rouge"],
+            },
+            prepare=rows(PAIR),
+            asks=True,
+        ),
+        bad(
             "rows that say nothing of a preference, and a classifier",
             "error: data.completion: says nothing of which response is preferred",
             changes={"stage": "dpo"},
