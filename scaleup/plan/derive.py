@@ -56,7 +56,7 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
         config = config.model_copy(update={"data": with_formats(config.data)})
     known = config.model_dump(mode="json")
     if stage == "generate" and not planner.writes_text:
-        what = "is the run of a reward model, which scores texts and writes none"
+        what = "is the run of a reward model or a classifier, which scores texts and writes none"
         raise ScaleupError.of(str(target), what, "measure it: scaleup evaluate")
     raw = {
         "stage": stage,

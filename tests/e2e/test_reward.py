@@ -112,7 +112,10 @@ def test_evaluated_and_trained_further(judge: Path, place: Path, pool: ThreadPoo
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        (("generate", "--prompt", "a"), "is the run of a reward model, which scores texts and writes none"),
+        (
+            ("generate", "--prompt", "a"),
+            "is the run of a reward model or a classifier, which scores texts and writes none",
+        ),
         (("export",), "is a sequence classifier (BertForSequenceClassification), and safetensors are checked"),
     ],
 )

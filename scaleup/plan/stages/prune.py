@@ -75,6 +75,9 @@ class PrunePlanner(StagePlanner[PruneConfig]):
             problems = [*hidden_problems(learner, facts["model"], facts["model"])]  # in all else it is its own equal
             problems += top_k_problems(learner, facts["model"], facts["model"])
             yield from within_recovery(problems)
+            if (problem := facts["model"].problem) not in (None, "single_label"):
+                what = f"teaches the probabilities of classes, and the model is of {problem}"
+                yield Problem("recovery", what, "leave it out, and train the result further: stage: classify")
 
     def complete(self, config: PruneConfig, facts: Facts) -> Facts:
         """Makes the uncut model the teacher of what is cut."""
@@ -149,7 +152,7 @@ def row_kind_problems(config: PruneConfig, facts: ModelFacts, forms: Sequence[Ro
             what = f"({facts.architecture}) is no classifier, and the rows are texts with a class"
             yield Problem("model.path", what, "name a classifier, or leave data.label out")
         return
-    if len(facts.labels) < 2:
+    if not facts.reads_labels:
         what = f"({facts.architecture}) has {'one score' if facts.labels else 'no head'} and no classes"
         yield Problem("model.path", what, "name a classifier of two labels or more, or a language model")
     if any(form.label is None for form in forms):
