@@ -116,7 +116,11 @@ def _config(model: ModelConfig, location: str, where: str) -> PreTrainedConfig:
 
 
 def _task(model: ModelConfig, config: PreTrainedConfig, where: str, adapter: Path | None) -> Task:
-    is_scorer = adapter is not None and saved_settings(adapter).get("task_type") == "SEQ_CLS"
+    adapts = saved_settings(adapter).get("task_type") if adapter is not None else None
+    is_scorer = adapts == "SEQ_CLS"
+    if model.task == "sequence_classification" and adapts in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
+        what = f"{model.path!r} is an adapter of a language model, and a classifier has another head"
+        raise ScaleupError.of(f"{where}.path", what, "merge it first (scaleup export), and name the result")
     if model.task == "sequence_classification" or is_classifier(config) or is_scorer:
         if model.task not in ("auto", "sequence_classification"):
             what = f"{model.path!r} is a sequence classifier, not a {model.task} model"

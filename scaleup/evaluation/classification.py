@@ -63,15 +63,15 @@ def _measure(
 def logits_of(runtime: Runtime, model: Any, collate: Collator, rows: Sequence[TokenRow], batch_size: int) -> np.ndarray:
     """Return the logits (N, L) of rows, in float64. Every rank must call it and gets all of them."""
     model.eval()
-    parts: dict[int, np.ndarray] = {}
+    parts: dict[int, torch.Tensor] = {}
     for number, batch in enumerate(eval_batches(rows, collate, batch_size, runtime.rank, runtime.world)):
         with runtime.accelerator.autocast():
             logits = classify(model, batch.to(runtime.device).inputs)
-        parts[(number * runtime.world + runtime.rank) * batch_size] = logits.double().cpu().numpy()
-    whole = np.zeros((len(rows), next(iter(parts.values())).shape[1]))
+        parts[(number * runtime.world + runtime.rank) * batch_size] = logits.double().cpu()
+    whole = torch.zeros((len(rows), next(iter(parts.values())).shape[1]), dtype=torch.float64)
     for first, part in parts.items():
         whole[first : first + batch_size] = part[: max(0, len(rows) - first)]
-    return np.asarray(runtime.sum(*whole.ravel())).reshape(whole.shape)
+    return runtime.sum_tensor(whole).numpy()
 
 
 def class_metrics(logits: np.ndarray, rows: Sequence[Any], targets: Targets) -> dict[str, Any]:

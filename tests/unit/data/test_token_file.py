@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scaleup.data.columns import FORMS, runs_of
 from scaleup.data.rows import Chosen, Joined, widths_of
 from scaleup.data.token_file import BATCH, TokenFile, TokenWriter
-from scaleup.data.tokenization import IGNORE, LabelledTokens, PairTokens, Tokens
+from scaleup.data.tokenization import IGNORE, LabelledTokens, PairTokens, TargetTokens, Tokens
 
 IDS = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=9).map(lambda ids: np.array(ids, np.int32))
 
@@ -24,6 +24,7 @@ ROWS = {
     "seq2seq": st.builds(Tokens, IDS, IDS),
     "pairs": st.builds(PairTokens, IDS, IDS, st.floats(allow_nan=False)),
     "labelled": st.builds(LabelledTokens, IDS, st.integers(0, 2**40)),
+    "targets": st.builds(TargetTokens, IDS, IDS.map(lambda numbers: numbers.astype(np.float32))),
 }
 TASKS = {"seq2seq": "seq2seq_lm", "causal": "causal_lm"}
 

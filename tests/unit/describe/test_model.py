@@ -10,7 +10,7 @@ from scaleup.config.schema import ModelConfig
 from scaleup.describe.model import model_facts
 from scaleup.errors import Problem, ScaleupError
 from scaleup.models.sources import materialize
-from scaleup.plan.facts import ModelFacts, Tensors
+from scaleup.plan.facts import ModelFacts, ModelRequest, Tensors
 
 
 def problem(where: str = "model", **model: object) -> Problem:
@@ -78,6 +78,29 @@ def test_contradicting_tasks() -> None:
     wrong = problem(path="builtin:tiny-bart", task="causal_lm")
     assert (wrong.where, wrong.remedy) == ("model.task", "set it to seq2seq_lm or auto")
     assert problem(path="builtin:tiny-gpt2", task="seq2seq_lm").where == "model.task"
+
+
+def test_a_classifier_does_not_begin_as_an_adapter_of_a_language_model(tmp_path: Path) -> None:
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": materialize("builtin:tiny-llama"),
+    }
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ScaleupError, match="is an adapter of a language model, and a classifier has another head"):
+        model_facts(ModelConfig(path=str(tmp_path), task="sequence_classification"))
+
+
+def test_the_labels_of_a_head() -> None:
+    """Its own, or those asked for where it is new; one of a single score stays without."""
+    asked = {"task": "sequence_classification", "new_labels": ("a", "b"), "problem": "multi_label"}
+    new = model_facts(ModelRequest(path="builtin:tiny-bert", **asked))
+    own = model_facts(ModelRequest(path="builtin:tiny-bert-classifier", **asked))
+    score = model_facts(ModelRequest(path="builtin:tiny-bert", task="sequence_classification"))
+    assert (new.labels, new.new_labels, new.problem) == ((), ("a", "b"), "multi_label")
+    assert (own.labels, own.new_labels, own.problem) == (("negative", "positive"), (), "multi_label")
+    assert (score.classes, score.problem, score.reads_labels) == ((), None, False)
+    assert new.num_parameters == score.num_parameters + 64 + 1
 
 
 def test_folders_that_are_not_models(tmp_path: Path) -> None:
