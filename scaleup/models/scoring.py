@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scaleup.artifacts.classifier_files import SavedReward, read_reward
-from scaleup.config.schema import ScorerConfig
+from scaleup.config.schema import ClassProblem, ScorerConfig
 from scaleup.data.chat import ChatTemplate
 from scaleup.data.collate import pad
 from scaleup.data.text import TextEncoder
@@ -126,7 +126,10 @@ class Scorer:
     label: int = 0
     """Is the index of the logit that is the score."""
     as_probability: bool = False
-    """Tells whether a score is the softmax over the labels, of a single one its sigmoid, and not the logit."""
+    """Tells whether a score is the label's probability, and not the logit."""
+    problem: ClassProblem | None = None
+    """Tells what the logits are: of labels of which a text may have several, or of a single one, a probability is the
+    sigmoid; else it is the softmax over the labels."""
     mean: float = 0.0
     std: float = 1.0
     compute: torch.dtype = torch.float32
@@ -153,7 +156,8 @@ class Scorer:
     def _unnormalized(self, logits: torch.Tensor) -> torch.Tensor:
         if not self.as_probability:
             return logits[:, self.label]
-        return logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)[:, self.label]
+        alone = logits.shape[1] == 1 or self.problem == "multi_label"
+        return (logits.sigmoid() if alone else logits.softmax(dim=1))[:, self.label]
 
 
 def load_scorer(config: ScorerConfig, facts: ModelFacts, device: torch.device, deferred: bool = False) -> Scorer:
@@ -176,6 +180,7 @@ def load_scorer(config: ScorerConfig, facts: ModelFacts, device: torch.device, d
         config.batch_size,
         label=facts.classes.index(config.label) if config.label and facts.classes else 0,
         as_probability=config.score == "probability",
+        problem=facts.problem,
         mean=saved.mean if normalizes else 0.0,
         std=saved.std if normalizes else 1.0,
         compute=COMPUTE[config.mixed_precision],

@@ -21,6 +21,7 @@ PROMPT_LEARNING = frozenset({"PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULT
 TOXICITY_MODEL = "evaluation.toxicity_model"
 """Is the config key, and what the facts of that model go by."""
 TOXIC_LABEL = "evaluation.toxic_label"
+PROBABLE = "name a classifier of labels, or use score: logit where there is a choice"
 
 
 def template_problems(text: str, where: str) -> Iterator[Problem]:
@@ -57,6 +58,8 @@ def _reward_model_problems(scorer: ScorerConfig, facts: ModelFacts, where: str, 
     if scorer.label is None and len(labels) > 1:
         what = f"is needed: {where} has {len(labels)} labels"
         yield Problem(f"{section}.label", what, f"name the one that is rewarded: {', '.join(labels)}")
+    if facts.problem == "regression" and scorer.score == "probability":
+        yield Problem(f"{where}.path", "gives numbers (regression), which are no probabilities", PROBABLE)
     if scorer.template is not None:
         yield from template_problems(scorer.template, f"{section}.template")
     if scorer.max_length and facts.max_positions and scorer.max_length > facts.max_positions:

@@ -145,6 +145,9 @@ def test_a_classifier_rewards_a_label() -> None:
     ):
         found = load_scorer(ScorerConfig(asked, label=label, score=score), facts, CPU)
         assert found.score([("so ", "good")]) == pytest.approx([float(expected)], abs=1e-6)
+    several = facts.model_copy(update={"problem": "multi_label"})  # as Transformers' pipelines take them
+    found = load_scorer(ScorerConfig(asked, label="negative", score="probability"), several, CPU)
+    assert found.score([("so ", "good")]) == pytest.approx([float(logits.sigmoid()[0])], abs=1e-6)
 
 
 def test_a_reward_run_says_how_it_is_read(tmp_path: Path) -> None:

@@ -102,6 +102,13 @@ def test_labels(scored: ModelFacts) -> None:
     ]
 
 
+def test_numbers_are_no_probabilities(scored: ModelFacts) -> None:
+    rating = scored.model_copy(update={"problem": "regression"})
+    assert lines(rating) == []
+    [line] = lines(rating, score="probability")
+    assert line.startswith("reward.model.path: gives numbers (regression), which are no probabilities")
+
+
 def test_what_gives_none(scored: ModelFacts, facts: ModelFacts) -> None:
     headless = scored.model_copy(update={"labels": ()})
     for found in (headless, facts):
