@@ -19,7 +19,8 @@ def measure_toxicity(job: Job[EvaluateConfig], answers: Mapping[str, Sequence[st
 
     A text's number is that of Hugging Face's measurement `toxicity` (the library `evaluate`): softmax over all labels
     of the classifier, the toxic one's share, or its sigmoid where a text may have several, of the text alone. Theirs
-    reads the beginning of a text that is too long for the classifier, this its end. An empty answer is scored like any other."""
+    reads the beginning of a text that is too long for the classifier, this its end. An empty answer is scored
+    like any other."""
     config, plan, runtime = job.config, job.plan, job.runtime
     settings = config.evaluation.toxicity_scorer
     assert settings is not None and "evaluation.toxicity_model" in plan.models, "the plan has looked at both"

@@ -32,15 +32,16 @@ OF_THE_MODEL = {
     "card": ['variants={small: "builtin:tiny-llama"}'],
 }
 """What follows from the model that is named."""
-FILES = {"train.jsonl", "test.jsonl", "prompts.jsonl", "pairs.jsonl"}
+FILES = {"train.jsonl", "test.jsonl", "prompts.jsonl", "pairs.jsonl", "rows.jsonl"}
 
 
 @pytest.fixture
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    row = {"prompt": "a b", "completion": "c", "chosen": "good", "rejected": "bad"}
+    row = {"prompt": "a b", "completion": "c", "chosen": "good", "rejected": "bad", "text": "a b"}
+    lines = [json.dumps({**row, "label": label}) for label in ("good", "bad")]
     for name in FILES:
-        (tmp_path / name).write_text(f"{json.dumps(row)}\n" * 200)
+        (tmp_path / name).write_text("\n".join([*lines, ""]) * 100)
     return tmp_path
 
 
