@@ -166,6 +166,24 @@ def initial_adapter(model: Any) -> Iterator[None]:
             part._active_adapter = active
 
 
+@contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """Makes forward passes inside use the base alone. PEFT's own `disable_adapter` would take the gradients of what is
+    trained away for the time being: of a part that FSDP2 has whole then, its shard would never get them back."""
+    if model.active_peft_config.is_prompt_learning:
+        with model.disable_adapter():
+            yield
+        return
+    parts = [part for part in model.modules() if hasattr(part, "_disable_adapters")]
+    for part in parts:
+        part._disable_adapters = True
+    try:
+        yield
+    finally:
+        for part in parts:
+            part._disable_adapters = False
+
+
 def drop_snapshot(model: Any) -> None:
     """Removes the copy, if there is one, so that the adapter alone is saved."""
     if SNAPSHOT in model.peft_config:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from scaleup.models.adapters import initial_adapter
+from scaleup.models.adapters import initial_adapter, without_adapter
 
 
 def as_reference(policy: Any, reference: Any | None, has_start: bool) -> AbstractContextManager[Any]:
@@ -15,8 +15,7 @@ def as_reference(policy: Any, reference: Any | None, has_start: bool) -> Abstrac
     always; an adapted model with the snapshot of its adapter if it `has_start`, or without its adapter."""
     if reference is not None:
         return nullcontext()
-    without: AbstractContextManager[Any] = initial_adapter(policy) if has_start else policy.disable_adapter()
-    return without
+    return initial_adapter(policy) if has_start else without_adapter(policy)
 
 
 def switch_dropout_off(model: nn.Module) -> None:

@@ -1,4 +1,5 @@
-"""New tokens are learned alike under every strategy, by the whole model and by LoRA; killed and resumed too."""
+"""New tokens are learned alike under every strategy, by the whole model and by LoRA, whose reference is the model
+without it; killed and resumed too."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ class Trial:
     strategy: str
     adapter: str = "full"
     quantization: str | None = None
+    stage: str = "sft"
 
     @property
     def name(self) -> str:
@@ -32,7 +34,7 @@ class Trial:
     @property
     def alone(self) -> Trial:
         """The trial it must equal."""
-        return Trial(self.model, "single", self.adapter, self.quantization)
+        return Trial(self.model, "single", self.adapter, self.quantization, self.stage)
 
 
 EQUAL = [
@@ -40,14 +42,16 @@ EQUAL = [
     *(Trial("llama", strategy, "lora") for strategy in SHARED),
     *(Trial(model, strategy) for model in ("llama", "t5") for strategy in ("zero3", "fsdp2")),
     *(Trial("llama", strategy, "lora", "4bit") for strategy in ("ddp", "zero3")),
+    *(Trial(model, strategy, "lora", stage="dpo") for model in ("llama", "qwen2") for strategy in ("zero3", "fsdp2")),
 ]
 TRIALS = list(dict.fromkeys([*(trial.alone for trial in EQUAL), *EQUAL]))
 
 
 def config_of(trial: Trial) -> dict[str, Any]:
     processes = 1 if trial.strategy == "single" else 2
+    learned = {"completion": "{answer}"} if trial.stage == "sft" else {"chosen": "{answer}", "rejected": "{other}"}
     return {
-        "stage": "sft",
+        "stage": trial.stage,
         "name": trial.name,
         "model": {"path": f"builtin:tiny-{trial.model}", "new_tokens": TOKENS},
         "data": {
@@ -55,7 +59,7 @@ def config_of(trial: Trial) -> dict[str, Any]:
             "validation": "held.jsonl",
             "max_length": 64,
             "prompt": "{prompt}",
-            "completion": "{answer}",
+            **learned,
         },
         "adapter": {"type": "lora", "r": 4, "lora_alpha": 16} if trial.adapter == "lora" else None,
         "quantization": trial.quantization,
@@ -66,7 +70,10 @@ def config_of(trial: Trial) -> dict[str, Any]:
 
 def write_rows(folder: Path) -> None:
     for name, count in (("rows", 8), ("held", 5)):
-        rows = [{"prompt": f"{name} <tool> {n}", "answer": f"{TOKENS[1 + n % 2]}!" * (1 + n % 3)} for n in range(count)]
+        rows = [
+            {"prompt": f"{name} <tool> {n}", "answer": f"{TOKENS[1 + n % 2]}!" * (1 + n % 3), "other": "<no>?"}
+            for n in range(count)
+        ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
