@@ -74,7 +74,7 @@ def trial_name(trial: Trial) -> str:
 def found(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> dict[Trial, dict[str, Any]]:
     """All cells from one process, whose ranks are forked: libraries are imported once."""
     out = tmp_path_factory.mktemp("cells") / "cells.jsonl"
-    result = python("-m", "tests.distributed.cells", out, cwd=repository, timeout=600)
+    result = python("-m", "tests.distributed.cells", out, cwd=repository, timeout=700)
     assert result.code == 0, f"{result.stdout}\n{result.stderr}"
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     return {(Cell(*row["cell"]), row["model"]): row for row in rows}
