@@ -41,7 +41,9 @@ def write_gguf(merged: Path, settings: ExportSettings, folder: Path, name: str, 
     Raises ScaleupError with the converter's own reason."""
     script = converter_folder(settings.converter) / CONVERTER_FILE
     command = [sys.executable, str(script), str(merged), "--outtype", settings.gguf_type, "--model-name", name]
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    # a worker's PYTHONSAFEPATH would hide the modules beside the converter from it
+    offline = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    offline |= {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [*command, "--outfile", str(folder / FILE)], capture_output=True, text=True, check=False, env=offline
     )

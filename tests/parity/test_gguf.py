@@ -11,10 +11,13 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from scaleup.compress.gguf import F16_MARGIN, name_ends, read_gguf, write_gguf
+from scaleup.config.schema import ModelConfig
 from scaleup.config.stages.export import ExportSettings
+from scaleup.describe.model import model_facts
 from scaleup.errors import ScaleupError
 from scaleup.evaluation.speed import Request, measure_apart
 from scaleup.models.llama_cpp import served
+from scaleup.models.load import load_model, load_tokenizer
 from scaleup.models.sources import materialize
 from scaleup.plan.model_path import CONVERTER_FILE, converter_folder
 
@@ -48,7 +51,10 @@ def merged(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[An
 
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0"])
-def test_greedy_text_is_transformers_own(merged: tuple[Any, Path], tokenizer: Any, kind: Any, tmp_path: Path) -> None:
+def test_greedy_text_is_transformers_own(
+    merged: tuple[Any, Path], tokenizer: Any, kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as in every worker
     model, folder = merged
     settings = ExportSettings(format="gguf", gguf_type=kind, max_new_tokens=12)
     write_gguf(folder, settings, tmp_path, "tiny")
@@ -60,6 +66,25 @@ def test_greedy_text_is_transformers_own(merged: tuple[Any, Path], tokenizer: An
     with served(tmp_path / "model.gguf", 256, 1) as llama:
         text = "<|im_start|>user\nIt's  1999,\n\n naïve 🙂<|im_end|>"
         assert llama.tokens(text) == tokenizer(text)["input_ids"]
+
+
+def test_new_tokens_are_tokens_there_too(merged: tuple[Any, Path], tmp_path: Path) -> None:
+    _, folder = merged
+    config = ModelConfig(path=str(folder), new_tokens=["<tool>", "naïve fox"])
+    model, tokenizer = load_model(config, model_facts(config)), load_tokenizer(config, str(folder))
+    model.save_pretrained(tmp_path / "grown")
+    tokenizer.save_pretrained(tmp_path / "grown")
+    settings = ExportSettings(format="gguf", max_new_tokens=12)
+    write_gguf(tmp_path / "grown", settings, tmp_path, "tiny")
+    text = "A <tool><tool>call of a naïve fox."
+    ids = tokenizer(text)["input_ids"]
+    assert [token for token in ids if token >= len(tokenizer) - 2] == tokenizer.convert_tokens_to_ids(
+        ["<tool>", "<tool>", "naïve fox"]
+    )
+    with served(tmp_path / "model.gguf", 256, 1) as llama:
+        assert llama.tokens(text) == ids
+        continued = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0, len(ids) :].tolist()
+        assert llama.continued(ids, 6) == continued
 
 
 def test_it_stops_at_every_token_that_ends_an_answer(merged: tuple[Any, Path], tokenizer: Any, tmp_path: Path) -> None:

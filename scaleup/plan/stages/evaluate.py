@@ -11,7 +11,9 @@ from scaleup.plan.facts import ModelFacts, ModelRequest, RowsRequest
 from scaleup.plan.machine import Machine
 from scaleup.plan.rules import quantized_twice
 from scaleup.plan.saved_adapters import side_by_side_problems
-from scaleup.plan.stages.base import Rows, StagePlanner
+from scaleup.plan.stages.base import Facts, Rows, StagePlanner
+from scaleup.plan.types import BatchPlan
+from scaleup.records.check import DataCheck
 from scaleup.records.examples import row_format
 from scaleup.records.format_rules import holds_labels, holds_preferences, is_unpaired
 
@@ -57,6 +59,12 @@ class EvaluatePlanner(StagePlanner[EvaluateConfig]):
         self, config: EvaluateConfig, facts: ModelFacts, where: str, forms: list[RowFormat]
     ) -> Iterator[Problem]:
         yield from kind_problems(config, facts, where)
+
+    def notes(self, config: EvaluateConfig, facts: Facts, batch: BatchPlan | None, data: DataCheck) -> list[str]:
+        baseline = facts.get("baseline")
+        if baseline is None or baseline.vocabulary == facts["model"].vocabulary:
+            return []
+        return ["baseline and model have other tokens: a loss, and a perplexity, is that of a token of each"]
 
     def before(self, config: EvaluateConfig) -> ModelConfig | None:
         return None

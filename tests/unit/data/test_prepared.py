@@ -9,6 +9,7 @@ from scaleup.data.tokenization import Encoder
 from scaleup.data.workers import Workers
 from scaleup.distributed.progress import Progress
 from scaleup.errors import ScaleupError
+from scaleup.models.new_tokens import add_tokens
 from tests.unit.data import tiny
 from tests.unit.data.test_sources import data_config, encoder, pairs, words, write
 
@@ -30,16 +31,18 @@ def test_what_tokens_follow_from_is_in_the_key(tmp_path):
     write(tmp_path / "other.jsonl", pairs(5, "other"))
     write(tmp_path / "same.jsonl", pairs(5))
 
-    def key(name="llama", path="a.jsonl", template=None, source=None, **keys):
+    def key(name="llama", path="a.jsonl", template=None, source=None, new=(), **keys):
         data = data_config(root=str(tmp_path), train=[{"path": path, **(source or {})}], **keys)
         loaded = tiny.tokenizer(name)
         loaded.chat_template = template or loaded.chat_template
+        add_tokens(loaded, new, "model.new_tokens")
         return key_of(data, data.train[0], "train", Encoder(loaded, tiny.facts(name).task, data))
 
     assert key() == key() == key(path="same.jsonl") == key(shuffle=False) == key(source={"weight": 2})
     others = [
         key(path="other.jsonl"),
         key("t5"),
+        key(new=["<new>"]),
         key(template="{{ messages }}"),
         key(max_length=7),
         key(too_long="drop"),

@@ -11,6 +11,7 @@ import pytest
 
 from scaleup.config.load import Loaded, dump, load_mapping
 from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.errors import ScaleupError
 from scaleup.plan.derive import evaluation_config, export_config, generation_config, own_split
 from scaleup.plan.stages import planner_of
@@ -50,6 +51,23 @@ def test_the_chat_template_is_the_one_that_was_saved(tmp_path: Path, derived: Ca
     made = derived(tmp_path, []).config
     assert made is not None
     assert made.data.chat_template == str(tmp_path / "model/chat_template.jinja")
+
+
+@pytest.mark.parametrize("derived", [evaluation_config, generation_config, export_config])
+def test_new_tokens_are_in_the_tokenizer_that_was_saved(tmp_path: Path, derived: Callable[..., Loaded]) -> None:
+    """They are not added twice; nor to the model that the run began with, which still needs the config's tokenizer."""
+    model = {**RAW["model"], "tokenizer": "builtin:tiny-llama", "new_tokens": ["<tool>"]}
+    config = load_mapping({**RAW, "model": model}).config
+    assert config is not None
+    (tmp_path / "model").mkdir()
+    (tmp_path / "config.yaml").write_text(dump(config), encoding="utf-8")
+    (tmp_path / "manifest.json").write_text("{}")
+    made = derived(tmp_path, []).config
+    assert made is not None
+    assert (made.model.path, made.model.tokenizer, made.model.new_tokens) == (str(tmp_path), None, [])
+    if isinstance(made, EvaluateConfig):
+        assert made.baseline is not None
+        assert (made.baseline.tokenizer, made.baseline.new_tokens) == ("builtin:tiny-llama", [])
 
 
 def test_a_reward_models_rows_are_read_as_it_read_them(tmp_path: Path) -> None:
