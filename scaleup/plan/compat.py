@@ -179,6 +179,13 @@ REFUSALS = (
         stages=frozenset({"ppo"}),
     ),
     Refusal(
+        "adapter.type",
+        "virtual tokens move the place at which a classifier's score is read, and nothing is scored with them",
+        "use lora",
+        adapters=frozenset({"prompt_tuning", "prefix"}),
+        stages=frozenset({"classify"}),
+    ),
+    Refusal(
         "mixed_precision",
         "the gradient of a distillation's logits is made in the forward pass, before fp16's loss scale is known",
         'use bf16, or "no"',

@@ -98,6 +98,12 @@ CASES = {
             prepare=rows(LETTERS[0]),
         ),
         bad(
+            "an adapter of virtual tokens",
+            "error: adapter.type: virtual tokens move the place at which a classifier's score is read",
+            changes={**CLASSIFY, "adapter": {"type": "prompt_tuning", "num_virtual_tokens": 4}},
+            prepare=rows(*LETTERS),
+        ),
+        bad(
             "token classification",
             "error: classify.problem: token_classification labels every token of a text, which no stage trains -> use",
             changes={**CLASSIFY, "classify.problem": "token_classification"},
