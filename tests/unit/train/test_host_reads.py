@@ -10,20 +10,26 @@ import pytest
 import torch
 
 from scaleup.config.stages.distill import DistillSettings
+from scaleup.config.stages.dpo import DPOSettings
 from scaleup.data.collate import packed_collator
 from scaleup.data.labelled import labelled_collator
 from scaleup.data.pairs import pair_collator
-from scaleup.data.tokenization import FILLER, LabelledTokens, PairTokens
+from scaleup.data.preferences import preference_collator
+from scaleup.data.tokenization import FILLER, LabelledTokens, PairTokens, PreferenceTokens, UnpairedTokens
+from scaleup.data.unpaired import unpaired_collator
 from scaleup.distill.classifiers import ClassifierDistillation
 from scaleup.distill.language import Distillation
 from scaleup.distill.train import distillation_loss
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.padding import padding_known
 from scaleup.train.classify import class_objective
+from scaleup.train.dpo import PolicyWithReference, dpo_objective
 from scaleup.train.head_loss import fuse_head
+from scaleup.train.kto import KLEstimate, KTOTally, kto_objective
 from scaleup.train.losses import token_loss_sum
 from scaleup.train.preference import preference_loss
 from scaleup.train.step import Objective, evaluate_loss, train_step
+from scaleup.train.tally import Tally
 from tests.host_reads import HostReads
 from tests.unit.data import tiny
 
@@ -68,6 +74,22 @@ def pairs() -> tuple[Any, Objective, Any, Sequence[Any]]:
     return tiny.classifier("llama"), preference_loss(), pair_collator(0, 2), [*rows, FILLER]
 
 
+def preferred(name: str) -> tuple[Any, Objective, Any, Sequence[Any]]:
+    policy = PolicyWithReference(tiny.model(name), tiny.model(name))
+    rows = tiny.encode(name)
+    paired = [PreferenceTokens(one, other) for one, other in zip(rows, rows[::-1], strict=True)]
+    collate = preference_collator(tiny.collator(name, policy.policy))
+    return policy, dpo_objective(DPOSettings(), Tally()), collate, [*paired, FILLER]
+
+
+def judged() -> tuple[Any, Objective, Any, Sequence[Any]]:
+    policy = PolicyWithReference(tiny.model("llama"), tiny.model("llama"))
+    rows = tiny.encode("llama")
+    single = [UnpairedTokens(row, place % 2 > 0, rows[place - 1]) for place, row in enumerate(rows)]
+    collate = unpaired_collator(tiny.collator("llama", policy.policy))
+    return policy, kto_objective(DPOSettings(loss="kto"), KTOTally()), collate, [*single, FILLER]
+
+
 CASES = {
     "llama": lambda: language("llama"),
     "gpt2, all logits": lambda: language("gpt2", fused=False),
@@ -79,6 +101,9 @@ CASES = {
     "classes": lambda: classes("bert", teacher=False),
     "distilled classes": lambda: classes("bert", teacher=True),
     "pairs": pairs,
+    "preferences": lambda: preferred("llama"),
+    "preferences of an encoder-decoder": lambda: preferred("t5"),
+    "single responses": judged,
 }
 
 
@@ -108,6 +133,14 @@ def test_a_penalty_is_read_with_the_loss(runtime: Runtime) -> None:
     model, *_ = language("llama")
     prepared = runtime.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
     assert with_it.loss == train_step(runtime, *prepared, [batch], objective, 1.0).loss + 0.25
+
+
+def test_the_divergence_of_a_step_is_read_once(runtime: Runtime) -> None:
+    policy, _, collate, rows = judged()
+    batches = [collate([row]) for row in rows]
+    with HostReads() as reads:
+        KLEstimate(runtime, policy)(batches)
+    assert reads.count == 1, reads.places
 
 
 def test_an_evaluation_reads_once(runtime: Runtime) -> None:
