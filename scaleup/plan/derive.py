@@ -18,7 +18,7 @@ from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.stages import planner_of
 from scaleup.records.arrow_rows import splits_in
 from scaleup.records.examples import format_problems
-from scaleup.records.format_rules import FORMAT_KEYS, with_formats
+from scaleup.records.format_rules import FORMAT_KEYS, holds_preferences, is_unpaired, row_format, with_formats
 from scaleup.records.formats import local_path
 
 
@@ -109,7 +109,9 @@ def _export_keys(config: RunConfig) -> dict[str, Any]:
         source.model_dump(mode="json") | {"split": source.split or own_split(config.data, source, split)}
         for source in getattr(config.data, split) or []
     ]
-    if not planner_of(config).writes_text or format_problems(config.data, [split]):
+    forms = [row_format(config.data, source) for source in getattr(config.data, split) or []]
+    are_preferences = any(holds_preferences(form) or is_unpaired(form) for form in forms)
+    if not planner_of(config).writes_text or are_preferences or format_problems(config.data, [split]):
         rows = []
     return {
         "data": {**data, "test": rows or None},

@@ -77,7 +77,7 @@ def kind_problems(config: EvaluateConfig, facts: ModelFacts, where: str) -> Iter
     are_classes = holds_labels(config.data, config.evaluation.split)
     if any(map(is_unpaired, forms)):
         what = "says whether a completion is desirable, which no metric looks at"
-        yield Problem("data.label", what, "leave it out")
+        yield Problem("data.label", what, "measure all of them with data.label=null")
     if facts.task != "sequence_classification":
         if are_classes:
             what = f"({facts.architecture}) is no classifier, and the rows are texts with a class"

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from scaleup.config.schema import DataConfig, LanguageData, PreferenceData
+from scaleup.config.stages.dpo import ResponseData
 from scaleup.records.check import check_data
 from scaleup.records.examples import example_maker, format_problems, row_format
 from scaleup.records.format_rules import with_formats
@@ -63,6 +64,18 @@ def test_columns_tell_the_format_and_a_note_says_so(data_of, row, stated, note):
     assert form_of(data).model_dump(exclude_none=True) == {**stated, "columns": {}}
     assert format_problems(data, ["train"]) == []
     assert check_data(data, ["train"]).notes == [f"data.train.0: rows are read as {note}"]
+
+
+def test_only_a_stage_that_learns_from_them_reads_judged_responses(data_of):
+    data = data_of({"prompt": "a", "completion": "b", "label": True})
+    plain = {"prompt": "{prompt}", "completion": "{completion}"}
+    for kind, stated in ((DataConfig, plain), (LanguageData, plain), (ResponseData, {**plain, "label": "label"})):
+        read = kind.model_validate(data.model_dump())
+        assert form_of(read).model_dump(exclude_none=True) == {**stated, "columns": {}}
+    assert check_data(read, ["train"]).notes == [
+        "data.train.0: rows are read as unpaired preferences (columns prompt, completion, label)",
+        "data.train.0: 1 responses are desirable, and 0 are not",
+    ]
 
 
 @pytest.mark.parametrize(
