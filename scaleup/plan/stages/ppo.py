@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from scaleup.config.adapters import LoraAdapter
 from scaleup.config.mistakes import suggestion
 from scaleup.config.reward_source import RewardSource
 from scaleup.config.schema import GenerationConfig
@@ -159,6 +160,9 @@ def rollout_problems(config: PPOConfig) -> Iterator[Problem]:
     if ppo.value_model == "separate" and config.quantization is not None:
         what = f"a trunk of its own would be a second copy of the base in {config.quantization}, and none is made"
         yield Problem("ppo.value_model", what, "use head, or leave quantization out")
+    if ppo.value_model == "separate" and config.model.new_tokens and isinstance(config.adapter, LoraAdapter):
+        what = "separate is not supported with model.new_tokens beside lora, whose rows are in the head"
+        yield Problem("ppo.value_model", what, "use head, or train the whole model")
     yield from _data_problems(config)
 
 

@@ -73,6 +73,11 @@ PPO_MISTAKES = [
         changes={"ppo.value_model": "separate", "quantization": "8bit", "adapter": {"type": "lora"}},
     ),
     ppo(
+        "a trunk of its own for the values beside rows of new tokens that lora trains",
+        "error: ppo.value_model: separate is not supported with model.new_tokens beside lora, whose rows are in the ",
+        changes={"ppo.value_model": "separate", "model.new_tokens": ["<a>"], "adapter": {"type": "lora"}},
+    ),
+    ppo(
         "nothing to gather for rollouts",
         "error: parallel.gather_for_generation: zero2 keeps the weights whole on every rank, so there is nothing to "
         "gather -> leave it out, or use zero3 or fsdp2",
