@@ -49,6 +49,7 @@ def test_it_prefers_the_chosen_of_rows_that_it_has_not_seen(tmp_path: Path) -> N
     assert np.mean([row["chosen_logp"] for row in scored]) == pytest.approx(after["logps_chosen"])
 
 
+@pytest.mark.slow
 def test_responses_that_are_desirable_become_likelier_than_others(tmp_path: Path) -> None:
     """By KTO, whose reference is asked once, before training. What it said is read again by a run that goes on."""
     for name in ("rows", "held"):

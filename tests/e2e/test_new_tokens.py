@@ -31,6 +31,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_learned_by_lora_they_are_in_every_later_model(tmp_path: Path) -> None:
     """Plain Transformers on the exported folder has the loss that the evaluation of the adapter found."""
     rows = [{"prompt": "ab"[n % 2], "answer": TOKENS[1 + n % 2]} for n in range(16)]
