@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.state import PartialState
-from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from torch.nn.parallel import DistributedDataParallel
 
 from scaleup.distributed.deepspeed_ops import OPS, ensure_built, uncompiled
 from scaleup.distributed.deferred import fill, is_deferred
+from scaleup.distributed.fsdp2 import (
+    embeddings_left_to_the_root,
+    let_accelerate_shard_on_cpus,
+    low_precision,
+    without_frozen,
+)
 from scaleup.distributed.gathering import shard_again_under_fsdp2, whole_under_fsdp2, whole_under_zero3
 from scaleup.distributed.partition import partition
 from scaleup.distributed.portable import Source, put_into_torch, put_into_zero
@@ -156,20 +159,20 @@ class FSDP2Engine(ReplicatedEngine):
     def accelerator(self, group: GroupPlan, timeout: timedelta, **common: Any) -> Accelerator:
         backend = InitProcessGroupKwargs(backend=group.backend, timeout=timeout)
         if group.device == "cpu":
-            _let_accelerate_shard_on_cpus()
+            let_accelerate_shard_on_cpus()
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2,
             auto_wrap_policy="transformer_based_wrap",
             cpu_ram_efficient_loading=False,
             state_dict_type="SHARDED_STATE_DICT",
-            mixed_precision_policy=_low_precision(group.mixed_precision),
+            mixed_precision_policy=low_precision(group.mixed_precision),
         )
         return Accelerator(fsdp_plugin=plugin, kwargs_handlers=[backend], **common)
 
     def prepare(self, accelerator: Accelerator, *parts: Any) -> Any:
         """Prepares a model, one that is not trained with an optimizer that does nothing: Accelerate demands one.
         `fully_shard` copies a rank's part of one parameter after another, which reads what is deferred."""
-        with _embeddings_left_to_the_root(parts[0]):
+        with embeddings_left_to_the_root(parts[0]):
             if len(parts) > 1:
                 return accelerator.prepare(*parts)
             return accelerator.prepare(*parts, torch.optim.SGD(parts[0].parameters(), lr=0.0))[0]
@@ -179,7 +182,7 @@ class FSDP2Engine(ReplicatedEngine):
         return nullcontext()
 
     def frozen_left_out(self) -> AbstractContextManager[Any]:
-        return _without_frozen()
+        return without_frozen()
 
     def gathered(self, parameter: Any) -> torch.Tensor:
         whole: torch.Tensor = parameter.full_tensor()
@@ -199,17 +202,6 @@ class FSDP2Engine(ReplicatedEngine):
 
     def shard_again(self, model: Any) -> None:
         shard_again_under_fsdp2(model)
-
-
-def _low_precision(precision: str) -> Any:
-    """Returns the policy of FSDP2 for bf16 and fp16; None where there is none. What a model returns stays as it is:
-    Accelerate's own policy rounds losses and log-probabilities, which are float32, to 8 or 11 bits."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy
-
-    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    if precision not in types:
-        return None
-    return MixedPrecisionPolicy(param_dtype=types[precision], reduce_dtype=types[precision])
 
 
 class DeepSpeedEngine:
@@ -310,50 +302,3 @@ def base_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer
-
-
-@contextmanager
-def _without_frozen() -> Iterator[None]:
-    """Replaces the private function from which Accelerate 1.15 has the options of torch's state dicts, which can leave
-    frozen weights out: asked by itself, it would write a whole base model beside an adapter."""
-    from accelerate.utils import fsdp_utils
-
-    usual = fsdp_utils._prepare_sd_options
-    fsdp_utils._prepare_sd_options = lambda plugin: replace(usual(plugin), ignore_frozen_params=True, strict=False)
-    try:
-        yield
-    finally:
-        fsdp_utils._prepare_sd_options = usual
-
-
-def _let_accelerate_shard_on_cpus() -> None:
-    """Replaces the private method by which Accelerate 1.15 never turns FSDP on for CPUs, although torch's FSDP2 runs on
-    gloo. Call it before an Accelerator is made."""
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
-
-
-def _embedding_is_in_use_elsewhere(model: Any) -> bool:
-    """Returns whether the input embedding is shared by an encoder and a decoder; is part of something that Transformers
-    says not to split, as BERT's is; or has rows that PEFT trains, in the head that shares it too: either then shows a
-    weight of its own making."""
-    rows = getattr(model.get_output_embeddings(), "token_adapter", None)
-    if model.config.is_encoder_decoder or (rows is not None and rows.tied_adapter is not None):
-        return True
-    names, embedding = set(model._no_split_modules or ()), model.get_input_embeddings()
-    blocks = (module for module in model.modules() if type(module).__name__ in names)
-    return any(part is embedding for block in blocks for part in block.modules())
-
-
-@contextmanager
-def _embeddings_left_to_the_root(model: Any) -> Iterator[None]:
-    """Hides the input embedding from Accelerate 1.15, which shards it by itself, where it is used elsewhere: torch
-    refuses one parameter in two groups. Hidden, it stays in the root's group, or in that of a block."""
-    if not _embedding_is_in_use_elsewhere(model):
-        yield
-        return
-    model.get_input_embeddings = model.get_output_embeddings = lambda: None
-    try:
-        yield
-    finally:
-        del model.get_input_embeddings, model.get_output_embeddings
