@@ -3,7 +3,7 @@ learned, by a reward model that it never saw.
 
 Run it from the repository's root on an otherwise idle machine, after `make setup`:
 
-    .venv/bin/python benchmarks/preferences.py                       every cell, a table: 10 minutes on 2 cores
+    .venv/bin/python benchmarks/preferences.py                       every cell, a table on stdout
     .venv/bin/python benchmarks/preferences.py lora,adapter_off      these cells only
     .venv/bin/python benchmarks/preferences.py --score runs/dpo-reviews runs/reward-reviews
 

@@ -101,6 +101,12 @@ def absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
+def list_or_name(value: Any) -> str:
+    """Returns the tag of the type that a value which may be a name or a list is looked at by: its mistakes alone are
+    told then."""
+    return "[list]" if isinstance(value, list) else "[name]"
+
+
 def is_template_file(named: str) -> bool:
     """Tells whether a value of `data.chat_template` means a file: it has a suffix or a folder."""
     return not named.startswith("trl:") and ("/" in named or "." in named)

@@ -208,7 +208,7 @@ REFUSALS = (
     ),
     Refusal(
         "adapter.type",
-        "log-probabilities of responses are read where their own tokens stand, and virtual tokens move them",
+        "its reference is the model without it, and nothing here shows that to hold of virtual tokens",
         "use lora",
         adapters=frozenset({"prompt_tuning", "prefix"}),
         stages=frozenset({"dpo"}),

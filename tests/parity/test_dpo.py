@@ -35,6 +35,19 @@ PAIRS = [
     Preference(f"question {n}:", " " + " ".join(WORDS[: 1 + n % 7]), " " + " ".join(WORDS[-1 - n % 5 :]))
     for n in range(STEPS * MICRO * 2)
 ]
+QUIET = {
+    "optim": "sgd",
+    "max_length": 64,
+    "gradient_checkpointing": False,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
+"""Has a trainer of TRL's step as plainly as ours, and leave nothing."""
 LOSSES = {
     "dpo": {"loss_type": ["sigmoid"]},
     "ipo": {"loss_type": ["ipo"]},
@@ -80,19 +93,10 @@ def trl_run(keys, model, folder, micro):
         output_dir=str(folder),
         **TRAIN,
         **keys,
-        max_length=64,
-        optim="sgd",
+        **QUIET,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=2 * MICRO // micro,
-        gradient_checkpointing=False,
         train_sampling_strategy="sequential",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
     )
     trainer = DPOTrainer(
         model,

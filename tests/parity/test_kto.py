@@ -24,12 +24,12 @@ from scaleup.train.fit import Feed
 from scaleup.train.kto import KTOTally, kto_objective, with_kl
 from scaleup.train.optim import build_optimizer, build_schedule
 from scaleup.train.step import evaluate_loss, train_step
+from tests.parity.test_dpo import QUIET, WORDS
 from tests.unit.data import tiny
 
 STEPS, ROWS = 12, 8
 TRAIN = {"learning_rate": 0.1, "lr_scheduler_type": "constant", "max_steps": STEPS, "max_grad_norm": 1.0}
 WEIGHTS = {"beta": 0.3, "desirable_weight": 0.7, "undesirable_weight": 1.2}
-WORDS = ["it", "was", "a", "joy", "to", "see", "all", "of", "them", "there,", "and", "nobody", "minded", "the", "rain"]
 EXAMPLES = [
     UnpairedPreference(PromptCompletion(f"question {n}:", " " + " ".join(WORDS[n % 3 : 2 + n % 7])), n % 3 != 0)
     for n in range(ROWS)
@@ -69,17 +69,8 @@ def trl_run(model, folder):
         output_dir=str(folder),
         **TRAIN,
         **WEIGHTS,
-        max_length=64,
-        optim="sgd",
+        **QUIET,
         per_device_train_batch_size=ROWS,
-        gradient_checkpointing=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
     )
     trainer = KTOTrainer(
         model,

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from scaleup.config.fields import Text
+from scaleup.config.fields import Text, list_or_name
 from scaleup.config.schema import ClassData, ClassProblem, Float, Section
 from scaleup.config.stages.base import SupervisedConfig
-
-
-def _list_or_name(value: Any) -> str:
-    return "[list]" if isinstance(value, list) else "[name]"
-
 
 Weight = Annotated[Float, Field(gt=0)]
 ClassWeights = Annotated[
     Annotated[list[Weight], Field(min_length=1), Tag("[list]")] | Annotated[Literal["balanced"], Tag("[name]")],
-    Discriminator(_list_or_name),
+    Discriminator(list_or_name),
 ]
 
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from scaleup.config.fields import NotNegative
+from scaleup.config.fields import NotNegative, list_or_name
 from scaleup.config.schema import DataConfig, Float, GenerationConfig, Section
 from scaleup.config.stages.base import SupervisedConfig
 
 PairLoss = Literal["dpo", "ipo", "hinge", "robust", "sppo", "orpo", "simpo", "cpo", "sft", "kto"]
 
 
-def _one_or_several(value: Any) -> str:
-    return "[list]" if isinstance(value, list) else "[name]"
-
-
 PairLosses = Annotated[
     Annotated[PairLoss, Tag("[name]")] | Annotated[list[PairLoss], Field(min_length=1), Tag("[list]")],
-    Discriminator(_one_or_several),
+    Discriminator(list_or_name),
 ]
 AGAINST_REFERENCE = frozenset({"dpo", "ipo", "hinge", "robust", "sppo", "kto"})
 

@@ -57,7 +57,7 @@ CASES = {
         ),
         bad(
             "an adapter that is copied, and one that cannot be",
-            "error: adapter.type: log-probabilities of responses are read where their own tokens stand",
+            "error: adapter.type: its reference is the model without it, and nothing here shows that",
             "error: dpo.reference: copy is not supported with an adapter",
             changes={**DPO, "adapter": {"type": "prefix", "num_virtual_tokens": 4}, "dpo.reference": "copy"},
             prepare=rows(PAIR),
