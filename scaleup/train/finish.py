@@ -22,7 +22,7 @@ from scaleup.models.saved import own_weights, save_model, saved_buffers
 from scaleup.reports.training import model_card, plot_losses, read_metrics, summary
 from scaleup.train.job import Job
 
-UNITS = {"reward": "pair", "dpo": "pair", "classify": "row"}
+UNITS = {"reward": "pair", "dpo": "row", "classify": "row"}
 """Maps a stage -> what its loss is a mean over, if not labelled tokens."""
 
 
