@@ -237,7 +237,8 @@ def _told(config: SupervisedConfig) -> str:
 def no_classes(config: SupervisedConfig) -> Iterator[Problem]:
     """Yields texts with a class."""
     sources = [source for split in ("train", "validation") for source in getattr(config.data, split) or []]
-    if any(holds_class(row_format(config.data, source)) for source in sources):
+    forms = [row_format(config.data, source) for source in sources]
+    if any(holds_class(form) and not holds_preferences(form) for form in forms):
         what = f"is of classifiers, which stage {config.stage} does not train{_told(config)}"
         remedy = "use stage: classify, or distill with a classifier as the teacher"
         if _told(config):

@@ -146,6 +146,12 @@ CASES = {
             asks=True,
         ),
         bad(
+            "a label beside pairs, which is no classifier's",
+            "error: data.label: is set beside chosen, rejected: a row has one format -> keep one of them",
+            changes={**DPO, "data.label": "good"},
+            prepare=rows(PAIR),
+        ),
+        bad(
             "rows that say nothing of a preference, and a classifier",
             "error: data.completion: says nothing of which response is preferred",
             changes={"stage": "dpo"},
