@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
 from scaleup.config.adapters import Quantization
-from scaleup.config.fields import Positive
+from scaleup.config.fields import Float, Name, Positive
 from scaleup.config.schema import (
     Count,
     Int,
@@ -85,3 +86,26 @@ class RewardSource(Section):
         if not file or not Path(file).is_file():
             return section
         return section.model_copy(update={"function": f"{Path(file).absolute()}:{name}"})
+
+
+class NamedReward(RewardSource):
+    """Is one of several sources, whose scores are combined by their weights."""
+
+    name: Name = Field(description="Stands in the metrics: rewards/NAME/mean.")
+    weight: Float = 1.0
+
+
+@dataclass(frozen=True)
+class WeightedReward:
+    """Tells where a config has a source of scores, and what becomes of them."""
+
+    key: str
+    """Is the config key of its section: `reward`, or `rewards.0`."""
+    name: str
+    weight: float
+    source: RewardSource
+
+    @property
+    def group(self) -> str:
+        """Returns the name of its process group, where it has one."""
+        return "reward" if self.key == "reward" else f"reward-{self.name}"

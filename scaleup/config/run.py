@@ -8,7 +8,7 @@ from pydantic import Field
 
 from scaleup.config.cluster import ClusterConfig
 from scaleup.config.fields import Name, PathText, Section, absolute
-from scaleup.config.reward_source import RewardSource
+from scaleup.config.reward_source import RewardSource, WeightedReward
 from scaleup.config.schema import DataConfig, MixedPrecision, ModelConfig, ParallelConfig
 from scaleup.errors import without_passwords
 
@@ -37,20 +37,31 @@ class RunConfig(Section):
     """Tells whether the stage's own keys say how large a step is, however it is split over processes."""
 
     @property
+    def reward_sources(self) -> list[WeightedReward]:
+        """Returns where the run's scores come from; a run that is no reinforcement learning has none."""
+        return []
+
+    @property
+    def reward_groups(self) -> list[WeightedReward]:
+        """Returns the sources whose model is in a process group of its own."""
+        return [reward for reward in self.reward_sources if reward.source.placement == "group"]
+
+    @property
     def reward_group(self) -> RewardSource | None:
         """Returns the settings of a reward model in a process group of its own; None: the run has one group."""
-        return None
+        return next((reward.source for reward in self.reward_groups), None)
 
     @property
     def reward_url(self) -> str | None:
         """Returns the address of a service that scores; None: the run has none."""
-        return None
+        return next((r.source.url for r in self.reward_sources if r.source.placement == "http"), None)
 
     @property
     def answer_seconds(self) -> float:
         """Returns how long the run may wait for one answer of a reward group or a service, in seconds; 0: there is
         neither."""
-        return 0.0
+        asked = (reward.source for reward in self.reward_sources if reward.source.placement in ("group", "http"))
+        return max((source.timeout_seconds for source in asked), default=0.0)
 
     def shown(self, exclude_defaults: bool = False) -> dict[str, Any]:
         """Returns the config's values as others may see them, in trackers and model cards: without the passwords within

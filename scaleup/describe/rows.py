@@ -21,7 +21,7 @@ from scaleup.describe.given import Given
 from scaleup.describe.progress import Progress, shown_progress
 from scaleup.errors import Problem, ScaleupError
 from scaleup.models.load import load_tokenizer
-from scaleup.plan.facts import REWARD_MODEL, ModelFacts, RowsRequest
+from scaleup.plan.facts import ModelFacts, RowsRequest, is_reward_model
 from scaleup.records.chat_templates import KEY
 from scaleup.records.chats import REASONING_KEYS, Chat, Message
 from scaleup.records.check import NUM_ROWS_LISTED, NUM_STREAMED_ROWS, maker_of, more_failing
@@ -45,7 +45,7 @@ def row_notes(model: ModelConfig, facts: ModelFacts, rows: RowsRequest, where: s
     tokenizer = load_tokenizer(model, facts.tokenizer_at, where)
     if facts.task == "seq2seq_lm":
         return []
-    is_reward = where == REWARD_MODEL
+    is_reward = is_reward_model(where)
     if is_reward and not tokenizer.chat_template:
         return []  # it reads the policy's text
     read_with = own_template(tokenizer, rows.data) if rows.by_own_template else rows.data

@@ -80,3 +80,8 @@ class GumbelMax:
             for some, seeds in zip(*(part.split(rows_at_a_time) for part in (scores, self.seeds[rows])), strict=True)
         ]
         return torch.cat(drawn)
+
+
+def likeliest(scores: torch.Tensor, rows: torch.Tensor, position: int) -> torch.Tensor:
+    """Returns the token (n,) with the highest of the scores (n, V): what is drawn as the temperature goes to 0."""
+    return scores.argmax(dim=-1)

@@ -17,7 +17,7 @@ from scaleup.data.chat import answer_ends
 from scaleup.data.collate import has_padding, pad
 from scaleup.models.beside import Beside, base_of, unwrap
 from scaleup.models.decode import Decoder
-from scaleup.models.gumbel import GumbelMax
+from scaleup.models.gumbel import GumbelMax, likeliest
 from scaleup.models.load import pad_token_id
 from scaleup.models.padding import padding_known
 
@@ -39,8 +39,8 @@ class Responses:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Holds the settings of generation. PPO draws tokens from the whole distribution at a temperature: with top-k or
-    top-p the ratio of probabilities would be wrong."""
+    """Holds the settings of generation. Reinforcement learning draws from the whole distribution at a temperature: with
+    top-k or top-p the ratio of probabilities would be wrong."""
 
     max_new_tokens: int
     min_limit: int | None
@@ -52,6 +52,8 @@ class Sampling:
     top_p: float = 1.0
     suppressed: tuple[int, ...] = ()
     """Holds the ids that are never drawn."""
+    is_greedy: bool = False
+    """Tells whether each token is the likeliest one, whatever the seeds."""
 
 
 @torch.no_grad()
@@ -70,7 +72,8 @@ def respond(
     is_seq2seq = bool(base_of(whole.trained).config.is_encoder_decoder)
     ids, mask = pad(prompts, sampling.pad_id, left=not is_seq2seq)
     limits = torch.tensor([_limit(seed, sampling) for seed in seeds], device=device)
-    draw = GumbelMax.seeded(seeds, device, sampling.temperature if sampling.top_p == 1 else 1.0)
+    temperature = sampling.temperature if sampling.top_p == 1 else 1.0
+    draw = likeliest if sampling.is_greedy else GumbelMax.seeded(seeds, device, temperature)
     with _drawing(whole.trained, sampling), padding_known(has_padding(mask)):
         output = (model if together else whole)(
             "generate",
@@ -145,6 +148,6 @@ def sampling_of(
     return Sampling(max_new_tokens, min_limit, temperature, ends, pad_token_id(tokenizer), top_p, suppressed)
 
 
-def response_seeds(seed: int, rollout: int, size: int) -> Sequence[Sequence[int]]:
-    """Return the seeds of a rollout's `size` responses, one each."""
-    return [(seed, 0, rollout, row) for row in range(size)]
+def response_seeds(seed: int, rollout: int, size: int, first: int = 0) -> Sequence[Sequence[int]]:
+    """Return the seeds of `size` responses of a rollout, one each, after the `first` ones."""
+    return [(seed, 0, rollout, row) for row in range(first, first + size)]

@@ -15,8 +15,12 @@ from scaleup.config.stages.distill import EveryLayer
 from scaleup.config.stages.prune import PruneSettings
 from scaleup.records.labels import Targets
 
-REWARD_MODEL = "reward.model"
-"""Is the config key of the model that scores a policy's answers, in a group of its own or in the policy's processes."""
+
+def is_reward_model(where: str) -> bool:
+    """Tells whether a config key is that of a model which scores a policy's responses, in a group of its own or in the
+    policy's processes: `reward.model` or `rewards.0.model`."""
+    section, _, key = where.rpartition(".")
+    return key == "model" and section.partition(".")[0] in ("reward", "rewards")
 
 
 class Tensors(BaseModel):

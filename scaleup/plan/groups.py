@@ -104,7 +104,7 @@ def _reward_group(config: RunConfig, reward: RewardSource, machine: Machine, pol
     comes_after = device == policy.device == "cuda" and not reward.own_nodes
     settings = inference_settings(parallel, reward.mixed_precision)
     return GroupPlan(
-        name=REWARD,
+        name=config.reward_groups[0].group,
         serves=True,
         max_restarts=reward.max_restarts,
         timeout_seconds=parallel.timeout_seconds,

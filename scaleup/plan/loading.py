@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from scaleup.errors import Problem
-from scaleup.plan.facts import REWARD_MODEL, ModelFacts
+from scaleup.plan.facts import ModelFacts, is_reward_model
 from scaleup.plan.memory import FLOAT32
 from scaleup.plan.types import GroupPlan, LoadingPlan, MemoryPlan
 
@@ -45,10 +45,12 @@ def loading_plans(
     held = next((row for row in memory if row.strategy == first.strategy), None)
     if held is None:
         return []
-    own = [each for where, each in facts.items() if where != REWARD_MODEL or reward_memory is None]
+    own = [each for where, each in facts.items() if not is_reward_model(where) or reward_memory is None]
     plans = [loading_of(first, held, own)]
     if reward_memory is not None:
-        plans.append(loading_of(groups[1], reward_memory, [facts[REWARD_MODEL]]))
+        plans.append(
+            loading_of(groups[1], reward_memory, [each for where, each in facts.items() if is_reward_model(where)])
+        )
     return plans
 
 

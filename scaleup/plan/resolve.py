@@ -16,7 +16,7 @@ from scaleup.config.run import RunConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.compute import Rate
 from scaleup.plan.describe import Described, describe_models
-from scaleup.plan.facts import REWARD_MODEL, ModelRequest
+from scaleup.plan.facts import ModelRequest
 from scaleup.plan.gathering import generation_settings, with_gathering
 from scaleup.plan.groups import bridge_of, device_of, groups_of
 from scaleup.plan.known_rows import known_check
@@ -195,9 +195,10 @@ def _strategy_before(config: RunConfig, batch: BatchPlan | None) -> str | None:
 
 
 def _reward_memory(config: RunConfig, groups: list[GroupPlan], facts: Facts) -> MemoryPlan | None:
-    if (reward := config.reward_group) is None:
+    if not config.reward_groups:
         return None
-    return serving_memory(facts[REWARD_MODEL], groups[1], reward.quantization)
+    reward = config.reward_groups[0]
+    return serving_memory(facts[f"{reward.key}.model"], groups[1], reward.source.quantization)
 
 
 def _run_folder_problems(config: RunConfig, batch: BatchPlan | None, resume: bool) -> list[Problem]:

@@ -39,6 +39,8 @@ class RolloutPlan(_Frozen):
     num_rollouts: int
     rows: int
     """Counts the rows of a rollout."""
+    num_generations: int = 1
+    """Counts the responses to each prompt."""
     passes: int
     num_mini_batches: int
     mini_batch: int

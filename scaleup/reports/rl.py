@@ -1,4 +1,5 @@
-"""Reports of PPO runs: metrics and samples go in; a summary, a table of responses and a plot of scores come out."""
+"""Reports of reinforcement learning: metrics and samples go in; a summary, a table of responses and a plot of scores
+come out."""
 
 from __future__ import annotations
 
@@ -11,15 +12,15 @@ from scaleup.artifacts.train_state import TrainState
 from scaleup.reports.plots import figure
 
 
-def ppo_summary(lines: list[dict[str, Any]], state: TrainState) -> dict[str, Any]:
+def rl_summary(lines: list[dict[str, Any]], state: TrainState) -> dict[str, Any]:
     """Returns the metrics of a manifest: those of the last rollout, and of held-out prompts before and after training.
     KL is in nats a response."""
-    rollouts = [line for line in lines if "objective/scores" in line]
+    rollouts = _rollouts(lines)
     held_out = [line for line in lines if "eval/scores" in line]
-    last = rollouts[-1] if rollouts else {}
+    score, kl = rollouts[-1] if rollouts else (None, None)
     metrics: dict[str, Any] = {
-        "scores": last.get("objective/scores"),
-        "kl": last.get("objective/kl"),
+        "scores": score,
+        "kl": kl,
         "num_tokens": state.num_tokens,
     }
     if held_out:
@@ -52,17 +53,24 @@ def _cell(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1].replace("|", "\\|")
 
 
+def _rollouts(lines: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """Returns the mean score and the KL of each rollout that was logged, whichever of TRL's trainers its metrics are
+    named after; KL 0 where there is no reference."""
+    ppo = [(line["objective/scores"], line["objective/kl"]) for line in lines if "objective/scores" in line]
+    return ppo or [(line["reward"], line.get("kl_response", 0.0)) for line in lines if "reward" in line]
+
+
 def plot_rewards(lines: list[dict[str, Any]], file: Path, title: str) -> None:
     """Draws mean scores by rollout, and against the KL to the reference, into a PNG file."""
-    rollouts = [line for line in lines if "objective/scores" in line]
+    steps = [line["step"] for line in lines if "objective/scores" in line or "reward" in line]
+    rollouts = _rollouts(lines)
     held_out = [line for line in lines if "eval/scores" in line]
     with figure(file, 2, figsize=(10, 4)) as (drawn, (left, right)):
-        for axes, key, other, label in (
-            (left, "step", "step", "rollout"),
-            (right, "objective/kl", "eval/kl", "KL to the reference (nats a response)"),
+        for axes, places, other, label in (
+            (left, steps, "step", "rollout"),
+            (right, [kl for _, kl in rollouts], "eval/kl", "KL to the reference (nats a response)"),
         ):
-            scores = [line["objective/scores"] for line in rollouts]
-            axes.plot([line[key] for line in rollouts], scores, ".-", label="rollouts")
+            axes.plot(places, [score for score, _ in rollouts], ".-", label="rollouts")
             scores = [line["eval/scores"] for line in held_out]
             axes.plot([line[other] for line in held_out], scores, "o", label="held out")
             axes.set(xlabel=label, ylabel="mean score")

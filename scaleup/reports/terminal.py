@@ -76,7 +76,8 @@ def _rollouts(plan: Plan) -> Iterator[tuple[str, str]]:
     rollouts, world = plan.rollouts, plan.groups[0].num_processes
     if rollouts is None:
         return
-    yield "rollouts", f"{rollouts.num_rollouts:,} of {rollouts.rows} rows, {rollouts.passes} passes over each"
+    each = f" ({rollouts.num_generations} a prompt)" if rollouts.num_generations > 1 else ""
+    yield "rollouts", f"{rollouts.num_rollouts:,} of {rollouts.rows} rows{each}, {rollouts.passes} passes over each"
     split = f"{world} processes x {rollouts.rank_mini_batch} rows, {rollouts.micro_batch} at a time"
     yield "mini-batches", f"{rollouts.num_mini_batches} a pass of {rollouts.mini_batch} rows = {split}"
     yield "steps", f"{rollouts.num_steps:,}"

@@ -1,18 +1,14 @@
-"""This module holds the maths of PPO: pure functions from scores to advantages, and from advantages to losses.
+"""This module holds pure functions from scores to advantages, which the algorithms share.
 
 B responses of up to T tokens; masks (B, T) are true on a response's tokens, its EOS included, and come from positions,
-never from token ids. Losses are per token and of any shape: the caller masks, sums and divides by the number of tokens
-of the global batch."""
+never from token ids. Responses to one prompt stand side by side: G of them make a group."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-
-LOG_RATIO_LIMIT = 20.0
-"""Bounds the absolute log-ratio in nats; exp() of more would leave float32's useful range, and no step that still
-learns gets there."""
 
 
 def response_mask(lengths: torch.Tensor, width: int) -> torch.Tensor:
@@ -75,30 +71,60 @@ def whiten(values: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True) ->
     return white if shift_mean else torch.where(mask, white + mean, 0.0)
 
 
-def log_ratio(logprobs: torch.Tensor, old_logprobs: torch.Tensor) -> torch.Tensor:
-    """Return log pi(a|s) - log pi_old(a|s) in nats, clamped to what exp() can take. The tensors may be of any shape."""
-    return (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+def returns_to_go(rewards: torch.Tensor, mask: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Return the sum (B, T) of a token's reward and those after it, discounted by `gamma` a token; 0 outside of the
+    mask. rewards, mask (B, T)."""
+    returns = torch.zeros_like(rewards)
+    following = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        following = torch.where(mask[:, t], rewards[:, t] + gamma * following, 0.0)
+        returns[:, t] = following
+    return returns
 
 
-def policy_loss(ratio: torch.Tensor, advantages: torch.Tensor, cliprange: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the clipped surrogate loss, to be minimised, and whether clipping decided it (Schulman et al. 2017, eq.
-    7).
-
-    Two tensors of one shape with `ratio` = pi(a|s) / pi_old(a|s)."""
-    free = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
-    return torch.maximum(free, clipped), clipped > free
+def group_means(scores: torch.Tensor, num_generations: int) -> torch.Tensor:
+    """Return the mean (B,) of the scores (B,) of each response's group."""
+    return scores.view(-1, num_generations).mean(dim=1).repeat_interleave(num_generations)
 
 
-def value_loss(
-    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, cliprange: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return half the squared error of values clipped to `cliprange` around those of the rollout, and whether clipping
-    decided it (Huang et al. 2024, "The N implementation details of RLHF with PPO", detail 9 of the PPO part). The
-    tensors may be of any shape."""
-    clipped = old_values + (values - old_values).clamp(-cliprange, cliprange)
-    free_error, clipped_error = (values - returns).square(), (clipped - returns).square()
-    return torch.maximum(free_error, clipped_error) / 2, clipped_error > free_error
+def group_spreads(scores: torch.Tensor, num_generations: int) -> torch.Tensor:
+    """Return the standard deviation (B,) of the scores (B,) of each response's group, with Bessel's correction."""
+    return scores.view(-1, num_generations).std(dim=1).repeat_interleave(num_generations)
+
+
+def whole_rollout_spread(scores: torch.Tensor) -> torch.Tensor:
+    """Return the standard deviation, a scalar, of all scores (B,); 0 of a single one."""
+    return scores.std() if len(scores) > 1 else scores.new_zeros(())
+
+
+def overlong_penalty(lengths: torch.Tensor, max_new_tokens: int, cache: int) -> torch.Tensor:
+    """Return what is taken off the score (B,) of responses of `lengths` (B,) tokens: from 0 at max_new_tokens - cache
+    up to 1 at max_new_tokens (Yu et al. 2025, DAPO, eq. 13)."""
+    beyond = lengths.double() - (max_new_tokens - cache)
+    return (beyond / cache).clamp(0.0, 1.0)
+
+
+def weighted_sum(by_source: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """Return the scores (B,) of several sources, (B,) each, added by their weights."""
+    return torch.stack([weight * scores for weight, scores in zip(weights, by_source, strict=True)]).sum(dim=0)
+
+
+def normalized_sum(by_source: Sequence[torch.Tensor], weights: Sequence[float], num_generations: int) -> torch.Tensor:
+    """Return the weighted sum (B,) of the scores of several sources, (B,) each, of which each is brought to mean 0 and
+    spread 1 first, within groups, or over the rollout where groups are of one response (Liu et al. 2026, GDPO): so no
+    source outweighs the others by its scale."""
+    return weighted_sum([_normalized(scores, num_generations) for scores in by_source], weights)
+
+
+SPREAD_FLOOR = 1e-4
+"""Is added to a spread that is divided by, as TRL does."""
+
+
+def _normalized(scores: torch.Tensor, num_generations: int) -> torch.Tensor:
+    if num_generations == 1:
+        return (scores - scores.mean()) / (whole_rollout_spread(scores) + SPREAD_FLOOR)
+    spreads = group_spreads(scores, num_generations) + SPREAD_FLOOR
+    return (scores - group_means(scores, num_generations)) / spreads
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, num_responses: int, horizon: float) -> float:

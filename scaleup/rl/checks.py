@@ -1,5 +1,5 @@
-"""This module checks every rollout. A PPO run that fails one of these self-checks would still train, but another
-objective: it stops instead."""
+"""This module checks every rollout. A run that fails one of these self-checks would still train, but
+another objective: it stops instead."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
-from scaleup.rl.experience import Advantages, Experience
+from scaleup.rl.algorithms import Algorithm, Estimates
+from scaleup.rl.experience import Experience
 
 TOLERANCE = {"no": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
 INT8_TOLERANCE = 5e-2
@@ -23,26 +24,28 @@ def tolerance_of(mixed_precision: str, quantization: str | None) -> float:
 
 
 def check_experience(
-    experience: Experience, estimates: Advantages, kl_coef: float, is_new: bool, tolerance: float
+    experience: Experience, estimates: Estimates, algorithm: Algorithm, is_new: bool, tolerance: float
 ) -> None:
     """Check a rollout before it is learned from. `is_new`: no optimizer step has been taken in the run; `tolerance`:
     nats a token.
 
-    Raises ScaleupError at `ppo.self_checks`."""
+    Raises ScaleupError at `self_checks`."""
     mask = experience.mask
     if is_new and (kl := float(experience.log_ratio.abs().sum() / mask.sum())) > tolerance:
         _fail(f"policy and reference differ by {kl:.2e} nats a token before the first step")
     if (lowest := float(experience.entropies[mask].min())) < -1e-3:
         _fail(f"an entropy is {lowest:.2e}")
     outside = [experience.logprobs, experience.values, estimates.advantages, estimates.returns, estimates.rewards]
-    if any(bool(part[~mask].any()) for part in outside):
+    if any(part is not None and bool(part[~mask].any()) for part in outside):
         _fail("non-zero values after the end of a response")
     last = mask.sum(dim=1) - 1
     rows = torch.arange(len(last))
     rest = estimates.rewards.clone()
     rest[rows, last] -= estimates.scores
-    if kl_coef == 0 and float(rest.abs().max()) > 1e-6:
+    if (algorithm.settings.beta == 0 or algorithm.settings.kl_in == "loss") and float(rest.abs().max()) > 1e-6:
         _fail("a score is at another place than its response's last token")
+    if failed := algorithm.failed_check(estimates, mask):
+        _fail(failed)
 
 
 def check_first_ratio(log_ratio: float, tolerance: float) -> None:
@@ -75,5 +78,5 @@ def check_equal_ranks(runtime: Runtime, model: Any) -> None:
 
 
 def _fail(what: str) -> NoReturn:
-    remedy = "look for what makes the model's forward pass uneven, or set ppo.self_checks: false to go on regardless"
-    raise ScaleupError.of("ppo.self_checks", what, remedy)
+    remedy = "look for what makes the model's forward pass uneven, or set rollouts.self_checks: false (ppo.self_checks)"
+    raise ScaleupError.of("self_checks", what, remedy)

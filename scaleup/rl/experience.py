@@ -1,5 +1,5 @@
-"""Prompts go in; a rollout as PPO learns from it comes out: responses, their log-probabilities under policy and
-reference, values and scores.
+"""Prompts go in; a rollout to learn from comes out: responses, their log-probabilities under policy and reference,
+values and scores.
 
 Each rank responds to its own prompts; then all ranks get the whole rollout. It is small (no logits), and everything
 that follows (advantages, whitening, minibatches) is then the same arithmetic on every rank, whatever their number."""
@@ -7,14 +7,14 @@ that follows (advantages, whitening, minibatches) is then the same arithmetic on
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 
-from scaleup.config.stages.ppo import PPOSettings
+from scaleup.config.algorithms import PolicyGradient, RolloutSettings
 from scaleup.data.collate import has_padding, pad
 from scaleup.data.prompts import Prompt
 from scaleup.distributed.runtime import Runtime
@@ -22,8 +22,26 @@ from scaleup.models.beside import unwrap
 from scaleup.models.generation import answer_texts
 from scaleup.models.padding import padding_known
 from scaleup.models.rollout import Responses, Sampling, respond
-from scaleup.rl.advantages import gae, kl_estimate, response_mask, token_rewards, whiten
-from scaleup.rl.rewards.interface import Rewards, Sample
+from scaleup.rl.advantages import kl_estimate, normalized_sum, overlong_penalty, response_mask, token_rewards
+from scaleup.rl.algorithms import Algorithm, Estimates
+from scaleup.rl.algorithms.interface import Rollout
+from scaleup.rl.rewards.interface import RewardSet, Sample
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Holds what is known of the greedy response to each of N prompts."""
+
+    scores: torch.Tensor
+    """Holds the rewards' weighted sum (N,)."""
+    lengths: torch.Tensor
+    """Counts the tokens (N,) of each response."""
+    finished: torch.Tensor
+    """Tells (N,) whether responses end with an EOS."""
+
+    def repeated(self, times: int) -> Greedy:
+        """Return it with each row so often, side by side: once for each response to the prompt."""
+        return Greedy(**_tensors(lambda part: part.repeat_interleave(times), self))
 
 
 @dataclass(frozen=True)
@@ -42,12 +60,16 @@ class Experience:
     float64, and 0 behind the response."""
     entropies: torch.Tensor
     """Holds entropies (N, T) of the policy's distribution at each token, in nats."""
-    values: torch.Tensor
-    """Holds values (N, T) of the state before each token."""
-    ref_logprobs: torch.Tensor
-    """Holds log-probabilities (N, T) under the reference, in nats."""
+    by_source: dict[str, torch.Tensor]
+    """Maps the name of each reward -> its scores (N,)."""
     scores: torch.Tensor
-    """Holds scores (N,) of the reward model, before clipping and penalties."""
+    """Holds the rewards' weighted sum (N,), before clipping and penalties."""
+    values: torch.Tensor | None = None
+    """Holds values (N, T) of the state before each token, where the algorithm learns some."""
+    ref_logprobs: torch.Tensor | None = None
+    """Holds log-probabilities (N, T) under the reference, in nats, where there is one."""
+    greedy: Greedy | None = None
+    """Tells of the greedy response to each prompt, where the algorithm needs it."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Holds the seconds that this rank spent on generation, forward passes and waiting for scores."""
 
@@ -58,22 +80,34 @@ class Experience:
 
     @property
     def log_ratio(self) -> torch.Tensor:
-        """Return (N, T) log pi(token) - log pi_ref(token), in nats."""
-        return self.logprobs - self.ref_logprobs
+        """Return (N, T) log pi(token) - log pi_ref(token), in nats; 0 where there is no reference."""
+        return torch.zeros_like(self.logprobs) if self.ref_logprobs is None else self.logprobs - self.ref_logprobs
+
+    def rows(self, places: Sequence[int]) -> Experience:
+        """Return the responses at some places, in that order."""
+        at = torch.tensor(places)
+        prompts = [self.prompts[place] for place in places]
+        return replace(self, prompts=prompts, **_tensors(lambda part: part[at], self))
+
+    def joined(self, other: Experience) -> Experience:
+        """Return the responses of this one, then those of the other."""
+        seconds = {name: spent + other.seconds[name] for name, spent in self.seconds.items()}
+        parts = _tensors(lambda *parts: torch.cat(parts), self, other)
+        return replace(self, prompts=[*self.prompts, *other.prompts], seconds=seconds, **parts)
 
 
-@dataclass(frozen=True)
-class Advantages:
-    """Holds what PPO learns from an experience; 0 behind the responses."""
-
-    rewards: torch.Tensor
-    """Holds token rewards (N, T): the score at the last token, minus the KL penalty at each."""
-    advantages: torch.Tensor
-    """Holds advantages (N, T), whitened where the config says so."""
-    returns: torch.Tensor
-    """Holds targets (N, T) of the values: advantages before whitening, plus values."""
-    scores: torch.Tensor
-    """Holds scores (N,) after clipping and the penalty for a missing EOS."""
+def _tensors(change: Callable[..., torch.Tensor], *of: Any) -> dict[str, Any]:
+    """Return what `change` makes of each tensor of one or several objects of a class, by field."""
+    parts: dict[str, Any] = {}
+    for each in fields(of[0]):
+        first, *others = values = [getattr(one, each.name) for one in of]
+        if isinstance(first, torch.Tensor):
+            parts[each.name] = change(*values)
+        elif isinstance(first, Greedy):
+            parts[each.name] = Greedy(**_tensors(change, *values))
+        elif each.name == "by_source":
+            parts[each.name] = {name: change(part, *(other[name] for other in others)) for name, part in first.items()}
+    return parts
 
 
 @dataclass(frozen=True)
@@ -85,7 +119,7 @@ class ExperienceMaker:
     """Is a Policy under the run's strategy."""
     tokenizer: Any
     sampling: Sampling
-    rewards: Rewards
+    rewards: RewardSet
     generation_batch_size: int
     """Counts the prompts that a rank responds to, and has scored, at a time."""
     forward_batch_size: int
@@ -95,43 +129,68 @@ class ExperienceMaker:
         """Respond to the N prompts of all ranks, each with a seed of its own. A batch is scored while the next ones are
         drawn. Every rank must call it, with the same prompts."""
         own = list(range(self.runtime.rank, len(prompts), self.runtime.world))
-        progress, clock = self.runtime.progress, Clock()
+        clock = Clock()
+        drawn = self._responses([prompts[row] for row in own], [seeds[row] for row in own], self.sampling, clock)
+        with clock.of("forward"):
+            computed = self._log_probabilities([prompts[row].ids for row in own], drawn.tokens, drawn.lengths)
+        scores = self._scores(clock)
+        own_rows = {"tokens": drawn.tokens, "lengths": drawn.lengths, "finished": drawn.finished, **computed}
+        every = {name: self.runtime.gather(part) for name, part in own_rows.items()}
+        by_source = {name: self.runtime.gather(part) for name, part in scores.items()}
+        parts: dict[str, Any] = {**every, "by_source": by_source, "scores": self.rewards.weighted(by_source)}
+        return Experience(prompts=prompts, seconds=clock.seconds, **parts)
+
+    def greedy(self, prompts: Sequence[Prompt]) -> Greedy:
+        """Respond greedily to the N prompts of all ranks. Every rank must call it, with the same prompts."""
+        filled = [*prompts, *[prompts[-1]] * (-len(prompts) % self.runtime.world)]  # every rank has as many
+        own, clock = filled[self.runtime.rank :: self.runtime.world], Clock()
+        drawn = self._responses(own, [(0,)] * len(own), replace(self.sampling, is_greedy=True, min_limit=None), clock)
+        scores = {name: self.runtime.gather(part) for name, part in self._scores(clock).items()}
+        parts = (self.rewards.weighted(scores), self.runtime.gather(drawn.lengths), self.runtime.gather(drawn.finished))
+        return Greedy(*(part[: len(prompts)] for part in parts))
+
+    def _responses(
+        self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], sampling: Sampling, clock: Clock
+    ) -> Responses:
+        """Return this rank's responses to n prompts, on the CPU; they are on their way to be scored."""
         self.model.eval()
-        policy, device, drawn = unwrap(self.model), self.runtime.device, []
+        policy, progress, drawn = unwrap(self.model), self.runtime.progress, []
         progress.enter_phase("generating")
         with ExitStack() as stack:
             with clock.of("generation"):  # gathering weights is part of it
                 together = stack.enter_context(self.runtime.generating(self.model, policy.policy))
-            for start in range(0, len(own), self.generation_batch_size):
-                rows = own[start : start + self.generation_batch_size]
+            for start in range(0, len(prompts), self.generation_batch_size):
+                batch = slice(start, start + self.generation_batch_size)
+                chosen = prompts[batch]
                 progress.enter_phase("generating")
                 with clock.of("generation"):
-                    ids, own_seeds = [prompts[row].ids for row in rows], [seeds[row] for row in rows]
-                    drawn.append(respond(self.model, ids, own_seeds, self.sampling, device, together))
+                    ids = [prompt.ids for prompt in chosen]
+                    drawn.append(respond(self.model, ids, seeds[batch], sampling, self.runtime.device, together))
                 progress.enter_phase("asking for scores")
-                chosen = [prompts[row] for row in rows]
-                read = samples_of(self.tokenizer, chosen, drawn[-1], self.sampling.eos_ids, policy.is_seq2seq)
+                read = samples_of(self.tokenizer, chosen, drawn[-1], sampling.eos_ids, policy.is_seq2seq)
                 self.rewards.submit(read)
-        tokens, lengths, finished = (
-            torch.cat([getattr(part, name) for part in drawn]).cpu() for name in ("tokens", "lengths", "finished")
+        return Responses(
+            *(torch.cat([getattr(part, name) for part in drawn]).cpu() for name in ("tokens", "lengths", "finished"))
         )
-        with clock.of("forward"):
-            computed = self._logprobs_and_values([prompts[row].ids for row in own], tokens, lengths)
-        progress.enter_phase("waiting for scores")
+
+    def _scores(self, clock: Clock) -> dict[str, torch.Tensor]:
+        """Return the scores (n,) of this rank's responses by each reward, float64."""
+        self.runtime.progress.enter_phase("waiting for scores")
         with clock.of("waiting for scores"):
-            scores = torch.tensor(self.rewards.collect(), dtype=torch.float64)
-        own_rows = {"tokens": tokens, "lengths": lengths, "finished": finished, "scores": scores, **computed}
-        every = {name: self.runtime.gather(part) for name, part in own_rows.items()}
-        return Experience(prompts=prompts, seconds=clock.seconds, **every)
+            collected = self.rewards.collect()
+        return {name: torch.tensor(scores, dtype=torch.float64) for name, scores in collected.items()}
 
     @torch.no_grad()
-    def _logprobs_and_values(
+    def _log_probabilities(
         self, prompts: Sequence[Sequence[int]], tokens: torch.Tensor, lengths: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Return log-probabilities, entropies, values and the reference's log-probabilities of this rank's n responses,
-        (n, T) each, by the same forward pass that training takes. Given are tokens (n, T) and lengths (n,)."""
+        """Return log-probabilities and entropies of this rank's n responses, (n, T) each, by the same forward pass that
+        training takes; values and the reference's log-probabilities where the policy has them. Given are tokens (n, T)
+        and lengths (n,)."""
         policy = unwrap(self.model)
-        computed = {name: torch.zeros(tokens.shape, dtype=torch.float64) for name in NAMES}
+        names = ["logprobs", "entropies", *(["values"] if policy.has_values else [])]
+        names += ["ref_logprobs"] if policy.has_reference else []
+        computed = {name: torch.zeros(tokens.shape, dtype=torch.float64) for name in names}
         for rows in by_length(prompts, lengths, self.forward_batch_size):
             self.runtime.progress.enter_phase("forward passes over responses")
             own = [prompts[row] for row in rows]
@@ -140,8 +199,10 @@ class ExperienceMaker:
             inputs = {name: part.to(self.runtime.device) for name, part in inputs.items()}
             width = inputs["response_ids"].shape[1]
             with padding_known(is_padded):
-                stats = torch.stack([*self.model("policy", **inputs), self.model("reference", **inputs)]).double().cpu()
-            for name, part in zip(NAMES, stats, strict=True):
+                parts = [part for part in self.model("policy", **inputs) if part is not None]
+                parts += [self.model("reference", **inputs)] if policy.has_reference else []
+                stats = torch.stack(parts).double().cpu()
+            for name, part in zip(names, stats, strict=True):
                 computed[name][rows, :width] = part
         return computed
 
@@ -156,9 +217,6 @@ def samples_of(
     texts = answer_texts(tokenizer, before, [row[:length] for row, length in rows], eos_ids)
     ends = responses.finished.tolist()
     return [Sample(p.text, t, end, p.columns, p.chat) for p, t, end in zip(prompts, texts, ends, strict=True)]
-
-
-NAMES = ("logprobs", "entropies", "values", "ref_logprobs")
 
 
 def inputs_of(
@@ -191,21 +249,37 @@ def by_length(prompts: Sequence[Sequence[int]], lengths: torch.Tensor, batch_siz
         yield order[start : start + batch_size]
 
 
-def compute_advantages(experience: Experience, ppo: PPOSettings, kl_coef: float) -> Advantages:
-    """Return token rewards, advantages and returns of a rollout by `token_rewards` and `gae`, whitened over all its
-    rows."""
-    mask, scores = experience.mask, experience.scores
-    if ppo.reward_clip is not None:
-        scores = scores.clamp(-ppo.reward_clip, ppo.reward_clip)
-    if ppo.missing_eos_penalty is not None:
-        scores = torch.where(experience.finished, scores, scores - ppo.missing_eos_penalty)
-    penalties = kl_coef * kl_estimate(experience.log_ratio, ppo.kl_estimator)
-    rewards = token_rewards(scores, penalties, mask)
-    counted = whiten(rewards, mask, shift_mean=False) if ppo.whiten_rewards else rewards
-    advantages, returns = gae(counted, experience.values, mask, ppo.gamma, ppo.lam)
-    if ppo.whiten_advantages:
-        advantages = whiten(advantages, mask)
-    return Advantages(rewards, advantages, returns, scores)
+def compute_advantages(
+    experience: Experience, algorithm: Algorithm, rollouts: RolloutSettings, weights: Sequence[float], kl_coef: float
+) -> Estimates:
+    """Return token rewards and an algorithm's advantages of a rollout, over all its rows. `weights` are those of its
+    rewards."""
+    settings, mask, scores = algorithm.settings, experience.mask, experience.scores
+    if settings.combine == "normalized_sum":
+        scores = normalized_sum(list(experience.by_source.values()), weights, settings.num_generations)
+    scores = shaped_scores(scores, experience, settings, rollouts.max_new_tokens)
+    penalties = torch.zeros_like(experience.logprobs)
+    if settings.kl_in == "reward":
+        penalties = kl_coef * kl_estimate(experience.log_ratio, settings.kl_estimator)
+    rewards, greedy = token_rewards(scores, penalties, mask), experience.greedy
+    baseline = None
+    if greedy is not None:
+        baseline = shaped_scores(greedy.scores, greedy, settings, rollouts.max_new_tokens)
+    advantages, returns = algorithm.advantages(Rollout(rewards, mask, scores, experience.values, baseline))
+    return Estimates(rewards, advantages, returns, scores)
+
+
+def shaped_scores(
+    scores: torch.Tensor, of: Experience | Greedy, settings: PolicyGradient, max_new_tokens: int
+) -> torch.Tensor:
+    """Return scores (N,) of responses after clipping, and less the penalties of a missing EOS and of length."""
+    if settings.reward_clip is not None:
+        scores = scores.clamp(-settings.reward_clip, settings.reward_clip)
+    if settings.missing_eos_penalty is not None:
+        scores = torch.where(of.finished, scores, scores - settings.missing_eos_penalty)
+    if settings.soft_punish_cache is not None:
+        scores = scores - overlong_penalty(of.lengths, max_new_tokens, settings.soft_punish_cache)
+    return scores
 
 
 class Clock:

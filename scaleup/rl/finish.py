@@ -10,13 +10,13 @@ from transformers import PreTrainedTokenizerBase
 
 from scaleup.artifacts.files import folder_aside, write_text
 from scaleup.artifacts.train_state import TrainState
-from scaleup.config.stages.ppo import PPOConfig
+from scaleup.config.stages.rl import PolicyConfig
 from scaleup.distributed.deferred import value_of
 from scaleup.models.adapters import drop_snapshot, is_adapted, save_adapter
 from scaleup.models.generation import save_tokenizer
 from scaleup.models.load import load_model
 from scaleup.models.saved import own_weights, save_model, write_safetensors
-from scaleup.reports.rl import plot_rewards, ppo_summary, sample_table
+from scaleup.reports.rl import plot_rewards, rl_summary, sample_table
 from scaleup.reports.training import model_card, read_metrics
 from scaleup.train.job import Job
 
@@ -24,14 +24,14 @@ POLICY = "policy."
 """Is the prefix of the policy's parameters in `Policy`."""
 
 
-def finish_ppo(job: Job[PPOConfig], model: Any, tokenizer: PreTrainedTokenizerBase, state: TrainState) -> None:
+def finish_rl(job: Job[PolicyConfig], model: Any, tokenizer: PreTrainedTokenizerBase, state: TrainState) -> None:
     """Write everything from rank 0; the other ranks wait for it. `model` is a prepared Policy."""
     config, plan, runtime, run = job.config, job.plan, job.runtime, job.folder
     runtime.progress.report("writing the model")
 
     def write(trained: dict[str, torch.Tensor]) -> None:
         lines = read_metrics(run.metrics_file)
-        metrics = ppo_summary(lines, state)
+        metrics = rl_summary(lines, state)
         policy = {name.removeprefix(POLICY): part for name, part in trained.items() if name.startswith(POLICY)}
         values = {name: part for name, part in trained.items() if not name.startswith(POLICY)}
         whole = runtime.accelerator.unwrap_model(model, keep_fp32_wrapper=False).policy
@@ -44,8 +44,9 @@ def finish_ppo(job: Job[PPOConfig], model: Any, tokenizer: PreTrainedTokenizerBa
                 save_model(base, aside, {**own_weights(base), **policy}, config.train.max_shard_size)
             save_tokenizer(tokenizer, aside)
             write_text(aside / "README.md", model_card(config, plan, metrics))
-        with folder_aside(run.path / "values") as aside:
-            write_safetensors(aside / "values.safetensors", values)
+        if values:
+            with folder_aside(run.path / "values") as aside:
+                write_safetensors(aside / "values.safetensors", values)
         plot_rewards(lines, run.path / "reward.png", config.name)
         write_text(run.path / "samples.md", sample_table(run.path / "samples"))
         job.finish(metrics, state.step)

@@ -1,13 +1,13 @@
-"""A prepared PPO run goes in; where it stands in the end comes out. This is PPO's loop: rollouts, their rewards, passes
-over them; time, logging, evaluation, checkpoints and stopping. The maths is in `advantages`."""
+"""A prepared run goes in; where it stands in the end comes out. This is the loop of every algorithm: rollouts, their
+rewards, passes over them; time, logging, evaluation, checkpoints and stopping. The maths is in `algorithms`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -15,41 +15,52 @@ from scaleup.artifacts.files import write_json
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.artifacts.train_state import TrainState
 from scaleup.bridge.client import StopWhileWaiting
+from scaleup.config.algorithms import RolloutSettings
 from scaleup.config.schema import OptimizationConfig
-from scaleup.config.stages.ppo import PPOSettings
 from scaleup.data.prompts import Prompt, PromptOrder
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.beside import unwrap
 from scaleup.models.rollout import HELD_OUT, Responses, Sampling, response_seeds
+from scaleup.rl import metrics as named
 from scaleup.rl.advantages import adapted_kl_coef
+from scaleup.rl.algorithms import Algorithm
 from scaleup.rl.checks import check_equal_ranks, check_experience, check_steps, tolerance_of
-from scaleup.rl.experience import Advantages, Experience, ExperienceMaker, compute_advantages, samples_of
-from scaleup.rl.rewards.interface import Rewards
+from scaleup.rl.experience import Experience, ExperienceMaker, compute_advantages, samples_of
+from scaleup.rl.rewards.interface import RewardSet
 from scaleup.rl.update import Updater, micro_batch_size
 from scaleup.train.checkpoint import Checkpointer
 from scaleup.train.fit import finite, is_due, stop_run
 from scaleup.train.metrics import MetricsLog, peak_memory_mib
 
+NAMES = {
+    "ppo": (named.ppo_rollout_metrics, named.ppo_update_metrics),
+    "grpo": (named.rollout_metrics, named.update_metrics),
+}
+"""Maps whose metric names a run has, of TRL's trainers -> what computes a rollout's, and names an update's."""
+
 
 @dataclass
-class PPOState(TrainState):
-    """Tells where a PPO run stands; `step` counts rollouts."""
+class RLState(TrainState):
+    """Tells where a run stands; `step` counts rollouts."""
 
     kl_coef: float | None = None
     num_updates: int = 0
     """Counts the optimizer steps."""
+    num_refilled: int = 0
+    """Counts the prompts that were asked beside those of the rollouts (dynamic sampling)."""
 
 
-class PPOCheckpointer(Checkpointer[PPOState]):
-    state_class = PPOState
+class RLCheckpointer(Checkpointer[RLState]):
+    state_class = RLState
 
 
 @dataclass
-class PPO:
-    """Holds a PPO run, prepared to start."""
+class RL:
+    """Holds a run of reinforcement learning, prepared to start."""
 
     name: str
-    ppo: PPOSettings
+    algorithm: Algorithm
+    rollouts: RolloutSettings
     train: OptimizationConfig
     hyperparameters: Mapping[str, Any]
     """Holds what trackers show of the run, beside its name."""
@@ -61,33 +72,42 @@ class PPO:
     schedule: LRScheduler
     prompts: PromptOrder
     held_out: Sequence[Prompt]
-    rewards: Rewards
+    rewards: RewardSet
     sampling: Sampling
     tokenizer: Any
     quantization: str | None = None
+    names: Literal["grpo", "ppo"] = "grpo"
+    """Says which of TRL's trainers the metrics are named after."""
 
 
-def run_ppo(training: PPO) -> PPOState:
+def run_rl(training: RL) -> RLState:
     """Train rollout by rollout, from the newest checkpoint on. Raises Stopped after a signal."""
-    ppo, train, runtime = training.ppo, training.train, training.runtime
-    checkpointer = PPOCheckpointer(
+    rollouts, runtime = training.rollouts, training.runtime
+    checkpointer = RLCheckpointer(
         runtime,
         training.run,
         training.model,
         training.optimizer,
         training.schedule,
-        train,
+        training.train,
     )
     state = checkpointer.restore()
     metrics = MetricsLog(runtime, training.run, training.name, training.hyperparameters, state.step)
-    tolerance = tolerance_of(runtime.group.mixed_precision, training.quantization)
     updater = Updater(
-        runtime, training.model, training.optimizer, training.schedule, ppo, train, training.sampling.pad_id, tolerance
+        runtime=runtime,
+        model=training.model,
+        optimizer=training.optimizer,
+        schedule=training.schedule,
+        algorithm=training.algorithm,
+        rollouts=rollouts,
+        train=training.train,
+        pad_id=training.sampling.pad_id,
+        tolerance=tolerance_of(runtime.group.mixed_precision, training.quantization),
     )
     try:
         _rollouts(training, state, checkpointer, metrics, updater)
     except StopWhileWaiting:  # nothing has been learned since the last rollout
-        stop_run(runtime, training.run, checkpointer, state, ppo.num_rollouts)
+        stop_run(runtime, training.run, checkpointer, state, rollouts.num_rollouts)
     checkpointer.wait()
     runtime.progress.heartbeat.end_steps()
     metrics.close()
@@ -95,58 +115,100 @@ def run_ppo(training: PPO) -> PPOState:
 
 
 def _rollouts(
-    training: PPO, state: PPOState, checkpointer: Checkpointer[Any], metrics: MetricsLog, updater: Updater
+    training: RL, state: RLState, checkpointer: Checkpointer[Any], metrics: MetricsLog, updater: Updater
 ) -> None:
-    ppo, train, runtime = training.ppo, training.train, training.runtime
+    rollouts, train, runtime = training.rollouts, training.train, training.runtime
     if state.step == 0:
-        state.kl_coef = ppo.kl_coef
+        state.kl_coef = training.algorithm.settings.beta
         _evaluate(training, metrics, state)
-    while state.step < ppo.num_rollouts:
+    while state.step < rollouts.num_rollouts:
         runtime.progress.heartbeat.begin_step(state.step + 1)
         started = time.perf_counter()
-        experience, estimates, learned = _rollout(training, updater, state, checkpointer)
-        values = _metrics(experience, estimates, state) | learned
-        _adapt(training, state, values["objective/kl"])
+        experience, values = _rollout(training, updater, state, checkpointer)
+        kl = float(experience.log_ratio.sum(dim=1).mean())
+        _adapt(training, state, kl)
         state.step += 1
-        if state.step % train.logging_steps == 0 or state.step == ppo.num_rollouts:
+        if state.step % train.logging_steps == 0 or state.step == rollouts.num_rollouts:
             values |= {"time/rollout": time.perf_counter() - started, "memory_mib": peak_memory_mib(runtime.device)}
             metrics.log(state.step, **values)
-        shown = {"reward": round(values["objective/scores"], 3), "kl": round(values["objective/kl"], 3)}
-        runtime.progress.report("rollouts", state.step, ppo.num_rollouts, **shown)
-        if is_due(train.eval_steps, state.step, ppo.num_rollouts):
+        shown = {"reward": round(float(experience.scores.mean()), 3), "kl": round(kl, 3)}
+        runtime.progress.report("rollouts", state.step, rollouts.num_rollouts, **shown)
+        if is_due(train.eval_steps, state.step, rollouts.num_rollouts):
             _evaluate(training, metrics, state)
         stop, save = runtime.sum(runtime.stop.requested, checkpointer.is_time())
-        if save or is_due(train.save_steps, state.step, ppo.num_rollouts):
+        if save or is_due(train.save_steps, state.step, rollouts.num_rollouts):
             checkpointer.save(state)
-        if stop and state.step < ppo.num_rollouts:
-            stop_run(runtime, training.run, checkpointer, state, ppo.num_rollouts)
+        if stop and state.step < rollouts.num_rollouts:
+            stop_run(runtime, training.run, checkpointer, state, rollouts.num_rollouts)
 
 
 def _rollout(
-    training: PPO, updater: Updater, state: PPOState, checkpointer: Checkpointer[Any]
-) -> tuple[Experience, Advantages, dict[str, float]]:
-    ppo, runtime, train = training.ppo, training.runtime, training.train
+    training: RL, updater: Updater, state: RLState, checkpointer: Checkpointer[Any]
+) -> tuple[Experience, dict[str, float]]:
+    """Draw a rollout and learn from it. Returns it with its metrics."""
+    rollouts, runtime, algorithm = training.rollouts, training.runtime, training.algorithm
     assert state.kl_coef is not None
-    prompts = training.prompts.rollout(state.step, ppo.rollout_batch_size)
-    seeds = response_seeds(train.seed, state.step, len(prompts))
-    experience = _experience(training, prompts, seeds)
-    estimates = compute_advantages(experience, ppo, state.kl_coef)
-    if ppo.self_checks:
-        check_experience(experience, estimates, state.kl_coef, state.num_updates == 0, updater.tolerance)
+    experience = _drawn(training, state)
+    estimates = compute_advantages(experience, algorithm, rollouts, training.rewards.weights, state.kl_coef)
+    if rollouts.self_checks:
+        check_experience(experience, estimates, algorithm, state.num_updates == 0, updater.tolerance)
+    of_rollout, of_update = NAMES[training.names]
+    values = of_rollout(experience, estimates, algorithm.settings.num_generations, state.kl_coef)
     started = time.perf_counter()
     with finite(state.step + 1, checkpointer):
         learned, steps = updater.learn(experience, estimates, state.step)
-    learned["time/training"] = time.perf_counter() - started
-    if ppo.self_checks:
-        check_steps(steps, ppo.num_ppo_epochs * ppo.num_mini_batches, ppo.target_kl is not None)
+    values |= of_update(learned) | {"time/training": time.perf_counter() - started}
+    if rollouts.self_checks:
+        check_steps(steps, rollouts.num_passes * rollouts.num_mini_batches, rollouts.target_kl is not None)
         check_equal_ranks(runtime, training.model)
     state.num_updates += steps
     state.num_tokens += int(experience.lengths.sum())
-    return experience, estimates, learned
+    return experience, values
 
 
-def _experience(training: PPO, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]]) -> Experience:
-    maker = ExperienceMaker(
+def _drawn(training: RL, state: RLState) -> Experience:
+    """Draw a rollout. With dynamic sampling, prompts whose responses have equal scores give way to further ones, in the
+    order of the data, until there are as many as a rollout has or `dynamic_sampling` rounds are over."""
+    settings = training.algorithm.settings
+    each, size = settings.num_generations, training.rollouts.batch_size // settings.num_generations
+    first, taken = state.step * size + state.num_refilled, size
+    experience = _asked(training, state.step, first, size, 0)
+    for _ in range(settings.dynamic_sampling):
+        missing = int(named.equal_groups(experience.scores, each).sum()) - (taken - size)
+        if missing <= 0:
+            break
+        count = _even(missing, each, training.runtime.world)
+        more = _asked(training, state.step, first + taken, count, taken * each)
+        experience, taken = experience.joined(more), taken + count
+    if taken == size:
+        return experience
+    state.num_refilled += taken - size
+    is_equal = named.equal_groups(experience.scores, each).tolist()
+    kept = sorted(sorted(range(taken), key=lambda group: (is_equal[group], group))[:size])
+    return experience.rows([group * each + row for group in kept for row in range(each)])
+
+
+def _even(prompts: int, each: int, world: int) -> int:
+    """Return how many prompts, at least so many, have responses that divide evenly over ranks."""
+    while prompts * each % world:
+        prompts += 1
+    return prompts
+
+
+def _asked(training: RL, rollout: int, first: int, count: int, drawn: int) -> Experience:
+    """Return the responses to `count` prompts of the data from its `first` on, each with as many as a group has;
+    `drawn` responses of this rollout were drawn before."""
+    each, maker = training.algorithm.settings.num_generations, _maker(training)
+    asked = [training.prompts[place] for place in range(first, first + count)]
+    prompts = [prompt for prompt in asked for _ in range(each)]
+    experience = maker.make(prompts, response_seeds(training.train.seed, rollout, len(prompts), drawn))
+    if not training.algorithm.needs_greedy:
+        return experience
+    return replace(experience, greedy=maker.greedy(asked).repeated(each))
+
+
+def _maker(training: RL) -> ExperienceMaker:
+    return ExperienceMaker(
         training.runtime,
         training.model,
         training.tokenizer,
@@ -155,43 +217,17 @@ def _experience(training: PPO, prompts: Sequence[Prompt], seeds: Sequence[Sequen
         generation_batch_size=training.train.per_device_eval_batch_size,
         forward_batch_size=micro_batch_size(training.train),
     )
-    return maker.make(prompts, seeds)
 
 
-def _adapt(training: PPO, state: PPOState, kl: float) -> None:
-    ppo = training.ppo
-    if ppo.kl_controller == "adaptive":
+def _adapt(training: RL, state: RLState, kl: float) -> None:
+    settings = training.algorithm.settings
+    if settings.kl_controller == "adaptive":
         assert state.kl_coef is not None
-        size = ppo.rollout_batch_size
-        state.kl_coef = adapted_kl_coef(state.kl_coef, kl, ppo.kl_target, size, ppo.kl_horizon)
+        size = training.rollouts.batch_size
+        state.kl_coef = adapted_kl_coef(state.kl_coef, kl, settings.kl_target, size, settings.kl_horizon)
 
 
-def _metrics(experience: Experience, estimates: Advantages, state: PPOState) -> dict[str, float]:
-    """Return the metrics of a rollout, under TRL's names; means over responses unless the name says otherwise."""
-    mask, lengths = experience.mask, experience.lengths.double()
-    kl = experience.log_ratio.sum(dim=1)
-    non_score = estimates.rewards.sum(dim=1) - estimates.scores
-    tokens = mask.sum()
-    return {
-        "objective/kl": float(kl.mean()),
-        "objective/kl_coef": float(state.kl_coef or 0.0),
-        "objective/entropy": float(experience.entropies.sum(dim=1).mean()),
-        "objective/scores": float(experience.scores.mean()),
-        "objective/scores_std": float(experience.scores.std(unbiased=False)),
-        "objective/non_score_reward": float(non_score.mean()),
-        "objective/rlhf_reward": float(estimates.rewards.sum(dim=1).mean()),
-        "ppo/returns/mean": float(estimates.returns.sum() / tokens),
-        "ppo/returns/var": float(estimates.returns[mask].var(unbiased=False)),
-        "ppo/policy/advantages_mean": float(estimates.advantages.sum() / tokens),
-        "ppo/val/mean": float(experience.values.sum() / tokens),
-        "response/length_mean": float(lengths.mean()),
-        "response/length_max": float(lengths.max()),
-        "response/eos_share": float(experience.finished.double().mean()),
-        **{f"time/{what.replace(' ', '_')}": seconds for what, seconds in experience.seconds.items()},
-    }
-
-
-def _evaluate(training: PPO, metrics: MetricsLog, state: PPOState) -> None:
+def _evaluate(training: RL, metrics: MetricsLog, state: RLState) -> None:
     """Evaluate on the held-out prompts, with the same seeds each time; some responses are kept as text."""
     if not training.held_out:
         return
@@ -202,7 +238,7 @@ def _evaluate(training: PPO, metrics: MetricsLog, state: PPOState) -> None:
         *([training.held_out[-1]] * (-len(training.held_out) % world)),
     ]  # every rank has as many
     seeds = response_seeds(training.train.seed, HELD_OUT, len(filled))
-    experience = _experience(training, filled, seeds)
+    experience = _maker(training).make(filled, seeds)
     count = len(training.held_out)
     scores, kl = experience.scores[:count], experience.log_ratio[:count].sum(dim=1)
     metrics.log(
@@ -224,7 +260,7 @@ def _evaluate(training: PPO, metrics: MetricsLog, state: PPOState) -> None:
         ]
         file = samples_file(training.run, state.step)
         file.parent.mkdir(exist_ok=True)
-        write_json(file, rows[: training.ppo.num_samples])
+        write_json(file, rows[: training.rollouts.num_samples])
 
 
 def samples_file(run: RunFolder, step: int) -> Path:

@@ -1,5 +1,5 @@
-"""This module holds the model that PPO trains: policy, value head and reference in one module, so that one engine
-wraps, shards and saves them together."""
+"""This module holds the model that reinforcement learning trains: policy, value head and reference in one module, so
+that one engine wraps, shards and saves them together."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from scaleup.config.algorithms import PolicyGradient, PPOAlgorithm
 from scaleup.errors import ScaleupError
 from scaleup.models.adapters import is_adapted, snapshot_adapter
 from scaleup.models.beside import Beside, base_of
@@ -28,10 +29,16 @@ class Policy(Beside):
     frozen_part = "reference"
 
     def __init__(
-        self, model: Any, temperature: float, separate_value: bool = False, adapter_is_new: bool = True
+        self,
+        model: Any,
+        temperature: float,
+        value_model: Literal["head", "separate"] | None = "head",
+        has_reference: bool = True,
+        adapter_is_new: bool = True,
     ) -> None:
-        """Take the model as it is now for the reference: a frozen copy of it; of an adapter that was trained before, a
-        copy of the adapter alone; of a new adapter, which changes nothing yet, the model without it."""
+        """Take the model as it is now for the reference, where there is one: a frozen copy of it; of an adapter that
+        was trained before, a copy of the adapter alone; of a new adapter, which changes nothing yet, the model without
+        it. Without a `value_model` there is neither a value head nor a trunk for it."""
         super().__init__()
         switch_dropout_off(model)
         base = base_of(model)
@@ -39,26 +46,33 @@ class Policy(Beside):
         self._takes_positions = "position_ids" in names
         self.temperature = temperature
         self.config = base.config
-        self.value_trunk = _trunk(model) if separate_value else None
+        self.value_trunk = _trunk(model) if value_model == "separate" else None
         swap_token_head(model)
         self.policy = model
-        self.reference = None if is_adapted(model) else deepcopy(model).requires_grad_(False)
-        self._has_start = is_adapted(model) and not adapter_is_new
+        self.has_reference = has_reference
+        copies = has_reference and not is_adapted(model)
+        self.reference = deepcopy(model).requires_grad_(False) if copies else None
+        self._has_start = has_reference and is_adapted(model) and not adapter_is_new
         if self._has_start:
             snapshot_adapter(model)
-        self.value_head = nn.Linear(base.config.get_text_config().hidden_size, 1)
-        nn.init.zeros_(self.value_head.weight)  # the first advantages are then those of the rewards alone
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head = None if value_model is None else nn.Linear(base.config.get_text_config().hidden_size, 1)
+        if self.value_head is not None:
+            nn.init.zeros_(self.value_head.weight)  # the first advantages are then those of the rewards alone
+            nn.init.zeros_(self.value_head.bias)
 
     @property
     def is_seq2seq(self) -> bool:
         return bool(self.config.is_encoder_decoder)
 
+    @property
+    def has_values(self) -> bool:
+        return self.value_head is not None
+
     def forward(self, role: Role, **inputs: Any) -> Any:
         """Run one of three forward passes; all go through here, because engines gather weights around it.
 
-        policy     -> log-probabilities and entropies in nats, and values, (B, T) each; entropies have a gradient if
-                      `learns_entropy`
+        policy     -> log-probabilities and entropies in nats, and values or None, (B, T) each; entropies have a
+                      gradient if `learns_entropy`
         reference  -> log-probabilities (B, T) in nats
         generate   -> token ids, by Transformers' own `generate`"""
         if role == "generate":
@@ -69,9 +83,10 @@ class Policy(Beside):
                 return token_stats(self.reference or self.policy, arranged, query).logprobs
         learns_entropy = inputs.pop("learns_entropy", False)
         arranged, query = self._model_inputs(inputs)
-        query = replace(query, learns_entropy=learns_entropy, wants_hidden=self.value_trunk is None)
+        query = replace(query, learns_entropy=learns_entropy, wants_hidden=self.has_values and self.value_trunk is None)
         stats = token_stats(self.policy, arranged, query)
-        return stats.logprobs, stats.entropies, self._values(stats, arranged, query, inputs["response_mask"])
+        values = self._values(stats, arranged, query, inputs["response_mask"]) if self.has_values else None
+        return stats.logprobs, stats.entropies, values
 
     def _values(
         self, stats: TokenStats, arranged: dict[str, torch.Tensor], query: TokenQuery, mask: torch.Tensor
@@ -82,7 +97,7 @@ class Policy(Beside):
         if self.value_trunk is not None:
             whole = self.value_trunk(**arranged, use_cache=False).logits
             hidden = whole[:, query.first : query.first + query.tokens.shape[1]]
-        assert hidden is not None
+        assert hidden is not None and self.value_head is not None
         values = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
         return torch.where(mask, values, 0.0)
 
@@ -106,13 +121,21 @@ class Policy(Beside):
         return arranged, TokenQuery(prompt.shape[1] - 1, response, inputs["response_places"], self.temperature)
 
 
+def policy_of(
+    model: Any, settings: PolicyGradient, temperature: float, has_reference: bool, adapter_is_new: bool
+) -> Policy:
+    """Return the policy that an algorithm with these settings trains: only PPO has values."""
+    value_model = settings.value_model if isinstance(settings, PPOAlgorithm) else None
+    return Policy(model, temperature, value_model, has_reference, adapter_is_new)
+
+
 def _trunk(model: Any) -> Any:
     """Return a copy of a model whose head returns hidden states, and whose other weights are trained if the model's
     are."""
     copy = deepcopy(model)
     if not has_plain_head(copy):
         what = f"the head of {type(model).__name__} is not plain, so its trunk cannot be separated"
-        raise ScaleupError.of("ppo.value_model", what, "use head")
+        raise ScaleupError.of("value_model", what, "use head")
     head = copy.get_output_embeddings()
     swap_head(head, HiddenHead)
     if head.weight is not copy.get_input_embeddings().weight:

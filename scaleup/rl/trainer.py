@@ -1,7 +1,9 @@
-"""A model, a tokenizer, prompts and a reward go in; a policy trained by PPO comes out, without a config file or a
-launcher.
+"""A model, a tokenizer, prompts and rewards go in; a policy trained by reinforcement learning comes out, without a
+config file or a launcher.
 
-    trainer = PPOTrainer(model, tokenizer, prompts, reward, PPOSettings(num_rollouts=100), output_dir="out")
+    settings = GRPOAlgorithm(type="grpo", num_generations=8)
+    rollouts = RolloutSettings(num_rollouts=100, batch_size=64)
+    trainer = GRPOTrainer(model, tokenizer, prompts, reward, settings, rollouts, output_dir="out")
     trainer.train()
     trainer.save("out/model")
 
@@ -10,14 +12,15 @@ In several processes (torchrun, accelerate launch) they train one policy, by DDP
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from scaleup.artifacts.run_folder import RunFolder
+from scaleup.config.algorithms import GRPOAlgorithm, PolicyGradient, RLOOAlgorithm, RolloutSettings
 from scaleup.config.schema import DataConfig, OptimizationConfig
 from scaleup.config.stages.ppo import PPOSettings
 from scaleup.data.prompts import Prompt, PromptOrder, prompts_of
@@ -29,63 +32,79 @@ from scaleup.models.generation import save_tokenizer
 from scaleup.models.rollout import sampling_of
 from scaleup.plan.types import GroupPlan
 from scaleup.records.chats import Chat
-from scaleup.rl.loop import PPO, PPOState, run_ppo
-from scaleup.rl.policy import Policy
-from scaleup.rl.rewards.interface import Rewards
+from scaleup.rl.algorithms import algorithm_of
+from scaleup.rl.loop import RL, RLState, run_rl
+from scaleup.rl.policy import policy_of
+from scaleup.rl.rewards.interface import Rewards, RewardSet
 from scaleup.rl.rewards.placements import ColocatedRewards, Score
 from scaleup.train.optim import build_optimizer, build_schedule
 
+Source = Rewards | Score
+"""Is where scores come from: a function from samples to scores, or a placement of `scaleup.rl.rewards`."""
 
-class PPOTrainer:
-    """Trains a policy by PPO.
+
+class RLTrainer:
+    """Trains a policy by any algorithm.
 
     `model`: a causal or encoder-decoder model of Transformers, or one with an adapter of PEFT, trained in place.
-    `prompts` and `held_out`: texts, or chats for a tokenizer with a template. `reward`: a function from samples to
-    scores, or a placement of `scaleup.rl`. `max_prompt_length`: in tokens. `output_dir` gets metrics, samples and
+    `prompts` and `held_out`: texts, or chats for a tokenizer with a template. `rewards`: a source of scores, or several
+    by name, with their `weights` (1 by default). `max_prompt_length`: in tokens. `output_dir` gets metrics, samples and
     checkpoints, from which `train` goes on."""
+
+    names: Literal["grpo", "ppo"] = "grpo"
+    keeps_reference = False
+    """Tells whether the KL divergence is measured also where it counts for nothing."""
 
     def __init__(
         self,
         model: Any,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Any],
-        reward: Rewards | Score,
-        ppo: PPOSettings,
+        rewards: Source | Mapping[str, Source],
+        algorithm: PolicyGradient,
+        rollouts: RolloutSettings,
+        *,
         train: OptimizationConfig | None = None,
+        weights: Mapping[str, float] | None = None,
         held_out: Sequence[Any] = (),
         max_prompt_length: int = 512,
-        output_dir: str | Path = "ppo",
+        output_dir: str | Path = "rl",
     ) -> None:
         train = train or OptimizationConfig()
         run = RunFolder(Path(output_dir).absolute())
         run.path.mkdir(parents=True, exist_ok=True)
         self.runtime = Runtime.start(_group(), timeout_seconds=1800, run_folder=run.path)
         self._base = model.to(self.runtime.device)
-        policy = Policy(self._base, ppo.temperature, separate_value=ppo.value_model == "separate")
+        has_reference = self.keeps_reference or algorithm.has_reference
+        policy = policy_of(self._base, algorithm, rollouts.temperature, has_reference, adapter_is_new=True)
         wrapped, optimizer = self.runtime.prepare(policy, build_optimizer(policy, train))
         task = "seq2seq_lm" if policy.is_seq2seq else "causal_lm"
         encoder = Encoder(tokenizer, task, DataConfig(max_length=max_prompt_length))
-        self._job = PPO(
-            name="ppo",
-            ppo=ppo,
+        length = rollouts.max_new_tokens, rollouts.temperature, rollouts.response_length_min
+        settings = {"algorithm": algorithm, "rollouts": rollouts, "train": train}
+        self._job = RL(
+            name=self.names,
+            algorithm=algorithm_of(algorithm),
+            rollouts=rollouts,
             train=train,
-            hyperparameters={"ppo": ppo.model_dump(mode="json"), "train": train.model_dump(mode="json")},
+            hyperparameters={name: section.model_dump(mode="json") for name, section in settings.items()},
             runtime=self.runtime,
             run=run,
             model=wrapped,
             optimizer=optimizer,
-            schedule=build_schedule(base_optimizer(optimizer), train, ppo.num_optimizer_steps),
+            schedule=build_schedule(base_optimizer(optimizer), train, rollouts.num_optimizer_steps),
             prompts=PromptOrder([_prompts(encoder, prompts)], [1.0], train.seed, shuffle=True),
             held_out=_prompts(encoder, held_out),
-            rewards=ColocatedRewards(self.runtime, reward) if callable(reward) else reward,
-            sampling=sampling_of(model, tokenizer, ppo.max_new_tokens, ppo.temperature, ppo.response_length_min),
+            rewards=_rewards(self.runtime, rewards, weights or {}),
+            sampling=sampling_of(model, tokenizer, *length),
             tokenizer=tokenizer,
+            names=self.names,
         )
 
-    def train(self) -> PPOState:
+    def train(self) -> RLState:
         """Train to the last rollout, from the newest checkpoint in `output_dir`. Returns where the run stands."""
         seed_everything(self._job.train.seed)
-        return run_ppo(self._job)
+        return run_rl(self._job)
 
     def save(self, folder: str | Path) -> None:
         """Write the policy alone (of an adapted model, the adapter), as Transformers and PEFT load it."""
@@ -97,6 +116,64 @@ class PPOTrainer:
                 save_settings_of_base(self._base, Path(folder))
             save_tokenizer(self._job.tokenizer, Path(folder))
         self.runtime.barrier()
+
+
+class GRPOTrainer(RLTrainer):
+    """Trains a policy by GRPO, and what its settings make of it: DAPO, Dr. GRPO, GSPO."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Any],
+        rewards: Source | Mapping[str, Source],
+        algorithm: GRPOAlgorithm,
+        rollouts: RolloutSettings,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, tokenizer, prompts, rewards, algorithm, rollouts, **options)
+
+
+class RLOOTrainer(RLTrainer):
+    """Trains a policy by REINFORCE leave-one-out."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Any],
+        rewards: Source | Mapping[str, Source],
+        algorithm: RLOOAlgorithm,
+        rollouts: RolloutSettings,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, tokenizer, prompts, rewards, algorithm, rollouts, **options)
+
+
+class PPOTrainer(RLTrainer):
+    """Trains a policy by PPO, whose settings have the names of TRL's PPO trainer, as its metrics have."""
+
+    names = "ppo"
+    keeps_reference = True
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Any],
+        reward: Source,
+        ppo: PPOSettings,
+        train: OptimizationConfig | None = None,
+        **options: Any,
+    ) -> None:
+        options = {"output_dir": "ppo", **options}
+        super().__init__(model, tokenizer, prompts, reward, ppo.algorithm, ppo.rollouts, train=train, **options)
+
+
+def _rewards(runtime: Runtime, rewards: Source | Mapping[str, Source], weights: Mapping[str, float]) -> RewardSet:
+    named = rewards if isinstance(rewards, Mapping) else {"reward": rewards}
+    placed = {name: ColocatedRewards(runtime, each) if callable(each) else each for name, each in named.items()}
+    return RewardSet(placed, [weights.get(name, 1.0) for name in placed])
 
 
 def _prompts(encoder: Encoder, prompts: Sequence[Any]) -> list[Prompt]:

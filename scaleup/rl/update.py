@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from scaleup.config.algorithms import RolloutSettings
 from scaleup.config.schema import OptimizationConfig
-from scaleup.config.stages.ppo import PPOSettings
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.beside import unwrap
 from scaleup.plan.arithmetic import DEFAULT_BATCH_SIZE
-from scaleup.rl.advantages import log_ratio, policy_loss, value_loss
+from scaleup.rl.algorithms import Algorithm, Estimates
 from scaleup.rl.checks import check_first_ratio
-from scaleup.rl.experience import Advantages, Experience, by_length, inputs_of, is_padded_for
+from scaleup.rl.experience import Experience, by_length, inputs_of, is_padded_for
+from scaleup.rl.losses import of_high_entropy, token_weights
 from scaleup.train.step import StepResult, train_step
 from scaleup.train.tally import Tally
 from scaleup.train.token_head import at
@@ -28,21 +29,26 @@ SHUFFLES = 1
 
 
 @dataclass(frozen=True)
-class MiniBatch:
-    """Holds B rows of an experience, as one forward pass takes them: what `train_step` calls a batch."""
+class MicroBatch:
+    """Holds B rows of a mini-batch, as one forward pass takes them: what `train_step` calls a batch."""
 
     inputs: dict[str, torch.Tensor]
     """Holds the Policy's arguments (`inputs_of`)."""
     old: dict[str, torch.Tensor]
-    """Holds (B, T) each, from the rollout: logprobs, values, advantages and returns."""
-    num_labels: int
+    """Holds (B, T) each, from the rollout: what an algorithm's loss takes, and `weights` where tokens do not count
+    alike."""
+    num_labels: float
+    """Is this part's share of what the sum of losses is divided by."""
+    num_targets: int
     """Counts the tokens of responses."""
     num_tokens: int
     """Counts the tokens of prompts and responses."""
     is_padded: bool | None
     """Tells whether some row has padding."""
+    entropy_weight: float
+    """Is the weight of a token's entropy: the bonus is a mean over tokens, whatever the losses are a mean of."""
 
-    def to(self, device: torch.device) -> MiniBatch:
+    def to(self, device: torch.device) -> MicroBatch:
         inputs, old = ({name: part.to(device) for name, part in each.items()} for each in (self.inputs, self.old))
         return replace(self, inputs=inputs, old=old)
 
@@ -55,40 +61,42 @@ class Updater:
     model: Any
     optimizer: Any
     schedule: LRScheduler
-    ppo: PPOSettings
+    algorithm: Algorithm
+    rollouts: RolloutSettings
     train: OptimizationConfig
     pad_id: int
     tolerance: float
     """Bounds the differences that self-checks let pass, in nats a token."""
 
-    def learn(self, experience: Experience, estimates: Advantages, rollout: int) -> tuple[dict[str, float], int]:
+    def learn(self, experience: Experience, estimates: Estimates, rollout: int) -> tuple[dict[str, float], int]:
         """Take all passes over a rollout, or fewer where the KL to the rollout's policy exceeds `target_kl`. Returns
         metrics (means over all tokens of all steps) and the number of optimizer steps. Every rank must call it."""
         self.model.train()
         whole, last = Tally(), None
         steps = 0
-        for epoch in range(self.ppo.num_ppo_epochs):
+        for epoch in range(self.rollouts.num_passes):
             for rows in self._mini_batches(len(experience.prompts), rollout, epoch):
                 tally = Tally()
                 last = self._step(experience, estimates, rows, tally)
                 steps += 1
                 whole.add_all(tally)
-                checks_ratio = steps == 1 and self.ppo.self_checks
-                if not checks_ratio and self.ppo.target_kl is None:
+                checks_ratio = steps == 1 and self.rollouts.self_checks
+                if not checks_ratio and self.rollouts.target_kl is None:
                     continue
                 means = tally.means(self.runtime)
                 if checks_ratio:
                     check_first_ratio(means["log_ratio"], self.tolerance)
-                if self.ppo.target_kl is not None and means["approxkl"] > self.ppo.target_kl:
+                if self.rollouts.target_kl is not None and means["approxkl"] > self.rollouts.target_kl:
                     return self._report(whole, last), steps
         assert last is not None
         return self._report(whole, last), steps
 
-    def _step(self, experience: Experience, estimates: Advantages, rows: np.ndarray, tally: Tally) -> StepResult:
+    def _step(self, experience: Experience, estimates: Estimates, rows: np.ndarray, tally: Tally) -> StepResult:
+        """Take an optimizer step on a mini-batch, of which this rank learns its share of the rows."""
         batches: Any = list(self._micro_batches(experience, estimates, rows))
 
         def objective(model: Any, batch: Any) -> torch.Tensor:
-            return ppo_loss_sum(model, batch, self.ppo, tally)
+            return policy_loss_sum(model, batch, self.algorithm, tally)
 
         result = train_step(self.runtime, self.model, self.optimizer, batches, objective, self.train.max_grad_norm)
         if not result.skipped:
@@ -96,46 +104,63 @@ class Updater:
         return result
 
     def _mini_batches(self, count: int, rollout: int, epoch: int) -> Iterator[np.ndarray]:
-        """Return this rank's rows of each minibatch. Which rows a minibatch holds does not depend on the number of
-        ranks."""
+        """Return the rows of each mini-batch, which do not depend on the number of ranks."""
         order = np.random.default_rng([self.train.seed, SHUFFLES, rollout, epoch]).permutation(count)
-        for rows in np.split(order, self.ppo.num_mini_batches):
-            yield rows[self.runtime.rank :: self.runtime.world]
+        yield from np.split(order, self.rollouts.num_mini_batches)
 
-    def _micro_batches(self, experience: Experience, estimates: Advantages, rows: np.ndarray) -> Iterator[MiniBatch]:
-        policy = unwrap(self.model)
-        prompts = [experience.prompts[row].ids for row in rows]
-        places = torch.from_numpy(rows)
-        lengths = experience.lengths[places]
+    def _micro_batches(self, experience: Experience, estimates: Estimates, rows: np.ndarray) -> Iterator[MicroBatch]:
+        """Return this rank's share of a mini-batch. What tokens count, and what their sum is divided by, follows from
+        all rows of the mini-batch."""
+        policy, settings, old = unwrap(self.model), self.algorithm.settings, self._old(experience, estimates)
+        whole = torch.from_numpy(rows)
+        mask = experience.mask[whole]
+        if settings.mask_truncated_completions:
+            mask = mask & experience.finished[whole][:, None]
+        weights, total = token_weights(mask, settings.loss_type, self.rollouts.max_new_tokens)
+        if settings.mask_truncated_completions and weights is None:
+            weights = mask.double()
+        extra = {} if weights is None else {"weights": weights}
+        if settings.top_entropy_quantile < 1:
+            extra["kept"] = of_high_entropy(experience.entropies[whole], mask, settings.top_entropy_quantile).double()
+        entropy_weight = settings.entropy_coef * total / max(1, int(mask.sum()))
+
+        share = np.arange(self.runtime.rank, len(rows), self.runtime.world)
+        prompts = [experience.prompts[row].ids for row in rows[share]]
+        lengths = experience.lengths[whole[share]]
         for batch in by_length(prompts, lengths, micro_batch_size(self.train)):
-            chosen, width = places[batch], int(lengths[batch].max())
-            inputs = inputs_of(
-                [prompts[i] for i in batch], experience.tokens[chosen], lengths[batch], self.pad_id, policy.is_seq2seq
+            in_rows = torch.from_numpy(share[batch])
+            chosen, width = whole[in_rows], int(lengths[batch].max())
+            own = [prompts[i] for i in batch]
+            inputs = inputs_of(own, experience.tokens[chosen], lengths[batch], self.pad_id, policy.is_seq2seq)
+            parts = {name: part[chosen, :width].float() for name, part in old.items()}
+            parts |= {name: part[in_rows, :width].float() for name, part in extra.items()}
+            num_targets = int(lengths[batch].sum())
+            yield MicroBatch(
+                inputs=inputs,
+                old=parts,
+                num_labels=total * len(batch) / len(rows)
+                if settings.loss_type != "token"
+                else int(mask[in_rows].sum()),
+                num_targets=num_targets,
+                num_tokens=num_targets + int(inputs["prompt_mask"].sum()),
+                is_padded=is_padded_for(policy, inputs),
+                entropy_weight=entropy_weight,
             )
-            whole = {
-                "logprobs": experience.logprobs,
-                "values": experience.values,
-                "advantages": estimates.advantages,
-                "returns": estimates.returns,
-            }
-            old = {name: part[chosen, :width].float() for name, part in whole.items()}
-            num_labels = int(lengths[batch].sum())
-            num_tokens = num_labels + int(inputs["prompt_mask"].sum())
-            yield MiniBatch(inputs, old, num_labels, num_tokens, is_padded_for(policy, inputs))
+
+    def _old(self, experience: Experience, estimates: Estimates) -> dict[str, torch.Tensor]:
+        """Return what the losses take of a rollout, (N, T) each."""
+        parts = {
+            "logprobs": experience.logprobs,
+            "advantages": estimates.advantages,
+            "values": experience.values,
+            "returns": estimates.returns,
+            "ref_logprobs": experience.ref_logprobs if self.algorithm.settings.kl_in == "loss" else None,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
 
     def _report(self, tally: Tally, last: StepResult) -> dict[str, float]:
-        means = tally.means(self.runtime)
-        return {
-            "ppo/loss/policy": means["policy"],
-            "ppo/loss/value": means["value"],
-            "ppo/policy/clipfrac": means["clipped"],
-            "ppo/val/clipfrac": means["value_clipped"],
-            "ppo/policy/approxkl": means["approxkl"],
-            "ppo/policy/entropy": means["entropy"],
-            "ppo/val/ratio": means["ratio"],
-            "grad_norm": last.grad_norm,
-            "learning_rate": last.learning_rate,
-        }
+        """Return means over all tokens of all steps, and what is known of the last step."""
+        return {**tally.means(self.runtime), "grad_norm": last.grad_norm, "learning_rate": last.learning_rate}
 
 
 def micro_batch_size(train: OptimizationConfig) -> int:
@@ -143,24 +168,19 @@ def micro_batch_size(train: OptimizationConfig) -> int:
     return train.per_device_train_batch_size or DEFAULT_BATCH_SIZE
 
 
-def ppo_loss_sum(model: Any, batch: MiniBatch, ppo: PPOSettings, tally: Tally) -> torch.Tensor:
-    """Return the objective of PPO, to be minimised: policy loss + vf_coef x value loss - entropy_coef x entropy, summed
-    over the tokens of a batch's responses (Schulman et al. 2017, eq. 9). A scalar."""
-    logprobs, entropies, values = model("policy", learns_entropy=ppo.entropy_coef != 0, **batch.inputs)
-    places, old = batch.inputs["response_places"], batch.old
-    log_ratios = log_ratio(logprobs, old["logprobs"])
-    ratio = log_ratios.exp()
-    by_policy, clipped = policy_loss(ratio, old["advantages"], ppo.cliprange)
-    by_value, value_clipped = value_loss(values, old["values"], old["returns"], ppo.cliprange_value)
-    tally.add(
-        batch.num_labels,
-        policy=at(places, by_policy),
-        value=at(places, by_value),
-        clipped=at(places, clipped),
-        value_clipped=at(places, value_clipped),
-        approxkl=at(places, torch.expm1(log_ratios) - log_ratios),
-        entropy=at(places, entropies),
-        ratio=at(places, ratio),
-        log_ratio=at(places, log_ratios.abs()),
-    )
-    return at(places, by_policy + ppo.vf_coef * by_value - ppo.entropy_coef * entropies).sum()
+def policy_loss_sum(model: Any, batch: MicroBatch, algorithm: Algorithm, tally: Tally) -> torch.Tensor:
+    """Return an algorithm's objective, to be minimised: the weighted sum of its losses over the tokens of a batch's
+    responses, less that of entropies. A scalar."""
+    logprobs, entropies, values = model("policy", learns_entropy=batch.entropy_weight != 0, **batch.inputs)
+    places, mask = batch.inputs["response_places"], batch.inputs["response_mask"]
+    terms = algorithm.loss(logprobs, values, batch.old, mask)
+    shown = dict(terms.shown)
+    log_ratios = shown.pop("log_ratios")
+    shown |= {
+        "approxkl": torch.expm1(log_ratios) - log_ratios,
+        "entropy": entropies,
+        "log_ratio": log_ratios.abs(),
+    }
+    tally.add(batch.num_targets, **{name: at(places, part) for name, part in shown.items()})
+    loss = terms.loss * batch.old["weights"] if "weights" in batch.old else terms.loss
+    return at(places, loss - batch.entropy_weight * entropies).sum()

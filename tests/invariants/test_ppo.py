@@ -89,7 +89,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(place: Path) -> Iterator[str]:
     """A service that scores as the function does."""
-    positive = load_function(f"{place}/reward.py:positive")
+    positive = load_function(f"{place}/reward.py:positive", "reward.function")
 
     class Service(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -89,6 +89,7 @@ def test_the_json_schema_is_printed_whole(tmp_path: Path) -> None:
         "classify",
         "dpo",
         "ppo",
+        "rl",
         "distill",
         "prune",
         "quantize",

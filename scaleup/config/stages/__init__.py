@@ -18,6 +18,7 @@ NAMES = (
     "classify",
     "dpo",
     "ppo",
+    "rl",
     "distill",
     "prune",
     "quantize",

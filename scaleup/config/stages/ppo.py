@@ -1,4 +1,4 @@
-"""This module holds the config of PPO."""
+"""This module holds the config of PPO as a stage: the algorithm of `stage: rl`, with the names of TRL's PPO trainer."""
 
 from __future__ import annotations
 
@@ -6,17 +6,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from scaleup.config.adapters import AdapterConfig
+from scaleup.config.algorithms import PolicyGradient, PPOAlgorithm, RolloutSettings
 from scaleup.config.fields import Fraction, NotNegative, Positive
-from scaleup.config.reward_source import RewardSource
-from scaleup.config.schema import (
-    Count,
-    EvaluationConfig,
-    GenerationConfig,
-    Int,
-    Section,
-)
-from scaleup.config.stages.base import TrainingConfig
+from scaleup.config.reward_source import RewardSource, WeightedReward
+from scaleup.config.schema import Count, Int, Section
+from scaleup.config.stages.rl import FREE_OF_A_SOURCE, PolicyConfig
 
 
 class PPOSettings(Section):
@@ -63,54 +57,79 @@ class PPOSettings(Section):
     )
 
     @property
-    def num_optimizer_steps(self) -> int:
-        """Returns the optimizer steps of a run that `target_kl` does not shorten: rollouts x passes x mini-batches."""
-        return self.num_rollouts * self.num_ppo_epochs * self.num_mini_batches
+    def algorithm(self) -> PPOAlgorithm:
+        """Returns what of it is the algorithm's."""
+        return PPOAlgorithm(
+            type="ppo",
+            beta=self.kl_coef,
+            kl_controller=self.kl_controller,
+            kl_target=self.kl_target,
+            kl_horizon=self.kl_horizon,
+            kl_estimator=self.kl_estimator,
+            gamma=self.gamma,
+            lam=self.lam,
+            epsilon=self.cliprange,
+            cliprange_value=self.cliprange_value,
+            vf_coef=self.vf_coef,
+            entropy_coef=self.entropy_coef,
+            whiten_advantages=self.whiten_advantages,
+            whiten_rewards=self.whiten_rewards,
+            reward_clip=self.reward_clip,
+            missing_eos_penalty=self.missing_eos_penalty,
+            value_model=self.value_model,
+        )
+
+    @property
+    def rollouts(self) -> RolloutSettings:
+        """Returns what of it is the rollouts'."""
+        return RolloutSettings(
+            num_rollouts=self.num_rollouts,
+            batch_size=self.rollout_batch_size,
+            num_passes=self.num_ppo_epochs,
+            num_mini_batches=self.num_mini_batches,
+            max_new_tokens=self.max_new_tokens,
+            response_length_min=self.response_length_min,
+            temperature=self.temperature,
+            target_kl=self.target_kl,
+            self_checks=self.self_checks,
+            num_samples=self.num_samples,
+        )
 
 
-class PPOConfig(TrainingConfig):
+class PPOConfig(PolicyConfig):
     """Trains a policy by reinforcement learning from a reward: `model` and `parallel` are the policy's, `reward` may be
     a group of its own. Rows give prompts; those of data.test are held out, and answered before and after."""
 
     stand_ins: ClassVar[dict[str, Any]] = {"ppo": {"num_rollouts": 1}, "num_rollouts": 1, "reward": {}}
-
     free_on_resume: ClassVar[frozenset[str]] = frozenset(
-        {
-            "ppo.self_checks",
-            "reward.placement",
-            "reward.url",
-            "reward.parallel",
-            "reward.own_nodes",
-            "reward.batch_size",
-            "reward.timeout_seconds",
-            "reward.reconnect_seconds",
-            "reward.bridge_port",
-            "reward.max_restarts",
-        }
+        {"ppo.self_checks", *(f"reward.{key}" for key in FREE_OF_A_SOURCE)}
     )
-    plans_its_batch: ClassVar[bool] = True
+    metric_names: ClassVar[Literal["grpo", "ppo"]] = "ppo"
+    keys: ClassVar[dict[str, str]] = {
+        "rollouts.batch_size": "ppo.rollout_batch_size",
+        "rollouts.num_mini_batches": "ppo.num_mini_batches",
+        "rollouts.response_length_min": "ppo.response_length_min",
+        "rollouts.max_new_tokens": "ppo.max_new_tokens",
+        "rollouts.self_checks": "ppo.self_checks",
+        "algorithm.value_model": "ppo.value_model",
+    }
 
     stage: Literal["ppo"]
     ppo: PPOSettings
     reward: RewardSource
-    adapter: AdapterConfig | None = Field(
-        None, description="Train this instead of the whole model; the reference is the model without it."
-    )
-    evaluation: EvaluationConfig = Field(
-        default_factory=EvaluationConfig, description="What `scaleup evaluate RUN` measures."
-    )
-    generation: GenerationConfig | None = Field(
-        None, description="How it answers then; by default greedily, with up to ppo.max_new_tokens tokens."
-    )
 
     @property
-    def reward_group(self) -> RewardSource | None:
-        return self.reward if self.reward.placement == "group" else None
+    def policy_gradient(self) -> PolicyGradient:
+        return self.ppo.algorithm
 
     @property
-    def reward_url(self) -> str | None:
-        return self.reward.url if self.reward.placement == "http" else None
+    def rollout_settings(self) -> RolloutSettings:
+        return self.ppo.rollouts
 
     @property
-    def answer_seconds(self) -> float:
-        return self.reward.timeout_seconds if self.reward.placement in ("group", "http") else 0.0
+    def has_reference(self) -> bool:
+        return True  # objective/kl is measured also where it counts for nothing
+
+    @property
+    def reward_sources(self) -> list[WeightedReward]:
+        return [WeightedReward("reward", "reward", 1.0, self.reward)]

@@ -1,4 +1,4 @@
-"""The reward of a config goes in; the policy's side of it, or the loop of a reward group, comes out."""
+"""The rewards of a config go in; the policy's side of them, or the loop of a reward group, comes out."""
 
 from __future__ import annotations
 
@@ -12,30 +12,37 @@ from scaleup.artifacts.files import write_json
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.bridge.client import BridgeClient
 from scaleup.bridge.store import BridgePlace
-from scaleup.config.reward_source import RewardSource
-from scaleup.config.stages.ppo import PPOConfig
+from scaleup.config.reward_source import RewardSource, WeightedReward
+from scaleup.config.stages.rl import PolicyConfig
 from scaleup.distributed.signals import STOPPED
 from scaleup.models.scoring import Reader, Scored, Scorer, load_scorer
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import Plan
 from scaleup.rl.rewards.http import HttpRewards
-from scaleup.rl.rewards.interface import Rewards, Sample
+from scaleup.rl.rewards.interface import Rewards, RewardSet, Sample
 from scaleup.rl.rewards.placements import ColocatedRewards, FunctionRewards, GroupRewards
 from scaleup.rl.rewards.serve import serve
 from scaleup.train.job import Job
 
 
-def rewards_of(job: Job[PPOConfig]) -> Rewards:
-    """Return the rewards that every rank of the policy uses. Raises ScaleupError if the source is unusable."""
-    source, plan, runtime, run = job.config.reward, job.plan, job.runtime, job.folder
+def rewards_of(job: Job[PolicyConfig]) -> RewardSet:
+    """Return the rewards that every rank of the policy uses. Raises ScaleupError if a source is unusable."""
+    sources = job.config.reward_sources
+    return RewardSet({each.name: _placed(job, each) for each in sources}, [each.weight for each in sources])
+
+
+def _placed(job: Job[PolicyConfig], reward: WeightedReward) -> Rewards:
+    """Return the policy's side of one source."""
+    source, plan, runtime, run = reward.source, job.plan, job.runtime, job.folder
     if source.placement == "function":
         assert source.function is not None
-        return FunctionRewards(runtime, source.function)
+        return FunctionRewards(runtime, source.function, f"{reward.key}.function")
     if source.placement == "http":
         assert source.url is not None
         return HttpRewards(runtime, source.url, source.timeout_seconds, source.reconnect_seconds)
     if source.placement == "colocated":
-        return ColocatedRewards(runtime, _score(_scorer(source, plan.models["reward.model"], runtime.device)))
+        scorer = _scorer(source, plan.models[f"{reward.key}.model"], runtime.device)
+        return ColocatedRewards(runtime, _score(scorer))
     place, model = _place(plan, run), _name(source)
     client = BridgeClient(
         runtime,
@@ -49,12 +56,14 @@ def rewards_of(job: Job[PPOConfig]) -> Rewards:
     return GroupRewards(runtime, client)
 
 
-def serve_rewards(job: Job[PPOConfig]) -> None:
-    """Serve on every rank of the reward group until the policy needs no more scores. A process that is stopped before
+def serve_rewards(job: Job[PolicyConfig]) -> None:
+    """Serve on every rank of a reward group until the policy needs no more scores. A process that is stopped before
     ends with exit code 75: the policy still needs the group."""
-    source, plan, runtime = job.config.reward, job.plan, job.runtime
+    plan, runtime = job.plan, job.runtime
+    reward = next(each for each in job.config.reward_groups if each.group == runtime.group.name)
+    source = reward.source
     runtime.progress.report("loading the reward model")
-    scorer = _scorer(source, plan.models["reward.model"], runtime.device, deferred=runtime.gathers_weights)
+    scorer = _scorer(source, plan.models[f"{reward.key}.model"], runtime.device, deferred=runtime.gathers_weights)
     if runtime.gathers_weights:
         scorer.model = runtime.prepare(scorer.model)
     # the policy, which may take long to load, is watched by an agent: we end with it

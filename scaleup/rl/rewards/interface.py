@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from scaleup.errors import ScaleupError
 from scaleup.records.chats import Chat
+from scaleup.rl.advantages import weighted_sum
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,34 @@ class Rewards(Protocol):
 
     def close(self) -> None:
         """Release what the placement holds; no request follows."""
+
+
+@dataclass(frozen=True)
+class RewardSet:
+    """Joins the rewards of a run: each scores every sample, and their scores are combined by weights."""
+
+    rewards: Mapping[str, Rewards]
+    """Maps the name of each reward -> where it comes from."""
+    weights: Sequence[float]
+
+    def submit(self, samples: Sequence[Sample]) -> None:
+        """Send samples to all rewards."""
+        for reward in self.rewards.values():
+            reward.submit(samples)
+
+    def collect(self) -> dict[str, list[float]]:
+        """Wait for the scores of each reward, as its `collect` does."""
+        return {name: reward.collect() for name, reward in self.rewards.items()}
+
+    def weighted(self, by_source: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the weighted sum (N,) of the scores of each reward, (N,) each."""
+        return weighted_sum(list(by_source.values()), self.weights)
+
+    def close(self) -> None:
+        """Close all of them, also where one cannot be."""
+        with ExitStack() as stack:
+            for reward in self.rewards.values():
+                stack.callback(reward.close)
 
 
 def checked_scores(scores: Any, count: int, where: str) -> list[float]:

@@ -84,12 +84,12 @@ class FunctionRewards(ColocatedRewards):
     completion. Columns are the other values of the rows, as lists. Prompts are the texts that the policy reads, of
     conversations too, where TRL gives lists of messages."""
 
-    where = "reward.function"
-
-    def __init__(self, runtime: Runtime, function: str) -> None:
-        """Load `function`: FILE.py:NAME or MODULE:NAME. Raises ScaleupError if it cannot be loaded."""
+    def __init__(self, runtime: Runtime, function: str, where: str = "reward.function") -> None:
+        """Load `function`: FILE.py:NAME or MODULE:NAME, which the config has at the key `where`. Raises ScaleupError if
+        it cannot be loaded."""
+        self.where = where
         self._name = function
-        self._function = load_function(function)
+        self._function = load_function(function, where)
         super().__init__(runtime, self._call)
 
     def _call(self, samples: Sequence[Sample]) -> Any:
@@ -145,26 +145,26 @@ def columns_of(samples: Sequence[Sample]) -> dict[str, list[Any]]:
     return columns | texts
 
 
-def load_function(function: str) -> Callable[..., Any]:
-    """Import FILE.py:NAME or MODULE:NAME. Raises ScaleupError at `reward.function`."""
+def load_function(function: str, where: str) -> Callable[..., Any]:
+    """Import FILE.py:NAME or MODULE:NAME. Raises ScaleupError at the key `where`."""
     place, colon, name = function.rpartition(":")
     if not colon or not place or not name:
-        raise _unusable(f"{function!r} names no function", "write FILE.py:NAME or MODULE:NAME")
-    module = _load_module(place)
+        raise _unusable(where, f"{function!r} names no function", "write FILE.py:NAME or MODULE:NAME")
+    module = _load_module(place, where)
     loaded = getattr(module, name, None)
     if not callable(loaded):
         known = ", ".join(sorted(key for key, value in vars(module).items() if inspect.isfunction(value))) or "none"
-        raise _unusable(f"{place} has no function {name}", f"its functions: {known}")
+        raise _unusable(where, f"{place} has no function {name}", f"its functions: {known}")
     return loaded
 
 
-def _load_module(place: str) -> ModuleType:
+def _load_module(place: str, where: str) -> ModuleType:
     try:
         if not place.endswith(".py"):
             return importlib.import_module(place)
         file = Path(place).expanduser().absolute()
         if not file.is_file():
-            raise _unusable(f"there is no file {place}", f"it is looked for at {file}")
+            raise _unusable(where, f"there is no file {place}", f"it is looked for at {file}")
         spec = importlib.util.spec_from_file_location(f"reward_{file.stem}", file)
         assert spec and spec.loader
         sys.path.append(str(file.parent))  # for what it imports from beside it: last, for it may have a random.py there
@@ -175,8 +175,10 @@ def _load_module(place: str) -> ModuleType:
         raise
     except Exception as error:  # it is the user's code: anything may come
         traceback.print_exc()
-        raise _unusable(f"{place} cannot be loaded: {type(error).__name__}: {error}", "mend it, or its name") from error
+        raise _unusable(
+            where, f"{place} cannot be loaded: {type(error).__name__}: {error}", "mend it, or its name"
+        ) from error
 
 
-def _unusable(what: str, remedy: str) -> ScaleupError:
-    return ScaleupError.of(FunctionRewards.where, what, remedy)
+def _unusable(where: str, what: str, remedy: str) -> ScaleupError:
+    return ScaleupError.of(where, what, remedy)

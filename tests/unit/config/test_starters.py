@@ -29,6 +29,7 @@ MODELS = {
 OF_THE_MODEL = {
     "prune": ["prune.layers=1"],
     "ppo": ["reward.label=positive"],
+    "rl": ['rewards.0.model.path="builtin:tiny-bert-classifier"', "rewards.0.label=positive"],
     "card": ['variants={small: "builtin:tiny-llama"}'],
 }
 """What follows from the model that is named."""

@@ -135,7 +135,7 @@ def test_models_made_of_layers_of_another(name: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-t5"])
 def test_a_policy_with_its_reference_and_its_value_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config, facts = facts_of(f"builtin:{name}")
-    theirs, ours = both(lambda: Policy(loaded(config, facts), 1.0, separate_value=True), monkeypatch)
+    theirs, ours = both(lambda: Policy(loaded(config, facts), 1.0, value_model="separate"), monkeypatch)
     assert [type(module) for module in theirs.modules()] == [type(module) for module in ours.modules()]
     assert_same(theirs, ours)
 

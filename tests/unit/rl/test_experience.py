@@ -9,11 +9,13 @@ from scaleup.config.stages.ppo import PPOSettings
 from scaleup.data.prompts import Prompt
 from scaleup.errors import ScaleupError
 from scaleup.models.rollout import Responses
+from scaleup.rl.algorithms import Estimates, algorithm_of
 from scaleup.rl.checks import check_experience, check_first_ratio, check_steps, tolerance_of
-from scaleup.rl.experience import Advantages, Experience, by_length, compute_advantages, samples_of
+from scaleup.rl.experience import Experience, by_length, compute_advantages, samples_of
 from tests.unit.data import tiny
 
 LENGTHS = torch.tensor([2, 3])
+SCORES = torch.tensor([1.0, -4.0], dtype=torch.float64)
 
 
 def experience(**changes: Any) -> Experience:
@@ -27,7 +29,8 @@ def experience(**changes: Any) -> Experience:
         "entropies": zeros,
         "values": zeros,
         "ref_logprobs": zeros,
-        "scores": torch.tensor([1.0, -4.0], dtype=torch.float64),
+        "by_source": {"reward": SCORES},
+        "scores": SCORES,
     }
     return Experience(**{**parts, **changes})
 
@@ -36,36 +39,40 @@ def settings(**changes: Any) -> PPOSettings:
     return PPOSettings(num_rollouts=1, **{"whiten_advantages": False, "lam": 1.0, **changes})
 
 
+def advantages_of(given: Experience, ppo: PPOSettings, kl_coef: float) -> Estimates:
+    return compute_advantages(given, algorithm_of(ppo.algorithm), ppo.rollouts, [1.0], kl_coef)
+
+
 def apart(by: float) -> torch.Tensor:
     return torch.tensor([[by, by, 0], [by, by, by]], dtype=torch.float64)
 
 
 def test_scores_are_clipped_and_missing_ends_penalised() -> None:
-    plain = compute_advantages(experience(), settings(), 0.1)
+    plain = advantages_of(experience(), settings(), 0.1)
     assert plain.returns[:, 0].tolist() == [1.0, -4.0]
-    clipped = compute_advantages(experience(), settings(reward_clip=2.0), 0.1)
+    clipped = advantages_of(experience(), settings(reward_clip=2.0), 0.1)
     assert clipped.returns[:, 0].tolist() == [1.0, -2.0]
-    penalised = compute_advantages(experience(), settings(reward_clip=2.0, missing_eos_penalty=0.5), 0.1)
+    penalised = advantages_of(experience(), settings(reward_clip=2.0, missing_eos_penalty=0.5), 0.1)
     assert penalised.returns[:, 0].tolist() == [1.0, -2.5]  # the second ran into its limit
 
 
 def test_leaving_the_reference_costs() -> None:
     """k1 is the log-ratio itself, k3 is never negative; both are weighted and taken off at each token."""
-    estimates = compute_advantages(experience(logprobs=apart(0.3)), settings(), 0.1)
+    estimates = advantages_of(experience(logprobs=apart(0.3)), settings(), 0.1)
     assert estimates.returns[:, 0].tolist() == pytest.approx([1 - 2 * 0.03, -4 - 3 * 0.03])
-    estimates = compute_advantages(experience(ref_logprobs=apart(0.3)), settings(), 0.1)
+    estimates = advantages_of(experience(ref_logprobs=apart(0.3)), settings(), 0.1)
     assert estimates.returns[:, 0].tolist() == pytest.approx([1 + 2 * 0.03, -4 + 3 * 0.03])
-    estimates = compute_advantages(experience(ref_logprobs=apart(0.3)), settings(kl_estimator="k3"), 0.1)
+    estimates = advantages_of(experience(ref_logprobs=apart(0.3)), settings(kl_estimator="k3"), 0.1)
     assert estimates.returns[0, 0] < 1
 
 
 def test_whitening() -> None:
-    estimates = compute_advantages(experience(), settings(whiten_advantages=True), 0.1)
+    estimates = advantages_of(experience(), settings(whiten_advantages=True), 0.1)
     mask = experience().mask
     assert float(estimates.advantages[mask].mean()) == pytest.approx(0, abs=1e-12)
     assert float(estimates.advantages[mask].std()) == pytest.approx(1, abs=1e-6)
     assert estimates.returns[:, 0].tolist() == [1.0, -4.0]  # whitened after the returns were made
-    scaled = compute_advantages(experience(), settings(whiten_rewards=True), 0.1)
+    scaled = advantages_of(experience(), settings(whiten_rewards=True), 0.1)
     assert scaled.returns[0, 0] != 1.0
 
 
@@ -90,10 +97,11 @@ def test_batches_hold_each_row_once_and_like_lengths_together() -> None:
 
 
 def checked(given: Experience, is_new: bool = False, **changes: Any) -> None:
-    estimates = compute_advantages(given, settings(), 0.0)
+    ppo = settings(kl_coef=0.0)
+    estimates = advantages_of(given, ppo, 0.0)
     for name, value in changes.items():
-        estimates = Advantages(**{**vars(estimates), name: value})
-    check_experience(given, estimates, 0.0, is_new, tolerance_of("no", None))
+        estimates = Estimates(**{**vars(estimates), name: value})
+    check_experience(given, estimates, algorithm_of(ppo.algorithm), is_new, tolerance_of("no", None))
 
 
 def test_a_sound_rollout_passes() -> None:
@@ -128,7 +136,7 @@ def test_ratios_and_steps() -> None:
     check_first_ratio(1e-2, tolerance_of("bf16", None))
     check_first_ratio(1e-2, tolerance_of("no", "8bit"))
     for log_ratio in (1e-2, float("nan")):
-        with pytest.raises(ScaleupError, match=r"ppo\.self_checks: before any step the ratio"):
+        with pytest.raises(ScaleupError, match=r"self_checks: before any step the ratio"):
             check_first_ratio(log_ratio, tolerance_of("no", None))
     check_steps(8, 8, False)
     check_steps(3, 8, True)

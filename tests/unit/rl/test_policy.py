@@ -137,7 +137,7 @@ def test_an_adapter_switched_off_is_the_reference(load: Any) -> None:
 def test_a_value_model_of_its_own(load: Any, name: str) -> None:
     """It starts as the policy's trunk, and learns apart from it."""
     model, tokenizer = load(name)
-    policy = Policy(model, TEMPERATURE, separate_value=True)
+    policy = Policy(model, TEMPERATURE, value_model="separate")
     torch.nn.init.normal_(policy.value_head.weight, generator=torch.Generator().manual_seed(0))
     *_, values = policy("policy", **inputs(policy, tokenizer, [0, 1, 2]))
     _, _, hidden = directly(policy, tokenizer, 1)
@@ -150,8 +150,8 @@ def test_a_value_model_of_its_own(load: Any, name: str) -> None:
 
 def test_a_head_that_is_not_plain_has_no_trunk_apart(load: Any) -> None:
     model, _ = load("tiny-bart")
-    with pytest.raises(ScaleupError, match=r"ppo\.value_model"):
-        Policy(model, 1.0, separate_value=True)
+    with pytest.raises(ScaleupError, match="value_model: the head of"):
+        Policy(model, 1.0, value_model="separate")
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-t5"])

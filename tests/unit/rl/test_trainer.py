@@ -10,7 +10,7 @@ import torch
 
 from scaleup.errors import ScaleupError
 from scaleup.rl import OptimizationConfig, PPOSettings, PPOTrainer, Sample, update
-from scaleup.rl.loop import PPOState
+from scaleup.rl.loop import RLState
 from tests.host_reads import HostReads
 
 PROMPTS = ["hello", "what a film", "a", "the story", "good", "bad but", "xyz", "there was"]
@@ -32,7 +32,7 @@ def train(load: Any, tmp_path: Path) -> Any:
         rate: float = 0.05,
         optimization: Mapping[str, Any] | None = None,
         **ppo: Any,
-    ) -> tuple[PPOTrainer, PPOState, list[dict[str, Any]]]:
+    ) -> tuple[PPOTrainer, RLState, list[dict[str, Any]]]:
         network, tokenizer = load(model)
         settings = {"num_rollouts": 2, "rollout_batch_size": 8, "num_ppo_epochs": 2, "num_mini_batches": 2}
         trainer = PPOTrainer(

@@ -1,0 +1,99 @@
+"""This module holds the config of reinforcement learning, of which PPO is one algorithm."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from scaleup.config.adapters import AdapterConfig
+from scaleup.config.algorithms import AlgorithmSettings, PolicyGradient, RolloutSettings
+from scaleup.config.reward_source import NamedReward, WeightedReward
+from scaleup.config.schema import EvaluationConfig, GenerationConfig
+from scaleup.config.stages.base import TrainingConfig
+
+FREE_OF_A_SOURCE = (
+    "placement",
+    "url",
+    "parallel",
+    "own_nodes",
+    "batch_size",
+    "timeout_seconds",
+    "reconnect_seconds",
+    "bridge_port",
+    "max_restarts",
+)
+"""Lists the keys of a reward that may change when a run goes on: they say where scores come from, not which."""
+
+
+class PolicyConfig(TrainingConfig):
+    """Holds what every stage has that trains a policy on its own responses. What `algorithm` and `rollouts` say may
+    stand elsewhere in the file: `keys` tells where."""
+
+    plans_its_batch: ClassVar[bool] = True
+    metric_names: ClassVar[Literal["grpo", "ppo"]] = "grpo"
+    """Says which of TRL's trainers metrics are named after."""
+    keys: ClassVar[dict[str, str]] = {}
+    """Maps `algorithm.KEY` and `rollouts.KEY` -> the stage's own key of it, where that is another."""
+
+    adapter: AdapterConfig | None = Field(
+        None, description="Train this instead of the whole model; the reference is the model without it."
+    )
+    evaluation: EvaluationConfig = Field(
+        default_factory=EvaluationConfig, description="What `scaleup evaluate RUN` measures."
+    )
+    generation: GenerationConfig | None = Field(
+        None, description="How it answers then; by default greedily, with as many tokens as a rollout's responses."
+    )
+
+    @property
+    def policy_gradient(self) -> PolicyGradient:
+        """Returns the algorithm's settings."""
+        raise NotImplementedError
+
+    @property
+    def rollout_settings(self) -> RolloutSettings:
+        raise NotImplementedError
+
+    @property
+    def has_reference(self) -> bool:
+        """Tells whether the policy is compared with a reference."""
+        return self.policy_gradient.has_reference
+
+    def key(self, name: str) -> str:
+        """Returns where the config has `algorithm.KEY` or `rollouts.KEY`."""
+        return self.keys.get(name, name)
+
+
+class RLConfig(PolicyConfig):
+    """Trains a policy by reinforcement learning: `model` and `parallel` are the policy's, each of the rewards may be a
+    group of its own. Rows give prompts; those of data.test are held out, and answered before and after."""
+
+    stand_ins: ClassVar[dict[str, Any]] = {
+        "algorithm": {"type": "grpo"},
+        "rollouts": {"num_rollouts": 1},
+        "num_rollouts": 1,
+        "type": "grpo",
+        "rewards": [{"name": "reward", "placement": "function", "function": "builtin:length"}],
+    }
+    free_on_resume: ClassVar[frozenset[str]] = frozenset({"rollouts.self_checks"})
+
+    stage: Literal["rl"]
+    algorithm: AlgorithmSettings
+    rollouts: RolloutSettings
+    rewards: Annotated[list[NamedReward], Field(min_length=1)] = Field(
+        description="Sources of scores, added by their weights."
+    )
+
+    @property
+    def policy_gradient(self) -> PolicyGradient:
+        return self.algorithm
+
+    @property
+    def rollout_settings(self) -> RolloutSettings:
+        return self.rollouts
+
+    @property
+    def reward_sources(self) -> list[WeightedReward]:
+        named = enumerate(self.rewards)
+        return [WeightedReward(f"rewards.{place}", each.name, each.weight, each) for place, each in named]

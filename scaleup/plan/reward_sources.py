@@ -1,0 +1,153 @@
+"""This module plans where rewards come from: what each source of scores needs, and what it does not read."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from scaleup.config.mistakes import suggestion
+from scaleup.config.reward_source import RewardSource, WeightedReward
+from scaleup.config.run import RunConfig
+from scaleup.errors import Problem
+from scaleup.plan.groups import device_of
+from scaleup.plan.machine import Machine
+from scaleup.plan.model_path import model_path_problems
+from scaleup.plan.rules import single_problems
+
+OF_A_MODEL = ("label", "score", "template", "max_length", "normalize", "batch_size", "quantization", "mixed_precision")
+OF_A_GROUP = ("parallel", "own_nodes", "max_restarts", "bridge_port")
+OF_OTHERS = ("timeout_seconds", "reconnect_seconds")
+"""Lists the keys of what is requested over a connection."""
+
+MEANT = {
+    "group": ("model", *OF_A_MODEL, *OF_A_GROUP, *OF_OTHERS),
+    "colocated": ("model", *OF_A_MODEL),
+    "http": ("url", *OF_OTHERS),
+    "function": ("function",),
+}
+"""Maps each placement -> the keys that it reads."""
+NEEDED = {"group": "model", "colocated": "model", "http": "url", "function": "function"}
+
+
+def reward_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    """Yields problems of every source of scores, and of several beside each other."""
+    sources = config.reward_sources
+    for reward in sources:
+        yield from _source_problems(reward, config, machine)
+    if len(config.reward_groups) > 1:
+        where = f"{config.reward_groups[1].key}.placement"
+        yield Problem(where, "a second reward group is not supported yet", "use colocated, http or function")
+    names = [reward.name for reward in sources]
+    for place, reward in enumerate(sources):
+        if reward.name in names[:place]:
+            yield Problem(f"{reward.key}.name", f"two rewards are called {reward.name}", "give each its own name")
+        if reward.weight == 0:
+            yield Problem(f"{reward.key}.weight", "is 0, so its scores count for nothing", "leave the reward out")
+
+
+def _source_problems(reward: WeightedReward, config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    """Yields keys of a source that its placement needs and lacks, or does not read."""
+    source, key = reward.source, reward.key
+    needed = NEEDED[source.placement]
+    if getattr(source, needed) is None:
+        remedy = {"model": "name a finished reward run or a sequence classifier", "url": "give the service's address"}
+        what = f"is needed by {key}.placement: {source.placement}"
+        yield Problem(f"{key}.{needed}", what, remedy.get(needed, "write FILE.py:NAME or MODULE:NAME"))
+    for name, field in RewardSource.model_fields.items():
+        is_meant = name == "placement" or name in MEANT[source.placement]
+        if not is_meant and getattr(source, name) != field.get_default(call_default_factory=True):
+            yield Problem(f"{key}.{name}", f"has no meaning for placement {source.placement}", "leave it out")
+    if source.model is not None and needed == "model":
+        yield from model_path_problems(source.model, f"{key}.model", not machine.is_described)
+    if source.url is not None and needed == "url":
+        yield from _url_problems(source.url, f"{key}.url")
+    if source.function is not None and needed == "function":
+        yield from _function_problems(source.function, f"{key}.function")
+    if source.placement == "group":
+        yield from _group_problems(reward, config, machine)
+    device = device_of(source.parallel if source.placement == "group" else config.parallel, machine)
+    if source.mixed_precision == "fp16" and device == "cpu" and needed == "model":
+        yield Problem(f"{key}.mixed_precision", "fp16 needs a GPU, and rewards come from the CPU", 'use bf16, or "no"')
+
+
+def _group_problems(reward: WeightedReward, config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    """Yields problems of a source's `parallel`."""
+    source, parallel = reward.source, reward.source.parallel
+    where, count = f"{reward.key}.parallel", parallel.num_processes
+    if parallel.progress_timeout_seconds is not None:
+        what = f"a reward group that gives no answers is started again after {reward.key}.timeout_seconds"
+        yield Problem(f"{where}.progress_timeout_seconds", what, "leave it out")
+    if parallel.strategy in ("auto", "zero1", "zero2"):
+        what = f"{parallel.strategy} is for training, and a reward group only scores"
+        yield Problem(f"{where}.strategy", what, "use ddp, or zero3 or fsdp2 for a model that must be sharded")
+    yield from single_problems(parallel, where)
+    if source.quantization is not None and parallel.strategy in ("zero3", "fsdp2"):
+        what = f"{parallel.strategy} shards weights, and those of a quantized reward model stay whole"
+        yield Problem(f"{where}.strategy", what, f"use ddp, or leave {reward.key}.quantization out")
+    if parallel.gather_for_generation != "auto":
+        yield Problem(f"{where}.gather_for_generation", "a reward group generates nothing", "leave it out")
+    if parallel.offload_optimizer:
+        yield Problem(f"{where}.offload_optimizer", "a reward group has no optimizer", "leave it out")
+    if parallel.offload_parameters and parallel.strategy != "zero3":
+        yield Problem(f"{where}.offload_parameters", f"{parallel.strategy} cannot", "use zero3")
+    if parallel.num_nodes > 1:
+        yield Problem(f"{where}.num_nodes", "a reward group is on one node", "use 1")
+    if parallel.max_restarts:
+        remedy = f"use {reward.key}.max_restarts"
+        yield Problem(f"{where}.max_restarts", "a reward group is started again by itself", remedy)
+    if device_of(parallel, machine) == "cuda" and not machine.is_described and not source.own_nodes:
+        has_others = device_of(config.parallel, machine) == "cuda"
+        beside = config.parallel.num_processes // config.parallel.num_nodes if has_others else 0
+        if beside + count > machine.num_gpus:
+            shown = f"{beside} of the policy and {count} of the reward group" if beside else f"{count} processes"
+            what = f"{shown} need {beside + count} GPUs, and this machine has {machine.num_gpus}"
+            remedy = f"use fewer processes, {where}.device: cpu, or {reward.key}.placement: colocated"
+            yield Problem(f"{where}.num_processes", what, remedy)
+
+
+def _url_problems(url: str, where: str) -> Iterator[Problem]:
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_good = False
+    if not is_good or any(letter.isspace() for letter in url):
+        yield Problem(where, f"{url!r} is no address of a service", "write http://HOST:PORT/PATH")
+
+
+def _function_problems(function: str, where: str) -> Iterator[Problem]:
+    """Yields problems of a file's function as it is read, not run: errors of running it are the worker's to find."""
+    place, _, name = function.rpartition(":")
+    if not place or not name.isidentifier():
+        yield Problem(where, f"{function!r} names no function", "write FILE.py:NAME or MODULE:NAME")
+        return
+    if place.endswith(".py"):
+        yield from _file_problems(Path(place), name, where)
+        return
+    try:
+        is_found = importlib.util.find_spec(place.partition(".")[0]) is not None
+    except (ValueError, ImportError):
+        is_found = False
+    if not is_found:
+        yield Problem(where, f"there is no module {place}", "install it, or name a FILE.py")
+
+
+def _file_problems(file: Path, name: str, where: str) -> Iterator[Problem]:
+    if not file.is_file():
+        yield Problem(where, f"there is no file {file}", "write FILE.py:NAME, from this folder")
+        return
+    try:
+        tree = ast.parse(file.read_bytes(), str(file))
+    except (OSError, SyntaxError, ValueError) as error:
+        yield Problem(where, f"{file} cannot be read as Python: {error}", "mend it")
+        return
+    nodes = list(ast.walk(tree))
+    known = [node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    others = {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}
+    others |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    if name not in others.union(known):
+        remedy = suggestion(name, known) or (f"it has {', '.join(known)}" if known else "define it")
+        yield Problem(where, f"{file} defines no {name}", remedy)
