@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import torch
 
+from scaleup.rl.advantages import whole_rollout_spread
 from scaleup.rl.algorithms import Estimates
 from scaleup.rl.experience import Experience
 
@@ -14,13 +15,13 @@ def rollout_metrics(
     experience: Experience, estimates: Estimates, num_generations: int, kl_coef: float
 ) -> dict[str, float]:
     """Return what is known of a rollout before it is learned from, under the names of TRL's GRPO trainer."""
-    lengths, tokens, scores = experience.lengths.double(), experience.mask.sum(), estimates.scores
+    lengths, tokens, scores = experience.lengths.double(), experience.mask.sum(), experience.scores
     named = {f"rewards/{name}": values for name, values in experience.by_source.items()}
     values = {
         "reward": float(scores.mean()),
-        "reward_std": float(scores.std(unbiased=False)),
+        "reward_std": float(whole_rollout_spread(scores)),
         **{f"{name}/mean": float(values.mean()) for name, values in named.items()},
-        **{f"{name}/std": float(values.std(unbiased=False)) for name, values in named.items()},
+        **{f"{name}/std": float(whole_rollout_spread(values)) for name, values in named.items()},
         "kl": float(experience.log_ratio.sum() / tokens),
         "kl_response": float(experience.log_ratio.sum(dim=1).mean()),
         "kl_coef": kl_coef,

@@ -35,8 +35,8 @@ class MicroBatch:
     inputs: dict[str, torch.Tensor]
     """Holds the Policy's arguments (`inputs_of`)."""
     old: dict[str, torch.Tensor]
-    """Holds (B, T) each, from the rollout: what an algorithm's loss takes, and `weights` where tokens do not count
-    alike."""
+    """Holds (B, T) each, from the rollout: what an algorithm's loss takes; `weights` where tokens do not count alike;
+    `counted` where some count for nothing."""
     num_labels: float
     """Is this part's share of what the sum of losses is divided by."""
     num_targets: int
@@ -117,12 +117,13 @@ class Updater:
         if settings.mask_truncated_completions:
             mask = mask & experience.finished[whole][:, None]
         weights, total = token_weights(mask, settings.loss_type, self.rollouts.max_new_tokens)
-        if settings.mask_truncated_completions and weights is None:
-            weights = mask.double()
-        extra = {} if weights is None else {"weights": weights}
+        kept = mask
         if settings.top_entropy_quantile < 1:
-            extra["kept"] = of_high_entropy(experience.entropies[whole], mask, settings.top_entropy_quantile).double()
-        entropy_weight = settings.entropy_coef * total / max(1, int(mask.sum()))
+            kept = of_high_entropy(experience.entropies[whole], mask, settings.top_entropy_quantile)
+        filters = settings.mask_truncated_completions or settings.top_entropy_quantile < 1
+        extra = {} if weights is None else {"weights": weights}
+        extra |= {"counted": mask, "kept": kept} if filters else {}
+        entropy_weight = settings.entropy_coef * total / max(1, int(kept.sum()))
 
         share = np.arange(self.runtime.rank, len(rows), self.runtime.world)
         prompts = [experience.prompts[row].ids for row in rows[share]]
@@ -182,5 +183,8 @@ def policy_loss_sum(model: Any, batch: MicroBatch, algorithm: Algorithm, tally: 
         "log_ratio": log_ratios.abs(),
     }
     tally.add(batch.num_targets, **{name: at(places, part) for name, part in shown.items()})
-    loss = terms.loss * batch.old["weights"] if "weights" in batch.old else terms.loss
-    return at(places, loss - batch.entropy_weight * entropies).sum()
+    loss, bonus = terms.loss, batch.entropy_weight * entropies
+    for name in ("weights", "counted"):
+        loss = loss * batch.old[name] if name in batch.old else loss
+    bonus = bonus * batch.old["kept"] if "kept" in batch.old else bonus
+    return at(places, loss - bonus).sum()

@@ -1,0 +1,206 @@
+"""The library, by every algorithm: whole runs of a few rollouts in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from scaleup.config.algorithms import AlgorithmSettings, RolloutSettings
+from scaleup.rl import OptimizationConfig, RLTrainer, Sample
+
+PROMPTS = ["hello", "what a film", "a", "the story", "good", "bad but", "xyz", "there was"]
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "ppo": {"type": "ppo"},
+    "grpo": {"type": "grpo", "num_generations": 4},
+    "grpo, every setting": {
+        "type": "grpo",
+        "num_generations": 4,
+        "beta": 0.1,
+        "epsilon_high": 0.28,
+        "delta": 2.0,
+        "loss_type": "sequence",
+        "importance_sampling_level": "sequence",
+        "entropy_coef": 0.01,
+        "top_entropy_quantile": 0.6,
+        "mask_truncated_completions": False,
+        "soft_punish_cache": 2,
+        "scale_rewards": "batch",
+        "combine": "normalized_sum",
+    },
+    "rloo": {"type": "rloo"},
+    "reinforce_pp": {"type": "reinforce_pp"},
+    "reinforce_pp with groups": {"type": "reinforce_pp", "num_generations": 4, "kl_in": "loss", "kl_estimator": "k2"},
+    "remax": {"type": "remax", "loss_type": "constant"},
+}
+
+
+NAMES = {
+    *("reward", "reward_std", "frac_reward_zero_std", "kl", "entropy", "grad_norm", "learning_rate"),
+    *(f"rewards/{name}/{what}" for name in ("vowels", "count") for what in ("mean", "std")),
+    *("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean", "loss/policy", "loss/kl"),
+    *("completions/mean_length", "completions/min_length", "completions/max_length", "completions/clipped_ratio"),
+}
+
+
+def vowels(samples: Sequence[Sample]) -> list[float]:
+    return [sum(letter in "aeiou" for letter in s.response) - 0.1 * len(s.response) for s in samples]
+
+
+def num_vowels(samples: Sequence[Sample]) -> list[float]:
+    return [float(sum(letter in "aeiou" for letter in s.response)) for s in samples]
+
+
+@pytest.fixture
+def trainer(load: Any, tmp_path: Path) -> Any:
+    def made(
+        algorithm: Mapping[str, Any],
+        folder: str = "out",
+        model: str = "tiny-llama",
+        rewards: Any = vowels,
+        batch: int = 4,
+        optimization: Mapping[str, Any] | None = None,
+        **rollouts: Any,
+    ) -> RLTrainer:
+        network, tokenizer = load(model)
+        sizes = {"num_rollouts": 2, "batch_size": 8, "num_passes": 2, "num_mini_batches": 2, "max_new_tokens": 6}
+        plain = {"learning_rate": 0.05, "optimizer": "sgd", "lr_scheduler_type": "constant", "save_steps": 1}
+        return RLTrainer(
+            network,
+            tokenizer,
+            PROMPTS,
+            rewards,
+            TypeAdapter[Any](AlgorithmSettings).validate_python(dict(algorithm)),
+            RolloutSettings(**{**sizes, **rollouts}),
+            train=OptimizationConfig(**{**plain, "per_device_train_batch_size": batch, **(optimization or {})}),
+            held_out=PROMPTS[:3],
+            output_dir=tmp_path / folder,
+        )
+
+    return made
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def largest_difference(one: RLTrainer, other: RLTrainer) -> float:
+    left, right = (dict(each._job.model.named_parameters()) for each in (one, other))
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+@pytest.mark.parametrize("model", ["tiny-llama", "tiny-t5"])
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_stopped_and_resumed_is_straight_however_rows_are_batched(
+    trainer: Any, tmp_path: Path, name: str, model: str
+) -> None:
+    settings, calls = ALGORITHMS[name], 0
+    straight = trainer(settings, "straight", model)
+    state = straight.train()
+    assert (state.step, state.num_updates) == (2, 8)
+
+    def fails(samples: Sequence[Sample]) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if calls == (4 if name == "remax" else 3):  # held-out prompts, a rollout, then this one
+            raise KeyboardInterrupt
+        return vowels(samples)
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(settings, "broken", model, rewards=fails).train()
+    resumed = trainer(settings, "broken", model)
+    assert resumed.train().step == 2
+    assert largest_difference(straight, resumed) == 0
+    kept = [
+        {key: value for key, value in line.items() if not key.startswith(("time/", "memory"))}
+        for folder in ("straight", "broken")
+        for line in lines_of(tmp_path / folder)
+    ]
+    assert kept[: len(kept) // 2] == kept[len(kept) // 2 :]
+
+    one = trainer(settings, "one", model, batch=1)
+    one.train()
+    assert largest_difference(straight, one) < 2e-6
+    other = trainer(settings, "other", model, optimization={"learning_rate": 0.04})
+    other.train()
+    assert largest_difference(straight, other) > 1e-5
+
+
+def test_what_is_not_needed_is_not_there(trainer: Any, tmp_path: Path) -> None:
+    """No value head but for PPO, and no reference where the KL divergence counts for nothing."""
+    parts = {}
+    for name in ("ppo", "grpo", "rloo"):
+        run = trainer(ALGORITHMS[name], name, num_rollouts=1)
+        run.train()
+        parts[name] = {key.partition(".")[0] for key, _ in run._job.model.named_parameters()}
+        line = next(line for line in lines_of(tmp_path / name) if "reward" in line)
+        assert ("kl" in line) == (name != "grpo")
+        assert ("values/mean" in line) == (name == "ppo")
+    assert parts == {
+        "ppo": {"policy", "reference", "value_head"},
+        "grpo": {"policy"},
+        "rloo": {"policy", "reference"},
+    }
+
+
+def test_metrics_have_the_names_of_trl(trainer: Any, tmp_path: Path) -> None:
+    settings = {**ALGORITHMS["grpo"], "beta": 0.1, "combine": "normalized_sum"}
+    trainer(settings, rewards={"vowels": vowels, "count": num_vowels}, num_rollouts=1).train()
+    line = next(line for line in lines_of(tmp_path / "out") if "reward" in line)
+    assert set(line) >= NAMES
+    assert line["reward"] == pytest.approx(line["rewards/vowels/mean"] + line["rewards/count/mean"])
+
+
+def test_prompts_without_spread_give_way_to_others(trainer: Any, tmp_path: Path) -> None:
+    """The reward tells responses to prompts of one length apart, and gives all others the same."""
+
+    def reward(samples: Sequence[Sample]) -> list[float]:
+        return [float(len(s.response)) if len(s.prompt) > 6 else 0.0 for s in samples]
+
+    settings = {"type": "grpo", "num_generations": 4, "dynamic_sampling": 8}
+    run = trainer(settings, "refilled", rewards=reward, response_length_min=1)
+    state = run.train()
+    shown = [line["frac_reward_zero_std"] for line in lines_of(tmp_path / "refilled") if "reward" in line]
+    assert shown == [0, 0] and state.num_refilled > 0
+    again = trainer(settings, "again", rewards=reward, response_length_min=1)
+    again.train()
+    assert largest_difference(run, again) == 0
+
+    plain = trainer({**settings, "dynamic_sampling": 0}, "plain", rewards=reward, response_length_min=1)
+    plain.train()
+    shown = [line["frac_reward_zero_std"] for line in lines_of(tmp_path / "plain") if "reward" in line]
+    assert max(shown) > 0
+
+
+def test_nothing_is_learned_where_all_scores_are_equal(trainer: Any) -> None:
+    """However often other prompts are asked; the rollout is as large as ever."""
+    settings = {"type": "grpo", "num_generations": 4, "dynamic_sampling": 2}
+    run = trainer(settings, "equal", rewards=lambda samples: [1.0] * len(samples), num_rollouts=1)
+    before = {name: part.detach().clone() for name, part in run._job.model.named_parameters()}
+    state = run.train()
+    assert (state.num_updates, state.num_refilled) == (4, 4)
+    assert all(torch.equal(part, before[name]) for name, part in run._job.model.named_parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce_pp", "remax"])
+def test_it_learns_to_say_what_is_rewarded(trainer: Any, tmp_path: Path, name: str, seed: int) -> None:
+    """Most of what it says is vowels in the end, as is rewarded; untrained it says 0.1 of 6."""
+    trainer(
+        {**ALGORITHMS[name], "beta": 0.0},
+        rewards=num_vowels,
+        batch=32,
+        optimization={"optimizer": "adamw", "seed": seed, "save_steps": None, "learning_rate": 0.01},
+        num_rollouts=30,
+        batch_size=32,
+        num_mini_batches=1,
+    ).train()
+    scores = [line["reward"] for line in lines_of(tmp_path / "out") if "reward" in line]
+    assert len(scores) == 30 and scores[0] < 0.5
+    assert sum(scores[-5:]) / 5 > 3
