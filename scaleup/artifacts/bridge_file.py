@@ -1,5 +1,6 @@
-"""This module reads and writes `bridge.json` of a run folder: where its policy listens for the reward group, and the
-secret by which they know each other. Only this user may read it; both groups do, however they were started."""
+"""This module reads and writes the bridge files of a run folder, one for each group that serves: where its policy
+listens for that group, and the secret by which they know each other. Only this user may read them; both groups do,
+however they were started."""
 
 from __future__ import annotations
 
@@ -37,11 +38,11 @@ class BridgeFile:
             raise ScaleupError.of(str(path), what, "start the run with `scaleup run`") from error
 
 
-def new_bridge(address: str, port: int | None) -> BridgeFile:
-    """Return a bridge with a secret that no run had before, and a free port of this machine unless one is named.
+def new_bridge(address: str, port: int | None, group: str) -> BridgeFile:
+    """Return a bridge with a secret that no group had before, and a free port of this machine unless one is named.
 
     Raises ScaleupError if no port is free."""
-    return BridgeFile(address, port or free_port("reward.bridge_port"), secrets.token_hex(32))
+    return BridgeFile(address, port or free_port(f"{group}.bridge_port"), secrets.token_hex(32))
 
 
 def free_port(key: str) -> int:

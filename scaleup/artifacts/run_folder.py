@@ -94,16 +94,14 @@ class RunFolder:
         on."""
         return self.path / "resumable.json"
 
-    @property
-    def bridge_file(self) -> Path:
-        """Return the file by which the groups of a run find each other, with their secret: for the user's eyes only."""
-        return self.path / "bridge.json"
+    def bridge_file(self, group: str) -> Path:
+        """Return the file by which the policy and a group that serves it find each other, with their secret: for the
+        user's eyes only."""
+        return self.path / ("bridge.json" if group == "reward" else f"bridge-{group}.json")
 
-    @property
-    def lost_file(self) -> Path:
-        """Return the file that a policy writes when it gets no answers from its reward group: it may be alive, and
-        hang."""
-        return self.path / "reward-lost.json"
+    def lost_file(self, group: str) -> Path:
+        """Return the file that a policy writes when it gets no answers from such a group: it may be alive, and hang."""
+        return self.path / f"{group}-lost.json"
 
     def launch_file(self, group: str) -> Path:
         return self.path / "launch" / f"{group}.yaml"
@@ -258,8 +256,15 @@ class Attempt:
 
 
 def is_among(key: str, keys: Iterable[str]) -> bool:
-    """Return whether a dotted key is one of `keys`, or lies within one of them."""
-    return any(key == each or key.startswith(f"{each}.") for each in keys)
+    """Return whether a dotted key is one of `keys`, or lies within one of them. In these `*` stands for any place of a
+    list."""
+    parts = key.split(".")
+    patterns = [each.split(".") for each in keys]
+    return any(len(parts) >= len(each) and all(map(_fits, parts, each)) for each in patterns)
+
+
+def _fits(part: str, pattern: str) -> bool:
+    return part == pattern or (pattern == "*" and part.isdecimal())
 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:

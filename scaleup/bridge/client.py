@@ -189,7 +189,8 @@ class BridgeClient:
                 raise StopWhileWaiting("stopped while waiting for the reward group")
             if too_late:
                 what = f"the policy waited {self._reconnect:g} s for a reward group, and none came"
-                raise ScaleupError.of("reward.reconnect_seconds", what, "see the reward group's log, or wait longer")
+                where = f"{self._place.section}.reconnect_seconds"
+                raise ScaleupError.of(where, what, "see the reward group's log, or wait longer")
             self._runtime.progress.report("waiting for the reward group", int(now - began), int(self._reconnect))
             if is_main and now - last_message > _MESSAGE_SECONDS:
                 print(f"waiting for a reward group: {now - began:.0f} of {self._reconnect:g} s", flush=True)
@@ -209,7 +210,7 @@ class BridgeClient:
             raise foreign(f"the reward group speaks protocol {group['protocol']}, the policy {PROTOCOL}")
         if group["model"] != self._model:
             what = f"the reward group scores with {group['model']}, and the policy is to be scored by {self._model}"
-            raise ScaleupError.of("reward.model", what, "start the reward group of this run")
+            raise ScaleupError.of(f"{self._place.section}.model", what, "start the reward group of this run")
         if self._runtime.is_main:
             self._store.write(prefix + "go", signed(key, prefix + "go", True))
         size = self._place.policy_size

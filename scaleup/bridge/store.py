@@ -36,6 +36,8 @@ class BridgePlace:
     secret: str
     """Is this run's own, in hexadecimal: whoever has it may request and send scores."""
     policy_size: int
+    section: str = "reward"
+    """Is the config key of what scores there, which errors name."""
 
     @property
     def key(self) -> bytes:

@@ -51,7 +51,9 @@ class RewardSource(Section):
         None, description="For function: FILE.py:NAME or MODULE:NAME, called as f(prompts, completions, **columns)."
     )
     own_nodes: bool = Field(
-        False, description="The reward group has a node of its own, after the policy's; else it is on the first one."
+        False,
+        description="The reward group is on a node after the policy's, which all that say so share; else it is on the "
+        "first one.",
     )
     timeout_seconds: Positive = Field(120.0, description="A request that takes longer counts as lost.")
     reconnect_seconds: Positive = Field(

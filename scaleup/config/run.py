@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 from pydantic import Field
@@ -46,22 +47,15 @@ class RunConfig(Section):
         """Returns the sources whose model is in a process group of its own."""
         return [reward for reward in self.reward_sources if reward.source.placement == "group"]
 
-    @property
-    def reward_group(self) -> RewardSource | None:
-        """Returns the settings of a reward model in a process group of its own; None: the run has one group."""
-        return next((reward.source for reward in self.reward_groups), None)
+    def with_reward_sources(self, sources: Sequence[RewardSource]) -> Self:
+        """Returns the config with other sources in the place of `reward_sources`, as many and in their order."""
+        return self
 
     @property
-    def reward_url(self) -> str | None:
-        """Returns the address of a service that scores; None: the run has none."""
-        return next((r.source.url for r in self.reward_sources if r.source.placement == "http"), None)
-
-    @property
-    def answer_seconds(self) -> float:
-        """Returns how long the run may wait for one answer of a reward group or a service, in seconds; 0: there is
-        neither."""
-        asked = (reward.source for reward in self.reward_sources if reward.source.placement in ("group", "http"))
-        return max((source.timeout_seconds for source in asked), default=0.0)
+    def slowest_reward(self) -> WeightedReward | None:
+        """Returns the source for an answer of which the run may wait longest; None: nobody else is asked."""
+        asked = (reward for reward in self.reward_sources if reward.source.placement in ("group", "http"))
+        return max(asked, key=lambda reward: reward.source.timeout_seconds, default=None)
 
     def shown(self, exclude_defaults: bool = False) -> dict[str, Any]:
         """Returns the config's values as others may see them, in trackers and model cards: without the passwords within

@@ -89,7 +89,7 @@ def torch_findings(plan: Plan, node_rank: int, facts: TorchFacts) -> Iterator[Fi
 def _group_precision(group: GroupPlan, facts: TorchFacts) -> Iterator[Finding]:
     if group.mixed_precision == "no":
         return
-    key = "mixed_precision" if not group.serves else "reward.mixed_precision"
+    key = "mixed_precision" if not group.serves else f"{group.name}.mixed_precision"
     if group.mixed_precision == "bf16" and group.device == "cuda":
         lacking = sorted({device.name for device in facts.devices if not device.bf16})
         if lacking:

@@ -50,14 +50,14 @@ def prepare_run(run: RunFolder, config: RunConfig, plan: Plan, data: RunData | N
     (run.path / "launch").mkdir(exist_ok=True)
     for group in plan.groups:
         write_launch_file(run, group)
-    renew_bridge(run, plan, None)
+    renew_bridges(run, plan, None)
 
 
-def renew_bridge(run: RunFolder, plan: Plan, rendezvous: Rendezvous | None) -> None:
-    """Write where the run's groups meet from now on, if there are several."""
-    if plan.bridge is not None:
-        address = plan.bridge.address or (rendezvous.address if rendezvous else own_address(plan.groups[0].interface))
-        new_bridge(address, plan.bridge.port).save(run.bridge_file)
+def renew_bridges(run: RunFolder, plan: Plan, rendezvous: Rendezvous | None) -> None:
+    """Write where the policy and each group that serves it meet from now on."""
+    for name, bridge in plan.bridges.items():
+        address = bridge.address or (rendezvous.address if rendezvous else own_address(plan.groups[0].interface))
+        new_bridge(address, bridge.port, name).save(run.bridge_file(name))
 
 
 def accelerate_settings(group: GroupPlan, node_rank: int = 0) -> dict[str, Any]:

@@ -86,26 +86,27 @@ def named_hosts(config: RunConfig) -> Iterator[tuple[str, str]]:
     is the proxy's to know."""
     if config.parallel.main_address is not None:
         yield "parallel.main_address", config.parallel.main_address
-    url = urlsplit(config.reward_url or "")
-    if url.hostname and (url.scheme not in getproxies() or proxy_bypass(url.hostname)):
-        yield "reward.url", url.hostname
+    for reward in config.reward_sources:
+        url = urlsplit((reward.source.placement == "http" and reward.source.url) or "")
+        if url.hostname and (url.scheme not in getproxies() or proxy_bypass(url.hostname)):
+            yield f"{reward.key}.url", url.hostname
 
 
 def named_interfaces(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Returns the interfaces that the config names, each with its key."""
-    names = {"parallel.interface": config.parallel.interface}
-    if (reward := config.reward_group) is not None:
-        names["reward.parallel.interface"] = reward.parallel.interface
+    names: dict[str, str | None] = {"parallel.interface": config.parallel.interface}
+    names |= {f"{reward.key}.parallel.interface": reward.source.parallel.interface for reward in config.reward_groups}
     return ((key, name) for key, name in names.items() if name is not None)
 
 
 def named_ports(config: RunConfig, node_rank: int = 0) -> Iterator[tuple[str, int]]:
     """Return the ports that the config names and a run listens on at this node, each with its key."""
     ports = {"parallel.main_port": config.parallel.main_port if node_rank == 0 else None}
-    if (reward := config.reward_group) is not None:
-        at = config.parallel.num_nodes if reward.own_nodes else 0
-        ports["reward.bridge_port"] = reward.bridge_port if node_rank == 0 else None
-        ports["reward.parallel.main_port"] = reward.parallel.main_port if node_rank == at else None
+    for reward in config.reward_groups:
+        key, source = reward.key, reward.source
+        at = config.parallel.num_nodes if source.own_nodes else 0
+        ports[f"{key}.bridge_port"] = source.bridge_port if node_rank == 0 else None
+        ports[f"{key}.parallel.main_port"] = source.parallel.main_port if node_rank == at else None
     return ((key, port) for key, port in ports.items() if port is not None)
 
 

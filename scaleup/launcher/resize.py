@@ -11,7 +11,7 @@ from scaleup.errors import ScaleupError
 from scaleup.launcher.prepare import write_launch_file
 from scaleup.plan.groups import resized
 from scaleup.plan.machine import this_machine
-from scaleup.plan.types import Plan
+from scaleup.plan.types import GroupPlan, Plan
 
 
 def resize_group(path: Path, name: str, num_processes: int, console: Console) -> None:
@@ -33,10 +33,21 @@ def resize_group(path: Path, name: str, num_processes: int, console: Console) ->
     if run.manifest_file.is_file():
         raise ScaleupError.of(str(path), "has finished", "name a run that goes on")
     group = resized(plan.group(name), num_processes)
-    if group.device == "cuda" and group.first_device + num_processes > (has := this_machine().num_gpus):
-        what = f"{num_processes} processes beside {group.first_device} of other groups need more than {has} GPUs"
-        raise ScaleupError.of("NUM_PROCESSES", what, f"use at most {max(1, has - group.first_device)}")
+    _check_devices(plan, group)
     groups = [group if known.name == name else known for known in plan.groups]
     plan.model_copy(update={"groups": groups}).save(run.plan_file)
     write_launch_file(run, group)  # for a start by hand; an agent writes it again
     console.print(f"group {name} of {run.path} has {num_processes} process(es) from its next start on", highlight=False)
+
+
+def _check_devices(plan: Plan, group: GroupPlan) -> None:
+    """Raises ScaleupError where a group reaches into the GPUs of the next one on its node, or the node has fewer."""
+    if group.device != "cuda":
+        return
+    beside = [other for other in plan.groups if other.device == "cuda" and other.is_on(group.first_node)]
+    behind = [other.first_device for other in beside if other.first_device > group.first_device]
+    has = min([*behind, this_machine().num_gpus])
+    if group.first_device + group.num_processes > has:
+        most = has - group.first_device
+        what = f"{group.num_processes} processes need more than the {most} GPUs that are there beside other groups"
+        raise ScaleupError.of("NUM_PROCESSES", what, f"use at most {max(1, most)}")

@@ -28,7 +28,7 @@ from scaleup.launcher.ending import (
     verdict,
 )
 from scaleup.launcher.peers import NEWS_SECONDS, Newcomer, NodeGone, Nodes, rendezvous_of
-from scaleup.launcher.prepare import renew_bridge, written
+from scaleup.launcher.prepare import renew_bridges, written
 from scaleup.launcher.processes import end_leftovers
 from scaleup.launcher.refusal import Refusals
 from scaleup.launcher.rendezvous import Rendezvous, new_rendezvous, problems_here
@@ -128,7 +128,7 @@ class Attempts:
             rendezvous = new_rendezvous(self.plan)
             with written(self.run):
                 attempt = self.run.new_attempt()
-                renew_bridge(self.run, self.plan, rendezvous)
+                renew_bridges(self.run, self.plan, rendezvous)
                 self.nodes.enter(attempt, rendezvous)
             ending = self._missing() or self._whole(attempt, self._part(attempt))
             if not may_restart(ending, restarts, max_restarts):

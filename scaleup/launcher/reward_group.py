@@ -53,7 +53,7 @@ class Service:
     def group_to_start(self) -> GroupPlan:
         """Return the group as the plan has it now, after writing its launch file."""
         self._group = self._planned()
-        self.run.lost_file.unlink(missing_ok=True)
+        self.run.lost_file(self.name).unlink(missing_ok=True)
         write_launch_file(self.run, self._group)
         self.starts += 1
         self.told_at = self._start_at = None
@@ -66,7 +66,7 @@ class Service:
         now, self.hung = time.monotonic(), hung
         if self.told_at is not None or (now < self._next_look and not hung):
             return False
-        is_lost = self.run.lost_file.exists()
+        is_lost = self.run.lost_file(self.name).exists()
         self._lost_at = None if not is_lost else now if self._lost_at is None else self._lost_at
         self._next_look = now + (PATIENT_SECONDS if is_lost else LOOK_SECONDS)
         has_lasted = self._lost_at is not None and now - self._lost_at >= PATIENT_SECONDS

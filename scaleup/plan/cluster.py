@@ -12,6 +12,7 @@ from pathlib import Path
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.cluster import ClusterConfig, NodeResources
+from scaleup.config.reward_source import RewardSource
 from scaleup.config.run import RunConfig
 from scaleup.config.schema import ParallelConfig
 from scaleup.config.stages.base import TrainingConfig
@@ -33,7 +34,7 @@ class Granted:
 
 
 def nodes_of(config: RunConfig) -> int:
-    """Returns how many nodes a run needs, including a reward group's own."""
+    """Returns how many nodes a run needs, including that of reward groups alone."""
     return config.parallel.num_nodes + has_reward_node(config)
 
 
@@ -43,21 +44,31 @@ def granted(config: RunConfig, cluster: ClusterConfig) -> Granted:
 
 
 def granted_to_reward(config: RunConfig, cluster: ClusterConfig) -> Granted | None:
-    """Returns what is granted on the reward group's own node, where that is of another kind."""
-    if cluster.reward is None or config.reward_group is None:
+    """Returns what is granted on the reward groups' own node, where that is of another kind."""
+    if cluster.reward is None or not config.reward_groups:
         return None
-    return _granted(cluster.reward, _gpus(config.reward_group.parallel, cluster.reward.gpus_per_node))
+    return _granted(cluster.reward, sum(_used_on_own(config, cluster.reward.gpus_per_node).values()))
 
 
 def with_reward_device(config: RunConfig, cluster: ClusterConfig) -> RunConfig:
-    """Replaces `device: auto` of a reward group whose node is of another kind by what that node has: the run is planned
+    """Replaces `device: auto` of reward groups whose node is of another kind by what that node has: the run is planned
     on the first node, which cannot see it."""
     node = granted_to_reward(config, cluster)
-    reward = config.reward_group
-    if node is None or reward is None or reward.parallel.device != "auto":
+    if node is None:
         return config
-    parallel = reward.parallel.model_copy(update={"device": "cuda" if node.gpus else "cpu"})
-    return config.model_copy(update={"reward": reward.model_copy(update={"parallel": parallel})})
+    device = "cuda" if node.gpus else "cpu"
+    sources = [reward.source for reward in config.reward_sources]
+    return config.with_reward_sources([_settled(each, device) if _is_on_own(each) else each for each in sources])
+
+
+def _settled(source: RewardSource, device: str) -> RewardSource:
+    if source.parallel.device != "auto":
+        return source
+    return source.model_copy(update={"parallel": source.parallel.model_copy(update={"device": device})})
+
+
+def _is_on_own(source: RewardSource) -> bool:
+    return source.placement == "group" and source.own_nodes
 
 
 def cluster_machine(config: RunConfig, cluster: ClusterConfig) -> Machine:
@@ -83,7 +94,7 @@ def _granted(resources: NodeResources, used: int) -> Granted:
 
 
 def has_reward_node(config: RunConfig) -> bool:
-    return config.reward_group is not None and config.reward_group.own_nodes
+    return any(_is_on_own(reward.source) for reward in config.reward_groups)
 
 
 def _gpus(parallel: ParallelConfig, on_a_node: int | None) -> int:
@@ -93,22 +104,27 @@ def _gpus(parallel: ParallelConfig, on_a_node: int | None) -> int:
 
 
 def _used_gpus(config: RunConfig, cluster: ClusterConfig) -> dict[str, int]:
-    """Returns the GPUs that each group uses on the node with most: the first, where the reward group may be too."""
-    used = {"policy": _gpus(config.parallel, cluster.gpus_per_node)}
-    if (reward := config.reward_group) is not None and not reward.own_nodes:
-        used["reward"] = _gpus(reward.parallel, cluster.gpus_per_node)
-    return used
+    """Returns the GPUs that each group uses on the node with most: the first, where reward groups may be too."""
+    beside = [reward for reward in config.reward_groups if not reward.source.own_nodes]
+    used = {reward.group: _gpus(reward.source.parallel, cluster.gpus_per_node) for reward in beside}
+    return {"policy": _gpus(config.parallel, cluster.gpus_per_node), **used}
+
+
+def _used_on_own(config: RunConfig, on_a_node: int | None) -> dict[str, int]:
+    """Returns the GPUs that each reward group uses of the node that they have for themselves, by the group's key."""
+    own = [reward for reward in config.reward_groups if reward.source.own_nodes]
+    return {reward.key: _gpus(reward.source.parallel, on_a_node) for reward in own}
 
 
 def _nodes(config: RunConfig, cluster: ClusterConfig) -> Iterator[Problem]:
     needed = nodes_of(config)
     if cluster.nodes is not None and cluster.nodes != needed:
-        of_reward = ", and one for the reward group" if has_reward_node(config) else ""
+        of_reward = ", and one for reward groups" if has_reward_node(config) else ""
         what = f"{cluster.nodes} granted, and the run needs {needed} (parallel.num_nodes{of_reward})"
         yield Problem("cluster.nodes", what, f"use {needed}, or another parallel.num_nodes")
     if cluster.reward is not None and not has_reward_node(config):
-        what = "only applies to PPO runs whose reward group has a node of its own"
-        yield Problem("cluster.reward", what, "set reward.own_nodes: true, or leave it out")
+        what = "only applies to runs whose reward group has a node of its own"
+        yield Problem("cluster.reward", what, "set own_nodes: true of a reward, or leave it out")
 
 
 def _gpu_counts(config: RunConfig, cluster: ClusterConfig) -> Iterator[Problem]:
@@ -118,14 +134,16 @@ def _gpu_counts(config: RunConfig, cluster: ClusterConfig) -> Iterator[Problem]:
         what = f"{node.gpus} GPUs do not divide into the processes of a node, which use {sum(used.values())} ({groups})"
         remedy = f"use {sum(used.values())}, or other numbers of processes"
         yield Problem("cluster.gpus_per_node", what, remedy)
-    if config.reward_group is None or not config.reward_group.own_nodes:
+    if not has_reward_node(config):
         return
-    own, parallel = granted_to_reward(config, cluster), config.reward_group.parallel
-    if own is None and (count := _gpus(parallel, cluster.gpus_per_node)) > node.gpus:
-        what = f"the reward group's node has {node.gpus} GPUs, and it uses {count}"
-        yield Problem("reward.parallel.num_processes", what, "use fewer, or give cluster.reward")
-    if own is not None and own.gpus != (count := _gpus(parallel, own.gpus)):
-        what = f"{own.gpus} GPUs do not divide into the reward group's processes, which use {count}"
+    own = granted_to_reward(config, cluster)
+    used = _used_on_own(config, cluster.gpus_per_node if own is None else own.gpus)
+    count = sum(used.values())
+    if own is None and count > node.gpus:
+        what = f"the reward groups' node has {node.gpus} GPUs, and they use {count}"
+        yield Problem(f"{next(iter(used))}.parallel.num_processes", what, "use fewer, or give cluster.reward")
+    if own is not None and own.gpus != count:
+        what = f"{own.gpus} GPUs do not divide into the reward groups' processes, which use {count}"
         yield Problem("cluster.reward.gpus_per_node", what, f"use {count}, or other numbers of processes")
 
 

@@ -48,11 +48,10 @@ def extra_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     if machine.is_described:
         return
     yield from strategy_problems(config.parallel.strategy)
-    if config.reward_group is not None:
-        yield from strategy_problems(config.reward_group.parallel.strategy, "reward.parallel")
-    reward = getattr(config, "reward", None)
+    for reward in config.reward_groups:
+        yield from strategy_problems(reward.source.parallel.strategy, f"{reward.key}.parallel")
     quantized = {"quantization": getattr(config, "quantization", None)}
-    quantized["reward.quantization"] = getattr(reward, "quantization", None)
+    quantized |= {f"{reward.key}.quantization": reward.source.quantization for reward in config.reward_sources}
     for key, value in quantized.items():
         if value is not None and "bitsandbytes" in missing_modules("quantization"):
             yield Problem(key, f"{value} needs bitsandbytes, not installed here", remedy("quantization"))

@@ -1,12 +1,12 @@
 """A config and its models' facts go in; the groups of the run come out: the one that trains, generates or evaluates,
-and a reward model's own beside a PPO policy."""
+and a group for each reward model beside a policy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from scaleup.config.reward_source import RewardSource
+from scaleup.config.reward_source import RewardSource, WeightedReward
 from scaleup.config.run import RunConfig
 from scaleup.config.schema import ParallelConfig
 from scaleup.errors import Problem
@@ -14,8 +14,6 @@ from scaleup.plan.deepspeed import inference_settings
 from scaleup.plan.machine import Machine
 from scaleup.plan.strategy import budget_of, choose_strategy, group_settings
 from scaleup.plan.types import BridgePlan, GroupPlan, MemoryPlan
-
-REWARD = "reward"
 
 
 def device_of(parallel: ParallelConfig, machine: Machine) -> Literal["cpu", "cuda"]:
@@ -36,18 +34,21 @@ def progress_timeout(config: RunConfig) -> float:
     parallel = config.parallel
     if parallel.progress_timeout_seconds is not None:
         return parallel.progress_timeout_seconds
-    return max(BEFORE_COLLECTIVES * parallel.timeout_seconds, config.answer_seconds + BESIDE_AN_ANSWER)
+    slowest = config.slowest_reward
+    answer = 0.0 if slowest is None else slowest.source.timeout_seconds
+    return max(BEFORE_COLLECTIVES * parallel.timeout_seconds, answer + BESIDE_AN_ANSWER)
 
 
 def patience_problems(config: RunConfig) -> Iterator[Problem]:
     progress, timeout = config.parallel.progress_timeout_seconds, config.parallel.timeout_seconds
-    where, answer = "parallel.progress_timeout_seconds", config.answer_seconds
+    where, slowest = "parallel.progress_timeout_seconds", config.slowest_reward
     if progress is not None and progress >= timeout:
         what = f"{progress} is not less than timeout_seconds {timeout}: a collective would end first, and name no rank"
         yield Problem(where, what, f"use at most {int(BEFORE_COLLECTIVES * timeout)}, or raise timeout_seconds")
-    if progress is not None and progress <= answer:
-        what = f"{progress} is not more than reward.timeout_seconds {answer:g}, which the policy may wait for scores"
-        yield Problem(where, what, "use more, or lower reward.timeout_seconds")
+    if progress is not None and slowest is not None and progress <= slowest.source.timeout_seconds:
+        key, answer = f"{slowest.key}.timeout_seconds", slowest.source.timeout_seconds
+        what = f"{progress} is not more than {key} {answer:g}, which the policy may wait for scores"
+        yield Problem(where, what, f"use more, or lower {key}")
 
 
 def groups_of(config: RunConfig, machine: Machine, memory: Sequence[MemoryPlan], before: str | None) -> list[GroupPlan]:
@@ -55,16 +56,26 @@ def groups_of(config: RunConfig, machine: Machine, memory: Sequence[MemoryPlan],
     `before` its strategy so far.
 
     Raises ScaleupError as `choose_strategy` does."""
-    policy = _policy_group(config, machine, memory, before)
-    reward = config.reward_group
-    return [policy] if reward is None else [policy, _reward_group(config, reward, machine, policy)]
+    groups = [_policy_group(config, machine, memory, before)]
+    for reward in config.reward_groups:
+        groups.append(_reward_group(config, reward, machine, groups))
+    return groups
 
 
-def bridge_of(config: RunConfig, policy: GroupPlan) -> BridgePlan | None:
-    if (reward := config.reward_group) is None:
-        return None
+def bridges_of(config: RunConfig, policy: GroupPlan) -> dict[str, BridgePlan]:
+    """Returns where the policy listens for each group that serves it, by the group's name."""
+    return {reward.group: _bridge_of(reward.source, policy) for reward in config.reward_groups}
+
+
+def _bridge_of(reward: RewardSource, policy: GroupPlan) -> BridgePlan:
     is_on_one_node = policy.num_nodes == 1 and not reward.own_nodes
     return BridgePlan(address="127.0.0.1" if is_on_one_node else policy.main_address, port=reward.bridge_port)
+
+
+def devices_taken(groups: Sequence[GroupPlan], node: int) -> int:
+    """Returns the number of GPUs of a node that groups use."""
+    on_gpus = [group for group in groups if group.device == "cuda" and group.is_on(node)]
+    return sum(group.num_processes // group.num_nodes for group in on_gpus)
 
 
 def resized(group: GroupPlan, num_processes: int) -> GroupPlan:
@@ -88,7 +99,7 @@ def _policy_group(config: RunConfig, machine: Machine, memory: Sequence[MemoryPl
         device=device,
         backend="gloo" if device == "cpu" else "nccl",
         mixed_precision=config.mixed_precision,
-        threads_per_process=_threads(config, machine, "policy"),
+        threads_per_process=_threads(config, machine),
         main_address=parallel.main_address,
         main_port=parallel.main_port,
         interface=parallel.interface,
@@ -96,27 +107,30 @@ def _policy_group(config: RunConfig, machine: Machine, memory: Sequence[MemoryPl
     )
 
 
-def _reward_group(config: RunConfig, reward: RewardSource, machine: Machine, policy: GroupPlan) -> GroupPlan:
-    """Plans the reward group on the first node, beside the policy's processes there, or on a node after the
-    policy's."""
-    parallel = reward.parallel
+def _reward_group(
+    config: RunConfig, reward: WeightedReward, machine: Machine, before: Sequence[GroupPlan]
+) -> GroupPlan:
+    """Plans a reward group on the first node, beside the processes of the groups `before` it, the policy's first; or on
+    a node after the policy's."""
+    source, policy = reward.source, before[0]
+    parallel = source.parallel
     device = device_of(parallel, machine)
-    comes_after = device == policy.device == "cuda" and not reward.own_nodes
-    settings = inference_settings(parallel, reward.mixed_precision)
+    node = policy.num_nodes if source.own_nodes else 0
+    settings = inference_settings(parallel, source.mixed_precision)
     return GroupPlan(
-        name=config.reward_groups[0].group,
+        name=reward.group,
         serves=True,
-        max_restarts=reward.max_restarts,
+        max_restarts=source.max_restarts,
         timeout_seconds=parallel.timeout_seconds,
         heartbeat_timeout_seconds=parallel.heartbeat_timeout_seconds,
-        first_device=policy.num_processes // policy.num_nodes if comes_after else 0,
+        first_device=devices_taken(before, node) if device == "cuda" else 0,
         num_processes=parallel.num_processes,
         num_nodes=1,
-        first_node=policy.num_nodes if reward.own_nodes else 0,
+        first_node=node,
         device=device,
         backend="gloo" if device == "cpu" else "nccl",
-        mixed_precision=reward.mixed_precision,
-        threads_per_process=_threads(config, machine, REWARD),
+        mixed_precision=source.mixed_precision,
+        threads_per_process=_threads(config, machine, on_own_nodes=source.own_nodes),
         main_address=None,
         main_port=parallel.main_port,
         interface=parallel.interface or policy.interface,
@@ -124,15 +138,13 @@ def _reward_group(config: RunConfig, reward: RewardSource, machine: Machine, pol
     )
 
 
-def _threads(config: RunConfig, machine: Machine, group: str) -> int:
-    """Returns the threads of each of a group's processes: the cores of a node divided by the processes of all groups
-    there."""
-    counts = {"policy": config.parallel.num_processes // config.parallel.num_nodes}
-    if (reward := config.reward_group) is not None:
-        counts[REWARD] = reward.parallel.num_processes
-        if reward.own_nodes:
-            counts = {group: counts[group]}
-    return max(1, machine.num_cores // max(1, sum(counts.values())))
+def _threads(config: RunConfig, machine: Machine, on_own_nodes: bool = False) -> int:
+    """Returns the threads of each process on the first node, or on the reward groups' own: the cores of a node divided
+    by the processes of all groups there."""
+    sources = [reward.source for reward in config.reward_groups if reward.source.own_nodes == on_own_nodes]
+    count = sum(source.parallel.num_processes for source in sources)
+    count += 0 if on_own_nodes else config.parallel.num_processes // config.parallel.num_nodes
+    return max(1, machine.num_cores // max(1, count))
 
 
 def _serving_settings(strategy: str, count: int, device: str, deepspeed: dict[str, Any] | None) -> dict[str, Any]:

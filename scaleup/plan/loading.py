@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
+from scaleup.config.run import RunConfig
 from scaleup.errors import Problem
-from scaleup.plan.facts import ModelFacts, is_reward_model
+from scaleup.plan.facts import ModelFacts
 from scaleup.plan.memory import FLOAT32
 from scaleup.plan.types import GroupPlan, LoadingPlan, MemoryPlan
 
@@ -35,22 +36,21 @@ def loading_of(group: GroupPlan, held: MemoryPlan, models: Iterable[ModelFacts])
 
 
 def loading_plans(
+    config: RunConfig,
     groups: list[GroupPlan],
     memory: list[MemoryPlan],
-    reward_memory: MemoryPlan | None,
+    serving: Mapping[str, MemoryPlan],
     facts: Mapping[str, ModelFacts],
 ) -> list[LoadingPlan]:
-    """Returns what loading takes in each group."""
+    """Returns what loading takes in each group. `serving` maps the name of each that serves -> the memory of a rank."""
     first = groups[0]
     held = next((row for row in memory if row.strategy == first.strategy), None)
     if held is None:
         return []
-    own = [each for where, each in facts.items() if not is_reward_model(where) or reward_memory is None]
-    plans = [loading_of(first, held, own)]
-    if reward_memory is not None:
-        plans.append(
-            loading_of(groups[1], reward_memory, [each for where, each in facts.items() if is_reward_model(where)])
-        )
+    elsewhere = {reward.group: f"{reward.key}.model" for reward in config.reward_groups}
+    plans = [loading_of(first, held, [each for where, each in facts.items() if where not in elsewhere.values()])]
+    for group in groups[1:]:
+        plans.append(loading_of(group, serving[group.name], [facts[elsewhere[group.name]]]))
     return plans
 
 

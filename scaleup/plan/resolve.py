@@ -18,7 +18,7 @@ from scaleup.plan.compute import Rate
 from scaleup.plan.describe import Described, describe_models
 from scaleup.plan.facts import ModelRequest
 from scaleup.plan.gathering import generation_settings, with_gathering
-from scaleup.plan.groups import bridge_of, device_of, groups_of
+from scaleup.plan.groups import bridges_of, device_of, groups_of
 from scaleup.plan.known_rows import known_check
 from scaleup.plan.loading import host_problems, loading_plans
 from scaleup.plan.machine import Machine, this_machine
@@ -29,7 +29,7 @@ from scaleup.plan.scorers import TOXICITY_MODEL
 from scaleup.plan.stages import planner_of
 from scaleup.plan.stages.base import Facts, targets_of
 from scaleup.plan.strategy import NothingFits, available, budget_of
-from scaleup.plan.types import BatchPlan, GroupPlan, MemoryPlan, Plan
+from scaleup.plan.types import BatchPlan, Plan
 from scaleup.records.chat_rules import chat_problems
 from scaleup.records.check import DataCheck, class_notes
 from scaleup.records.examples import format_problems
@@ -154,7 +154,10 @@ def make_plan(config: RunConfig, machine: Machine, facts: Facts, data: DataCheck
     groups = groups_of(config, machine, memory, _strategy_before(config, batch))
     own = next((row for row in held if row.strategy == groups[0].strategy), None)
     groups[0] = groups[0].model_copy(update=generation_settings(config, own, budget))
-    reward_memory = _reward_memory(config, groups, facts)
+    serving = {
+        reward.group: serving_memory(facts[f"{reward.key}.model"], group, reward.source.quantization)
+        for reward, group in zip(config.reward_groups, groups[1:], strict=True)
+    }
     data_notes = [*data.notes, *(note for each in targets_of(facts) for note in class_notes(data, each))]
     return Plan(
         stage=config.stage,
@@ -165,10 +168,10 @@ def make_plan(config: RunConfig, machine: Machine, facts: Facts, data: DataCheck
         models={where: each for where, each in facts.items() if where != "model"},
         batch=batch,
         rollouts=planner.rollouts(config, data),
-        bridge=bridge_of(config, groups[0]),
+        bridges=bridges_of(config, groups[0]),
         memory=memory,
-        reward_memory=reward_memory,
-        loading=loading_plans(groups, memory, reward_memory, facts),
+        serving_memory=serving,
+        loading=loading_plans(config, groups, memory, serving, facts),
         device_memory=budget.memory,
         fitting=None if budget.memory is None else [row.strategy for row in memory if budget.fits(row)],
         checkpoint_copy=checkpoint_copy(config, planner.trained(config, facts), groups[0].strategy, machine.memory),
@@ -192,13 +195,6 @@ def _strategy_before(config: RunConfig, batch: BatchPlan | None) -> str | None:
     except (ScaleupError, OSError):
         return None
     return group.strategy if group.num_processes == config.parallel.num_processes else None
-
-
-def _reward_memory(config: RunConfig, groups: list[GroupPlan], facts: Facts) -> MemoryPlan | None:
-    if not config.reward_groups:
-        return None
-    reward = config.reward_groups[0]
-    return serving_memory(facts[f"{reward.key}.model"], groups[1], reward.source.quantization)
 
 
 def _run_folder_problems(config: RunConfig, batch: BatchPlan | None, resume: bool) -> list[Problem]:

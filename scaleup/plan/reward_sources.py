@@ -37,13 +37,14 @@ def reward_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     sources = config.reward_sources
     for reward in sources:
         yield from _source_problems(reward, config, machine)
-    if len(config.reward_groups) > 1:
-        where = f"{config.reward_groups[1].key}.placement"
-        yield Problem(where, "a second reward group is not supported yet", "use colocated, http or function")
+    yield from _device_problems(config, machine)
     names = [reward.name for reward in sources]
     for place, reward in enumerate(sources):
         if reward.name in names[:place]:
             yield Problem(f"{reward.key}.name", f"two rewards are called {reward.name}", "give each its own name")
+        if reward.source.placement == "group" and "-rank" in reward.name:
+            what = f"{reward.name!r} holds -rank, which comes after the group's name where its processes are named"
+            yield Problem(f"{reward.key}.name", what, "choose another name")
         if reward.weight == 0:
             yield Problem(f"{reward.key}.weight", "is 0, so its scores count for nothing", "leave the reward out")
 
@@ -67,16 +68,16 @@ def _source_problems(reward: WeightedReward, config: RunConfig, machine: Machine
     if source.function is not None and needed == "function":
         yield from _function_problems(source.function, f"{key}.function")
     if source.placement == "group":
-        yield from _group_problems(reward, config, machine)
+        yield from _group_problems(reward)
     device = device_of(source.parallel if source.placement == "group" else config.parallel, machine)
     if source.mixed_precision == "fp16" and device == "cpu" and needed == "model":
         yield Problem(f"{key}.mixed_precision", "fp16 needs a GPU, and rewards come from the CPU", 'use bf16, or "no"')
 
 
-def _group_problems(reward: WeightedReward, config: RunConfig, machine: Machine) -> Iterator[Problem]:
+def _group_problems(reward: WeightedReward) -> Iterator[Problem]:
     """Yields problems of a source's `parallel`."""
     source, parallel = reward.source, reward.source.parallel
-    where, count = f"{reward.key}.parallel", parallel.num_processes
+    where = f"{reward.key}.parallel"
     if parallel.progress_timeout_seconds is not None:
         what = f"a reward group that gives no answers is started again after {reward.key}.timeout_seconds"
         yield Problem(f"{where}.progress_timeout_seconds", what, "leave it out")
@@ -98,14 +99,26 @@ def _group_problems(reward: WeightedReward, config: RunConfig, machine: Machine)
     if parallel.max_restarts:
         remedy = f"use {reward.key}.max_restarts"
         yield Problem(f"{where}.max_restarts", "a reward group is started again by itself", remedy)
-    if device_of(parallel, machine) == "cuda" and not machine.is_described and not source.own_nodes:
-        has_others = device_of(config.parallel, machine) == "cuda"
-        beside = config.parallel.num_processes // config.parallel.num_nodes if has_others else 0
-        if beside + count > machine.num_gpus:
-            shown = f"{beside} of the policy and {count} of the reward group" if beside else f"{count} processes"
-            what = f"{shown} need {beside + count} GPUs, and this machine has {machine.num_gpus}"
+
+
+def _device_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    """Yields the first reward group for which this machine has no GPUs beside the groups before it."""
+    if machine.is_described:
+        return
+    on_gpus = device_of(config.parallel, machine) == "cuda"
+    used = {"the policy": config.parallel.num_processes // config.parallel.num_nodes} if on_gpus else {}
+    for reward in config.reward_groups:
+        parallel, where = reward.source.parallel, f"{reward.key}.parallel"
+        if reward.source.own_nodes or device_of(parallel, machine) != "cuda":
+            continue
+        used["the reward group" if len(config.reward_groups) == 1 else f"group {reward.group}"] = parallel.num_processes
+        if (needed := sum(used.values())) > machine.num_gpus:
+            shown = " and ".join(f"{count} of {name}" for name, count in used.items())
+            shown = shown if len(used) > 1 else f"{needed} processes"
+            what = f"{shown} need {needed} GPUs, and this machine has {machine.num_gpus}"
             remedy = f"use fewer processes, {where}.device: cpu, or {reward.key}.placement: colocated"
             yield Problem(f"{where}.num_processes", what, remedy)
+            return
 
 
 def _url_problems(url: str, where: str) -> Iterator[Problem]:

@@ -56,13 +56,13 @@ class RolloutPlan(_Frozen):
 
 
 class BridgePlan(_Frozen):
-    """Holds where the policy listens for the group that gives rewards."""
+    """Holds where the policy listens for a group that serves it."""
 
     address: str | None
     """Is the address where the policy listens; None: the first node's, as it is found at each start."""
     port: int | None
-    """Is the port there; None: a free one at each start. What holds, with the run's secret, is in the run folder's
-    bridge.json."""
+    """Is the port there; None: a free one at each start. What holds, with a secret, is in the group's file in the run
+    folder."""
 
 
 class GroupPlan(_Frozen):
@@ -193,11 +193,11 @@ class Plan(_Frozen):
     """Holds the run's other models by config key: `teacher`, `baseline`, `reward.model`, `variants.NAME`, ..."""
     batch: BatchPlan | None = None
     rollouts: RolloutPlan | None = None
-    bridge: BridgePlan | None = None
-    """Holds where rewards come over, where there is a reward group."""
+    bridges: dict[str, BridgePlan] = {}
+    """Maps the name of each group that serves -> where the policy meets it."""
     memory: list[MemoryPlan]
-    reward_memory: MemoryPlan | None = None
-    """Holds the memory of a rank of the reward group."""
+    serving_memory: dict[str, MemoryPlan] = {}
+    """Maps the name of each group that serves -> the memory of a rank of it."""
     loading: list[LoadingPlan] = []
     """Holds what loading takes on the host, by group."""
     device_memory: int | None = None
@@ -214,10 +214,16 @@ class Plan(_Frozen):
     @model_validator(mode="before")
     @classmethod
     def _of_an_earlier_version(cls, values: Any) -> Any:
-        """Reads the plan of a run that began when each second model had a field of its own."""
-        if not isinstance(values, dict) or "models" in values or "baseline" not in values:
+        """Reads the plan of a run that began when there was one reward group at most, or when each second model had a
+        field of its own."""
+        if not isinstance(values, dict):
             return values
         values = dict(values)
+        for key, earlier in {"bridges": "bridge", "serving_memory": "reward_memory"}.items():
+            if (of_reward := values.pop(earlier, None)) is not None:
+                values[key] = {"reward": of_reward}
+        if "models" in values or "baseline" not in values:
+            return values
         models = {where: facts for key, where in EARLIER_FIELDS.items() if (facts := values.pop(key, None)) is not None}
         variants = values.pop("variants", {})
         return {**values, "models": {**models, **{f"variants.{name}": facts for name, facts in variants.items()}}}

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scaleup.plan.compute import TOKENS_A_PARAMETER
+from scaleup.plan.facts import is_reward_model
 from scaleup.plan.strategy import MARGIN
 from scaleup.plan.types import BatchPlan, MemoryPlan, Plan
 
@@ -47,8 +48,10 @@ def show_plan(console: Console, plan: Plan) -> None:
         facts.add_row("strategy", f"{group.strategy}: {group.why}")
         if group.generation is not None:
             facts.add_row("generation", group.generation)
-    if (reward := plan.models.get("reward.model")) is not None:
-        facts.add_row("reward model", f"{reward.architecture} from {reward.location}")
+    for where, each in plan.models.items():
+        if is_reward_model(where):
+            shown = "reward model" if where == "reward.model" else where
+            facts.add_row(shown, f"{each.architecture} from {each.location}")
     for key, value in _rollouts(plan):
         facts.add_row(key, value)
     if plan.batch is not None:
@@ -136,10 +139,10 @@ def _show_memory(console: Console, plan: Plan) -> None:
 def _memory_notes(plan: Plan, is_traced: bool) -> Iterator[str]:
     if is_traced and plan.fitting is not None and plan.device_memory is not None:
         yield f"a rank has {size_text(plan.device_memory)}; {MARGIN:.0%} are left to libraries and fragmentation"
-    if plan.reward_memory is not None:
-        parts = [part for part in ("weights", "buffers") if _size(plan.reward_memory, part)]
-        sizes = ", ".join(f"{part} {size_text(_size(plan.reward_memory, part))}" for part in parts)
-        yield f"a rank of the reward group ({plan.reward_memory.strategy}): {sizes}"
+    for name, memory in plan.serving_memory.items():
+        parts = [part for part in ("weights", "buffers") if _size(memory, part)]
+        sizes = ", ".join(f"{part} {size_text(_size(memory, part))}" for part in parts)
+        yield f"a rank of the {name} group ({memory.strategy}): {sizes}"
     for loading in plan.loading:
         name = "loading" if len(plan.loading) == 1 else f"loading the {loading.group} group"
         yield f"{name} takes {size_text(loading.rank)} of main memory a rank, {size_text(loading.node)} a node"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -133,3 +134,6 @@ class PPOConfig(PolicyConfig):
     @property
     def reward_sources(self) -> list[WeightedReward]:
         return [WeightedReward("reward", "reward", 1.0, self.reward)]
+
+    def with_reward_sources(self, sources: Sequence[RewardSource]) -> Self:
+        return self.model_copy(update={"reward": sources[0]})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from scaleup.config.adapters import AdapterConfig
 from scaleup.config.algorithms import AlgorithmSettings, PolicyGradient, RolloutSettings
-from scaleup.config.reward_source import NamedReward, WeightedReward
+from scaleup.config.reward_source import NamedReward, RewardSource, WeightedReward
 from scaleup.config.schema import EvaluationConfig, GenerationConfig
 from scaleup.config.stages.base import TrainingConfig
 
@@ -76,7 +77,9 @@ class RLConfig(PolicyConfig):
         "type": "grpo",
         "rewards": [{"name": "reward", "placement": "function", "function": "builtin:length"}],
     }
-    free_on_resume: ClassVar[frozenset[str]] = frozenset({"rollouts.self_checks"})
+    free_on_resume: ClassVar[frozenset[str]] = frozenset(
+        {"rollouts.self_checks", *(f"rewards.*.{key}" for key in FREE_OF_A_SOURCE)}
+    )
 
     stage: Literal["rl"]
     algorithm: AlgorithmSettings
@@ -97,3 +100,6 @@ class RLConfig(PolicyConfig):
     def reward_sources(self) -> list[WeightedReward]:
         named = enumerate(self.rewards)
         return [WeightedReward(f"rewards.{place}", each.name, each.weight, each) for place, each in named]
+
+    def with_reward_sources(self, sources: Sequence[RewardSource]) -> Self:
+        return self.model_copy(update={"rewards": list(sources)})

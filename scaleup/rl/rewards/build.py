@@ -42,18 +42,19 @@ def _placed(job: Job[PolicyConfig], reward: WeightedReward) -> Rewards:
         return HttpRewards(runtime, source.url, source.timeout_seconds, source.reconnect_seconds)
     if source.placement == "colocated":
         scorer = _scorer(source, plan.models[f"{reward.key}.model"], runtime.device)
-        return ColocatedRewards(runtime, _score(scorer))
-    place, model = _place(plan, run), _name(source)
+        return ColocatedRewards(runtime, _score(scorer), f"{reward.key}.model")
+    place, model = _place(plan, run, reward), _name(source)
+    lost = run.lost_file(reward.group)
     client = BridgeClient(
         runtime,
         place,
         model,
         source.timeout_seconds,
         source.reconnect_seconds,
-        on_lost=lambda why: write_json(run.lost_file, {"why": why}),
-        on_found=lambda: run.lost_file.unlink(missing_ok=True),
+        on_lost=lambda why: write_json(lost, {"why": why}),
+        on_found=lambda: lost.unlink(missing_ok=True),
     )
-    return GroupRewards(runtime, client)
+    return GroupRewards(runtime, client, f"{reward.key} group")
 
 
 def serve_rewards(job: Job[PolicyConfig]) -> None:
@@ -68,7 +69,7 @@ def serve_rewards(job: Job[PolicyConfig]) -> None:
         scorer.model = runtime.prepare(scorer.model)
     # the policy, which may take long to load, is watched by an agent: we end with it
     patience = max(plan.group("policy").timeout_seconds, source.reconnect_seconds)
-    serve(runtime, _place(plan, job.folder), _name(source), _score(scorer), patience)
+    serve(runtime, _place(plan, job.folder, reward), _name(source), _score(scorer), patience)
     if runtime.stop.requested:
         sys.exit(STOPPED)
 
@@ -94,6 +95,6 @@ def _name(source: RewardSource) -> str:
     return source.model.path
 
 
-def _place(plan: Plan, run: RunFolder) -> BridgePlace:
-    bridge = BridgeFile.read(run.bridge_file)
-    return BridgePlace(bridge.address, bridge.port, bridge.secret, plan.group("policy").num_processes)
+def _place(plan: Plan, run: RunFolder, reward: WeightedReward) -> BridgePlace:
+    bridge = BridgeFile.read(run.bridge_file(reward.group))
+    return BridgePlace(bridge.address, bridge.port, bridge.secret, plan.group("policy").num_processes, reward.key)

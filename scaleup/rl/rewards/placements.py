@@ -64,10 +64,9 @@ class PlacedRewards(ABC):
 class ColocatedRewards(PlacedRewards):
     """Scores in every process of the policy."""
 
-    where = "reward.model"
-
-    def __init__(self, runtime: Runtime, score: Score) -> None:
+    def __init__(self, runtime: Runtime, score: Score, where: str = "reward.model") -> None:
         super().__init__(runtime)
+        self.where = where
         self._score = score
         self._samples: list[Sample] = []
 
@@ -87,10 +86,9 @@ class FunctionRewards(ColocatedRewards):
     def __init__(self, runtime: Runtime, function: str, where: str = "reward.function") -> None:
         """Load `function`: FILE.py:NAME or MODULE:NAME, which the config has at the key `where`. Raises ScaleupError if
         it cannot be loaded."""
-        self.where = where
         self._name = function
         self._function = load_function(function, where)
-        super().__init__(runtime, self._call)
+        super().__init__(runtime, self._call, where)
 
     def _call(self, samples: Sequence[Sample]) -> Any:
         arguments = columns_of(samples)
@@ -109,10 +107,9 @@ class FunctionRewards(ColocatedRewards):
 class GroupRewards(PlacedRewards):
     """Sends samples over the bridge to a reward group. It gets no columns: a reward model reads texts."""
 
-    where = "reward group"
-
-    def __init__(self, runtime: Runtime, client: BridgeClient) -> None:
+    def __init__(self, runtime: Runtime, client: BridgeClient, where: str = "reward group") -> None:
         super().__init__(runtime)
+        self.where = where
         self._client = client
 
     def _submit(self, samples: Sequence[Sample]) -> None:

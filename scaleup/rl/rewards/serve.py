@@ -9,6 +9,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -21,9 +22,9 @@ from scaleup.errors import Problem, ScaleupError
 from scaleup.rl.rewards.interface import Sample, checked_scores
 from scaleup.rl.rewards.placements import unpacked
 
-WHERE = "reward group"
 _POLL_SECONDS = 0.5
 Score = Callable[[Sequence[Sample]], list[float]]
+Answer = Callable[[list[Sample]], list[float] | ScaleupError]
 
 
 def serve(runtime: Runtime, place: BridgePlace, model: str, score: Score, join_seconds: float) -> None:
@@ -35,15 +36,15 @@ def serve(runtime: Runtime, place: BridgePlace, model: str, score: Score, join_s
 
     Raises BridgeLost if the policy is gone or went on without this group, ScaleupError if it is not this run's."""
     sharded = runtime.group.strategy in ("zero3", "fsdp2")
-    server = BridgeServer(runtime, place, model, sharded)
+    server, where = BridgeServer(runtime, place, model, sharded), f"{place.section} group"
     try:
         if server.join(join_seconds):
-            (_serve_together if sharded else _serve_alone)(runtime, server, score)
+            (_serve_together if sharded else _serve_alone)(runtime, server, partial(_scores, where, score))
     finally:
         server.close()
 
 
-def _serve_alone(runtime: Runtime, server: BridgeServer, score: Score) -> None:
+def _serve_alone(runtime: Runtime, server: BridgeServer, score: Answer) -> None:
     count = _Count(runtime)
     while not runtime.stop.requested:
         request = server.next(_POLL_SECONDS)
@@ -55,11 +56,11 @@ def _serve_alone(runtime: Runtime, server: BridgeServer, score: Score) -> None:
             server.answer(request, [])
             return
         samples = _samples(frame.body)
-        server.answer(request, _scores(score, samples))
+        server.answer(request, score(samples))
         count.add(len(samples))
 
 
-def _serve_together(runtime: Runtime, server: BridgeServer, score: Score) -> None:
+def _serve_together(runtime: Runtime, server: BridgeServer, score: Answer) -> None:
     """Serve with all ranks in step, in collectives every half second, request or not: so none waits longer, however
     long the policy trains."""
     count = _Count(runtime)
@@ -90,25 +91,25 @@ def _samples(body: bytes) -> list[Sample]:
     return [unpacked(*item) for item in json.loads(body)]
 
 
-def _scores(score: Score, samples: list[Sample]) -> list[float] | ScaleupError:
+def _scores(where: str, score: Score, samples: list[Sample]) -> list[float] | ScaleupError:
     """Return the scores, or what the scorer raised: an answer too, by which the bridge is not lost."""
     try:
-        return checked_scores(score(samples), len(samples), WHERE) if samples else []
+        return checked_scores(score(samples), len(samples), where) if samples else []
     except ScaleupError as error:
         return error
     except Exception as error:
         traceback.print_exc()
-        return ScaleupError.of(WHERE, f"{type(error).__name__}: {error}", "its log has the traceback")
+        return ScaleupError.of(where, f"{type(error).__name__}: {error}", "its log has the traceback")
 
 
-def _scores_together(runtime: Runtime, score: Score, samples: list[Sample]) -> list[float] | ScaleupError:
+def _scores_together(runtime: Runtime, score: Answer, samples: list[Sample]) -> list[float] | ScaleupError:
     """Return the scores of all samples: every rank scores each `world`th sample; the last one is repeated until shares
     are equal."""
     if not samples:
         return []
     rank, world = runtime.rank, runtime.world
     padded = samples + samples[-1:] * (-len(samples) % world)
-    result = _scores(score, padded[rank::world])
+    result = score(padded[rank::world])
     scattered, error = [0.0] * len(padded), b""
     if isinstance(result, ScaleupError):
         error = json.dumps([vars(problem) for problem in result.problems]).encode()

@@ -59,7 +59,7 @@ CLUSTERS = [
     ),
     job(
         "a reward node of a run without one",
-        "error: cluster.reward: only applies to PPO runs whose reward group has a node of its own -> set",
+        "error: cluster.reward: only applies to runs whose reward group has a node of its own -> set",
         changes={"cluster.reward.gpus_per_node": 0},
     ),
     job(

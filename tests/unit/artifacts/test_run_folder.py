@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scaleup.artifacts.manifest import file_sizes
-from scaleup.artifacts.run_folder import RunFolder, differing_keys, finished_run
+from scaleup.artifacts.run_folder import RunFolder, differing_keys, finished_run, is_among
 from scaleup.config.load import dump, load_mapping
 from scaleup.config.run import RunConfig
 from scaleup.errors import ScaleupError
@@ -273,6 +273,12 @@ with RunFolder(Path(sys.argv[1])).locked():
         with run.locked():
             assert not run.path.exists()
         assert run.state(config()) == "absent"
+
+
+def test_keys_within_keys_and_within_every_place_of_a_list() -> None:
+    free = {"a.b", "rewards.*.url"}
+    assert all(is_among(key, free) for key in ("a.b", "a.b.c", "rewards.0.url", "rewards.12.url.x"))
+    assert not any(is_among(key, free) for key in ("a", "a.bc", "rewards", "rewards.0", "rewards.x.url", "b.a.b"))
 
 
 def test_differing_keys() -> None:

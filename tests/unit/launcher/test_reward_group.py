@@ -20,10 +20,13 @@ from scaleup.artifacts.run_folder import RunFolder
 from scaleup.errors import ScaleupError
 from scaleup.launcher import agent as node
 from scaleup.launcher.ending import Part, ending_of
+from scaleup.launcher.prepare import prepare_run
 from scaleup.launcher.resize import resize_group
 from scaleup.launcher.watch import Watch
+from scaleup.plan.machine import Machine
 from scaleup.plan.types import Plan
 from tests.cli import alive, wait_until
+from tests.unit.launcher.configs import config_of
 from tests.unit.launcher.plans import group, plan_of
 from tests.unit.launcher.test_agent import SAVES_WHEN_TOLD, Agent, agent
 
@@ -229,12 +232,12 @@ def test_one_that_hangs_is_started_again(
     monkeypatch.setattr(node, "END_SECONDS", 0.1)
     hangs = REWARD.replace("while", f"if {IS_FIRST}: os.kill(os.getpid(), signal.SIGSTOP)\nwhile")
     running = serving(CLOSES, hangs)
-    when(lambda: bool(started(run, "reward")), run.lost_file.touch)
+    when(lambda: bool(started(run, "reward")), run.lost_file("reward").touch)
     when(lambda: len(started(run, "reward")) == 2, (run.path / "go").touch)
     part, seen = run_part(running)
     assert (part, seen) == (Part(), "group reward gave no answers; restart 1 of 3 of group reward alone\n")
     assert alive(started(run, "reward")) == []
-    assert not run.lost_file.exists()
+    assert not run.lost_file("reward").exists()
 
 
 class TestResizeRefuses:
@@ -253,6 +256,30 @@ class TestResizeRefuses:
         run.manifest_file.touch()
         with pytest.raises(ScaleupError, match="has finished"):
             resize_group(run.path, "reward", 2, Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "num_gpus"),
+    [("reward-a", 2, 8), ("reward-b", 5, 8), ("reward-b", 2, 5)],
+)
+def test_groups_grow_beside_one_another(
+    run: RunFolder, name: str, most: int, num_gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the GPUs up to the next group's, or the node's last one; a group on another node is in nobody's way."""
+    here = {"serves": True, "device": "cuda", "backend": "nccl"}
+    groups = [
+        group(device="cuda", backend="nccl"),
+        group(name="reward-a", first_device=1, **here),
+        group(name="reward-b", first_device=3, **here),
+        group(name="reward-c", first_device=2, first_node=1, **here),
+    ]
+    prepare_run(run, config_of({}), plan_of(run, *groups))
+    machine = Machine(num_cores=8, num_gpus=num_gpus)
+    monkeypatch.setattr("scaleup.launcher.resize.this_machine", lambda: machine)
+    with pytest.raises(ScaleupError, match=f"need more than the {most} GPUs .* use at most {most}"):
+        resize_group(run.path, name, most + 1, Console(quiet=True))
+    resize_group(run.path, name, most, Console(quiet=True))
+    assert Plan.read(run.plan_file).group(name).num_processes == most
 
 
 def test_each_start_has_a_log(run: RunFolder) -> None:

@@ -84,7 +84,7 @@ def test_other_nodes_than_the_run_has_are_refused(nodes: int) -> None:
 def test_a_reward_groups_own_node_counts() -> None:
     config = config_of(PPO, reward__own_nodes=True, cluster={"nodes": 1})
     assert nodes_of(config) == 2
-    assert "and one for the reward group" in problems_of(config)["cluster.nodes"]
+    assert "and one for reward groups" in problems_of(config)["cluster.nodes"]
 
 
 def test_gpus_are_those_of_all_groups_on_a_node() -> None:

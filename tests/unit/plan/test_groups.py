@@ -57,7 +57,8 @@ class TestGroups:
         assert (policy.name, policy.serves, policy.threads_per_process) == ("policy", False, 2)
         assert (reward.name, reward.serves, reward.threads_per_process, reward.max_restarts) == ("reward", True, 2, 5)
         assert (reward.strategy, reward.engine, reward.distributed_type) == ("single", "none", "NO")
-        assert plan.bridge is not None and (plan.bridge.address, plan.bridge.port) == ("127.0.0.1", None)
+        bridge = plan.bridges["reward"]
+        assert (bridge.address, bridge.port) == ("127.0.0.1", None)
 
     def test_have_gpus_one_after_another(self, ppo: MakePlan) -> None:
         changes = {"parallel.num_processes": 2, "reward.parallel.num_processes": 2}
@@ -70,7 +71,7 @@ class TestGroups:
     def test_over_several_nodes_meet_at_the_first(self, ppo: MakePlan) -> None:
         nodes = {"num_processes": 4, "num_nodes": 2, "main_address": "n0", "main_port": 29500}
         plan = ppo({"parallel": nodes, "reward.bridge_port": 4000})
-        assert plan.bridge is not None and (plan.bridge.address, plan.bridge.port) == ("n0", 4000)
+        assert (plan.bridges["reward"].address, plan.bridges["reward"].port) == ("n0", 4000)
         assert [(group.num_nodes, group.main_address) for group in plan.groups] == [(2, "n0"), (1, None)]
 
     def test_a_reward_group_with_a_node_of_its_own(self, ppo: MakePlan) -> None:
@@ -82,13 +83,13 @@ class TestGroups:
         assert [reward.is_on(rank) for rank in range(4)] == [False, False, True, False]
         assert policy.interface == reward.interface == "ib0"
         assert policy.threads_per_process == reward.threads_per_process, "each has its nodes' cores for itself"
-        assert plan.bridge is not None and plan.bridge.address is None, "found at each start"
+        assert plan.bridges["reward"].address is None, "found at each start"
 
     @pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
     def test_a_sharded_reward_model_has_no_optimizer(self, ppo: MakePlan, strategy: str) -> None:
         plan = ppo({"reward.parallel": {"strategy": strategy, "num_processes": 2}, "reward.mixed_precision": "bf16"})
-        group, memory = plan.groups[1], plan.reward_memory
-        assert memory is not None and (memory.gradients, memory.optimizer) == (0, 0)
+        group, memory = plan.groups[1], plan.serving_memory["reward"]
+        assert (memory.gradients, memory.optimizer) == (0, 0)
         assert (group.strategy, group.mixed_precision) == (strategy, "bf16")
         if strategy == "zero3":
             assert group.deepspeed is not None and group.deepspeed["bf16"] == {"enabled": True}
@@ -99,7 +100,7 @@ class TestGroups:
         (folder / "f.py").write_text("def f(prompts, completions): ...")
         own = {"colocated": RAW["reward"], "http": {"url": "http://h:1/s"}, "function": {"function": "f.py:f"}}
         plan = ppo({"reward": {**own[placement], "placement": placement}})
-        assert ([group.name for group in plan.groups], plan.bridge, plan.reward_memory) == (["policy"], None, None)
+        assert ([group.name for group in plan.groups], plan.bridges, plan.serving_memory) == (["policy"], {}, {})
         assert ("reward.model" in plan.models) == (placement == "colocated")
 
     def test_another_size(self, ppo: MakePlan) -> None:
