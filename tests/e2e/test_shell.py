@@ -43,6 +43,7 @@ def start(*arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = Non
     return subprocess.Popen(command, cwd=cwd, env={**os.environ, **(env or {})}, **streams)
 
 
+@pytest.mark.slow
 def test_everything_odd_at_once(place: Path) -> None:
     """Under nohup the reader of stdout ends after a line, stdin and stderr are closed, 256 files may be open; modules
     and another package stand in the way, variables are lists, words or empty, names are of any script."""

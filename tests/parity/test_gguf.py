@@ -87,6 +87,7 @@ def test_new_tokens_are_tokens_there_too(merged: tuple[Any, Path], tmp_path: Pat
         assert llama.continued(ids, 6) == continued
 
 
+@pytest.mark.slow
 def test_it_stops_at_every_token_that_ends_an_answer(merged: tuple[Any, Path], tokenizer: Any, tmp_path: Path) -> None:
     """Also at those that no model of llama.cpp's gives such a name."""
     _, folder = merged

@@ -47,7 +47,7 @@ KEYS = [
     ),
     bad(
         "no stage",
-        "error: stage: is missing -> use one of sft, reward, classify, dpo, ppo, distill, prune, quantize, ",
+        "error: stage: is missing -> use one of sft, reward, classify, dpo, ppo, rl, distill, prune, quantize, ",
         changes={"stage": None},
     ),
     bad("an unknown stage", "error: stage: 'stf' is no stage -> did you mean 'sft'?", changes={"stage": "stf"}),

@@ -94,7 +94,7 @@ PPO_MISTAKES = [
         "error: data.text: gives no prompts to generate from",
         "error: data.validation_fraction: has no meaning for ppo",
         "error: data.packing: has no meaning for ppo",
-        "error: data.streaming: PPO draws its prompts from all rows",
+        "error: data.streaming: prompts are drawn from all rows",
         "error: train.eval_steps: needs held-out prompts",
         changes={
             "data.prompt": None,

@@ -1,4 +1,4 @@
-"""What people read of a PPO run: its summary, the table of responses, the plot of scores."""
+"""What people read of a run of reinforcement learning: its summary, the table of responses, the plot of scores."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from scaleup.artifacts.train_state import TrainState
-from scaleup.reports.rl import plot_rewards, ppo_summary, sample_table
+from scaleup.reports.rl import plot_rewards, rl_summary, sample_table
 
 LINES = [
     {"step": 0, "eval/scores": 1.0, "eval/scores_std": 0.5, "eval/kl": 0.0},
@@ -17,10 +17,18 @@ LINES = [
 
 
 def test_the_summary_has_the_last_rollout_and_held_out_prompts_before_and_after() -> None:
-    metrics = ppo_summary(LINES, TrainState(step=2, num_tokens=42))
+    metrics = rl_summary(LINES, TrainState(step=2, num_tokens=42))
     assert (metrics["scores"], metrics["kl"], metrics["num_tokens"]) == (2.0, 0.75, 42)
     assert (metrics["held_out_before"], metrics["held_out_after"], metrics["held_out_kl"]) == (1.0, 3.0, 0.5)
-    assert "held_out_after" not in ppo_summary(LINES[1:3], TrainState(step=2))
+    assert "held_out_after" not in rl_summary(LINES[1:3], TrainState(step=2))
+
+
+def test_the_names_of_grpo_are_read_too() -> None:
+    lines = [{"step": 1, "reward": 1.5, "kl_response": 0.25}, {"step": 2, "reward": 2.5}]
+    metrics = rl_summary(lines[:1], TrainState(step=1))
+    assert (metrics["scores"], metrics["kl"]) == (1.5, 0.25)
+    metrics = rl_summary(lines, TrainState(step=2))
+    assert (metrics["scores"], metrics["kl"]) == (2.5, 0.0), "there is no reference"
 
 
 def test_the_table_compares_the_first_and_the_last_evaluation(tmp_path: Path) -> None:

@@ -1,0 +1,165 @@
+"""Reinforcement learning under every strategy, by every algorithm: the same responses, so the same trajectory and end;
+and killed and resumed = straight."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli import differing, folder_of, largest_weight_difference, metrics
+from tests.forked_runs import SHARED, Leg, live
+
+pytestmark = pytest.mark.slow
+NUM_ROLLOUTS = 4
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "ppo": {"type": "ppo", "value_model": "separate"},
+    "grpo": {"type": "grpo", "num_generations": 4, "beta": 0.05, "entropy_coef": 0.01},
+    "dapo": {
+        "type": "grpo",
+        "num_generations": 4,
+        "epsilon_high": 0.28,
+        "dynamic_sampling": 2,
+        "soft_punish_cache": 2,
+        "top_entropy_quantile": 0.8,
+    },
+    "rloo": {"type": "rloo", "num_generations": 2},
+    "reinforce_pp": {"type": "reinforce_pp", "num_generations": 1},
+    "remax": {"type": "remax", "num_generations": 1, "loss_type": "constant"},
+}
+REWARDS = """
+def vowels(completions, **columns):
+    return [sum(letter in "aeiou" for letter in text) - 0.1 * len(text) for text in completions]
+
+
+def wanted(completions, letter, **columns):
+    return [(text.lower() + "e").count(each) / (1 + len(text)) for text, each in zip(completions, letter)]
+"""
+
+
+@dataclass(frozen=True)
+class Trial:
+    algorithm: str
+    model: str
+    strategy: str
+    adapter: str = "full"
+    quantization: str | None = None
+
+    @property
+    def name(self) -> str:
+        return "-".join(map(str, vars(self).values()))
+
+    @property
+    def alone(self) -> Trial:
+        """The trial it must equal."""
+        return Trial(self.algorithm, self.model, "single", self.adapter, self.quantization)
+
+
+EQUAL = [
+    *(Trial("grpo", "llama", strategy) for strategy in SHARED),
+    *(Trial(algorithm, "llama", "ddp") for algorithm in ALGORITHMS if algorithm != "grpo"),
+    *(Trial(algorithm, "llama", "fsdp2", "lora") for algorithm in ("dapo", "rloo", "remax")),
+    *(Trial(algorithm, "t5", "zero3") for algorithm in ("grpo", "reinforce_pp")),
+    *(Trial(algorithm, "t5", "ddp", "lora") for algorithm in ("rloo", "remax")),
+    *(Trial("grpo", "llama", strategy, "lora") for strategy in SHARED),
+    Trial("grpo", "llama", "zero3", "lora", quantization="4bit"),
+]
+TRIALS = list(dict.fromkeys([*(trial.alone for trial in EQUAL), *EQUAL]))
+KILLED = [Trial("grpo", "llama", "zero3"), Trial("dapo", "llama", "fsdp2", "lora"), Trial("remax", "t5", "ddp", "lora")]
+ADAPTERS: dict[str, Any] = {
+    "full": None,
+    "lora": {"type": "lora", "r": 4, "lora_alpha": 16, "target_modules": "all-linear"},
+}
+PROMPTS = ["hello", "what a film it was", "a", "the story of it", "good", "bad but long enough", "xyz", "there was one"]
+
+
+def config_of(trial: Trial) -> dict[str, Any]:
+    return {
+        "stage": "rl",
+        "name": trial.name,
+        "model": {"path": f"builtin:tiny-{trial.model}"},
+        "algorithm": ALGORITHMS[trial.algorithm],
+        "rollouts": {
+            "num_rollouts": NUM_ROLLOUTS,
+            "batch_size": 8,
+            "num_passes": 2,
+            "num_mini_batches": 2,
+            "max_new_tokens": 6,
+            "response_length_min": 2,
+        },
+        "rewards": [
+            {"name": "vowels", "placement": "function", "function": "rewards.py:vowels"},
+            {"name": "wanted", "weight": 2.0, "placement": "function", "function": "rewards.py:wanted"},
+        ],
+        "data": {"train": "rows.jsonl", "test": "held.jsonl", "prompt": "{text}", "max_length": 24},
+        "adapter": ADAPTERS[trial.adapter],
+        "quantization": trial.quantization,
+        "train": {
+            "optimizer": "sgd",
+            "learning_rate": 0.1,
+            "per_device_train_batch_size": 2,
+            "per_device_eval_batch_size": 4,
+            "save_steps": 2,
+        },
+        "parallel": {
+            "strategy": trial.strategy,
+            "num_processes": 1 if trial.strategy == "single" else 2,
+            "device": "cpu",
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all runs are."""
+    place = tmp_path_factory.mktemp("rl")
+    (place / "rewards.py").write_text(REWARDS)
+    for name, texts in (("rows", PROMPTS), ("held", [text.upper() for text in PROMPTS[:5]])):
+        rows = [{"text": text, "letter": "abcdefgh"[number]} for number, text in enumerate(texts)]
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lives = {trial.name: [Leg(config_of(trial))] for trial in TRIALS}
+    for trial in KILLED:
+        config = differing(config_of(trial), {"name": f"killed-{trial.name}"})
+        lives[f"killed-{trial.name}"] = [Leg(config, kill_after=2), Leg(config)]
+    live(lives, place, timeout=900)
+    return place
+
+
+def measured(folder: Path) -> list[dict[str, float]]:
+    """What is logged, without what depends on the machine, and without counts, which rounding may change by one."""
+    left_out = ("time/", "memory", "clip_ratio", "approxkl")
+    return [{name: value for name, value in line.items() if not name.startswith(left_out)} for line in metrics(folder)]
+
+
+def assert_equal(one: Path, other: Path, tolerance: float) -> None:
+    left, right = measured(one), measured(other)
+    assert [line["step"] for line in left] == [line["step"] for line in right]
+    assert len([line for line in left if "reward" in line]) == NUM_ROLLOUTS
+    for ours, theirs in zip(left, right, strict=True):
+        assert ours == pytest.approx(theirs, rel=tolerance, abs=tolerance)
+    assert largest_weight_difference(one, other) <= tolerance
+
+
+@pytest.mark.timeout(1200)  # the first waits for all
+@pytest.mark.parametrize("trial", EQUAL, ids=lambda trial: trial.name)
+def test_every_strategy_is_one_process(place: Path, trial: Trial) -> None:
+    assert_equal(*(folder_of(config_of(each), place) for each in (trial, trial.alone)), 2e-5)
+
+
+@pytest.mark.parametrize("trial", KILLED, ids=lambda trial: trial.name)
+def test_killed_and_resumed_is_straight(place: Path, trial: Trial) -> None:
+    config = config_of(trial)
+    assert_equal(folder_of(differing(config, {"name": f"killed-{trial.name}"}), place), folder_of(config, place), 0)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_rewards_tell_responses_apart_and_the_policy_moves(place: Path, algorithm: str) -> None:
+    """Else everything would be equal to everything."""
+    folder = folder_of(config_of(Trial(algorithm, "llama", "single")), place)
+    lines = [line for line in metrics(folder) if "reward" in line]
+    for name, least in (("reward_std", 1e-2), ("rewards/vowels/std", 1e-2), ("grad_norm", 1e-3)):
+        assert len([line for line in lines if line[name] > least]) >= NUM_ROLLOUTS - 1, name
+    assert any(line["rewards/wanted/std"] > 1e-2 for line in lines)
