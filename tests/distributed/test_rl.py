@@ -47,6 +47,7 @@ class Trial:
     strategy: str
     adapter: str = "full"
     quantization: str | None = None
+    precision: str = "no"
 
     @property
     def name(self) -> str:
@@ -65,13 +66,21 @@ EQUAL = [
     *(Trial(algorithm, "t5", "zero3") for algorithm in ("grpo", "reinforce_pp")),
     *(Trial(algorithm, "t5", "ddp", "lora") for algorithm in ("rloo", "remax")),
     *(Trial("grpo", "llama", strategy, "lora") for strategy in SHARED),
-    Trial("grpo", "llama", "zero3", "lora", quantization="4bit"),
+    *(Trial("grpo", "llama", strategy, "lora", quantization="4bit") for strategy in ("ddp", "zero3")),
+    Trial("grpo", "llama", "ddp", "ia3"),
 ]
-TRIALS = list(dict.fromkeys([*(trial.alone for trial in EQUAL), *EQUAL]))
+LOW = [
+    *(Trial("grpo", "llama", strategy, precision="bf16") for strategy in ("ddp", "zero3", "fsdp2")),
+    Trial("rloo", "llama", "zero2", "lora", quantization="8bit"),
+    Trial("rloo", "t5", "ddp", "lora", quantization="8bit"),
+]
+"""Lists trials that rounding makes another trajectory than one process's."""
+TRIALS = list(dict.fromkeys([*(trial.alone for trial in EQUAL), *EQUAL, *LOW]))
 KILLED = [Trial("grpo", "llama", "zero3"), Trial("dapo", "llama", "fsdp2", "lora"), Trial("remax", "t5", "ddp", "lora")]
 ADAPTERS: dict[str, Any] = {
     "full": None,
     "lora": {"type": "lora", "r": 4, "lora_alpha": 16, "target_modules": "all-linear"},
+    "ia3": {"type": "ia3"},
 }
 PROMPTS = ["hello", "what a film it was", "a", "the story of it", "good", "bad but long enough", "xyz", "there was one"]
 
@@ -97,6 +106,7 @@ def config_of(trial: Trial) -> dict[str, Any]:
         "data": {"train": "rows.jsonl", "test": "held.jsonl", "prompt": "{text}", "max_length": 24},
         "adapter": ADAPTERS[trial.adapter],
         "quantization": trial.quantization,
+        "mixed_precision": trial.precision,
         "train": {
             "optimizer": "sgd",
             "learning_rate": 0.1,
@@ -153,6 +163,13 @@ def test_every_strategy_is_one_process(place: Path, trial: Trial) -> None:
 def test_killed_and_resumed_is_straight(place: Path, trial: Trial) -> None:
     config = config_of(trial)
     assert_equal(folder_of(differing(config, {"name": f"killed-{trial.name}"}), place), folder_of(config, place), 0)
+
+
+@pytest.mark.parametrize("trial", LOW, ids=lambda trial: trial.name)
+def test_in_low_precision_it_runs_to_its_end_and_the_first_ratio_is_one(place: Path, trial: Trial) -> None:
+    """Its self-checks have looked at the ratio, and at policy and reference."""
+    lines = [line for line in metrics(folder_of(config_of(trial), place)) if "reward" in line]
+    assert len(lines) == NUM_ROLLOUTS and max(line["grad_norm"] for line in lines) > 1e-3
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from scaleup.config.adapters import LoraAdapter
-from scaleup.config.algorithms import PPOAlgorithm
+from scaleup.config.algorithms import PPOAlgorithm, ReMaxAlgorithm
 from scaleup.config.schema import GenerationConfig
 from scaleup.config.stages.rl import PolicyConfig
 from scaleup.errors import Problem
@@ -29,6 +29,20 @@ P = TypeVar("P", bound=PolicyConfig)
 
 class PolicyPlanner(TrainingPlanner[P]):
     """Answers for a stage that trains a policy on its own responses."""
+
+    tested = Tested(
+        adapters=frozenset({"full", "lora"}),
+        precisions=frozenset({"no"}),
+        also=frozenset(
+            {
+                *(("full", strategy, None, "bf16") for strategy in ("ddp", "zero3", "fsdp2")),
+                *(("lora", strategy, "8bit", "no") for strategy in ("ddp", "zero2")),
+                *(("lora", strategy, "4bit", "no") for strategy in ("single", "ddp", "zero3")),
+                *(("ia3", strategy, None, "no") for strategy in ("single", "ddp")),
+            }
+        ),
+        kind="reinforcement learning of ",
+    )
 
     def generates(self, config: P) -> bool:
         return True
@@ -100,11 +114,7 @@ class PolicyPlanner(TrainingPlanner[P]):
 
 
 class RLPlanner(PolicyPlanner[PolicyConfig]):
-    tested = Tested(
-        adapters=frozenset({"full", "lora"}),
-        precisions=frozenset({"no"}),
-        kind="reinforcement learning of ",
-    )
+    """Answers for `stage: rl`."""
 
 
 def rollout_plan(config: PolicyConfig, data: DataCheck) -> RolloutPlan:
@@ -174,6 +184,9 @@ def algorithm_problems(config: PolicyConfig) -> Iterator[Problem]:
     if chosen.soft_punish_cache is not None and chosen.soft_punish_cache >= rollouts.max_new_tokens:
         what = f"{chosen.soft_punish_cache} is not less than rollouts.max_new_tokens {rollouts.max_new_tokens}"
         yield Problem("algorithm.soft_punish_cache", what, "use fewer tokens")
+    if chosen.combine == "normalized_sum" and isinstance(chosen, ReMaxAlgorithm):
+        what = "normalized_sum is not supported with remax, whose greedy responses it leaves out"
+        yield Problem("algorithm.combine", what, "use sum, or another algorithm")
     if chosen.dynamic_sampling and chosen.num_generations == 1:
         what = "needs several responses to a prompt, whose scores may be equal"
         yield Problem("algorithm.dynamic_sampling", what, "set algorithm.num_generations, or leave it out")

@@ -109,10 +109,10 @@ PPO_MISTAKES = [
     *(
         ppo(f"the adapter {kind}", f"error: adapter.type: {reason}", changes={"adapter": {"type": kind, **settings}})
         for kind, reason, settings in (
-            ("prompt_tuning", "PPO samples with a cache and trains without", {"num_virtual_tokens": 4}),
-            ("prefix", "PPO samples with a cache and trains without", {"num_virtual_tokens": 4}),
+            ("prompt_tuning", "a policy samples with a cache and trains without", {"num_virtual_tokens": 4}),
+            ("prefix", "a policy samples with a cache and trains without", {"num_virtual_tokens": 4}),
             ("adalora", "adalora takes ranks away between the passes", {}),
-            ("selective", "PPO trains a whole policy, or an adapter", {"parameters": ["*"]}),
+            ("selective", "reinforcement learning trains a whole policy, or an adapter", {"parameters": ["*"]}),
         )
     ),
     ppo(

@@ -1,0 +1,88 @@
+"""Of stage rl: algorithms and their settings, sizes, several rewards."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+from tests.e2e.mistakes.case import Case, bad
+from tests.e2e.mistakes.ppo import rewards
+
+RL: dict[str, Any] = {
+    "stage": "rl",
+    "data.validation": None,
+    "data.completion": None,
+    "train.max_steps": None,
+    "algorithm": {"type": "grpo", "num_generations": 4},
+    "rollouts": {"num_rollouts": 2, "batch_size": 8, "max_new_tokens": 8},
+    "rewards": [{"name": "score", "placement": "function", "function": "rewards.py:score"}],
+}
+
+
+def rl(name: str, *lines: str, **changes: Any) -> Case:
+    """A mistake in a good run of GRPO with a function's rewards."""
+    return bad(name, *lines, changes={**deepcopy(RL), **changes}, prepare=rewards())
+
+
+RL_MISTAKES = [
+    rl(
+        "nothing of it",
+        "error: algorithm: is missing",
+        "error: rollouts: is missing",
+        "error: rewards: is missing",
+        algorithm=None,
+        rollouts=None,
+        rewards=None,
+    ),
+    rl(
+        "an algorithm that there is not",
+        "error: algorithm.type: 'gpro' is not valid -> did you mean 'grpo'?",
+        algorithm={"type": "gpro", "num_generations": 4},
+    ),
+    rl(
+        "a setting of another algorithm",
+        "error: algorithm.scale_rewards: unknown key",
+        algorithm={"type": "rloo", "scale_rewards": "none"},
+    ),
+    rl(
+        "one response has no mean to be over",
+        "error: algorithm.num_generations: 1 should be greater than or equal to 2",
+        algorithm={"type": "grpo", "num_generations": 1},
+    ),
+    rl(
+        "sizes that do not divide",
+        "error: rollouts.batch_size: 10 responses are no whole number of prompts with 4 each -> use a multiple of 4",
+        "error: rollouts.batch_size: 10 rows do not divide into 4 mini-batches -> use a multiple of 4",
+        "error: rollouts.response_length_min: 9 is more than rollouts.max_new_tokens 8 -> use at most 8",
+        **{"rollouts.batch_size": 10, "rollouts.num_mini_batches": 4, "rollouts.response_length_min": 9},
+    ),
+    rl(
+        "settings that contradict one another",
+        "error: algorithm.delta: 1.1 is not above 1 + epsilon, 1.2: all that it cuts is clipped already",
+        "error: algorithm.kl_controller: adaptive moves the penalty in the reward, and algorithm.kl_in is loss",
+        "error: algorithm.soft_punish_cache: 8 is not less than rollouts.max_new_tokens 8",
+        **{"algorithm.delta": 1.1, "algorithm.kl_controller": "adaptive", "algorithm.soft_punish_cache": 8},
+    ),
+    rl(
+        "an estimator whose penalty has another gradient, other prompts for a single response, another scale for the "
+        "greedy response",
+        "error: algorithm.kl_estimator: k2 is not supported with kl_in: reward",
+        "error: algorithm.dynamic_sampling: needs several responses to a prompt, whose scores may be equal",
+        "error: algorithm.combine: normalized_sum is not supported with remax, whose greedy responses it leaves out",
+        algorithm={"type": "remax", "kl_estimator": "k2", "dynamic_sampling": 2, "combine": "normalized_sum"},
+    ),
+    rl(
+        "rewards of one name, and one that counts for nothing",
+        "error: rewards.1.name: two rewards are called score -> give each its own name",
+        "error: rewards.1.weight: is 0, so its scores count for nothing -> leave the reward out",
+        rewards=[RL["rewards"][0], {**RL["rewards"][0], "weight": 0.0}],
+    ),
+    rl(
+        "a reward that is not said, and a function that is not there",
+        "error: rewards.0.model: is needed by rewards.0.placement: group",
+        "error: rewards.1.function: rewards.py defines no scores -> did you mean 'score'?",
+        rewards=[{"name": "liked"}, {"name": "short", "placement": "function", "function": "rewards.py:scores"}],
+    ),
+]
+
+CASES = {"rl": RL_MISTAKES}
