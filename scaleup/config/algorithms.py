@@ -105,6 +105,10 @@ class PolicyGradient(Section):
         description="Rewards are added by their weights; normalized_sum: each is normalised first, over a prompt's "
         "responses or, where there is one, over the rollout (GDPO, Liu et al. 2026).",
     )
+    ptx_coef: NotNegative = Field(
+        0.0, description="Weight of the cross-entropy of rows of data.supervised (PPO-ptx, Ouyang et al. 2022, eq. 2)."
+    )
+    ptx_batch_size: Count = Field(8, description="Rows of it an optimizer step, over all processes.")
     dynamic_sampling: Annotated[Int, Field(ge=0)] = Field(
         0,
         description="So often, at most, more prompts are asked in place of those whose responses have equal scores "

@@ -136,6 +136,9 @@ class DataConfig(RowFormat):
     train: Sources | None = None
     validation: Sources | None = None
     test: Sources | None = None
+    supervised: Sources | None = Field(
+        None, description="Of `stage: rl`: rows with completions, which are learned beside the rollouts (PPO-ptx)."
+    )
     validation_fraction: Annotated[Float, Field(gt=0, lt=1)] | None = Field(
         None, description="Hold out this share of the training rows, drawn by the seed, instead of `validation`."
     )

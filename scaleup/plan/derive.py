@@ -63,7 +63,7 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
         "name": _next_number(run, folder),
         "runs_dir": str(run.path / folder),
         "model": {**known["model"], "path": str(run.path), "revision": None, **_own_tokens(config)},
-        "data": {**known["data"], "streaming": False, "validation_fraction": None},
+        "data": {**known["data"], "supervised": None, "streaming": False, "validation_fraction": None},
         **(_export_keys(config) if stage == "export" else _inference_keys(config)),
     }
     if run.config.data.chat_template is not None:
@@ -103,7 +103,8 @@ def _export_keys(config: RunConfig) -> dict[str, Any]:
     """Returns the keys of an export in one process, checked on held-out rows of the run, or else on those it was
     trained on; of rows that are prompts or preferences nothing is checked."""
     known = config.model_dump(mode="json")
-    data = {**known["data"], "train": None, "validation": None, "test": None, "validation_fraction": None}
+    unread = ("train", "validation", "test", "supervised", "validation_fraction")
+    data = {**known["data"], **dict.fromkeys(unread)}
     split = next((split for split in ("test", "validation", "train") if known["data"][split]), "test")
     rows = [
         source.model_dump(mode="json") | {"split": source.split or own_split(config.data, source, split)}

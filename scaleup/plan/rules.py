@@ -189,7 +189,10 @@ def runs_dir_problems(config: RunConfig) -> Iterator[Problem]:
 
 def split_problems(config: RunConfig, splits: Iterable[str]) -> Iterator[Problem]:
     """Yields data splits that the stage reads and the config does not name, and two ways to hold rows out."""
-    data = config.data
+    data, splits = config.data, list(splits)
+    if data.supervised and "supervised" not in splits:
+        instead = "set algorithm.ptx_coef" if hasattr(config, "algorithm") else "use data.train"
+        yield Problem("data.supervised", f"has no meaning for {config.stage}", f"leave it out, or {instead}")
     for split in splits:
         if getattr(data, split) is None:
             yield Problem(f"data.{split}", f"is needed by the {config.stage} stage", "name the rows' file")

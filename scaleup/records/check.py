@@ -282,15 +282,21 @@ def _at_row(where: str, problems: list[Problem]) -> Problem:
     return problems[0] if problems[0].where == where else row_problem(where, ScaleupError(problems))
 
 
+LEARNED = ("train", "supervised")
+"""Names the splits that a model is trained on."""
+
+
 def _leaks(data: DataConfig, splits: Sequence[str]) -> list[Problem]:
     """Returns files that a model would be trained on and measured with."""
-    if "train" not in splits:
-        return []
     trained = {
-        identity: key for key, source in _sources(data, "train") for identity in _identities(data, source, "train")
+        identity: key
+        for split in LEARNED
+        if split in splits
+        for key, source in _sources(data, split)
+        for identity in _identities(data, source, split)
     }
     problems = []
-    for split in (split for split in splits if split != "train"):
+    for split in (split for split in splits if split not in LEARNED):
         for key, source in _sources(data, split):
             for identity in _identities(data, source, split):
                 if identity in trained:

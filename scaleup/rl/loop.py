@@ -27,6 +27,7 @@ from scaleup.rl.algorithms import Algorithm
 from scaleup.rl.checks import check_equal_ranks, check_experience, check_steps, tolerance_of
 from scaleup.rl.experience import Experience, ExperienceMaker, compute_advantages, samples_of
 from scaleup.rl.rewards.interface import RewardSet
+from scaleup.rl.supervised import SupervisedTerm
 from scaleup.rl.update import Updater, micro_batch_size
 from scaleup.train.checkpoint import Checkpointer
 from scaleup.train.fit import finite, is_due, stop_run
@@ -76,6 +77,7 @@ class RL:
     sampling: Sampling
     tokenizer: Any
     quantization: str | None = None
+    supervised: SupervisedTerm | None = None
     names: Literal["grpo", "ppo"] = "grpo"
     """Says which of TRL's trainers the metrics are named after."""
 
@@ -103,6 +105,7 @@ def run_rl(training: RL) -> RLState:
         train=training.train,
         pad_id=training.sampling.pad_id,
         tolerance=tolerance_of(runtime.group.mixed_precision, training.quantization),
+        supervised=training.supervised,
     )
     try:
         _rollouts(training, state, checkpointer, metrics, updater)

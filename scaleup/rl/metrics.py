@@ -53,6 +53,7 @@ def update_metrics(learned: dict[str, float]) -> dict[str, float]:
         "policy": "loss/policy",
         "value": "loss/value",
         "kl": "loss/kl",
+        "supervised": "loss/supervised",
         "clipped": "clip_ratio/region_mean",
         "clipped_low": "clip_ratio/low_mean",
         "clipped_high": "clip_ratio/high_mean",

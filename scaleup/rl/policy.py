@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from scaleup.config.algorithms import PolicyGradient, PPOAlgorithm
+from scaleup.data.collate import Places
 from scaleup.errors import ScaleupError
 from scaleup.models.adapters import is_adapted, snapshot_adapter
 from scaleup.models.beside import Beside, base_of
@@ -19,7 +20,7 @@ from scaleup.models.frozen import as_reference, switch_dropout_off
 from scaleup.models.heads import HiddenHead, has_plain_head, swap_head
 from scaleup.train.token_head import TokenQuery, TokenStats, swap_token_head, token_stats
 
-Role = Literal["policy", "reference", "generate"]
+Role = Literal["policy", "reference", "generate", "supervised"]
 
 
 class Policy(Beside):
@@ -69,24 +70,38 @@ class Policy(Beside):
         return self.value_head is not None
 
     def forward(self, role: Role, **inputs: Any) -> Any:
-        """Run one of three forward passes; all go through here, because engines gather weights around it.
+        """Run one of four forward passes; all go through here, because engines gather weights around it.
 
         policy     -> log-probabilities and entropies in nats, and values or None, (B, T) each; entropies have a
                       gradient if `learns_entropy`
         reference  -> log-probabilities (B, T) in nats
-        generate   -> token ids, by Transformers' own `generate`"""
+        generate   -> token ids, by Transformers' own `generate`
+        supervised -> log-probabilities (B, S) in nats of `labels` (B, S) at their `places`, at temperature 1"""
         if role == "generate":
             return base_of(self.policy).generate(**inputs)  # PEFT's would put the model's own settings back
         if role == "reference":
             arranged, query = self._model_inputs(inputs)
             with as_reference(self.policy, self.reference, self._has_start):
                 return token_stats(self.reference or self.policy, arranged, query).logprobs
+        if role == "supervised":
+            return self._supervised(**inputs)
         learns_entropy = inputs.pop("learns_entropy", False)
         arranged, query = self._model_inputs(inputs)
         query = replace(query, learns_entropy=learns_entropy, wants_hidden=self.has_values and self.value_trunk is None)
         stats = token_stats(self.policy, arranged, query)
         values = self._values(stats, arranged, query, inputs["response_mask"]) if self.has_values else None
         return stats.logprobs, stats.entropies, values
+
+    def _supervised(self, labels: torch.Tensor, places: Places, **inputs: torch.Tensor) -> torch.Tensor:
+        """Return log-probabilities (B, S) of `labels` at their places, 0 elsewhere."""
+        query = TokenQuery(0, labels.clamp(min=0), places.flat, wants_hidden=self.has_values)
+        stats = token_stats(self.policy, inputs, query)
+        if self.value_head is None:
+            return stats.logprobs
+        # ZeRO-3 adds to the last step's gradient where a parameter has none in a step's first backward pass
+        assert stats.hidden is not None
+        values = self.value_head(stats.hidden.to(self.value_head.weight.dtype)).float()
+        return stats.logprobs + 0.0 * values.sum()
 
     def _values(
         self, stats: TokenStats, arranged: dict[str, torch.Tensor], query: TokenQuery, mask: torch.Tensor

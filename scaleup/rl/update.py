@@ -20,6 +20,7 @@ from scaleup.rl.algorithms import Algorithm, Estimates
 from scaleup.rl.checks import check_first_ratio
 from scaleup.rl.experience import Experience, by_length, inputs_of, is_padded_for
 from scaleup.rl.losses import of_high_entropy, token_weights
+from scaleup.rl.supervised import SupervisedBatch, SupervisedTerm, supervised_loss_sum
 from scaleup.train.step import StepResult, train_step
 from scaleup.train.tally import Tally
 from scaleup.train.token_head import at
@@ -67,17 +68,19 @@ class Updater:
     pad_id: int
     tolerance: float
     """Bounds the differences that self-checks let pass, in nats a token."""
+    supervised: SupervisedTerm | None = None
+    """Gives rows that are learned beside."""
 
     def learn(self, experience: Experience, estimates: Estimates, rollout: int) -> tuple[dict[str, float], int]:
         """Take all passes over a rollout, or fewer where the KL to the rollout's policy exceeds `target_kl`. Returns
         metrics (means over all tokens of all steps) and the number of optimizer steps. Every rank must call it."""
         self.model.train()
         whole, last = Tally(), None
-        steps = 0
+        steps, before = 0, rollout * self.rollouts.num_passes * self.rollouts.num_mini_batches
         for epoch in range(self.rollouts.num_passes):
             for rows in self._mini_batches(len(experience.prompts), rollout, epoch):
                 tally = Tally()
-                last = self._step(experience, estimates, rows, tally)
+                last = self._step(experience, estimates, rows, tally, before + steps)
                 steps += 1
                 whole.add_all(tally)
                 checks_ratio = steps == 1 and self.rollouts.self_checks
@@ -91,11 +94,20 @@ class Updater:
         assert last is not None
         return self._report(whole, last), steps
 
-    def _step(self, experience: Experience, estimates: Estimates, rows: np.ndarray, tally: Tally) -> StepResult:
-        """Take an optimizer step on a mini-batch, of which this rank learns its share of the rows."""
+    def _step(
+        self, experience: Experience, estimates: Estimates, rows: np.ndarray, tally: Tally, step: int
+    ) -> StepResult:
+        """Take the run's optimizer step `step` on a mini-batch, of which this rank learns its share of the rows."""
         batches: Any = list(self._micro_batches(experience, estimates, rows))
+        if self.supervised is not None:  # first: the last backward pass is to reach all parameters
+            (total,) = self.runtime.sum(sum(batch.num_labels for batch in batches))
+            batches = [*self.supervised.batches(self.runtime, step, total), *batches]
 
         def objective(model: Any, batch: Any) -> torch.Tensor:
+            if isinstance(batch, SupervisedBatch):
+                loss, nll = supervised_loss_sum(model, batch)
+                tally.add(len(nll), supervised=nll)
+                return loss
             return policy_loss_sum(model, batch, self.algorithm, tally)
 
         result = train_step(self.runtime, self.model, self.optimizer, batches, objective, self.train.max_grad_norm)

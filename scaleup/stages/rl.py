@@ -7,17 +7,19 @@ from contextlib import closing
 from itertools import chain
 
 from scaleup.config.stages.rl import PolicyConfig
+from scaleup.data.dataset import collator_for
 from scaleup.data.prompts import PromptOrder, read_prompts
 from scaleup.data.tokenization import Encoder
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import seed_everything
-from scaleup.models.load import load_tokenizer
+from scaleup.models.load import load_tokenizer, pad_token_id
 from scaleup.models.rollout import sampling_of
 from scaleup.rl.algorithms import algorithm_of
 from scaleup.rl.finish import finish_rl
 from scaleup.rl.loop import RL, run_rl
 from scaleup.rl.policy import policy_of
 from scaleup.rl.rewards.build import rewards_of, serve_rewards
+from scaleup.rl.supervised import read_supervised, supervised_term
 from scaleup.train.job import Job
 from scaleup.train.model import trainable_model
 from scaleup.train.optim import build_optimizer, build_schedule
@@ -35,6 +37,8 @@ def run(job: Job[PolicyConfig]) -> None:
     weights = [source.weight for source in config.data.train or []]
     held_out = list(chain.from_iterable(read_prompts(config.data, "test", encoder, runtime.progress)))
 
+    rows = read_supervised(config, encoder, runtime.progress)
+
     runtime.progress.report("loading the model")
     algorithm, rollouts = algorithm_of(config.policy_gradient), config.rollout_settings
     model = trainable_model(config, plan.model, runtime.device)
@@ -43,6 +47,12 @@ def run(job: Job[PolicyConfig]) -> None:
     wrapped, optimizer = runtime.prepare(policy, build_optimizer(policy, config.train))
     schedule = build_schedule(base_optimizer(optimizer), config.train, rollouts.num_optimizer_steps)
     seed_everything(config.train.seed)
+
+    supervised = None
+    if rows:
+        shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        collate = collator_for(plan.model.task, pad_token_id(tokenizer), shift_right)
+        supervised = supervised_term(rows, collate, runtime, algorithm.settings, config.train)
 
     length = rollouts.max_new_tokens, rollouts.temperature, rollouts.response_length_min
     with closing(rewards_of(job)) as rewards:
@@ -64,6 +74,7 @@ def run(job: Job[PolicyConfig]) -> None:
                 sampling=sampling_of(model, tokenizer, *length),
                 tokenizer=tokenizer,
                 quantization=config.quantization,
+                supervised=supervised,
                 names=config.metric_names,
             )
         )

@@ -26,6 +26,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "soft_punish_cache": 2,
         "top_entropy_quantile": 0.8,
     },
+    "ptx": {"type": "ppo", "ptx_coef": 0.5, "ptx_batch_size": 4},
     "rloo": {"type": "rloo", "num_generations": 2},
     "reinforce_pp": {"type": "reinforce_pp", "num_generations": 1},
     "remax": {"type": "remax", "num_generations": 1, "loss_type": "constant"},
@@ -38,6 +39,9 @@ def vowels(completions, **columns):
 def wanted(completions, letter, **columns):
     return [(text.lower() + "e").count(each) / (1 + len(text)) for text, each in zip(completions, letter)]
 """
+
+
+SUPERVISED = {"path": "held.jsonl", "prompt": "{text}", "completion": " {letter}"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ EQUAL = [
     *(Trial(algorithm, "llama", "fsdp2", "lora") for algorithm in ("dapo", "rloo", "remax")),
     *(Trial(algorithm, "t5", "zero3") for algorithm in ("grpo", "reinforce_pp")),
     *(Trial(algorithm, "t5", "ddp", "lora") for algorithm in ("rloo", "remax")),
+    *(Trial("ptx", model, strategy) for model, strategy in (("llama", "zero3"), ("llama", "fsdp2"), ("t5", "ddp"))),
     *(Trial("grpo", "llama", strategy, "lora") for strategy in SHARED),
     *(Trial("grpo", "llama", strategy, "lora", quantization="4bit") for strategy in ("ddp", "zero3")),
     Trial("grpo", "llama", "ddp", "ia3"),
@@ -103,7 +108,13 @@ def config_of(trial: Trial) -> dict[str, Any]:
             {"name": "vowels", "placement": "function", "function": "rewards.py:vowels"},
             {"name": "wanted", "weight": 2.0, "placement": "function", "function": "rewards.py:wanted"},
         ],
-        "data": {"train": "rows.jsonl", "test": "held.jsonl", "prompt": "{text}", "max_length": 24},
+        "data": {
+            "train": "rows.jsonl",
+            "test": "held.jsonl",
+            "prompt": "{text}",
+            "max_length": 24,
+            "supervised": [SUPERVISED] if trial.algorithm == "ptx" else None,
+        },
         "adapter": ADAPTERS[trial.adapter],
         "quantization": trial.quantization,
         "mixed_precision": trial.precision,

@@ -146,7 +146,8 @@ class StagePlanner(Generic[C]):
     def evaluation_problems(self, config: C, machine: Machine) -> Iterator[Problem]:
         """Yields what cannot be measured of the run."""
         if (evaluation := self.measured(config)) is not None:
-            reads_prompts = set(self.splits(config).values()) == {"prompts"}
+            needs = {needs for split, needs in self.splits(config).items() if split != "supervised"}
+            reads_prompts = needs == {"prompts"}
             yield from evaluation_problems(config, evaluation, reads_prompts, machine)
 
     def quantized_problems(self, config: C) -> Iterator[Problem]:

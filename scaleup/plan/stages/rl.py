@@ -48,7 +48,9 @@ class PolicyPlanner(TrainingPlanner[P]):
         return True
 
     def splits(self, config: P) -> dict[str, Rows]:
-        return {"train": "prompts", "test": "prompts"} if config.data.test else {"train": "prompts"}
+        splits: dict[str, Rows] = {"train": "prompts"}
+        splits |= {"test": "prompts"} if config.data.test else {}
+        return splits | ({"supervised": "completions"} if config.policy_gradient.ptx_coef else {})
 
     def tokenized(self, config: P) -> dict[str, Rows]:
         return self.splits(config)
@@ -170,6 +172,8 @@ def algorithm_problems(config: PolicyConfig) -> Iterator[Problem]:
         if config.model.new_tokens and isinstance(config.adapter, LoraAdapter):
             what = "separate is not supported with model.new_tokens beside lora, whose rows are in the head"
             yield Problem(where, what, "use head, or train the whole model")
+        if chosen.ptx_coef:
+            yield Problem(where, "separate is not supported with algorithm.ptx_coef", "use head, or leave it out")
     if chosen.delta is not None and chosen.delta <= chosen.clip_range[1]:
         what = (
             f"{chosen.delta:g} is not above 1 + epsilon, {chosen.clip_range[1]:g}: all that it cuts is clipped already"
@@ -187,6 +191,9 @@ def algorithm_problems(config: PolicyConfig) -> Iterator[Problem]:
     if chosen.combine == "normalized_sum" and isinstance(chosen, ReMaxAlgorithm):
         what = "normalized_sum is not supported with remax, whose greedy responses it leaves out"
         yield Problem("algorithm.combine", what, "use sum, or another algorithm")
+    if chosen.ptx_coef and chosen.ptx_batch_size % config.parallel.num_processes:
+        what = f"{chosen.ptx_batch_size} rows do not divide over {config.parallel.num_processes} processes"
+        yield Problem("algorithm.ptx_batch_size", what, f"use a multiple of {config.parallel.num_processes}")
     if chosen.dynamic_sampling and chosen.num_generations == 1:
         what = "needs several responses to a prompt, whose scores may be equal"
         yield Problem("algorithm.dynamic_sampling", what, "set algorithm.num_generations, or leave it out")

@@ -72,6 +72,23 @@ RL_MISTAKES = [
         algorithm={"type": "remax", "kl_estimator": "k2", "dynamic_sampling": 2, "combine": "normalized_sum"},
     ),
     rl(
+        "rows to learn beside that are not named, and do not divide",
+        "error: data.supervised: is needed by the rl stage -> name the rows' file",
+        "error: algorithm.ptx_batch_size: 3 rows do not divide over 2 processes -> use a multiple of 2",
+        **{"algorithm.ptx_coef": 0.1, "algorithm.ptx_batch_size": 3, "parallel.num_processes": 2},
+    ),
+    rl(
+        "rows to learn beside a trunk for values",
+        "error: algorithm.value_model: separate is not supported with algorithm.ptx_coef -> use head, or leave it out",
+        algorithm={"type": "ppo", "value_model": "separate", "ptx_coef": 0.1},
+        **{"data.supervised": [{"path": "rows.jsonl", "prompt": "{text}", "completion": " {label}"}]},
+    ),
+    rl(
+        "rows to learn beside that are not learned",
+        "error: data.supervised: has no meaning for rl -> leave it out, or set algorithm.ptx_coef",
+        **{"data.supervised": [{"path": "rows.jsonl", "prompt": "{text}", "completion": " {label}"}]},
+    ),
+    rl(
         "rewards of one name, and one that counts for nothing",
         "error: rewards.1.name: two rewards are called score -> give each its own name",
         "error: rewards.1.weight: is 0, so its scores count for nothing -> leave the reward out",
