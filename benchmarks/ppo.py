@@ -68,6 +68,18 @@ class Turns:
         self._began = time.perf_counter(), time.process_time()
 
 
+def train_in_turns(trainer: Any, turns: Turns) -> None:
+    """Train, and wait for a turn before each rollout."""
+    draw = trainer._job.prompts.drawn
+
+    def in_turns(first: int, count: int) -> Any:
+        turns.next()
+        return draw(first, count)
+
+    trainer._job.prompts.drawn = in_turns
+    trainer.train()
+
+
 def play_ours(turns: Turns, seed: int, rollouts: int, value_model: Any, rewards: Any, folder: Path) -> None:
     import ppo_task as task
 
@@ -103,14 +115,7 @@ def play_ours(turns: Turns, seed: int, rollouts: int, value_model: Any, rewards:
         ),
         output_dir=folder,
     )
-    draw = trainer._job.prompts.rollout
-
-    def in_turns(number: int, size: int) -> Any:
-        turns.next()
-        return draw(number, size)
-
-    trainer._job.prompts.rollout = in_turns  # type: ignore[method-assign]
-    trainer.train()
+    train_in_turns(trainer, turns)
 
 
 def play_theirs(turns: Turns, seed: int, rollouts: int, rewards: Any, folder: Path) -> None:
@@ -195,8 +200,13 @@ def play(system: str, seed: int, rollouts: int, folder: Path) -> None:
         play_ours(Turns(answers), seed, rollouts, system, rewards, own)
 
 
-def compare(seed: int, rollouts: int, peer: str, folder: Path) -> dict[str, list[dict[str, float]]]:
-    """One seed: what each system said of each of its rollouts."""
+Found = dict[str, list[dict[str, float]]]
+"""Maps each system -> what it said of each of its rollouts."""
+
+
+def compare(script: str, pythons: dict[str, str], seed: int, rollouts: int, folder: Path) -> Found:
+    """One seed: what each system said of each of its rollouts. `pythons`: the Python of each, by which `script` is
+    run."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -204,16 +214,15 @@ def compare(seed: int, rollouts: int, peer: str, folder: Path) -> dict[str, list
         "TOKENIZERS_PARALLELISM": "false",
         "TRL_EXPERIMENTAL_SILENCE": "1",
     }
-    found: dict[str, list[dict[str, float]]] = {system: [] for system in SYSTEMS}
+    found: Found = {system: [] for system in pythons}
     with ExitStack() as stack:
         started = {}
-        for system in SYSTEMS:
+        for system, python in pythons.items():
             log = stack.enter_context((folder / f"{system}-{seed}.log").open("w"))
-            python = peer if system == "trl" else sys.executable
             asked = ["--play", system, "--seeds", str(seed), "--rollouts", str(rollouts), "--folder", str(folder)]
             started[system] = stack.enter_context(
                 subprocess.Popen(
-                    [python, __file__, *asked],
+                    [python, script, *asked],
                     env=environment,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -222,7 +231,7 @@ def compare(seed: int, rollouts: int, peer: str, folder: Path) -> dict[str, list
                 )
             )
         for number in range(rollouts):
-            order = list(SYSTEMS)[number % len(SYSTEMS) :] + list(SYSTEMS)[: number % len(SYSTEMS)]
+            order = list(pythons)[number % len(pythons) :] + list(pythons)[: number % len(pythons)]
             for system in order:
                 process = started[system]
                 assert process.stdin is not None and process.stdout is not None
@@ -232,26 +241,27 @@ def compare(seed: int, rollouts: int, peer: str, folder: Path) -> dict[str, list
                     found[system].append(json.loads(process.stdout.readline()))
                 except (BrokenPipeError, json.JSONDecodeError):
                     log_text = (folder / f"{system}-{seed}.log").read_text()
-                    sys.exit(f"{SYSTEMS[system]} ended early:\n{log_text[-3000:]}")
+                    sys.exit(f"{system} ended early:\n{log_text[-3000:]}")
                 print(seed, number + 1, system, found[system][-1], file=sys.stderr, flush=True)
     return found
 
 
-def tell(results: dict[int, dict[str, list[dict[str, float]]]], rollouts: int) -> None:
+def tell(results: dict[int, Found], rollouts: int, systems: dict[str, str], peers: dict[str, str]) -> None:
+    """Print tables of time and reward. `systems`: their names; `peers`: what each is compared with."""
     print("| seed | system | seconds a rollout, median | CPU seconds, median | TRL's time to this one's | CPU time |")
     print("|---|---|---|---|---|---|")
     for seed, found in results.items():
         counted = {system: lines[WARM_UP:] for system, lines in found.items()}
-        for system, name in SYSTEMS.items():
+        for system, name in systems.items():
             wall, cpu = ([line[what] for line in counted[system]] for what in ("seconds", "cpu"))
-            theirs = [[line[what] for line in counted["trl"]] for what in ("seconds", "cpu")]
+            theirs = [[line[what] for line in counted[peers[system]]] for what in ("seconds", "cpu")]
             ratios = [sum(t) / sum(o) for t, o in zip(theirs, (wall, cpu), strict=True)]
             print(f"| {seed} | {name} | {statistics.median(wall):.3f} | {statistics.median(cpu):.3f} "
                   f"| {ratios[0]:.2f} | {ratios[1]:.2f} |")  # fmt: skip
     edges = sorted({round(i * (rollouts - 1) / SHOWN) for i in range(SHOWN + 1)})
     print(f"\n| the rule's score in rollout | {' | '.join(str(edge + 1) for edge in edges)} |")
     print(f"|---|{'---|' * len(edges)}")
-    for system, name in SYSTEMS.items():
+    for system, name in systems.items():
         columns = [[found[system][edge]["gold"] for found in results.values()] for edge in edges]
         print(f"| {name} | {' | '.join(f'{statistics.mean(column):.2f}' for column in columns)} |")
 
@@ -271,14 +281,15 @@ def main() -> None:
         parser.error("--peer-python is missing: see --help for how to make that environment")
     import ppo_task as task
 
+    pythons = {system: asked.peer_python if system == "trl" else sys.executable for system in SYSTEMS}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         rewards = task.RewardModel(0)
         agreement = rewards.learn()
         print(f"The reward model orders {agreement:.0%} of fresh pairs as the rule does.\n", flush=True)
         rewards.save(folder / "reward")
-        results = {seed: compare(seed, asked.rollouts, asked.peer_python, folder) for seed in asked.seeds}
-    tell(results, asked.rollouts)
+        results = {seed: compare(__file__, pythons, seed, asked.rollouts, folder) for seed in asked.seeds}
+    tell(results, asked.rollouts, SYSTEMS, dict.fromkeys(SYSTEMS, "trl"))
 
 
 if __name__ == "__main__":

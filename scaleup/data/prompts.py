@@ -41,9 +41,9 @@ class PromptOrder:
         source, draw = self._mixture[position]
         return self._sources[source][self._orders[source][draw]]
 
-    def rollout(self, number: int, size: int) -> list[Prompt]:
-        """The prompts of a rollout, counted from 0."""
-        return [self[position] for position in range(number * size, (number + 1) * size)]
+    def drawn(self, first: int, count: int) -> list[Prompt]:
+        """Returns so many prompts from a position on, counted from 0."""
+        return [self[position] for position in range(first, first + count)]
 
 
 def prompts_of(

@@ -90,7 +90,9 @@ def local_paths(config: RunConfig) -> Iterator[tuple[str, Path]]:
     it, but not `runs_dir`, which is written."""
     values: dict[str, Any] = config.model_dump(mode="json", exclude={"cluster", "runs_dir"})
     data, adapters = values.pop("data"), values.pop("adapters", None) or {}
-    sources = [source["path"] for split in ("train", "validation", "test", "supervised") for source in data.get(split) or []]
+    sources = [
+        source["path"] for split in ("train", "validation", "test", "supervised") for source in data.get(split) or []
+    ]
     root = Path(config.data.root)
     relative = [Path(source) for source in sources if not Path(source).expanduser().is_absolute()]
     if any(source.suffix or (root / source).exists() for source in relative):  # else rows of a hub

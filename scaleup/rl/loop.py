@@ -202,7 +202,7 @@ def _asked(training: RL, rollout: int, first: int, count: int, drawn: int) -> Ex
     """Return the responses to `count` prompts of the data from its `first` on, each with as many as a group has;
     `drawn` responses of this rollout were drawn before."""
     each, maker = training.algorithm.settings.num_generations, _maker(training)
-    asked = [training.prompts[place] for place in range(first, first + count)]
+    asked = training.prompts.drawn(first, count)
     prompts = [prompt for prompt in asked for _ in range(each)]
     experience = maker.make(prompts, response_seeds(training.train.seed, rollout, len(prompts), drawn))
     if not training.algorithm.needs_greedy:

@@ -37,7 +37,7 @@ def test_kept_prompts_are_those_of_the_rows(tmp_path, rows, keys):
     encode = encoder(data)
     [kept] = read_prompts(data, "train", encode)
     assert isinstance(kept, KeptPrompts) and list(kept) == in_memory(data, encode) and kept[1:3] == list(kept)[1:3]
-    assert PromptOrder([kept], [1.0], 0, True).rollout(1, 4) == PromptOrder([list(kept)], [1.0], 0, True).rollout(1, 4)
+    assert PromptOrder([kept], [1.0], 0, True).drawn(4, 4) == PromptOrder([list(kept)], [1.0], 0, True).drawn(4, 4)
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1: "a key that is no text"}, (1, 2), object()])
