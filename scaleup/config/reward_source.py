@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
 from scaleup.config.adapters import Quantization
-from scaleup.config.fields import Float, Name, Positive
+from scaleup.config.fields import Float, Name, PathText, Positive
 from scaleup.config.schema import (
     Count,
     Int,
@@ -21,6 +21,28 @@ from scaleup.config.schema import (
     Section,
     Text,
 )
+
+
+class JudgeConfig(Section):
+    """Asks a language model behind an OpenAI-compatible endpoint for a score."""
+
+    model: Text = Field(description="What the endpoint calls the model.")
+    template: Text = Field(
+        "Rate the response to the prompt from 0 (useless) to 10 (excellent).\n\nPrompt:\n{prompt}\n\nResponse:\n"
+        "{response}\n\nEnd your answer with `Score: N`.",
+        description="What the judge reads, over {prompt} and {response}; of a conversation {prompt} is its turns.",
+    )
+    pattern: Text = Field(
+        r"Score:\s*(-?\d+(?:\.\d+)?)",
+        description="Of Python's re: the last match in the judge's answer is the score, or its first group if it has "
+        "one.",
+    )
+    max_tokens: Count = Field(512, description="Of an answer, at most.")
+    max_concurrency: Count = Field(8, description="Requests that a process of the policy has on their way.")
+    api_key_env: Text | None = Field(
+        None, description="Names the environment variable that holds the key; the key itself is in no file of a run."
+    )
+    api_key_file: PathText | None = Field(None, description="Names the file that holds the key.")
 
 
 class RewardSource(Section):
@@ -47,15 +69,27 @@ class RewardSource(Section):
     mixed_precision: MixedPrecision = "no"
     parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="Of the reward group.")
     url: Text | None = Field(None, description="For http: where prompts and completions are posted as JSON.")
+    format: Literal["scores", "openai"] = Field(
+        "scores", description="For http: what is posted there; openai: a chat completion's request for each response."
+    )
+    judge: JudgeConfig | None = Field(None, description="For format openai.")
     function: Text | None = Field(
-        None, description="For function: FILE.py:NAME or MODULE:NAME, called as f(prompts, completions, **columns)."
+        None,
+        description="For function: FILE.py:NAME or MODULE:NAME, called as f(prompts, completions, completion_ids, "
+        "**columns), in a process of its own; or builtin:NAME (docs/stages/rewards.md).",
+    )
+    arguments: dict[str, Any] = Field(default={}, description="What the function gets beside the rows, by name.")
+    retries: Annotated[Int, Field(ge=0)] = Field(
+        0, description="How often a function's call is made again that raised, or took longer than timeout_seconds."
     )
     own_nodes: bool = Field(
         False,
         description="The reward group is on a node after the policy's, which all that say so share; else it is on the "
         "first one.",
     )
-    timeout_seconds: Positive = Field(120.0, description="A request that takes longer counts as lost.")
+    timeout_seconds: Positive = Field(
+        120.0, description="A request, or a function's call, that takes longer counts as lost."
+    )
     reconnect_seconds: Positive = Field(
         600.0, description="How long the policy waits for a reward group, or service, that is gone."
     )

@@ -54,7 +54,7 @@ class RunConfig(Section):
     @property
     def slowest_reward(self) -> WeightedReward | None:
         """Returns the source for an answer of which the run may wait longest; None: nobody else is asked."""
-        asked = (reward for reward in self.reward_sources if reward.source.placement in ("group", "http"))
+        asked = (reward for reward in self.reward_sources if reward.source.placement != "colocated")
         return max(asked, key=lambda reward: reward.source.timeout_seconds, default=None)
 
     def shown(self, exclude_defaults: bool = False) -> dict[str, Any]:

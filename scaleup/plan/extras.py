@@ -18,6 +18,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "gguf": ("xllamacpp",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "sparsegpt": ("modelopt",),
+    "math": ("math_verify",),
 }
 """Maps each extra -> the modules that it brings, by the names they are imported with."""
 ZERO = ("zero1", "zero2", "zero3")
@@ -55,6 +56,10 @@ def extra_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     for key, value in quantized.items():
         if value is not None and "bitsandbytes" in missing_modules("quantization"):
             yield Problem(key, f"{value} needs bitsandbytes, not installed here", remedy("quantization"))
+    for reward in config.reward_sources:
+        if reward.source.function == "builtin:math" and missing_modules("math"):
+            what = "builtin:math needs math_verify, not installed here"
+            yield Problem(f"{reward.key}.function", what, remedy("math"))
     made_by = quantization_of(config.model.path)
     if made_by in missing_modules("quantization"):
         what = f"{config.model.path} was quantized with {made_by}, not installed here"

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from scaleup.config.mistakes import suggestion
 from scaleup.config.reward_source import RewardSource, WeightedReward
 from scaleup.config.run import RunConfig
 from scaleup.errors import Problem
 from scaleup.plan.groups import device_of
 from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import model_path_problems
+from scaleup.plan.reward_functions import FORMS, function_problems, pattern_problems
 from scaleup.plan.rules import single_problems
+from scaleup.plan.scorers import template_problems
 
 OF_A_MODEL = ("label", "score", "template", "max_length", "normalize", "batch_size", "quantization", "mixed_precision")
 OF_A_GROUP = ("parallel", "own_nodes", "max_restarts", "bridge_port")
@@ -25,8 +25,8 @@ OF_OTHERS = ("timeout_seconds", "reconnect_seconds")
 MEANT = {
     "group": ("model", *OF_A_MODEL, *OF_A_GROUP, *OF_OTHERS),
     "colocated": ("model", *OF_A_MODEL),
-    "http": ("url", *OF_OTHERS),
-    "function": ("function",),
+    "http": ("url", "format", "judge", *OF_OTHERS),
+    "function": ("function", "arguments", "retries", "timeout_seconds"),
 }
 """Maps each placement -> the keys that it reads."""
 NEEDED = {"group": "model", "colocated": "model", "http": "url", "function": "function"}
@@ -56,7 +56,7 @@ def _source_problems(reward: WeightedReward, config: RunConfig, machine: Machine
     if getattr(source, needed) is None:
         remedy = {"model": "name a finished reward run or a sequence classifier", "url": "give the service's address"}
         what = f"is needed by {key}.placement: {source.placement}"
-        yield Problem(f"{key}.{needed}", what, remedy.get(needed, "write FILE.py:NAME or MODULE:NAME"))
+        yield Problem(f"{key}.{needed}", what, remedy.get(needed, FORMS))
     for name, field in RewardSource.model_fields.items():
         is_meant = name == "placement" or name in MEANT[source.placement]
         if not is_meant and getattr(source, name) != field.get_default(call_default_factory=True):
@@ -65,8 +65,10 @@ def _source_problems(reward: WeightedReward, config: RunConfig, machine: Machine
         yield from model_path_problems(source.model, f"{key}.model", not machine.is_described)
     if source.url is not None and needed == "url":
         yield from _url_problems(source.url, f"{key}.url")
+    if source.placement == "http":
+        yield from _judge_problems(source, key, machine)
     if source.function is not None and needed == "function":
-        yield from _function_problems(source.function, f"{key}.function")
+        yield from function_problems(source, key)
     if source.placement == "group":
         yield from _group_problems(reward)
     device = device_of(source.parallel if source.placement == "group" else config.parallel, machine)
@@ -121,6 +123,27 @@ def _device_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
             return
 
 
+def _judge_problems(source: RewardSource, key: str, machine: Machine) -> Iterator[Problem]:
+    """Yields problems of a judge: of its key only whether it is where a run on this machine would look for it."""
+    where, judge = f"{key}.judge", source.judge
+    if judge is None:
+        if source.format == "openai":
+            yield Problem(where, f"is needed by {key}.format: openai", "give at least the model that is asked")
+        return
+    if source.format == "scores":
+        yield Problem(where, "has no meaning for format scores", f"use {key}.format: openai, or leave it out")
+    yield from template_problems(judge.template, f"{where}.template")
+    yield from pattern_problems(judge.pattern, f"{where}.pattern")
+    if judge.api_key_env is not None and judge.api_key_file is not None:
+        yield Problem(f"{where}.api_key_file", "is a second place of the key, beside api_key_env", "leave one out")
+    if machine.is_described:
+        return
+    if judge.api_key_env is not None and not os.environ.get(judge.api_key_env):
+        yield Problem(f"{where}.api_key_env", f"{judge.api_key_env} is not set here", "export it before the run")
+    if judge.api_key_file is not None and not Path(judge.api_key_file).is_file():
+        yield Problem(f"{where}.api_key_file", f"there is no file {judge.api_key_file}", "name the file of the key")
+
+
 def _url_problems(url: str, where: str) -> Iterator[Problem]:
     try:
         parts = urlsplit(url)
@@ -129,38 +152,3 @@ def _url_problems(url: str, where: str) -> Iterator[Problem]:
         is_good = False
     if not is_good or any(letter.isspace() for letter in url):
         yield Problem(where, f"{url!r} is no address of a service", "write http://HOST:PORT/PATH")
-
-
-def _function_problems(function: str, where: str) -> Iterator[Problem]:
-    """Yields problems of a file's function as it is read, not run: errors of running it are the worker's to find."""
-    place, _, name = function.rpartition(":")
-    if not place or not name.isidentifier():
-        yield Problem(where, f"{function!r} names no function", "write FILE.py:NAME or MODULE:NAME")
-        return
-    if place.endswith(".py"):
-        yield from _file_problems(Path(place), name, where)
-        return
-    try:
-        is_found = importlib.util.find_spec(place.partition(".")[0]) is not None
-    except (ValueError, ImportError):
-        is_found = False
-    if not is_found:
-        yield Problem(where, f"there is no module {place}", "install it, or name a FILE.py")
-
-
-def _file_problems(file: Path, name: str, where: str) -> Iterator[Problem]:
-    if not file.is_file():
-        yield Problem(where, f"there is no file {file}", "write FILE.py:NAME, from this folder")
-        return
-    try:
-        tree = ast.parse(file.read_bytes(), str(file))
-    except (OSError, SyntaxError, ValueError) as error:
-        yield Problem(where, f"{file} cannot be read as Python: {error}", "mend it")
-        return
-    nodes = list(ast.walk(tree))
-    known = [node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    others = {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}
-    others |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    if name not in others.union(known):
-        remedy = suggestion(name, known) or (f"it has {', '.join(known)}" if known else "define it")
-        yield Problem(where, f"{file} defines no {name}", remedy)

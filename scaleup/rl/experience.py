@@ -214,9 +214,10 @@ def samples_of(
     without special tokens."""
     rows = zip(responses.tokens.tolist(), responses.lengths.tolist(), strict=True)
     before = None if is_seq2seq else [prompt.ids for prompt in prompts]
-    texts = answer_texts(tokenizer, before, [row[:length] for row, length in rows], eos_ids)
-    ends = responses.finished.tolist()
-    return [Sample(p.text, t, end, p.columns, p.chat) for p, t, end in zip(prompts, texts, ends, strict=True)]
+    ids = [row[:length] for row, length in rows]
+    texts = answer_texts(tokenizer, before, ids, eos_ids)
+    drawn = zip(prompts, texts, responses.finished.tolist(), ids, strict=True)
+    return [Sample(each.text, text, end, each.columns, each.chat, own) for each, text, end, own in drawn]
 
 
 def inputs_of(

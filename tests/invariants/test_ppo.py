@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from scaleup.rl.rewards.placements import load_function
+from scaleup.rl.rewards.function_worker import load_function
 from tests.classifier import sharp_classifier
 from tests.cli import (
     differing,
@@ -89,7 +89,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(place: Path) -> Iterator[str]:
     """A service that scores as the function does."""
-    positive = load_function(f"{place}/reward.py:positive", "reward.function")
+    positive = load_function(f"{place}/reward.py:positive")
 
     class Service(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

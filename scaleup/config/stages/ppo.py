@@ -106,6 +106,7 @@ class PPOConfig(PolicyConfig):
         {"ppo.self_checks", *(f"reward.{key}" for key in FREE_OF_A_SOURCE)}
     )
     metric_names: ClassVar[Literal["grpo", "ppo"]] = "ppo"
+    gives_messages: ClassVar[bool] = False
     keys: ClassVar[dict[str, str]] = {
         "rollouts.batch_size": "ppo.rollout_batch_size",
         "rollouts.num_mini_batches": "ppo.num_mini_batches",

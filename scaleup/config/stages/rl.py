@@ -23,6 +23,10 @@ FREE_OF_A_SOURCE = (
     "reconnect_seconds",
     "bridge_port",
     "max_restarts",
+    "retries",
+    "judge.max_concurrency",
+    "judge.api_key_env",
+    "judge.api_key_file",
 )
 """Lists the keys of a reward that may change when a run goes on: they say where scores come from, not which."""
 
@@ -34,6 +38,8 @@ class PolicyConfig(TrainingConfig):
     plans_its_batch: ClassVar[bool] = True
     metric_names: ClassVar[Literal["grpo", "ppo"]] = "grpo"
     """Says which of TRL's trainers metrics are named after."""
+    gives_messages: ClassVar[bool] = True
+    """Tells whether reward functions get conversations as messages, as TRL's GRPO gives them, else as texts."""
     keys: ClassVar[dict[str, str]] = {}
     """Maps `algorithm.KEY` and `rollouts.KEY` -> the stage's own key of it, where that is another."""
 

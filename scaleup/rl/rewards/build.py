@@ -14,13 +14,16 @@ from scaleup.bridge.client import BridgeClient
 from scaleup.bridge.store import BridgePlace
 from scaleup.config.reward_source import RewardSource, WeightedReward
 from scaleup.config.stages.rl import PolicyConfig
+from scaleup.distributed.runtime import Runtime
 from scaleup.distributed.signals import STOPPED
 from scaleup.models.scoring import Reader, Scored, Scorer, load_scorer
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import Plan
-from scaleup.rl.rewards.http import HttpRewards
+from scaleup.rl.rewards.functions import FunctionCall, FunctionRewards
+from scaleup.rl.rewards.http import Endpoint, HttpRewards
 from scaleup.rl.rewards.interface import Rewards, RewardSet, Sample
-from scaleup.rl.rewards.placements import ColocatedRewards, FunctionRewards, GroupRewards
+from scaleup.rl.rewards.judge import JudgeRewards, authorization
+from scaleup.rl.rewards.placements import ColocatedRewards, GroupRewards
 from scaleup.rl.rewards.serve import serve
 from scaleup.train.job import Job
 
@@ -36,10 +39,11 @@ def _placed(job: Job[PolicyConfig], reward: WeightedReward) -> Rewards:
     source, plan, runtime, run = reward.source, job.plan, job.runtime, job.folder
     if source.placement == "function":
         assert source.function is not None
-        return FunctionRewards(runtime, source.function, f"{reward.key}.function")
+        limits = source.timeout_seconds, source.retries
+        call = FunctionCall(source.function, source.arguments, *limits, as_messages=job.config.gives_messages)
+        return FunctionRewards(runtime, call, f"{reward.key}.function")
     if source.placement == "http":
-        assert source.url is not None
-        return HttpRewards(runtime, source.url, source.timeout_seconds, source.reconnect_seconds)
+        return _service(runtime, reward)
     if source.placement == "colocated":
         scorer = _scorer(source, plan.models[f"{reward.key}.model"], runtime.device)
         return ColocatedRewards(runtime, _score(scorer), f"{reward.key}.model")
@@ -55,6 +59,16 @@ def _placed(job: Job[PolicyConfig], reward: WeightedReward) -> Rewards:
         on_found=lambda: lost.unlink(missing_ok=True),
     )
     return GroupRewards(runtime, client, f"{reward.key} group")
+
+
+def _service(runtime: Runtime, reward: WeightedReward) -> Rewards:
+    source, where = reward.source, f"{reward.key}.url"
+    assert source.url is not None
+    limits = source.timeout_seconds, source.reconnect_seconds
+    if source.judge is None:
+        return HttpRewards(runtime, Endpoint(source.url, *limits), where)
+    headers = authorization(source.judge, reward.key)
+    return JudgeRewards(runtime, Endpoint(source.url, *limits, headers), source.judge, where)
 
 
 def serve_rewards(job: Job[PolicyConfig]) -> None:

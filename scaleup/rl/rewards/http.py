@@ -6,7 +6,7 @@ import json
 import ssl
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,7 +15,7 @@ import httpx2
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
 from scaleup.rl.rewards.interface import Sample, checked_scores
-from scaleup.rl.rewards.placements import PlacedRewards, columns_of
+from scaleup.rl.rewards.placements import AskedRewards, columns_of
 
 MAX_ANSWER_BYTES = 16 * 2**20
 _LONGEST_PAUSE = 10.0
@@ -25,92 +25,96 @@ class _Retry(Exception):
     """Tells of a failure that may pass."""
 
 
-class HttpRewards(PlacedRewards):
-    """Posts `{"prompts": [...], "completions": [...], "finished": [...], COLUMN: [...]}` and takes `{"scores": [...]}`.
+@dataclass(frozen=True)
+class Endpoint:
+    """Says where requests are posted, and for how long an answer is waited for."""
 
-    Requests are sent in a thread, in order. After no connection, no answer within `timeout_seconds`, status 429 or 5xx
-    a request is sent again, for at most `reconnect_seconds`."""
+    url: str
+    timeout_seconds: float
+    reconnect_seconds: float
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
+    """Holds what else a request's head says: a key is secret."""
 
-    where = "reward.url"
 
-    def __init__(self, runtime: Runtime, url: str, timeout_seconds: float, reconnect_seconds: float) -> None:
-        """Raise ScaleupError if `url` is no address."""
-        super().__init__(runtime)
-        if not _is_address(url):
-            raise ScaleupError.of(self.where, f"{url!r} is no address", "write http://HOST:PORT/PATH, or https")
-        self._url = url
+class PostedRewards(AskedRewards):
+    """Serves as the base of services that JSON is posted to, in threads.
+
+    After no connection, no answer within `timeout_seconds`, status 429 or 5xx a request is sent again, for at most
+    `reconnect_seconds`."""
+
+    def __init__(self, runtime: Runtime, endpoint: Endpoint, where: str, at_once: int = 1) -> None:
+        """Raise ScaleupError if its address is none. `where`: the config key that has the address."""
+        super().__init__(runtime, where, at_once)
+        if not _is_address(endpoint.url):
+            raise ScaleupError.of(where, f"{endpoint.url!r} is no address", "write http://HOST:PORT/PATH, or https")
+        self._endpoint = endpoint
         self._certificates = ssl.create_default_context()  # the system's
-        self._timeout = timeout_seconds
-        self._reconnect = reconnect_seconds
-        self._thread = ThreadPoolExecutor(1, "reward-http")
-        self._answers: list[Future[list[float]]] = []
 
-    def _submit(self, samples: Sequence[Sample]) -> None:
-        if samples:
-            self._answers.append(self._thread.submit(self._scores, list(samples)))
-
-    def _collect(self) -> list[float]:
-        answers, self._answers = self._answers, []
-        scores: list[float] = []
-        for answer in answers:
-            scores += answer.result()
-            self._runtime.progress.enter_phase("waiting for scores")
-        return scores
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def _scores(self, samples: list[Sample]) -> list[float]:
+    def _answer(self, request: Any) -> bytes:
+        """Return the answer to a request, which is sent again as long as it may be. Raises ScaleupError."""
         try:
-            body = json.dumps(columns_of(samples) | {"finished": [sample.finished for sample in samples]}).encode()
+            body = json.dumps(request).encode()
         except (TypeError, ValueError) as error:
             raise ScaleupError.of(self.where, f"a column of the rows cannot be sent as JSON: {error}") from error
-        deadline, pause = time.monotonic() + self._reconnect, 0.25
+        patience = self._endpoint.reconnect_seconds
+        deadline, pause = time.monotonic() + patience, 0.25
         while True:
             try:
-                answer = self._post(body)
-                break
+                return self._post(body)
             except (_Retry, httpx2.RequestError) as error:
                 if time.monotonic() + pause > deadline:
-                    last = str(error) or type(error).__name__
-                    what = f"{self._url} gave no answer for {self._reconnect:g} s; the last try: {last}"
-                    remedy = "start the service, or raise reward.reconnect_seconds or reward.timeout_seconds"
-                    raise ScaleupError.of(self.where, what, remedy) from error
+                    last, section = str(error) or type(error).__name__, self.where.rpartition(".")[0]
+                    what = f"{self._endpoint.url} gave no answer for {patience:g} s; the last try: {last}"
+                    longer = f"raise {section}.reconnect_seconds or {section}.timeout_seconds"
+                    raise ScaleupError.of(self.where, what, f"start the service, or {longer}") from error
             self._runtime.progress.enter_phase("waiting for the reward service")
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
-        return checked_scores(self._read(answer), len(samples), self.where)
 
     def _post(self, body: bytes) -> bytes:
         """Return the body of a 200 answer. Raises _Retry, httpx2.RequestError, and ScaleupError for another status."""
-        due, answer = time.monotonic() + self._timeout, b""
-        headers = {"Content-Type": "application/json"}
+        url, timeout = self._endpoint.url, self._endpoint.timeout_seconds
+        due, answer = time.monotonic() + timeout, b""
+        headers = {"Content-Type": "application/json", **self._endpoint.headers}
         with (
             # trust_env: the environment's proxies are left out, as the service may be a node of the cluster
-            httpx2.Client(timeout=self._timeout, verify=self._certificates, trust_env=False) as client,
-            client.stream("POST", self._url, content=body, headers=headers) as response,
+            httpx2.Client(timeout=timeout, verify=self._certificates, trust_env=False) as client,
+            client.stream("POST", url, content=body, headers=headers) as response,
         ):
             for part in response.iter_bytes():
                 answer += part
                 if time.monotonic() > due:  # httpx2's timeout is for each read
-                    raise _Retry(f"the answer took longer than {self._timeout:g} s")
+                    raise _Retry(f"the answer took longer than {timeout:g} s")
                 if len(answer) > MAX_ANSWER_BYTES:
-                    raise ScaleupError.of(self.where, f"{self._url} answers with more than {MAX_ANSWER_BYTES} bytes")
+                    raise ScaleupError.of(self.where, f"{url} answers with more than {MAX_ANSWER_BYTES} bytes")
         status = f"{response.status_code} {response.reason_phrase}"
         if response.status_code == 429 or response.status_code >= 500:
             raise _Retry(f"status {status}")
         if response.status_code != 200:
             shown = answer[:200].decode(errors="replace")
-            raise ScaleupError.of(self.where, f"{self._url} refuses: {status} {shown}")
+            raise ScaleupError.of(self.where, f"{url} refuses: {status} {shown}")
         return answer
 
-    def _read(self, answer: bytes) -> Any:
+    def _unlike(self, answer: bytes, due: str) -> ScaleupError:
+        """Return the error for an answer that is not what is due."""
+        shown = answer[:80].decode(errors="replace")
+        return ScaleupError.of(self.where, f"{self._endpoint.url} answers {shown!r}; {due} is due")
+
+
+class HttpRewards(PostedRewards):
+    """Posts `{"prompts": [...], "completions": [...], "finished": [...], COLUMN: [...]}` and takes `{"scores": [...]}`,
+    a request after another."""
+
+    def __init__(self, runtime: Runtime, endpoint: Endpoint, where: str = "reward.url") -> None:
+        super().__init__(runtime, endpoint, where)
+
+    def _scores(self, samples: Sequence[Sample]) -> list[float]:
+        answer = self._answer(columns_of(samples) | {"finished": [sample.finished for sample in samples]})
         try:
-            return json.loads(answer)["scores"]
+            scores = json.loads(answer)["scores"]
         except (ValueError, KeyError, TypeError) as error:
-            shown = answer[:80].decode(errors="replace")
-            what = f'{self._url} answers {shown!r}; {{"scores": [...]}} is due'
-            raise ScaleupError.of(self.where, what) from error
+            raise self._unlike(answer, '{"scores": [...]}') from error
+        return checked_scores(scores, len(samples), self.where)
 
 
 def _is_address(url: str) -> bool:

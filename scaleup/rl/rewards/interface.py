@@ -27,6 +27,8 @@ class Sample:
     """Holds other values of the prompt's row, for functions and services."""
     chat: Chat | None = None
     """Holds the conversation that the prompt is the text of, for a reward model with a chat template of its own."""
+    completion_ids: Sequence[int] = ()
+    """Holds the policy's tokens of the response, with its EOS, for functions."""
 
 
 class Rewards(Protocol):

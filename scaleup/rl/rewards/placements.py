@@ -1,17 +1,11 @@
-"""This module holds the placements of a reward: a model in this process, a Python function, a reward group; a service
-is in `http.py`. All give the same scores for the same texts."""
+"""This module holds the placements of a reward: a model in this process, a reward group, and the base of those that
+somebody else scores: functions (`functions.py`), services (`http.py`) and judges (`judge.py`)."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
-import sys
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import ModuleType
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from scaleup.bridge.client import BridgeClient
@@ -78,30 +72,37 @@ class ColocatedRewards(PlacedRewards):
         return self._score(samples) if samples else []
 
 
-class FunctionRewards(ColocatedRewards):
-    """Calls a function as TRL's GRPO trainer does: `f(prompts=[...], completions=[...], **columns)` returns one float a
-    completion. Columns are the other values of the rows, as lists. Prompts are the texts that the policy reads, of
-    conversations too, where TRL gives lists of messages."""
+class AskedRewards(PlacedRewards):
+    """Serves as the base of those that somebody else scores: they are asked in threads, while the policy goes on."""
 
-    def __init__(self, runtime: Runtime, function: str, where: str = "reward.function") -> None:
-        """Load `function`: FILE.py:NAME or MODULE:NAME, which the config has at the key `where`. Raises ScaleupError if
-        it cannot be loaded."""
-        self._name = function
-        self._function = load_function(function, where)
-        super().__init__(runtime, self._call, where)
+    def __init__(self, runtime: Runtime, where: str, at_once: int = 1) -> None:
+        """`at_once`: how many requests may be on their way."""
+        super().__init__(runtime)
+        self.where = where
+        self._threads = ThreadPoolExecutor(at_once, "reward")
+        self._answers: list[Future[list[float]]] = []
 
-    def _call(self, samples: Sequence[Sample]) -> Any:
-        arguments = columns_of(samples)
-        parameters = inspect.signature(self._function).parameters.values()
-        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-            names = {parameter.name for parameter in parameters}
-            arguments = {name: values for name, values in arguments.items() if name in names}
-        try:
-            return self._function(**arguments)
-        except Exception as error:
-            traceback.print_exc()
-            what = f"{self._name} raised {type(error).__name__}: {error}"
-            raise ScaleupError.of(self.where, what, "the log has its traceback") from error
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self, samples: Sequence[Sample]) -> None:
+        self._answers += [self._threads.submit(self._scores, part) for part in self._requests(list(samples))]
+
+    def _requests(self, samples: list[Sample]) -> list[list[Sample]]:
+        """Return the samples of each request."""
+        return [samples] if samples else []
+
+    def _collect(self) -> list[float]:
+        answers, self._answers = self._answers, []
+        scores: list[float] = []
+        for answer in answers:
+            scores += answer.result()
+            self._runtime.progress.enter_phase("waiting for scores")
+        return scores
+
+    @abstractmethod
+    def _scores(self, samples: list[Sample]) -> list[float]:
+        """Return the scores of a request. Raises ScaleupError."""
 
 
 class GroupRewards(PlacedRewards):
@@ -140,42 +141,3 @@ def columns_of(samples: Sequence[Sample]) -> dict[str, list[Any]]:
     columns = {name: [sample.columns.get(name) for sample in samples] for name in names}
     texts = {"prompts": [s.prompt for s in samples], "completions": [s.response for s in samples]}
     return columns | texts
-
-
-def load_function(function: str, where: str) -> Callable[..., Any]:
-    """Import FILE.py:NAME or MODULE:NAME. Raises ScaleupError at the key `where`."""
-    place, colon, name = function.rpartition(":")
-    if not colon or not place or not name:
-        raise _unusable(where, f"{function!r} names no function", "write FILE.py:NAME or MODULE:NAME")
-    module = _load_module(place, where)
-    loaded = getattr(module, name, None)
-    if not callable(loaded):
-        known = ", ".join(sorted(key for key, value in vars(module).items() if inspect.isfunction(value))) or "none"
-        raise _unusable(where, f"{place} has no function {name}", f"its functions: {known}")
-    return loaded
-
-
-def _load_module(place: str, where: str) -> ModuleType:
-    try:
-        if not place.endswith(".py"):
-            return importlib.import_module(place)
-        file = Path(place).expanduser().absolute()
-        if not file.is_file():
-            raise _unusable(where, f"there is no file {place}", f"it is looked for at {file}")
-        spec = importlib.util.spec_from_file_location(f"reward_{file.stem}", file)
-        assert spec and spec.loader
-        sys.path.append(str(file.parent))  # for what it imports from beside it: last, for it may have a random.py there
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    except ScaleupError:
-        raise
-    except Exception as error:  # it is the user's code: anything may come
-        traceback.print_exc()
-        raise _unusable(
-            where, f"{place} cannot be loaded: {type(error).__name__}: {error}", "mend it, or its name"
-        ) from error
-
-
-def _unusable(where: str, what: str, remedy: str) -> ScaleupError:
-    return ScaleupError.of(where, what, remedy)

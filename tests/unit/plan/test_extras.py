@@ -69,6 +69,15 @@ def test_a_reward_group_has_its_own(
     assert [problem.where for problem in extra_problems(config, HERE)] == [where]
 
 
+def test_the_reward_that_reads_mathematics_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = {"placement": "function", "function": "builtin:math"}
+    config = load_mapping({**RAW, "stage": "ppo", "ppo": {"num_rollouts": 1}, "reward": reward, "train": {}}).config
+    assert config is not None
+    hide(monkeypatch, "math_verify")
+    [problem] = extra_problems(config, HERE)
+    assert (problem.where, problem.remedy) == ("reward.function", "pip install 'scaleup[math]'")
+
+
 def test_a_quantized_folder_needs_what_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "torchao"}}')
     config = load_mapping({**RAW, "model": {"path": str(tmp_path)}}).config

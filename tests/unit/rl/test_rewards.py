@@ -7,7 +7,6 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,9 @@ import torch
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
 from scaleup.rl.rewards import http as http_rewards
-from scaleup.rl.rewards.http import HttpRewards
+from scaleup.rl.rewards.http import Endpoint, HttpRewards
 from scaleup.rl.rewards.interface import Rewards, Sample, checked_scores
-from scaleup.rl.rewards.placements import ColocatedRewards, FunctionRewards
+from scaleup.rl.rewards.placements import ColocatedRewards
 from tests.unit.data.tiny import single_process
 
 SAMPLES = [Sample("ab", "cde", True, {"answer": 3}), Sample("é", "", False, {"answer": 5, "hint": "x"})]
@@ -83,70 +82,6 @@ def test_a_colocated_model_scores_all_that_was_submitted(runtime: Runtime) -> No
     assert collected(rewards, SAMPLES[1:]) == [1.0]
 
 
-# --- a function
-
-
-def function(folder: Path, body: str) -> str:
-    (folder / "mine.py").write_text(body, encoding="utf-8")
-    return f"{folder / 'mine.py'}:reward"
-
-
-def test_a_function_gets_what_trl_gives_it(runtime: Runtime, tmp_path: Path) -> None:
-    body = (
-        "def reward(prompts, completions, **columns):\n    assert columns == {'answer': [3, 5], 'hint': [None, 'x']}\n"
-    )
-    rewards = FunctionRewards(
-        runtime, function(tmp_path, body + "    return [len(p + c) for p, c in zip(prompts, completions)]")
-    )
-    assert collected(rewards, SAMPLES) == [5.0, 1.0]
-    assert collected(rewards, []) == []
-
-
-def test_a_function_gets_only_the_columns_it_names(runtime: Runtime, tmp_path: Path) -> None:
-    rewards = FunctionRewards(runtime, function(tmp_path, "def reward(completions, answer):\n    return answer"))
-    assert collected(rewards, SAMPLES[:1], SAMPLES[1:]) == [3.0, 5.0]
-
-
-def test_a_function_of_a_module(runtime: Runtime) -> None:
-    with pytest.raises(ScaleupError, match="raised TypeError"):
-        collected(FunctionRewards(runtime, "math:sqrt"), SAMPLES)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("mine.py", "'mine.py' names no function -> write FILE.py:NAME or MODULE:NAME"),
-        ("absent.py:reward", "there is no file absent.py"),
-        ("no_such_module:reward", "no_such_module cannot be loaded: ModuleNotFoundError"),
-        ("{mine}:absent", "has no function absent -> its functions: reward"),
-        ("{mine}:NUMBER", "has no function NUMBER"),
-        ("{broken}:reward", "cannot be loaded: SyntaxError"),
-    ],
-)
-def test_a_function_that_cannot_be_loaded_is_named(runtime: Runtime, tmp_path: Path, name: str, message: str) -> None:
-    (tmp_path / "broken.py").write_text("def reward(")
-    function(tmp_path, "NUMBER = 1\ndef reward(**columns): ...")
-    name = name.format(mine=tmp_path / "mine.py", broken=tmp_path / "broken.py")
-    error = error_of(lambda: FunctionRewards(runtime, name))
-    assert error.startswith("reward.function: ")
-    assert message in error
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ("raise KeyError('gold')", "raised KeyError: 'gold'"),
-        ("return [1.0]", "2 texts were to be scored, and 1 scores came"),
-        ("return [1.0, float('nan')]", "score 1 of 2 is nan"),
-    ],
-)
-def test_a_function_that_fails_is_named(runtime: Runtime, tmp_path: Path, body: str, message: str) -> None:
-    rewards = FunctionRewards(runtime, function(tmp_path, f"def reward(**columns):\n    {body}"))
-    error = error_of(lambda: collected(rewards, SAMPLES))
-    assert error.startswith("reward.function: ")
-    assert message in error
-
-
 # --- a service
 
 
@@ -190,7 +125,7 @@ def scores(asked: dict[str, Any]) -> tuple[int, bytes]:
 
 def test_a_service_is_sent_texts_and_columns(runtime: Runtime, service: Service) -> None:
     service.answer = scores
-    rewards = HttpRewards(runtime, service.url, 10, 10)
+    rewards = HttpRewards(runtime, Endpoint(service.url, 10, 10))
     assert collected(rewards, SAMPLES, [], SAMPLES[:1]) == [5.0, 1.0, 5.0]
     columns = {"answer": [3, 5], "hint": [None, "x"]}
     assert service.asked[0] == {"prompts": ["ab", "é"], "completions": ["cde", ""], "finished": [True, False]} | columns
@@ -206,7 +141,7 @@ def test_submit_does_not_wait_for_the_service(runtime: Runtime, service: Service
         return scores(asked)
 
     service.answer = patient
-    rewards = HttpRewards(runtime, service.url, 10, 10)
+    rewards = HttpRewards(runtime, Endpoint(service.url, 10, 10))
     rewards.submit(SAMPLES)
     submitted.set()
     assert rewards.collect() == [5.0, 1.0]
@@ -215,7 +150,7 @@ def test_submit_does_not_wait_for_the_service(runtime: Runtime, service: Service
 def test_a_service_that_is_busy_or_broken_for_a_while_is_asked_again(runtime: Runtime, service: Service) -> None:
     replies = iter([(503, b"loading"), (429, b"slow down")])
     service.answer = lambda asked: next(replies, None) or scores(asked)
-    assert collected(HttpRewards(runtime, service.url, 10, 10), SAMPLES) == [5.0, 1.0]
+    assert collected(HttpRewards(runtime, Endpoint(service.url, 10, 10)), SAMPLES) == [5.0, 1.0]
     assert len(service.asked) == 3
 
 
@@ -237,7 +172,7 @@ def test_a_service_that_answers_wrongly_is_named(
 ) -> None:
     monkeypatch.setattr(http_rewards, "MAX_ANSWER_BYTES", 2000)
     service.answer = lambda asked: (status, body)
-    error = error_of(lambda: collected(HttpRewards(runtime, service.url, 10, 1), SAMPLES))
+    error = error_of(lambda: collected(HttpRewards(runtime, Endpoint(service.url, 10, 1)), SAMPLES))
     assert error.startswith("reward.url: ")
     assert message in error
 
@@ -245,19 +180,19 @@ def test_a_service_that_answers_wrongly_is_named(
 def test_a_service_that_is_silent_or_absent_is_named(runtime: Runtime, service: Service) -> None:
     never = threading.Event()
     service.answer = lambda asked: (200, b"late" * never.wait(1))
-    error = error_of(lambda: collected(HttpRewards(runtime, service.url, 0.2, 0.1), SAMPLES))
+    error = error_of(lambda: collected(HttpRewards(runtime, Endpoint(service.url, 0.2, 0.1)), SAMPLES))
     assert "gave no answer for 0.1 s; the last try: timed out" in error
     url = "http://127.0.0.1:9/score"
-    error = error_of(lambda: collected(HttpRewards(runtime, url, 1, 0.1), SAMPLES))
+    error = error_of(lambda: collected(HttpRewards(runtime, Endpoint(url, 1, 0.1)), SAMPLES))
     assert f"reward.url: {url} gave no answer for 0.1 s; the last try: [Errno 111] Connection refused" in error
 
 
 @pytest.mark.parametrize("url", ["localhost:80", "ftp://a/b", "http://", "http://a:x/"])
 def test_an_address_that_is_none_is_named(runtime: Runtime, url: str) -> None:
-    assert f"reward.url: {url!r} is no address" in error_of(lambda: HttpRewards(runtime, url, 1, 1))
+    assert f"reward.url: {url!r} is no address" in error_of(lambda: HttpRewards(runtime, Endpoint(url, 1, 1)))
 
 
 def test_a_column_that_is_no_json_is_named(runtime: Runtime, service: Service) -> None:
     sample = Sample("a", "b", True, {"image": b"bytes"})
-    error = error_of(lambda: collected(HttpRewards(runtime, service.url, 1, 1), [sample]))
+    error = error_of(lambda: collected(HttpRewards(runtime, Endpoint(service.url, 1, 1)), [sample]))
     assert "reward.url: a column of the rows cannot be sent as JSON" in error
