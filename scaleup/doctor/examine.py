@@ -14,6 +14,7 @@ from rich.console import Console
 from scaleup.config.load import Loaded, load_leniently
 from scaleup.config.run import RunConfig
 from scaleup.doctor.devices import Driver, device_findings
+from scaleup.doctor.engines import engine_findings
 from scaleup.doctor.finding import Finding, findings_of
 from scaleup.doctor.needs import need_of, plan_findings, torch_findings
 from scaleup.doctor.network import address_findings, network_findings, port_findings
@@ -116,4 +117,5 @@ def _of_run(config: RunConfig, plan: Plan, place: Place, facts: TorchFacts | Non
     yield from plan_findings(plan, place.node_rank, place.num_nodes, this_machine())
     if facts is not None:
         yield from torch_findings(plan, place.node_rank, facts)
+    yield from findings_of("generator", partial(engine_findings, plan, place.node_rank))
     yield from findings_of("tokenizer", partial(token_findings, plan))

@@ -16,7 +16,7 @@ from functools import partial
 from scaleup.artifacts.checkpoints import memory_folder
 from scaleup.artifacts.local_folder import LocalFolder
 from scaleup.artifacts.run_folder import Attempt, RunFolder
-from scaleup.children import python_environment
+from scaleup.children import python_environment, visible_devices
 from scaleup.launcher.ending import Part, group_ended, killed_worker
 from scaleup.launcher.hung import HungWorkers
 from scaleup.launcher.peers import Nodes
@@ -85,12 +85,14 @@ class NodeAgent:
         return Part(failed, next(filter(None, killed), ""), signalled)
 
     def _forget_copies(self) -> None:
-        """Remove what killed workers have left of a checkpoint in main memory."""
+        """Remove what killed workers have left in main memory of a checkpoint, and of weights for an engine."""
         for group in self._leading():
             a_node = group.num_processes // group.num_nodes
             first = (self.node_rank - group.first_node) * a_node
             for rank in range(first, first + a_node):
                 shutil.rmtree(memory_folder(self.run.path, rank), ignore_errors=True)
+        for name in self._services:
+            shutil.rmtree(memory_folder(self.run.path, name), ignore_errors=True)
 
     def _here(self) -> list[GroupPlan]:
         return [group for group in self.plan.groups if group.is_on(self.node_rank)]
@@ -141,19 +143,20 @@ class NodeAgent:
             time.sleep(POLL_SECONDS)
 
     def _start(self, group: GroupPlan, restart: int = 0) -> subprocess.Popen[bytes]:
-        command = [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            str(self.run.launch_file(group.name)),
-        ]
-        command += rendezvous_arguments(group, self.rendezvous, self.node_rank)
-        command += ["-m", "scaleup.worker", str(self.run.path), group.name]
+        environment = python_environment(group.threads_per_process)
+        if group.generator is not None:
+            command = [group.generator.python, "-m", "scaleup.generator.engine", str(self.run.path), group.name]
+            environment |= {"PYTHONPATH": str(self.run.engine_path)}
+            if group.device == "cuda":
+                environment["CUDA_VISIBLE_DEVICES"] = visible_devices(group.first_device, group.num_processes)
+        else:
+            launch_file = str(self.run.launch_file(group.name))
+            command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch_file]
+            command += rendezvous_arguments(group, self.rendezvous, self.node_rank)
+            command += ["-m", "scaleup.worker", str(self.run.path), group.name]
+            environment |= network_environment(group, self.rendezvous) | LAUNCHER_ENVIRONMENT
         command += ["--attempt", str(self.attempt.number), "--node", str(self.node_rank)]
         command += ["--local", str(self.local.path)]
-        environment = python_environment(group.threads_per_process)
-        environment |= network_environment(group, self.rendezvous) | LAUNCHER_ENVIRONMENT
         with self.attempt.launcher_log(group.name, self.node_rank, restart).open("ab") as file:
             return subprocess.Popen(
                 command,

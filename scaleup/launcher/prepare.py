@@ -5,20 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+import scaleup
 from scaleup.artifacts.bridge_file import new_bridge
 from scaleup.artifacts.data_file import RunData
-from scaleup.artifacts.files import write_text
+from scaleup.artifacts.files import write_json, write_text
 from scaleup.artifacts.run_folder import RunFolder, unwritable
 from scaleup.config.load import dump
 from scaleup.config.run import RunConfig
 from scaleup.errors import ScaleupError
 from scaleup.launcher.addresses import own_address
 from scaleup.launcher.rendezvous import Rendezvous
-from scaleup.plan.types import GroupPlan, Plan
+from scaleup.plan.types import GeneratorPlan, GroupPlan, Plan
 
 ENGINE_SETTINGS: dict[str, Any] = {
     "DEEPSPEED": {"deepspeed_config": {"zero3_init_flag": False, "deepspeed_multinode_launcher": "standard"}},
@@ -87,5 +89,23 @@ def accelerate_settings(group: GroupPlan, node_rank: int = 0) -> dict[str, Any]:
 
 
 def write_launch_file(run: RunFolder, group: GroupPlan) -> None:
-    """Write the Accelerate config file that starts the group, also by hand."""
+    """Write the Accelerate config file that starts the group, also by hand; for an engine, its settings."""
+    if group.generator is not None:
+        _write_engine_file(run, group, group.generator)
+        return
     write_text(run.launch_file(group.name), yaml.safe_dump(accelerate_settings(group), sort_keys=False))
+
+
+def _write_engine_file(run: RunFolder, group: GroupPlan, generator: GeneratorPlan) -> None:
+    settings = {
+        **generator.model_dump(exclude={"python"}),
+        "tensor_parallel_size": group.num_processes,
+        "device": group.device,
+        "bridge": str(run.bridge_file(group.name)),
+    }
+    write_json(run.engine_file(group.name), settings)
+    run.engine_path.mkdir(exist_ok=True)
+    link, package = run.engine_path / "scaleup", Path(scaleup.__file__).parent
+    if not link.is_symlink() or link.readlink() != package:
+        link.unlink(missing_ok=True)
+        link.symlink_to(package)

@@ -22,6 +22,8 @@ saving."""
 STOP = signal.SIGUSR1
 """Tells a worker to save and end. It is not SIGTERM, which schedulers send to all processes of a job: those that serve
 do not take it, because the ones that save need them until they have."""
+MODULES = ("scaleup.worker", "scaleup.generator.engine")
+"""Names what workers run."""
 KILL_SECONDS = 10.0
 POLL_SECONDS = 0.1
 
@@ -45,8 +47,8 @@ def processes_of(run: Path) -> list[RunProcess]:
 
 
 def _process(pid: int, arguments: list[str], run: Path) -> RunProcess | None:
-    with suppress(ValueError, IndexError):
-        place = arguments.index("scaleup.worker")
+    with suppress(ValueError, IndexError, StopIteration):
+        place = next(arguments.index(module) for module in MODULES if module in arguments)
         if os.path.realpath(arguments[place + 1]) == os.path.realpath(run):
             attempt, node = (int(arguments[arguments.index(name, place) + 1]) for name in ("--attempt", "--node"))
             is_launcher = "accelerate.commands.launch" in arguments[:place]

@@ -107,6 +107,8 @@ def named_ports(config: RunConfig, node_rank: int = 0) -> Iterator[tuple[str, in
         at = config.parallel.num_nodes if source.own_nodes else 0
         ports[f"{key}.bridge_port"] = source.bridge_port if node_rank == 0 else None
         ports[f"{key}.parallel.main_port"] = source.parallel.main_port if node_rank == at else None
+    if config.generator_group is not None:
+        ports["generator.bridge_port"] = config.generator_group.bridge_port if node_rank == 0 else None
     return ((key, port) for key, port in ports.items() if port is not None)
 
 

@@ -37,9 +37,11 @@ def _mixed(x: torch.Tensor) -> torch.Tensor:
     return x.bitwise_xor_(_shifted(x, 31))
 
 
-def hashes(seeds: torch.Tensor, position: int, size: int) -> torch.Tensor:
-    """Returns integers (n, size) below 2^53, int64, of n seeds (int64), a position and the token ids below `size`."""
-    keys = _mixed(_mixed(seeds + _signed(STEP)) + _signed((position + 1) * STEP))
+def hashes(seeds: torch.Tensor, position: int | torch.Tensor, size: int) -> torch.Tensor:
+    """Returns integers (n, size) below 2^53, int64, of n seeds (int64), a position, or one for each (n,), and the token
+    ids below `size`."""
+    number = torch.as_tensor(position, device=seeds.device) + 1
+    keys = _mixed(_mixed(seeds + _signed(STEP)) + number * _signed(STEP))
     states = torch.arange(1, size + 1, device=seeds.device).mul_(_signed(STEP))
     return _shifted(_mixed(keys[:, None] + states), 11)
 
@@ -48,13 +50,24 @@ AT_A_TIME = 2**17
 """Counts the numbers that are drawn at a time: they stay in a processor's cache."""
 
 
-def exponentials(seeds: torch.Tensor, position: int, size: int) -> torch.Tensor:
+def exponentials(seeds: torch.Tensor, position: int | torch.Tensor, size: int) -> torch.Tensor:
     """Returns numbers (n, size), float32, that follow the exponential distribution: -log(u) of u = (hash + 1/2) / 2^53.
 
     From 1 - u, of which float32 knows all digits where u is near 1: there the numbers are small, and their tokens are
     those that are drawn."""
     beyond = hashes(seeds, position, size).neg_().add_(2**53).float().sub_(0.5).mul_(2.0**-53)
     return beyond.clamp_(max=1 - 2.0**-24).neg_().log1p_().neg_()
+
+
+def draw(scores: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Returns a token (n,) for each of the scores (n, V), with the seed and at the position (n,) of its own. Every
+    engine that draws for a policy calls it."""
+    rows_at_a_time = max(AT_A_TIME // scores.shape[1], 1)
+    drawn = [
+        torch.sub(some / temperature, exponentials(by, at, scores.shape[1]).log_()).argmax(dim=-1)
+        for some, by, at in zip(*(part.split(rows_at_a_time) for part in (scores, seeds, positions)), strict=True)
+    ]
+    return torch.cat(drawn)
 
 
 @dataclass(frozen=True)
@@ -74,12 +87,8 @@ class GumbelMax:
     def __call__(self, scores: torch.Tensor, rows: torch.Tensor, position: int) -> torch.Tensor:
         """Returns a token (n,) for each of the scores (n, V), those of the batch's `rows` (n,) at a position of their
         answers."""
-        rows_at_a_time = max(AT_A_TIME // scores.shape[1], 1)
-        drawn = [
-            torch.sub(some / self.temperature, exponentials(seeds, position, scores.shape[1]).log_()).argmax(dim=-1)
-            for some, seeds in zip(*(part.split(rows_at_a_time) for part in (scores, self.seeds[rows])), strict=True)
-        ]
-        return torch.cat(drawn)
+        seeds = self.seeds[rows]
+        return draw(scores, seeds, torch.full_like(seeds, position), self.temperature)
 
 
 def likeliest(scores: torch.Tensor, rows: torch.Tensor, position: int) -> torch.Tensor:

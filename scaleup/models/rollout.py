@@ -71,7 +71,7 @@ def respond(
     whole: Beside = unwrap(model)
     is_seq2seq = bool(base_of(whole.trained).config.is_encoder_decoder)
     ids, mask = pad(prompts, sampling.pad_id, left=not is_seq2seq)
-    limits = torch.tensor([_limit(seed, sampling) for seed in seeds], device=device)
+    limits = torch.tensor(limits_of(seeds, sampling), device=device)
     temperature = sampling.temperature if sampling.top_p == 1 else 1.0
     draw = likeliest if sampling.is_greedy else GumbelMax.seeded(seeds, device, temperature)
     with _drawing(whole.trained, sampling), padding_known(has_padding(mask)):
@@ -85,10 +85,10 @@ def respond(
     return _cut(tokens, limits, sampling)
 
 
-def _limit(seed: Sequence[int], sampling: Sampling) -> int:
-    """Return the most tokens of a response, which depend on its seed alone."""
+def limits_of(seeds: Sequence[Sequence[int]], sampling: Sampling) -> list[int]:
+    """Return the most tokens of each response, which depend on its seed alone."""
     most, least = sampling.max_new_tokens, sampling.min_limit or sampling.max_new_tokens
-    return least + math.floor(np.random.default_rng(list(seed)).random() * (most - least + 1))
+    return [least + math.floor(np.random.default_rng(list(seed)).random() * (most - least + 1)) for seed in seeds]
 
 
 def _cut(tokens: torch.Tensor, limits: torch.Tensor, sampling: Sampling) -> Responses:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.cluster import ClusterConfig, NodeResources
+from scaleup.config.generator import GENERATOR
 from scaleup.config.reward_source import RewardSource
 from scaleup.config.run import RunConfig
 from scaleup.config.schema import ParallelConfig
@@ -107,6 +108,8 @@ def _used_gpus(config: RunConfig, cluster: ClusterConfig) -> dict[str, int]:
     """Returns the GPUs that each group uses on the node with most: the first, where reward groups may be too."""
     beside = [reward for reward in config.reward_groups if not reward.source.own_nodes]
     used = {reward.group: _gpus(reward.source.parallel, cluster.gpus_per_node) for reward in beside}
+    if (generator := config.generator_group) is not None:
+        used[GENERATOR] = _gpus(generator.parallel, cluster.gpus_per_node)
     return {"policy": _gpus(config.parallel, cluster.gpus_per_node), **used}
 
 

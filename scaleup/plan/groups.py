@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+from scaleup.config.generator import GENERATOR, GeneratorConfig
 from scaleup.config.reward_source import RewardSource, WeightedReward
 from scaleup.config.run import RunConfig
 from scaleup.config.schema import ParallelConfig
 from scaleup.errors import Problem
 from scaleup.plan.deepspeed import inference_settings
+from scaleup.plan.generators import generator_plan
 from scaleup.plan.machine import Machine
 from scaleup.plan.strategy import budget_of, choose_strategy, group_settings
 from scaleup.plan.types import BridgePlan, GroupPlan, MemoryPlan
@@ -59,12 +61,17 @@ def groups_of(config: RunConfig, machine: Machine, memory: Sequence[MemoryPlan],
     groups = [_policy_group(config, machine, memory, before)]
     for reward in config.reward_groups:
         groups.append(_reward_group(config, reward, machine, groups))
+    if (generator := config.generator_group) is not None:
+        groups.append(_generator_group(config, generator, machine, groups))
     return groups
 
 
 def bridges_of(config: RunConfig, policy: GroupPlan) -> dict[str, BridgePlan]:
     """Returns where the policy listens for each group that serves it, by the group's name."""
-    return {reward.group: _bridge_of(reward.source, policy) for reward in config.reward_groups}
+    bridges = {reward.group: _bridge_of(reward.source, policy) for reward in config.reward_groups}
+    if (generator := config.generator_group) is not None:  # on the first node, where the policy's rank 0 is
+        bridges[GENERATOR] = BridgePlan(address="127.0.0.1", port=generator.bridge_port)
+    return bridges
 
 
 def _bridge_of(reward: RewardSource, policy: GroupPlan) -> BridgePlan:
@@ -81,7 +88,9 @@ def devices_taken(groups: Sequence[GroupPlan], node: int) -> int:
 def resized(group: GroupPlan, num_processes: int) -> GroupPlan:
     """Returns a serving group with another number of processes, on the same cores and under the same strategy."""
     threads = max(1, group.threads_per_process * group.num_processes // num_processes)
-    settings = _serving_settings(group.strategy, num_processes, group.device, group.deepspeed)
+    settings = {}
+    if group.generator is None:
+        settings = _serving_settings(group.strategy, num_processes, group.device, group.deepspeed)
     sizes = {"num_processes": num_processes, "threads_per_process": threads}
     return GroupPlan.model_validate({**group.model_dump(), **settings, **sizes})
 
@@ -135,6 +144,34 @@ def _reward_group(
         main_port=parallel.main_port,
         interface=parallel.interface or policy.interface,
         **_serving_settings(parallel.strategy, parallel.num_processes, device, settings),
+    )
+
+
+def _generator_group(
+    config: RunConfig, generator: GeneratorConfig, machine: Machine, before: Sequence[GroupPlan]
+) -> GroupPlan:
+    """Plans an engine on the first node. It has the node's cores for itself: the policy waits while it draws."""
+    parallel, device = generator.parallel, device_of(generator.parallel, machine)
+    cut = f", cut over {parallel.num_processes} processes" if parallel.num_processes > 1 else ""
+    return GroupPlan(
+        name=GENERATOR,
+        generator=generator_plan(config, generator),
+        serves=True,
+        max_restarts=generator.max_restarts,
+        heartbeat_timeout_seconds=parallel.heartbeat_timeout_seconds,
+        first_device=devices_taken(before, 0) if device == "cuda" else 0,
+        num_processes=parallel.num_processes,
+        num_nodes=1,
+        device=device,
+        backend="gloo" if device == "cpu" else "nccl",
+        strategy="single",
+        why=f"vLLM draws by a copy of the policy's weights{cut}",
+        distributed_type="NO",
+        engine="none",
+        mixed_precision=config.mixed_precision,
+        threads_per_process=max(1, machine.num_cores // parallel.num_processes),
+        main_address=None,
+        main_port=None,
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from scaleup.config.run import RunConfig
 from scaleup.errors import Problem
 from scaleup.plan.facts import ModelFacts
+from scaleup.plan.generators import generator_loading
 from scaleup.plan.memory import FLOAT32
 from scaleup.plan.types import GroupPlan, LoadingPlan, MemoryPlan
 
@@ -50,7 +51,10 @@ def loading_plans(
     elsewhere = {reward.group: f"{reward.key}.model" for reward in config.reward_groups}
     plans = [loading_of(first, held, [each for where, each in facts.items() if where not in elsewhere.values()])]
     for group in groups[1:]:
-        plans.append(loading_of(group, serving[group.name], [facts[elsewhere[group.name]]]))
+        if group.generator is not None:
+            plans.append(generator_loading(group, serving[group.name], facts["model"]))
+        else:
+            plans.append(loading_of(group, serving[group.name], [facts[elsewhere[group.name]]]))
     return plans
 
 

@@ -18,6 +18,7 @@ from scaleup.plan.compute import Rate
 from scaleup.plan.describe import Described, describe_models
 from scaleup.plan.facts import ModelRequest
 from scaleup.plan.gathering import generation_settings, with_gathering
+from scaleup.plan.generators import generator_memory
 from scaleup.plan.groups import bridges_of, device_of, groups_of
 from scaleup.plan.known_rows import known_check
 from scaleup.plan.loading import host_problems, loading_plans
@@ -156,8 +157,9 @@ def make_plan(config: RunConfig, machine: Machine, facts: Facts, data: DataCheck
     groups[0] = groups[0].model_copy(update=generation_settings(config, own, budget))
     serving = {
         reward.group: serving_memory(facts[f"{reward.key}.model"], group, reward.source.quantization)
-        for reward, group in zip(config.reward_groups, groups[1:], strict=True)
+        for reward, group in zip(config.reward_groups, groups[1:], strict=False)
     }
+    serving |= {group.name: generator_memory(group, facts["model"]) for group in groups if group.generator}
     data_notes = [*data.notes, *(note for each in targets_of(facts) for note in class_notes(data, each))]
     return Plan(
         stage=config.stage,

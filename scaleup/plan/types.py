@@ -65,10 +65,27 @@ class BridgePlan(_Frozen):
     folder."""
 
 
+class GeneratorPlan(_Frozen):
+    """Holds what an engine that draws responses is started with."""
+
+    python: str
+    """Is the Python of an environment with vLLM."""
+    dtype: str
+    max_model_len: int
+    """Counts the tokens of a prompt and its response, at most."""
+    max_num_seqs: int
+    kv_cache_gib: int
+    gpu_memory_utilization: float
+    max_lora_rank: int | None
+    """Is the highest rank of the adapters that it takes; None where it takes none."""
+
+
 class GroupPlan(_Frozen):
-    """Describes one `accelerate launch` job: a process group of its own."""
+    """Describes one `accelerate launch` job: a process group of its own; or an engine that draws for the first one."""
 
     name: str
+    generator: GeneratorPlan | None = None
+    """Says how it is started where it is such an engine, whose matrices are cut over `num_processes`."""
     serves: bool = False
     """Tells whether it works for the first group, whose end is the run's. It has one node."""
     max_restarts: int = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -21,10 +21,11 @@ from scaleup.distributed.runtime import Runtime
 from scaleup.models.beside import unwrap
 from scaleup.models.generation import answer_texts
 from scaleup.models.padding import padding_known
-from scaleup.models.rollout import Responses, Sampling, respond
+from scaleup.models.rollout import Responses, Sampling
 from scaleup.rl.advantages import kl_estimate, normalized_sum, overlong_penalty, response_mask, token_rewards
 from scaleup.rl.algorithms import Algorithm, Estimates
 from scaleup.rl.algorithms.interface import Rollout
+from scaleup.rl.generators import Generator
 from scaleup.rl.rewards.interface import RewardSet, Sample
 
 
@@ -70,6 +71,10 @@ class Experience:
     """Holds log-probabilities (N, T) under the reference, in nats, where there is one."""
     greedy: Greedy | None = None
     """Tells of the greedy response to each prompt, where the algorithm needs it."""
+    sampling_logprobs: torch.Tensor | None = None
+    """Holds log-probabilities (N, T), in nats, by which an engine of its own drew the tokens."""
+    importance: torch.Tensor | None = None
+    """Holds weights (N, T) of tokens in the loss, where that engine's probabilities are not the policy's."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Holds the seconds that this rank spent on generation, forward passes and waiting for scores."""
 
@@ -120,8 +125,7 @@ class ExperienceMaker:
     tokenizer: Any
     sampling: Sampling
     rewards: RewardSet
-    generation_batch_size: int
-    """Counts the prompts that a rank responds to, and has scored, at a time."""
+    generator: Generator
     forward_batch_size: int
     """Counts the responses of a forward pass."""
 
@@ -130,48 +134,51 @@ class ExperienceMaker:
         drawn. Every rank must call it, with the same prompts."""
         own = list(range(self.runtime.rank, len(prompts), self.runtime.world))
         clock = Clock()
-        drawn = self._responses([prompts[row] for row in own], [seeds[row] for row in own], self.sampling, clock)
+        drawn, sampling_logprobs = self._responses(prompts, seeds, self.sampling, clock)
         with clock.of("forward"):
-            computed = self._log_probabilities([prompts[row].ids for row in own], drawn.tokens, drawn.lengths)
+            computed = self.log_probabilities([prompts[row].ids for row in own], drawn.tokens, drawn.lengths)
         scores = self._scores(clock)
         own_rows = {"tokens": drawn.tokens, "lengths": drawn.lengths, "finished": drawn.finished, **computed}
+        if sampling_logprobs is not None:
+            own_rows["sampling_logprobs"] = sampling_logprobs
         every = {name: self.runtime.gather(part) for name, part in own_rows.items()}
         by_source = {name: self.runtime.gather(part) for name, part in scores.items()}
         parts: dict[str, Any] = {**every, "by_source": by_source, "scores": self.rewards.weighted(by_source)}
+        if sampling_logprobs is not None:
+            parts["importance"] = self.generator.importance(every["logprobs"] - every["sampling_logprobs"])
         return Experience(prompts=prompts, seconds=clock.seconds, **parts)
 
     def greedy(self, prompts: Sequence[Prompt]) -> Greedy:
         """Respond greedily to the N prompts of all ranks. Every rank must call it, with the same prompts."""
         filled = [*prompts, *[prompts[-1]] * (-len(prompts) % self.runtime.world)]  # every rank has as many
-        own, clock = filled[self.runtime.rank :: self.runtime.world], Clock()
-        drawn = self._responses(own, [(0,)] * len(own), replace(self.sampling, is_greedy=True, min_limit=None), clock)
+        clock, sampling = Clock(), replace(self.sampling, is_greedy=True, min_limit=None)
+        drawn, _ = self._responses(filled, [(0,)] * len(filled), sampling, clock)
         scores = {name: self.runtime.gather(part) for name, part in self._scores(clock).items()}
         parts = (self.rewards.weighted(scores), self.runtime.gather(drawn.lengths), self.runtime.gather(drawn.finished))
         return Greedy(*(part[: len(prompts)] for part in parts))
 
     def _responses(
         self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], sampling: Sampling, clock: Clock
-    ) -> Responses:
-        """Return this rank's responses to n prompts, on the CPU; they are on their way to be scored."""
+    ) -> tuple[Responses, torch.Tensor | None]:
+        """Return this rank's share of the responses to N prompts, on the CPU, and the log-probabilities (n, T) by which
+        an engine of its own drew them; they are on their way to be scored."""
         self.model.eval()
-        policy, progress, drawn = unwrap(self.model), self.runtime.progress, []
-        progress.enter_phase("generating")
-        with ExitStack() as stack:
-            with clock.of("generation"):  # gathering weights is part of it
-                together = stack.enter_context(self.runtime.generating(self.model, policy.policy))
-            for start in range(0, len(prompts), self.generation_batch_size):
-                batch = slice(start, start + self.generation_batch_size)
-                chosen = prompts[batch]
+        progress, is_seq2seq, every = self.runtime.progress, unwrap(self.model).is_seq2seq, []
+        with closing(self.generator.batches([prompt.ids for prompt in prompts], seeds, sampling)) as batches:
+            while True:
                 progress.enter_phase("generating")
-                with clock.of("generation"):
-                    ids = [prompt.ids for prompt in chosen]
-                    drawn.append(respond(self.model, ids, seeds[batch], sampling, self.runtime.device, together))
+                with clock.of("generation"):  # gathering weights is part of it
+                    drawn = next(batches, None)
+                if drawn is None:
+                    break
+                every.append(drawn)
                 progress.enter_phase("asking for scores")
-                read = samples_of(self.tokenizer, chosen, drawn[-1], sampling.eos_ids, policy.is_seq2seq)
-                self.rewards.submit(read)
-        return Responses(
-            *(torch.cat([getattr(part, name) for part in drawn]).cpu() for name in ("tokens", "lengths", "finished"))
-        )
+                chosen = [prompts[row] for row in drawn.rows]
+                self.rewards.submit(samples_of(self.tokenizer, chosen, drawn.responses, sampling.eos_ids, is_seq2seq))
+        names = ("tokens", "lengths", "finished")
+        joined = (torch.cat([getattr(each.responses, name) for each in every]).cpu() for name in names)
+        logprobs = [each.logprobs for each in every if each.logprobs is not None]
+        return Responses(*joined), torch.cat(logprobs) if logprobs else None
 
     def _scores(self, clock: Clock) -> dict[str, torch.Tensor]:
         """Return the scores (n,) of this rank's responses by each reward, float64."""
@@ -181,7 +188,7 @@ class ExperienceMaker:
         return {name: torch.tensor(scores, dtype=torch.float64) for name, scores in collected.items()}
 
     @torch.no_grad()
-    def _log_probabilities(
+    def log_probabilities(
         self, prompts: Sequence[Sequence[int]], tokens: torch.Tensor, lengths: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Return log-probabilities and entropies of this rank's n responses, (n, T) each, by the same forward pass that

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,15 +24,19 @@ from scaleup.models.rollout import HELD_OUT, Responses, Sampling, response_seeds
 from scaleup.rl import metrics as named
 from scaleup.rl.advantages import adapted_kl_coef
 from scaleup.rl.algorithms import Algorithm
-from scaleup.rl.checks import check_equal_ranks, check_experience, check_steps, tolerance_of
+from scaleup.rl.checks import TOLERANCE, check_equal_ranks, check_experience, check_steps, tolerance_of
 from scaleup.rl.experience import Experience, ExperienceMaker, compute_advantages, samples_of
+from scaleup.rl.generators import Generator
 from scaleup.rl.rewards.interface import RewardSet
+from scaleup.rl.sampling import compare_draws, sampling_metrics
 from scaleup.rl.supervised import SupervisedTerm
 from scaleup.rl.update import Updater, micro_batch_size
 from scaleup.train.checkpoint import Checkpointer
 from scaleup.train.fit import finite, is_due, stop_run
 from scaleup.train.metrics import MetricsLog, peak_memory_mib
 
+COMPARED_PER_RANK = 2
+"""Counts the responses on each rank by which a generator is compared with the policy."""
 NAMES = {
     "ppo": (named.ppo_rollout_metrics, named.ppo_update_metrics),
     "grpo": (named.rollout_metrics, named.update_metrics),
@@ -74,12 +78,15 @@ class RL:
     prompts: PromptOrder
     held_out: Sequence[Prompt]
     rewards: RewardSet
+    generator: Generator
     sampling: Sampling
     tokenizer: Any
     quantization: str | None = None
     supervised: SupervisedTerm | None = None
     names: Literal["grpo", "ppo"] = "grpo"
     """Says which of TRL's trainers the metrics are named after."""
+    compared: dict[str, float] = field(default_factory=dict)
+    """Holds what the last comparison of generator and policy told."""
 
 
 def run_rl(training: RL) -> RLState:
@@ -123,7 +130,7 @@ def _rollouts(
     rollouts, train, runtime = training.rollouts, training.train, training.runtime
     if state.step == 0:
         state.kl_coef = training.algorithm.settings.beta
-        _evaluate(training, metrics, state)
+        _evaluate(training, metrics, state, updater.tolerance)
     while state.step < rollouts.num_rollouts:
         runtime.progress.heartbeat.begin_step(state.step + 1)
         started = time.perf_counter()
@@ -137,7 +144,7 @@ def _rollouts(
         shown = {"reward": round(float(experience.scores.mean()), 3), "kl": round(kl, 3)}
         runtime.progress.report("rollouts", state.step, rollouts.num_rollouts, **shown)
         if is_due(train.eval_steps, state.step, rollouts.num_rollouts):
-            _evaluate(training, metrics, state)
+            _evaluate(training, metrics, state, updater.tolerance)
         stop, save = runtime.sum(runtime.stop.requested, checkpointer.is_time())
         if save or is_due(train.save_steps, state.step, rollouts.num_rollouts):
             checkpointer.save(state)
@@ -151,12 +158,14 @@ def _rollout(
     """Draw a rollout and learn from it. Returns it with its metrics."""
     rollouts, runtime, algorithm = training.rollouts, training.runtime, training.algorithm
     assert state.kl_coef is not None
+    _renew(training, state, updater.tolerance)
     experience = _drawn(training, state)
     estimates = compute_advantages(experience, algorithm, rollouts, training.rewards.weights, state.kl_coef)
     if rollouts.self_checks:
         check_experience(experience, estimates, algorithm, state.num_updates == 0, updater.tolerance)
     of_rollout, of_update = NAMES[training.names]
     values = of_rollout(experience, estimates, algorithm.settings.num_generations, state.kl_coef)
+    values |= sampling_metrics(experience) | training.compared
     started = time.perf_counter()
     with finite(state.step + 1, checkpointer):
         learned, steps = updater.learn(experience, estimates, state.step)
@@ -217,9 +226,20 @@ def _maker(training: RL) -> ExperienceMaker:
         training.tokenizer,
         training.sampling,
         training.rewards,
-        generation_batch_size=training.train.per_device_eval_batch_size,
+        generator=training.generator,
         forward_batch_size=micro_batch_size(training.train),
     )
+
+
+def _renew(training: RL, state: RLState, tolerance: float) -> None:
+    """Give a generator with copies of the weights those of now, and look whether it draws by them."""
+    if not training.generator.renew(state.num_updates):
+        return
+    training.runtime.progress.report("comparing the generator with the policy")
+    count = COMPARED_PER_RANK * training.runtime.world
+    prompts, is_exact = [training.prompts[place] for place in range(count)], tolerance == TOLERANCE["no"]
+    told = compare_draws(_maker(training), prompts, training.train.seed, tolerance, is_exact)
+    training.compared.update(told)
 
 
 def _adapt(training: RL, state: RLState, kl: float) -> None:
@@ -230,10 +250,11 @@ def _adapt(training: RL, state: RLState, kl: float) -> None:
         state.kl_coef = adapted_kl_coef(state.kl_coef, kl, settings.kl_target, size, settings.kl_horizon)
 
 
-def _evaluate(training: RL, metrics: MetricsLog, state: RLState) -> None:
+def _evaluate(training: RL, metrics: MetricsLog, state: RLState, tolerance: float) -> None:
     """Evaluate on the held-out prompts, with the same seeds each time; some responses are kept as text."""
     if not training.held_out:
         return
+    _renew(training, state, tolerance)
     training.runtime.progress.report("answering held-out prompts")
     world = training.runtime.world
     filled = [

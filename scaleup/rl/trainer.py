@@ -33,6 +33,7 @@ from scaleup.models.rollout import sampling_of
 from scaleup.plan.types import GroupPlan
 from scaleup.records.chats import Chat
 from scaleup.rl.algorithms import algorithm_of
+from scaleup.rl.generators import TransformersGenerator
 from scaleup.rl.loop import RL, RLState, run_rl
 from scaleup.rl.policy import policy_of
 from scaleup.rl.rewards.interface import Rewards, RewardSet
@@ -96,6 +97,7 @@ class RLTrainer:
             prompts=PromptOrder([_prompts(encoder, prompts)], [1.0], train.seed, shuffle=True),
             held_out=_prompts(encoder, held_out),
             rewards=_rewards(self.runtime, rewards, weights or {}),
+            generator=TransformersGenerator(self.runtime, wrapped, train.per_device_eval_batch_size),
             sampling=sampling_of(model, tokenizer, *length),
             tokenizer=tokenizer,
             names=self.names,

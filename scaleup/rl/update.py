@@ -37,7 +37,7 @@ class MicroBatch:
     """Holds the Policy's arguments (`inputs_of`)."""
     old: dict[str, torch.Tensor]
     """Holds (B, T) each, from the rollout: what an algorithm's loss takes; `weights` where tokens do not count alike;
-    `counted` where some count for nothing."""
+    `counted` where some count for nothing; `importance` where an engine of its own drew them."""
     num_labels: float
     """Is this part's share of what the sum of losses is divided by."""
     num_targets: int
@@ -135,6 +135,8 @@ class Updater:
         filters = settings.mask_truncated_completions or settings.top_entropy_quantile < 1
         extra = {} if weights is None else {"weights": weights}
         extra |= {"counted": mask, "kept": kept} if filters else {}
+        if experience.importance is not None:
+            extra["importance"] = experience.importance[whole]
         entropy_weight = settings.entropy_coef * total / max(1, int(kept.sum()))
 
         share = np.arange(self.runtime.rank, len(rows), self.runtime.world)
@@ -196,7 +198,7 @@ def policy_loss_sum(model: Any, batch: MicroBatch, algorithm: Algorithm, tally: 
     }
     tally.add(batch.num_targets, **{name: at(places, part) for name, part in shown.items()})
     loss, bonus = terms.loss, batch.entropy_weight * entropies
-    for name in ("weights", "counted"):
+    for name in ("weights", "counted", "importance"):
         loss = loss * batch.old[name] if name in batch.old else loss
     bonus = bonus * batch.old["kept"] if "kept" in batch.old else bonus
     return at(places, loss - bonus).sum()

@@ -16,6 +16,7 @@ from scaleup.models.load import load_tokenizer, pad_token_id
 from scaleup.models.rollout import sampling_of
 from scaleup.rl.algorithms import algorithm_of
 from scaleup.rl.finish import finish_rl
+from scaleup.rl.generators import generator_of
 from scaleup.rl.loop import RL, run_rl
 from scaleup.rl.policy import policy_of
 from scaleup.rl.rewards.build import rewards_of, serve_rewards
@@ -55,7 +56,7 @@ def run(job: Job[PolicyConfig]) -> None:
         supervised = supervised_term(rows, collate, runtime, algorithm.settings, config.train)
 
     length = rollouts.max_new_tokens, rollouts.temperature, rollouts.response_length_min
-    with closing(rewards_of(job)) as rewards:
+    with closing(rewards_of(job)) as rewards, closing(generator_of(job, wrapped)) as generator:
         state = run_rl(
             RL(
                 name=config.name,
@@ -71,6 +72,7 @@ def run(job: Job[PolicyConfig]) -> None:
                 prompts=PromptOrder(sources, weights, config.train.seed, config.data.shuffle),
                 held_out=held_out,
                 rewards=rewards,
+                generator=generator,
                 sampling=sampling_of(model, tokenizer, *length),
                 tokenizer=tokenizer,
                 quantization=config.quantization,

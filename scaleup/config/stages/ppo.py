@@ -11,7 +11,7 @@ from scaleup.config.algorithms import PolicyGradient, PPOAlgorithm, RolloutSetti
 from scaleup.config.fields import Fraction, NotNegative, Positive
 from scaleup.config.reward_source import RewardSource, WeightedReward
 from scaleup.config.schema import Count, Int, Section
-from scaleup.config.stages.rl import FREE_OF_A_SOURCE, PolicyConfig
+from scaleup.config.stages.rl import FREE_OF_A_SOURCE, FREE_OF_THE_GENERATOR, PolicyConfig
 
 
 class PPOSettings(Section):
@@ -103,7 +103,7 @@ class PPOConfig(PolicyConfig):
 
     stand_ins: ClassVar[dict[str, Any]] = {"ppo": {"num_rollouts": 1}, "num_rollouts": 1, "reward": {}}
     free_on_resume: ClassVar[frozenset[str]] = frozenset(
-        {"ppo.self_checks", *(f"reward.{key}" for key in FREE_OF_A_SOURCE)}
+        {"ppo.self_checks", *(f"reward.{key}" for key in FREE_OF_A_SOURCE), *FREE_OF_THE_GENERATOR}
     )
     metric_names: ClassVar[Literal["grpo", "ppo"]] = "ppo"
     gives_messages: ClassVar[bool] = False

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from scaleup.config.adapters import AdapterConfig
 from scaleup.config.algorithms import AlgorithmSettings, PolicyGradient, RolloutSettings
+from scaleup.config.generator import FREE_OF_A_GENERATOR, GENERATOR, GeneratorConfig
 from scaleup.config.reward_source import NamedReward, RewardSource, WeightedReward
 from scaleup.config.schema import EvaluationConfig, GenerationConfig
 from scaleup.config.stages.base import TrainingConfig
@@ -30,6 +31,8 @@ FREE_OF_A_SOURCE = (
 )
 """Lists the keys of a reward that may change when a run goes on: they say where scores come from, not which."""
 
+FREE_OF_THE_GENERATOR = tuple(f"{GENERATOR}.{key}" for key in FREE_OF_A_GENERATOR)
+
 
 class PolicyConfig(TrainingConfig):
     """Holds what every stage has that trains a policy on its own responses. What `algorithm` and `rollouts` say may
@@ -46,6 +49,7 @@ class PolicyConfig(TrainingConfig):
     adapter: AdapterConfig | None = Field(
         None, description="Train this instead of the whole model; the reference is the model without it."
     )
+    generator: GeneratorConfig = Field(default_factory=GeneratorConfig, description="What draws responses.")
     evaluation: EvaluationConfig = Field(
         default_factory=EvaluationConfig, description="What `scaleup evaluate RUN` measures."
     )
@@ -67,6 +71,14 @@ class PolicyConfig(TrainingConfig):
         """Tells whether the policy is compared with a reference."""
         return self.policy_gradient.has_reference
 
+    @property
+    def generator_group(self) -> GeneratorConfig | None:
+        return self.generator if self.generator.is_group else None
+
+    @property
+    def longest_response(self) -> int:
+        return self.rollout_settings.max_new_tokens
+
     def key(self, name: str) -> str:
         """Returns where the config has `algorithm.KEY` or `rollouts.KEY`."""
         return self.keys.get(name, name)
@@ -84,7 +96,7 @@ class RLConfig(PolicyConfig):
         "rewards": [{"name": "reward", "placement": "function", "function": "builtin:length"}],
     }
     free_on_resume: ClassVar[frozenset[str]] = frozenset(
-        {"rollouts.self_checks", *(f"rewards.*.{key}" for key in FREE_OF_A_SOURCE)}
+        {"rollouts.self_checks", *(f"rewards.*.{key}" for key in FREE_OF_A_SOURCE), *FREE_OF_THE_GENERATOR}
     )
 
     stage: Literal["rl"]

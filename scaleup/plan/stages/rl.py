@@ -14,6 +14,7 @@ from scaleup.errors import Problem
 from scaleup.plan.arithmetic import DEFAULT_BATCH_SIZE
 from scaleup.plan.compat import Tested
 from scaleup.plan.facts import ModelFacts, ModelRequest, RowsRequest, Tensors, is_reward_model
+from scaleup.plan.generator_problems import engine_problems, generator_problems
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import gathered_bytes, training_memory
 from scaleup.plan.reward_sources import reward_problems
@@ -75,6 +76,7 @@ class PolicyPlanner(TrainingPlanner[P]):
         yield from algorithm_problems(config)
         yield from _data_problems(config)
         yield from reward_problems(config, machine)
+        yield from generator_problems(config, config.generator, machine)
         yield from self.optimization_problems(config)
 
     def steps(self, config: P) -> tuple[int | None, str]:
@@ -92,6 +94,7 @@ class PolicyPlanner(TrainingPlanner[P]):
     def facts_problems(self, config: P, facts: ModelFacts, where: str) -> Iterator[Problem]:
         if not is_reward_model(where):
             yield from super().facts_problems(config, facts, where)
+            yield from engine_problems(config.generator, facts)
             return
         reward = next(reward for reward in config.reward_sources if where == f"{reward.key}.model")
         yield from reward_model_problems(reward.source.scorer, facts, where)

@@ -1,0 +1,116 @@
+"""Runs whose responses an engine in a group of its own draws: whatever befalls the engine or the policy, they end like
+one whose policy draws for itself. The engine is a stand-in for vLLM, which has tests of its own (tests/vllm)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from scaleup.artifacts.checkpoints import memory_folder
+from tests import small_runs
+from tests.cli import alive, differing, folder_of, interrupt, logs, metrics, reached, run, scaleup, wait_until
+from tests.small_runs import same_rollouts
+from tests.stand_in_engine import stand_in_python
+
+pytestmark = pytest.mark.slow
+ROLLOUTS = 12
+PPO = differing(
+    small_runs.PPO,
+    {
+        "ppo.num_rollouts": ROLLOUTS,
+        "train.learning_rate": 1e-4,
+        "reward.placement": "colocated",
+        "ppo.num_ppo_epochs": 2,
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def engine(place: Path) -> dict[str, object]:
+    """Changes to a config by which the stand-in draws."""
+    return {"generator": {"engine": "vllm", "python": str(stand_in_python(place / "environment"))}}
+
+
+def pid_of(folder: Path) -> int:
+    """Of the engine that runs, by what the kernel says of processes; 0 where there is none."""
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            arguments = process.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"scaleup.generator.engine" in arguments and os.fsencode(folder) in arguments:
+            return int(process.parent.name)
+    return 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"parallel": {"num_processes": 2}},
+        {"parallel": {"num_processes": 2, "strategy": "fsdp2"}},
+        {"adapter": {"type": "lora", "r": 4}},
+    ],
+    ids=["one", "two", "fsdp2", "lora"],
+)
+def test_a_run_by_an_engine_is_the_run_without_one(
+    place: Path,
+    engine: dict[str, object],
+    pool: ThreadPoolExecutor,
+    changes: dict[str, object],
+    request: pytest.FixtureRequest,
+) -> None:
+    name = request.node.callspec.id
+    alone = pool.submit(run, PPO | changes | {"name": f"alone-{name}"}, cwd=place)
+    drawn = run(PPO | changes | engine | {"name": f"drawn-{name}"}, cwd=place)
+    same_rollouts(drawn, alone.result(), ROLLOUTS)
+    compared = [line for line in metrics(drawn) if "sampling/equal_tokens" in line]
+    assert len(compared) == ROLLOUTS and all(line["sampling/equal_tokens"] == 1 for line in compared)
+    assert not memory_folder(drawn, "generator").exists(), "nothing is left in main memory"
+
+
+def test_the_engine_is_killed_and_then_has_another_size(
+    place: Path, engine: dict[str, object], colocated: Future[Path]
+) -> None:
+    config = PPO | engine | {"name": "killed"}
+    pids: list[int] = []
+
+    def kill_and_resize(process: subprocess.Popen[str], folder: Path) -> None:
+        pids.append(pid_of(folder))
+        os.kill(pids[-1], signal.SIGKILL)
+        wait_until(lambda: pid_of(folder) not in (0, pids[0]))
+        assert scaleup("resize", folder, "generator", "2", cwd=place).code == 0
+        assert json.loads((folder / "launch/generator.json").read_text())["tensor_parallel_size"] == 2
+
+    result = interrupt(config, cwd=place, when=reached(2), do=kill_and_resize)
+    folder = folder_of(config, place)
+    assert result.code == 0, f"{result.stdout}\n{result.stderr}\n{logs(folder)}"
+    assert "restart 1 of 3 of group generator alone" in result.stdout
+    assert [attempt.name for attempt in (folder / "attempts").iterdir()] == ["1"]
+    same_rollouts(folder, colocated.result(), ROLLOUTS)
+
+
+def test_the_policy_is_killed_and_the_run_goes_on(
+    place: Path, engine: dict[str, object], colocated: Future[Path]
+) -> None:
+    config = PPO | engine | {"name": "goes-on"}
+    pids: list[int] = []
+
+    def kill(process: subprocess.Popen[str], folder: Path) -> None:
+        policy = json.loads((folder / "attempts/1/workers/policy-rank0.json").read_text())["pid"]
+        pids.extend([policy, pid_of(folder)])
+        os.kill(policy, signal.SIGKILL)
+
+    result = interrupt(config, cwd=place, when=reached(3), do=kill)
+    folder = folder_of(config, place)
+    assert result.code == 1 and "error: policy-rank0 was killed by signal 9" in result.stderr
+    assert alive(pids) == []
+    assert not memory_folder(folder, "generator").exists(), "nothing is left in main memory"
+    run(config, "--resume", cwd=place)
+    same_rollouts(folder, colocated.result(), ROLLOUTS)

@@ -1,0 +1,62 @@
+"""A policy that an engine draws for: the same run as one that draws for itself, and an end where the two part."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scaleup.errors import ScaleupError
+from scaleup.rl.generators import VLLMGenerator
+from tests.engine_runs import SECRET, Start, trained
+from tests.stand_in_engine import StandIn, in_a_thread
+
+
+def started(engine: StandIn) -> Start:
+    return partial(in_a_thread, engine, secret=SECRET)
+
+
+@pytest.mark.parametrize(("name", "adapter"), [("tiny-llama", False), ("tiny-qwen2", False), ("tiny-llama", True)])
+def test_a_run_by_an_engine_is_the_run_without_one(own_cache: None, tmp_path: Path, name: str, adapter: bool) -> None:
+    """Also where the head is the embeddings', and where an adapter alone goes to the engine."""
+    engine = StandIn()
+    alone, _ = trained(tmp_path / "alone", name, None, adapter)
+    drawn, lines = trained(tmp_path / "drawn", name, started(engine), adapter)
+    assert max(float((alone[part] - drawn[part]).abs().max()) for part in alone) < 1e-5
+    assert engine.versions == [0, 4, 8, 12], "the weights went after each update, and for the last evaluation"
+    rollouts = [line for line in lines if "sampling/equal_tokens" in line]
+    assert len(rollouts) == 3
+    for line in rollouts:
+        assert line["sampling/equal_tokens"] == 1
+        assert line["sampling/sampling_logp_difference/max"] < 1e-5
+        assert line["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-5)
+    assert not (tmp_path / "drawn" / "weights").exists(), "nothing is left in main memory"
+
+
+def test_a_stale_head_ends_the_run(own_cache: None, tmp_path: Path) -> None:
+    """The engine takes new weights but keeps its head, and says nothing: the comparison after the first update does."""
+    engine = StandIn(keeps_head=True)
+    with pytest.raises(ScaleupError, match=r"generator: draws by other weights than the policy's: log-probabilities"):
+        trained(tmp_path / "stale", "tiny-qwen2", started(engine))
+    assert engine.versions == [0, 4]
+
+
+def test_another_sampler_ends_the_run(own_cache: None, tmp_path: Path) -> None:
+    """Its log-probabilities are right, its tokens are not those of the seeds."""
+
+    class Others(StandIn):
+        def draw(self, request: Any, tell: Any) -> Any:
+            object.__setattr__(request, "seeds", request.seeds + 1)
+            return super().draw(request, tell)
+
+    with pytest.raises(ScaleupError, match=r"draws other tokens than the policy from the same seeds: 0 of 2"):
+        trained(tmp_path / "other", start=started(Others()))
+
+
+def test_importance_weights_are_cut_or_their_tokens_left_out() -> None:
+    log_ratio = torch.tensor([[0.0, 0.5, 1.0]]).double()
+    cut = VLLMGenerator(None, None, None, tis_cap=2.0).importance(log_ratio)  # type: ignore[arg-type]
+    assert cut[0].tolist() == pytest.approx([1, 1.6487, 2], abs=1e-4)
+    left_out = VLLMGenerator(None, None, None, 2.0, "mask").importance(log_ratio)  # type: ignore[arg-type]
+    assert left_out[0].tolist() == pytest.approx([1, 1.6487, 0], abs=1e-4)
