@@ -84,11 +84,21 @@ class Section(BaseModel):
 
     def with_absolute_paths(self) -> Self:
         """Returns this section with every path that is relative to the working folder made absolute, in the sections
-        within it too. A section whose own values are paths extends this."""
-        sections = {name: each for name in type(self).model_fields if isinstance(each := getattr(self, name), Section)}
-        changed = {name: new for name, each in sections.items() if (new := each.with_absolute_paths()) is not each}
+        within it too, and in lists of them. A section whose own values are paths extends this."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        changed = {name: new for name, each in values.items() if (new := _with_absolute_paths(each)) is not each}
         # A section that stays as it is must not count as given (model_fields_set): rules ask that.
         return self.model_copy(update=changed) if changed else self
+
+
+def _with_absolute_paths(value: Any) -> Any:
+    """Returns a section, or a list of them, with absolute paths; the very value where nothing of it changes."""
+    if isinstance(value, Section):
+        return value.with_absolute_paths()
+    if isinstance(value, list):
+        changed = [_with_absolute_paths(each) for each in value]
+        return value if all(new is each for new, each in zip(changed, value, strict=True)) else changed
+    return value
 
 
 def absolute_folder(path: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field
 
 from scaleup.config.adapters import Quantization
-from scaleup.config.fields import Float, Name, PathText, Positive
+from scaleup.config.fields import Float, Name, PathText, Positive, absolute
 from scaleup.config.schema import (
     Count,
     Int,
@@ -43,6 +43,9 @@ class JudgeConfig(Section):
         None, description="Names the environment variable that holds the key; the key itself is in no file of a run."
     )
     api_key_file: PathText | None = Field(None, description="Names the file that holds the key.")
+
+    def with_absolute_paths(self) -> Self:
+        return self.model_copy(update={"api_key_file": absolute(self.api_key_file)}) if self.api_key_file else self
 
 
 class RewardSource(Section):

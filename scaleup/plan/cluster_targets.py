@@ -19,7 +19,7 @@ KUBERNETES_NAME = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 LONGEST_NAME = 40
 """Leaves, of the 63 characters of a pod's host name, room for what Kubernetes adds: the group, an index and what makes
 it unique."""
-NAMES = ("path", "tokenizer", "function", "chat_template")
+NAMES = ("path", "tokenizer", "function", "chat_template", "api_key_file")
 """Lists the keys that name a folder or a file, or something else: a hub's name, `package:...`, `builtin:...`."""
 
 

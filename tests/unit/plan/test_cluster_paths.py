@@ -74,3 +74,19 @@ def test_a_file_with_a_chat_template_is_read_too(here: Path) -> None:
     (here / "chat.jinja").touch()
     assert found(PPO, data__chat_template="chat.jinja")["data.chat_template"] == here / "chat.jinja"
     assert found(PPO, data__chat_template="trl:qwen3") == {"data.root": here}
+
+
+def test_a_judges_file_of_its_key_is_read_too(here: Path) -> None:
+    (here / "key").touch()
+    judge = {"model": "m", "api_key_file": "key"}
+    reward = {"placement": "http", "format": "openai", "url": "http://localhost/", "judge": judge}
+    assert found(PPO, reward=reward)["reward.judge.api_key_file"] == here / "key"
+
+
+def test_those_of_each_of_several_rewards(here: Path) -> None:
+    raw = {key: value for key, value in PPO.items() if key not in ("ppo", "reward")}
+    function = {"name": "a", "placement": "function", "function": "reward.py:score"}
+    rewards = [function, {"name": "b", "model": {"path": "scorer"}}]
+    several = found(raw, stage="rl", algorithm={"type": "grpo"}, rollouts={"num_rollouts": 1}, rewards=rewards)
+    assert several["rewards.0.function"] == here / "reward.py"
+    assert several["rewards.1.model.path"] == here / "scorer"

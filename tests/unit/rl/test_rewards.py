@@ -17,7 +17,7 @@ from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
 from scaleup.rl.rewards import http as http_rewards
 from scaleup.rl.rewards.http import Endpoint, HttpRewards
-from scaleup.rl.rewards.interface import Rewards, Sample, checked_scores
+from scaleup.rl.rewards.interface import Rewards, RewardSet, Sample, checked_scores
 from scaleup.rl.rewards.placements import ColocatedRewards
 from tests.unit.data.tiny import single_process
 
@@ -80,6 +80,40 @@ def test_a_colocated_model_scores_all_that_was_submitted(runtime: Runtime) -> No
     assert collected(rewards, SAMPLES, [], SAMPLES[:1]) == [5.0, 1.0, 5.0]
     assert collected(rewards, []) == []
     assert collected(rewards, SAMPLES[1:]) == [1.0]
+
+
+# --- several
+
+
+class Noting:
+    """Notes what it is asked, among what others are."""
+
+    def __init__(self, name: str, told: list[str]) -> None:
+        self.name, self.told = name, told
+
+    def submit(self, samples: Sequence[Sample]) -> None:
+        self.told.append(f"{self.name} is sent {len(samples)}")
+
+    def collect(self) -> list[float]:
+        self.told.append(f"{self.name} is waited for")
+        return [1.0, float(len(self.name))]
+
+    def close(self) -> None:
+        self.told.append(f"{self.name} is closed")
+        raise ValueError(self.name)
+
+
+def test_all_rewards_are_asked_before_any_is_waited_for_and_all_are_closed() -> None:
+    told: list[str] = []
+    rewards = RewardSet({name: Noting(name, told) for name in ("one", "other")}, [2.0, -0.5])
+    rewards.submit(SAMPLES)
+    by_source = rewards.collect()
+    assert told == ["one is sent 2", "other is sent 2", "one is waited for", "other is waited for"]
+    scores = {name: torch.tensor(values, dtype=torch.float64) for name, values in by_source.items()}
+    assert rewards.weighted(scores).tolist() == [2.0 - 0.5, 2.0 * 3 - 0.5 * 5]
+    with pytest.raises(ValueError, match=r"one|other"):
+        rewards.close()
+    assert sorted(told[4:]) == ["one is closed", "other is closed"]
 
 
 # --- a service
