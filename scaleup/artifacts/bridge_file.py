@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 import secrets
 import socket
+from collections.abc import Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -38,17 +39,18 @@ class BridgeFile:
             raise ScaleupError.of(str(path), what, "start the run with `scaleup run`") from error
 
 
-def new_bridge(address: str, port: int | None, group: str) -> BridgeFile:
+def new_bridge(address: str, port: int | None, group: str, taken: Set[int] = frozenset()) -> BridgeFile:
     """Return a bridge with a secret that no group had before, and a free port of this machine unless one is named.
+    Nobody listens yet on the ports that are `taken`.
 
     Raises ScaleupError if no port is free."""
-    return BridgeFile(address, port or free_port(f"{group}.bridge_port"), secrets.token_hex(32))
+    return BridgeFile(address, port or free_port(f"{group}.bridge_port", taken), secrets.token_hex(32))
 
 
-def free_port(key: str) -> int:
-    """Find a port that is free on all interfaces of this host. Raises ScaleupError, with the config key that could name
-    one, if none is."""
-    for port in random.SystemRandom().sample(PORTS, TRIES):
+def free_port(key: str, taken: Set[int] = frozenset()) -> int:
+    """Find a port that is free on all interfaces of this host, and not `taken`. Raises ScaleupError, with the config
+    key that could name one, if none is."""
+    for port in (each for each in random.SystemRandom().sample(PORTS, TRIES) if each not in taken):
         with socket.socket() as listener:
             try:
                 listener.bind(("", port))

@@ -57,9 +57,12 @@ def prepare_run(run: RunFolder, config: RunConfig, plan: Plan, data: RunData | N
 
 def renew_bridges(run: RunFolder, plan: Plan, rendezvous: Rendezvous | None) -> None:
     """Write where the policy and each group that serves it meet from now on."""
+    taken = {bridge.port for bridge in plan.bridges.values() if bridge.port is not None}
     for name, bridge in plan.bridges.items():
         address = bridge.address or (rendezvous.address if rendezvous else own_address(plan.groups[0].interface))
-        new_bridge(address, bridge.port, name).save(run.bridge_file(name))
+        made = new_bridge(address, bridge.port, name, taken)
+        made.save(run.bridge_file(name))
+        taken.add(made.port)
 
 
 def accelerate_settings(group: GroupPlan, node_rank: int = 0) -> dict[str, Any]:

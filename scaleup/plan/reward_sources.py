@@ -38,6 +38,11 @@ def reward_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     for reward in sources:
         yield from _source_problems(reward, config, machine)
     yield from _device_problems(config, machine)
+    ports: dict[int, str] = {}
+    for reward in config.reward_groups:
+        port, where = reward.source.bridge_port, f"{reward.key}.bridge_port"
+        if port is not None and (other := ports.setdefault(port, where)) != where:
+            yield Problem(where, f"{port} is {other} too", "give each group a port of its own, or leave them out")
     names = [reward.name for reward in sources]
     for place, reward in enumerate(sources):
         if reward.name in names[:place]:

@@ -32,10 +32,16 @@ def builtin(name: str, **arguments: Any) -> dict[str, Any]:
 
 SOURCES = [
     rewarded(
-        "names and weights",
-        [FUNCTION, FUNCTION | {"weight": 0}, GROUP | {"name": "a-rank0"}],
+        "names, weights and ports",
+        [
+            FUNCTION,
+            FUNCTION | {"weight": 0},
+            GROUP | {"name": "a-rank0", "bridge_port": 4000},
+            GROUP | {"bridge_port": 4000},
+        ],
         "error: rewards.1.name: two rewards are called f -> give each its own name",
         "error: rewards.1.weight: is 0, so its scores count for nothing",
+        "error: rewards.3.bridge_port: 4000 is rewards.2.bridge_port too -> give each group a port of its own",
         "error: rewards.2.name: 'a-rank0' holds -rank, which comes after the group's name",
     ),
     rewarded(

@@ -97,7 +97,7 @@ RL_MISTAKES = [
     rl(
         "a reward that is not said, and a function that is not there",
         "error: rewards.0.model: is needed by rewards.0.placement: group",
-        "error: rewards.1.function: rewards.py defines no scores -> did you mean 'score'?",
+        "rewards.py defines no scores -> did you mean 'score'?",
         rewards=[{"name": "liked"}, {"name": "short", "placement": "function", "function": "rewards.py:scores"}],
     ),
 ]

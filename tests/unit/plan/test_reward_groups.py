@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from scaleup.artifacts.bridge_file import BridgeFile
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.cluster import ClusterConfig
 from scaleup.config.load import dump, load_mapping
@@ -134,6 +135,18 @@ def test_bridges_have_a_file_a_port_and_a_secret_each(planned: MakePlan, tmp_pat
     told = [run.bridge_file(name).read_text() for name in ("reward-liked", "reward-kind")]
     assert len(set(told)) == 2 and "127.0.0.1" in told[0]
     assert run.bridge_file("reward").name == "bridge.json", "as runs of stage ppo have it since their first version"
+
+
+def test_no_two_bridges_have_one_port(planned: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor that of a group which names its own; nobody listens yet when ports are chosen."""
+    monkeypatch.setattr("scaleup.artifacts.bridge_file.PORTS", range(30_000, 30_003))
+    monkeypatch.setattr("scaleup.artifacts.bridge_file.TRIES", 3)
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    plan = planned(LIKED, KIND | {"bridge_port": 30_001}, LIKED | {"name": "third"})
+    for _ in range(5):
+        renew_bridges(run, plan, None)
+        assert {BridgeFile.read(run.bridge_file(name)).port for name in plan.bridges} == {30_000, 30_001, 30_002}
 
 
 def test_a_plan_of_the_one_group_that_there_was_is_read(planned: MakePlan) -> None:
