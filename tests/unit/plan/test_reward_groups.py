@@ -18,6 +18,7 @@ from scaleup.launcher.prepare import renew_bridges
 from scaleup.launcher.rendezvous import named_hosts, named_interfaces, named_ports
 from scaleup.plan.cluster import Granted, cluster_problems, granted, granted_to_reward, nodes_of, with_reward_device
 from scaleup.plan.describe import Described
+from scaleup.plan.facts import Tensors
 from scaleup.plan.groups import patience_problems
 from scaleup.plan.machine import Machine
 from scaleup.plan.places import place_marks
@@ -28,7 +29,14 @@ from tests.cli import differing
 from tests.fake_facts import FACTS
 
 POLICY = FACTS.model_copy(update={"hidden_size": 20, "vocab_size": 40, "tokenizer_size": 40})
-SCORER = FACTS.model_copy(update={"task": "sequence_classification", "labels": ("LABEL_0",), "pooling": "whole"})
+SCORER = FACTS.model_copy(
+    update={
+        "task": "sequence_classification",
+        "labels": ("LABEL_0",),
+        "pooling": "whole",
+        "tensors": (Tensors(shape=(1000, 50), count=1),),
+    }
+)
 LIKED: dict[str, Any] = {"name": "liked", "model": {"path": "builtin:tiny-bert"}}
 KIND = LIKED | {"name": "kind", "weight": -0.5}
 WEB: dict[str, Any] = {"name": "web", "placement": "http", "url": "http://somewhere:1/score"}
@@ -77,7 +85,8 @@ def test_each_has_its_name_its_bridge_and_its_memory(planned: MakePlan) -> None:
     assert [group.threads_per_process for group in plan.groups] == [2, 2, 2], "6 processes on 12 cores"
     assert list(plan.bridges) == list(plan.serving_memory) == ["reward-liked", "reward-kind"]
     assert [each.group for each in plan.loading] == ["policy", "reward-liked", "reward-kind"]
-    assert plan.loading[1].rank < plan.loading[0].rank, "a model that only scores, and it alone"
+    assert plan.loading[0] == planned(WEB, parallel__num_processes=2).loading[0], "the policy loads none of theirs"
+    assert plan.loading[1].rank >= 4 * 1000 * 50
     assert plan.loading[2].node == 3 * plan.loading[1].node
 
 

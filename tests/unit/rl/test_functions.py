@@ -203,7 +203,7 @@ def test_a_column_that_is_no_json_is_named(make: Maker) -> None:
 
 def test_a_function_that_takes_too_long_is_ended_with_what_it_started(make: Maker) -> None:
     body = (
-        "import subprocess\ndef reward(answer):\n    child = subprocess.Popen(['sleep', '60'])\n"
+        "import subprocess\ndef reward(answer):\n    child = subprocess.Popen(['sleep', '600'])\n"
         "    with (HERE / 'pids').open('a') as file:\n        file.write(f'{os.getpid()} {child.pid} ')\n"
         "    child.wait()"
     )
@@ -211,7 +211,7 @@ def test_a_function_that_takes_too_long_is_ended_with_what_it_started(make: Make
     assert "mine.py:reward took longer than 0.5 s, and so it was after 1 retries -> raise its timeout_seconds" in error
     pids = [int(pid) for pid in (make.folder / "pids").read_text().split()]
     assert len(pids) == 4
-    wait_until(lambda: alive(pids) == [])
+    wait_until(lambda: alive(pids) == [], timeout=60)
 
 
 @pytest.mark.parametrize("fails", ["raise OSError('busy')", "time.sleep(60)", "os._exit(1)"])
