@@ -79,6 +79,7 @@ ROW_BY_ROW = (
 
 
 def likeliest(scores: torch.Tensor, rows: torch.Tensor, position: int) -> torch.Tensor:
+    """Returns the token (n,) with the highest of the scores (n, V): what is drawn as the temperature goes to 0."""
     return scores.argmax(dim=-1)
 
 

@@ -89,8 +89,3 @@ class GumbelMax:
         answers."""
         seeds = self.seeds[rows]
         return draw(scores, seeds, torch.full_like(seeds, position), self.temperature)
-
-
-def likeliest(scores: torch.Tensor, rows: torch.Tensor, position: int) -> torch.Tensor:
-    """Returns the token (n,) with the highest of the scores (n, V): what is drawn as the temperature goes to 0."""
-    return scores.argmax(dim=-1)

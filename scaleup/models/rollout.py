@@ -16,8 +16,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from scaleup.data.chat import answer_ends
 from scaleup.data.collate import has_padding, pad
 from scaleup.models.beside import Beside, base_of, unwrap
-from scaleup.models.decode import Decoder
-from scaleup.models.gumbel import GumbelMax, likeliest
+from scaleup.models.decode import Decoder, likeliest
+from scaleup.models.gumbel import GumbelMax
 from scaleup.models.load import pad_token_id
 from scaleup.models.padding import padding_known
 

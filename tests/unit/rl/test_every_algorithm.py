@@ -185,22 +185,3 @@ def test_nothing_is_learned_where_all_scores_are_equal(trainer: Any) -> None:
     state = run.train()
     assert (state.num_updates, state.num_refilled) == (4, 4)
     assert all(torch.equal(part, before[name]) for name, part in run._job.model.named_parameters())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce_pp", "remax"])
-def test_it_learns_to_say_what_is_rewarded(trainer: Any, tmp_path: Path, name: str, seed: int) -> None:
-    """Most of what it says is vowels in the end, as is rewarded; untrained it says 0.1 of 6."""
-    trainer(
-        {**ALGORITHMS[name], "beta": 0.0},
-        rewards=num_vowels,
-        batch=32,
-        optimization={"optimizer": "adamw", "seed": seed, "save_steps": None, "learning_rate": 0.01},
-        num_rollouts=30,
-        batch_size=32,
-        num_mini_batches=1,
-    ).train()
-    scores = [line["reward"] for line in lines_of(tmp_path / "out") if "reward" in line]
-    assert len(scores) == 30 and scores[0] < 0.5
-    assert sum(scores[-5:]) / 5 > 3
