@@ -14,13 +14,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.algorithms import GRPOAlgorithm, PolicyGradient, RLOOAlgorithm, RolloutSettings
+from scaleup.config.algorithms import GRPOAlgorithm, PolicyGradient, PPOAlgorithm, RLOOAlgorithm, RolloutSettings
+from scaleup.config.fields import Section
 from scaleup.config.schema import DataConfig, OptimizationConfig
 from scaleup.config.stages.ppo import PPOSettings
 from scaleup.data.prompts import Prompt, PromptOrder, prompts_of
@@ -44,7 +45,10 @@ Source = Rewards | Score
 """Is where scores come from: a function from samples to scores, or a placement of `scaleup.rl.rewards`."""
 
 
-class RLTrainer:
+A = TypeVar("A", bound=PolicyGradient)
+
+
+class RLTrainer(Generic[A]):
     """Trains a policy by any algorithm.
 
     `model`: a causal or encoder-decoder model of Transformers, or one with an adapter of PEFT, trained in place.
@@ -62,7 +66,7 @@ class RLTrainer:
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Any],
         rewards: Source | Mapping[str, Source],
-        algorithm: PolicyGradient,
+        algorithm: A,
         rollouts: RolloutSettings,
         *,
         train: OptimizationConfig | None = None,
@@ -82,7 +86,7 @@ class RLTrainer:
         task = "seq2seq_lm" if policy.is_seq2seq else "causal_lm"
         encoder = Encoder(tokenizer, task, DataConfig(max_length=max_prompt_length))
         length = rollouts.max_new_tokens, rollouts.temperature, rollouts.response_length_min
-        settings = {"algorithm": algorithm, "rollouts": rollouts, "train": train}
+        settings: dict[str, Section] = {"algorithm": algorithm, "rollouts": rollouts, "train": train}
         self._job = RL(
             name=self.names,
             algorithm=algorithm_of(algorithm),
@@ -120,39 +124,15 @@ class RLTrainer:
         self.runtime.barrier()
 
 
-class GRPOTrainer(RLTrainer):
+class GRPOTrainer(RLTrainer[GRPOAlgorithm]):
     """Trains a policy by GRPO, and what its settings make of it: DAPO, Dr. GRPO, GSPO."""
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: PreTrainedTokenizerBase,
-        prompts: Sequence[Any],
-        rewards: Source | Mapping[str, Source],
-        algorithm: GRPOAlgorithm,
-        rollouts: RolloutSettings,
-        **options: Any,
-    ) -> None:
-        super().__init__(model, tokenizer, prompts, rewards, algorithm, rollouts, **options)
 
-
-class RLOOTrainer(RLTrainer):
+class RLOOTrainer(RLTrainer[RLOOAlgorithm]):
     """Trains a policy by REINFORCE leave-one-out."""
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: PreTrainedTokenizerBase,
-        prompts: Sequence[Any],
-        rewards: Source | Mapping[str, Source],
-        algorithm: RLOOAlgorithm,
-        rollouts: RolloutSettings,
-        **options: Any,
-    ) -> None:
-        super().__init__(model, tokenizer, prompts, rewards, algorithm, rollouts, **options)
 
-
-class PPOTrainer(RLTrainer):
+class PPOTrainer(RLTrainer[PPOAlgorithm]):
     """Trains a policy by PPO, whose settings have the names of TRL's PPO trainer, as its metrics have."""
 
     names = "ppo"
