@@ -36,7 +36,7 @@ def vowels(samples: Sequence[Sample]) -> list[float]:
 
 
 def trained(
-    folder: Path, name: str = "tiny-llama", start: Start | None = None, adapter: bool = False
+    folder: Path, name: str = "tiny-llama", start: Start | None = None, adapter: bool = False, ahead: bool = False
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     """The weights and the metrics of a run of three rollouts, by the engine that `start` starts or without one."""
     model, tokenizer = loaded(name)
@@ -62,7 +62,7 @@ def trained(
         start(client.port)
         job = trainer._job
         writer = WeightsWriter(job.runtime, job.model, lambda: loaded(name)[0], folder / "weights")
-        job.generator = VLLMGenerator(job.runtime, writer, client, tis_cap=2.0)
+        job.generator = VLLMGenerator(job.runtime, writer, client, tis_cap=2.0, draws_ahead=ahead)
     try:
         trainer.train()
     finally:

@@ -25,12 +25,14 @@ class StandIn:
     def __init__(self, keeps_head: bool = False) -> None:
         self.keeps_head = keeps_head
         self.versions: list[int] = []
+        self.asked: list[Request] = []
         self.model: Any = None
         self.head: torch.Tensor | None = None
 
     def draw(self, request: Request, tell: Tell) -> Answer:
         from scaleup.models.gumbel import draw
 
+        self.asked.append(request)
         self._load(request.weights)
         tokens: list[list[int]] = []
         logprobs: list[list[float]] = []

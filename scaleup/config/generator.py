@@ -30,6 +30,11 @@ class GeneratorConfig(Section):
         description="Of the generator's group: device, heartbeat_timeout_seconds, and num_processes, over which vLLM "
         "cuts each matrix (tensor parallelism).",
     )
+    staleness: Literal[0, 1] = Field(
+        0,
+        description="1: the next rollout is drawn while the policy learns from this one, by the weights from before; "
+        "importance weights correct for it.",
+    )
     max_num_seqs: Count = Field(256, description="Responses that vLLM draws at a time.")
     kv_cache_gib: Count = Field(2, description="Main memory for keys and values, on a CPU.")
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(

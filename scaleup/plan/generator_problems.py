@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scaleup.config.adapters import LoraAdapter
+from scaleup.config.algorithms import ReMaxAlgorithm
 from scaleup.config.generator import GeneratorConfig
 from scaleup.config.schema import ParallelConfig
 from scaleup.config.stages.base import TrainingConfig
+from scaleup.config.stages.rl import PolicyConfig
 from scaleup.errors import Problem
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.groups import device_of
@@ -24,7 +26,7 @@ REGISTRY = "vllm/model_executor/models/registry.py"
 MAKE = "make vllm, then name .venv-vllm/bin/python"
 
 
-def generator_problems(config: TrainingConfig, generator: GeneratorConfig, machine: Machine) -> Iterator[Problem]:
+def generator_problems(config: PolicyConfig, generator: GeneratorConfig, machine: Machine) -> Iterator[Problem]:
     """Yields problems of the section `generator`, and of what does not go with it."""
     own = "group" if generator.is_group else "policy"
     if generator.placement not in (None, own):
@@ -40,6 +42,8 @@ def generator_problems(config: TrainingConfig, generator: GeneratorConfig, machi
         yield Problem("generator.python", flaw, MAKE)
     for name in _given(generator.parallel, READ):
         yield Problem(f"generator.parallel.{name}", "has no meaning for vllm", "leave it out")
+    if generator.staleness:
+        yield from _stale_problems(config)
     yield from _policy_problems(config)
     yield from _device_problems(config, generator, machine)
 
@@ -49,6 +53,17 @@ def _given(section: GeneratorConfig | ParallelConfig, meant: tuple[str, ...]) ->
     for name, field in type(section).model_fields.items():
         if name not in meant and getattr(section, name) != field.get_default(call_default_factory=True):
             yield name
+
+
+def _stale_problems(config: PolicyConfig) -> Iterator[Problem]:
+    """Yields what needs responses by the policy as it is."""
+    where, remedy, algorithm = "generator.staleness", "use 0", config.policy_gradient
+    if algorithm.dynamic_sampling:
+        what = "1 is not supported with algorithm.dynamic_sampling, whose further prompts nobody knows ahead"
+        yield Problem(where, what, remedy)
+    if isinstance(algorithm, ReMaxAlgorithm):
+        what = "1 is not supported with remax, whose baseline is the greedy response of the policy that drew"
+        yield Problem(where, what, remedy)
 
 
 def _policy_problems(config: TrainingConfig) -> Iterator[Problem]:

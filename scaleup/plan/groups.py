@@ -150,8 +150,10 @@ def _reward_group(
 def _generator_group(
     config: RunConfig, generator: GeneratorConfig, machine: Machine, before: Sequence[GroupPlan]
 ) -> GroupPlan:
-    """Plans an engine on the first node. It has the node's cores for itself: the policy waits while it draws."""
+    """Plans an engine on the first node. It has the node's cores for itself, unless it draws while the policy
+    learns."""
     parallel, device = generator.parallel, device_of(generator.parallel, machine)
+    threads = _threads(config, machine) if generator.staleness else max(1, machine.num_cores // parallel.num_processes)
     cut = f", cut over {parallel.num_processes} processes" if parallel.num_processes > 1 else ""
     return GroupPlan(
         name=GENERATOR,
@@ -169,7 +171,7 @@ def _generator_group(
         distributed_type="NO",
         engine="none",
         mixed_precision=config.mixed_precision,
-        threads_per_process=max(1, machine.num_cores // parallel.num_processes),
+        threads_per_process=threads,
         main_address=None,
         main_port=None,
     )
@@ -180,7 +182,10 @@ def _threads(config: RunConfig, machine: Machine, on_own_nodes: bool = False) ->
     by the processes of all groups there."""
     sources = [reward.source for reward in config.reward_groups if reward.source.own_nodes == on_own_nodes]
     count = sum(source.parallel.num_processes for source in sources)
-    count += 0 if on_own_nodes else config.parallel.num_processes // config.parallel.num_nodes
+    if not on_own_nodes:
+        generator = config.generator_group
+        count += config.parallel.num_processes // config.parallel.num_nodes
+        count += generator.parallel.num_processes if generator is not None and generator.staleness else 0
     return max(1, machine.num_cores // max(1, count))
 
 

@@ -3,6 +3,7 @@ its own. Both draw by the same sampler, `scaleup.models.gumbel`, so that in floa
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Generator as Batches
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
@@ -60,6 +61,23 @@ class Generator(Protocol):
         """Return the weights (N, T) of tokens in the loss, from the log-ratio (N, T) of the policy's probabilities to
         those they were drawn by; None where that is 1 by itself."""
 
+    @property
+    def draws_ahead(self) -> bool:
+        """Tell whether the next rollout is drawn while the policy learns from this one."""
+
+    @property
+    def is_ahead(self) -> bool:
+        """Tell whether a rollout is being drawn, or drawn, that nobody has asked for yet."""
+
+    def draw_ahead(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling) -> None:
+        """Begin to draw what `batches` will be asked for next, by the weights of now."""
+
+    def kept(self) -> dict[str, Any] | None:
+        """Wait for what is drawn ahead, and return it on rank 0, as JSON can hold it."""
+
+    def put_back(self, kept: dict[str, Any] | None) -> None:
+        """Take what `kept` returned, in a run that goes on: the weights that drew it are gone."""
+
     def close(self) -> None:
         """Release what it holds; no request follows."""
 
@@ -91,8 +109,35 @@ class TransformersGenerator:
     def importance(self, log_ratio: torch.Tensor) -> None:
         return None
 
+    @property
+    def draws_ahead(self) -> bool:
+        return False
+
+    @property
+    def is_ahead(self) -> bool:
+        return False
+
+    def draw_ahead(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling) -> None:
+        return
+
+    def kept(self) -> None:
+        return None
+
+    def put_back(self, kept: dict[str, Any] | None) -> None:
+        return
+
     def close(self) -> None:
         return
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """Holds a rollout that is drawn ahead."""
+
+    seeds: list[list[int]]
+    """Holds those of its responses, by which it is known."""
+    future: Future[Answer] | None
+    """Is rank 0's."""
 
 
 @dataclass
@@ -109,12 +154,15 @@ class VLLMGenerator:
     """Bounds the importance weights."""
     tis_mode: Literal["truncate", "mask"] = "truncate"
     """Says what becomes of those above: they are cut to it, or their tokens left out."""
+    draws_ahead: bool = False
+    _ahead: _Ahead | None = field(default=None, init=False)
     _weights: Weights | None = field(default=None, init=False)
 
     def renew(self, version: int) -> bool:
         """Write the weights where the engine reads them. Raises ScaleupError where they cannot be written."""
         if self._weights is not None and self._weights.version == version:
             return False
+        self._settle()  # an engine that died would need the weights before
         self.runtime.progress.report("handing the weights to the generator")
         self._weights = self.writer.write(version)
         return True
@@ -124,10 +172,10 @@ class VLLMGenerator:
     ) -> Batches[Drawn, None, None]:
         """Yield all of them at once. Raises on all ranks: ScaleupError for what the engine raised, or if there is none
         for too long, and StopWhileWaiting."""
-        future = None
-        if self.client is not None:
-            future = self.client.submit(self._request(prompts, seeds, sampling))
+        ahead = self._ahead if self._ahead is not None and self._ahead.seeds == _listed(seeds) else None
+        future = self._submitted(prompts, seeds, sampling) if ahead is None else ahead.future
         self._wait(future, len(prompts))
+        self._ahead = self._ahead if ahead is None else None
         packed = torch.zeros(len(prompts), 2 * sampling.max_new_tokens + 1, dtype=torch.float64)
         if future is not None:
             packed = _packed(future.result(), sampling.max_new_tokens)
@@ -148,10 +196,41 @@ class VLLMGenerator:
             return torch.where(ratio > self.tis_cap, 0.0, ratio)
         return ratio.clamp(max=self.tis_cap)
 
+    @property
+    def is_ahead(self) -> bool:
+        return self._ahead is not None
+
+    def draw_ahead(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling) -> None:
+        self._ahead = _Ahead(_listed(seeds), self._submitted(prompts, seeds, sampling))
+
+    def kept(self) -> dict[str, Any] | None:
+        """Return it whatever signal has come: a run that goes on could not draw it again."""
+        self._settle()
+        if self._ahead is None or self._ahead.future is None:
+            return None
+        head, body = self._ahead.future.result().packed()
+        return {"seeds": self._ahead.seeds, "head": head, "body": base64.b64encode(body).decode()}
+
+    def put_back(self, kept: dict[str, Any] | None) -> None:
+        if kept is None:
+            return
+        future: Future[Answer] = Future()
+        future.set_result(Answer.unpacked(kept["head"], base64.b64decode(kept["body"])))
+        self._ahead = _Ahead(kept["seeds"], future if self.client is not None else None)
+
     def close(self) -> None:
         if self.client is not None:
             self.client.close()
             self.writer.forget()
+
+    def _submitted(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling
+    ) -> Future[Answer] | None:
+        return None if self.client is None else self.client.submit(self._request(prompts, seeds, sampling))
+
+    def _settle(self) -> None:
+        if self._ahead is not None:
+            self._wait(self._ahead.future, len(self._ahead.seeds), stops=False)
 
     def _request(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling) -> Request:
         assert self._weights is not None, "`renew` comes first"
@@ -165,8 +244,9 @@ class VLLMGenerator:
             is_greedy=sampling.is_greedy,
         )
 
-    def _wait(self, future: Future[Answer] | None, count: int) -> None:
-        """Wait until rank 0 has an answer, in short collectives, so that every rank hears a signal."""
+    def _wait(self, future: Future[Answer] | None, count: int, stops: bool = True) -> None:
+        """Wait until rank 0 has an answer, in short collectives, so that every rank hears a signal, and heeds it if it
+        `stops`."""
         while True:
             is_done, problem = False, None
             if future is not None and self.client is not None:
@@ -179,8 +259,12 @@ class VLLMGenerator:
                 raise problem or ScaleupError.of("generator", "rank 0 of the policy got no responses", "see its log")
             if done:
                 return
-            if stop:
+            if stop and stops:
                 raise StopWhileWaiting("stopped while waiting for the generator")
+
+
+def _listed(seeds: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [list(seed) for seed in seeds]
 
 
 def _packed(answer: Answer, width: int) -> torch.Tensor:
@@ -215,4 +299,4 @@ def generator_of(job: Job[PolicyConfig], model: Any) -> Generator:
         )
     folder = memory_folder(run.path, GENERATOR)
     writer = WeightsWriter(runtime, model, lambda: load_model(config.model, job.plan.model, deferred=True), folder)
-    return VLLMGenerator(runtime, writer, client, settings.tis_cap, settings.tis_mode)
+    return VLLMGenerator(runtime, writer, client, settings.tis_cap, settings.tis_mode, settings.staleness > 0)

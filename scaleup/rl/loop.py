@@ -53,10 +53,18 @@ class RLState(TrainState):
     """Counts the optimizer steps."""
     num_refilled: int = 0
     """Counts the prompts that were asked beside those of the rollouts (dynamic sampling)."""
+    ahead: dict[str, Any] | None = None
+    """Holds the responses of the next rollout where they were drawn ahead."""
 
 
 class RLCheckpointer(Checkpointer[RLState]):
     state_class = RLState
+    generator: Generator
+
+    def save(self, state: RLState) -> None:
+        """Write a checkpoint as any other, with what is drawn ahead."""
+        state.ahead = self.generator.kept()
+        super().save(state)
 
 
 @dataclass
@@ -100,7 +108,9 @@ def run_rl(training: RL) -> RLState:
         training.schedule,
         training.train,
     )
+    checkpointer.generator = training.generator
     state = checkpointer.restore()
+    training.generator.put_back(state.ahead)
     metrics = MetricsLog(runtime, training.run, training.name, training.hyperparameters, state.step)
     updater = Updater(
         runtime=runtime,
@@ -158,8 +168,10 @@ def _rollout(
     """Draw a rollout and learn from it. Returns it with its metrics."""
     rollouts, runtime, algorithm = training.rollouts, training.runtime, training.algorithm
     assert state.kl_coef is not None
-    _renew(training, state, updater.tolerance)
+    if not training.generator.is_ahead:
+        _renew(training, state, updater.tolerance)
     experience = _drawn(training, state)
+    _draw_ahead(training, state, updater.tolerance)
     estimates = compute_advantages(experience, algorithm, rollouts, training.rewards.weights, state.kl_coef)
     if rollouts.self_checks:
         check_experience(experience, estimates, algorithm, state.num_updates == 0, updater.tolerance)
@@ -212,11 +224,28 @@ def _asked(training: RL, rollout: int, first: int, count: int, drawn: int) -> Ex
     `drawn` responses of this rollout were drawn before."""
     each, maker = training.algorithm.settings.num_generations, _maker(training)
     asked = training.prompts.drawn(first, count)
-    prompts = [prompt for prompt in asked for _ in range(each)]
+    prompts = _repeated(asked, each)
     experience = maker.make(prompts, response_seeds(training.train.seed, rollout, len(prompts), drawn))
     if not training.algorithm.needs_greedy:
         return experience
     return replace(experience, greedy=maker.greedy(asked).repeated(each))
+
+
+def _repeated(prompts: Sequence[Prompt], each: int) -> list[Prompt]:
+    return [prompt for prompt in prompts for _ in range(each)]
+
+
+def _draw_ahead(training: RL, state: RLState, tolerance: float) -> None:
+    """Let the next rollout be drawn by the weights of now, while the policy learns from this one, where the generator
+    does. Then there is no dynamic sampling."""
+    following, each = state.step + 1, training.algorithm.settings.num_generations
+    if not training.generator.draws_ahead or following >= training.rollouts.num_rollouts:
+        return
+    _renew(training, state, tolerance)
+    size = training.rollouts.batch_size // each
+    prompts = _repeated(training.prompts.drawn(following * size, size), each)
+    seeds = response_seeds(training.train.seed, following, len(prompts))
+    training.generator.draw_ahead([prompt.ids for prompt in prompts], seeds, training.sampling)
 
 
 def _maker(training: RL) -> ExperienceMaker:

@@ -20,6 +20,7 @@ from tests.stand_in_engine import stand_in_python
 
 pytestmark = pytest.mark.slow
 ROLLOUTS = 12
+RATIO = "sampling/importance_sampling_ratio/max"
 PPO = differing(
     small_runs.PPO,
     {
@@ -32,7 +33,7 @@ PPO = differing(
 
 
 @pytest.fixture(scope="module")
-def engine(place: Path) -> dict[str, object]:
+def engine(place: Path) -> dict[str, dict[str, object]]:
     """Changes to a config by which the stand-in draws."""
     return {"generator": {"engine": "vllm", "python": str(stand_in_python(place / "environment"))}}
 
@@ -61,7 +62,7 @@ def pid_of(folder: Path) -> int:
 )
 def test_a_run_by_an_engine_is_the_run_without_one(
     place: Path,
-    engine: dict[str, object],
+    engine: dict[str, dict[str, object]],
     pool: ThreadPoolExecutor,
     changes: dict[str, object],
     request: pytest.FixtureRequest,
@@ -76,7 +77,7 @@ def test_a_run_by_an_engine_is_the_run_without_one(
 
 
 def test_the_engine_is_killed_and_then_has_another_size(
-    place: Path, engine: dict[str, object], colocated: Future[Path]
+    place: Path, engine: dict[str, dict[str, object]], colocated: Future[Path]
 ) -> None:
     config = PPO | engine | {"name": "killed"}
     pids: list[int] = []
@@ -97,7 +98,7 @@ def test_the_engine_is_killed_and_then_has_another_size(
 
 
 def test_the_policy_is_killed_and_the_run_goes_on(
-    place: Path, engine: dict[str, object], colocated: Future[Path]
+    place: Path, engine: dict[str, dict[str, object]], colocated: Future[Path]
 ) -> None:
     config = PPO | engine | {"name": "goes-on"}
     pids: list[int] = []
@@ -114,3 +115,21 @@ def test_the_policy_is_killed_and_the_run_goes_on(
     assert not memory_folder(folder, "generator").exists(), "nothing is left in main memory"
     run(config, "--resume", cwd=place)
     same_rollouts(folder, colocated.result(), ROLLOUTS)
+
+
+def test_a_run_that_draws_ahead_is_one_trajectory(
+    place: Path, engine: dict[str, dict[str, object]], pool: ThreadPoolExecutor
+) -> None:
+    """On one process, and on two whose policy is killed and goes on from a checkpoint with what was drawn ahead."""
+    ahead = {"generator": engine["generator"] | {"staleness": 1}}
+    straight = pool.submit(run, PPO | ahead | {"name": "ahead"}, cwd=place)
+    config = PPO | ahead | {"name": "ahead-cut", "parallel": {"num_processes": 2}}
+
+    def kill(process: subprocess.Popen[str], folder: Path) -> None:
+        os.kill(json.loads((folder / "attempts/1/workers/policy-rank1.json").read_text())["pid"], signal.SIGKILL)
+
+    assert interrupt(config, cwd=place, when=reached(3), do=kill).code == 1
+    cut = run(config, "--resume", cwd=place)
+    same_rollouts(cut, straight.result(), ROLLOUTS)
+    ratios = [line[RATIO] for line in metrics(cut) if RATIO in line]
+    assert min(ratios[1:]) > 1.00001, "by the weights from before"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.mistakes.case import Case
-from tests.e2e.mistakes.ppo import ppo, rewards
+from tests.e2e.mistakes.ppo import FUNCTION, ppo, rewards
 from tests.stand_in_engine import stand_in_python
 
 VLLM: dict[str, Any] = {"engine": "vllm", "python": "environment/bin/python"}
@@ -56,6 +56,20 @@ GENERATORS = [
         "more GPUs than there are",
         "error: generator.parallel.num_processes: 0 of other groups and 1 of the generator need 1 GPUs",
         changes={"generator": VLLM | {"parallel": {"device": "cuda"}}},
+    ),
+    generated(
+        "drawing ahead where the policy must draw as it is",
+        "error: generator.staleness: 1 is not supported with algorithm.dynamic_sampling",
+        "error: generator.staleness: 1 is not supported with remax",
+        changes={
+            "stage": "rl",
+            "ppo": None,
+            "reward": None,
+            "algorithm": {"type": "remax", "num_generations": 2, "dynamic_sampling": 1},
+            "rollouts": {"num_rollouts": 2, "batch_size": 8, "max_new_tokens": 8},
+            "rewards": [{"name": "own", **FUNCTION}],
+            "generator": VLLM | {"staleness": 1},
+        },
     ),
     generated(
         "an encoder-decoder",

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from scaleup.errors import ScaleupError
+from scaleup.generator.engine import Tell
+from scaleup.generator.messages import Answer, Request
 from scaleup.rl.generators import VLLMGenerator
 from tests.engine_runs import SECRET, Start, trained
 from tests.stand_in_engine import StandIn, in_a_thread
@@ -60,3 +62,35 @@ def test_importance_weights_are_cut_or_their_tokens_left_out() -> None:
     assert cut[0].tolist() == pytest.approx([1, 1.6487, 2], abs=1e-4)
     left_out = VLLMGenerator(None, None, None, 2.0, "mask").importance(log_ratio)  # type: ignore[arg-type]
     assert left_out[0].tolist() == pytest.approx([1, 1.6487, 0], abs=1e-4)
+
+
+class Fails(StandIn):
+    """Raises when it is asked for its third rollout."""
+
+    def draw(self, request: Request, tell: Tell) -> Answer:
+        if len(rollouts_of(self)) == 2 and len(request.prompts) == 8:
+            raise RuntimeError("as planned")
+        return super().draw(request, tell)
+
+
+def rollouts_of(engine: StandIn) -> list[int]:
+    """The version of the weights of each rollout that it was asked for."""
+    return [request.weights.version for request in engine.asked if len(request.prompts) == 8]
+
+
+def test_a_rollout_that_is_drawn_ahead_is_a_function_of_seed_and_step(own_cache: None, tmp_path: Path) -> None:
+    """By the weights from before the last update, which importance weights correct for; also in a run that goes on,
+    which has those responses from its checkpoint."""
+    straight, first, second = StandIn(), Fails(), StandIn()
+    whole, lines = trained(tmp_path / "whole", start=started(straight), ahead=True)
+    assert rollouts_of(straight) == [0, 0, 4]
+    ratios = [line["sampling/importance_sampling_ratio/max"] for line in lines if "sampling/equal_tokens" in line]
+    assert ratios[0] == pytest.approx(1, abs=1e-5) and min(ratios[1:]) > 1.001
+    with pytest.raises(ScaleupError, match="as planned"):
+        trained(tmp_path / "cut", start=started(first), ahead=True)
+    assert rollouts_of(first) == [0, 0]
+    gone_on, _ = trained(tmp_path / "cut", start=started(second), ahead=True)
+    assert rollouts_of(second) == [4], "what was drawn ahead is not drawn again"
+    assert all(bool((whole[name] == gone_on[name]).all()) for name in whole)
+    at_once, _ = trained(tmp_path / "at_once")
+    assert any(bool((whole[name] != at_once[name]).any()) for name in whole)
