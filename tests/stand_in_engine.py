@@ -13,7 +13,7 @@ import torch
 
 from scaleup.artifacts.bridge_file import BridgeFile
 from scaleup.distributed.heartbeat import Heartbeat
-from scaleup.generator.engine import Tell, join, main, serve
+from scaleup.generator.engine import Tell, alive, join, main, serve
 from scaleup.generator.messages import Answer, Request, Weights
 from scaleup.generator.wire import ConnectionLost
 
@@ -33,7 +33,8 @@ class StandIn:
         from scaleup.models.gumbel import draw
 
         self.asked.append(request)
-        self._load(request.weights)
+        with alive(tell):
+            self._load(request.weights)
         tokens: list[list[int]] = []
         logprobs: list[list[float]] = []
         for prompt, seed, limit in zip(request.prompts, request.seeds, request.limits, strict=True):

@@ -13,8 +13,10 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, Protocol
 
 from scaleup.artifacts.bridge_file import BridgeFile
@@ -72,6 +74,25 @@ def _teller(channel: Channel, heartbeat: Heartbeat) -> Tell:
             last = time.monotonic()
 
     return tell
+
+
+@contextmanager
+def alive(tell: Tell) -> Iterator[None]:
+    """Gives signs of life meanwhile, from another thread: to load a large model takes minutes in one call."""
+    over = Event()
+
+    def go_on() -> None:
+        with suppress(ConnectionLost):
+            while not over.wait(TELL_SECONDS):
+                tell(0)
+
+    thread = Thread(target=go_on, name="alive", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def join(place: BridgeFile, seconds: float = JOIN_SECONDS) -> Channel:

@@ -6,14 +6,10 @@ Nothing of a draw is vLLM's but the logits: `sampler` chooses the tokens."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from threading import Event, Thread
 from typing import Any
 
-from scaleup.generator.engine import TELL_SECONDS, Tell
+from scaleup.generator.engine import Tell, alive
 from scaleup.generator.messages import Answer, Request, Weights
-from scaleup.generator.wire import ConnectionLost
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine is this process: it ends with it
@@ -89,25 +85,6 @@ class VLLMDrawer:
             worker_extension_cls="scaleup.generator.sampler.LogprobsTaken",
             **({} if rank is None else {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}),
         )
-
-
-@contextmanager
-def alive(tell: Tell) -> Iterator[None]:
-    """Gives signs of life meanwhile, from another thread: to load a large model takes minutes in one call."""
-    over = Event()
-
-    def go_on() -> None:
-        with suppress(ConnectionLost):
-            while not over.wait(TELL_SECONDS):
-                tell(0)
-
-    thread = Thread(target=go_on, name="alive", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _params(request: Request, row: int) -> Any:

@@ -57,8 +57,10 @@ def pid_of(folder: Path) -> int:
         {"parallel": {"num_processes": 2}},
         {"parallel": {"num_processes": 2, "strategy": "fsdp2"}},
         {"adapter": {"type": "lora", "r": 4}},
+        {"parallel": {"num_processes": 2, "strategy": "zero3"}},
+        {"reward": PPO["reward"] | {"placement": "group"}},
     ],
-    ids=["one", "two", "fsdp2", "lora"],
+    ids=["one", "two", "fsdp2", "lora", "zero3", "beside-rewards"],
 )
 def test_a_run_by_an_engine_is_the_run_without_one(
     place: Path,
@@ -133,3 +135,21 @@ def test_a_run_that_draws_ahead_is_one_trajectory(
     same_rollouts(cut, straight.result(), ROLLOUTS)
     ratios = [line[RATIO] for line in metrics(cut) if RATIO in line]
     assert min(ratios[1:]) > 1.00001, "by the weights from before"
+
+
+def test_an_engine_that_hangs_is_replaced(
+    place: Path, engine: dict[str, dict[str, object]], colocated: Future[Path]
+) -> None:
+    config = PPO | {"name": "hangs", "generator": engine["generator"] | {"timeout_seconds": 5.0}}
+    pids: list[int] = []
+
+    def stop(process: subprocess.Popen[str], folder: Path) -> None:
+        pids.append(pid_of(folder))
+        os.kill(pids[0], signal.SIGSTOP)
+
+    result = interrupt(config, cwd=place, when=reached(2), do=stop)
+    folder = folder_of(config, place)
+    assert result.code == 0, f"{result.stdout}\n{result.stderr}\n{logs(folder)}"
+    assert "group generator gave no answers; restart 1 of 3 of group generator alone" in result.stdout
+    assert alive(pids) == []
+    same_rollouts(folder, colocated.result(), ROLLOUTS)

@@ -51,3 +51,11 @@ def test_a_run_by_vllm_that_is_killed_goes_on_as_one_without_it(place: Path, pyt
     same_rollouts(drawn, alone, ROLLOUTS)
     compared = [line["sampling/equal_tokens"] for line in metrics(drawn) if "sampling/equal_tokens" in line]
     assert compared and set(compared) == {1.0}
+
+
+def test_in_bfloat16_the_two_differ_by_rounding_alone(place: Path, python: Path) -> None:
+    engine = {"engine": "vllm", "python": str(python), "kv_cache_gib": 1}
+    drawn = run(PPO | {"name": "drawn", "mixed_precision": "bf16", "generator": engine}, cwd=place)
+    name = "sampling/sampling_logp_difference/mean"
+    differences = [line[name] for line in metrics(drawn) if name in line]
+    assert len(differences) == ROLLOUTS and min(differences) > 1e-5 and max(differences) < 5e-2
