@@ -26,7 +26,7 @@ def vllm(python: Path, tmp_path: Path) -> Iterator[Callable[..., Start]]:
     """Starts vLLM as an agent does, and sees to its end."""
     processes: list[subprocess.Popen[bytes]] = []
 
-    def start(port: int, rank: int | None) -> None:
+    def start(port: int, rank: int | None, count: int) -> None:
         run = tmp_path / "run"
         (run / "launch" / "path").mkdir(parents=True)
         (run / "launch" / "path" / "scaleup").symlink_to(Path(scaleup.__file__).parent)
@@ -38,7 +38,7 @@ def vllm(python: Path, tmp_path: Path) -> Iterator[Callable[..., Start]]:
             "kv_cache_gib": 1,
             "gpu_memory_utilization": 0.5,
             "max_lora_rank": rank,
-            "tensor_parallel_size": 1,
+            "tensor_parallel_size": count,
             "device": "cpu",
             "bridge": str(run / "bridge-generator.json"),
         }
@@ -48,7 +48,7 @@ def vllm(python: Path, tmp_path: Path) -> Iterator[Callable[..., Start]]:
         with (run / "engine.log").open("wb") as log:
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
 
-    yield lambda rank=None: lambda port: start(port, rank)
+    yield lambda rank=None, count=1: lambda port: start(port, rank, count)
     for process in processes:
         try:
             process.wait(20)
@@ -70,6 +70,13 @@ def test_a_run_by_vllm_is_the_run_without_it(
         assert line["sampling/equal_tokens"] == 1
         assert line["sampling/sampling_logp_difference/max"] < 1e-4
     assert max(float((alone[part] - drawn[part]).abs().max()) for part in alone) < 1e-5
+    scores = [[line["objective/scores"] for line in each if "objective/scores" in line] for each in (plain, lines)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
+def test_matrices_cut_over_two_processes_draw_the_same(vllm: Callable[..., Start], tmp_path: Path) -> None:
+    _, plain = trained(tmp_path / "alone")
+    _, lines = trained(tmp_path / "drawn", "tiny-llama", vllm(None, 2))
     scores = [[line["objective/scores"] for line in each if "objective/scores" in line] for each in (plain, lines)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
