@@ -53,6 +53,13 @@ class Turns:
         self.responses: list[str] = []
         self.scores: list[float] = []
 
+    def scored(self, responses: list[str], score: Any) -> list[float]:
+        """The scores of responses, which are kept with them."""
+        self.responses += responses
+        scores: list[float] = score(responses)
+        self.scores += scores
+        return scores
+
     def next(self) -> None:
         """The end of the rollout before, if there was one, and the beginning of another, if it is asked for."""
         import ppo_task as task
@@ -86,10 +93,7 @@ def play_ours(turns: Turns, seed: int, rollouts: int, value_model: Any, rewards:
     from scaleup.rl import OptimizationConfig, PPOSettings, PPOTrainer, Sample
 
     def reward(samples: Sequence[Sample]) -> list[float]:
-        turns.responses += [sample.response for sample in samples]
-        scores: list[float] = rewards.score([sample.response for sample in samples])
-        turns.scores += scores
-        return scores
+        return turns.scored([sample.response for sample in samples], rewards.score)
 
     trainer = PPOTrainer(
         task.policy(seed),
@@ -204,12 +208,14 @@ Found = dict[str, list[dict[str, float]]]
 """Maps each system -> what it said of each of its rollouts."""
 
 
-def compare(script: str, pythons: dict[str, str], seed: int, rollouts: int, folder: Path) -> Found:
-    """One seed: what each system said of each of its rollouts. `pythons`: the Python of each, by which `script` is
-    run."""
+def compare(
+    script: list[str], pythons: dict[str, str], seed: int, rollouts: int, folder: Path, threads: int = 1
+) -> Found:
+    """One seed: what each system said of each of its rollouts. `pythons`: the Python of each, by which `script`,
+    with its arguments, is run."""
     environment = {
         **os.environ,
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TRL_EXPERIMENTAL_SILENCE": "1",
@@ -222,7 +228,7 @@ def compare(script: str, pythons: dict[str, str], seed: int, rollouts: int, fold
             asked = ["--play", system, "--seeds", str(seed), "--rollouts", str(rollouts), "--folder", str(folder)]
             started[system] = stack.enter_context(
                 subprocess.Popen(
-                    [python, script, *asked],
+                    [python, *script, *asked],
                     env=environment,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -246,8 +252,14 @@ def compare(script: str, pythons: dict[str, str], seed: int, rollouts: int, fold
     return found
 
 
-def tell(results: dict[int, Found], rollouts: int, systems: dict[str, str], peers: dict[str, str]) -> None:
-    """Print tables of time and reward. `systems`: their names; `peers`: what each is compared with."""
+SCORES = {"gold": "the rule's score", "score": "reward"}
+
+
+def tell(
+    results: dict[int, Found], rollouts: int, systems: dict[str, str], peers: dict[str, str], shown: str = "gold"
+) -> None:
+    """Print tables of time and reward. `systems`: their names; `peers`: what each is compared with; `shown`: the rule's
+    score, or the reward model's."""
     print("| seed | system | seconds a rollout, median | CPU seconds, median | TRL's time to this one's | CPU time |")
     print("|---|---|---|---|---|---|")
     for seed, found in results.items():
@@ -259,10 +271,10 @@ def tell(results: dict[int, Found], rollouts: int, systems: dict[str, str], peer
             print(f"| {seed} | {name} | {statistics.median(wall):.3f} | {statistics.median(cpu):.3f} "
                   f"| {ratios[0]:.2f} | {ratios[1]:.2f} |")  # fmt: skip
     edges = sorted({round(i * (rollouts - 1) / SHOWN) for i in range(SHOWN + 1)})
-    print(f"\n| the rule's score in rollout | {' | '.join(str(edge + 1) for edge in edges)} |")
+    print(f"\n| {SCORES[shown]} in rollout | {' | '.join(str(edge + 1) for edge in edges)} |")
     print(f"|---|{'---|' * len(edges)}")
     for system, name in systems.items():
-        columns = [[found[system][edge]["gold"] for found in results.values()] for edge in edges]
+        columns = [[found[system][edge][shown] for found in results.values()] for edge in edges]
         print(f"| {name} | {' | '.join(f'{statistics.mean(column):.2f}' for column in columns)} |")
 
 
@@ -288,7 +300,7 @@ def main() -> None:
         agreement = rewards.learn()
         print(f"The reward model orders {agreement:.0%} of fresh pairs as the rule does.\n", flush=True)
         rewards.save(folder / "reward")
-        results = {seed: compare(__file__, pythons, seed, asked.rollouts, folder) for seed in asked.seeds}
+        results = {seed: compare([__file__], pythons, seed, asked.rollouts, folder) for seed in asked.seeds}
     tell(results, asked.rollouts, SYSTEMS, dict.fromkeys(SYSTEMS, "trl"))
 
 
