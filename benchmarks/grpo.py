@@ -1,7 +1,8 @@
 """GRPO and RLOO: scaleup against TRL's GRPOTrainer and RLOOTrainer, rollout by rollout in turns.
 
     .venv/bin/python benchmarks/grpo.py [--seeds 0 1 2] [--rollouts 20]              a small task: see ppo_task.py
-    .venv/bin/python benchmarks/grpo.py --task reviews [--seeds 0] [--rollouts 8]    SmolLM2-135M with LoRA
+    .venv/bin/python benchmarks/grpo.py --task reviews [--seeds 0] [--rollouts 8]    SmolLM2-135M with LoRA, 20 tokens
+    .venv/bin/python benchmarks/grpo.py --task sentences [--seeds 0] [--rollouts 8]  the same, up to a full stop or 64
 
 In each task both have the same policy, prompts, rewards, numbers of responses and passes, response length, learning
 rate and weight of the KL divergence. How the systems take turns, and what is counted, stands at the head of `ppo.py`.
@@ -48,11 +49,15 @@ class Task:
     learning_rate: float
     threads: int
     lora: dict[str, Any] | None = None
+    ends: str | None = None
+    """Ends a response, beside the EOS: so lengths differ."""
 
 
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 TASKS = {
     "words": Task(64, 64, 4, ppo_task.MAX_NEW_TOKENS, 3e-3, 1),
-    "reviews": Task(48, 12, 1, 20, 4e-4, 2, {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}),
+    "reviews": Task(48, 12, 1, 20, 4e-4, 2, LORA),
+    "sentences": Task(48, 12, 1, 64, 4e-4, 2, LORA, "."),
 }
 
 
@@ -76,6 +81,8 @@ def parts_of(name: str, seed: int, folder: Path) -> tuple[Any, Any, list[str]]:
     tokenizer.pad_token = tokenizer.eos_token
     lines = (ROOT / "data/reviews/prompts/train.jsonl").read_text(encoding="utf-8").splitlines()[:512]
     policy = AutoModelForCausalLM.from_pretrained(at, dtype="float32")
+    if (ends := TASKS[name].ends) is not None:
+        policy.generation_config.eos_token_id = [tokenizer.eos_token_id, *tokenizer(ends)["input_ids"]]
     return policy, tokenizer, [json.loads(line)["prompt"] for line in lines]
 
 
