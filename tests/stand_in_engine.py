@@ -13,8 +13,9 @@ import torch
 
 from scaleup.artifacts.bridge_file import BridgeFile
 from scaleup.distributed.heartbeat import Heartbeat
-from scaleup.generator.engine import Tell, alive, join, main, serve
+from scaleup.generator.engine import main
 from scaleup.generator.messages import Answer, Request, Weights
+from scaleup.generator.serving import Tell, alive, join, serve
 from scaleup.generator.wire import ConnectionLost
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from scaleup.generator.engine import Tell, alive
 from scaleup.generator.messages import Answer, Request, Weights
+from scaleup.generator.serving import Tell, alive
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine is this process: it ends with it

@@ -12,8 +12,8 @@ from scaleup.artifacts.bridge_file import BridgeFile
 from scaleup.distributed.heartbeat import Heartbeat
 from scaleup.errors import ScaleupError
 from scaleup.generator.client import EngineClient
-from scaleup.generator.engine import Tell, join, serve
 from scaleup.generator.messages import Answer, Request, Weights
+from scaleup.generator.serving import Tell, join, serve
 from scaleup.generator.wire import ConnectionLost
 
 SECRET = "ab" * 32

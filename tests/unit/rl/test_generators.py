@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scaleup.errors import ScaleupError
-from scaleup.generator.engine import Tell
+from scaleup.generator.serving import Tell
 from scaleup.generator.messages import Answer, Request
 from scaleup.rl.generators import VLLMGenerator
 from tests.engine_runs import SECRET, Start, trained
