@@ -70,7 +70,8 @@ def rows_of(name: str) -> list[dict[str, str]]:
 
 def encode(name: str) -> tuple[str, list[Any]]:
     """The model's folder, and the cell's rows as tokens."""
-    from scaleup.config.schema import DataConfig, ModelConfig
+    from scaleup.config.data import DataConfig
+    from scaleup.config.schema import ModelConfig
     from scaleup.data.tokenization import Encoder
     from scaleup.models.load import load_tokenizer
     from scaleup.plan.describe import describe_models

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scaleup.artifacts.files import read_json
-from scaleup.config.schema import ClassProblem
+from scaleup.config.data import ClassProblem
 from scaleup.errors import ScaleupError
 
 REWARD_FILE = "reward.json"

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from scaleup.artifacts.files import cache_folder, read_json, write_json
-from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.config.data import DataConfig, SourceConfig
 from scaleup.errors import ScaleupError
 from scaleup.records.formats import data_files, local_path, read_rows
 from scaleup.records.remote import RemotePath

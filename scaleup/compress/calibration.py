@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.data.collate import Batch
 from scaleup.data.sources import read_source
 from scaleup.data.tokenization import IGNORE, RowEncoder, TokenRow

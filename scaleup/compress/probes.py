@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.data.sources import read_source
 from scaleup.data.tokenization import Encoder, Tokens
 from scaleup.errors import ScaleupError

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Self
 from pydantic import Field
 
 from scaleup.config.cluster import ClusterConfig
+from scaleup.config.data import DataConfig
 from scaleup.config.fields import Name, PathText, Section, absolute
 from scaleup.config.generator import GeneratorConfig
 from scaleup.config.reward_source import RewardSource, WeightedReward
-from scaleup.config.schema import DataConfig, MixedPrecision, ModelConfig, ParallelConfig
+from scaleup.config.schema import MixedPrecision, ModelConfig, ParallelConfig
 from scaleup.errors import without_passwords
 
 

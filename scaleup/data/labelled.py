@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.config.data import DataConfig, SourceConfig
 from scaleup.data.collate import Batch, Collator, has_padding, pad
 from scaleup.data.tokenization import IGNORE, LabelledTokens, TargetTokens, TokenRow
 from scaleup.data.too_long import is_dropped

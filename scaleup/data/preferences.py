@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scaleup.config.schema import SourceConfig
+from scaleup.config.data import SourceConfig
 from scaleup.data.collate import Batch, Collator
 from scaleup.data.marks import Rendered
 from scaleup.data.tokenization import FILLER, Encoder, PreferenceTokens, TokenRow, Tokens

@@ -13,7 +13,7 @@ from typing import Any
 
 from scaleup.artifacts.data_file import file_mark
 from scaleup.artifacts.token_cache import TokenCache
-from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.config.data import DataConfig, SourceConfig
 from scaleup.data.recipe import key_of
 from scaleup.data.rows import Rows
 from scaleup.data.token_file import TokenFile, TokenWriter

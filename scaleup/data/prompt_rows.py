@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scaleup.config.schema import SourceConfig
+from scaleup.config.data import SourceConfig
 from scaleup.data.tokenization import Encoder
 from scaleup.records.chats import Chat
 from scaleup.records.examples import prompt_maker

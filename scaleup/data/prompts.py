@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.data.order import MixtureOrder, ShuffledOrder
 from scaleup.data.prepared import prepared_rows
 from scaleup.data.prompt_rows import NotKept, PromptEncoder, PromptRow

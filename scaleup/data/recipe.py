@@ -10,7 +10,7 @@ from pathlib import Path
 
 import scaleup
 from scaleup.artifacts.data_file import file_mark
-from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.config.data import DataConfig, SourceConfig
 from scaleup.data.sources import hub_rows
 from scaleup.data.tokenization import RowEncoder
 from scaleup.records.examples import row_format

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.config.data import DataConfig, SourceConfig
 from scaleup.data.order import ShuffledOrder
 from scaleup.data.rows import Chosen, Rows
 from scaleup.data.tokenization import FILLER, RowEncoder, TokenRow

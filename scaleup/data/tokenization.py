@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.config.data import DataConfig, SourceConfig
 from scaleup.data.chat import ChatTemplate
 from scaleup.data.marks import Rendered
 from scaleup.data.rendering import use_template

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
-from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.config.data import DataConfig, SourceConfig
 from scaleup.data.columns import FORMS, Columns, form_name
 from scaleup.data.sources import MOST_PROBLEMS, read_source
 from scaleup.data.tokenization import RowEncoder

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scaleup.config.schema import SourceConfig
+from scaleup.config.data import SourceConfig
 from scaleup.data.collate import Batch, Collator
 from scaleup.data.dataset import TrainingData
 from scaleup.data.preferences import cached_logps

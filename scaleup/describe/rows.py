@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from scaleup.config.schema import ModelConfig, SourceConfig
+from scaleup.config.data import SourceConfig
+from scaleup.config.schema import ModelConfig
 from scaleup.data.chat import answer_ends
 from scaleup.data.marks import Rendered
 from scaleup.data.rendering import SlowTemplate

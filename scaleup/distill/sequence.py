@@ -12,7 +12,7 @@ from typing import Any
 
 from scaleup.artifacts.data_file import models_known_at
 from scaleup.artifacts.files import read_json, write_json, write_text
-from scaleup.config.schema import SourceConfig
+from scaleup.config.data import SourceConfig
 from scaleup.config.stages.distill import DistillConfig
 from scaleup.data.sources import read_prompts
 from scaleup.data.tokenization import Encoder, own_template

@@ -10,7 +10,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from scaleup.config.adapters import Quantization
-from scaleup.config.schema import DataConfig, EvaluationConfig, GenerationConfig, MixedPrecision, ModelConfig
+from scaleup.config.data import DataConfig
+from scaleup.config.schema import EvaluationConfig, GenerationConfig, MixedPrecision, ModelConfig
 from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.data.collate import Collator
 from scaleup.data.loader import eval_batches

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.data.labelled import LabelledEncoder
 from scaleup.data.prepared import prepared_rows
 from scaleup.data.rows import Joined, Rows

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from scaleup.config.schema import DataConfig, ScorerConfig
+from scaleup.config.data import DataConfig
+from scaleup.config.schema import ScorerConfig
 from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.data.collate import Batch, Collator
 from scaleup.data.loader import eval_batches

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from scaleup.config.schema import ClassProblem
+from scaleup.config.data import ClassProblem
 from scaleup.models.beside import base_of, unwrap
 from scaleup.models.heads import ToldHead, swap_head, told
 

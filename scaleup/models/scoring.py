@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scaleup.artifacts.classifier_files import SavedReward, read_reward
-from scaleup.config.schema import ClassProblem, ScorerConfig
+from scaleup.config.data import ClassProblem
+from scaleup.config.schema import ScorerConfig
 from scaleup.data.chat import ChatTemplate
 from scaleup.data.collate import pad
 from scaleup.data.text import TextEncoder

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from scaleup.artifacts.run_folder import RunFolder, finished_run
+from scaleup.config.data import DataConfig, SourceConfig
 from scaleup.config.load import NO_TEXT, UTF_8, Loaded, is_text, load_leniently, load_mapping
 from scaleup.config.run import RunConfig
-from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.stages import planner_of
 from scaleup.records.arrow_rows import splits_in

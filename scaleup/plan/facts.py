@@ -10,7 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from scaleup.config.adapters import AdapterConfig, Quantization
-from scaleup.config.schema import ClassProblem, DataConfig, ModelConfig
+from scaleup.config.data import ClassProblem, DataConfig
+from scaleup.config.schema import ModelConfig
 from scaleup.config.stages.distill import EveryLayer
 from scaleup.config.stages.prune import PruneSettings
 from scaleup.records.labels import Targets

@@ -15,7 +15,7 @@ from typing import Any
 import scaleup
 from scaleup.artifacts.data_file import is_settled, stamp_of
 from scaleup.artifacts.files import cache_folder, read_json, write_json
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.errors import ScaleupError
 from scaleup.records.check import DataCheck, SourceSummary, check_data
 from scaleup.records.formats import data_files, local_path

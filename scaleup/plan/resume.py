@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from scaleup.artifacts.data_file import RunData, Say, source_marks
 from scaleup.artifacts.run_folder import RunFolder, differing_keys
+from scaleup.config.data import SourceConfig
 from scaleup.config.run import RunConfig
-from scaleup.config.schema import SourceConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.places import Marks, change_of, marks_of, place_marks, value_at
 from scaleup.plan.stages import planner_of

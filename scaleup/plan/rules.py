@@ -10,8 +10,9 @@ from pathlib import Path
 
 from scaleup.artifacts.files import folder_problem
 from scaleup.artifacts.run_folder import unwritable
+from scaleup.config.data import RowFormat
 from scaleup.config.run import RunConfig
-from scaleup.config.schema import EvaluationConfig, GenerationConfig, ModelConfig, ParallelConfig, RowFormat
+from scaleup.config.schema import EvaluationConfig, GenerationConfig, ModelConfig, ParallelConfig
 from scaleup.config.stages.base import TrainingConfig
 from scaleup.errors import Problem
 from scaleup.plan.facts import ModelFacts

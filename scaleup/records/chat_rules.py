@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 
+from scaleup.config.data import DataConfig, RowFormat
 from scaleup.config.fields import is_template_file
-from scaleup.config.schema import DataConfig, RowFormat
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.chat_templates import TRL, has_trl, read_template
 from scaleup.records.format_rules import chat_key, holds_preferences, row_format, states_format

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from scaleup.config.schema import DataConfig, RowFormat, SourceConfig
+from scaleup.config.data import DataConfig, RowFormat, SourceConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.arrow_rows import splits_in
 from scaleup.records.chat_notes import ChatNotes

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from scaleup.config.schema import DataConfig, RowFormat, SourceConfig
+from scaleup.config.data import DataConfig, RowFormat, SourceConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.alpaca import ALPACA, read_alpaca
 from scaleup.records.chats import Chat, is_answer, says_something

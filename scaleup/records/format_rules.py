@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Container, Iterable, Iterator, Sequence
 
-from scaleup.config.schema import DataConfig, RowFormat, SourceConfig
+from scaleup.config.data import DataConfig, RowFormat, SourceConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.alpaca import ALPACA, FIELDS
 from scaleup.records.instructions import INSTRUCTIONS

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.config.data import DataConfig, SourceConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.arrow_rows import SPLITS, STATE, arrow_file, parquet_file, saved_files, split_folder, splits_in
 from scaleup.records.csv_rows import csv_file, tsv_file

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scaleup.config.schema import ClassProblem
+from scaleup.config.data import ClassProblem
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.template import column_problem
 from scaleup.records.values import list_in, number_in

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import combinations, takewhile
 from typing import Any
 
-from scaleup.config.schema import DataConfig, RowFormat, SourceConfig
+from scaleup.config.data import DataConfig, RowFormat, SourceConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.chats import Chat, Message, is_answer
 from scaleup.records.examples import response_faults, valid_format

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from scaleup.config.schema import DataConfig, RowFormat, RowKind, SourceConfig
+from scaleup.config.data import DataConfig, RowFormat, RowKind, SourceConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.records.alpaca import ALPACA, FIELDS, NEEDED
 from scaleup.records.formats import data_files, local_path, read_rows

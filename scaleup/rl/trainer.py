@@ -21,8 +21,9 @@ from transformers import PreTrainedTokenizerBase
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.algorithms import GRPOAlgorithm, PolicyGradient, PPOAlgorithm, RLOOAlgorithm, RolloutSettings
+from scaleup.config.data import DataConfig
 from scaleup.config.fields import Section
-from scaleup.config.schema import DataConfig, OptimizationConfig
+from scaleup.config.schema import OptimizationConfig
 from scaleup.config.stages.ppo import PPOSettings
 from scaleup.data.prompts import Prompt, PromptOrder, prompts_of
 from scaleup.data.tokenization import Encoder

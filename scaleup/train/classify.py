@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from scaleup.config.schema import ClassProblem
+from scaleup.config.data import ClassProblem
 from scaleup.config.stages.classify import ClassWeights
 from scaleup.data.collate import Batch, Collator
 from scaleup.data.tokenization import IGNORE, LabelledTokens, TargetTokens, TokenRow

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.data.collate import Collator
 from scaleup.data.dataset import collator_for
 from scaleup.data.labelled import LabelledEncoder, labelled_collator

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-from scaleup.config.schema import DataConfig, TrainConfig
+from scaleup.config.data import DataConfig
+from scaleup.config.schema import TrainConfig
 from scaleup.data.loader import Split, TrainLoader
 from scaleup.data.sources import MapSource
 from scaleup.data.tokenization import LabelledTokens

@@ -7,7 +7,8 @@ import torch
 from datasets import Dataset
 from trl import RewardConfig, RewardTrainer
 
-from scaleup.config.schema import DataConfig, TrainConfig
+from scaleup.config.data import DataConfig
+from scaleup.config.schema import TrainConfig
 from scaleup.data.loader import Split, TrainLoader
 from scaleup.data.pairs import PairEncoder, pair_collator
 from scaleup.data.sources import MapSource

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from scaleup.config.data import ClassData, ClassProblem
 from scaleup.config.fields import Text, list_or_name
-from scaleup.config.schema import ClassData, ClassProblem, Float, Section
+from scaleup.config.schema import Float, Section
 from scaleup.config.stages.base import SupervisedConfig
 
 Weight = Annotated[Float, Field(gt=0)]

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from scaleup.config.data import DataConfig
 from scaleup.config.fields import NotNegative, list_or_name
-from scaleup.config.schema import DataConfig, Float, GenerationConfig, Section
+from scaleup.config.schema import Float, GenerationConfig, Section
 from scaleup.config.stages.base import SupervisedConfig
 
 PairLoss = Literal["dpo", "ipo", "hinge", "robust", "sppo", "orpo", "simpo", "cpo", "sft", "kto"]

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scaleup.config.adapters import Quantization
+from scaleup.config.data import DataConfig
 from scaleup.config.fields import MAX_SHARD_SIZE, Count, Float, Int, PathText, Section, ShardSize
 from scaleup.config.run import RunConfig
-from scaleup.config.schema import DataConfig
 
 
 class ExportSettings(Section):

@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from scaleup.config.adapters import Quantization
-from scaleup.config.schema import DataConfig, EvaluationConfig, GenerationConfig
+from scaleup.config.data import DataConfig
+from scaleup.config.schema import EvaluationConfig, GenerationConfig
 from scaleup.config.stages.base import QUANTIZATION, SIDE_BY_SIDE, Adapters, SideBySide
 
 

@@ -7,9 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from scaleup.config.data import DataConfig
 from scaleup.config.fields import MAX_SHARD_SIZE, Count, Float, Int, Section, ShardSize
 from scaleup.config.run import RunConfig
-from scaleup.config.schema import DataConfig, TrainConfig
+from scaleup.config.schema import TrainConfig
 from scaleup.config.stages.distill import DistillConfig, DistillSettings
 
 LayerNumbers = Annotated[list[Annotated[Int, Field(ge=0)]], Field(min_length=1)]

@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from scaleup.config.data import DataConfig
 from scaleup.config.fields import MAX_SHARD_SIZE, Count, Int, Section, ShardSize, Text
 from scaleup.config.run import RunConfig
-from scaleup.config.schema import DataConfig
 
 
 class QuantizeSettings(Section):

@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from scaleup.config.data import PreferenceData
 from scaleup.config.fields import NotNegative
-from scaleup.config.schema import PreferenceData, Section, Text
+from scaleup.config.schema import Section, Text
 from scaleup.config.stages.base import SupervisedConfig
 
 

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from scaleup.config.schema import GenerationConfig, LanguageData
+from scaleup.config.data import LanguageData
+from scaleup.config.schema import GenerationConfig
 from scaleup.config.stages.base import SupervisedConfig
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Generic, Literal, TypeVar
 
+from scaleup.config.data import RowFormat
 from scaleup.config.run import RunConfig
-from scaleup.config.schema import EvaluationConfig, GenerationConfig, ModelConfig, RowFormat
+from scaleup.config.schema import EvaluationConfig, GenerationConfig, ModelConfig
 from scaleup.errors import Problem
 from scaleup.plan.compat import NOTHING, Tested
 from scaleup.plan.compute import Rate

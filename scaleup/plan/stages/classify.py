@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from scaleup.config.schema import ClassProblem, ModelConfig, RowFormat
+from scaleup.config.data import ClassProblem, RowFormat
+from scaleup.config.schema import ModelConfig
 from scaleup.config.stages.classify import ClassifyConfig
 from scaleup.errors import Problem
 from scaleup.plan.batches import packing_problems

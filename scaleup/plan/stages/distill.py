@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scaleup.config.adapters import SelectiveAdapter
-from scaleup.config.schema import ModelConfig, RowFormat
+from scaleup.config.data import RowFormat
+from scaleup.config.schema import ModelConfig
 from scaleup.config.stages.distill import DistillConfig
 from scaleup.errors import Problem
 from scaleup.plan.arithmetic import LOGITS_CHUNK

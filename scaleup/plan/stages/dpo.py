@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from scaleup.config.schema import RowFormat
+from scaleup.config.data import RowFormat
 from scaleup.config.stages.dpo import DPOConfig
 from scaleup.errors import Problem
 from scaleup.plan.batches import packing_problems

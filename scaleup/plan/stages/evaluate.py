@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from scaleup.config.schema import GenerationConfig, ModelConfig, RowFormat
+from scaleup.config.data import RowFormat
+from scaleup.config.schema import GenerationConfig, ModelConfig
 from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.errors import Problem
 from scaleup.plan.facts import ModelFacts, ModelRequest, RowsRequest

@@ -7,8 +7,8 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
+from scaleup.config.data import RowFormat
 from scaleup.config.fields import MAX_SHARD_SIZE
-from scaleup.config.schema import RowFormat
 from scaleup.config.stages.export import ExportConfig, ExportSettings
 from scaleup.errors import Problem
 from scaleup.plan.compat import use_verdict

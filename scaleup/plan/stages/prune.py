@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from scaleup.config.data import RowFormat
 from scaleup.config.run import RunConfig
-from scaleup.config.schema import RowFormat
 from scaleup.config.stages.prune import PruneConfig, PruneSettings
 from scaleup.errors import Problem
 from scaleup.plan.extras import missing_modules, remedy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 
-from scaleup.config.schema import RowFormat
+from scaleup.config.data import RowFormat
 from scaleup.config.stages.quantize import QuantizeConfig
 from scaleup.errors import Problem
 from scaleup.plan.experts import unquantized_experts

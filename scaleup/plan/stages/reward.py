@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from scaleup.config.schema import ModelConfig, RowFormat
+from scaleup.config.data import RowFormat
+from scaleup.config.schema import ModelConfig
 from scaleup.config.stages.reward import RewardConfig
 from scaleup.errors import Problem
 from scaleup.plan.batches import packing_problems

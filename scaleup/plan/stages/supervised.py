@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from scaleup.config.adapters import AdaLoraAdapter
-from scaleup.config.schema import RowFormat
+from scaleup.config.data import RowFormat
 from scaleup.config.stages.base import SupervisedConfig, TrainingConfig
 from scaleup.errors import Problem
 from scaleup.plan.adapters import adapter_problems

@@ -13,7 +13,7 @@ import pytest
 
 from scaleup.artifacts import data_file
 from scaleup.artifacts.data_file import OTHER_ROWS, RunData, SourceMark, file_mark, hub_revision, source_marks
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.errors import ScaleupError
 
 

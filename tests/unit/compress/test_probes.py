@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scaleup.compress.probes import DRAWN_LENGTH, ROW_LENGTH, difference, drawn_probes, logits_on, row_probes
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.errors import ScaleupError
 from tests.unit.data import tiny
 

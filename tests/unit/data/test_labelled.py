@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.config.data import DataConfig, SourceConfig
 from scaleup.data.labelled import LabelledEncoder, labelled_collator
 from scaleup.data.tokenization import FILLER, IGNORE
 from scaleup.errors import ScaleupError

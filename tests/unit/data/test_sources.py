@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.config.stages.sft import SFTConfig
 from scaleup.data.dataset import load_training_data, train_loader
 from scaleup.data.loader import Split

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.config.data import DataConfig, SourceConfig
 from scaleup.data.tokenization import IGNORE, Encoder, last_answer, own_template
 from scaleup.errors import ScaleupError
 from scaleup.records.chat_templates import read_template

@@ -13,7 +13,8 @@ from unittest import mock
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from scaleup.config.schema import DataConfig, ModelConfig
+from scaleup.config.data import DataConfig
+from scaleup.config.schema import ModelConfig
 from scaleup.data.collate import Collator
 from scaleup.data.dataset import collator_for
 from scaleup.data.tokenization import Encoder, Tokens

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from scaleup.config.schema import DataConfig, ModelConfig
+from scaleup.config.data import DataConfig
+from scaleup.config.schema import ModelConfig
 from scaleup.data import rendering
 from scaleup.data.text import TextEncoder
 from scaleup.describe import rows as described

@@ -4,7 +4,7 @@ import pytest
 
 from scaleup.artifacts.token_cache import TokenCache
 from scaleup.children import PROGRESS
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.data.recipe import key_of
 from scaleup.describe.tokens import _bar, token_notes
 from scaleup.errors import ScaleupError

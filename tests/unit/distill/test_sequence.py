@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.config.data import DataConfig, SourceConfig
 from scaleup.config.stages.distill import DistillConfig
 from scaleup.distill import sequence
 from scaleup.distill.sequence import with_written_rows, written_row, written_source

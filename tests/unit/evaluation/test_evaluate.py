@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from scaleup.config.schema import DataConfig, EvaluationConfig, GenerationConfig
+from scaleup.config.data import DataConfig
+from scaleup.config.schema import EvaluationConfig, GenerationConfig
 from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.data.tokenization import IGNORE
 from scaleup.errors import ScaleupError

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from scaleup.config.data import DataConfig, SourceConfig
 from scaleup.config.load import Loaded, dump, load_mapping
-from scaleup.config.schema import DataConfig, SourceConfig
 from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.errors import ScaleupError
 from scaleup.plan.derive import evaluation_config, export_config, generation_config, own_split

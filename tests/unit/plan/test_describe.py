@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from scaleup.config.schema import DataConfig, ModelConfig
+from scaleup.config.data import DataConfig
+from scaleup.config.schema import ModelConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan import describe
 from scaleup.plan.describe import describe_models

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.plan import known_rows
 from scaleup.plan.known_rows import known_check
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.errors import ScaleupError
 from scaleup.records.chats import Chat
 from scaleup.records.examples import example_maker, format_problems, prompt_maker

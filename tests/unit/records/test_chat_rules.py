@@ -2,7 +2,7 @@
 
 import pytest
 
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.records import chat_templates
 from scaleup.records.chat_rules import chat_problems
 

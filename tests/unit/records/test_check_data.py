@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.records.check import SourceSummary, check_data
 
 GOOD = {"text": "fine", "label": "good"}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.data.labelled import LabelledEncoder
 from scaleup.errors import ScaleupError
 from scaleup.records.check import check_data, class_notes, class_problems

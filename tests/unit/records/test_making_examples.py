@@ -2,7 +2,7 @@
 
 import pytest
 
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.errors import ScaleupError
 from scaleup.records.chats import Chat
 from scaleup.records.examples import (

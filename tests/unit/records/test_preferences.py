@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.errors import ScaleupError
 from scaleup.records.chats import Chat
 from scaleup.records.examples import format_problems

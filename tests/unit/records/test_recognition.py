@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from scaleup.config.schema import DataConfig, LanguageData, PreferenceData
+from scaleup.config.data import DataConfig, LanguageData, PreferenceData
 from scaleup.config.stages.dpo import ResponseData
 from scaleup.records.check import check_data
 from scaleup.records.examples import example_maker, format_problems, row_format

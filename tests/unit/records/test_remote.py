@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from scaleup.artifacts.data_file import source_marks
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.records.check import check_data
 from scaleup.records.formats import data_files, local_path, read_rows
 from scaleup.records.remote import RemotePath, remote_path

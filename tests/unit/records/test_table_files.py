@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.config.data import DataConfig, SourceConfig
 from scaleup.errors import ScaleupError
 from scaleup.records.check import check_data
 from scaleup.records.formats import data_files, local_path, read_rows

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from scaleup.errors import ScaleupError
-from scaleup.generator.serving import Tell
 from scaleup.generator.messages import Answer, Request
+from scaleup.generator.serving import Tell
 from scaleup.rl.generators import VLLMGenerator
 from tests.engine_runs import SECRET, Start, trained
 from tests.stand_in_engine import StandIn, in_a_thread

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scaleup.config.algorithms import GRPOAlgorithm, RolloutSettings
-from scaleup.config.schema import DataConfig
+from scaleup.config.data import DataConfig
 from scaleup.data.dataset import collator_for
 from scaleup.data.tokenization import Encoder
 from scaleup.records.examples import PromptCompletion

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scaleup.config.schema import DataConfig, SourceConfig
+from scaleup.config.data import DataConfig, SourceConfig
 from scaleup.train.reading import reading_of
 from tests.unit.data import tiny
 

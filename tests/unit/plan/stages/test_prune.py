@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scaleup.config.schema import DataConfig, RowFormat
+from scaleup.config.data import DataConfig, RowFormat
 from scaleup.config.stages.prune import PruneConfig
 from scaleup.plan.facts import ModelFacts, Parts
 from scaleup.plan.stages.prune import row_kind_problems, size_problems
