@@ -103,6 +103,11 @@ class RunFolder:
         """Return the file that a policy writes when it gets no answers from such a group: it may be alive, and hang."""
         return self.path / f"{group}-lost.json"
 
+    @property
+    def timelines(self) -> Path:
+        """Return the folder of what each group did when, a file each."""
+        return self.path / "timeline"
+
     def launch_file(self, group: str) -> Path:
         return self.path / "launch" / f"{group}.yaml"
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from scaleup.artifacts.bridge_file import BridgeFile
 from scaleup.artifacts.files import read_json, write_json
+from scaleup.artifacts.timeline import Timeline
 from scaleup.distributed.heartbeat import Heartbeat
 from scaleup.generator.serving import Drawer, join, serve
 from scaleup.generator.wire import ConnectionLost
@@ -35,7 +36,7 @@ def main(drawer_of: Callable[[dict[str, Any]], Drawer] | None = None) -> None:
         drawer = (drawer_of or _by_vllm)(settings)
         heartbeat.enter_phase("waiting for the policy")
         channel = join(BridgeFile.read(Path(settings["bridge"])))
-        serve(channel, drawer, heartbeat)
+        serve(channel, drawer, heartbeat, Timeline(run / "timeline" / f"{arguments.group}.jsonl"))
     except ConnectionLost as error:
         print(f"generator: {error}; this process ends", flush=True)
         _end(1)

@@ -12,6 +12,7 @@ from threading import Event, Thread
 from typing import Protocol
 
 from scaleup.artifacts.bridge_file import BridgeFile
+from scaleup.artifacts.timeline import UNNOTED, Timeline
 from scaleup.distributed.heartbeat import Heartbeat
 from scaleup.generator.messages import PROTOCOL, Answer, Request
 from scaleup.generator.wire import Channel, ConnectionLost, greet_policy
@@ -32,7 +33,7 @@ class Drawer(Protocol):
         """Return a response to each prompt. What it raises is the policy's to show."""
 
 
-def serve(channel: Channel, drawer: Drawer, heartbeat: Heartbeat) -> None:
+def serve(channel: Channel, drawer: Drawer, heartbeat: Heartbeat, timeline: Timeline = UNNOTED) -> None:
     """Answer requests until the policy says that it needs no more. Raises ConnectionLost if it is gone."""
     while True:
         heartbeat.enter_phase("waiting for the policy")
@@ -44,7 +45,8 @@ def serve(channel: Channel, drawer: Drawer, heartbeat: Heartbeat) -> None:
         try:
             if head["protocol"] != PROTOCOL:
                 raise ValueError(f"the policy speaks protocol {head['protocol']}, the generator {PROTOCOL}")
-            answer = drawer.draw(Request.unpacked(head, body), _teller(channel, heartbeat))
+            with timeline.span("generation"):
+                answer = drawer.draw(Request.unpacked(head, body), _teller(channel, heartbeat))
         except ConnectionLost:
             raise
         except Exception as error:

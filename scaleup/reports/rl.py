@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.artifacts.files import read_json
+from scaleup.artifacts.timeline import Span
 from scaleup.artifacts.train_state import TrainState
 from scaleup.reports.plots import figure
 
@@ -77,3 +78,29 @@ def plot_rewards(lines: list[dict[str, Any]], file: Path, title: str) -> None:
             axes.grid(alpha=0.3)
             axes.legend()
         drawn.suptitle(title)
+
+
+SHOWN_ROLLOUTS = 4
+IS_WAITING = "waiting for scores"
+
+
+def plot_timelines(timelines: dict[str, list[Span]], file: Path, title: str) -> None:
+    """Draws what each group did in the last rollouts, a bar a group, into a PNG file: where a bar is empty it waited,
+    or did what is not noted. Draws nothing where nothing was noted."""
+    trained = [span for span in timelines.get("policy", []) if span.what == "training"][-SHOWN_ROLLOUTS - 1 :]
+    if not trained:
+        return
+    first = trained[0].end if len(trained) > SHOWN_ROLLOUTS else 0.0
+    shown = {name: [span for span in spans if span.start >= first] for name, spans in timelines.items()}
+    begin = min(span.start for spans in shown.values() for span in spans)
+    kinds = dict.fromkeys(span.what for spans in shown.values() for span in spans if span.what != IS_WAITING)
+    with figure(file, figsize=(10, 1.2 + 0.5 * len(shown))) as (_, axes):
+        for number, kind in enumerate(kinds):
+            for row, spans in enumerate(shown.values()):
+                bars = [(span.start - begin, span.end - span.start) for span in spans if span.what == kind]
+                axes.broken_barh(bars, (row - 0.4, 0.8), color=f"C{number}")
+            axes.plot([], [], color=f"C{number}", linewidth=6, label=kind)
+        axes.set_yticks(range(len(shown)), list(shown))
+        axes.invert_yaxis()
+        axes.set(xlabel="seconds", title=f"{title}: the last {min(len(trained), SHOWN_ROLLOUTS)} rollouts")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from scaleup.artifacts.timeline import UNNOTED, Timeline
 from scaleup.config.algorithms import PolicyGradient, RolloutSettings
 from scaleup.data.collate import has_padding, pad
 from scaleup.data.prompts import Prompt
@@ -128,12 +129,13 @@ class ExperienceMaker:
     generator: Generator
     forward_batch_size: int
     """Counts the responses of a forward pass."""
+    timeline: Timeline = UNNOTED
 
     def make(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]]) -> Experience:
         """Respond to the N prompts of all ranks, each with a seed of its own. A batch is scored while the next ones are
         drawn. Every rank must call it, with the same prompts."""
         own = list(range(self.runtime.rank, len(prompts), self.runtime.world))
-        clock = Clock()
+        clock = Clock(self.timeline)
         drawn, sampling_logprobs = self._responses(prompts, seeds, self.sampling, clock)
         with clock.of("forward"):
             computed = self.log_probabilities([prompts[row].ids for row in own], drawn.tokens, drawn.lengths)
@@ -151,7 +153,7 @@ class ExperienceMaker:
     def greedy(self, prompts: Sequence[Prompt]) -> Greedy:
         """Respond greedily to the N prompts of all ranks. Every rank must call it, with the same prompts."""
         filled = [*prompts, *[prompts[-1]] * (-len(prompts) % self.runtime.world)]  # every rank has as many
-        clock, sampling = Clock(), replace(self.sampling, is_greedy=True, min_limit=None)
+        clock, sampling = Clock(self.timeline), replace(self.sampling, is_greedy=True, min_limit=None)
         drawn, _ = self._responses(filled, [(0,)] * len(filled), sampling, clock)
         scores = {name: self.runtime.gather(part) for name, part in self._scores(clock).items()}
         parts = (self.rewards.weighted(scores), self.runtime.gather(drawn.lengths), self.runtime.gather(drawn.finished))
@@ -291,18 +293,22 @@ def shaped_scores(
 
 
 class Clock:
-    """Sums seconds by what they were spent on."""
+    """Sums seconds by what they were spent on, and notes each span."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeline: Timeline) -> None:
         self.seconds: dict[str, float] = {}
+        self._timeline = timeline
 
     def of(self, what: str) -> Clock:
         self._what = what
         return self
 
     def __enter__(self) -> None:
+        self._span = self._timeline.span(self._what)
+        self._span.__enter__()
         self._start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         spent = time.perf_counter() - self._start
         self.seconds[self._what] = self.seconds.get(self._what, 0.0) + spent
+        self._span.__exit__(None, None, None)

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from scaleup.artifacts.files import folder_aside, write_text
+from scaleup.artifacts.timeline import read_timelines
 from scaleup.artifacts.train_state import TrainState
 from scaleup.config.stages.rl import PolicyConfig
 from scaleup.distributed.deferred import value_of
@@ -16,7 +17,7 @@ from scaleup.models.adapters import drop_snapshot, is_adapted, save_adapter
 from scaleup.models.generation import save_tokenizer
 from scaleup.models.load import load_model
 from scaleup.models.saved import own_weights, save_model, write_safetensors
-from scaleup.reports.rl import plot_rewards, rl_summary, sample_table
+from scaleup.reports.rl import plot_rewards, plot_timelines, rl_summary, sample_table
 from scaleup.reports.training import model_card, read_metrics
 from scaleup.train.job import Job
 
@@ -48,6 +49,7 @@ def finish_rl(job: Job[PolicyConfig], model: Any, tokenizer: PreTrainedTokenizer
             with folder_aside(run.path / "values") as aside:
                 write_safetensors(aside / "values.safetensors", values)
         plot_rewards(lines, run.path / "reward.png", config.name)
+        plot_timelines(read_timelines(run.timelines), run.path / "timeline.png", config.name)
         write_text(run.path / "samples.md", sample_table(run.path / "samples"))
         job.finish(metrics, state.step)
 

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from scaleup.artifacts.files import write_json
 from scaleup.artifacts.run_folder import RunFolder
+from scaleup.artifacts.timeline import UNNOTED, Timeline
 from scaleup.artifacts.train_state import TrainState
 from scaleup.bridge.client import StopWhileWaiting
 from scaleup.config.algorithms import RolloutSettings
@@ -93,6 +94,7 @@ class RL:
     supervised: SupervisedTerm | None = None
     names: Literal["grpo", "ppo"] = "grpo"
     """Says which of TRL's trainers the metrics are named after."""
+    timeline: Timeline = UNNOTED
     compared: dict[str, float] = field(default_factory=dict)
     """Holds what the last comparison of generator and policy told."""
 
@@ -179,7 +181,7 @@ def _rollout(
     values = of_rollout(experience, estimates, algorithm.settings.num_generations, state.kl_coef)
     values |= sampling_metrics(experience) | training.compared
     started = time.perf_counter()
-    with finite(state.step + 1, checkpointer):
+    with finite(state.step + 1, checkpointer), training.timeline.span("training"):
         learned, steps = updater.learn(experience, estimates, state.step)
     values |= of_update(learned) | {"time/training": time.perf_counter() - started}
     if rollouts.self_checks:
@@ -257,6 +259,7 @@ def _maker(training: RL) -> ExperienceMaker:
         training.rewards,
         generator=training.generator,
         forward_batch_size=micro_batch_size(training.train),
+        timeline=training.timeline,
     )
 
 

@@ -77,6 +77,7 @@ def run(job: Job[PolicyConfig]) -> None:
                 tokenizer=tokenizer,
                 quantization=config.quantization,
                 supervised=supervised,
+                timeline=job.timeline,
                 names=config.metric_names,
             )
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from scaleup.artifacts.run_folder import RunFolder
+from scaleup.artifacts.timeline import Timeline
 from scaleup.config.run import RunConfig
 from scaleup.distributed.runtime import Runtime
 from scaleup.plan.types import Plan
@@ -29,6 +30,12 @@ class Job(Generic[Config]):
     def parts(self) -> Path:
         """Return the folder in which ranks leave what they generated for one another."""
         return self.folder.path / ".parts"
+
+    @property
+    def timeline(self) -> Timeline:
+        """Return what notes when this process's group did what: rank 0 notes it for the group."""
+        file = self.folder.timelines / f"{self.runtime.group.name}.jsonl"
+        return Timeline(file if self.runtime.is_main else None)
 
     def finish(self, metrics: Mapping[str, Any], num_steps: int | None = None) -> None:
         """Write the manifest, which says that the run is whole. Rank 0 alone calls it, last of all."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from scaleup.artifacts.timeline import read_timelines
 from tests.cli import folder_of, interrupt, largest_weight_difference, logs, metrics, reached, run, scaleup, wait_until
 
 pytestmark = pytest.mark.slow
@@ -71,6 +72,12 @@ def test_one_group_is_killed_and_another_grows(place: Path, undisturbed: Future[
     assert [attempt.name for attempt in (folder / "attempts").iterdir()] == ["1"]
     assert pid_of(folder, "policy-rank0") == policies[0]
     assert not list(folder.glob("*-lost.json"))
+
+    timelines = read_timelines(folder / "timeline")
+    assert list(timelines) == ["policy", "reward-bad", "reward-good"]
+    assert {span.what for span in timelines["policy"]} >= {"generation", "forward", "training"}
+    assert len([span for span in timelines["reward-bad"] if span.what == "scoring"]) >= ROLLOUTS
+    assert (folder / "timeline.png").is_file()
 
     keys = ["reward", *(f"rewards/{name}/mean" for name in ("good", "bad", "vowels"))]
     left, right = (

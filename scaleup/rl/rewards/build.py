@@ -83,7 +83,13 @@ def serve_rewards(job: Job[PolicyConfig]) -> None:
         scorer.model = runtime.prepare(scorer.model)
     # the policy, which may take long to load, is watched by an agent: we end with it
     patience = max(plan.group("policy").timeout_seconds, source.reconnect_seconds)
-    serve(runtime, _place(plan, job.folder, reward), _name(source), _score(scorer), patience)
+    score, timeline = _score(scorer), job.timeline
+
+    def timed(samples: Sequence[Sample]) -> list[float]:
+        with timeline.span("scoring"):
+            return score(samples)
+
+    serve(runtime, _place(plan, job.folder, reward), _name(source), timed, patience)
     if runtime.stop.requested:
         sys.exit(STOPPED)
 

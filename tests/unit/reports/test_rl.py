@@ -5,8 +5,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from scaleup.artifacts.timeline import Span
 from scaleup.artifacts.train_state import TrainState
-from scaleup.reports.rl import plot_rewards, rl_summary, sample_table
+from scaleup.reports.rl import plot_rewards, plot_timelines, rl_summary, sample_table
 
 LINES = [
     {"step": 0, "eval/scores": 1.0, "eval/scores_std": 0.5, "eval/kl": 0.0},
@@ -37,6 +38,17 @@ def test_the_table_compares_the_first_and_the_last_evaluation(tmp_path: Path) ->
         rows = [{"prompt": "Say", "response": response, "score": float(step)}]
         (tmp_path / f"rollout-{step:06d}.json").write_text(json.dumps(rows))
     assert sample_table(tmp_path).splitlines()[2] == r"| Say | no | 0.000 | a\|b\nc | 2.000 |"
+
+
+def test_the_timelines_are_a_picture(tmp_path: Path) -> None:
+    drawn = [Span("generation", 10.0 * n, 10.0 * n + 4) for n in range(6)]
+    trained = [Span("training", 10.0 * n + 5, 10.0 * n + 9) for n in range(6)]
+    scored = [Span("scoring", 10.0 * n + 2, 10.0 * n + 5) for n in range(6)]
+    plot_timelines({"policy": [*drawn, *trained], "reward-liked": scored}, tmp_path / "timeline.png", "run")
+    with Image.open(tmp_path / "timeline.png") as image:
+        assert image.width == 1200
+    plot_timelines({}, tmp_path / "none.png", "run")
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:
