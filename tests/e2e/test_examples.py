@@ -29,5 +29,13 @@ def test_ppo_as_a_library(model: str, tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
+def test_grpo_as_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    example("grpo").main("builtin:tiny-llama", str(tmp_path / "run"), num_rollouts=2)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "rewards/short/mean" in line] == [1, 2]
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
 def test_every_example_has_a_test() -> None:
-    assert {file.stem for file in (REPOSITORY / "examples").glob("*.py")} == {"ppo"}
+    assert {file.stem for file in (REPOSITORY / "examples").glob("*.py")} == {"grpo", "ppo"}
