@@ -40,7 +40,7 @@ def main(path: str = "builtin:tiny-llama", output_dir: str = "runs/example-grpo"
         GRPOAlgorithm(type="grpo", num_generations=8),
         RolloutSettings(num_rollouts=num_rollouts, batch_size=64, max_new_tokens=12),
         weights={"short": 0.1},
-        train=OptimizationConfig(learning_rate=3.0e-3, per_device_train_batch_size=64),
+        train=OptimizationConfig(learning_rate=3.0e-3, per_device_train_batch_size=64, per_device_eval_batch_size=64),
         output_dir=output_dir,
     )
     trainer.train()
