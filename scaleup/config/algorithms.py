@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from scaleup.config.fields import Count, Fraction, Int, NotNegative, Positive, Section
+from scaleup.errors import Problem
 
 
 class RolloutSettings(Section):
@@ -31,6 +33,25 @@ class RolloutSettings(Section):
     num_samples: Annotated[Int, Field(ge=0)] = Field(
         8, description="Held-out responses kept as text, before and after."
     )
+
+    def problems(self, num_generations: int, world: int, key: Callable[[str], str]) -> Iterator[Problem]:
+        """Yields sizes that do not divide over mini-batches, prompts and `world` processes; `key` tells where a config
+        has `rollouts.KEY`."""
+        mini_batch, rest = divmod(self.batch_size, self.num_mini_batches)
+        size, most = key("rollouts.batch_size"), key("rollouts.max_new_tokens")
+        if rest:
+            what = f"{self.batch_size} rows do not divide into {self.num_mini_batches} mini-batches"
+            yield Problem(size, what, f"use a multiple of {self.num_mini_batches * world}")
+        elif mini_batch % world:
+            what = f"mini-batches of {mini_batch} rows do not divide over {world} processes"
+            remedy = f"use a {size} that is a multiple of {self.num_mini_batches * world}"
+            yield Problem(key("rollouts.num_mini_batches"), what, remedy)
+        if self.batch_size % num_generations:
+            what = f"{self.batch_size} responses are no whole number of prompts with {num_generations} each"
+            yield Problem(size, what, f"use a multiple of {num_generations}, algorithm.num_generations")
+        if self.response_length_min is not None and self.response_length_min > self.max_new_tokens:
+            what = f"{self.response_length_min} is more than {most} {self.max_new_tokens}"
+            yield Problem(key("rollouts.response_length_min"), what, f"use at most {self.max_new_tokens}")
 
     @property
     def num_optimizer_steps(self) -> int:
@@ -117,8 +138,43 @@ class PolicyGradient(Section):
 
     @property
     def has_reference(self) -> bool:
-        """Tells whether the policy is compared with a reference: beta may also be moved from 0."""
-        return self.beta > 0 or self.kl_controller == "adaptive"
+        """Tells whether the policy is compared with a reference."""
+        return self.beta > 0
+
+    def problems(
+        self, rollouts: RolloutSettings, world: int, key: Callable[[str], str] = lambda name: name
+    ) -> Iterator[Problem]:
+        """Yields settings that contradict one another or the rollouts', for `world` processes; `key` tells where a
+        config has `algorithm.KEY` or `rollouts.KEY`."""
+        yield from rollouts.problems(self.num_generations, world, key)
+        if self.delta is not None and self.delta <= self.clip_range[1]:
+            most = self.clip_range[1]
+            what = f"{self.delta:g} is not above 1 + epsilon, {most:g}: all that it cuts is clipped already"
+            yield Problem("algorithm.delta", what, "use more, or leave it out")
+        yield from self._kl_problems()
+        if self.soft_punish_cache is not None and self.soft_punish_cache >= rollouts.max_new_tokens:
+            what = f"{self.soft_punish_cache} is not less than rollouts.max_new_tokens {rollouts.max_new_tokens}"
+            yield Problem("algorithm.soft_punish_cache", what, "use fewer tokens")
+        if self.ptx_coef and self.ptx_batch_size % world:
+            what = f"{self.ptx_batch_size} rows do not divide over {world} processes"
+            yield Problem("algorithm.ptx_batch_size", what, f"use a multiple of {world}")
+        if self.dynamic_sampling and self.num_generations == 1:
+            what = "needs several responses to a prompt, whose scores may be equal"
+            yield Problem("algorithm.dynamic_sampling", what, "set algorithm.num_generations, or leave it out")
+
+    def _kl_problems(self) -> Iterator[Problem]:
+        if self.kl_in == "reward" and self.kl_estimator == "k2":
+            what = "k2 is not supported with kl_in: reward: as a penalty it is half the squared log-ratio, not the KL"
+            yield Problem("algorithm.kl_estimator", what, "use k1 or k3, or kl_in: loss")
+        if self.kl_in == "loss" and self.kl_estimator == "k1" and not self.use_bias_correction_kl:
+            what = "k1 is not supported with kl_in: loss without the ratio: its gradient is 0 on the mean"
+            yield Problem("algorithm.kl_estimator", what, "use k2 or k3, or use_bias_correction_kl: true")
+        if self.kl_controller == "adaptive" and self.kl_in == "loss":
+            what = "adaptive moves the penalty in the reward, and algorithm.kl_in is loss"
+            yield Problem("algorithm.kl_controller", what, "use fixed, or kl_in: reward")
+        elif self.kl_controller == "adaptive" and self.beta == 0:
+            what = "adaptive multiplies algorithm.beta, and that is 0"
+            yield Problem("algorithm.kl_controller", what, "use fixed, or another beta")
 
     @property
     def clip_range(self) -> tuple[float, float]:
@@ -138,6 +194,14 @@ class PPOAlgorithm(PolicyGradient):
     value_model: Literal["head", "separate"] = Field(
         "head", description="A head on the policy's trunk, or a trunk of its own that starts as the policy's."
     )
+
+    def problems(
+        self, rollouts: RolloutSettings, world: int, key: Callable[[str], str] = lambda name: name
+    ) -> Iterator[Problem]:
+        yield from super().problems(rollouts, world, key)
+        if self.value_model == "separate" and self.ptx_coef:
+            what = "separate is not supported with algorithm.ptx_coef"
+            yield Problem(key("algorithm.value_model"), what, "use head, or leave it out")
 
 
 class GRPOAlgorithm(PolicyGradient):
@@ -175,12 +239,27 @@ class ReinforcePPAlgorithm(PolicyGradient):
     beta: NotNegative = Field(0.01, description="Weight of the KL divergence; at 0 there is no reference in memory.")
     gamma: Fraction = 1.0
 
+    def problems(
+        self, rollouts: RolloutSettings, world: int, key: Callable[[str], str] = lambda name: name
+    ) -> Iterator[Problem]:
+        yield from super().problems(rollouts, world, key)
+        if self.num_generations > 1 and self.gamma != 1:
+            what = f"{self.gamma:g} is not supported with several responses to a prompt, whose mean is of whole scores"
+            yield Problem("algorithm.gamma", what, "use 1, or num_generations: 1")
+
 
 class ReMaxAlgorithm(PolicyGradient):
     """Sets ReMax (Li et al. 2024): rewards to come over the score of the greedy response."""
 
     type: Literal["remax"]
-    gamma: Fraction = 1.0
+
+    def problems(
+        self, rollouts: RolloutSettings, world: int, key: Callable[[str], str] = lambda name: name
+    ) -> Iterator[Problem]:
+        yield from super().problems(rollouts, world, key)
+        if self.combine == "normalized_sum":
+            what = "normalized_sum is not supported with remax, whose greedy responses it leaves out"
+            yield Problem("algorithm.combine", what, "use sum, or another algorithm")
 
 
 AlgorithmSettings = Annotated[

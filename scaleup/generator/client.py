@@ -15,7 +15,7 @@ from typing import Any
 
 from scaleup.errors import ScaleupError
 from scaleup.generator.messages import PROTOCOL, Answer, Request
-from scaleup.generator.wire import HELLO_SECONDS, Channel, ConnectionLost, greet_engine
+from scaleup.generator.wire import HELLO_SECONDS, Channel, ConnectionLost, Silent, greet_engine
 
 CLOSE_SECONDS = 5.0
 ACCEPT_SECONDS = 0.5
@@ -35,7 +35,7 @@ class EngineClient:
     reconnect_seconds: float = 600.0
     """Bounds how long a request waits for an engine where there is none."""
     on_lost: Callable[[str], object] = lambda why: None
-    """Is called with the reason when an engine is lost."""
+    """Is called with the reason when an engine that is there says nothing: it is to be ended."""
     on_found: Callable[[], object] = lambda: None
     """Is called when another one has come."""
 
@@ -87,7 +87,8 @@ class EngineClient:
                 if self._is_closed:
                     raise ScaleupError.of("generator", "was left while it drew") from error
                 print(f"generator: {error}; waiting for another, {self.reconnect_seconds:g} s at most", flush=True)
-                self.on_lost(str(error))
+                if isinstance(error, Silent):  # the launcher sees by itself that one has ended
+                    self.on_lost(str(error))
             finally:
                 self._is_drawing = False
 

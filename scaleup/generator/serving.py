@@ -19,6 +19,8 @@ from scaleup.generator.wire import Channel, ConnectionLost, greet_policy
 
 JOIN_SECONDS = 1800.0
 """Bounds how long an engine waits for the policy to listen."""
+LOAD_SECONDS = 1800.0
+"""Bounds how long weights may take to be loaded."""
 TELL_SECONDS = 1.0
 """Counts the seconds between two signs of life while responses are drawn."""
 
@@ -70,13 +72,15 @@ def _teller(channel: Channel, heartbeat: Heartbeat) -> Tell:
 
 
 @contextmanager
-def alive(tell: Tell) -> Iterator[None]:
-    """Gives signs of life meanwhile, from another thread: to load a large model takes minutes in one call."""
+def alive(tell: Tell, seconds: float = LOAD_SECONDS) -> Iterator[None]:
+    """Gives signs of life meanwhile, from another thread, for so long at most: to load a large model takes minutes in
+    one call, and one that hangs must show."""
     over = Event()
 
     def go_on() -> None:
         with suppress(ConnectionLost):
-            while not over.wait(TELL_SECONDS):
+            until = time.monotonic() + seconds
+            while not over.wait(TELL_SECONDS) and time.monotonic() < until:
                 tell(0)
 
     thread = Thread(target=go_on, name="alive", daemon=True)

@@ -28,6 +28,10 @@ class ConnectionLost(Exception):
     """Tells that the other side is gone, hangs, or is not of this run."""
 
 
+class Silent(ConnectionLost):
+    """Tells that the other side is there, and says nothing."""
+
+
 class Channel:
     """Is one side of a connection whose two sides have proved that they know the run's secret."""
 
@@ -121,7 +125,7 @@ def _read(connection: socket.socket, size: int) -> bytes:
                 raise ConnectionLost("the other side is gone")
             place += count
     except TimeoutError as error:
-        raise ConnectionLost("the other side gives no answer") from error
+        raise Silent("the other side gives no answer") from error
     except OSError as error:
         raise ConnectionLost(f"the other side is gone: {error}") from error
     return bytes(data)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -27,6 +27,7 @@ from scaleup.rl.advantages import kl_estimate, normalized_sum, overlong_penalty,
 from scaleup.rl.algorithms import Algorithm, Estimates
 from scaleup.rl.algorithms.interface import Rollout
 from scaleup.rl.generators import Generator
+from scaleup.rl.losses import level_ratio
 from scaleup.rl.rewards.interface import RewardSet, Sample
 
 
@@ -129,6 +130,8 @@ class ExperienceMaker:
     generator: Generator
     forward_batch_size: int
     """Counts the responses of a forward pass."""
+    level: Literal["token", "sequence", "trajectory"] = "token"
+    """Says whose probabilities an importance weight is of, as the ratio of the loss is."""
     timeline: Timeline = UNNOTED
 
     def make(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]]) -> Experience:
@@ -147,7 +150,9 @@ class ExperienceMaker:
         by_source = {name: self.runtime.gather(part) for name, part in scores.items()}
         parts: dict[str, Any] = {**every, "by_source": by_source, "scores": self.rewards.weighted(by_source)}
         if sampling_logprobs is not None:
-            parts["importance"] = self.generator.importance(every["logprobs"] - every["sampling_logprobs"])
+            width = every["tokens"].shape[1]
+            off, mask = every["logprobs"] - every["sampling_logprobs"], response_mask(every["lengths"], width)
+            parts["importance"] = self.generator.importance(level_ratio(off, mask, self.level).expand_as(off))
         return Experience(prompts=prompts, seconds=clock.seconds, **parts)
 
     def greedy(self, prompts: Sequence[Prompt]) -> Greedy:

@@ -7,7 +7,7 @@ import base64
 from collections.abc import Generator as Batches
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -138,6 +138,9 @@ class _Ahead:
     """Holds those of its responses, by which it is known."""
     future: Future[Answer] | None
     """Is rank 0's."""
+    is_taken: bool = False
+    """Tells whether it is being learned from. It is kept until the next one is asked for: a run that stops in between
+    could not draw it again."""
 
 
 @dataclass
@@ -175,7 +178,8 @@ class VLLMGenerator:
         ahead = self._ahead if self._ahead is not None and self._ahead.seeds == _listed(seeds) else None
         future = self._submitted(prompts, seeds, sampling) if ahead is None else ahead.future
         self._wait(future, len(prompts))
-        self._ahead = self._ahead if ahead is None else None
+        if ahead is not None:
+            self._ahead = replace(ahead, is_taken=True)
         packed = torch.zeros(len(prompts), 2 * sampling.max_new_tokens + 1, dtype=torch.float64)
         if future is not None:
             packed = _packed(future.result(), sampling.max_new_tokens)
@@ -198,7 +202,7 @@ class VLLMGenerator:
 
     @property
     def is_ahead(self) -> bool:
-        return self._ahead is not None
+        return self._ahead is not None and not self._ahead.is_taken
 
     def draw_ahead(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling) -> None:
         self._ahead = _Ahead(_listed(seeds), self._submitted(prompts, seeds, sampling))

@@ -54,6 +54,8 @@ class RLState(TrainState):
     """Counts the optimizer steps."""
     num_refilled: int = 0
     """Counts the prompts that were asked beside those of the rollouts (dynamic sampling)."""
+    evaluated: int | None = None
+    """Is the number of rollouts at the last evaluation; -1 where there was none yet, None where nobody knows."""
     ahead: dict[str, Any] | None = None
     """Holds the responses of the next rollout where they were drawn ahead."""
 
@@ -141,8 +143,9 @@ def _rollouts(
 ) -> None:
     rollouts, train, runtime = training.rollouts, training.train, training.runtime
     if state.step == 0:
-        state.kl_coef = training.algorithm.settings.beta
-        _evaluate(training, metrics, state, updater.tolerance)
+        state.kl_coef, state.evaluated = training.algorithm.settings.beta, -1
+    if state.evaluated is not None:  # also one during which a run was stopped
+        _evaluate_if_due(training, metrics, state, updater.tolerance)
     while state.step < rollouts.num_rollouts:
         runtime.progress.heartbeat.begin_step(state.step + 1)
         started = time.perf_counter()
@@ -155,8 +158,7 @@ def _rollouts(
             metrics.log(state.step, **values)
         shown = {"reward": round(float(experience.scores.mean()), 3), "kl": round(kl, 3)}
         runtime.progress.report("rollouts", state.step, rollouts.num_rollouts, **shown)
-        if is_due(train.eval_steps, state.step, rollouts.num_rollouts):
-            _evaluate(training, metrics, state, updater.tolerance)
+        _evaluate_if_due(training, metrics, state, updater.tolerance)
         stop, save = runtime.sum(runtime.stop.requested, checkpointer.is_time())
         if save or is_due(train.save_steps, state.step, rollouts.num_rollouts):
             checkpointer.save(state)
@@ -259,6 +261,7 @@ def _maker(training: RL) -> ExperienceMaker:
         training.rewards,
         generator=training.generator,
         forward_batch_size=micro_batch_size(training.train),
+        level=training.algorithm.settings.importance_sampling_level,
         timeline=training.timeline,
     )
 
@@ -280,6 +283,14 @@ def _adapt(training: RL, state: RLState, kl: float) -> None:
         assert state.kl_coef is not None
         size = training.rollouts.batch_size
         state.kl_coef = adapted_kl_coef(state.kl_coef, kl, settings.kl_target, size, settings.kl_horizon)
+
+
+def _evaluate_if_due(training: RL, metrics: MetricsLog, state: RLState, tolerance: float) -> None:
+    is_at_edge = state.step in (0, training.rollouts.num_rollouts)
+    if is_at_edge or is_due(training.train.eval_steps, state.step, training.rollouts.num_rollouts):
+        if state.evaluated != state.step:
+            _evaluate(training, metrics, state, tolerance)
+        state.evaluated = state.step
 
 
 def _evaluate(training: RL, metrics: MetricsLog, state: RLState, tolerance: float) -> None:

@@ -29,6 +29,7 @@ from scaleup.data.prompts import Prompt, PromptOrder, prompts_of
 from scaleup.data.tokenization import Encoder
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import Runtime, seed_everything
+from scaleup.errors import ScaleupError
 from scaleup.models.adapters import is_adapted, save_settings_of_base
 from scaleup.models.generation import save_tokenizer
 from scaleup.models.rollout import sampling_of
@@ -79,7 +80,13 @@ class RLTrainer(Generic[A]):
         train = train or OptimizationConfig()
         run = RunFolder(Path(output_dir).absolute())
         run.path.mkdir(parents=True, exist_ok=True)
-        self.runtime = Runtime.start(_group(), timeout_seconds=1800, run_folder=run.path)
+        group = _group()
+        if problems := list(algorithm.problems(rollouts, group.num_processes)):
+            raise ScaleupError(problems)
+        if algorithm.ptx_coef:
+            what = "needs rows of data.supervised, which a trainer without a config does not read"
+            raise ScaleupError.of("algorithm.ptx_coef", what, "use `scaleup run`, or leave it out")
+        self.runtime = Runtime.start(group, timeout_seconds=1800, run_folder=run.path)
         self._base = model.to(self.runtime.device)
         has_reference = self.keeps_reference or algorithm.has_reference
         policy = policy_of(self._base, algorithm, rollouts.temperature, has_reference, adapter_is_new=True)

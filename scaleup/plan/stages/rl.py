@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from scaleup.config.adapters import LoraAdapter
-from scaleup.config.algorithms import PPOAlgorithm, ReMaxAlgorithm
+from scaleup.config.algorithms import PPOAlgorithm
 from scaleup.config.schema import GenerationConfig
 from scaleup.config.stages.rl import PolicyConfig
 from scaleup.errors import Problem
@@ -72,7 +72,6 @@ class PolicyPlanner(TrainingPlanner[P]):
 
     def problems(self, config: P, machine: Machine) -> Iterator[Problem]:
         yield from super().problems(config, machine)
-        yield from rollout_problems(config)
         yield from algorithm_problems(config)
         yield from _data_problems(config)
         yield from reward_problems(config, machine)
@@ -142,64 +141,19 @@ def rollout_plan(config: PolicyConfig, data: DataCheck) -> RolloutPlan:
     )
 
 
-def rollout_problems(config: PolicyConfig) -> Iterator[Problem]:
-    """Yields sizes that do not divide."""
-    rollouts, world = config.rollout_settings, config.parallel.num_processes
-    mini_batch, rest = divmod(rollouts.batch_size, rollouts.num_mini_batches)
-    size, mini_batches = config.key("rollouts.batch_size"), config.key("rollouts.num_mini_batches")
-    generations = config.policy_gradient.num_generations
-    if rest:
-        what = f"{rollouts.batch_size} rows do not divide into {rollouts.num_mini_batches} mini-batches"
-        yield Problem(size, what, f"use a multiple of {rollouts.num_mini_batches * world}")
-    elif mini_batch % world:
-        what = f"mini-batches of {mini_batch} rows do not divide over {world} processes"
-        remedy = f"use a {size} that is a multiple of {rollouts.num_mini_batches * world}"
-        yield Problem(mini_batches, what, remedy)
-    if rollouts.batch_size % generations:
-        what = f"{rollouts.batch_size} responses are no whole number of prompts with {generations} each"
-        yield Problem(size, what, f"use a multiple of {generations}, algorithm.num_generations")
-    least, most = rollouts.response_length_min, config.key("rollouts.max_new_tokens")
-    if least is not None and least > rollouts.max_new_tokens:
-        what = f"{least} is more than {most} {rollouts.max_new_tokens}"
-        yield Problem(config.key("rollouts.response_length_min"), what, f"use at most {rollouts.max_new_tokens}")
-
-
 def algorithm_problems(config: PolicyConfig) -> Iterator[Problem]:
     """Yields settings of an algorithm that contradict one another, or the rest of the config."""
-    chosen, rollouts = config.policy_gradient, config.rollout_settings
-    if isinstance(chosen, PPOAlgorithm) and chosen.value_model == "separate":
-        where = config.key("algorithm.value_model")
-        if config.quantization is not None:
-            what = f"a trunk of its own would be a second copy of the base in {config.quantization}, and none is made"
-            yield Problem(where, what, "use head, or leave quantization out")
-        if config.model.new_tokens and isinstance(config.adapter, LoraAdapter):
-            what = "separate is not supported with model.new_tokens beside lora, whose rows are in the head"
-            yield Problem(where, what, "use head, or train the whole model")
-        if chosen.ptx_coef:
-            yield Problem(where, "separate is not supported with algorithm.ptx_coef", "use head, or leave it out")
-    if chosen.delta is not None and chosen.delta <= chosen.clip_range[1]:
-        what = (
-            f"{chosen.delta:g} is not above 1 + epsilon, {chosen.clip_range[1]:g}: all that it cuts is clipped already"
-        )
-        yield Problem("algorithm.delta", what, "use more, or leave it out")
-    if chosen.kl_in == "reward" and chosen.kl_estimator == "k2" and config.stage == "rl":
-        what = "k2 is not supported with kl_in: reward, whose gradient would not be that of the KL divergence"
-        yield Problem("algorithm.kl_estimator", what, "use k1 or k3, or kl_in: loss")
-    if chosen.kl_in == "loss" and chosen.kl_controller == "adaptive":
-        what = "adaptive moves the penalty in the reward, and algorithm.kl_in is loss"
-        yield Problem("algorithm.kl_controller", what, "use fixed, or kl_in: reward")
-    if chosen.soft_punish_cache is not None and chosen.soft_punish_cache >= rollouts.max_new_tokens:
-        what = f"{chosen.soft_punish_cache} is not less than rollouts.max_new_tokens {rollouts.max_new_tokens}"
-        yield Problem("algorithm.soft_punish_cache", what, "use fewer tokens")
-    if chosen.combine == "normalized_sum" and isinstance(chosen, ReMaxAlgorithm):
-        what = "normalized_sum is not supported with remax, whose greedy responses it leaves out"
-        yield Problem("algorithm.combine", what, "use sum, or another algorithm")
-    if chosen.ptx_coef and chosen.ptx_batch_size % config.parallel.num_processes:
-        what = f"{chosen.ptx_batch_size} rows do not divide over {config.parallel.num_processes} processes"
-        yield Problem("algorithm.ptx_batch_size", what, f"use a multiple of {config.parallel.num_processes}")
-    if chosen.dynamic_sampling and chosen.num_generations == 1:
-        what = "needs several responses to a prompt, whose scores may be equal"
-        yield Problem("algorithm.dynamic_sampling", what, "set algorithm.num_generations, or leave it out")
+    chosen, world = config.policy_gradient, config.parallel.num_processes
+    yield from chosen.problems(config.rollout_settings, world, config.key)
+    if not isinstance(chosen, PPOAlgorithm) or chosen.value_model != "separate":
+        return
+    where = config.key("algorithm.value_model")
+    if config.quantization is not None:
+        what = f"a trunk of its own would be a second copy of the base in {config.quantization}, and none is made"
+        yield Problem(where, what, "use head, or leave quantization out")
+    if config.model.new_tokens and isinstance(config.adapter, LoraAdapter):
+        what = "separate is not supported with model.new_tokens beside lora, whose rows are in the head"
+        yield Problem(where, what, "use head, or train the whole model")
 
 
 def _data_problems(config: PolicyConfig) -> Iterator[Problem]:

@@ -9,11 +9,9 @@ from scaleup.rl.advantages import returns_to_go
 from scaleup.rl.algorithms.interface import Algorithm, Rollout
 
 
-def over_greedy(
-    rewards: torch.Tensor, greedy_scores: torch.Tensor, mask: torch.Tensor, gamma: float = 1.0
-) -> torch.Tensor:
+def over_greedy(rewards: torch.Tensor, greedy_scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return advantages (B, T) of token rewards (B, T): returns less the score (B,) of the greedy response."""
-    return torch.where(mask, returns_to_go(rewards, mask, gamma) - greedy_scores[:, None], 0.0)
+    return torch.where(mask, returns_to_go(rewards, mask, 1.0) - greedy_scores[:, None], 0.0)
 
 
 class ReMax(Algorithm):
@@ -22,4 +20,4 @@ class ReMax(Algorithm):
 
     def advantages(self, rollout: Rollout) -> tuple[torch.Tensor, None]:
         assert rollout.greedy_scores is not None
-        return over_greedy(rollout.rewards, rollout.greedy_scores, rollout.mask, self.settings.gamma), None
+        return over_greedy(rollout.rewards, rollout.greedy_scores, rollout.mask), None

@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -49,6 +50,11 @@ class PostedRewards(AskedRewards):
             raise ScaleupError.of(where, f"{endpoint.url!r} is no address", "write http://HOST:PORT/PATH, or https")
         self._endpoint = endpoint
         self._certificates = ssl.create_default_context()  # the system's
+        self._is_closing = Event()
+
+    def close(self) -> None:
+        self._is_closing.set()
+        super().close()
 
     def _answer(self, request: Any) -> bytes:
         """Return the answer to a request, which is sent again as long as it may be. Raises ScaleupError."""
@@ -68,7 +74,8 @@ class PostedRewards(AskedRewards):
                     longer = f"raise {section}.reconnect_seconds or {section}.timeout_seconds"
                     raise ScaleupError.of(self.where, what, f"start the service, or {longer}") from error
             self._runtime.progress.enter_phase("waiting for the reward service")
-            time.sleep(pause)
+            if self._is_closing.wait(pause):
+                raise ScaleupError.of(self.where, "was left while a request waited for the service")
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _post(self, body: bytes) -> bytes:

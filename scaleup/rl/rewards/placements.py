@@ -5,15 +5,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from scaleup.bridge.client import BridgeClient
+from scaleup.bridge.client import BridgeClient, StopWhileWaiting
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
 from scaleup.records.chats import Chat
 from scaleup.rl.rewards.interface import Sample, checked_scores
 
+POLL_SECONDS = 0.1
 Score = Callable[[Sequence[Sample]], list[float]]
 
 
@@ -94,11 +95,21 @@ class AskedRewards(PlacedRewards):
 
     def _collect(self) -> list[float]:
         answers, self._answers = self._answers, []
-        scores: list[float] = []
-        for answer in answers:
-            scores += answer.result()
+        self._wait(answers)
+        return [score for answer in answers for score in answer.result()]
+
+    def _wait(self, answers: Sequence[Future[list[float]]]) -> None:
+        """Wait until every rank has its answers, in short collectives, so that all hear a signal. Raises
+        StopWhileWaiting."""
+        while True:
+            _, waits = wait(answers, POLL_SECONDS, return_when=FIRST_EXCEPTION)
+            has_failed = any(answer.done() and answer.exception() for answer in answers)
+            left, stop = self._runtime.sum(bool(waits) and not has_failed, self._runtime.stop.requested)
+            if not left:
+                return
+            if stop:
+                raise StopWhileWaiting("stopped while waiting for scores")
             self._runtime.progress.enter_phase("waiting for scores")
-        return scores
 
     @abstractmethod
     def _scores(self, samples: list[Sample]) -> list[float]:

@@ -72,6 +72,21 @@ RL_MISTAKES = [
         algorithm={"type": "remax", "kl_estimator": "k2", "dynamic_sampling": 2, "combine": "normalized_sum"},
     ),
     rl(
+        "a weight that cannot be moved",
+        "error: algorithm.kl_controller: adaptive multiplies algorithm.beta, and that is 0",
+        algorithm={"type": "grpo", "kl_in": "reward", "kl_estimator": "k1", "kl_controller": "adaptive"},
+    ),
+    rl(
+        "a term without a gradient",
+        "error: algorithm.kl_estimator: k1 is not supported with kl_in: loss without the ratio: its gradient is 0 on",
+        algorithm={"type": "grpo", "beta": 0.1, "kl_estimator": "k1", "use_bias_correction_kl": False},
+    ),
+    rl(
+        "a discount beside the mean of a group",
+        "error: algorithm.gamma: 0.9 is not supported with several responses to a prompt, whose mean is of whole",
+        algorithm={"type": "reinforce_pp", "num_generations": 2, "gamma": 0.9},
+    ),
+    rl(
         "rows to learn beside that are not named, and do not divide",
         "error: data.supervised: is needed by the rl stage -> name the rows' file",
         "error: algorithm.ptx_batch_size: 3 rows do not divide over 2 processes -> use a multiple of 2",

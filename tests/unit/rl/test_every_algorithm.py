@@ -11,8 +11,11 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from scaleup.bridge.client import StopWhileWaiting
 from scaleup.config.algorithms import AlgorithmSettings, RolloutSettings
+from scaleup.errors import ScaleupError
 from scaleup.rl import OptimizationConfig, RLTrainer, Sample
+from scaleup.train.fit import Stopped
 
 PROMPTS = ["hello", "what a film", "a", "the story", "good", "bad but", "xyz", "there was"]
 ALGORITHMS: dict[str, dict[str, Any]] = {
@@ -185,3 +188,43 @@ def test_nothing_is_learned_where_all_scores_are_equal(trainer: Any) -> None:
     state = run.train()
     assert (state.num_updates, state.num_refilled) == (4, 4)
     assert all(torch.equal(part, before[name]) for name, part in run._job.model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "rollouts", "where"),
+    [
+        ({"type": "grpo", "num_generations": 4}, {"batch_size": 10, "num_mini_batches": 1}, "rollouts.batch_size"),
+        ({"type": "grpo", "kl_controller": "adaptive"}, {}, "algorithm.kl_controller"),
+        ({"type": "remax", "combine": "normalized_sum"}, {}, "algorithm.combine"),
+        ({"type": "rloo", "ptx_coef": 0.1}, {}, "algorithm.ptx_coef"),
+    ],
+)
+def test_a_trainer_refuses_what_a_config_is_refused_for(
+    trainer: Any, settings: dict[str, Any], rollouts: dict[str, Any], where: str
+) -> None:
+    with pytest.raises(ScaleupError, match=where):
+        trainer(settings, **rollouts)
+
+
+def test_an_evaluation_that_a_stop_cut_off_is_made_up(trainer: Any, tmp_path: Path) -> None:
+    """The last of a run, too, whose rollouts are all there."""
+    calls = 0
+
+    def stops(samples: Sequence[Sample]) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # held-out prompts, two rollouts, then held-out prompts again
+            raise StopWhileWaiting
+        return vowels(samples)
+
+    settings = ALGORITHMS["rloo"]
+    with pytest.raises(Stopped):
+        trainer(settings, "cut", rewards=stops).train()
+    assert [line["step"] for line in lines_of(tmp_path / "cut") if "eval/scores" in line] == [0]
+    trainer(settings, "cut").train()
+    trainer(settings, "whole").train()
+    cut, whole = (
+        [(line["step"], line["eval/scores"]) for line in lines_of(tmp_path / name) if "eval/scores" in line]
+        for name in ("cut", "whole")
+    )
+    assert cut == whole and [step for step, _ in cut] == [0, 2]

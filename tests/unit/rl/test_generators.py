@@ -1,7 +1,9 @@
 """A policy that an engine draws for: the same run as one that draws for itself, and an end where the two part."""
 
+import base64
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +12,11 @@ import torch
 from scaleup.errors import ScaleupError
 from scaleup.generator.messages import Answer, Request
 from scaleup.generator.serving import Tell
+from scaleup.models.rollout import Sampling
 from scaleup.rl.generators import VLLMGenerator
 from tests.engine_runs import SECRET, Start, trained
 from tests.stand_in_engine import StandIn, in_a_thread
+from tests.unit.data import tiny
 
 
 def started(engine: StandIn) -> Start:
@@ -94,3 +98,23 @@ def test_a_rollout_that_is_drawn_ahead_is_a_function_of_seed_and_step(own_cache:
     assert all(bool((whole[name] == gone_on[name]).all()) for name in whole)
     at_once, _ = trained(tmp_path / "at_once")
     assert any(bool((whole[name] != at_once[name]).any()) for name in whole)
+
+
+def test_what_is_being_learned_from_is_kept_until_the_next_is_asked_for(own_cache: None, tmp_path: Path) -> None:
+    """A run that is stopped before could not draw it again: the weights are others by then."""
+    rank, client = tiny.single_process(tmp_path), SimpleNamespace(done=0)
+    generator = VLLMGenerator(rank, None, client, 2.0, draws_ahead=True)  # type: ignore[arg-type]
+    answer = Answer([[5, 6], [7]], [[-1.0, -2.0], [-3.0]])
+    head, body = answer.packed()
+    seeds = [[0, 0, 1, row] for row in range(2)]
+    generator.put_back({"seeds": seeds, "head": head, "body": base64.b64encode(body).decode()})
+    assert generator.is_ahead
+    sampling = Sampling(4, None, 1.0, (2,), 0)
+    (drawn,) = generator.batches([[1], [1]], seeds, sampling)
+    assert drawn.responses.lengths.tolist() == [2, 1]
+    assert not generator.is_ahead
+    kept = generator.kept()
+    assert kept is not None and kept["seeds"] == seeds
+    other = VLLMGenerator(rank, None, client, 2.0, draws_ahead=True)  # type: ignore[arg-type]
+    other.put_back(kept)
+    assert other.is_ahead
