@@ -59,6 +59,7 @@ class WeightsWriter:
         is_first = self._base is None
         if is_first:
             self.forget()
+            self.folder.mkdir(mode=0o700, parents=True)  # others on this host have no business with the weights
             self._base = self.base()
         if not is_adapted(self._policy):
             _write_model(self._base, newest, policy)

@@ -49,7 +49,7 @@ class JudgeRewards(PostedRewards):
 
     def _number(self, said: Any) -> float:
         """Return the last number in an answer. Raises ScaleupError where there is none: no score is made up."""
-        found = list(self._pattern.finditer(said or ""))
+        found = list(self._pattern.finditer(said)) if isinstance(said, str) else []
         section = self.where.rpartition(".")[0]
         if not found:
             what = f"finds no score in the judge's answer {str(said)[-80:]!r}"
