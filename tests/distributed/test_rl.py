@@ -41,7 +41,7 @@ def wanted(completions, letter, **columns):
 """
 
 
-SUPERVISED = {"path": "held.jsonl", "prompt": "{text}", "completion": " {letter}"}
+SUPERVISED = {"path": "rows.jsonl", "prompt": "{text}", "completion": " {letter}"}
 
 
 @dataclass(frozen=True)
