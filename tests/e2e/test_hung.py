@@ -27,10 +27,8 @@ from tests.cli import (
     metrics,
     rank_states,
     reached,
-    scaleup,
     wait_until,
     worker_ids,
-    write_config,
 )
 from tests.forked_runs import train
 from tests.small_runs import PPO, SFT
@@ -114,23 +112,6 @@ def test_a_frozen_worker_is_replaced(place: Path) -> None:
     assert result.stderr == ""
     assert [line["step"] for line in metrics(folder)] == list(range(1, NUM_STEPS + 1))
     assert largest_loss_difference(straight, folder) == largest_weight_difference(straight, folder) == 0
-    assert nothing_left(folder)
-
-
-def test_the_rank_that_the_others_wait_for_is_named(place: Path) -> None:
-    """All of them beat, and none gets further."""
-    reward = {"placement": "function", "function": str(place / "reward.py:score")}
-    parallel = {"num_processes": 2, "timeout_seconds": 600, "progress_timeout_seconds": 10, "max_restarts": 0}
-    config = PPO | {"name": "behind", "reward": reward, "parallel": parallel}
-    result, folder = scaleup("run", write_config(config, place), cwd=place), folder_of(config, place)
-    assert result.code == 1, f"{result.stdout}\n{result.stderr}\n{logs(folder)}"
-    assert result.stderr.splitlines()[:2] == [
-        f"error: policy-rank1 on host {HOST} hangs: no progress for 10 s, in phase waiting for scores of step 4, "
-        "and the others wait for it",
-        "  the newest checkpoint is step 2; continue with --resume",
-    ]
-    log = (folder / "attempts/1/logs/policy-rank1.log").read_text()
-    assert "most recent call first" in log and 'reward.py", line ' in log and " in score" in log
     assert nothing_left(folder)
 
 
