@@ -43,23 +43,7 @@ CONFIG = differing(
         "parallel": {"num_processes": 2, "heartbeat_timeout_seconds": 12},
     },
 )
-# Scores three rollouts; then rank 1 goes round and round, and the others wait for it in a collective.
-REWARD = """
-import os, time
-calls = []
-def score(completions):
-    calls.append(len(completions))
-    while os.environ["RANK"] == "1" and len(calls) > 3:
-        time.sleep(0.1)
-    return [float(len(text)) for text in completions]
-"""
 HOST = socket.gethostname()
-
-
-@pytest.fixture(scope="module")
-def place(place: Path) -> Path:
-    (place / "reward.py").write_text(REWARD, encoding="utf-8")
-    return place
 
 
 def pid_of(folder: Path, rank_name: str, attempt: int = 1) -> int:
@@ -112,6 +96,27 @@ def test_a_frozen_worker_is_replaced(place: Path) -> None:
     assert result.stderr == ""
     assert [line["step"] for line in metrics(folder)] == list(range(1, NUM_STEPS + 1))
     assert largest_loss_difference(straight, folder) == largest_weight_difference(straight, folder) == 0
+    assert nothing_left(folder)
+
+
+def test_the_rank_that_the_others_wait_for_is_named(place: Path) -> None:
+    """All of them beat, and none gets further: rank 0 opens a pipe that nobody reads, where its timeline was."""
+    reward = PPO["reward"] | {"placement": "colocated"}
+    parallel = {"num_processes": 2, "timeout_seconds": 600, "progress_timeout_seconds": 10, "max_restarts": 0}
+    config = differing(PPO, {"name": "behind", "reward": reward, "parallel": parallel, "ppo.num_rollouts": 200})
+
+    def block(process: subprocess.Popen[str], folder: Path) -> None:
+        os.mkfifo(folder / "pipe")
+        (folder / "pipe").replace(folder / "timeline/policy.jsonl")
+
+    result, folder = interrupt(config, cwd=place, when=reached(2), do=block), folder_of(config, place)
+    assert result.code == 1, f"{result.stdout}\n{result.stderr}\n{logs(folder)}"
+    first, second = result.stderr.splitlines()[:2]
+    sentence = rf"error: policy-rank0 on host {re.escape(HOST)} hangs: no progress for 10 s, in phase .+ of step \d+, "
+    assert re.fullmatch(sentence + "and the others wait for it", first), first
+    assert re.fullmatch(r"  the newest checkpoint is step \d+; continue with --resume", second)
+    log = (folder / "attempts/1/logs/policy-rank0.log").read_text()
+    assert "most recent call first" in log and 'timeline.py", line ' in log and " in span" in log
     assert nothing_left(folder)
 
 
