@@ -58,13 +58,16 @@ def value_loss(
 
 def token_weights(
     mask: torch.Tensor, loss_type: Literal["token", "sequence", "constant"], max_new_tokens: int
-) -> tuple[torch.Tensor | None, float]:
-    """Return the weights (B, T) of token losses, None where each counts 1, and what their weighted sum is divided by,
-    so that the quotient is the mean over tokens, over responses of the means over their tokens, or over as many tokens
-    as B responses may have. The mask (B, T) is of the tokens that count."""
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Return the weights (B, T) of token losses, None where each counts 1, and the share (B,) of each response in what
+    their weighted sum is divided by, so that the quotient is the mean over tokens, over responses of the means over
+    their tokens, or over as many tokens as B responses may have. The mask (B, T) is of the tokens that count."""
+    lengths = mask.sum(dim=1)
+    if loss_type == "token":
+        return None, lengths
     if loss_type == "sequence":
-        return mask / mask.sum(dim=1, keepdim=True).clamp(min=1), float(len(mask))
-    return None, float(mask.sum() if loss_type == "token" else len(mask) * max_new_tokens)
+        return mask / lengths[:, None].clamp(min=1), torch.ones_like(lengths)
+    return None, torch.full_like(lengths, max_new_tokens)
 
 
 def of_high_entropy(entropies: torch.Tensor, mask: torch.Tensor, quantile: float) -> torch.Tensor:

@@ -34,8 +34,7 @@ def rollout_metrics(
     if experience.ref_logprobs is None:
         del values["kl"], values["kl_response"], values["kl_coef"]
     if num_generations > 1:
-        spreads = scores.view(-1, num_generations).std(dim=1)
-        values["frac_reward_zero_std"] = float((spreads < EQUAL).double().mean())
+        values["frac_reward_zero_std"] = float(equal_groups(scores, num_generations).double().mean())
     if experience.values is not None:
         values["values/mean"] = float(experience.values.sum() / tokens)
     if experience.greedy is not None:

@@ -128,7 +128,7 @@ class Updater:
         mask = experience.mask[whole]
         if settings.mask_truncated_completions:
             mask = mask & experience.finished[whole][:, None]
-        weights, total = token_weights(mask, settings.loss_type, self.rollouts.max_new_tokens)
+        weights, counts = token_weights(mask, settings.loss_type, self.rollouts.max_new_tokens)
         kept = mask
         if settings.top_entropy_quantile < 1:
             kept = of_high_entropy(experience.entropies[whole], mask, settings.top_entropy_quantile)
@@ -137,7 +137,7 @@ class Updater:
         extra |= {"counted": mask, "kept": kept} if filters else {}
         if experience.importance is not None:
             extra["importance"] = experience.importance[whole]
-        entropy_weight = settings.entropy_coef * total / max(1, int(kept.sum()))
+        entropy_weight = settings.entropy_coef * float(counts.sum()) / max(1, int(kept.sum()))
 
         share = np.arange(self.runtime.rank, len(rows), self.runtime.world)
         prompts = [experience.prompts[row].ids for row in rows[share]]
@@ -153,9 +153,7 @@ class Updater:
             yield MicroBatch(
                 inputs=inputs,
                 old=parts,
-                num_labels=total * len(batch) / len(rows)
-                if settings.loss_type != "token"
-                else int(mask[in_rows].sum()),
+                num_labels=float(counts[in_rows].sum()),
                 num_targets=num_targets,
                 num_tokens=num_targets + int(inputs["prompt_mask"].sum()),
                 is_padded=is_padded_for(policy, inputs),

@@ -74,8 +74,8 @@ def test_what_losses_are_a_mean_of() -> None:
     losses = torch.tensor([[1.0, 3.0, 99.0, 99.0], [4.0, 4.0, 4.0, 8.0]])
 
     def mean(loss_type: str) -> float:
-        weights, total = token_weights(mask, loss_type, max_new_tokens=10)  # type: ignore[arg-type]
-        return float((losses * mask * (1 if weights is None else weights)).sum() / total)
+        weights, counts = token_weights(mask, loss_type, max_new_tokens=10)  # type: ignore[arg-type]
+        return float((losses * mask * (1 if weights is None else weights)).sum() / counts.sum())
 
     assert mean("token") == pytest.approx(24 / 6)
     assert mean("sequence") == pytest.approx((2 + 5) / 2)
