@@ -55,8 +55,9 @@ class RunConfig(Section):
 
     @property
     def slowest_reward(self) -> WeightedReward | None:
-        """Returns the source for an answer of which the run may wait longest; None: nobody else is asked."""
-        asked = (reward for reward in self.reward_sources if reward.source.placement != "colocated")
+        """Returns the group or service for an answer of which the run may wait longest; None: there is neither. A
+        function's call has a limit of its own."""
+        asked = (reward for reward in self.reward_sources if reward.source.placement in ("group", "http"))
         return max(asked, key=lambda reward: reward.source.timeout_seconds, default=None)
 
     @property

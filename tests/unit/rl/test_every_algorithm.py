@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from scaleup.bridge.client import StopWhileWaiting
 from scaleup.config.algorithms import AlgorithmSettings, RolloutSettings
 from scaleup.errors import ScaleupError
 from scaleup.rl import OptimizationConfig, RLTrainer, Sample
+from scaleup.rl.generators import TransformersGenerator
+from scaleup.rl.losses import LOG_RATIO_LIMIT
 from scaleup.train.fit import Stopped
 
 PROMPTS = ["hello", "what a film", "a", "the story", "good", "bad but", "xyz", "there was"]
@@ -228,3 +231,32 @@ def test_an_evaluation_that_a_stop_cut_off_is_made_up(trainer: Any, tmp_path: Pa
         for name in ("cut", "whole")
     )
     assert cut == whole and [step for step, _ in cut] == [0, 2]
+
+
+@dataclass(frozen=True)
+class ByAnother(TransformersGenerator):
+    """Draws as the policy does, and tells log-probabilities as if another had drawn: 0, for the sake of the sums."""
+
+    weighed: list[torch.Tensor] = field(default_factory=list)
+
+    def batches(self, *asked: Any) -> Any:
+        for drawn in super().batches(*asked):
+            yield replace(drawn, logprobs=torch.zeros(drawn.responses.tokens.shape, dtype=torch.float64))
+
+    def importance(self, log_ratio: torch.Tensor) -> Any:
+        self.weighed.append(log_ratio)
+        return torch.ones_like(log_ratio)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence", "trajectory"])
+def test_importance_weights_are_of_what_the_ratio_is_of(trainer: Any, level: str) -> None:
+    """Where a response has one ratio, it has one weight: of its tokens' mean, or of their sum."""
+    run = trainer({"type": "rloo", "importance_sampling_level": level}, num_rollouts=1)
+    run._job.generator = generator = ByAnother(run.runtime, run._job.model, 8)
+    run.train()
+    log_ratio = generator.weighed[1]  # after the held-out prompts
+    assert log_ratio.shape[0] == 8
+    assert (log_ratio.std(dim=1) < 1e-12).all() == (level != "token")
+    of_tokens = {"sequence": (3, 9), "trajectory": (LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)}.get(level)
+    if of_tokens is not None:  # each of 6 tokens costs some log(259) = 5.6 nats
+        assert all(of_tokens[0] <= -each <= of_tokens[1] for each in log_ratio[:, 0].tolist())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from scaleup.records.chats import Chat
 from scaleup.rl.rewards.http import Endpoint
 from scaleup.rl.rewards.interface import Sample
 from scaleup.rl.rewards.judge import JudgeRewards, authorization
+from tests.service import Service
 from tests.unit.data.tiny import single_process
 
 SAMPLES = [Sample("Hello", "abc", True), Sample("Bye", "de", False)]
@@ -29,42 +30,25 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
     return single_process(tmp_path_factory.mktemp("judge"))
 
 
-class Server:
-    """Answers as chat completions' endpoints do; `answer` maps what the judge reads to what it says, or to a status and
-    a body."""
+class Server(Service):
+    """Answers as chat completions' endpoints do; `says` maps what the judge reads to what it says, or to a status and a
+    body."""
 
     def __init__(self) -> None:
-        self.answer: Callable[[str], str | tuple[int, bytes]] = lambda text: f"Score: {len(text)}"
-        self.asked: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        server = self
+        super().__init__("/v1/chat/completions", self._completed)
+        self.says: Callable[[str], str | tuple[int, bytes]] = lambda text: f"Score: {len(text)}"
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server.asked.append(asked)
-                server.keys.append(self.headers["Authorization"])
-                said = server.answer(asked["messages"][-1]["content"])
-                choices = [{"message": {"role": "assistant", "content": said}}]
-                status, body = said if isinstance(said, tuple) else (200, json.dumps({"choices": choices}).encode())
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None: ...
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1/chat/completions"
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+    def _completed(self, asked: dict[str, Any]) -> tuple[int, bytes]:
+        said = self.says(asked["messages"][-1]["content"])
+        if isinstance(said, tuple):
+            return said
+        return 200, json.dumps({"choices": [{"message": {"role": "assistant", "content": said}}]}).encode()
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.server.shutdown()
-    server.server.server_close()
+    with closing(Server()) as server:
+        yield server
 
 
 def collected(
@@ -101,7 +85,7 @@ def test_a_judge_reads_the_turns_of_a_conversation(runtime: Runtime, server: Ser
 
 def test_by_default_it_is_told_what_the_pattern_finds(runtime: Runtime, server: Server) -> None:
     default = JudgeConfig(model="m")
-    server.answer = lambda text: "Score: 1? No. Score: 7.5"
+    server.says = lambda text: "Score: 1? No. Score: 7.5"
     assert collected(runtime, server, template=default.template) == [7.5, 7.5]
     assert "Score: N" in server.asked[0]["messages"][0]["content"]
 
@@ -113,14 +97,14 @@ def test_several_requests_are_on_their_way_and_scores_keep_their_order(runtime: 
         together.wait(30)
         return f"Score: {text.partition('|')[0]}"
 
-    server.answer = answer
+    server.says = answer
     samples = [Sample(str(number), "", True) for number in range(8)]
     assert collected(runtime, server, samples, max_concurrency=4) == list(range(8))
 
 
 def test_a_busy_endpoint_is_asked_again(runtime: Runtime, server: Server) -> None:
     replies = iter([(503, b"loading"), (429, b"slow down")])
-    server.answer = lambda text: next(replies, None) or "Score: 2"
+    server.says = lambda text: next(replies, None) or "Score: 2"
     assert collected(runtime, server) == [2.0, 2.0]
     assert len(server.asked) == 4
 
@@ -140,7 +124,7 @@ def test_a_busy_endpoint_is_asked_again(runtime: Runtime, server: Server) -> Non
 def test_an_answer_without_a_score_is_named(
     runtime: Runtime, server: Server, said: Any, judge: dict[str, Any], message: str
 ) -> None:
-    server.answer = lambda text: said
+    server.says = lambda text: said
     with pytest.raises(ScaleupError) as caught:
         collected(runtime, server, seconds=1, **judge)
     assert message in str(caught.value)

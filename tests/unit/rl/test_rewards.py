@@ -6,23 +6,24 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from scaleup.bridge.client import StopWhileWaiting
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
 from scaleup.rl.rewards import http as http_rewards
 from scaleup.rl.rewards.http import Endpoint, HttpRewards
 from scaleup.rl.rewards.interface import Rewards, RewardSet, Sample, checked_scores
 from scaleup.rl.rewards.placements import ColocatedRewards
+from tests.service import Service
 from tests.unit.data.tiny import single_process
 
 SAMPLES = [Sample("ab", "cde", True, {"answer": 3}), Sample("é", "", False, {"answer": 5, "hint": "x"})]
-Answer = Callable[[dict[str, Any]], tuple[int, bytes]]
 
 
 @pytest.fixture(scope="module")
@@ -119,37 +120,14 @@ def test_all_rewards_are_asked_before_any_is_waited_for_and_all_are_closed() -> 
 # --- a service
 
 
-class Service:
-    """A real server on a free port; `answer` says what it does with a request."""
-
-    def __init__(self) -> None:
-        self.answer: Answer = lambda asked: (200, json.dumps({"scores": [0.0] * len(asked["prompts"])}).encode())
-        self.asked: list[dict[str, Any]] = []
-        service = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                service.asked.append(asked)
-                status, body = service.answer(asked)
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None: ...
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/score?model=m"
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+def nothing(asked: dict[str, Any]) -> tuple[int, bytes]:
+    return 200, json.dumps({"scores": [0.0] * len(asked["prompts"])}).encode()
 
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    service = Service()
-    yield service
-    service.server.shutdown()
-    service.server.server_close()
+    with closing(Service("/score?model=m", nothing)) as service:
+        yield service
 
 
 def scores(asked: dict[str, Any]) -> tuple[int, bytes]:
@@ -165,6 +143,37 @@ def test_a_service_is_sent_texts_and_columns(runtime: Runtime, service: Service)
     assert service.asked[0] == {"prompts": ["ab", "é"], "completions": ["cde", ""], "finished": [True, False]} | columns
     assert len(service.asked) == 2
     rewards.close()
+
+
+def test_a_stop_does_not_wait_for_a_service_that_does_not_answer(runtime: Runtime, service: Service) -> None:
+    """All ranks hear of it together; what is on its way is left."""
+    answers = threading.Event()
+
+    def silent(asked: dict[str, Any]) -> tuple[int, bytes]:
+        runtime.stop.requested = True
+        answers.wait(30)
+        return scores(asked)
+
+    service.answer = silent
+    rewards = HttpRewards(runtime, Endpoint(service.url, 30, 30))
+    rewards.submit(SAMPLES)
+    try:
+        with pytest.raises(StopWhileWaiting):
+            rewards.collect()
+        assert not answers.is_set()
+    finally:
+        runtime.stop.requested = False
+        answers.set()
+        rewards.close()
+
+
+def test_a_request_that_waits_for_a_service_ends_when_the_rewards_are_closed(runtime: Runtime) -> None:
+    rewards = HttpRewards(runtime, Endpoint("http://127.0.0.1:9/score", 600, 600))  # nobody listens there
+    rewards.submit(SAMPLES)
+    (answer,) = rewards._answers
+    rewards.close()
+    with pytest.raises(ScaleupError, match="was left while a request waited for the service"):
+        answer.result(timeout=60)
 
 
 def test_submit_does_not_wait_for_the_service(runtime: Runtime, service: Service) -> None:
