@@ -58,15 +58,15 @@ class Experience:
     """Counts the tokens (N,) of each response."""
     finished: torch.Tensor
     """Tells (N,) whether responses end with an EOS."""
-    logprobs: torch.Tensor
-    """Holds log-probabilities (N, T) under the policy at the time of the rollout, in nats; like all that follow
-    float64, and 0 behind the response."""
-    entropies: torch.Tensor
-    """Holds entropies (N, T) of the policy's distribution at each token, in nats."""
     by_source: dict[str, torch.Tensor]
     """Maps the name of each reward -> its scores (N,)."""
     scores: torch.Tensor
     """Holds the rewards' weighted sum (N,), before clipping and penalties."""
+    logprobs: torch.Tensor | None = None
+    """Holds log-probabilities (N, T) under the policy at the time of the rollout, in nats; like all that follow
+    float64, and 0 behind the response. None where the one step that learns from the rollout computes them anyway."""
+    entropies: torch.Tensor | None = None
+    """Holds entropies (N, T) of the policy's distribution at each token, in nats; None where `logprobs` is."""
     values: torch.Tensor | None = None
     """Holds values (N, T) of the state before each token, where the algorithm learns some."""
     ref_logprobs: torch.Tensor | None = None
@@ -87,8 +87,11 @@ class Experience:
 
     @property
     def log_ratio(self) -> torch.Tensor:
-        """Return (N, T) log pi(token) - log pi_ref(token), in nats; 0 where there is no reference."""
-        return torch.zeros_like(self.logprobs) if self.ref_logprobs is None else self.logprobs - self.ref_logprobs
+        """Return (N, T) log pi(token) - log pi_ref(token), in nats; 0 where there is no reference, or where nobody has
+        computed the policy's own."""
+        if self.logprobs is None or self.ref_logprobs is None:
+            return torch.zeros(self.tokens.shape, dtype=torch.float64)
+        return self.logprobs - self.ref_logprobs
 
     def rows(self, places: Sequence[int]) -> Experience:
         """Return the responses at some places, in that order."""
@@ -133,6 +136,8 @@ class ExperienceMaker:
     level: Literal["token", "sequence", "trajectory"] = "token"
     """Says whose probabilities an importance weight is of, as the ratio of the loss is."""
     timeline: Timeline = UNNOTED
+    of_policy: bool = True
+    """Tells whether the policy's own log-probabilities, entropies and values are computed, too."""
 
     def make(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]]) -> Experience:
         """Respond to the N prompts of all ranks, each with a seed of its own. A batch is scored while the next ones are
@@ -141,7 +146,8 @@ class ExperienceMaker:
         clock = Clock(self.timeline)
         drawn, sampling_logprobs = self._responses(prompts, seeds, self.sampling, clock)
         with clock.of("forward"):
-            computed = self.log_probabilities([prompts[row].ids for row in own], drawn.tokens, drawn.lengths)
+            ids = [prompts[row].ids for row in own]
+            computed = self.log_probabilities(ids, drawn.tokens, drawn.lengths, self.of_policy)
         scores = self._scores(clock)
         own_rows = {"tokens": drawn.tokens, "lengths": drawn.lengths, "finished": drawn.finished, **computed}
         if sampling_logprobs is not None:
@@ -196,14 +202,16 @@ class ExperienceMaker:
 
     @torch.no_grad()
     def log_probabilities(
-        self, prompts: Sequence[Sequence[int]], tokens: torch.Tensor, lengths: torch.Tensor
+        self, prompts: Sequence[Sequence[int]], tokens: torch.Tensor, lengths: torch.Tensor, of_policy: bool = True
     ) -> dict[str, torch.Tensor]:
         """Return log-probabilities and entropies of this rank's n responses, (n, T) each, by the same forward pass that
-        training takes; values and the reference's log-probabilities where the policy has them. Given are tokens (n, T)
-        and lengths (n,)."""
+        training takes; values and the reference's log-probabilities where the policy has them; the latter alone unless
+        `of_policy`. Given are tokens (n, T) and lengths (n,)."""
         policy = unwrap(self.model)
-        names = ["logprobs", "entropies", *(["values"] if policy.has_values else [])]
+        names = ["logprobs", "entropies", *(["values"] if policy.has_values else [])] if of_policy else []
         names += ["ref_logprobs"] if policy.has_reference else []
+        if not names:
+            return {}
         computed = {name: torch.zeros(tokens.shape, dtype=torch.float64) for name in names}
         for rows in by_length(prompts, lengths, self.forward_batch_size):
             self.runtime.progress.enter_phase("forward passes over responses")
@@ -213,7 +221,7 @@ class ExperienceMaker:
             inputs = {name: part.to(self.runtime.device) for name, part in inputs.items()}
             width = inputs["response_ids"].shape[1]
             with padding_known(is_padded):
-                parts = [part for part in self.model("policy", **inputs) if part is not None]
+                parts = [part for part in self.model("policy", **inputs) if part is not None] if of_policy else []
                 parts += [self.model("reference", **inputs)] if policy.has_reference else []
                 stats = torch.stack(parts).double().cpu()
             for name, part in zip(names, stats, strict=True):
@@ -273,7 +281,7 @@ def compute_advantages(
     if settings.combine == "normalized_sum":
         scores = normalized_sum(list(experience.by_source.values()), weights, settings.num_generations)
     scores = shaped_scores(scores, experience, settings, rollouts.max_new_tokens)
-    penalties = torch.zeros_like(experience.logprobs)
+    penalties = torch.zeros(mask.shape, dtype=torch.float64)
     if settings.kl_in == "reward":
         penalties = kl_coef * kl_estimate(experience.log_ratio, settings.kl_estimator)
     rewards, greedy = token_rewards(scores, penalties, mask), experience.greedy

@@ -27,7 +27,7 @@ from scaleup.rl.advantages import adapted_kl_coef
 from scaleup.rl.algorithms import Algorithm
 from scaleup.rl.checks import TOLERANCE, check_equal_ranks, check_experience, check_steps, tolerance_of
 from scaleup.rl.experience import Experience, ExperienceMaker, compute_advantages, samples_of
-from scaleup.rl.generators import Generator
+from scaleup.rl.generators import Generator, TransformersGenerator
 from scaleup.rl.rewards.interface import RewardSet
 from scaleup.rl.sampling import compare_draws, sampling_metrics
 from scaleup.rl.supervised import SupervisedTerm
@@ -149,8 +149,7 @@ def _rollouts(
     while state.step < rollouts.num_rollouts:
         runtime.progress.heartbeat.begin_step(state.step + 1)
         started = time.perf_counter()
-        experience, values = _rollout(training, updater, state, checkpointer)
-        kl = float(experience.log_ratio.sum(dim=1).mean())
+        experience, values, kl = _rollout(training, updater, state, checkpointer)
         _adapt(training, state, kl)
         state.step += 1
         if state.step % train.logging_steps == 0 or state.step == rollouts.num_rollouts:
@@ -168,8 +167,9 @@ def _rollouts(
 
 def _rollout(
     training: RL, updater: Updater, state: RLState, checkpointer: Checkpointer[Any]
-) -> tuple[Experience, dict[str, float]]:
-    """Draw a rollout and learn from it. Returns it with its metrics."""
+) -> tuple[Experience, dict[str, float], float]:
+    """Draw a rollout and learn from it. Returns it with its metrics, and its mean KL divergence from the reference, in
+    nats a response."""
     rollouts, runtime, algorithm = training.rollouts, training.runtime, training.algorithm
     assert state.kl_coef is not None
     if not training.generator.is_ahead:
@@ -186,12 +186,16 @@ def _rollout(
     with finite(state.step + 1, checkpointer), training.timeline.span("training"):
         learned, steps = updater.learn(experience, estimates, state.step)
     values |= of_update(learned) | {"time/training": time.perf_counter() - started}
+    kl = float(experience.log_ratio.sum(dim=1).mean())
+    if experience.logprobs is None:
+        values |= named.late_metrics(experience, learned)
+        kl = values.get("kl_response", 0.0)
     if rollouts.self_checks:
         check_steps(steps, rollouts.num_passes * rollouts.num_mini_batches, rollouts.target_kl is not None)
         check_equal_ranks(runtime, training.model)
     state.num_updates += steps
     state.num_tokens += int(experience.lengths.sum())
-    return experience, values
+    return experience, values, kl
 
 
 def _drawn(training: RL, state: RLState) -> Experience:
@@ -226,7 +230,7 @@ def _even(prompts: int, each: int, world: int) -> int:
 def _asked(training: RL, rollout: int, first: int, count: int, drawn: int) -> Experience:
     """Return the responses to `count` prompts of the data from its `first` on, each with as many as a group has;
     `drawn` responses of this rollout were drawn before."""
-    each, maker = training.algorithm.settings.num_generations, _maker(training)
+    each, maker = training.algorithm.settings.num_generations, _maker(training, _needs_logprobs(training))
     asked = training.prompts.drawn(first, count)
     prompts = _repeated(asked, each)
     experience = maker.make(prompts, response_seeds(training.train.seed, rollout, len(prompts), drawn))
@@ -252,7 +256,20 @@ def _draw_ahead(training: RL, state: RLState, tolerance: float) -> None:
     training.generator.draw_ahead([prompt.ids for prompt in prompts], seeds, training.sampling)
 
 
-def _maker(training: RL) -> ExperienceMaker:
+def _needs_logprobs(training: RL) -> bool:
+    """Return whether the policy's own log-probabilities are needed before a rollout is learned from: where that is one
+    optimizer step, and nothing else asks for them, they are those that the step computes."""
+    settings, rollouts = training.algorithm.settings, training.rollouts
+    return (
+        rollouts.num_passes * rollouts.num_mini_batches > 1
+        or (settings.beta > 0 and settings.kl_in == "reward")
+        or settings.top_entropy_quantile < 1
+        or training.algorithm.needs_values
+        or not isinstance(training.generator, TransformersGenerator)
+    )
+
+
+def _maker(training: RL, of_policy: bool = True) -> ExperienceMaker:
     return ExperienceMaker(
         training.runtime,
         training.model,
@@ -263,6 +280,7 @@ def _maker(training: RL) -> ExperienceMaker:
         forward_batch_size=micro_batch_size(training.train),
         level=training.algorithm.settings.importance_sampling_level,
         timeline=training.timeline,
+        of_policy=of_policy,
     )
 
 
@@ -300,12 +318,10 @@ def _evaluate(training: RL, metrics: MetricsLog, state: RLState, tolerance: floa
     _renew(training, state, tolerance)
     training.runtime.progress.report("answering held-out prompts")
     world = training.runtime.world
-    filled = [
-        *training.held_out,
-        *([training.held_out[-1]] * (-len(training.held_out) % world)),
-    ]  # every rank has as many
+    filled = [*training.held_out, *[training.held_out[-1]] * (-len(training.held_out) % world)]  # as many on each rank
     seeds = response_seeds(training.train.seed, HELD_OUT, len(filled))
-    experience = _maker(training).make(filled, seeds)
+    shows_kl = unwrap(training.model).has_reference or not isinstance(training.generator, TransformersGenerator)
+    experience = _maker(training, shows_kl).make(filled, seeds)
     count = len(training.held_out)
     scores, kl = experience.scores[:count], experience.log_ratio[:count].sum(dim=1)
     metrics.log(

@@ -25,7 +25,6 @@ def rollout_metrics(
         "kl": float(experience.log_ratio.sum() / tokens),
         "kl_response": float(experience.log_ratio.sum(dim=1).mean()),
         "kl_coef": kl_coef,
-        "entropy": float(experience.entropies.sum() / tokens),
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),
@@ -33,6 +32,8 @@ def rollout_metrics(
     }
     if experience.ref_logprobs is None:
         del values["kl"], values["kl_response"], values["kl_coef"]
+    if experience.entropies is not None:
+        values["entropy"] = float(experience.entropies.sum() / tokens)
     if num_generations > 1:
         values["frac_reward_zero_std"] = float(equal_groups(scores, num_generations).double().mean())
     if experience.values is not None:
@@ -65,12 +66,21 @@ def update_metrics(learned: dict[str, float]) -> dict[str, float]:
     return {name: learned[key] for key, name in names.items() if key in learned}
 
 
+def late_metrics(experience: Experience, learned: dict[str, float]) -> dict[str, float]:
+    """Return what is known of a rollout only by the one step that learned from it, under the same names."""
+    values = {"entropy": learned["entropy"]}
+    if experience.ref_logprobs is not None:
+        of_token = learned["log_ratio_to_reference"]
+        values |= {"kl": of_token, "kl_response": of_token * float(experience.lengths.double().mean())}
+    return values
+
+
 def ppo_rollout_metrics(
     experience: Experience, estimates: Estimates, num_generations: int, kl_coef: float
 ) -> dict[str, float]:
     """Return what is known of a rollout before it is learned from, under the names of TRL's PPO trainer."""
     mask, lengths = experience.mask, experience.lengths.double()
-    assert estimates.returns is not None and experience.values is not None
+    assert estimates.returns is not None and experience.values is not None and experience.entropies is not None
     non_score = estimates.rewards.sum(dim=1) - estimates.scores
     tokens = mask.sum()
     return {

@@ -65,6 +65,7 @@ def sampling_metrics(experience: Experience) -> dict[str, float]:
     GRPO trainer; nothing where the policy drew itself."""
     if experience.sampling_logprobs is None or experience.importance is None:
         return {}
+    assert experience.logprobs is not None, "importance follows from them"
     mask = experience.mask
     off = (experience.logprobs - experience.sampling_logprobs)[mask].abs()
     ratio = experience.importance[mask]

@@ -131,6 +131,7 @@ class Updater:
         weights, counts = token_weights(mask, settings.loss_type, self.rollouts.max_new_tokens)
         kept = mask
         if settings.top_entropy_quantile < 1:
+            assert experience.entropies is not None, "needs_logprobs tells so"
             kept = of_high_entropy(experience.entropies[whole], mask, settings.top_entropy_quantile)
         filters = settings.mask_truncated_completions or settings.top_entropy_quantile < 1
         extra = {} if weights is None else {"weights": weights}
@@ -186,7 +187,8 @@ def policy_loss_sum(model: Any, batch: MicroBatch, algorithm: Algorithm, tally: 
     responses, less that of entropies. A scalar."""
     logprobs, entropies, values = model("policy", learns_entropy=batch.entropy_weight != 0, **batch.inputs)
     places, mask = batch.inputs["response_places"], batch.inputs["response_mask"]
-    terms = algorithm.loss(logprobs, values, batch.old, mask)
+    # without those of the rollout this is its only step, by the policy that drew it
+    terms = algorithm.loss(logprobs, values, {"logprobs": logprobs.detach(), **batch.old}, mask)
     shown = dict(terms.shown)
     log_ratios = shown.pop("log_ratios")
     shown |= {
@@ -194,6 +196,8 @@ def policy_loss_sum(model: Any, batch: MicroBatch, algorithm: Algorithm, tally: 
         "entropy": entropies,
         "log_ratio": log_ratios.abs(),
     }
+    if "ref_logprobs" in batch.old:
+        shown["log_ratio_to_reference"] = (logprobs - batch.old["ref_logprobs"]).detach()
     tally.add(batch.num_targets, **{name: at(places, part) for name, part in shown.items()})
     loss, bonus = terms.loss, batch.entropy_weight * entropies
     for name in ("weights", "counted", "importance"):

@@ -260,3 +260,36 @@ def test_importance_weights_are_of_what_the_ratio_is_of(trainer: Any, level: str
     of_tokens = {"sequence": (3, 9), "trajectory": (LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)}.get(level)
     if of_tokens is not None:  # each of 6 tokens costs some log(259) = 5.6 nats
         assert all(of_tokens[0] <= -each <= of_tokens[1] for each in log_ratio[:, 0].tolist())
+
+
+@dataclass
+class Another:
+    """Draws as the policy does, and is not known to."""
+
+    policy: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.policy, name)
+
+
+@pytest.mark.parametrize("model", ["tiny-llama", "tiny-t5"])
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_one_step_a_rollout_takes_no_forward_pass_of_its_own(
+    trainer: Any, tmp_path: Path, model: str, beta: float
+) -> None:
+    """The step's own log-probabilities are those of the rollout: two rollouts of two micro-batches each are learned
+    from, and three held-out prompts, in one, are asked before and after."""
+    settings, counts, runs = {"type": "grpo", "num_generations": 4, "beta": beta}, {}, {}
+    for name in ("late", "before"):
+        runs[name] = run = trainer(settings, name, model, num_passes=1, num_mini_batches=1)
+        run._job.generator = run._job.generator if name == "late" else Another(run._job.generator)
+        roles: list[str] = []
+        run._job.model.register_forward_pre_hook(lambda _, inputs, roles=roles: roles.append(inputs[0]))
+        run.train()
+        counts[name] = roles.count("policy")
+    assert counts == {"late": 4 + (2 if beta else 0), "before": 4 + 4 + 2}
+    assert largest_difference(runs["late"], runs["before"]) < 1e-6
+    for one, other in zip(lines_of(tmp_path / "late"), lines_of(tmp_path / "before"), strict=True):
+        assert one.keys() == other.keys()
+        for name in {"kl", "kl_response", "entropy", "eval/kl"} & one.keys():
+            assert one[name] == pytest.approx(other[name], abs=1e-5)
