@@ -189,6 +189,17 @@ def generate(
 
 
 @app.command(rich_help_panel=RESULTS)
+def chat(
+    target: Annotated[str, typer.Argument(help="A finished run's folder, or a model.", show_default=False)],
+    overrides: Overrides = None,
+) -> None:
+    """Talk with a model in this terminal: answers come as they are written."""
+    from scaleup.launcher.chat import chat
+
+    raise typer.Exit(chat(target, overrides or ()))
+
+
+@app.command(rich_help_panel=RESULTS)
 def export(target: Target, overrides: Overrides = None) -> None:
     """Write a finished run's model for other programs, adapter merged."""
     from scaleup.launcher.start import start

@@ -80,6 +80,30 @@ RowKind = Literal[
 ]
 
 
+class FewShotConfig(Section):
+    """Puts rows of data.train before each prompt as examples: in a conversation as earlier turns, before a text as
+    prompts with their completions. A row is never an example for itself."""
+
+    num_examples: Annotated[Int, Field(ge=0)] | None = Field(
+        None, description="Examples before a prompt, which are drawn anew for each; 1 by default."
+    )
+    indices: list[Annotated[Int, Field(ge=0)]] | None = Field(
+        None, min_length=1, description="Instead: the numbers of rows of data.train, from 0, before every prompt."
+    )
+    seed: Annotated[Int, Field(ge=0)] = Field(0, description="Of what is drawn.")
+    balanced: bool = Field(
+        False, description="Draw as many examples of each completion: for completions that are labels."
+    )
+    separator: str = Field("\n\n", description="Stands behind each example that is a text.")
+
+    @property
+    def count(self) -> int:
+        """Returns how many examples stand before a prompt."""
+        if self.indices is not None:
+            return len(self.indices)
+        return 1 if self.num_examples is None else self.num_examples
+
+
 class DataConfig(RowFormat):
     wanted: ClassVar[frozenset[RowKind]] = frozenset()
     """Holds the kinds of rows that the stage learns from, of which columns that fit several kinds tell one; empty where
@@ -91,6 +115,9 @@ class DataConfig(RowFormat):
     test: Sources | None = None
     supervised: Sources | None = Field(
         None, description="Of `stage: rl`: rows with completions, which are learned beside the rollouts (PPO-ptx)."
+    )
+    few_shot: FewShotConfig | None = Field(
+        None, description="Of `evaluate` and `generate`: examples of data.train before each prompt."
     )
     validation_fraction: Annotated[Float, Field(gt=0, lt=1)] | None = Field(
         None, description="Hold out this share of the training rows, drawn by the seed, instead of `validation`."

@@ -174,12 +174,44 @@ class EvaluationConfig(Section):
         return set(self.metrics) != {"toxicity"}
 
 
+OF_MODEL = "by default what the model's own generation config says"
+
+
 class GenerationConfig(Section):
+    """Says how a model answers, in the terms of Transformers' generation config."""
+
     prompts: list[Text] | None = Field(None, description="For the generate stage; by default the prompts of data.test.")
     max_new_tokens: Count = 32
+    min_new_tokens: Annotated[Int, Field(ge=0)] | None = Field(
+        None, description=f"Before these no token that ends an answer is written; {OF_MODEL}."
+    )
     temperature: Annotated[Float, Field(ge=0)] = Field(0.0, description="0 means greedy.")
     top_p: Annotated[Float, Field(gt=0, le=1)] = 1.0
+    top_k: Count | None = Field(None, description="Draw from so many of the likeliest tokens; by default from all.")
+    min_p: Annotated[Float, Field(ge=0, le=1)] | None = Field(
+        None, description="Draw from tokens at least this share as likely as the likeliest."
+    )
+    typical_p: Annotated[Float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Draw from the tokens of locally typical information (Meister et al. 2023) with this mass."
+    )
+    seed: Annotated[Int, Field(ge=0)] = Field(0, description="Of what is drawn.")
+    num_return_sequences: Count = Field(1, description="Answers a prompt, each drawn anew, or the best of the beams.")
     num_beams: Count = 1
+    length_penalty: Float | None = Field(
+        None, description=f"Of beams: the exponent of the length that a score is divided by; {OF_MODEL}."
+    )
+    early_stopping: bool | Literal["never"] | None = Field(
+        None, description=f"Of beams: stop as soon as num_beams answers are complete; {OF_MODEL}."
+    )
+    repetition_penalty: Annotated[Float, Field(gt=0)] | None = Field(
+        None, description=f"Above 1: tokens that are there already become less likely; {OF_MODEL}."
+    )
+    no_repeat_ngram_size: Annotated[Int, Field(ge=0)] | None = Field(
+        None, description=f"No sequence of so many tokens is written twice; {OF_MODEL}."
+    )
+    stop: list[Text] | None = Field(
+        None, min_length=1, description="An answer ends before the first of these texts in it."
+    )
 
 
 class ParallelConfig(Section):

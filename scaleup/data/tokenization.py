@@ -170,6 +170,8 @@ class Encoder:
     task: str
     data: DataConfig
     left_out: Counter[str] = field(default_factory=Counter, compare=False)
+    truncated: Counter[str] = field(default_factory=Counter, compare=False)
+    """Counts the `prompts` that were longer than they may be."""
 
     def recipe(self) -> dict[str, Any]:
         """Returns what the tokens of a row follow from, beside the row and the data section."""
@@ -232,21 +234,31 @@ class Encoder:
         """Returns the text of a conversation, and what of it is learned."""
         return self.chat.conversation(chat, self.data.train_on if self.data.completion_only_loss else "all")
 
-    def prompts(self, examples: Sequence[PromptCompletion | Chat | Opening]) -> list[list[int]]:
-        """Returns the token ids that an answer to each example starts from: at most `max_length`, of a longer
-        one the special tokens that it begins with and its end."""
-        return self.prompt_ids([opening(e) if isinstance(e, Chat) else e.prompt for e in examples])
+    def prompts(
+        self, examples: Sequence[PromptCompletion | Chat | Opening], most: int | None = None
+    ) -> list[list[int]]:
+        """Returns the token ids that an answer to each example starts from: at most `max_length`, or `most` if that is
+        less, of a longer one the special tokens that it begins with and its end. It counts these in `truncated`."""
+        return self.prompt_ids([opening(e) if isinstance(e, Chat) else e.prompt for e in examples], most)
 
-    def prompt_ids(self, prompts: Sequence[str | Chat]) -> list[list[int]]:
+    def prompt_ids(self, prompts: Sequence[str | Chat], most: int | None = None) -> list[list[int]]:
         """Returns what `prompts` does, for texts and chats."""
-        limit = self.data.max_length
+        limit = min(self.data.max_length, most or self.data.max_length)
+        whole = self.whole_prompt_ids(prompts, limit)
+        self.truncated["prompts"] += sum(len(ids) > limit for ids in whole)
         if self.task == "seq2seq_lm":
-            return self._cut_sources([self.as_text(prompt) for prompt in prompts], limit)
+            return [self._cut_source(ids, limit) for ids in whole]
+        return [self.text.ending(tokens, limit) for tokens in whole]
+
+    def whole_prompt_ids(self, prompts: Sequence[str | Chat], limit: int | None = None) -> list[list[int]]:
+        """Returns the token ids of prompts as they are; of an encoder's that are longer than `limit`, more than that is
+        enough."""
+        if self.task == "seq2seq_lm":
+            return self.text.ended([self.as_text(prompt) for prompt in prompts], limit)
         texts = iter(self.text.encode([prompt for prompt in prompts if isinstance(prompt, str)]))
         chats = [self.as_text(prompt) for prompt in prompts if isinstance(prompt, Chat)]
         of_chats = iter(self.text.encode(chats, special=False))
-        ids = [next(of_chats) if isinstance(prompt, Chat) else next(texts) for prompt in prompts]
-        return [self.text.ending(tokens, limit) for tokens in ids]
+        return [next(of_chats) if isinstance(prompt, Chat) else next(texts) for prompt in prompts]
 
     def as_text(self, prompt: str | Chat) -> str:
         """Returns a prompt as the model reads it: of a chat, what the template makes of it."""
@@ -273,10 +285,10 @@ class Encoder:
             return None
         return row
 
-    def _cut_sources(self, texts: Sequence[str], limit: int) -> list[list[int]]:
-        """Returns the ids of an encoder's texts, cut at their end, of which the special tokens stay."""
+    def _cut_source(self, ids: list[int], limit: int) -> list[int]:
+        """Returns the ids of an encoder's text, cut at its end, of which the special tokens stay."""
         last = self.text.last
-        return [ids if len(ids) <= limit else ids[: limit - len(last)] + last for ids in self.text.ended(texts, limit)]
+        return ids if len(ids) <= limit else ids[: limit - len(last)] + last
 
     def _seq2seq(self, examples: Sequence[Example]) -> list[Tokens | None]:
         pairs = []
@@ -289,7 +301,8 @@ class Encoder:
             pairs.append((example.prompt, example.completion))
         limit, cuts = self.data.max_length, self.data.too_long == "truncate"
         prompts = [prompt for prompt, _ in pairs]
-        sources = self._cut_sources(prompts, limit) if cuts else self.text.ended(prompts, limit)
+        sources = self.text.ended(prompts, limit)
+        sources = [self._cut_source(ids, limit) for ids in sources] if cuts else sources
         targets = TextEncoder(self.tokenizer, is_target=True).ended([completion for _, completion in pairs], limit)
         if cuts:
             targets = [target[:limit] for target in targets]

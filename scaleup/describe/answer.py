@@ -152,10 +152,12 @@ def _answer(request: dict[str, Any]) -> tuple[ModelFacts, list[str]]:
     facts = ModelFacts.model_validate(known) if known else describe(model, micro_batch, where)
     if rows is None:
         return facts, []
+    from scaleup.describe.in_context import check_room
     from scaleup.describe.rows import row_notes
     from scaleup.describe.tokens import token_notes
 
     request_of_rows = RowsRequest.model_validate(rows)
+    check_room(model, facts, request_of_rows, where)
     notes = row_notes(model, facts, request_of_rows, where)
     return facts, [*notes, *token_notes(model, facts, request_of_rows, where)]
 

@@ -81,8 +81,9 @@ def _answers(job: Job[DistillConfig], prompts: Sequence[Any]) -> list[str]:
     tokenizer = load_tokenizer(config.teacher, teacher.tokenizer_at)
     model = load_finished(config.teacher, teacher, None, config.mixed_precision, runtime.device)
     # what data.chat_template names is the student's
-    ids = Encoder(tokenizer, teacher.task, own_template(tokenizer, config.data)).prompt_ids(prompts)
+    encoder = Encoder(tokenizer, teacher.task, own_template(tokenizer, config.data))
     seed_everything(config.train.seed + runtime.rank)
-    generation, size = config.distill.generation, config.train.per_device_eval_batch_size
-    generator = Generator(runtime, model, tokenizer, generation, size, job.parts, config.train.seed)
-    return generator.answers(ids, "what the teacher writes")
+    generation = config.distill.generation.model_copy(update={"seed": config.train.seed})
+    size = config.train.per_device_eval_batch_size
+    generator = Generator(runtime, model, tokenizer, generation, size, job.parts)
+    return generator.answers(encoder.prompt_ids(prompts, generator.most_tokens), "what the teacher writes")

@@ -80,9 +80,11 @@ class Evaluator:
             return Evaluation(metrics, None)
         model.eval()
         prompted = [example for example in examples if not isinstance(example, PlainText)]
-        prompts, references = encoder.prompts(prompted), [reference(example) for example in prompted]
+        references = [reference(example) for example in prompted]
         generator = Generator(runtime, model, tokenizer, self.generation, settings.batch_size, self.parts)
-        answers = generator.answers(prompts, f"answers of {name}")
+        answers = generator.answers(encoder.prompts(prompted, generator.most_tokens), f"answers of {name}")
+        if count := encoder.truncated["prompts"]:
+            metrics["prompts_truncated"] = count
         return Evaluation(metrics | score_answers(settings.metrics, answers, references, settings.labels), answers)
 
 

@@ -74,6 +74,7 @@ ROW_BY_ROW = (
     processors.TopKLogitsWarper,
     processors.TopPLogitsWarper,
     processors.MinPLogitsWarper,
+    processors.TypicalLogitsWarper,
 )
 """Holds the processors that see a row by itself, and remember none; the first remembers its padding."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, StopStringCriteria
 from transformers.generation import GenerationMode
 
 from scaleup.artifacts.files import read_json, write_json
@@ -42,24 +42,32 @@ class Generator:
     batch_size: int
     parts: Path
     """Is the folder, within the run folder, in which ranks hand their answers over as JSON files."""
-    seed: int = 0
-    """Seeds what is drawn at a temperature: an answer depends on this, the number of its prompt and the prompt."""
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Returns how many tokens a prompt may have, so that its answer has room in the model's positions; None where
+        there is no bound."""
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        if positions is None or self.model.config.is_encoder_decoder:
+            return None
+        return max(1, positions - self.config.max_new_tokens - num_virtual_tokens(self.model))
 
     def answers(self, prompts: Sequence[Sequence[int]], phase: str) -> list[str]:
-        """Returns the text that continues each prompt (token ids), in order, on every rank. Of a prompt that leaves no
-        room for the answer in the model's positions, the end is taken, behind the special tokens that it begins
-        with."""
-        runtime, model = self.runtime, self.model
-        positions = getattr(model.config, "max_position_embeddings", None)
-        if positions is not None and not model.config.is_encoder_decoder:
-            room = positions - self.config.max_new_tokens - num_virtual_tokens(model)
-            text = TextEncoder(self.tokenizer)
-            prompts = [text.ending(prompt, max(1, room)) for prompt in prompts]
+        """Returns the text that continues each prompt (token ids, at most `most_tokens`), in order, on every rank: the
+        first one, where the config asks for several."""
+        return [texts[0] for texts in self.sequences(prompts, phase)]
+
+    def sequences(self, prompts: Sequence[Sequence[int]], phase: str) -> list[list[str]]:
+        """Returns what `answers` does, but `num_return_sequences` texts a prompt. A text that is drawn depends on the
+        seed, its number, that of its prompt, and the prompt."""
+        runtime, each = self.runtime, self.config.num_return_sequences
+        size = max(1, self.batch_size // each)
         mine = sorted(range(runtime.rank, len(prompts), runtime.world), key=lambda index: len(prompts[index]))
-        answers: dict[int, str] = {}
-        for start in range(0, len(mine), self.batch_size):
-            chosen = mine[start : start + self.batch_size]
-            answers.update(zip(chosen, self._batch([prompts[index] for index in chosen], chosen), strict=True))
+        answers: dict[int, list[str]] = {}
+        for start in range(0, len(mine), size):
+            chosen = mine[start : start + size]
+            texts = self._batch([prompts[index] for index in chosen], chosen)
+            answers |= {index: texts[place * each : (place + 1) * each] for place, index in enumerate(chosen)}
             runtime.progress.report(phase, start + len(chosen), len(mine))
         together = self._shared(answers)
         return [together[str(index)] for index in range(len(prompts))]
@@ -75,16 +83,16 @@ class Generator:
         own = deepcopy(base_of(self.model).generation_config)
         if own is None:
             return self.config.num_beams == 1
-        own.update(num_beams=self.config.num_beams, do_sample=self.config.temperature > 0)
+        own.update(**asked_for(self.config))
         return own.get_generation_mode() in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
-    def _shared(self, answers: dict[int, str]) -> dict[str, str]:
+    def _shared(self, answers: dict[int, list[str]]) -> dict[str, list[str]]:
         """Returns the answers of all ranks, by the number of the prompt."""
         runtime, parts = self.runtime, self.parts
         parts.mkdir(parents=True, exist_ok=True)
         (parts / f"{runtime.rank}.json").write_text(json.dumps(answers), encoding="utf-8")
         runtime.barrier()
-        together: dict[str, str] = {}
+        together: dict[str, list[str]] = {}
         for rank in range(runtime.world):
             together |= json.loads((parts / f"{rank}.json").read_text(encoding="utf-8"))
         runtime.barrier()
@@ -106,24 +114,65 @@ class Generator:
             embeddings, mask = behind_prompt(model, ids, mask)
             model, inputs = model.get_base_model(), {"inputs_embeds": embeddings, "attention_mask": mask}
             width = 0  # without token ids, what is generated comes back alone
-        settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        choose: Choose = likeliest
-        if config.temperature > 0:
-            settings = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
-            choose = GumbelMax.seeded([(self.seed, number) for number in numbers], runtime.device)
+        settings = asked_for(config)
         if self._is_plain:
-            settings["custom_generate"] = Decoder(choose)
+            settings["custom_generate"] = Decoder(self._chooser(numbers))
+        if config.stop:
+            ending = AnswerStops(self.tokenizer, config.stop, 1 if encoder else width)
+            settings["stopping_criteria"] = StoppingCriteriaList([ending])
         with runtime.accelerator.autocast(), padding_known(is_padded):
             output = model.generate(
                 **inputs,
-                max_new_tokens=config.max_new_tokens,
-                num_beams=config.num_beams,
                 pad_token_id=pad_token_id(self.tokenizer),
                 eos_token_id=self._ends or None,
                 **settings,
             )
         rows = (output[:, 1:] if encoder else output[:, width:]).tolist()
-        return answer_texts(self.tokenizer, None if encoder else prompts, rows, self._ends)
+        before = None if encoder else [prompt for prompt in prompts for _ in range(config.num_return_sequences)]
+        return [before_stop(text, config.stop) for text in answer_texts(self.tokenizer, before, rows, self._ends)]
+
+    def _chooser(self, numbers: Sequence[int]) -> Choose:
+        config = self.config
+        if config.temperature == 0:
+            return likeliest
+        seeds = [(config.seed, number, draw) for number in numbers for draw in range(config.num_return_sequences)]
+        return GumbelMax.seeded(seeds, self.runtime.device)
+
+
+DRAWING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
+"""Names the settings of draws, which are the config's alone: a model's own are meant for another temperature."""
+OTHERS = (
+    *("max_new_tokens", "min_new_tokens", "num_return_sequences", "num_beams", "length_penalty", "early_stopping"),
+    *("repetition_penalty", "no_repeat_ngram_size"),
+)
+
+
+def asked_for(config: GenerationConfig) -> dict[str, Any]:
+    """Returns the arguments of Transformers' `generate` that a config asks for; `stop` is not among them."""
+    is_drawn = config.temperature > 0
+    drawing = {name: getattr(config, name) if is_drawn else None for name in DRAWING}
+    drawing["top_k"] = (config.top_k or 0) if is_drawn else None
+    others = {name: value for name in OTHERS if (value := getattr(config, name)) is not None}
+    return {"do_sample": is_drawn, **drawing, **others}
+
+
+class AnswerStops(StopStringCriteria):
+    """Ends an answer in which one of some texts has come. Transformers' own looks at the prompt's end too: a text that
+    began there would end an answer that does not hold it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: list[str], width: int) -> None:
+        super().__init__(tokenizer, stop)
+        self.width = width
+        """Counts the tokens before an answer."""
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        """Returns for each row of token ids (B, S) whether it has ended, bool (B,)."""
+        return super().__call__(input_ids[:, self.width :], scores, **kwargs)
+
+
+def before_stop(text: str, stop: Sequence[str] | None) -> str:
+    """Returns an answer up to the first of the texts that end one."""
+    return text[: min((place for each in stop or () if (place := text.find(each)) >= 0), default=len(text))]
 
 
 def answer_texts(

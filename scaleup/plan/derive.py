@@ -37,6 +37,37 @@ def generation_config(target: Path, overrides: Sequence[str], prompts: Sequence[
     return _derived(target, "generate", "generations", [*overrides, *(given if prompts else [])])
 
 
+CHAT_TOKENS = 256
+"""Bounds an answer of a model that no run says it of."""
+
+
+def chat_config(target: str, overrides: Sequence[str]) -> Loaded:
+    """Returns the generation of one process by which a finished run, or a model by its path or name, answers in a
+    conversation. Raises ScaleupError for settings of several answers or of rows."""
+    alone = ["parallel.num_processes=1", "parallel.num_nodes=1", "parallel.strategy=single"]
+    if (Path(target) / "config.yaml").is_file():
+        loaded = generation_config(Path(target), [*alone, "data.few_shot=null", *overrides], ["-"])
+    else:
+        generation = {"prompts": ["-"], "max_new_tokens": CHAT_TOKENS}
+        raw = {"stage": "generate", "name": "chat", "model": {"path": target}, "generation": generation}
+        loaded = load_mapping(raw, [*alone, *overrides])
+    config: Any = loaded.config
+    if config is None:
+        return loaded
+    problems = []
+    for key in ("num_beams", "num_return_sequences"):
+        if getattr(config.generation, key) > 1:
+            what = "is of whole answers, and a chat shows one as it is written"
+            problems.append(Problem(f"generation.{key}", what, "leave it out"))
+    if config.data.few_shot is not None:
+        problems.append(Problem("data.few_shot", "is of rows, and a chat has none", "leave it out"))
+    if config.adapters is not None:
+        problems.append(Problem("adapters", "are put side by side, and a chat is with one model", "name one's run"))
+    if problems:
+        raise ScaleupError([*loaded.problems, *problems])
+    return loaded
+
+
 def export_config(target: Path, overrides: Sequence[str]) -> Loaded:
     """Returns the export of a finished run, or the config in a file with stage export."""
     return _derived(target, "export", "exports", overrides)

@@ -181,7 +181,7 @@ def _crashed(question: Question, cause: str, text: str) -> Problem:
 def _notes_file(model: ModelConfig, rows: RowsRequest) -> Path | None:
     """Returns where the notes on rows are cached; None if the rows or the model could change unnoticed."""
     parts = [rows.model_dump_json()]
-    for split in rows.splits | rows.tokens:
+    for split in {**rows.splits, **rows.tokens, **({"train": ""} if rows.in_context else {})}:
         for source in getattr(rows.data, split) or []:
             path = local_path(rows.data, source, split)
             stamps = {file: stamp_of(file) for file in data_files(path)} if path else {}

@@ -255,6 +255,20 @@ class ModelFacts(BaseModel):
         return next((each for each in self.footprints if each.arithmetic == arithmetic), None)
 
 
+class InContext(BaseModel):
+    """Asks whether prompts have room behind their examples (`data.few_shot`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    split: str | None
+    """Names the rows that are asked; None: `prompts` are."""
+    prompts: list[str] = []
+    max_samples: int | None = None
+    has_completions: bool = False
+    """Tells whether rows have a completion, of which the loss is taken."""
+    max_new_tokens: int = 0
+
+
 class RowsRequest(BaseModel):
     """Asks what a model's tokenizer and its chat template make of the rows of a config."""
 
@@ -274,6 +288,7 @@ class RowsRequest(BaseModel):
     by_own_template: bool = False
     """Tells whether the model reads conversations by its own template, where it has one: what `data` names is another
     model's."""
+    in_context: InContext | None = None
 
 
 class ModelRequest(ModelConfig):

@@ -20,7 +20,7 @@ from scaleup.plan.groups import device_of
 from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import peek_model_type, quantization_of
 from scaleup.plan.scorers import toxicity_problems
-from scaleup.records.format_rules import chat_key
+from scaleup.records.format_rules import chat_key, holds_class, holds_preferences
 
 
 def precision_problems(config: RunConfig, facts: ModelFacts) -> Iterator[Problem]:
@@ -92,10 +92,55 @@ def no_class_named() -> Problem:
     return Problem("data", what, "give data.text and data.label")
 
 
-def greedy_problems(generation: GenerationConfig | None, where: str) -> Iterator[Problem]:
-    """Yields what has no meaning for an answer that is not drawn."""
-    if generation is not None and generation.top_p < 1 and generation.temperature == 0:
-        yield Problem(f"{where}.top_p", "has no meaning for greedy decoding", "give a temperature above 0")
+def generation_problems(generation: GenerationConfig, where: str) -> Iterator[Problem]:
+    """Yields settings of answers that mean nothing together; `where` is the section's key."""
+    is_drawn, beams, several = generation.temperature > 0, generation.num_beams, generation.num_return_sequences
+    way = "a beam search" if beams > 1 else "greedy decoding"
+    drawing = {"top_p": generation.top_p < 1} | {
+        key: getattr(generation, key) is not None for key in ("top_k", "min_p", "typical_p")
+    }
+    if is_drawn and beams > 1:
+        what = "a beam search looks for the likeliest answers, and draws none"
+        yield Problem(f"{where}.temperature", what, f"set it to 0, or {where}.num_beams to 1")
+    elif not is_drawn:
+        for key in (key for key, is_given in drawing.items() if is_given):
+            yield Problem(f"{where}.{key}", f"has no meaning for {way}", "give a temperature above 0")
+    if beams == 1:
+        for key in ("length_penalty", "early_stopping"):
+            if getattr(generation, key) is not None:
+                yield Problem(f"{where}.{key}", "is of beams, and num_beams is 1", "leave it out, or give num_beams")
+    if several > 1 and beams == 1 and not is_drawn:
+        what = f"greedy decoding would give the same answer {several} times"
+        yield Problem(f"{where}.num_return_sequences", what, "give a temperature above 0, or num_beams")
+    elif several > beams > 1:
+        what = f"{several} are more than the {beams} beams"
+        yield Problem(f"{where}.num_return_sequences", what, f"use at most {beams}, or more num_beams")
+    if (generation.min_new_tokens or 0) > generation.max_new_tokens:
+        what = f"{generation.min_new_tokens} are more than max_new_tokens {generation.max_new_tokens}"
+        yield Problem(f"{where}.min_new_tokens", what, "use fewer")
+
+
+def one_answer(generation: GenerationConfig, where: str, why: str) -> Iterator[Problem]:
+    """Yields several answers a prompt where one is wanted."""
+    if generation.num_return_sequences > 1:
+        yield Problem(f"{where}.num_return_sequences", why, "leave it out; stage generate writes several")
+
+
+def few_shot_problems(config: RunConfig, forms: Sequence[RowFormat], is_taken: bool) -> Iterator[Problem]:
+    """Yields examples before prompts that a stage or its rows have no place for; `forms` are the formats of all
+    rows."""
+    settings, where = config.data.few_shot, "data.few_shot"
+    if settings is None:
+        return
+    if not is_taken:
+        yield Problem(where, f"has no meaning for {config.stage}", "leave it out; evaluate and generate take it")
+        return
+    if any(form.text is not None or holds_preferences(form) or holds_class(form) for form in forms):
+        yield Problem(where, "is of prompts with a completion, and the rows are others", "leave it out")
+    if settings.indices is not None:
+        for key in ("num_examples", "seed", "balanced"):
+            if key in settings.model_fields_set:
+                yield Problem(f"{where}.{key}", "is of examples that are drawn, and indices names them", "give one")
 
 
 def optimizer_problems(config: TrainingConfig) -> Iterator[Problem]:
@@ -135,7 +180,6 @@ def evaluation_problems(
     generated = [metric for metric in evaluation.metrics if metric != "perplexity"]
     if generated and config.data.text and not reads_prompts:
         yield Problem("evaluation.metrics", f"{generated[0]} needs answers, and data.text has none", "use perplexity")
-    yield from greedy_problems(getattr(config, "generation", None), "generation")
     yield from toxicity_problems(evaluation, machine)
 
 

@@ -1,10 +1,13 @@
-"""Named instruction templates, in the manner of FLAN: each task in several phrasings, so that a model learns the task
-and not one wording of it. A row's index chooses its phrasing."""
+"""Named instruction templates, FLAN's own and others in its manner: each task in several phrasings, so that a model
+learns the task and not one wording of it. A row's index chooses its phrasing."""
 
 from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+
+from scaleup.records.flan import FLAN, Task
+from scaleup.records.template import Template
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ def _hash(index: int) -> int:
     return zlib.crc32(str(index).encode())
 
 
-INSTRUCTIONS: dict[str, Instruction] = {
+OWN: dict[str, Instruction] = {
     "summarize": Instruction(
         columns=("document", "summary"),
         phrasings=(
@@ -107,3 +110,14 @@ INSTRUCTIONS: dict[str, Instruction] = {
         ),
     ),
 }
+
+
+def _of_flan(task: Task) -> Instruction:
+    """Returns a task of FLAN. FLAN's answers begin with no space, which an encoder-decoder's target has no need of;
+    behind a causal model's prompt one is needed."""
+    columns = dict.fromkeys(field for prompt in task.prompts for field in Template(prompt).fields)
+    return Instruction((*columns, task.answer), tuple((prompt, f" {{{task.answer}}}") for prompt in task.prompts))
+
+
+INSTRUCTIONS = OWN | {name: _of_flan(task) for name, task in FLAN.items()}
+"""Maps the names of templates, our own and FLAN's, to what they are."""

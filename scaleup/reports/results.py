@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from scaleup.plan.types import Plan
 from scaleup.reports.left_out import length_sentence
 from scaleup.reports.terminal import heading, pairs_table
 
+NUM_ANSWERS_SHOWN = 20
+"""Is the number of prompts whose answers are printed."""
 NUM_LABELS_SHOWN = 12
 """Bounds the labels whose confusion is printed."""
 
@@ -41,9 +44,9 @@ def show_evaluation(console: Console, run: RunFolder) -> None:
     titles = {"baseline": "before", "model": "after"} if "baseline" in results else {"model": "value"}
     for key in results:
         table.add_column(titles.get(key, key), justify="right")
-    for metric in next(iter(results.values())):
+    for metric in dict.fromkeys(metric for metrics in results.values() for metric in metrics):
         if metric != "confusion":
-            table.add_row(metric, *(_number(metrics[metric]) for metrics in results.values()))
+            table.add_row(metric, *(_number(metrics.get(metric, 0)) for metrics in results.values()))
     console.print(table)
     if confusion := results.get("model", {}).get("confusion"):
         _show_confusion(console, confusion)
@@ -65,15 +68,24 @@ def _show_confusion(console: Console, confusion: dict[str, dict[str, int]]) -> N
 
 
 def show_generations(console: Console, run: RunFolder) -> None:
-    """Prints each prompt with its answer behind it, or with a line for each adapter's."""
-    for answer in read_json(run.path / "generations.json"):
-        if "completion" in answer:
-            console.print(answer["prompt"], style="dim", end="", markup=False, highlight=False)
-            console.print(answer["completion"], markup=False, highlight=False)
-            continue
-        console.print(answer["prompt"], style="dim", markup=False, highlight=False)
-        for name in list(answer)[1:]:
-            console.print(f"  {name}: {answer[name]}", markup=False, highlight=False)
+    """Prints the first prompts, each with its answer behind it, or with a line for each of several, or of each
+    adapter."""
+    file = run.path / "generations.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    for row in rows[:NUM_ANSWERS_SHOWN]:
+        is_one = isinstance(row.get("completion"), str)
+        console.print(row["prompt"], style="dim", end="" if is_one else "\n", markup=False, highlight=False)
+        for name, texts in row.items():
+            if name in ("id", "prompt", "tools"):
+                continue
+            for text in texts if isinstance(texts, list) else [texts]:
+                shown = text if is_one else f"  {text}" if name == "completions" else f"  {name}: {text}"
+                console.print(shown, markup=False, highlight=False)
+    manifest = run.manifest()
+    assert manifest is not None
+    if count := manifest.metrics.get("prompts_truncated"):
+        console.print(f"note: {count} of {len(rows)} prompts are longer than fits and were cut", highlight=False)
+    console.print(f"{len(rows):,} prompts: {file}", highlight=False, soft_wrap=True)
 
 
 def show_export(console: Console, run: RunFolder) -> None:

@@ -7,14 +7,13 @@ import json
 
 from scaleup.artifacts.files import write_json, write_text
 from scaleup.config.stages.evaluate import EvaluateConfig
-from scaleup.data.sources import read_examples, read_prompts
+from scaleup.data.few_shot import asked_rows
 from scaleup.data.tokenization import opening
 from scaleup.evaluation.classification import evaluate_classifiers
-from scaleup.evaluation.evaluate import Row, evaluate_models, reference
+from scaleup.evaluation.evaluate import evaluate_models, reference
 from scaleup.evaluation.likelihood import evaluate_likelihoods
 from scaleup.evaluation.preference import Results, evaluate_preferences
 from scaleup.records.chats import Chat, as_written
-from scaleup.records.examples import Opening
 from scaleup.records.format_rules import holds_labels, holds_pairs
 from scaleup.train.job import Job
 
@@ -30,7 +29,8 @@ def run(job: Job[EvaluateConfig]) -> None:
     if config.evaluation.needs_completions and holds_pairs(config.data, config.evaluation.split):
         _write_scored(job, evaluate_likelihoods(job))
         return
-    examples = _rows(config)
+    measured = config.evaluation
+    examples = asked_rows(config.data, measured.split, measured.needs_completions, measured.max_samples)
     results = evaluate_models(job, examples)
     if runtime.is_main:
         metrics = {name: result.metrics for name, result in results.items()}
@@ -46,17 +46,6 @@ def run(job: Job[EvaluateConfig]) -> None:
             write_text(folder.path / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         job.finish(metrics)
     runtime.barrier()
-
-
-def _rows(config: EvaluateConfig) -> list[Row]:
-    split = config.evaluation.split
-    rows: list[Row] = []
-    for source in getattr(config.data, split):
-        if config.evaluation.needs_completions:
-            rows += read_examples(config.data, source, split)
-        else:
-            rows += [Opening(prompt) for prompt in read_prompts(config.data, source, split)]
-    return rows[: config.evaluation.max_samples]
 
 
 def _write_scored(job: Job[EvaluateConfig], results: Results) -> None:

@@ -55,5 +55,5 @@ def test_it_is_a_model_to_generate_from(folder: Path) -> None:
     more = ("generation.max_new_tokens=4", "--prompt", "ab:")
     result = scaleup("generate", folder, *more, cwd=folder.parent.parent)
     assert result.code == 0, result.stderr
-    (answer,) = json.loads((folder / "generations/1/generations.json").read_text())
+    answer = json.loads((folder / "generations/1/generations.jsonl").read_text())
     assert answer["prompt"] == "ab:" and answer["completion"]

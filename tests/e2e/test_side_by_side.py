@@ -101,10 +101,10 @@ def test_each_adapter_s_numbers_are_those_of_evaluating_it_alone(base: str, runs
 @pytest.mark.parametrize("base", BASES)
 def test_each_adapter_answers_every_prompt_as_it_does_alone(base: str, runs: dict[str, Path], place: Path) -> None:
     folder, shown = together("generate", base, runs, place)
-    answers = read(folder / "generations.json")
-    assert [list(row) for row in answers] == [["prompt", *BASES[base]]] * len(PROMPTS)
+    answers = read(folder / "generations.jsonl")
+    assert [list(row) for row in answers] == [["id", "prompt", *BASES[base]]] * len(PROMPTS)
     for name in BASES[base]:
-        alone = read(runs[name] / "generations/1/generations.json")
+        alone = read(runs[name] / "generations/1/generations.jsonl")
         assert [row[name] for row in answers] == [row["completion"] for row in alone]
         assert all(f"  {name}: {row[name]}" in shown for row in answers)
 

@@ -240,7 +240,9 @@ def test_evaluate_measures_before_and_after(done: Chain, place: Path) -> None:
 
 
 def test_generate_says_what_the_model_says(done: Chain) -> None:
-    found = json.loads((done.run / "generations" / "1" / "generations.json").read_text())
+    lines = (done.run / "generations" / "1" / "generations.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [answer["id"] for answer in found] == list(range(len(PROMPTS)))
     assert [answer["prompt"] for answer in found] == PROMPTS
     assert [answer["completion"] for answer in found] == generate_by_hand(done.run / "model", PROMPTS)
     assert all(answer["completion"] in done.shown[1] for answer in found)

@@ -137,7 +137,8 @@ def test_transformers_answers_as_generate_does(taught: Path, place: Path) -> Non
     """Both stop where the answers that were taught end, and have all of their words."""
     result = scaleup("generate", taught, cwd=place)
     assert result.code == 0, result.stderr
-    shown = json.loads((taught / "generations/1/generations.json").read_text())
+    lines = (taught / "generations/1/generations.jsonl").read_text().splitlines()
+    shown = [json.loads(line) for line in lines]
     assert [row["completion"] for row in shown] == ["fish"] * 2 + [" very positive"] * 2
     model, tokenizer = loaded(taught)
     for row, ours in zip(HELD, shown, strict=True):

@@ -17,7 +17,7 @@ from scaleup.errors import Problem
 from scaleup.plan.compat import NOTHING, Tested
 from scaleup.plan.compute import Rate
 from scaleup.plan.extras import extra_problems
-from scaleup.plan.facts import MicroBatch, ModelFacts, ModelRequest, RowsRequest
+from scaleup.plan.facts import InContext, MicroBatch, ModelFacts, ModelRequest, RowsRequest
 from scaleup.plan.gathering import gathering_problems
 from scaleup.plan.groups import patience_problems
 from scaleup.plan.machine import Machine
@@ -26,6 +26,8 @@ from scaleup.plan.model_path import model_path_problems, quantization_of
 from scaleup.plan.rules import (
     arithmetic_problems,
     evaluation_problems,
+    few_shot_problems,
+    generation_problems,
     parallel_problems,
     position_problems,
     precision_problems,
@@ -52,6 +54,21 @@ def targets_of(facts: Facts) -> list[Targets]:
     return list(dict.fromkeys(each.targets for each in facts.values() if each.reads_labels))
 
 
+def example_splits(config: RunConfig) -> dict[str, Rows]:
+    """Returns the split that examples before prompts come from, where there are any."""
+    settings = config.data.few_shot
+    return {"train": "completions"} if settings is not None and settings.count else {}
+
+
+def with_examples(rows: RowsRequest | None, asked: InContext) -> RowsRequest | None:
+    """Returns what is asked of rows, and whether prompts have room behind their examples; nothing is learned of
+    these."""
+    if rows is None or rows.data.few_shot is None or not rows.data.few_shot.count:
+        return rows
+    splits = {split: needs for split, needs in rows.splits.items() if split != "train"}
+    return rows.model_copy(update={"splits": splits, "in_context": asked})
+
+
 class StagePlanner(Generic[C]):
     """Answers what the planner asks about a stage."""
 
@@ -65,6 +82,8 @@ class StagePlanner(Generic[C]):
     """Tells whether `model` may be a sequence classifier."""
     before_reads: Literal["data", "own"] = "data"
     """Tells by which chat template the model that a finished run is compared with reads: see EvaluateConfig."""
+    takes_few_shot = False
+    """Tells whether examples may stand before prompts (`data.few_shot`)."""
     adds_router_loss = False
     """Tells whether the loss of a mixture of experts has the part that balances its router's load."""
     writes_text = True
@@ -134,6 +153,7 @@ class StagePlanner(Generic[C]):
             *gathering_problems(config.parallel, self.generates(config), config.stage),
             *self.problems(config, machine),
             *split_problems(config, self.splits(config)),
+            *few_shot_problems(config, self.row_formats(config), self.takes_few_shot),
             *self.evaluation_problems(config, machine),
             *tracker_problems(config),
             *runs_dir_problems(config),
@@ -150,6 +170,8 @@ class StagePlanner(Generic[C]):
             needs = {needs for split, needs in self.splits(config).items() if split != "supervised"}
             reads_prompts = needs == {"prompts"}
             yield from evaluation_problems(config, evaluation, reads_prompts, machine)
+        if (generation := getattr(config, "generation", None)) is not None:
+            yield from generation_problems(generation, "generation")
 
     def quantized_problems(self, config: C) -> Iterator[Problem]:
         """Yields a refusal of a model whose folder holds quantized weights: most stages need the plain ones."""

@@ -10,6 +10,7 @@ from scaleup.errors import Problem
 from scaleup.plan.facts import ModelFacts, ModelRequest
 from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import adapter_folder, gguf_file, model_path_problems
+from scaleup.plan.rules import one_answer
 from scaleup.plan.stages.base import Facts, Rows, StagePlanner
 
 VARIANTS = "variants"
@@ -24,6 +25,7 @@ class CardPlanner(StagePlanner[CardConfig]):
 
     def evaluation_problems(self, config: CardConfig, machine: Machine) -> Iterator[Problem]:
         yield from super().evaluation_problems(config, machine)
+        yield from one_answer(config.generation, "generation", "one answer a prompt is compared")
         yield from card_problems(config, machine)
 
     def quantized_problems(self, config: CardConfig) -> Iterator[Problem]:

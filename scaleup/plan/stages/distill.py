@@ -18,7 +18,7 @@ from scaleup.plan.facts import ModelFacts, ModelRequest, RowsRequest, Tensors
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import FLOAT32, gathered_bytes, micro_batch_of, predicted_memory
 from scaleup.plan.model_path import adapter_folder
-from scaleup.plan.rules import greedy_problems, no_class_named, packing_unsupported, quantized_beside
+from scaleup.plan.rules import generation_problems, no_class_named, one_answer, packing_unsupported, quantized_beside
 from scaleup.plan.stages.base import Facts, Rows
 from scaleup.plan.stages.distill_modes import (
     cache_problems,
@@ -168,7 +168,10 @@ def _writing_problems(config: DistillConfig) -> Iterator[Problem]:
         return
     if generation.prompts is not None:
         yield Problem("distill.generation.prompts", "are those of data.train", "leave it out")
-    yield from greedy_problems(generation, "distill.generation")
+    if "seed" in generation.model_fields_set:
+        yield Problem("distill.generation.seed", "is train.seed here", "leave it out")
+    yield from generation_problems(generation, "distill.generation")
+    yield from one_answer(generation, "distill.generation", "one answer a prompt is learned")
     if config.data.streaming:
         what = "prompts are drawn from all rows"
         if distill.mode == "sequence":

@@ -14,6 +14,8 @@ from scaleup.plan.types import MemoryPlan
 from scaleup.records.format_rules import holds_labels
 
 PROMPTS = ("prompt_tuning", "prefix", "prefix_tuning")
+UNDRAWN = ("top_k", "min_p", "typical_p", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "stop")
+"""Names the settings of answers that a student's own do not have."""
 MODES = ("offline", "sequence")
 """Names the modes whose rows are all known before training."""
 
@@ -30,6 +32,10 @@ def on_policy_problems(config: DistillConfig) -> Iterator[Problem]:
         yield Problem("distill.generation.temperature", what, "use a temperature above 0, e.g. 1")
     if distill.generation.num_beams > 1:
         yield Problem("distill.generation.num_beams", f"{own} are drawn, not searched for", "leave it out")
+    for key in UNDRAWN:
+        if getattr(distill.generation, key) is not None:
+            what = f"{own} are drawn as the model's probabilities are, by temperature and top_p"
+            yield Problem(f"distill.generation.{key}", what, "leave it out")
     if config.adapter is not None and config.adapter.type in PROMPTS:
         yield Problem("adapter.type", _unshown(f"the virtual tokens of {config.adapter.type}"), "use lora")
     if config.data.packing:

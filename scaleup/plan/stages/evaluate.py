@@ -8,11 +8,11 @@ from scaleup.config.data import RowFormat
 from scaleup.config.schema import GenerationConfig, ModelConfig
 from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.errors import Problem
-from scaleup.plan.facts import ModelFacts, ModelRequest, RowsRequest
+from scaleup.plan.facts import InContext, ModelFacts, ModelRequest, RowsRequest
 from scaleup.plan.machine import Machine
-from scaleup.plan.rules import quantized_twice
+from scaleup.plan.rules import one_answer, quantized_twice
 from scaleup.plan.saved_adapters import side_by_side_problems
-from scaleup.plan.stages.base import Facts, Rows, StagePlanner
+from scaleup.plan.stages.base import Facts, Rows, StagePlanner, example_splits, with_examples
 from scaleup.plan.types import BatchPlan
 from scaleup.records.check import DataCheck
 from scaleup.records.examples import row_format
@@ -22,9 +22,23 @@ from scaleup.records.format_rules import holds_labels, holds_preferences, is_unp
 class EvaluatePlanner(StagePlanner[EvaluateConfig]):
     shows = "evaluate"
     takes_classifiers = True
+    takes_few_shot = True
 
     def splits(self, config: EvaluateConfig) -> dict[str, Rows]:
-        return {config.evaluation.split: "completions" if config.evaluation.needs_completions else "prompts"}
+        asked: dict[str, Rows] = {
+            config.evaluation.split: "completions" if config.evaluation.needs_completions else "prompts"
+        }
+        return asked | example_splits(config)
+
+    def rows(self, config: EvaluateConfig) -> RowsRequest | None:
+        measured = config.evaluation
+        asked = InContext(
+            split=measured.split,
+            max_samples=measured.max_samples,
+            has_completions=measured.needs_completions,
+            max_new_tokens=0 if set(measured.metrics) == {"perplexity"} else config.generation.max_new_tokens,
+        )
+        return with_examples(super().rows(config), asked)
 
     def readers(self, config: EvaluateConfig) -> dict[str, RowsRequest]:
         readers = super().readers(config)
@@ -46,6 +60,7 @@ class EvaluatePlanner(StagePlanner[EvaluateConfig]):
             what = "and adapters exclude each other: these are compared with their base"
             yield Problem("baseline", what, "leave it out")
         yield from side_by_side_problems(config.adapters, config.model)
+        yield from one_answer(config.generation, "generation", "one answer a prompt is compared")
 
     def quantized_problems(self, config: EvaluateConfig) -> Iterator[Problem]:
         yield from quantized_twice(config.model, config.quantization)

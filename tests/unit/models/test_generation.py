@@ -30,9 +30,13 @@ def sharp(name):
     return model
 
 
-def answers(runtime, run, model, tokenizer, ids, batch_size, seed=0, **settings):
+def generator(runtime, run, model, tokenizer, batch_size, **settings):
     config = GenerationConfig(**{"max_new_tokens": 12, **settings})
-    return Generator(runtime, model, tokenizer, config, batch_size, run.path / ".parts", seed).answers(ids, "answering")
+    return Generator(runtime, model, tokenizer, config, batch_size, run.path / ".parts")
+
+
+def answers(runtime, run, model, tokenizer, ids, batch_size, **settings):
+    return generator(runtime, run, model, tokenizer, batch_size, **settings).answers(ids, "answering")
 
 
 def by_hand(model, tokenizer, ids):
@@ -126,7 +130,7 @@ def test_sampling_follows_the_seed_and_the_temperature(runtime, run):
     model, tokenizer, ids = sharp("llama"), tiny.tokenizer("llama"), prompts("llama")
 
     def sampled(seed, size=8, **settings):
-        return answers(runtime, run, model, tokenizer, ids, size, seed, **settings)
+        return answers(runtime, run, model, tokenizer, ids, size, seed=seed, **settings)
 
     assert sampled(0, temperature=1.0) == sampled(0, temperature=1.0) != sampled(1, temperature=1.0)
     assert sampled(0, temperature=1.0) == sampled(0, 2, temperature=1.0), "however the rows are batched"
@@ -147,8 +151,51 @@ def test_no_prompts(runtime, run):
 
 
 def test_a_prompt_leaves_room_for_the_answer(runtime, run):
-    """Of a prompt too long for the model's positions, the end is kept."""
+    """Of a prompt too long for the model's positions, the end is kept, and it is counted."""
     model = Echo(False)
     model.config.max_position_embeddings = 6
-    answers(runtime, run, model, tiny.tokenizer("llama"), [[40, 41, 42, 43, 44]], 1, max_new_tokens=3)
-    assert model.asked[0][0] == [[42, 43, 44]]
+    asks = generator(runtime, run, model, tiny.tokenizer("llama"), 1, max_new_tokens=3)
+    encoder = Encoder(tiny.tokenizer("llama"), "causal_lm", tiny.data_config())
+    [whole], [cut] = encoder.prompt_ids(["abcdefgh"]), encoder.prompt_ids(["abcdefgh"], asks.most_tokens)
+    assert len(cut) == asks.most_tokens == 3
+    assert cut[-2:] == whole[-2:]
+    assert encoder.truncated == {"prompts": 1}
+
+
+def test_several_answers_a_prompt(runtime, run):
+    """The first draw is what one answer alone is; however they are batched; of beams the best come first."""
+    model, tokenizer, ids = sharp("llama"), tiny.tokenizer("llama"), prompts("llama")
+
+    def several(size, **settings):
+        return generator(runtime, run, model, tokenizer, size, **settings).sequences(ids, "answering")
+
+    drawn = several(8, temperature=1.0, num_return_sequences=3)
+    assert drawn == several(1, temperature=1.0, num_return_sequences=3)
+    assert [texts[0] for texts in drawn] == answers(runtime, run, model, tokenizer, ids, 8, temperature=1.0)
+    assert all(len(set(texts)) == 3 for texts in drawn)
+    found = several(8, num_beams=3, num_return_sequences=2)
+    assert [texts[0] for texts in found] == answers(runtime, run, model, tokenizer, ids, 8, num_beams=3)
+    assert all(len(texts) == 2 for texts in found) and any(len(set(texts)) == 2 for texts in found)
+
+
+def test_draws_from_few_tokens(runtime, run):
+    model, tokenizer, ids = sharp("llama"), tiny.tokenizer("llama"), prompts("llama")
+
+    def drawn(**settings):
+        return answers(runtime, run, model, tokenizer, ids, 8, **settings)
+
+    greedy, free = drawn(), drawn(temperature=3.0)
+    assert drawn(temperature=3.0, top_k=1) == drawn(temperature=3.0, min_p=1.0) == greedy != free
+    assert free != drawn(temperature=3.0, typical_p=0.2) != greedy
+
+
+def test_a_stop_that_begins_in_the_prompt_ends_no_answer(runtime, run):
+    """It is looked for in the answer alone, and rows that go on do so as they would."""
+    model, tokenizer = sharp("gpt2"), tiny.tokenizer("gpt2")
+    [whole, other] = answers(runtime, run, model, tokenizer, ids := prompts("gpt2")[:2], 2)
+    asked = tokenizer.decode(ids[0])[-1] + whole[0]
+    assert asked not in whole
+    assert answers(runtime, run, model, tokenizer, ids, 2, stop=[asked, "no such text"])[0] == whole
+    stop = whole[3:5]
+    found = answers(runtime, run, model, tokenizer, ids, 2, stop=[stop])
+    assert found == [whole[: whole.index(stop)], other.partition(stop)[0]]

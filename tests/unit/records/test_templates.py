@@ -83,6 +83,14 @@ def test_the_library_has_its_tasks():
     assert {"closed_book_qa", "paraphrase", "natural_language_inference"} <= set(INSTRUCTIONS)
 
 
+def test_flan_asks_in_its_own_words():
+    asked = {"text": "So dull.", "answer": "negative"}
+    assert INSTRUCTIONS["imdb_reviews"].columns == ("text", "answer")
+    prompt, completion = INSTRUCTIONS["imdb_reviews"].phrasings[0]
+    expected = "So dull.\nWhat is the sentiment of this review?\nOPTIONS:\n- negative\n- positive"
+    assert (Template(prompt).render(asked), Template(completion).render(asked)) == (expected, " negative")
+
+
 @pytest.mark.parametrize("instruction", INSTRUCTIONS.values(), ids=INSTRUCTIONS)
 def test_every_phrasing_uses_every_column_and_reads_naturally(instruction):
     assert len(set(instruction.phrasings)) >= 5
