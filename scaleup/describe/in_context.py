@@ -42,10 +42,11 @@ def check_room(model: ModelConfig, facts: ModelFacts, rows: RowsRequest, where: 
     lengths = [len(ids) for ids in encoder.whole_prompt_ids(prompts)]
     num_over = sum(length > most or cut for length, cut in zip(lengths, is_cut, strict=True))
     if num_over:
-        beside = f" and {asked.max_new_tokens} new tokens" if asked.max_new_tokens else ""
+        is_own = most == data.max_length
+        why = "data.max_length" if is_own else f"its positions less generation.max_new_tokens {asked.max_new_tokens}"
         what = (
             f"{num_over} of {len(prompts)} prompts do not fit with their examples: {where} reads {most} tokens of one "
-            f"(data.max_length {data.max_length}, its positions{beside}), and the longest has {max(lengths)}"
+            f"({why}), and the longest has {max(lengths)}"
         )
-        remedy = "use fewer or shorter examples" + (", or raise data.max_length" if most == data.max_length else "")
+        remedy = "use fewer or shorter examples" + (", or raise data.max_length" if is_own else "")
         raise ScaleupError([Problem(KEY, what, remedy)])

@@ -60,6 +60,26 @@ DISTILL = [
         distill={"generation": {"max_new_tokens": 3}},
     ),
     taught(
+        "error: distill.generation.stop: the student's own answers are drawn as the model's probabilities are, by "
+        "temperature and top_p -> leave it out",
+        "error: distill.generation.repetition_penalty: the student's own answers are drawn as the model's",
+        "error: distill.generation.seed: is train.seed here -> leave it out",
+        "error: distill.generation.num_return_sequences: one answer a prompt is learned -> leave it out",
+        name="other answers than a student's own",
+        distill={
+            "mode": "on_policy",
+            "alpha": 1.0,
+            "generation": {
+                "temperature": 1.0,
+                "stop": ["x"],
+                "repetition_penalty": 1.2,
+                "seed": 3,
+                "num_return_sequences": 2,
+            },
+        },
+        changes={},
+    ),
+    taught(
         "error: distill.alpha: the student's own answers have no labels, so the teacher's share is all -> set it to 1",
         "error: distill.generation.temperature: 0 is greedy, and the student's own answers are drawn",
         "error: distill.generation.num_beams: the student's own answers are drawn, not searched for -> leave it out",

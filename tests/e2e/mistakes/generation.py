@@ -94,8 +94,35 @@ EXAMPLES = [
     measured(
         "longer than the context",
         "error: data.few_shot: 1 of 1 prompts do not fit with their examples: model reads 256 tokens of one "
-        "(data.max_length 256, its positions), and the longest has ",
+        "(data.max_length), and the longest has ",
         changes={"data.few_shot": {"num_examples": 4}, "data.max_length": 256},
+        prepare=long_rows,
+        asks=True,
+    ),
+    asked(
+        "longer than an encoder reads",
+        "error: data.few_shot: 1 of 2 prompts do not fit with their examples: model reads 400 tokens of one "
+        "(data.max_length), and the longest has ",
+        changes={
+            "model.path": "builtin:tiny-t5",
+            "generation.prompts": ["a", f"{WORDS} {WORDS}"],
+            "data.train": "rows.jsonl",
+            "data.few_shot": {"indices": [0, 1, 2]},
+            "data.max_length": 400,
+        },
+        prepare=long_rows,
+        asks=True,
+    ),
+    measured(
+        "longer than the positions with an answer",
+        "error: data.few_shot: 1 of 1 prompts do not fit with their examples: model reads 412 tokens of one (its "
+        "positions less generation.max_new_tokens 100), and the longest has ",
+        changes={
+            "data.few_shot": {"num_examples": 4},
+            "data.max_length": 512,
+            "evaluation.metrics": ["exact_match"],
+            "generation.max_new_tokens": 100,
+        },
         prepare=long_rows,
         asks=True,
     ),
