@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
-from scaleup.config.fields import Count, Float, Int, PathText, Section, Text, absolute, is_template_file
+from scaleup.config.fields import Count, Float, Int, Name, PathText, Section, Text, absolute, is_template_file
 
 
 def _as_sources(value: Any) -> Any:
@@ -66,7 +66,14 @@ class SourceConfig(RowFormat):
     )
 
 
+class RetainedSource(SourceConfig):
+    """Names rows of an old task. Rows of one task may come from several sources."""
+
+    task: Name = Field(description="What the metrics call it: eval/retain/TASK/loss.")
+
+
 Sources = Annotated[list[SourceConfig], BeforeValidator(_as_sources), Field(min_length=1)]
+RetainedSources = Annotated[list[RetainedSource], BeforeValidator(_as_sources), Field(min_length=1)]
 
 
 RowKind = Literal[
@@ -118,6 +125,11 @@ class DataConfig(RowFormat):
     )
     few_shot: FewShotConfig | None = Field(
         None, description="Of `evaluate` and `generate`: examples of data.train before each prompt."
+    )
+    retain: RetainedSources | None = Field(
+        None,
+        description="Of `stage: sft`: rows of old tasks, whose loss is measured before training, with each evaluation "
+        "and after: how much is forgotten.",
     )
     validation_fraction: Annotated[Float, Field(gt=0, lt=1)] | None = Field(
         None, description="Hold out this share of the training rows, drawn by the seed, instead of `validation`."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -30,6 +30,8 @@ class TrainingData:
     left_out: Counter[str]
     """Counts the rows that were left out, by the reason."""
     task: str
+    retained: dict[str, Rows] = field(default_factory=dict)
+    """Maps an old task -> its rows, on which the model is measured."""
 
     @property
     def num_dropped(self) -> int:
@@ -66,7 +68,17 @@ def load_training_data(config: SupervisedConfig, encoder: RowEncoder, progress: 
         prepared = prepared_rows(data, source, "validation", encoder, progress)
         validation.append(prepared.rows)
         left_out += prepared.left_out
-    return TrainingData(sources, Joined(validation), None if data.streaming else num_rows, left_out, encoder.task)
+    total, retained = None if data.streaming else num_rows, retained_rows(config, encoder, progress)
+    return TrainingData(sources, Joined(validation), total, left_out, encoder.task, retained)
+
+
+def retained_rows(config: SupervisedConfig, encoder: RowEncoder, progress: Progress | None = None) -> dict[str, Rows]:
+    """Return the rows of data.retain by the old task that they are of. Raises ScaleupError for rows that cannot be
+    used."""
+    rows: dict[str, list[Rows]] = {}
+    for source in config.data.retain or []:
+        rows.setdefault(source.task, []).append(prepared_rows(config.data, source, "retain", encoder, progress).rows)
+    return {task: Joined(parts) for task, parts in rows.items()}
 
 
 def _refuse_larger(rows: Rows, budget: int, task: str, path: str) -> None:

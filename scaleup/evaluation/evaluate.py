@@ -18,7 +18,7 @@ from scaleup.data.loader import eval_batches
 from scaleup.data.tokenization import Encoder, TokenRow, last_answer, own_template
 from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.errors import ScaleupError
-from scaleup.evaluation.metrics import perplexity, score_answers
+from scaleup.evaluation.metrics import score_answers
 from scaleup.evaluation.toxicity import measure_toxicity
 from scaleup.models.adapted import each_adapter, load_finished
 from scaleup.models.generation import Generator
@@ -29,6 +29,7 @@ from scaleup.records.examples import Example, Opening, PlainText
 from scaleup.train.head_loss import fuse_head
 from scaleup.train.job import Job
 from scaleup.train.losses import token_loss_sum
+from scaleup.train.metrics import perplexity
 from scaleup.train.reading import language_collator
 from scaleup.train.step import evaluate_loss
 

@@ -12,7 +12,7 @@ from scaleup.data.tokenization import RowEncoder
 from scaleup.distributed.runtime import Runtime
 from scaleup.evaluation.classification import class_metrics, logits_of
 from scaleup.evaluation.evaluate import mean_loss
-from scaleup.evaluation.metrics import perplexity
+from scaleup.train.metrics import perplexity
 from scaleup.train.reading import Reading
 
 

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from scaleup.evaluation.scripts import label_fold, place_of, rouge_tokenizer
-
-
-def perplexity(mean_loss: float) -> float:
-    """Return exp of the mean negative log-likelihood a token, in nats; infinity where that overflows."""
-    return math.inf if mean_loss > 700 else math.exp(mean_loss)
 
 
 def first_label(answer: str, labels: Sequence[str]) -> str | None:

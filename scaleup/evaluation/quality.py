@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from scaleup.data.collate import Batch
-from scaleup.evaluation.metrics import perplexity
+from scaleup.train.metrics import perplexity
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from scaleup.config.cluster import ClusterConfig, NodeResources
 from scaleup.config.run import RunConfig
 from scaleup.errors import Problem
+from scaleup.records.format_rules import SPLITS
 
 GPU_GRES = re.compile(r"gpu(?::[^:,=]+)??(?::(\d+))?")
 """Matches one kind of GPUs, of a type or not; other requests are not looked into."""
@@ -90,9 +91,7 @@ def local_paths(config: RunConfig) -> Iterator[tuple[str, Path]]:
     it, but not `runs_dir`, which is written."""
     values: dict[str, Any] = config.model_dump(mode="json", exclude={"cluster", "runs_dir"})
     data, adapters = values.pop("data"), values.pop("adapters", None) or {}
-    sources = [
-        source["path"] for split in ("train", "validation", "test", "supervised") for source in data.get(split) or []
-    ]
+    sources = [source["path"] for split in SPLITS for source in data.get(split) or []]
     root = Path(config.data.root)
     relative = [Path(source) for source in sources if not Path(source).expanduser().is_absolute()]
     if any(source.suffix or (root / source).exists() for source in relative):  # else rows of a hub

@@ -21,6 +21,9 @@ from scaleup.records.examples import format_problems
 from scaleup.records.format_rules import FORMAT_KEYS, holds_preferences, is_unpaired, row_format, with_formats
 from scaleup.records.formats import local_path
 
+OF_ONE_STAGE = ("supervised", "retain")
+"""Names rows that no stage reads but the one that trained."""
+
 
 def evaluation_config(target: Path, overrides: Sequence[str]) -> Loaded:
     """Returns the evaluation of a finished run (its model beside the one it started from, or its teacher), or the
@@ -94,7 +97,7 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
         "name": _next_number(run, folder),
         "runs_dir": str(run.path / folder),
         "model": {**known["model"], "path": str(run.path), "revision": None, **_own_tokens(config)},
-        "data": {**known["data"], "supervised": None, "streaming": False, "validation_fraction": None},
+        "data": {**known["data"], **dict.fromkeys(OF_ONE_STAGE), "streaming": False, "validation_fraction": None},
         **(_export_keys(config) if stage == "export" else _inference_keys(config)),
     }
     if run.config.data.chat_template is not None:
@@ -134,7 +137,7 @@ def _export_keys(config: RunConfig) -> dict[str, Any]:
     """Returns the keys of an export in one process, checked on held-out rows of the run, or else on those it was
     trained on; of rows that are prompts or preferences nothing is checked."""
     known = config.model_dump(mode="json")
-    unread = ("train", "validation", "test", "supervised", "validation_fraction")
+    unread = ("train", "validation", "test", *OF_ONE_STAGE, "validation_fraction")
     data = {**known["data"], **dict.fromkeys(unread)}
     split = next((split for split in ("test", "validation", "train") if known["data"][split]), "test")
     rows = [

@@ -38,6 +38,17 @@ def summary(lines: list[dict[str, Any]], state: TrainState, left_out: Mapping[st
     }
 
 
+def retained(lines: list[dict[str, Any]], last: int | None) -> dict[str, float]:
+    """Returns the loss of each old task before training and at the step whose weights are the result:
+    `retain/TASK/loss_before` and `retain/TASK/loss_after`."""
+    found: dict[str, float] = {}
+    for name, step in (("before", 0), ("after", last)):
+        for line in (line for line in lines if line["step"] == step):
+            losses = {key: value for key, value in line.items() if key.startswith(RETAIN) and key.endswith("/loss")}
+            found |= {f"{key.removeprefix('eval/')}_{name}": value for key, value in losses.items()}
+    return found
+
+
 def plot_losses(lines: list[dict[str, Any]], file: Path, title: str, unit: str = "labelled token") -> None:
     """Draws training and validation loss by optimizer step into a PNG file. `unit` is what a loss is a mean over."""
     with figure(file, figsize=(7, 4)) as (_, axes):
@@ -49,6 +60,9 @@ def plot_losses(lines: list[dict[str, Any]], file: Path, title: str, unit: str =
         axes.grid(alpha=0.3)
         axes.legend()
 
+
+RETAIN = "eval/retain/"
+"""Begins the names of what is measured of old tasks."""
 
 ENDS = """\
 - ends of an answer: PEFT takes those of the base; those that were trained are set by

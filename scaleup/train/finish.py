@@ -19,7 +19,7 @@ from scaleup.models.adapters import is_adapted, save_adapter
 from scaleup.models.generation import save_tokenizer
 from scaleup.models.load import load_model
 from scaleup.models.saved import own_weights, save_model, saved_buffers
-from scaleup.reports.training import model_card, plot_losses, read_metrics, summary
+from scaleup.reports.training import model_card, plot_losses, read_metrics, retained, summary
 from scaleup.train.job import Job
 
 UNITS = {"reward": "pair", "dpo": "row", "classify": "row"}
@@ -53,7 +53,8 @@ def finish_training(
     def write(weights: dict[str, torch.Tensor]) -> None:
         config, run, state = job.config, job.folder, trained.state
         lines = read_metrics(run.metrics_file)
-        metrics = summary(lines, state, trained.left_out) | dict(more_metrics or {})
+        last = state.best_step if config.train.load_best_model_at_end else state.step
+        metrics = summary(lines, state, trained.left_out) | retained(lines, last) | dict(more_metrics or {})
         with folder_aside(run.model) as aside:
             write_result(job, trained.wrapped, weights, aside, trained.part)
             save_tokenizer(trained.tokenizer, aside)

@@ -4,9 +4,9 @@ the one supervised loop: time, logging, evaluation, checkpoints and stopping. Th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -22,7 +22,7 @@ from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
 from scaleup.train.adalora import RankAllocation
 from scaleup.train.checkpoint import Checkpointer
-from scaleup.train.metrics import MetricsLog, peak_memory_mib
+from scaleup.train.metrics import MetricsLog, peak_memory_mib, perplexity
 from scaleup.train.step import Objective, StepResult, evaluate_loss, train_step
 from scaleup.train.tally import Tally
 
@@ -53,6 +53,8 @@ class Feed:
     """Returns metrics of the last step's batches over all ranks; every rank calls it."""
     tally: Tally | None = None
     """Is what the objective adds its metrics to; None: it has none."""
+    retained: Mapping[str, Callable[[], Iterable[Batch]]] = field(default_factory=dict)
+    """Maps an old task -> what gives this rank's batches of its rows, anew each call."""
 
 
 @dataclass
@@ -88,6 +90,8 @@ def fit(training: Training) -> TrainState:
     state = checkpointer.restore()
     metrics = MetricsLog(training.runtime, training.run, training.config.name, training.config.shown(), state.step)
     training.model.train()
+    if state.step == 0:
+        _measure_retained(training, metrics, state, checkpointer)
     seconds, tokens = 0.0, 0  # of the steps since the last line of the log: evaluation and saving do not count
     while state.step < training.num_steps and not _is_over(training, state):
         training.runtime.progress.heartbeat.begin_step(state.step + 1)
@@ -101,7 +105,7 @@ def fit(training: Training) -> TrainState:
             _log_step(training, metrics, state, result, tokens / seconds)
             seconds, tokens = 0.0, 0
         training.runtime.progress.report("training", state.step, training.num_steps, loss=round(result.loss, 4))
-        evaluates = training.feed.validation is not None and is_due(train.eval_steps, state.step, training.num_steps)
+        evaluates = is_due(train.eval_steps, state.step, training.num_steps)
         improved = evaluates and _evaluate(training, metrics, state, checkpointer)
         save_best = improved and train.load_best_model_at_end
         is_wanted = result.save_requested or save_best
@@ -155,14 +159,29 @@ def _log_step(training: Training, metrics: MetricsLog, state: TrainState, result
 
 
 def _evaluate(training: Training, metrics: MetricsLog, state: TrainState, checkpointer: Checkpointer[Any]) -> bool:
-    """Log the validation loss; return whether it is the best so far."""
-    assert training.feed.validation is not None
+    """Log the losses of old tasks and the validation loss; return whether this one is the best so far."""
+    _measure_retained(training, metrics, state, checkpointer)
+    if training.feed.validation is None:
+        return False
     if training.feed.tally is not None:
         training.feed.tally.clear()
     with finite(state.step, checkpointer):
         loss = evaluate_loss(training.runtime, training.model, training.feed.validation(), training.objective)
     metrics.log(state.step, eval_loss=loss, **{f"eval_{name}": mean for name, mean in _means(training).items()})
     return state.note_evaluation(loss, training.config.train.early_stopping_threshold)
+
+
+def _measure_retained(
+    training: Training, metrics: MetricsLog, state: TrainState, checkpointer: Checkpointer[Any]
+) -> None:
+    """Log the mean loss of each old task, in nats a labelled token, and its perplexity."""
+    values: dict[str, float] = {}
+    for task, batches in training.feed.retained.items():
+        with finite(state.step, checkpointer):
+            loss = evaluate_loss(training.runtime, training.model, batches(), training.objective)
+        values |= {f"eval/retain/{task}/loss": loss, f"eval/retain/{task}/perplexity": perplexity(loss)}
+    if values:
+        metrics.log(state.step, **values)
 
 
 def _means(training: Training) -> dict[str, float]:

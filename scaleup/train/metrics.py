@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 from collections.abc import Mapping
 from typing import Any
@@ -53,6 +54,11 @@ class MetricsLog:
         return [
             line for line in self._file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
         ]
+
+
+def perplexity(mean_loss: float) -> float:
+    """Return exp of the mean negative log-likelihood a token, in nats; infinity where that overflows."""
+    return math.inf if mean_loss > 700 else math.exp(mean_loss)
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -12,6 +12,7 @@ from scaleup.config.stages.base import SupervisedConfig
 from scaleup.data.collate import Batch, Collator
 from scaleup.data.dataset import TrainingData, train_loader
 from scaleup.data.loader import Split, eval_batches
+from scaleup.data.rows import Rows
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import seed_everything
 from scaleup.errors import ScaleupError
@@ -58,11 +59,12 @@ def train_supervised(
     if isinstance(config.adapter, AdaLoraAdapter) and (problems := list(config.adapter.schedule_problems(num_steps))):
         raise ScaleupError(problems)
 
-    def validation() -> Iterable[Batch]:
+    def held_out(rows: Rows) -> Callable[[], Iterable[Batch]]:
         batch_size = config.train.per_device_eval_batch_size
-        return eval_batches(data.validation, collate, batch_size, runtime.rank, runtime.world)
+        return lambda: eval_batches(rows, collate, batch_size, runtime.rank, runtime.world)
 
-    rows = Feed(loader, validation if data.validation else None, tally=tally)
+    retained = {task: held_out(old) for task, old in data.retained.items()}
+    rows = Feed(loader, held_out(data.validation) if data.validation else None, tally=tally, retained=retained)
     return train_model(job, model, num_steps, objective, lambda wrapped: feed(wrapped, rows) if feed else rows)
 
 

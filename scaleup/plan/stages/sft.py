@@ -8,6 +8,7 @@ from scaleup.config.stages.sft import SFTConfig
 from scaleup.errors import Problem
 from scaleup.plan.compat import ADAPTERS, STRATEGIES, TESTED_PRECISIONS, Tested
 from scaleup.plan.machine import Machine
+from scaleup.plan.stages.base import Rows
 from scaleup.plan.stages.supervised import SupervisedPlanner, no_classes, no_preferences
 
 
@@ -20,6 +21,9 @@ class SFTPlanner(SupervisedPlanner[SFTConfig]):
     )
 
     adds_router_loss = True
+
+    def splits(self, config: SFTConfig) -> dict[str, Rows]:
+        return super().splits(config) | ({"retain": "completions"} if config.data.retain else {})
 
     def stage_problems(self, config: SFTConfig, machine: Machine) -> Iterator[Problem]:
         yield from no_preferences(config)

@@ -25,6 +25,9 @@ from scaleup.records.examples import row_format
 from scaleup.records.format_rules import PREFERENCE_KEYS, holds_class, holds_preferences, is_unpaired, told_by_columns
 from scaleup.records.preferences import reasons
 
+READ = ("train", "validation", "retain")
+"""Names the lists of rows that a supervised stage may read."""
+
 T = TypeVar("T", bound=TrainingConfig)
 S = TypeVar("S", bound=SupervisedConfig)
 
@@ -157,8 +160,9 @@ def _length_problems(config: SupervisedConfig) -> Iterator[Problem]:
         what = "is needed" if train.max_steps is None else "and train.num_train_epochs exclude each other"
         yield Problem("train.max_steps", what, "give max_steps or num_train_epochs")
     has_validation = bool(data.validation) or data.validation_fraction is not None
+    is_measured = has_validation or data.retain is not None
     for key in ("eval_steps", "early_stopping_patience", "load_best_model_at_end"):
-        if getattr(train, key) and not has_validation:
+        if getattr(train, key) and not (is_measured if key == "eval_steps" else has_validation):
             yield Problem(f"train.{key}", "needs validation rows", "give data.validation or data.validation_fraction")
     for key in ("early_stopping_patience", "load_best_model_at_end"):
         if getattr(train, key) and has_validation and train.eval_steps is None:
@@ -197,7 +201,7 @@ def _left_out_notes(data: DataCheck) -> list[str]:
 
 def no_preferences(config: SupervisedConfig) -> Iterator[Problem]:
     """Yields pairs, rankings and judged responses, which a language model does not learn from here."""
-    sources = [source for split in ("train", "validation") for source in getattr(config.data, split) or []]
+    sources = [source for split in READ for source in getattr(config.data, split) or []]
     forms = [row_format(config.data, source) for source in sources]
     if any(map(holds_preferences, forms)):
         key = next(key for key in PREFERENCE_KEYS if any(getattr(form, key) is not None for form in forms))
@@ -231,12 +235,12 @@ def ranking_problems(config: SupervisedConfig, forms: list[RowFormat]) -> Iterat
 
 
 def _told(config: SupervisedConfig) -> str:
-    return told_by_columns(config.data, ("train", "validation"))
+    return told_by_columns(config.data, READ)
 
 
 def no_classes(config: SupervisedConfig) -> Iterator[Problem]:
     """Yields texts with a class."""
-    sources = [source for split in ("train", "validation") for source in getattr(config.data, split) or []]
+    sources = [source for split in READ for source in getattr(config.data, split) or []]
     forms = [row_format(config.data, source) for source in sources]
     if any(holds_class(form) and not holds_preferences(form) for form in forms):
         what = f"is of classifiers, which stage {config.stage} does not train{_told(config)}"

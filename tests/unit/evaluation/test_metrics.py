@@ -5,7 +5,8 @@ import math
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from scaleup.evaluation.metrics import accuracy, exact_match, first_label, perplexity, rouge, score_answers
+from scaleup.evaluation.metrics import accuracy, exact_match, first_label, rouge, score_answers
+from scaleup.train.metrics import perplexity
 
 LABELS = ["bad", "good", "very good"]
 

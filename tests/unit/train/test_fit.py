@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +17,7 @@ from scaleup.data.loader import Split, TrainLoader
 from scaleup.data.sources import MapSource
 from scaleup.data.tokenization import Tokens
 from scaleup.errors import ScaleupError
+from scaleup.reports.training import read_metrics, retained
 from scaleup.train.fit import Feed, Stopped, Training, fit
 from scaleup.train.optim import build_optimizer, build_schedule
 
@@ -103,6 +106,33 @@ def test_checkpoints_by_the_clock(runtime, run, monkeypatch, minutes, expected):
     monkeypatch.setattr("scaleup.train.checkpoint.time", clock)
     fit(work)
     assert saved(run) == expected
+
+
+def test_old_tasks_are_measured_before_with_each_evaluation_and_after(runtime, run):
+    """Their loss is the number of steps done. Without validation rows, the loop evaluates nothing else."""
+
+    def learns_and_forgets(model, batch):
+        return model.weight.sum() * batch.num_labels * (-1 if model.training else 1)
+
+    def work():
+        made = job(runtime, run, num_steps=5, eval_steps=2, save_steps=2)
+        retained = {"old": lambda: [causal_collator(0)(ROWS)]}
+        return replace(made, feed=replace(made.feed, retained=retained), objective=learns_and_forgets)
+
+    fit(work())
+    losses = {0: 0.0, 2: 2.0, 4: 4.0, 5: 5.0}
+    assert logged(run, "eval/retain/old/loss") == losses
+    assert logged(run, "eval/retain/old/perplexity") == {step: math.exp(loss) for step, loss in losses.items()}
+    assert not logged(run, "eval_loss")
+    shutil.rmtree(whole_checkpoints(run.checkpoints)[-1].path)
+    again(runtime)
+    fit(work())
+    assert logged(run, "eval/retain/old/loss") == losses, "what a run began with is not measured again"
+    assert retained(read_metrics(run.metrics_file), 5) == {
+        "retain/old/loss_before": 0.0,
+        "retain/old/loss_after": 5.0,
+    }
+    assert retained(read_metrics(run.metrics_file), 2)["retain/old/loss_after"] == 2.0, "of the best step"
 
 
 PATIENCE = {"eval_steps": 2, "early_stopping_patience": 2, "save_total_limit": 9}
