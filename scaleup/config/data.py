@@ -131,6 +131,9 @@ class DataConfig(RowFormat):
         description="Of `stage: sft`: rows of old tasks, whose loss is measured before training, with each evaluation "
         "and after: how much is forgotten.",
     )
+    regularization: Sources | None = Field(
+        None, description="Of `stage: sft`: rows of old tasks by which `regularization` keeps the model what it was."
+    )
     validation_fraction: Annotated[Float, Field(gt=0, lt=1)] | None = Field(
         None, description="Hold out this share of the training rows, drawn by the seed, instead of `validation`."
     )

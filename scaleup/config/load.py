@@ -230,6 +230,7 @@ STAND_INS: Raw = {
     "name": "stand-in",
     "model": {"path": "scaleup/stand-in"},
     "path": "scaleup/stand-in",
+    "task": "stand-in",
     "data": {},
     "train": {},
     "volume_claim": "stand-in",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from scaleup.config.data import DataConfig
 from scaleup.config.stages.base import SupervisedConfig
 from scaleup.data.batching import plan_by_length, plan_by_tokens, plan_packs
 from scaleup.data.collate import Collator, causal_collator, packed_collator, seq2seq_collator
@@ -68,17 +69,20 @@ def load_training_data(config: SupervisedConfig, encoder: RowEncoder, progress: 
         prepared = prepared_rows(data, source, "validation", encoder, progress)
         validation.append(prepared.rows)
         left_out += prepared.left_out
-    total, retained = None if data.streaming else num_rows, retained_rows(config, encoder, progress)
+    total, retained = None if data.streaming else num_rows, _retained(data, encoder, progress)
     return TrainingData(sources, Joined(validation), total, left_out, encoder.task, retained)
 
 
-def retained_rows(config: SupervisedConfig, encoder: RowEncoder, progress: Progress | None = None) -> dict[str, Rows]:
-    """Return the rows of data.retain by the old task that they are of. Raises ScaleupError for rows that cannot be
-    used."""
-    rows: dict[str, list[Rows]] = {}
-    for source in config.data.retain or []:
-        rows.setdefault(source.task, []).append(prepared_rows(config.data, source, "retain", encoder, progress).rows)
-    return {task: Joined(parts) for task, parts in rows.items()}
+def source_rows(data: DataConfig, split: str, encoder: RowEncoder, progress: Progress | None = None) -> list[Rows]:
+    """Return the rows of each source of a split as tokens. Raises ScaleupError for rows that cannot be used."""
+    return [prepared_rows(data, source, split, encoder, progress).rows for source in getattr(data, split) or []]
+
+
+def _retained(data: DataConfig, encoder: RowEncoder, progress: Progress | None) -> dict[str, Rows]:
+    by_task: dict[str, list[Rows]] = {}
+    for source, rows in zip(data.retain or [], source_rows(data, "retain", encoder, progress), strict=True):
+        by_task.setdefault(source.task, []).append(rows)
+    return {task: Joined(parts) for task, parts in by_task.items()}
 
 
 def _refuse_larger(rows: Rows, budget: int, task: str, path: str) -> None:

@@ -68,7 +68,7 @@ def train_on_policy(job: Job[DistillConfig]) -> TrainedModel:
     )
     model = OnPolicyDistillation(student, teacher, config.distill, num_ids)
     num_steps = config.train.max_steps or _steps_of_epochs(config, sum(map(len, train)), plan.batch.global_batch)
-    done = train_model(job, model, num_steps, on_policy_loss, answers.feed)
+    done = train_model(job, model, num_steps, on_policy_loss, lambda wrapped, _: answers.feed(wrapped))
     return TrainedModel(done.wrapped, tokenizer, done.state, left_out={}, part=STUDENT)
 
 

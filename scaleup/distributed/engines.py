@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ from scaleup.distributed.fsdp2 import (
 from scaleup.distributed.gathering import shard_again_under_fsdp2, whole_under_fsdp2, whole_under_zero3
 from scaleup.distributed.partition import partition
 from scaleup.distributed.portable import Source, put_into_torch, put_into_zero
+from scaleup.distributed.stepping import parts_of
 from scaleup.plan.types import GroupPlan
 
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,6 +62,13 @@ class Engine(Protocol):
     def update(self, accelerator: Accelerator, model: Any, optimizer: Any, max_norm: float) -> tuple[float, bool]:
         """Clips gradients to `max_norm` (infinite: no clipping), steps, and clears gradients. Returns the gradient norm
         and whether fp16 skipped the step. Raises NonFiniteError."""
+
+    def stepped(self, model: Any, optimizer: Any) -> list[torch.Tensor]:
+        """Returns the tensors that the optimizer steps on this rank: parameters or shards of them, or what several are
+        laid flat in."""
+
+    def unclipped(self, model: Any) -> AbstractContextManager[None]:
+        """Returns the context in which `update` clips to the norm that it is given alone, and to no other."""
 
     def gathered(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         """Returns the whole of a trained parameter, in float32. Every rank must call it where the engine divides
@@ -122,6 +131,12 @@ class ReplicatedEngine:
         optimizer.step()
         optimizer.zero_grad()
         return norm, scaled and accelerator.optimizer_step_was_skipped
+
+    def stepped(self, model: Any, optimizer: Any) -> list[torch.Tensor]:
+        return parts_of(base_optimizer(optimizer))
+
+    def unclipped(self, model: Any) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def gathered(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         return parameter.detach().float()
@@ -255,6 +270,21 @@ class DeepSpeedEngine:
         if not math.isfinite(norm) and not skipped:
             raise NonFiniteError(f"the gradient norm is {norm}")
         return norm, skipped
+
+    def stepped(self, model: Any, optimizer: Any) -> list[torch.Tensor]:
+        """Returns float32 tensors in which this rank's partitions are laid out. The optimizer names those of ZeRO-3
+        only while it steps them."""
+        if model.zero_optimization_partition_weights():
+            return list(model.optimizer.fp32_partitioned_groups_flat)
+        return parts_of(base_optimizer(optimizer))
+
+    @contextmanager
+    def unclipped(self, model: Any) -> Iterator[None]:
+        usual, model.optimizer.clip_grad = model.optimizer.clip_grad, 0.0
+        try:
+            yield
+        finally:
+            model.optimizer.clip_grad = usual
 
     def gathered(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         """Returns the float32 master weights."""

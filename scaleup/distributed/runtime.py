@@ -26,11 +26,12 @@ from accelerate.utils import ProjectConfiguration
 
 from scaleup.distributed.allocator import large_blocks_given_back
 from scaleup.distributed.deferred import deferred
-from scaleup.distributed.engines import engine_for
+from scaleup.distributed.engines import base_optimizer, engine_for
 from scaleup.distributed.heartbeat import Heartbeat
 from scaleup.distributed.portable import Source
 from scaleup.distributed.progress import Progress
 from scaleup.distributed.signals import StopFlag
+from scaleup.distributed.stepping import gradients_taken
 from scaleup.errors import ScaleupError
 from scaleup.plan.types import GroupPlan
 
@@ -185,6 +186,25 @@ class Runtime:
         Raises NonFiniteError."""
         self.progress.heartbeat.enter_collective()
         return self._engine.update(self.accelerator, model, optimizer, max_grad_norm or math.inf)
+
+    @property
+    def divides_steps(self) -> bool:
+        """Returns whether each rank steps its part of the weights, and holds that part's gradient alone."""
+        return self._engine.divides
+
+    def stepped(self, model: Any, optimizer: Any) -> list[torch.Tensor]:
+        """Returns the tensors that a prepared optimizer steps on this rank: parameters or shards of them, or what
+        several are laid flat in."""
+        return self._engine.stepped(model, optimizer)
+
+    @contextmanager
+    def stepping_with(
+        self, model: Any, optimizer: Any, use: Callable[[torch.Tensor, torch.Tensor], None]
+    ) -> Iterator[None]:
+        """Makes `update` call `use` with each tensor of `stepped` and what this rank holds of its gradient, unclipped:
+        neither weights nor the optimizer's state move inside."""
+        with self._engine.unclipped(model), gradients_taken(base_optimizer(optimizer), use):
+            yield
 
     def trained_state(self, model: Any) -> dict[str, torch.Tensor]:
         """Returns float32 weights of the trained parameters by name, on rank 0. Every rank must call it."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from scaleup.config.data import DataConfig
+from scaleup.data.dataset import source_rows
 from scaleup.data.labelled import LabelledEncoder
-from scaleup.data.prepared import prepared_rows
 from scaleup.data.rows import Joined, Rows
 from scaleup.data.tokenization import RowEncoder
 from scaleup.distributed.runtime import Runtime
@@ -18,7 +18,7 @@ from scaleup.train.reading import Reading
 
 def held_out_rows(data: DataConfig, encoder: RowEncoder) -> Rows:
     """Read and tokenize the rows of data.test; none if it is not given. Raises ScaleupError for unusable rows."""
-    return Joined([prepared_rows(data, source, "test", encoder).rows for source in data.test or []])
+    return Joined(source_rows(data, "test", encoder))
 
 
 def held_out_metrics(

@@ -39,6 +39,11 @@ def accumulation(config: SupervisedConfig) -> int:
     return config.train.gradient_accumulation_steps or (config.train.global_batch_size or per_pass) // per_pass
 
 
+def passes_a_step(config: SupervisedConfig) -> int:
+    """Returns the number of forward and backward passes per step and rank."""
+    return accumulation(config) * config.passes_a_micro_batch
+
+
 def batch_plan(config: SupervisedConfig, data: DataCheck) -> BatchPlan:
     """Returns the batch arithmetic of a config that has no problems."""
     train = config.train

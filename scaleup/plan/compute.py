@@ -71,6 +71,8 @@ class Workload:
     """Counts the texts of a row that the model, and its teacher, read beside, without gradients."""
     teacher: ModelFacts | None = None
     """Adds the cost of its forward pass."""
+    texts_taught: int | None = None
+    """Counts the texts of a row that the teacher reads; None: all."""
     is_cached: bool = False
     """Tells whether the teacher goes over the rows once, before training."""
 
@@ -82,7 +84,8 @@ def compute_plan(
     a_token = flops_a_token(facts, config.data.max_length, config.gradient_checkpointing)
     once, of_teacher = 0, flops_forward(work.teacher, config.data.max_length) if work.teacher else 0
     a_token += flops_forward(facts, config.data.max_length) * work.texts_read // work.texts_a_row
-    of_teacher = of_teacher * (work.texts_a_row + work.texts_read) // work.texts_a_row
+    taught = work.texts_a_row + work.texts_read if work.texts_taught is None else work.texts_taught
+    of_teacher = of_teacher * taught // work.texts_a_row
     if work.is_cached:
         once = (batch.num_train_rows or 0) * config.data.max_length * work.texts_a_row * of_teacher
     else:

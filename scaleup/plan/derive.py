@@ -21,7 +21,7 @@ from scaleup.records.examples import format_problems
 from scaleup.records.format_rules import FORMAT_KEYS, holds_preferences, is_unpaired, row_format, with_formats
 from scaleup.records.formats import local_path
 
-OF_ONE_STAGE = ("supervised", "retain")
+OF_ONE_STAGE = ("supervised", "retain", "regularization")
 """Names rows that no stage reads but the one that trained."""
 
 

@@ -20,7 +20,7 @@ from math import prod
 from scaleup.config.run import RunConfig
 from scaleup.config.schema import OptimizationConfig
 from scaleup.config.stages.base import SupervisedConfig, TrainingConfig
-from scaleup.plan.batches import accumulation, micro_batch
+from scaleup.plan.batches import micro_batch, passes_a_step
 from scaleup.plan.deepspeed import BUCKET, LIVE, PERSISTENT
 from scaleup.plan.facts import Arithmetic, Footprint, MicroBatch, ModelFacts, Tensors
 from scaleup.plan.types import GroupPlan, MemoryPlan
@@ -111,7 +111,7 @@ def _replicated(facts: ModelFacts, config: TrainingConfig, strategy: str, proces
         strategy=strategy,
         weights=_bytes(facts.tensors, FLOAT32, config.quantization),
         gradients=FLOAT32 * trainable,
-        optimizer=FLOAT32 * moments(config.train) * trainable,
+        optimizer=FLOAT32 * kept_a_weight(config) * trainable,
     )
 
 
@@ -128,7 +128,7 @@ def _zero1_or_2(facts: ModelFacts, config: TrainingConfig, strategy: str, proces
     frozen = _bytes((t for t in facts.tensors if not t.trainable), width, config.quantization)
     largest = max(tensors.elements for tensors in facts.tensors if tensors.trainable)
     is_first, offloads = strategy == "zero1", config.parallel.offload_optimizer
-    state = FLOAT32 * (1 + moments(config.train)) * partition
+    state = FLOAT32 * (1 + kept_a_weight(config)) * partition
     staging = width * largest if offloads else 0
     return MemoryPlan(
         strategy=strategy,
@@ -156,7 +156,7 @@ def _zero3(facts: ModelFacts, config: TrainingConfig, strategy: str, processes: 
         gathered = width * min(sum(t.elements * t.count for t in plain) - small, LIVE)
         gathered += min(low, LIVE) if config.gradient_checkpointing else low
     offloads, away = config.parallel.offload_optimizer, config.parallel.offload_parameters
-    state = FLOAT32 * (1 + moments(config.train)) * trainable
+    state = FLOAT32 * (1 + kept_a_weight(config)) * trainable
     shards += low // processes
     host = (shards if away else 0) + (state + (FLOAT32 + width) * trainable if offloads else 0)
     return MemoryPlan(
@@ -180,7 +180,7 @@ def _fsdp2(facts: ModelFacts, config: TrainingConfig, strategy: str, processes: 
         strategy=strategy,
         weights=FLOAT32 * shards,
         gradients=FLOAT32 * trainable,
-        optimizer=FLOAT32 * moments(config.train) * trainable,
+        optimizer=FLOAT32 * kept_a_weight(config) * trainable,
         buffers=(4 if width == FLOAT32 else 2) * width * facts.largest_block,
     )
 
@@ -199,6 +199,12 @@ def checkpoint_copy(config: RunConfig, trained: ModelFacts, strategy: str, memor
 
 def moments(train: OptimizationConfig) -> int:
     return {"adamw": 2, "sgd": 1 if train.momentum else 0}[train.optimizer]
+
+
+def kept_a_weight(config: TrainingConfig) -> int:
+    """Returns how many float32 numbers are kept beside each trained weight where it is stepped: moments, and what a
+    stage adds."""
+    return moments(config.train) + (config.copies_a_weight if isinstance(config, SupervisedConfig) else 0)
 
 
 def width_of(config: TrainingConfig) -> int:
@@ -260,14 +266,14 @@ def micro_batch_of(config: SupervisedConfig) -> MicroBatch:
 
 def predicted_memory(facts: ModelFacts, config: TrainingConfig, strategy: str, processes: int) -> MemoryPlan:
     """Returns the bytes that a rank holds under `strategy`, and its peak where the model could be traced."""
-    accumulates = isinstance(config, SupervisedConfig) and accumulation(config) > 1
+    accumulates = isinstance(config, SupervisedConfig) and passes_a_step(config) > 1
     held = training_memory(facts, config, strategy, processes, accumulates)
     is_whole = strategy in ("single", "ddp")
     arithmetic: Arithmetic = "float32" if config.mixed_precision == "no" else "autocast" if is_whole else "low"
     footprint = facts.footprint(arithmetic)
     if footprint is None or not isinstance(config, SupervisedConfig):
         return held
-    most, step = footprint.most(0.0), _step(held, config)
+    most, step = footprint.most(0.0), _step(held, config, facts)
     logits = min(most, footprint.logits)
     peak = max(_backward(held, footprint, config, processes), held.weights + held.optimizer + step)
     return held.model_copy(update={"activations": most - logits, "logits": logits, "step": step, "peak": peak})
@@ -278,7 +284,7 @@ def _backward(held: MemoryPlan, footprint: Footprint, config: SupervisedConfig, 
     ZeRO-1 and FSDP2 hold gradients as they come, where the others have space for all of theirs from the start. While
     DeepSpeed reduces a bucket there is a copy of it, the first once a bucket is full."""
     settled, share, absent = footprint.moments[-1][1], 0.0, 0
-    if held.strategy in ("single", "zero1", "fsdp2") and accumulation(config) == 1 and settled:
+    if held.strategy in ("single", "zero1", "fsdp2") and passes_a_step(config) == 1 and settled:
         share, absent = held.gradients / settled, held.gradients
     most = footprint.most(share)
     if held.strategy.startswith("zero") and processes > 1:
@@ -287,12 +293,15 @@ def _backward(held: MemoryPlan, footprint: Footprint, config: SupervisedConfig, 
     return held.total - absent + most
 
 
-def _step(held: MemoryPlan, config: SupervisedConfig) -> int:
+def _step(held: MemoryPlan, config: SupervisedConfig, facts: ModelFacts) -> int:
     """Returns the bytes of gradients during the optimizer's step. torch's fused AdamW takes nothing more; DeepSpeed
-    lays its partition of them out flat, in the run's precision and in float32."""
+    lays its partition of them out flat, in the run's precision and in float32. A term of the weights takes as much as
+    it keeps, of one tensor at a time."""
     if not held.strategy.startswith("zero"):
-        return held.gradients
+        largest = max((t.elements for t in facts.tensors if t.trainable), default=0)
+        return held.gradients + FLOAT32 * config.copies_a_weight * largest
     if held.host and not held.optimizer:
         return held.gradients  # the step is taken in main memory
-    partition = held.optimizer // (FLOAT32 * (1 + moments(config.train)))  # elements
-    return partition * (width_of(config) * 2 + (FLOAT32 if config.mixed_precision != "no" else 0))
+    partition = held.optimizer // (FLOAT32 * (1 + kept_a_weight(config)))  # elements
+    low = FLOAT32 if config.mixed_precision != "no" else 0
+    return partition * (width_of(config) * 2 + low + FLOAT32 * config.copies_a_weight)

@@ -238,8 +238,10 @@ def split_problems(config: RunConfig, splits: Iterable[str]) -> Iterator[Problem
     if data.supervised and "supervised" not in splits:
         instead = "set algorithm.ptx_coef" if hasattr(config, "algorithm") else "use data.train"
         yield Problem("data.supervised", f"has no meaning for {config.stage}", f"leave it out, or {instead}")
-    if data.retain and "retain" not in splits:
-        yield Problem("data.retain", f"has no meaning for {config.stage}", "leave it out: stage sft measures it")
+    for split, use in (("retain", "measures it"), ("regularization", "has regularization")):
+        if getattr(data, split) and not hasattr(config, "regularization"):
+            what = f"has no meaning for {config.stage}"
+            yield Problem(f"data.{split}", what, f"leave it out: stage sft {use}")
     for split in splits:
         if getattr(data, split) is None:
             yield Problem(f"data.{split}", f"is needed by the {config.stage} stage", "name the rows' file")

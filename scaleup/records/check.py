@@ -282,7 +282,7 @@ def _at_row(where: str, problems: list[Problem]) -> Problem:
     return problems[0] if problems[0].where == where else row_problem(where, ScaleupError(problems))
 
 
-LEARNED = ("train", "supervised")
+LEARNED = ("train", "supervised", "regularization")
 """Names the splits that a model is trained on."""
 
 

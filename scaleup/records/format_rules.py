@@ -16,7 +16,7 @@ from scaleup.records.template import Template
 TEMPLATE_KEYS = ("prompt", "completion", "text", "chosen", "rejected")
 PREFERENCE_KEYS = ("chosen", "rejected", "completions", "ranks", "ratings", "margin")
 FORMAT_KEYS = ("prompt", "completion", "template", "messages", "text", "label", *PREFERENCE_KEYS)
-SPLITS = ("train", "validation", "test", "supervised", "retain")
+SPLITS = ("train", "validation", "test", "supervised", "retain", "regularization")
 NUM_COLUMNS_SHOWN = 10
 
 

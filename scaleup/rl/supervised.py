@@ -14,8 +14,8 @@ from scaleup.config.algorithms import PolicyGradient
 from scaleup.config.schema import OptimizationConfig
 from scaleup.config.stages.rl import PolicyConfig
 from scaleup.data.collate import Batch, Collator
+from scaleup.data.dataset import source_rows
 from scaleup.data.loader import Split, TrainLoader
-from scaleup.data.prepared import prepared_rows
 from scaleup.data.rows import Rows
 from scaleup.data.sources import MapSource
 from scaleup.data.tokenization import RowEncoder
@@ -62,11 +62,8 @@ class SupervisedTerm:
 def read_supervised(config: PolicyConfig, encoder: RowEncoder, progress: Progress) -> list[tuple[Rows, float]]:
     """Return the rows of each source of data.supervised, as tokens, with its weight. Raises ScaleupError for rows that
     cannot be used."""
-    data = config.data
-    return [
-        (prepared_rows(data, source, "supervised", encoder, progress).rows, source.weight)
-        for source in data.supervised or []
-    ]
+    rows = source_rows(config.data, "supervised", encoder, progress)
+    return [(each, source.weight) for each, source in zip(rows, config.data.supervised or [], strict=True)]
 
 
 def supervised_term(

@@ -60,7 +60,7 @@ def run(job: Job[DPOConfig]) -> None:
     def collator(model: Any) -> Collator:
         return method.collator(language_collator(model.policy, tokenizer, plan.model.task, False))
 
-    def feed(wrapped: Any, rows: Feed) -> Feed:
+    def feed(wrapped: Any, _: Any, rows: Feed) -> Feed:
         if cached is not None:
             cached.fill(wrapped, collator(unwrap(wrapped)), method.logps)
         return with_kl(job.runtime, wrapped, rows) if method is UNPAIRED else rows

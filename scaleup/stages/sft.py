@@ -1,29 +1,84 @@
-"""Rows go in; a fine-tuned model's folder, its card and a manifest come out: rows -> tokens -> the one loop."""
+"""Rows go in; a fine-tuned model's folder, its card and a manifest come out: rows -> tokens -> the one loop. A term
+against forgetting holds weights where they were, or what the model says of old rows."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from scaleup.config.stages.sft import SFTConfig
+from scaleup.config.stages.sft import Regularization, SFTConfig
 from scaleup.data.collate import Collator
-from scaleup.data.dataset import collator_for, load_training_data
-from scaleup.data.tokenization import Encoder
-from scaleup.models.load import load_tokenizer, pad_token_id
+from scaleup.data.dataset import TrainingData, load_training_data, source_rows
+from scaleup.data.loader import Split, TrainLoader
+from scaleup.data.rows import Joined, Rows
+from scaleup.data.sources import MapSource
+from scaleup.distill.module import STUDENT
+from scaleup.distill.old_rows import OldBesideNew, load_with_old_self, loss_beside_old_self
+from scaleup.models.beside import unwrap
+from scaleup.models.load import load_tokenizer
+from scaleup.train.anchor import Anchor, fisher_information
 from scaleup.train.finish import TrainedModel, finish_training
+from scaleup.train.fit import Feed
 from scaleup.train.job import Job
 from scaleup.train.losses import token_loss_sum
-from scaleup.train.supervised import train_supervised
+from scaleup.train.reading import Reading, reading_of
+from scaleup.train.supervised import Trained, train_supervised
+from scaleup.train.tally import Tally
 
 
 def run(job: Job[SFTConfig]) -> None:
-    config, plan = job.config, job.plan
-    job.runtime.progress.report("reading data")
+    config, plan, progress = job.config, job.plan, job.runtime.progress
+    progress.report("reading data")
     tokenizer = load_tokenizer(config.model, plan.model.tokenizer_at)
-    data = load_training_data(config, Encoder(tokenizer, plan.model.task, config.data), job.runtime.progress)
+    reading = reading_of(plan.model, tokenizer, config.data, config.data.packing)
+    data = load_training_data(config, reading.encoder, progress)
+    old = source_rows(config.data, "regularization", reading.encoder, progress)
+    term, part = config.regularization, None
+    if term is None:
+        done = train_supervised(job, data, reading.collator, token_loss_sum)
+    elif config.compares_with_base:
+        done, part = _beside_old_self(job, term, data, old, reading), STUDENT
+    else:
+        done = _anchored(job, term, data, old, reading)
+    finish_training(job, TrainedModel(done.wrapped, tokenizer, done.state, data.left_out, part))
+
+
+def _anchored(
+    job: Job[SFTConfig], term: Regularization, data: TrainingData, old: Sequence[Rows], reading: Reading
+) -> Trained:
+    """Train with weights that are drawn back to where they were: all alike, or by their Fisher information of old
+    rows."""
+
+    def feed(model: Any, optimizer: Any, rows: Feed) -> Feed:
+        prepared, fisher = (job.runtime, model, optimizer), None
+        if term.reads_rows:
+            collate = reading.collator(unwrap(model))
+            fisher = fisher_information(*prepared, Joined(old), collate, token_loss_sum)
+        return replace(rows, measured=Anchor.at(*prepared, term.weight, fisher).measured)
+
+    return train_supervised(job, data, reading.collator, token_loss_sum, feed=feed)
+
+
+def _beside_old_self(
+    job: Job[SFTConfig], term: Regularization, data: TrainingData, old: Sequence[Rows], reading: Reading
+) -> Trained:
+    """Train beside a frozen copy of the model, whose predictions of old rows it keeps."""
+    config, plan, runtime = job.config, job.plan, job.runtime
+    assert plan.batch is not None
+    split = Split(plan.batch.micro_batch, plan.batch.accumulation, runtime.rank, runtime.world)
+    weights = [source.weight for source in config.data.regularization or []]
+    sources = [MapSource(rows, [config.train.seed, number], config.data.shuffle) for number, rows in enumerate(old)]
 
     def collator(model: Any) -> Collator:
-        shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-        return collator_for(plan.model.task, pad_token_id(tokenizer), shift_right, config.data.packing)
+        return reading.collator(model.student)
 
-    done = train_supervised(job, data, collator, token_loss_sum)
-    finish_training(job, TrainedModel(done.wrapped, tokenizer, done.state, data.left_out))
+    def feed(model: Any, _: Any, rows: Feed) -> Feed:
+        beside = TrainLoader(sources, weights, collator(unwrap(model)), split, None)
+        return replace(rows, loader=OldBesideNew(runtime, rows.loader, beside, term.weight))
+
+    def load() -> Any:
+        return load_with_old_self(config, plan.model, runtime.device)
+
+    tally = Tally()
+    return train_supervised(job, data, collator, loss_beside_old_self(tally), load, tally, feed)

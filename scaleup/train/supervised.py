@@ -41,11 +41,11 @@ def train_supervised(
     objective: Objective,
     load: Callable[[], Any] | None = None,
     tally: Tally | None = None,
-    feed: Callable[[Any, Feed], Feed] | None = None,
+    feed: Callable[[Any, Any, Feed], Feed] | None = None,
 ) -> Trained:
     """Load the config's model, prepare it and fit it. `collator` makes one for the model; `load`, if given, takes the
     place of loading the config's model; `tally` is what the objective adds its metrics to; `feed` makes what the model
-    learns from of its rows, once an engine has wrapped it.
+    learns from of the model, its optimizer and its rows, once an engine has wrapped them.
 
     Raises ScaleupError as loading and fitting do, and Stopped after a signal."""
     config, plan, runtime = job.config, job.plan, job.runtime
@@ -65,13 +65,18 @@ def train_supervised(
 
     retained = {task: held_out(old) for task, old in data.retained.items()}
     rows = Feed(loader, held_out(data.validation) if data.validation else None, tally=tally, retained=retained)
-    return train_model(job, model, num_steps, objective, lambda wrapped: feed(wrapped, rows) if feed else rows)
+
+    def learned(wrapped: Any, optimizer: Any) -> Feed:
+        return feed(wrapped, optimizer, rows) if feed else rows
+
+    return train_model(job, model, num_steps, objective, learned)
 
 
 def train_model(
-    job: Job[SupervisedConfig], model: Any, num_steps: int, objective: Objective, feed: Callable[[Any], Feed]
+    job: Job[SupervisedConfig], model: Any, num_steps: int, objective: Objective, feed: Callable[[Any, Any], Feed]
 ) -> Trained:
-    """Prepare a model and fit it. `feed` makes what it learns from, once an engine has wrapped it.
+    """Prepare a model and fit it. `feed` makes what it learns from of the model and its optimizer, once an engine has
+    wrapped them.
 
     Raises ScaleupError as fitting does, and Stopped after a signal."""
     config, runtime, train = job.config, job.runtime, job.config.train
@@ -91,7 +96,7 @@ def train_model(
             model=wrapped,
             optimizer=optimizer,
             schedule=schedule,
-            feed=feed(wrapped),
+            feed=feed(wrapped, optimizer),
             num_steps=num_steps,
             objective=objective,
             ranks=ranks,

@@ -50,3 +50,13 @@ class SupervisedConfig(TrainingConfig):
     evaluation: EvaluationConfig = Field(
         default_factory=EvaluationConfig, description="What `scaleup evaluate RUN` measures."
     )
+
+    @property
+    def copies_a_weight(self) -> int:
+        """Returns how many float32 numbers the stage itself keeps where the optimizer keeps a trained weight."""
+        return 0
+
+    @property
+    def passes_a_micro_batch(self) -> int:
+        """Returns how many forward and backward passes a micro-batch of new rows comes with."""
+        return 1

@@ -25,7 +25,7 @@ from scaleup.records.examples import row_format
 from scaleup.records.format_rules import PREFERENCE_KEYS, holds_class, holds_preferences, is_unpaired, told_by_columns
 from scaleup.records.preferences import reasons
 
-READ = ("train", "validation", "retain")
+READ = ("train", "validation", "retain", "regularization")
 """Names the lists of rows that a supervised stage may read."""
 
 T = TypeVar("T", bound=TrainingConfig)
