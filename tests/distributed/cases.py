@@ -25,7 +25,9 @@ from scaleup.data.tokenization import Tokens
 from scaleup.distributed.runtime import Runtime
 from scaleup.distributed.signals import StopFlag
 from scaleup.errors import ScaleupError
+from scaleup.models.decode import Decoder
 from scaleup.models.generation import Generator
+from scaleup.models.gumbel import GumbelMax
 from scaleup.models.load import load_model, load_tokenizer
 from scaleup.plan.types import Plan
 from scaleup.train.checkpoint import Checkpointer
@@ -88,8 +90,9 @@ def evaluation_rows() -> dict[str, list[list[int]]]:
 
 
 @case
-def answers() -> dict[str, list[str]]:
-    """Against one prompt at a time on this rank alone. 5 prompts over 2 ranks; 1, where one rank has none."""
+def answers() -> dict[str, Any]:
+    """Against one prompt at a time on this rank alone. 5 prompts over 2 ranks; 1, where one rank has none. Two answers
+    a prompt, each drawn with a seed of its own."""
     texts = ["a", "bcdefgh", "cde", "the fourth", "e"]
     prompts = [tokenizer(text)["input_ids"] for text in texts]
     settings = GenerationConfig(max_new_tokens=5)
@@ -97,11 +100,20 @@ def answers() -> dict[str, list[str]]:
     def together(chosen: list[list[int]]) -> list[str]:
         return Generator(runtime, model, tokenizer, settings, 2, run.path / ".parts").answers(chosen, "answers")
 
-    alone = []
-    for prompt in prompts:
-        output = model.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False, pad_token_id=0)
-        alone.append(tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True))
-    return {"alone": alone, "five": together(prompts), "one": together(prompts[:1])}
+    def by_hand(prompt: list[int], **how: Any) -> str:
+        output = model.generate(torch.tensor([prompt]), max_new_tokens=5, pad_token_id=0, **how)
+        return str(tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True))
+
+    drawing = GenerationConfig(max_new_tokens=5, temperature=1.0, top_k=40, seed=3, num_return_sequences=2)
+    drawn = Generator(runtime, model, tokenizer, drawing, 4, run.path / ".parts").sequences(prompts, "answers")
+    drawn_alone = []
+    for number, prompt in enumerate(prompts):
+        draws = [Decoder(GumbelMax.seeded([(3, number, draw)], runtime.device)) for draw in range(2)]
+        how = {"do_sample": True, "temperature": 1.0, "top_k": 40}
+        drawn_alone.append([by_hand(prompt, custom_generate=draw, **how) for draw in draws])
+    alone = [by_hand(prompt, do_sample=False) for prompt in prompts]
+    found = {"alone": alone, "five": together(prompts), "one": together(prompts[:1])}
+    return {**found, "drawn": drawn, "drawn alone": drawn_alone}
 
 
 @case

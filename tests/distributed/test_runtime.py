@@ -184,6 +184,8 @@ def test_answers_come_in_the_order_of_the_prompts(ranks: list[dict[str, Any]]) -
         assert len(set(alone)) > 1
         assert rank["answers"]["five"] == alone
         assert rank["answers"]["one"] == alone[:1]
+        assert rank["answers"]["drawn"] == rank["answers"]["drawn alone"]
+        assert all(one != other for one, other in rank["answers"]["drawn"])
 
 
 def test_an_engine_that_was_not_planned_is_refused(ranks: list[dict[str, Any]]) -> None:

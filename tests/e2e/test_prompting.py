@@ -46,35 +46,27 @@ def test_few_shot_prompts_are_what_is_measured_and_shown(folder: Path) -> None:
     assert set(examples) <= shown, "never the row itself"
 
 
-def test_several_answers_a_prompt_do_not_depend_on_the_processes(folder: Path) -> None:
+def test_several_answers_a_prompt_behind_their_examples(folder: Path) -> None:
     generation = {"max_new_tokens": 4, "temperature": 1.0, "num_return_sequences": 2, "top_k": 50, "seed": 3}
-    found = []
-    for number in (1, 2):
-        config = {**CONFIG, "stage": "generate", "name": f"answers-{number}", "generation": generation}
-        config["parallel"] = {"num_processes": number}
-        result = scaleup("generate", write_config(config, folder), cwd=folder)
-        assert result.code == 0, result.stderr
-        found.append(lines_of(folder / f"runs/answers-{number}/generations.jsonl"))
-    assert found[0] == found[1]
-    assert [row["id"] for row in found[0]] == [0, 1]
-    assert all(len(set(row["completions"])) == 2 for row in found[0])
+    config = {**CONFIG, "stage": "generate", "name": "answers", "generation": generation}
+    config["data"] = {**DATA, "few_shot": {"indices": [1]}}
+    result = scaleup("generate", write_config(config, folder), cwd=folder)
+    assert result.code == 0, result.stderr
+    found = lines_of(folder / "runs/answers/generations.jsonl")
+    assert [row["id"] for row in found] == [0, 1]
+    assert all(row["prompt"].startswith("Review: film 1\nSentiment: good\n\nReview: ") for row in found)
+    assert all(len(set(row["completions"])) == 2 for row in found)
+    assert found[0]["completions"][1] in result.stdout
 
 
 def test_a_conversation_by_lines(folder: Path) -> None:
-    """The tiny model has a chat template; the second time it is asked the same, it has read what was said before."""
-    settings = ["generation.max_new_tokens=24", "generation.min_new_tokens=24"]
-    command = [sys.executable, "-m", "scaleup.cli", "chat", "builtin:tiny-llama", *settings]
-    said = ["hello", "", "hello", "/reset", "hello", "/exit", "never read"]
-
-    def talk(*lines: str) -> str:
-        done = subprocess.run(command, cwd=folder, input="\n".join(lines), capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    alone, whole = talk("hello"), talk(*said)
-    assert alone.strip()
-    assert whole.startswith(alone) and whole.endswith(alone)
-    assert whole not in (alone * 2, alone * 3)
+    command = [sys.executable, "-m", "scaleup.cli", "chat", "builtin:tiny-llama", "generation.max_new_tokens=8"]
+    said = "hello\n\n/reset\nhello\n/exit\nnever read"
+    done = subprocess.run(command, cwd=folder, input=said, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout[: len(done.stdout) // 2], done.stdout[len(done.stdout) // 2 :]
+    assert first == second, "what was said is forgotten"
+    assert first.strip()
 
 
 def test_what_a_conversation_cannot_have_is_refused(folder: Path) -> None:
