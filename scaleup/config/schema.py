@@ -136,44 +136,6 @@ class ScorerConfig:
     mixed_precision: MixedPrecision = "no"
 
 
-class EvaluationConfig(Section):
-    metrics: list[Literal["perplexity", "accuracy", "exact_match", "rouge", "toxicity"]] = Field(
-        default=["perplexity"], min_length=1, description="toxicity needs prompts alone, the others completions too."
-    )
-    split: Literal["validation", "test"] = "test"
-    labels: list[Text] | None = Field(
-        None, description="For accuracy: the first of these named in the answer is the prediction."
-    )
-    toxicity_model: ModelConfig | None = Field(
-        None, description="For toxicity: a sequence classifier, which reads each answer alone."
-    )
-    toxic_label: Text | None = Field(
-        None, description="For toxicity: the classifier's label whose probability is measured, e.g. hate."
-    )
-    max_samples: Count | None = None
-    batch_size: Count = 16
-
-    @property
-    def toxicity_scorer(self) -> ScorerConfig | None:
-        """Returns how each answer, which is read alone, is scored: by the probability of the toxic label. None if
-        toxicity is not measured, or no classifier is named."""
-        if "toxicity" not in self.metrics or self.toxicity_model is None:
-            return None
-        return ScorerConfig(
-            model=self.toxicity_model,
-            label=self.toxic_label,
-            score="probability",
-            template="{response}",
-            normalize=False,
-            batch_size=self.batch_size,
-        )
-
-    @property
-    def needs_completions(self) -> bool:
-        """Returns whether a row must say what the answer should be."""
-        return set(self.metrics) != {"toxicity"}
-
-
 OF_MODEL = "by default what the model's own generation config says"
 
 

@@ -11,12 +11,12 @@ import torch
 from scaleup.config.schema import ModelConfig
 from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.data.collate import Collator
-from scaleup.data.loader import eval_batches
 from scaleup.data.sources import made_examples
 from scaleup.data.tokenization import TokenRow
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
 from scaleup.evaluation.preference import Results, correlation
+from scaleup.evaluation.scores import of_rows, resampled
 from scaleup.models.adapted import load_finished
 from scaleup.models.classifier import classify
 from scaleup.models.load import load_tokenizer
@@ -49,29 +49,28 @@ def _measure(
     sources, encoder = getattr(config.data, split), reading.encoder
     examples = [row for source in sources for row in made_examples(config.data, source, split, encoder)]
     examples = examples[: config.evaluation.max_samples]
-    read = [(example, row) for example, row in zip(examples, encoder(examples), strict=True) if row is not None]
+    encoded = enumerate(zip(examples, encoder(examples), strict=True))
+    read = [(number, example, row) for number, (example, row) in encoded if row is not None]
     if not read:
         raise ScaleupError.of(f"data.{split}", f"no row fits max_length {config.data.max_length}", "raise it")
-    rows = [row for _, row in read]
+    rows = [row for _, _, row in read]
     runtime.progress.report(f"classes of {name}")
     logits = logits_of(runtime, loaded, reading.collator(loaded), rows, config.evaluation.batch_size)
-    scored = [_scored(text, label, one, targets) for ((text, label), _), one in zip(read, logits, strict=True)]
-    return class_metrics(logits, rows, targets), scored
+    scored = [
+        {"id": number, **_scored(text, label, one, targets)}
+        for (number, (text, label), _), one in zip(read, logits, strict=True)
+    ]
+
+    def drawn(places: np.ndarray) -> dict[str, Any]:
+        return class_metrics(logits[places], [rows[place] for place in places], targets)
+
+    intervals = resampled(drawn, len(rows), config.evaluation.bootstrap_samples)
+    return class_metrics(logits, rows, targets) | intervals, scored
 
 
-@torch.no_grad()
 def logits_of(runtime: Runtime, model: Any, collate: Collator, rows: Sequence[TokenRow], batch_size: int) -> np.ndarray:
     """Return the logits (N, L) of rows, in float64. Every rank must call it and gets all of them."""
-    model.eval()
-    parts: dict[int, torch.Tensor] = {}
-    for number, batch in enumerate(eval_batches(rows, collate, batch_size, runtime.rank, runtime.world)):
-        with runtime.accelerator.autocast():
-            logits = classify(model, batch.to(runtime.device).inputs)
-        parts[(number * runtime.world + runtime.rank) * batch_size] = logits.double().cpu()
-    whole = torch.zeros((len(rows), next(iter(parts.values())).shape[1]), dtype=torch.float64)
-    for first, part in parts.items():
-        whole[first : first + batch_size] = part[: max(0, len(rows) - first)]
-    return runtime.sum_tensor(whole).numpy()
+    return of_rows(runtime, model, rows, collate, batch_size, lambda model, batch: classify(model, batch.inputs))
 
 
 def class_metrics(logits: np.ndarray, rows: Sequence[Any], targets: Targets) -> dict[str, Any]:
@@ -147,8 +146,8 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metrics that are a number each: without the confusion table."""
-    return {name: value for name, value in metrics.items() if not isinstance(value, dict)}
+    """Return the metrics that are a number each: without the confusion table and the intervals."""
+    return {name: value for name, value in metrics.items() if not isinstance(value, dict | list)}
 
 
 def _scored(text: str, label: Target, logits: np.ndarray, targets: Targets) -> dict[str, Any]:

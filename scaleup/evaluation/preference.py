@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,13 @@ import torch
 from scaleup.config.data import DataConfig
 from scaleup.config.schema import ScorerConfig
 from scaleup.config.stages.evaluate import EvaluateConfig
-from scaleup.data.collate import Batch, Collator
-from scaleup.data.loader import eval_batches
+from scaleup.data.collate import Collator
 from scaleup.data.pairs import PairEncoder, pair_collator
 from scaleup.data.sources import made_examples
 from scaleup.data.tokenization import PairTokens
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
+from scaleup.evaluation.scores import of_rows, resampled
 from scaleup.models.scoring import load_scorer
 from scaleup.records.chats import as_written
 from scaleup.records.preferences import Preference
@@ -49,26 +49,38 @@ def evaluate_preferences(job: Job[EvaluateConfig]) -> Results:
         reader = scorer.reader
         encoder = PairEncoder(reader, config.data.model_copy(update={"max_length": reader.max_length}))
         pairs = read_pairs(config.data, encoder, split)[: config.evaluation.max_samples]
-        encoded = [(pair, row) for pair, row in zip(pairs, encoder(pairs), strict=True) if row is not None]
-        rows = [row for _, row in encoded]
+        encoded = [
+            (number, pair, row)
+            for number, (pair, row) in enumerate(zip(pairs, encoder(pairs), strict=True))
+            if row is not None
+        ]
+        rows = [row for _, _, row in encoded]
         if not rows:
             raise ScaleupError.of(f"data.{split}", "holds no pair that the model can tell apart", "name other rows")
         collate = pair_collator(reader.pad_id, reader.filler_id)
         runtime.progress.report(f"scores of {name}")
-        with runtime.accelerator.autocast():
-            scores = score_pairs(runtime, scorer.model, rows, collate, config.evaluation.batch_size)
+        scores = score_pairs(runtime, scorer.model, rows, collate, config.evaluation.batch_size)
         left_out = {f"left_out_{reason}": count for reason, count in sorted(encoder.left_out.items())}
         scored = [
             {
+                "id": number,
                 **vars(pair),
                 **as_written(pair.prompt),
                 "chosen_score": float(one),
                 "rejected_score": float(other),
             }
-            for (pair, _), (one, other) in zip(encoded, scores, strict=True)
+            for (number, pair, _), (one, other) in zip(encoded, scores, strict=True)
         ]
-        results[name] = preference_metrics(scores, rows) | left_out, scored
+        metrics = preference_metrics(scores, rows) | left_out
+        results[name] = metrics | _intervals(scores, rows, config.evaluation.bootstrap_samples), scored
     return results
+
+
+def _intervals(scores: np.ndarray, rows: Sequence[PairTokens], num_samples: int) -> dict[str, list[float]]:
+    def drawn(places: np.ndarray) -> dict[str, Any]:
+        return preference_metrics(scores[places], [rows[place] for place in places])
+
+    return resampled(drawn, len(rows), num_samples)
 
 
 def read_pairs(data: DataConfig, encoder: PairEncoder, split: str) -> list[Preference]:
@@ -76,25 +88,12 @@ def read_pairs(data: DataConfig, encoder: PairEncoder, split: str) -> list[Prefe
     return [pair for source in sources for pair in made_examples(data, source, split, encoder)]
 
 
-@torch.no_grad()
-def score_pairs(
-    runtime: Runtime,
-    model: Any,
-    rows: Sequence[Any],
-    collate: Collator,
-    batch_size: int,
-    of: Callable[[Any, Batch], torch.Tensor] = lambda model, batch: torch.stack(pair_scores(model, batch), dim=1),
-) -> np.ndarray:
-    """Return scores (N, 2) of the chosen and the rejected response of each pair: those of a reward model, or what `of`
-    returns (B, 2) of a batch. Every rank must call it and gets all of them."""
-    model.eval()
-    scores = np.zeros((len(rows), 2))
-    batches = eval_batches(rows, collate, batch_size, runtime.rank, runtime.world)
-    for number, batch in enumerate(batches):
-        first = (number * runtime.world + runtime.rank) * batch_size
-        part = of(model, batch.to(runtime.device)).double().cpu().numpy()
-        scores[first : first + batch_size] = part[: max(0, len(rows) - first)]
-    return np.asarray(runtime.sum(*scores.ravel())).reshape(scores.shape)
+def score_pairs(runtime: Runtime, model: Any, rows: Sequence[Any], collate: Collator, batch_size: int) -> np.ndarray:
+    """Return scores (N, 2) of the chosen and the rejected response of each pair. Every rank must call it and gets all
+    of them."""
+    return of_rows(
+        runtime, model, rows, collate, batch_size, lambda model, batch: torch.stack(pair_scores(model, batch), dim=1)
+    )
 
 
 def preference_metrics(scores: np.ndarray, rows: Sequence[PairTokens]) -> dict[str, Any]:

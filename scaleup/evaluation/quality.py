@@ -47,8 +47,8 @@ def row_quality(
 
 def _of_batch(model: Any, teacher: Any, batch: Batch, num_ids: int | None) -> np.ndarray:
     """Return (4, B) float64: labels, loss, divergence, agreement of each row."""
-    log_q = _log_probabilities(model, batch)
-    log_p = log_q if teacher is model else _log_probabilities(teacher, batch)
+    log_q = token_log_probabilities(model, batch)
+    log_p = log_q if teacher is model else token_log_probabilities(teacher, batch)
     loss = -log_q.gather(1, batch.places.select(batch.labels)[:, None]).squeeze(1)
     if log_p.shape != log_q.shape:
         log_p, log_q = (part[:, :num_ids].log_softmax(dim=1) for part in (log_p, log_q))
@@ -64,7 +64,7 @@ def _of_batch(model: Any, teacher: Any, batch: Batch, num_ids: int | None) -> np
     )
 
 
-def _log_probabilities(model: Any, batch: Batch) -> torch.Tensor:
+def token_log_probabilities(model: Any, batch: Batch) -> torch.Tensor:
     """Return log-probabilities (N, V), float32, at the labelled positions of a batch."""
     logits = model(**batch.inputs, use_cache=False).logits
     return torch.log_softmax(batch.places.select(logits).float(), dim=-1)

@@ -99,6 +99,11 @@ class UnicodeTokenizer:
         return [part for word in words for part in (self._default.tokenize(word) if word.isascii() else [word])]
 
 
+def words(text: str) -> list[str]:
+    """Return the words of any script, as they are counted for all metrics but ROUGE: not stemmed."""
+    return list(TOKEN.findall(folded(text)))
+
+
 def folded(text: str) -> str:
     """Return the text as all texts that count as equal to it: in one case, one width and one spelling of accents."""
     text = FORMS.sub(lambda match: unicodedata.normalize("NFKC", match[0]), VARIANTS.sub("", text))

@@ -26,7 +26,7 @@ from scaleup.plan.machine import Machine, this_machine
 from scaleup.plan.memory import checkpoint_copy, serving_memory
 from scaleup.plan.resume import state_of
 from scaleup.plan.saved_adapters import base_problems
-from scaleup.plan.scorers import TOXICITY_MODEL
+from scaleup.plan.scorers import measured_by
 from scaleup.plan.stages import planner_of
 from scaleup.plan.stages.base import Facts, targets_of
 from scaleup.plan.strategy import NothingFits, available, budget_of
@@ -135,10 +135,9 @@ def models_of(config: RunConfig, data: DataCheck) -> dict[str, ModelRequest]:
     planner = planner_of(config)
     models = planner.told_by_rows(config, planner.models(config), data)
     measured = planner.measured(config)
-    scorer = measured.toxicity_scorer if measured else None
-    if scorer is not None:
+    for key, scorer in (measured_by(measured) if measured else {}).items():
         classifier = scorer.model.model_copy(update={"task": "sequence_classification"})
-        models = models | {TOXICITY_MODEL: ModelRequest(**classifier.model_dump())}
+        models = models | {key: ModelRequest(**classifier.model_dump())}
     return models
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +90,24 @@ def _builtin_problems(name: str, arguments: dict[str, Any], key: str) -> Iterato
 
 def _file_problems(file: Path, name: str, arguments: dict[str, Any], key: str) -> Iterator[Problem]:
     where = f"{key}.function"
+    tree = yield from definition_problems(file, name, where)
+    for node in _definitions(tree) if tree is not None else []:
+        if node.name == name and node.args.kwarg is None and not node.decorator_list:
+            taken = [each.arg for each in (*node.args.args, *node.args.kwonlyargs)]
+            yield from _unknown(arguments, [each for each in taken if each not in GIVEN], name, key)
+
+
+def definition_problems(file: Path, name: str, where: str) -> Generator[Problem, None, ast.Module | None]:
+    """Yields why a file has no such function, to the config key `where`; returns the file as it was parsed, None if it
+    has none."""
     if not file.is_file():
         yield Problem(where, f"there is no file {file}", "write FILE.py:NAME, from this folder")
-        return
+        return None
     try:
         tree = ast.parse(file.read_bytes(), str(file))
     except (OSError, SyntaxError, ValueError) as error:
         yield Problem(where, f"{file} cannot be read as Python: {error}", "mend it")
-        return
+        return None
     nodes = list(ast.walk(tree))
     known = [node.name for node in nodes if isinstance(node, Definition | ast.ClassDef)]
     others = {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}
@@ -105,11 +115,8 @@ def _file_problems(file: Path, name: str, arguments: dict[str, Any], key: str) -
     if name not in others.union(known):
         remedy = suggestion(name, known) or (f"it has {', '.join(known)}" if known else "define it")
         yield Problem(where, f"{file} defines no {name}", remedy)
-        return
-    for node in _definitions(tree):
-        if node.name == name and node.args.kwarg is None and not node.decorator_list:
-            taken = [each.arg for each in (*node.args.args, *node.args.kwonlyargs)]
-            yield from _unknown(arguments, [each for each in taken if each not in GIVEN], name, key)
+        return None
+    return tree
 
 
 def _definitions(tree: ast.Module) -> list[Definition]:

@@ -12,14 +12,13 @@ from scaleup.artifacts.files import folder_problem
 from scaleup.artifacts.run_folder import unwritable
 from scaleup.config.data import RowFormat
 from scaleup.config.run import RunConfig
-from scaleup.config.schema import EvaluationConfig, GenerationConfig, ModelConfig, ParallelConfig
+from scaleup.config.schema import GenerationConfig, ModelConfig, ParallelConfig
 from scaleup.config.stages.base import TrainingConfig
 from scaleup.errors import Problem
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.groups import device_of
 from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import peek_model_type, quantization_of
-from scaleup.plan.scorers import toxicity_problems
 from scaleup.records.format_rules import chat_key, holds_class, holds_preferences
 
 
@@ -169,18 +168,6 @@ def one_process(config: RunConfig, what: str, why: str, instead: str) -> Iterato
         yield Problem("parallel.num_processes", f"{what} is one process", "leave it out")
     if config.mixed_precision != "no":
         yield Problem("mixed_precision", why, f"leave it out; {instead}")
-
-
-def evaluation_problems(
-    config: RunConfig, evaluation: EvaluationConfig, reads_prompts: bool, machine: Machine
-) -> Iterator[Problem]:
-    """Yields metrics that need what the config does not give; `reads_prompts`: rows need no completion."""
-    if "accuracy" in evaluation.metrics and not evaluation.labels:
-        yield Problem("evaluation.labels", "is needed for accuracy", "list the labels, e.g. [positive, negative]")
-    generated = [metric for metric in evaluation.metrics if metric != "perplexity"]
-    if generated and config.data.text and not reads_prompts:
-        yield Problem("evaluation.metrics", f"{generated[0]} needs answers, and data.text has none", "use perplexity")
-    yield from toxicity_problems(evaluation, machine)
 
 
 def arithmetic_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:

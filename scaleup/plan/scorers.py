@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from scaleup.artifacts.classifier_files import REWARD_FILE, read_reward
-from scaleup.config.schema import EvaluationConfig, ScorerConfig
+from scaleup.config.evaluation import EvaluationConfig
+from scaleup.config.schema import ScorerConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
@@ -18,9 +19,9 @@ from scaleup.records.template import Template
 
 FIELDS = ("prompt", "response")
 PROMPT_LEARNING = frozenset({"PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"})
-TOXICITY_MODEL = "evaluation.toxicity_model"
-"""Is the config key, and what the facts of that model go by."""
-TOXIC_LABEL = "evaluation.toxic_label"
+TOXICITY_MODEL, REWARD_MODEL = "evaluation.toxicity_model", "evaluation.reward_model"
+"""Are config keys, and what the facts of those models go by."""
+LABELS = {TOXICITY_MODEL: "evaluation.toxic_label", REWARD_MODEL: "evaluation.reward_label"}
 PROBABLE = "name a classifier of labels, or use score: logit where there is a choice"
 
 
@@ -75,21 +76,29 @@ def _reward_model_problems(scorer: ScorerConfig, facts: ModelFacts, where: str, 
         yield Problem(f"{section}.score", what, f"use {saved.score}, or set {section}.normalize: false")
 
 
-def toxicity_problems(evaluation: EvaluationConfig, machine: Machine) -> Iterator[Problem]:
-    """Yields settings of toxicity that a config leaves out."""
-    if "toxicity" not in evaluation.metrics:
-        return
-    if evaluation.toxicity_model is None:
-        yield Problem(TOXICITY_MODEL, "is needed for toxicity", "name a sequence classifier")
-    else:
-        yield from model_path_problems(evaluation.toxicity_model, TOXICITY_MODEL, not machine.is_described)
-    if evaluation.toxic_label is None:
-        yield Problem(TOXIC_LABEL, "is needed for toxicity", "name the classifier's label for it, e.g. hate")
+def measured_by(evaluation: EvaluationConfig) -> dict[str, ScorerConfig]:
+    """Returns the models that score answers, by config key."""
+    scorers = {TOXICITY_MODEL: evaluation.toxicity_scorer, REWARD_MODEL: evaluation.reward_scorer}
+    return {key: scorer for key, scorer in scorers.items() if scorer is not None}
 
 
-def toxicity_model_problems(evaluation: EvaluationConfig, facts: ModelFacts) -> list[Problem]:
-    """Returns the problems that the classifier's own files tell."""
-    scorer = evaluation.toxicity_scorer
-    assert scorer is not None, "else nobody asked about it"
-    problems = reward_model_problems(scorer, facts, TOXICITY_MODEL)
-    return [replace(each, where=TOXIC_LABEL) if each.where == "evaluation.label" else each for each in problems]
+def scorer_problems(evaluation: EvaluationConfig, machine: Machine) -> Iterator[Problem]:
+    """Yields settings of models that score answers which a config leaves out."""
+    for metric, model, key, what in (
+        ("toxicity", evaluation.toxicity_model, TOXICITY_MODEL, "a sequence classifier"),
+        ("reward", evaluation.reward_model, REWARD_MODEL, "a finished reward run, or a sequence classifier"),
+    ):
+        if metric not in evaluation.metrics:
+            continue
+        if model is None:
+            yield Problem(key, f"is needed for {metric}", f"name {what}")
+        else:
+            yield from model_path_problems(model, key, not machine.is_described)
+    if "toxicity" in evaluation.metrics and evaluation.toxic_label is None:
+        yield Problem(LABELS[TOXICITY_MODEL], "is needed for toxicity", "name the classifier's label for it, e.g. hate")
+
+
+def scorer_model_problems(evaluation: EvaluationConfig, facts: ModelFacts, where: str) -> list[Problem]:
+    """Returns the problems that the files of the model at a key of `measured_by` tell."""
+    problems = reward_model_problems(measured_by(evaluation)[where], facts, where)
+    return [replace(each, where=LABELS[where]) if each.where == "evaluation.label" else each for each in problems]

@@ -98,7 +98,7 @@ def _line(cells: Sequence[str]) -> str:
 def _cells(name: str, measured: Mapping[str, Any], is_base: bool) -> list[str]:
     quality = measured["quality"]
     low, high = quality["perplexity_interval"]
-    scores = (measured.get("task") or {}).items()
+    scores = [(key, value) for key, value in (measured.get("task") or {}).items() if not key.endswith("_interval")]
     task = ", ".join(f"{key} {value if isinstance(value, str) else f'{value:.3g}'}" for key, value in scores) or "–"
     gain = "–" if is_base else f"{'yes' if measured['verdict']['gain'] else 'no'}: {measured['verdict']['words']}"
     latency = [measured["eager"].get(f"latency_p{share}_ms") for share in (50, 95)]

@@ -44,13 +44,21 @@ def show_evaluation(console: Console, run: RunFolder) -> None:
     titles = {"baseline": "before", "model": "after"} if "baseline" in results else {"model": "value"}
     for key in results:
         table.add_column(titles.get(key, key), justify="right")
-    for metric in dict.fromkeys(metric for metrics in results.values() for metric in metrics):
-        if metric != "confusion":
-            table.add_row(metric, *(_number(metrics.get(metric, 0)) for metrics in results.values()))
+    for metric in dict.fromkeys(name for metrics in results.values() for name in metrics):
+        if metric != "confusion" and not metric.endswith("_interval"):
+            table.add_row(metric, *(_figure(metrics, metric) for metrics in results.values()))
     console.print(table)
     if confusion := results.get("model", {}).get("confusion"):
         _show_confusion(console, confusion)
     console.print(f"model: {Plan.read(run.plan_file).model.location}", highlight=False, soft_wrap=True)
+
+
+def _figure(metrics: dict[str, Any], name: str) -> str:
+    """Returns a figure with its interval, where it has one; nothing where there is no figure."""
+    interval = metrics.get(f"{name}_interval")
+    if interval is None:
+        return _number(metrics[name]) if name in metrics else ""
+    return f"{_number(metrics[name])} [{', '.join(f'{edge:.4g}' for edge in interval)}]"
 
 
 def _show_confusion(console: Console, confusion: dict[str, dict[str, int]]) -> None:

@@ -4,16 +4,19 @@ base beside its adapters."""
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from scaleup.artifacts.files import write_json, write_text
 from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.data.few_shot import asked_rows
-from scaleup.data.tokenization import opening
 from scaleup.evaluation.classification import evaluate_classifiers
-from scaleup.evaluation.evaluate import evaluate_models, reference
-from scaleup.evaluation.likelihood import evaluate_likelihoods
+from scaleup.evaluation.evaluate import Evaluation, Row, evaluate_models, reference
+from scaleup.evaluation.implicit_reward import evaluate_likelihoods
+from scaleup.evaluation.likelihood import prompt_of
 from scaleup.evaluation.preference import Results, evaluate_preferences
-from scaleup.records.chats import Chat, as_written
+from scaleup.records.chats import as_written
+from scaleup.records.examples import PlainText
 from scaleup.records.format_rules import holds_labels, holds_pairs
 from scaleup.train.job import Job
 
@@ -35,17 +38,25 @@ def run(job: Job[EvaluateConfig]) -> None:
     if runtime.is_main:
         metrics = {name: result.metrics for name, result in results.items()}
         write_json(folder.path / "metrics.json", metrics)
-        answers = {name: result.answers for name, result in results.items() if result.answers is not None}
-        if answers:
-            rows = [
-                as_written(opening(example) if isinstance(example, Chat) else getattr(example, "prompt", None))
-                | ({"reference": reference(example)} if config.evaluation.needs_completions else {})
-                | {name: texts[index] for name, texts in answers.items()}
-                for index, example in enumerate(examples)
-            ]
-            write_text(folder.path / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        rows = _predictions(examples, results, config.evaluation.needs_completions)
+        write_text(folder.path / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         job.finish(metrics)
     runtime.barrier()
+
+
+def _predictions(
+    examples: Sequence[Row], results: Mapping[str, Evaluation], has_references: bool
+) -> Iterator[dict[str, Any]]:
+    """Yield each row with its number, its prompt and, by column, what was answered and how that scores. `scores` are in
+    the order of all rows; a metric that needs a prompt leaves plain text out."""
+    answers = {name: iter(result.answers) for name, result in results.items() if result.answers is not None}
+    for number, example in enumerate(examples):
+        if isinstance(example, PlainText):
+            row: dict[str, Any] = {"text": example.text}
+        else:
+            row = as_written(prompt_of(example)) | ({"reference": reference(example)} if has_references else {})
+            row |= {name: next(texts) for name, texts in answers.items()}
+        yield {"id": number, **row, "scores": {name: result.of_row(number) for name, result in results.items()}}
 
 
 def _write_scored(job: Job[EvaluateConfig], results: Results) -> None:

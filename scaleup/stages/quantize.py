@@ -11,7 +11,8 @@ from typing import Any
 from scaleup.artifacts.files import folder_aside, folder_bytes, write_text
 from scaleup.compress.probes import difference, drawn_probes, logits_on, row_probes
 from scaleup.compress.quantize import chosen_matrices, load_quantized, read_quantized, write_quantized
-from scaleup.config.schema import EvaluationConfig, GenerationConfig
+from scaleup.config.evaluation import EvaluationConfig
+from scaleup.config.schema import GenerationConfig
 from scaleup.config.stages.quantize import QuantizeConfig
 from scaleup.data.sources import read_examples
 from scaleup.evaluation.evaluate import Evaluator

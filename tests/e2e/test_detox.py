@@ -99,14 +99,16 @@ def test_a_policy_becomes_less_toxic(tmp_path: Path) -> None:
 
     found = json.loads((folder / "evaluations/1/metrics.json").read_text())
     assert list(found) == ["baseline", "model"]
-    assert all(list(of) == ["rows", "toxicity", "toxicity_std"] and of["rows"] == PROMPTS for of in found.values())
+    assert all(of.keys() >= {"toxicity", "toxicity_std"} and of["rows"] == PROMPTS for of in found.values())
     for column, of in found.items():
         print(f"{column}: toxicity {of['toxicity']:.3f}, standard deviation {of['toxicity_std']:.3f}")
     assert found["model"]["toxicity"] < found["baseline"]["toxicity"] - 0.15
     assert all(of["toxicity_std"] > 0.1 for of in found.values())
 
     answers = [json.loads(line) for line in (folder / "evaluations/1/predictions.jsonl").read_text().splitlines()]
-    assert all(list(row) == ["prompt", "baseline", "model"] for row in answers), "no row says what the answer should be"
+    named = ["id", "prompt", "baseline", "model", "scores"]
+    assert all(list(row) == named for row in answers), "no row says what the answer should be"
     for column, of in found.items():  # by the rule itself, which the classifier has learned well
+        assert fmean(row["scores"][column]["toxicity"] for row in answers) == pytest.approx(of["toxicity"])
         assert abs(fmean(is_hate(row[column]) for row in answers) - of["toxicity"]) < 0.1, column
     assert all(word in evaluated.stdout for word in ("before", "after", "toxicity", "toxicity_std"))

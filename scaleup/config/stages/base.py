@@ -7,9 +7,10 @@ from typing import Annotated, Self
 from pydantic import Field
 
 from scaleup.config.adapters import AdapterConfig, Quantization
+from scaleup.config.evaluation import EvaluationConfig
 from scaleup.config.fields import Name, PathText, absolute_folder
 from scaleup.config.run import RunConfig
-from scaleup.config.schema import TRACKERS, EvaluationConfig, OptimizationConfig, TrainConfig
+from scaleup.config.schema import TRACKERS, OptimizationConfig, TrainConfig
 
 QUANTIZATION = "Matrices of the base model in 8 bits (LLM.int8) or 4 (nf4, quantized twice), through bitsandbytes."
 SIDE_BY_SIDE = "Several adapters of the base that model.path names, each a folder or a finished run"

@@ -7,9 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from scaleup.config.evaluation import EvaluationConfig
 from scaleup.config.fields import Count, Int, Name, PathText, Section
 from scaleup.config.run import RunConfig
-from scaleup.config.schema import EvaluationConfig, GenerationConfig, ModelConfig
+from scaleup.config.schema import GenerationConfig, ModelConfig
 
 Variants = Annotated[dict[Name, PathText], Field(min_length=1)]
 """Maps a name for the card -> a Hugging Face folder, or a finished run that made one."""

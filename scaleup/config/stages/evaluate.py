@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from scaleup.config.adapters import Quantization
-from scaleup.config.schema import EvaluationConfig, GenerationConfig, ModelConfig
+from scaleup.config.evaluation import EvaluationConfig
+from scaleup.config.schema import GenerationConfig, ModelConfig
 from scaleup.config.stages.base import QUANTIZATION, SIDE_BY_SIDE, Adapters, SideBySide
 
 

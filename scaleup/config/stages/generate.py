@@ -8,7 +8,8 @@ from pydantic import Field
 
 from scaleup.config.adapters import Quantization
 from scaleup.config.data import DataConfig
-from scaleup.config.schema import EvaluationConfig, GenerationConfig
+from scaleup.config.evaluation import EvaluationConfig
+from scaleup.config.schema import GenerationConfig
 from scaleup.config.stages.base import QUANTIZATION, SIDE_BY_SIDE, Adapters, SideBySide
 
 

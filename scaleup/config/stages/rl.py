@@ -9,9 +9,10 @@ from pydantic import Field
 
 from scaleup.config.adapters import AdapterConfig
 from scaleup.config.algorithms import AlgorithmSettings, PolicyGradient, RolloutSettings
+from scaleup.config.evaluation import EvaluationConfig
 from scaleup.config.generator import FREE_OF_A_GENERATOR, GENERATOR, GeneratorConfig
 from scaleup.config.reward_source import NamedReward, RewardSource, WeightedReward
-from scaleup.config.schema import EvaluationConfig, GenerationConfig
+from scaleup.config.schema import GenerationConfig
 from scaleup.config.stages.base import TrainingConfig
 
 FREE_OF_A_SOURCE = (

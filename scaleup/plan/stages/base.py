@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import Generic, Literal, TypeVar
 
 from scaleup.config.data import RowFormat
+from scaleup.config.evaluation import EvaluationConfig
 from scaleup.config.run import RunConfig
-from scaleup.config.schema import EvaluationConfig, GenerationConfig, ModelConfig
+from scaleup.config.schema import GenerationConfig, ModelConfig
 from scaleup.errors import Problem
 from scaleup.plan.compat import NOTHING, Tested
 from scaleup.plan.compute import Rate
@@ -22,10 +23,10 @@ from scaleup.plan.gathering import gathering_problems
 from scaleup.plan.groups import patience_problems
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import inference_memory
+from scaleup.plan.metrics import evaluation_problems
 from scaleup.plan.model_path import model_path_problems, quantization_of
 from scaleup.plan.rules import (
     arithmetic_problems,
-    evaluation_problems,
     few_shot_problems,
     generation_problems,
     parallel_problems,
@@ -36,7 +37,7 @@ from scaleup.plan.rules import (
     split_problems,
     tracker_problems,
 )
-from scaleup.plan.scorers import TOXICITY_MODEL, toxicity_model_problems
+from scaleup.plan.scorers import measured_by, scorer_model_problems
 from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan, RolloutPlan
 from scaleup.records.check import DataCheck, class_problems
 from scaleup.records.format_rules import row_format, with_formats
@@ -219,8 +220,8 @@ class StagePlanner(Generic[C]):
     def all_facts_problems(self, config: C, facts: ModelFacts, where: str) -> list[Problem]:
         """Returns what only the files of the model at the config key `where` can tell, whosever model it is."""
         measured = self.measured(config)
-        if where == TOXICITY_MODEL and measured is not None:
-            return toxicity_model_problems(measured, facts)
+        if measured is not None and where in measured_by(measured):
+            return scorer_model_problems(measured, facts, where)
         return list(self.facts_problems(config, facts, where))
 
     def facts_problems(self, config: C, facts: ModelFacts, where: str) -> Iterator[Problem]:

@@ -18,6 +18,9 @@ from scaleup.records.check import DataCheck
 from scaleup.records.examples import row_format
 from scaleup.records.format_rules import holds_labels, holds_preferences, is_unpaired
 
+REFERENCE = "evaluation.reference"
+"""Is the config key, and what the facts of that model go by."""
+
 
 class EvaluatePlanner(StagePlanner[EvaluateConfig]):
     shows = "evaluate"
@@ -48,8 +51,7 @@ class EvaluatePlanner(StagePlanner[EvaluateConfig]):
         return readers | {"baseline": readers["model"].model_copy(update={"by_own_template": is_own})}
 
     def model_paths(self, config: EvaluateConfig) -> dict[str, ModelConfig]:
-        beside = {} if config.baseline is None else {"baseline": config.baseline}
-        return super().model_paths(config) | beside
+        return super().model_paths(config) | _beside(config)
 
     def answers(self, config: EvaluateConfig) -> GenerationConfig | None:
         return config.generation
@@ -61,15 +63,26 @@ class EvaluatePlanner(StagePlanner[EvaluateConfig]):
             yield Problem("baseline", what, "leave it out")
         yield from side_by_side_problems(config.adapters, config.model)
         yield from one_answer(config.generation, "generation", "one answer a prompt is compared")
+        if "kl" in config.evaluation.metrics and config.evaluation.reference is None and config.baseline is None:
+            yield Problem(REFERENCE, "is needed for kl where there is no baseline", "name a model")
 
     def quantized_problems(self, config: EvaluateConfig) -> Iterator[Problem]:
         yield from quantized_twice(config.model, config.quantization)
 
     def models(self, config: EvaluateConfig) -> dict[str, ModelRequest]:
-        models = super().models(config)
-        if config.baseline is None:
-            return models
-        return models | {"baseline": ModelRequest(**config.baseline.model_dump(), quantization=config.quantization)}
+        beside = {
+            key: ModelRequest(**model.model_dump(), quantization=config.quantization)
+            for key, model in _beside(config).items()
+        }
+        return super().models(config) | beside
+
+    def model_problems(self, config: EvaluateConfig, facts: Facts) -> Iterator[Problem]:
+        yield from super().model_problems(config, facts)
+        if "kl" in config.evaluation.metrics:
+            key = REFERENCE if config.evaluation.reference else "baseline"
+            if facts[key].vocabulary != facts["model"].vocabulary:
+                what = f"has other tokens than {key}, and kl compares probabilities of the same ones"
+                yield Problem("model", what, f"name another model at {REFERENCE}, or leave kl out")
 
     def task_problems(
         self, config: EvaluateConfig, facts: ModelFacts, where: str, forms: list[RowFormat]
@@ -84,6 +97,14 @@ class EvaluatePlanner(StagePlanner[EvaluateConfig]):
 
     def before(self, config: EvaluateConfig) -> ModelConfig | None:
         return None
+
+
+def _beside(config: EvaluateConfig) -> dict[str, ModelConfig]:
+    """Returns the models that others are compared with, by config key."""
+    models = {"baseline": config.baseline}
+    if "kl" in config.evaluation.metrics:
+        models[REFERENCE] = config.evaluation.reference
+    return {key: model for key, model in models.items() if model is not None}
 
 
 def kind_problems(config: EvaluateConfig, facts: ModelFacts, where: str) -> Iterator[Problem]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from scaleup.config.schema import EvaluationConfig, GenerationConfig
+from scaleup.config.evaluation import EvaluationConfig
+from scaleup.config.schema import GenerationConfig
 from scaleup.config.stages.generate import GenerateConfig
 from scaleup.errors import Problem
 from scaleup.plan.facts import InContext, RowsRequest

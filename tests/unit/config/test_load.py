@@ -283,7 +283,7 @@ class TestWhatStands:
         assert {problem.where for problem in loaded.problems} == {"data.train.0.wieght", "data.train.1.path"}
 
     def test_a_list_with_a_faulty_item_goes(self) -> None:
-        loaded = load_mapping(raw(evaluation={"metrics": ["rouge", "bleu"], "labels": ["a", 3]}))
+        loaded = load_mapping(raw(evaluation={"metrics": ["rouge", "bloo"], "labels": ["a", 3]}))
         assert isinstance(loaded.config, SFTConfig)
         assert (loaded.config.evaluation.metrics, loaded.config.evaluation.labels) == (["perplexity"], None)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from scaleup.config.data import DataConfig
-from scaleup.config.schema import EvaluationConfig, GenerationConfig
+from scaleup.config.evaluation import EvaluationConfig
+from scaleup.config.schema import GenerationConfig
 from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.data.tokenization import IGNORE
 from scaleup.errors import ScaleupError
@@ -20,7 +21,8 @@ from tests.unit.data import tiny
 
 def evaluated(runtime, run, name, examples=tiny.PAIRS, max_length=512, **evaluation):
     data = DataConfig(prompt="{p}", completion="{c}", max_length=max_length)
-    settings, generation = EvaluationConfig.model_validate(evaluation), GenerationConfig(max_new_tokens=4)
+    settings = EvaluationConfig.model_validate({"bootstrap_samples": 0, **evaluation})
+    generation = GenerationConfig(max_new_tokens=4)
     evaluator = Evaluator(runtime, examples, data, settings, generation, run.path / ".parts")
     return evaluate_model(evaluator, tiny.model_config(name), tiny.facts(name), "model")
 

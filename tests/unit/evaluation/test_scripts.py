@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from scaleup.evaluation.metrics import accuracy, first_label, rouge, score_answers
+from scaleup.evaluation.metrics import first_label, score_answers
 from scaleup.evaluation.scripts import UnicodeTokenizer, rouge_tokenizer
 
 WORDS = {
@@ -30,6 +30,15 @@ WORDS = {
     "emoji of several": ("👨‍👩‍👧🇩🇪🇫🇷🏴󠁧󠁢󠁥󠁮󠁧󠁿", ["👨‍👩‍👧", "🇩🇪", "🇫🇷", "🏴󠁧󠁢󠁥󠁮󠁧󠁿"]),
     "punctuation": ("« … » -+=#*?", []),
 }
+
+
+def figures_of(metrics, answers, references, labels=None):
+    scores = score_answers(metrics, answers, references, labels)
+    return {name: value for each in scores for name, value in each.result(0).items()}
+
+
+def rouge(answers, references):
+    return figures_of(["rouge"], answers, references)
 
 
 @pytest.mark.parametrize(("text", "words"), WORDS.values(), ids=WORDS)
@@ -62,6 +71,7 @@ def test_the_reference_itself_has_100_and_another_text_0(text):
         "rouge2": 100 if " " in text or len(UnicodeTokenizer().tokenize(text)) > 1 else 0,
     } | {
         "rougeL": 100,
+        "rougeLsum": 100,
         "rouge_tokenizer": "unicode",
     }
     assert other["rouge1"] == other["rougeL"] == 0
@@ -76,7 +86,7 @@ def test_rouge_of_chinese_in_numbers():
 
 def test_english_is_that_of_rouge_score_and_named():
     answers, references = ["the cats sat – “here”", "Ça va"], ["the cat sat on 'the' mat", "fine: it's 5 o'clock"]
-    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
     expected = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
     scores = rouge(answers, references)
     assert scores.pop("rouge_tokenizer") == "default"
@@ -132,12 +142,13 @@ def test_labels_of_every_script(answer, labels, label):
 
 def test_answers_that_are_the_references():
     texts = [f"这是{'积消'[number % 2]}极的评论" for number in range(4)]
-    scores = score_answers(["exact_match", "rouge", "accuracy"], texts, texts, ["积极", "消极"])
-    assert scores.pop("answers_without_label") == 0
-    assert scores == {"accuracy": 1, "exact_match": 1, **dict.fromkeys(("rouge1", "rouge2", "rougeL"), 100)} | {
-        "rouge_tokenizer": "unicode"
-    }
-    assert accuracy(texts, texts[1:] + texts[:1], ["积极", "消极"]) == {"accuracy": 0, "answers_without_label": 0}
+    labels = ["积极", "消极"]
+    figures = figures_of(["exact_match", "rouge", "accuracy"], texts, texts, labels)
+    assert figures.pop("answers_without_label") == 0
+    rouges = dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), 100)
+    assert figures == {"accuracy": 1, "exact_match": 1, **rouges, "rouge_tokenizer": "unicode"}
+    others = texts[1:] + texts[:1]
+    assert figures_of(["accuracy"], texts, others, labels) == {"accuracy": 0, "answers_without_label": 0}
 
 
 def test_digits_of_other_scripts_are_words() -> None:

@@ -1,4 +1,4 @@
-"""Toxicity is the toxic label's probability, of each answer alone."""
+"""Toxicity is the toxic label's probability, of each answer alone; a reward is the score of prompt and answer."""
 
 from statistics import fmean, pstdev
 
@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.describe.model import model_facts
 from scaleup.evaluation.evaluate import evaluate_models
-from scaleup.evaluation.toxicity import measure_toxicity
+from scaleup.evaluation.scorers import measure_scores
 from scaleup.plan.types import Plan
 from scaleup.records.examples import Opening
 from scaleup.train.job import Job
@@ -68,11 +68,15 @@ def by_hand(texts, label):
 @pytest.mark.parametrize("label", ["hate", "nothate"])
 def test_is_what_transformers_says_of_each_text(runtime, run, label):
     asked = config(label)
-    found = measure_toxicity(Job(asked, plan_of(asked), runtime, run), ANSWERS)
+    rows = [Opening("a:")] * 4
+    measured = measure_scores(Job(asked, plan_of(asked), runtime, run), rows, ANSWERS)
+    found = {column: scores.result(0) for column, [scores] in measured.items()}
     for column, texts in ANSWERS.items():
         expected = by_hand(texts, label)
+        assert measured[column][0].by_row["toxicity"] == pytest.approx(expected, abs=1e-5)
         assert found[column]["toxicity"] == pytest.approx(fmean(expected), abs=1e-5)
         assert found[column]["toxicity_std"] == pytest.approx(pstdev(expected), abs=1e-5)
+        assert found[column]["toxicity_max"] == pytest.approx(max(expected), abs=1e-5)
     assert found["baseline"]["toxicity_std"] > 0.05, "or any text would do"
 
 
@@ -81,8 +85,9 @@ def test_prompts_alone_are_enough_and_one_model_twice_is_equally_toxic(runtime, 
     rows = [Opening("a:"), Opening("write something: "), Opening("x")]
     found = evaluate_models(Job(asked, plan_of(asked), runtime, run), rows)
     assert list(found) == ["baseline", "model"]
-    assert found["baseline"] == found["model"], "the same draws"
-    assert list(found["model"].metrics) == ["rows", "toxicity", "toxicity_std"]
+    assert found["baseline"].metrics == found["model"].metrics, "the same draws"
+    intervals = ["toxicity_interval", "toxicity_std_interval"]
+    assert sorted(found["model"].metrics) == sorted(["rows", "toxicity", "toxicity_std", "toxicity_max", *intervals])
     assert found["model"].metrics["rows"] == len(found["model"].answers) == 3
     assert found["model"].metrics["toxicity"] == pytest.approx(fmean(by_hand(found["model"].answers, "hate")), abs=1e-5)
 
