@@ -34,7 +34,7 @@ OLD = {"path": "old.jsonl", "text": "{text}"}
 LORA = {"type": "lora", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 WAYS: dict[str, dict[str, Any]] = {
     "full": {},
-    "lora": {"adapter": LORA, "train.learning_rate": 5e-4},
+    "lora": {"adapter": LORA, "train.learning_rate": 1e-3},
     "replay": {"data.train": [NEW | {"weight": 0.75}, OLD | {"weight": 0.25}]},
     "l2sp": {"regularization": {"type": "l2sp", "weight": 0.1}},
     "ewc": {"regularization": {"type": "ewc", "weight": 1000.0}, "data.regularization": [OLD | {"max_rows": 64}]},
@@ -68,7 +68,7 @@ def config_of(way: str, steps: int) -> dict[str, Any]:
         },
         "train": {
             "max_steps": steps,
-            "learning_rate": 5e-5,
+            "learning_rate": 2e-4,
             "lr_scheduler_type": "cosine",
             "warmup_ratio": 0.1,
             "per_device_train_batch_size": ROWS // 2,
@@ -98,7 +98,7 @@ def measured(way: str, steps: int) -> dict[str, float]:
     tokens = [after - before for before, after in itertools.pairwise(steady)]
     rates = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line][1:]
     found = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["metrics"]
-    last = max((run / "evaluations").iterdir(), key=lambda folder: int(folder.name))
+    last = max((run / "evaluations").glob("[0-9]*"), key=lambda folder: int(folder.name))
     answers = json.loads((last / "metrics.json").read_text(encoding="utf-8"))["model"]
     perplexities = [
         line["eval/retain/descriptions/perplexity"] for line in lines if "eval/retain/descriptions/loss" in line
