@@ -15,17 +15,20 @@ class TrainState:
     step: int = 0
     """Counts the optimizer steps done. The data position follows from it."""
     num_tokens: int = 0
-    best_loss: float | None = None
+    best_metric: float | None = None
+    """Is the best value so far of what the run goes by: the validation loss, or another metric."""
     best_step: int | None = None
     evaluations_without_gain: int = 0
     schedule: dict[str, Any] = field(default_factory=dict)
     """Holds the learning-rate schedule's own state."""
 
-    def note_evaluation(self, loss: float, threshold: float) -> bool:
-        """Note a validation loss. Return whether it is the best so far, by more than the threshold."""
-        better = self.best_loss is None or loss < self.best_loss - threshold
+    def note_evaluation(self, value: float, threshold: float, greater_is_better: bool = False) -> bool:
+        """Note a validation loss, or another metric. Return whether it is the best so far, by more than the
+        threshold."""
+        sign = -1 if greater_is_better else 1
+        better = self.best_metric is None or sign * value < sign * self.best_metric - threshold
         if better:
-            self.best_loss, self.best_step, self.evaluations_without_gain = loss, self.step, 0
+            self.best_metric, self.best_step, self.evaluations_without_gain = value, self.step, 0
         else:
             self.evaluations_without_gain += 1
         return better

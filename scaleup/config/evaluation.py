@@ -1,53 +1,14 @@
-"""This module holds what an evaluation measures: metrics by name, what each needs, and where that is configured."""
+"""This module holds what an evaluation measures, and by which models."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from scaleup.config.fields import Count, Int, Section, Text
+from scaleup.config.metrics import BY_LIKELIHOOD, EVALUATE, NAMES, OF_ANSWERS, Metric, absolute_metric
 from scaleup.config.schema import ModelConfig, ScorerConfig
-
-OF_TEXTS = ("exact_match", "squad", "rouge", "bleu", "chrf", "meteor")
-"""Compare an answer with what it should be."""
-OF_LABELS = ("accuracy", "f1")
-"""Compare the label that an answer names with the reference's."""
-BY_LIKELIHOOD = ("perplexity", "likelihood_accuracy", "likelihood_f1")
-"""Need the completion and no answer: they follow from the model's probabilities."""
-OF_ANSWERS = ("toxicity", "reward", "kl", "length", "distinct")
-"""Need answers alone, so that rows may be prompts without a completion."""
-NAMES = ("perplexity", *OF_LABELS, *BY_LIKELIHOOD[1:], *OF_TEXTS, *OF_ANSWERS)
-EVALUATE = "evaluate:"
-"""Begins the name of a metric of Hugging Face's library `evaluate`."""
-
-
-def is_function(metric: str) -> bool:
-    return re.fullmatch(r".+\.py:[A-Za-z_]\w*", metric) is not None
-
-
-def is_foreign(metric: str) -> bool:
-    """Tells whether a metric is none of this package."""
-    return metric.startswith(EVALUATE) or is_function(metric)
-
-
-def library_metric(metric: str) -> tuple[str, str | None]:
-    """Returns name or path, and configuration, of a metric of the library `evaluate`: evaluate:NAME[#CONFIGURATION]."""
-    name, _, configuration = metric.removeprefix(EVALUATE).partition("#")
-    return name, configuration or None
-
-
-def _known(metric: str) -> str:
-    if metric not in NAMES and (not is_foreign(metric) or metric == EVALUATE):
-        expected = ", ".join(f"'{name}'" for name in (*NAMES, f"{EVALUATE}NAME_OR_PATH", "FILE.py:FUNCTION"))
-        raise PydanticCustomError("literal_error", "should be one of {expected}", {"expected": expected})
-    return metric
-
-
-Metric = Annotated[Text, AfterValidator(_known)]
 
 
 class EvaluationConfig(Section):
@@ -119,15 +80,5 @@ class EvaluationConfig(Section):
         return not set(self.metrics) <= set(BY_LIKELIHOOD)
 
     def with_absolute_paths(self) -> Self:
-        section = super().with_absolute_paths()
-        return section.model_copy(update={"metrics": [_absolute(metric) for metric in self.metrics]})
-
-
-def _absolute(metric: str) -> Any:
-    if is_function(metric):
-        file, _, name = metric.rpartition(":")
-        return f"{Path(file).absolute()}:{name}" if Path(file).is_file() else metric
-    if metric.startswith(EVALUATE):
-        place, _ = library_metric(metric)
-        return metric.replace(place, str(Path(place).absolute()), 1) if Path(place).exists() else metric
-    return metric
+        section, metrics = super().with_absolute_paths(), [absolute_metric(metric) for metric in self.metrics]
+        return section if metrics == self.metrics else section.model_copy(update={"metrics": metrics})

@@ -21,6 +21,7 @@ from scaleup.config.fields import (
     Text,
     absolute_folder,
 )
+from scaleup.config.metrics import EVALUATE, FIGURES, Metric, absolute_metric
 
 
 def _no_is_no(value: Any) -> Any:
@@ -107,10 +108,32 @@ class TrainConfig(OptimizationConfig):
         description="Rows an optimizer step: per_device_train_batch_size x gradient_accumulation_steps x processes.",
     )
     early_stopping_patience: Count | None = Field(
-        None, description="Stop after so many evaluations without a better loss."
+        None, description="Stop after so many evaluations without a better metric_for_best_model."
     )
     early_stopping_threshold: Annotated[Float, Field(ge=0)] = 0.0
     load_best_model_at_end: bool = False
+    eval_metrics: list[Metric] = Field(
+        default=[],
+        description=f"Of answers to validation rows, at each evaluation: {', '.join(FIGURES)}, {EVALUATE}NAME or "
+        "FILE.py:FUNCTION, as evaluation.metrics; they are generated as `generation` says.",
+    )
+    eval_answers: Count = Field(64, description="Validation rows, the first ones, that are answered for eval_metrics.")
+    metric_for_best_model: Text = Field(
+        "loss", description="What the best weights and early stopping go by: a figure of the evaluation, e.g. rougeL."
+    )
+    greater_is_better: bool | None = Field(
+        None, description="Of metric_for_best_model; by default of all whose names do not end with loss."
+    )
+
+    @property
+    def goes_by_greater(self) -> bool:
+        """Returns whether a greater metric_for_best_model is better."""
+        given = self.greater_is_better
+        return not self.metric_for_best_model.endswith("loss") if given is None else given
+
+    def with_absolute_paths(self) -> Self:
+        section, metrics = super().with_absolute_paths(), [absolute_metric(metric) for metric in self.eval_metrics]
+        return section if metrics == self.eval_metrics else section.model_copy(update={"eval_metrics": metrics})
 
 
 MixedPrecision = Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no_is_no)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from scaleup.config.evaluation import EVALUATE, is_foreign, library_metric
+from scaleup.config.metrics import EVALUATE, is_foreign, library_metric
 from scaleup.errors import ScaleupError
 from scaleup.evaluation.scores import Scores, means, resampled
 

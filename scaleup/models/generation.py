@@ -42,6 +42,8 @@ class Generator:
     batch_size: int
     parts: Path
     """Is the folder, within the run folder, in which ranks hand their answers over as JSON files."""
+    together: bool = False
+    """Tells whether all ranks make the same forward passes, as ranks must that gather weights for each of them."""
 
     @property
     def most_tokens(self) -> int | None:
@@ -62,7 +64,9 @@ class Generator:
         seed, its number, that of its prompt, and the prompt."""
         runtime, each = self.runtime, self.config.num_return_sequences
         size = max(1, self.batch_size // each)
-        mine = sorted(range(runtime.rank, len(prompts), runtime.world), key=lambda index: len(prompts[index]))
+        most = len(prompts) + (-len(prompts) % runtime.world if self.together else 0)
+        places = [min(place, len(prompts) - 1) for place in range(runtime.rank, most, runtime.world)]
+        mine = sorted(places, key=lambda index: len(prompts[index]))
         answers: dict[int, list[str]] = {}
         for start in range(0, len(mine), size):
             chosen = mine[start : start + size]
@@ -116,7 +120,7 @@ class Generator:
             width = 0  # without token ids, what is generated comes back alone
         settings = asked_for(config)
         if self._is_plain:
-            settings["custom_generate"] = Decoder(self._chooser(numbers))
+            settings["custom_generate"] = Decoder(self._chooser(numbers), together=self.together)
         if config.stop:
             ending = AnswerStops(self.tokenizer, config.stop, 1 if encoder else width)
             settings["stopping_criteria"] = StoppingCriteriaList([ending])

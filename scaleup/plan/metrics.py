@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scaleup.config.evaluation import EVALUATE, OF_LABELS, EvaluationConfig, is_function, library_metric
+from scaleup.config.evaluation import EvaluationConfig
+from scaleup.config.metrics import EVALUATE, FIGURES, OF_LABELS, is_foreign, is_function, library_metric
+from scaleup.config.mistakes import suggestion
 from scaleup.config.run import RunConfig
+from scaleup.config.stages.base import SupervisedConfig
 from scaleup.errors import Problem
 from scaleup.plan.machine import Machine
 from scaleup.plan.reward_functions import definition_problems
+from scaleup.plan.rules import one_answer
 from scaleup.plan.scorers import scorer_problems
 
-METRICS = "evaluation.metrics"
+METRICS, ANSWERED = "evaluation.metrics", "train.eval_metrics"
 WITH_LABELS = (*OF_LABELS, "likelihood_accuracy", "likelihood_f1")
 MODULES = {"bleu": "sacrebleu", "chrf": "sacrebleu", "rouge": "rouge_score", "meteor": "nltk", EVALUATE: "evaluate"}
 """Maps a metric -> the module that computes it."""
@@ -37,26 +41,71 @@ def evaluation_problems(
     if generated and config.data.text and not reads_prompts:
         yield Problem(METRICS, f"{generated[0]} needs answers, and data.text has none", "use perplexity")
     yield from scorer_problems(evaluation, machine)
-    yield from _foreign_problems(evaluation, machine)
+    yield from _foreign_problems(evaluation.metrics, METRICS, evaluation.trust_remote_code, machine)
 
 
-def _foreign_problems(evaluation: EvaluationConfig, machine: Machine) -> Iterator[Problem]:
-    """Yields metrics whose code is not there, or may not be run."""
-    for metric in evaluation.metrics:
+def training_metric_problems(
+    config: SupervisedConfig, machine: Machine, answers: bool, shown: frozenset[str]
+) -> Iterator[Problem]:
+    """Yields metrics by which a model in training cannot be measured. `answers`: what the stage trains writes text;
+    `shown` are the figures of an evaluation beside those of `train.eval_metrics`."""
+    train, labels = config.train, config.evaluation.labels
+    if train.eval_metrics and not answers:
+        yield Problem(ANSWERED, f"stage {config.stage} trains nothing that writes answers", "leave it out")
+    elif train.eval_metrics:
+        yield from _answer_problems(config)
+    for metric in (each for each in train.eval_metrics if each not in FIGURES and not is_foreign(each)):
+        remedy = "it is eval_loss's exponential" if metric == "perplexity" else "measure it with scaleup evaluate"
+        yield Problem(ANSWERED, f"{metric} is not supported while a model trains", remedy)
+    if {"accuracy", "f1"} & set(train.eval_metrics) and not labels:
+        yield Problem("evaluation.labels", f"is needed for {ANSWERED}", "list the labels, e.g. [positive, negative]")
+    yield from _foreign_problems(train.eval_metrics, ANSWERED, config.evaluation.trust_remote_code, machine)
+    figures = shown.union(*(FIGURES.get(metric, ()) for metric in train.eval_metrics))
+    chosen, key = train.metric_for_best_model, "train.metric_for_best_model"
+    if chosen not in figures and not any(map(is_foreign, train.eval_metrics)):
+        remedy = suggestion(chosen, sorted(figures)) or f"use one of {', '.join(sorted(figures))}"
+        yield Problem(key, f"{chosen!r} is no figure of this run's evaluations", remedy)
+    goes_by_it = train.load_best_model_at_end or train.early_stopping_patience is not None
+    if (chosen != "loss" or train.greater_is_better is not None) and not goes_by_it:
+        remedy = "give train.load_best_model_at_end or train.early_stopping_patience, or leave it out"
+        yield Problem(key, "is never looked at", remedy)
+
+
+def _answer_problems(config: SupervisedConfig) -> Iterator[Problem]:
+    """Yields why a model in training cannot answer validation rows."""
+    if not config.data.validation and config.data.validation_fraction is None:
+        yield Problem(ANSWERED, "needs validation rows", "give data.validation or data.validation_fraction")
+    if config.data.text:
+        yield Problem(ANSWERED, "needs prompts to answer, and data.text has none", "leave it out")
+    if not config.data.completion_only_loss:
+        what = "cannot tell prompts from answers where all of a row is learned"
+        yield Problem(ANSWERED, what, "leave it out, or say data.completion_only_loss: true")
+    generation = getattr(config, "generation", None)
+    if generation is None:
+        return
+    yield from one_answer(generation, "generation", f"one answer a row is measured by {ANSWERED}")
+    if generation.num_beams > 1 and config.parallel.strategy in ("zero3", "fsdp2", "auto"):
+        what = f"is not supported with {ANSWERED} under {config.parallel.strategy}"
+        yield Problem("generation.num_beams", what, "use 1, or another strategy")
+
+
+def _foreign_problems(metrics: Sequence[str], key: str, trust: bool, machine: Machine) -> Iterator[Problem]:
+    """Yields metrics, at a config key, whose code is not there, or may not be run."""
+    for metric in metrics:
         module = MODULES.get(EVALUATE if metric.startswith(EVALUATE) else metric)
         if module is not None and not machine.is_described and importlib.util.find_spec(module) is None:
-            yield Problem(METRICS, f"{metric} needs {module}, not installed here", "pip install 'scaleup[train]'")
+            yield Problem(key, f"{metric} needs {module}, not installed here", "pip install 'scaleup[train]'")
         if is_function(metric):
             file, _, name = metric.rpartition(":")
-            yield from definition_problems(Path(file), name, METRICS)
+            yield from definition_problems(Path(file), name, key)
         elif metric.startswith(EVALUATE):
             place, _ = library_metric(metric)
             if not _is_here(place) and (place.startswith((".", "/", "~")) or place.endswith(".py")):
-                yield Problem(METRICS, f"there is no metric at {place}", "name its folder or file, or one of the hub")
-            elif not _is_here(place) and not evaluation.trust_remote_code:
+                yield Problem(key, f"there is no metric at {place}", "name its folder or file, or one of the hub")
+            elif not _is_here(place) and not trust:
                 what = f"{metric} is code of a hub, and would run here"
                 remedy = "name a local folder or file, or say evaluation.trust_remote_code: true"
-                yield Problem(METRICS, what, remedy)
+                yield Problem(key, what, remedy)
 
 
 def _is_here(place: str) -> bool:

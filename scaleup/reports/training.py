@@ -22,15 +22,17 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def summary(lines: list[dict[str, Any]], state: TrainState, left_out: Mapping[str, int]) -> dict[str, Any]:
-    """Returns the metrics of a manifest: the last and the best losses, tokens, and rows that were left out, also by the
-    reason."""
+def summary(
+    lines: list[dict[str, Any]], state: TrainState, left_out: Mapping[str, int], goes_by: str = "loss"
+) -> dict[str, Any]:
+    """Returns the metrics of a manifest: the last losses, the best value of what the run goes by, tokens, and rows that
+    were left out, also by the reason."""
     losses = [line["loss"] for line in lines if "loss" in line]
     evaluations = [line["eval_loss"] for line in lines if "eval_loss" in line]
     return {
         "train_loss": losses[-1] if losses else None,
         "eval_loss": evaluations[-1] if evaluations else None,
-        "best_eval_loss": state.best_loss,
+        f"best_eval_{goes_by}": state.best_metric,
         "best_step": state.best_step,
         "num_tokens": state.num_tokens,
         "rows_left_out": sum(left_out.values()),

@@ -15,6 +15,7 @@ from scaleup.data.dataset import load_training_data
 from scaleup.data.preferences import PreferenceEncoder, preference_collator
 from scaleup.data.tokenization import Encoder, RowEncoder
 from scaleup.data.unpaired import UnpairedEncoder, unpaired_collator, with_mismatched
+from scaleup.evaluation.while_training import answering
 from scaleup.models.adapted import load_finished
 from scaleup.models.adapters import drop_snapshot, is_adapted
 from scaleup.models.beside import unwrap
@@ -56,6 +57,7 @@ def run(job: Job[DPOConfig]) -> None:
     if method is UNPAIRED:
         data = with_mismatched(data, config.data.max_length)
     cached = CachedReference(job, data) if config.dpo.caches_reference else None
+    answers = answering(job, tokenizer, data.validation, POLICY)
 
     def collator(model: Any) -> Collator:
         return method.collator(language_collator(model.policy, tokenizer, plan.model.task, False))
@@ -63,6 +65,7 @@ def run(job: Job[DPOConfig]) -> None:
     def feed(wrapped: Any, _: Any, rows: Feed) -> Feed:
         if cached is not None:
             cached.fill(wrapped, collator(unwrap(wrapped)), method.logps)
+        rows = answers(wrapped, rows)
         return with_kl(job.runtime, wrapped, rows) if method is UNPAIRED else rows
 
     tally = method.tally()

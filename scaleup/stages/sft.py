@@ -3,7 +3,7 @@ against forgetting holds weights where they were, or what the model says of old 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from scaleup.data.rows import Joined, Rows
 from scaleup.data.sources import MapSource
 from scaleup.distill.module import STUDENT
 from scaleup.distill.old_rows import OldBesideNew, load_with_old_self, loss_beside_old_self
+from scaleup.evaluation.while_training import answering
 from scaleup.models.beside import unwrap
 from scaleup.models.load import load_tokenizer
 from scaleup.train.anchor import Anchor, fisher_information
@@ -34,18 +35,24 @@ def run(job: Job[SFTConfig]) -> None:
     reading = reading_of(plan.model, tokenizer, config.data, config.data.packing)
     data = load_training_data(config, reading.encoder, progress)
     old = source_rows(config.data, "regularization", reading.encoder, progress)
-    term, part = config.regularization, None
+    term, part = config.regularization, STUDENT if config.compares_with_base else None
+    answers = answering(job, tokenizer, data.validation, part)
     if term is None:
-        done = train_supervised(job, data, reading.collator, token_loss_sum)
+        done = train_supervised(job, data, reading.collator, token_loss_sum, feed=lambda of, _, rows: answers(of, rows))
     elif config.compares_with_base:
-        done, part = _beside_old_self(job, term, data, old, reading), STUDENT
+        done = _beside_old_self(job, term, data, old, reading, answers)
     else:
-        done = _anchored(job, term, data, old, reading)
+        done = _anchored(job, term, data, old, reading, answers)
     finish_training(job, TrainedModel(done.wrapped, tokenizer, done.state, data.left_out, part))
 
 
 def _anchored(
-    job: Job[SFTConfig], term: Regularization, data: TrainingData, old: Sequence[Rows], reading: Reading
+    job: Job[SFTConfig],
+    term: Regularization,
+    data: TrainingData,
+    old: Sequence[Rows],
+    reading: Reading,
+    answers: Callable[[Any, Feed], Feed],
 ) -> Trained:
     """Train with weights that are drawn back to where they were: all alike, or by their Fisher information of old
     rows."""
@@ -55,13 +62,19 @@ def _anchored(
         if term.reads_rows:
             collate = reading.collator(unwrap(model))
             fisher = fisher_information(*prepared, Joined(old), collate, token_loss_sum)
+        rows = answers(model, rows)
         return replace(rows, measured=Anchor.at(*prepared, term.weight, fisher).measured)
 
     return train_supervised(job, data, reading.collator, token_loss_sum, feed=feed)
 
 
 def _beside_old_self(
-    job: Job[SFTConfig], term: Regularization, data: TrainingData, old: Sequence[Rows], reading: Reading
+    job: Job[SFTConfig],
+    term: Regularization,
+    data: TrainingData,
+    old: Sequence[Rows],
+    reading: Reading,
+    answers: Callable[[Any, Feed], Feed],
 ) -> Trained:
     """Train beside a frozen copy of the model, whose predictions of old rows it keeps."""
     config, plan, runtime = job.config, job.plan, job.runtime
@@ -75,6 +88,7 @@ def _beside_old_self(
 
     def feed(model: Any, _: Any, rows: Feed) -> Feed:
         beside = TrainLoader(sources, weights, collator(unwrap(model)), split, None)
+        rows = answers(model, rows)
         return replace(rows, loader=OldBesideNew(runtime, rows.loader, beside, term.weight))
 
     def load() -> Any:

@@ -54,7 +54,11 @@ def finish_training(
         config, run, state = job.config, job.folder, trained.state
         lines = read_metrics(run.metrics_file)
         last = state.best_step if config.train.load_best_model_at_end else state.step
-        metrics = summary(lines, state, trained.left_out) | retained(lines, last) | dict(more_metrics or {})
+        metrics = (
+            summary(lines, state, trained.left_out, config.train.metric_for_best_model)
+            | retained(lines, last)
+            | dict(more_metrics or {})
+        )
         with folder_aside(run.model) as aside:
             write_result(job, trained.wrapped, weights, aside, trained.part)
             save_tokenizer(trained.tokenizer, aside)

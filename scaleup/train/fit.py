@@ -55,6 +55,8 @@ class Feed:
     """Is what the objective adds its metrics to; None: it has none."""
     retained: Mapping[str, Callable[[], Iterable[Batch]]] = field(default_factory=dict)
     """Maps an old task -> what gives this rank's batches of its rows, anew each call."""
+    answered: Callable[[], dict[str, float]] | None = None
+    """Lets the model answer validation rows, and returns the figures of its answers; every rank calls it."""
 
 
 @dataclass
@@ -167,8 +169,16 @@ def _evaluate(training: Training, metrics: MetricsLog, state: TrainState, checkp
         training.feed.tally.clear()
     with finite(state.step, checkpointer):
         loss = evaluate_loss(training.runtime, training.model, training.feed.validation(), training.objective)
-    metrics.log(state.step, eval_loss=loss, **{f"eval_{name}": mean for name, mean in _means(training).items()})
-    return state.note_evaluation(loss, training.config.train.early_stopping_threshold)
+    values = {"loss": loss, **_means(training)}
+    if training.feed.answered is not None:
+        values |= training.feed.answered()
+    metrics.log(state.step, **{f"eval_{name}": value for name, value in values.items()})
+    train = training.config.train
+    if train.metric_for_best_model not in values:
+        what = f"{train.metric_for_best_model!r} was not measured: there are {', '.join(values)}"
+        raise ScaleupError.of("train.metric_for_best_model", what, "name one of them")
+    value = values[train.metric_for_best_model]
+    return state.note_evaluation(value, train.early_stopping_threshold, train.goes_by_greater)
 
 
 def _measure_retained(

@@ -33,6 +33,7 @@ class ClassifyPlanner(SupervisedPlanner[ClassifyConfig]):
     )
     takes_classifiers = True
     writes_text = False
+    shown = frozenset({"loss", "accuracy"})
 
     def stage_problems(self, config: ClassifyConfig, machine: Machine) -> Iterator[Problem]:
         yield from no_preferences(config)

@@ -16,7 +16,13 @@ from scaleup.plan.memory import micro_batch_of, predicted_memory
 from scaleup.plan.model_path import adapter_folder
 from scaleup.plan.rules import packing_unsupported
 from scaleup.plan.stages.base import Facts
-from scaleup.plan.stages.supervised import SupervisedPlanner, no_classes, only_preferences, ranking_problems
+from scaleup.plan.stages.supervised import (
+    SupervisedPlanner,
+    no_classes,
+    only_preferences,
+    ranking_problems,
+    with_answers,
+)
 from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan
 from scaleup.records.check import DataCheck
 from scaleup.records.format_rules import is_unpaired
@@ -40,6 +46,9 @@ class DPOPlanner(SupervisedPlanner[DPOConfig]):
         quantized=frozenset({"single", "ddp", "zero1", "zero2", "zero3"}),
         kind="DPO of ",
     )
+    answers_rows = True
+    shown = frozenset({"loss", *(f"{what}/{side}" for what in ("rewards", "logps") for side in ("chosen", "rejected"))})
+    shown |= {"rewards/accuracies", "rewards/margins", "nll_loss", "kl"}
 
     def stage_problems(self, config: DPOConfig, machine: Machine) -> Iterator[Problem]:
         yield from no_classes(config)
@@ -84,7 +93,8 @@ class DPOPlanner(SupervisedPlanner[DPOConfig]):
         count, model = config.parallel.num_processes, facts["model"]
         whole = predicted_memory(with_reference(config, model), config, strategy, count)
         alone = predicted_memory(model, config, strategy, count)
-        return whole.model_copy(update={"weights": alone.weights, "reference": whole.weights - alone.weights})
+        memory = whole.model_copy(update={"weights": alone.weights, "reference": whole.weights - alone.weights})
+        return with_answers(config, model, memory)
 
     def compute(self, config: DPOConfig, facts: Facts, batch: BatchPlan, rate: Rate) -> ComputePlan | None:
         reference = facts["model"] if config.dpo.needs_reference else None

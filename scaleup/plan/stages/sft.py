@@ -13,7 +13,7 @@ from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import FLOAT32, micro_batch_of, predicted_memory
 from scaleup.plan.stages.base import Facts, Rows
-from scaleup.plan.stages.supervised import SupervisedPlanner, no_classes, no_preferences
+from scaleup.plan.stages.supervised import SupervisedPlanner, no_classes, no_preferences, with_answers
 from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan
 
 REGULARIZED = Tested(adapters=frozenset({"full", "lora"}), precisions=frozenset({"no"}), kind="regularization of ")
@@ -29,6 +29,7 @@ class SFTPlanner(SupervisedPlanner[SFTConfig]):
     )
 
     adds_router_loss = True
+    answers_rows = True
 
     def splits(self, config: SFTConfig) -> dict[str, Rows]:
         more = [split for split in ("retain", "regularization") if getattr(config.data, split)]
@@ -53,7 +54,8 @@ class SFTPlanner(SupervisedPlanner[SFTConfig]):
         count, model = config.parallel.num_processes, facts["model"]
         whole = predicted_memory(with_base(config, model), config, strategy, count)
         alone = predicted_memory(model, config, strategy, count)
-        return whole.model_copy(update={"weights": alone.weights, "reference": whole.weights - alone.weights})
+        memory = whole.model_copy(update={"weights": alone.weights, "reference": whole.weights - alone.weights})
+        return with_answers(config, model, memory)
 
     def compute(self, config: SFTConfig, facts: Facts, batch: BatchPlan, rate: Rate) -> ComputePlan | None:
         """Counts an old row as the second text of a new one, and the copy's reading of it."""

@@ -16,7 +16,8 @@ from scaleup.plan.compute import Rate, Workload, compute_plan
 from scaleup.plan.experts import expert_notes, expert_problems
 from scaleup.plan.facts import MicroBatch, ModelFacts, ModelRequest
 from scaleup.plan.machine import Machine
-from scaleup.plan.memory import micro_batch_of, predicted_memory
+from scaleup.plan.memory import gathered_bytes, micro_batch_of, predicted_memory
+from scaleup.plan.metrics import training_metric_problems
 from scaleup.plan.rules import optimizer_problems
 from scaleup.plan.stages.base import Facts, Rows, StagePlanner
 from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan
@@ -91,6 +92,10 @@ def _new_token_notes(facts: ModelFacts) -> Iterator[str]:
 class SupervisedPlanner(TrainingPlanner[S]):
     """Answers for a stage that learns from rows as they are, by the one loop of `train/fit.py`."""
 
+    answers_rows = False
+    """Tells whether what is trained can answer validation rows."""
+    shown = frozenset({"loss"})
+    """Names the figures of an evaluation, beside those of answers."""
     work = Workload()
     """Says what a row costs beside one forward and backward pass."""
 
@@ -100,6 +105,9 @@ class SupervisedPlanner(TrainingPlanner[S]):
             if config.data.validation
             else {"train": "completions"}
         )
+
+    def generates(self, config: S) -> bool:
+        return bool(config.train.eval_metrics)
 
     def tokenized(self, config: S) -> dict[str, Rows]:
         return {} if config.data.streaming else self.splits(config)
@@ -113,6 +121,7 @@ class SupervisedPlanner(TrainingPlanner[S]):
         yield from batching_problems(config)
         yield from self.optimization_problems(config)
         yield from _length_problems(config)
+        yield from training_metric_problems(config, machine, self.answers_rows, self.shown)
         yield from _streaming_problems(config)
 
     def stage_problems(self, config: S, machine: Machine) -> Iterator[Problem]:
@@ -151,6 +160,13 @@ class SupervisedPlanner(TrainingPlanner[S]):
             return []
         why = f"{facts.architecture} cannot be traced ({facts.untraced})"
         return [f"activations are not in the memory table: {why}"]
+
+
+def with_answers(config: SupervisedConfig, model: ModelFacts, held: MemoryPlan) -> MemoryPlan:
+    """Returns the memory of a training with the weights that are gathered while the model answers rows."""
+    if not config.train.eval_metrics:
+        return held
+    return held.model_copy(update={"gathered": gathered_bytes(model, config, held)})
 
 
 def _length_problems(config: SupervisedConfig) -> Iterator[Problem]:

@@ -31,7 +31,7 @@ def after(losses, threshold=0.0):
 def test_the_best_evaluation(losses, threshold, best, without_gain):
     state, found = after(losses, threshold)
     assert found == best
-    assert (state.best_step, state.best_loss) == (best[-1], losses[best[-1] - 1])
+    assert (state.best_step, state.best_metric) == (best[-1], losses[best[-1] - 1])
     assert state.evaluations_without_gain == without_gain
 
 

@@ -16,7 +16,7 @@ LINES = [
     {"step": 3, "loss": 1.0},
     {"step": 3, "eval_loss": 2.75},
 ]
-STATE = TrainState(step=3, num_tokens=42, best_loss=2.5, best_step=2)
+STATE = TrainState(step=3, num_tokens=42, best_metric=2.5, best_step=2)
 METRICS = {
     "train_loss": 1.0,
     "eval_loss": 2.75,

@@ -70,7 +70,7 @@ def test_a_restored_run_is_the_run(run, name):
     torch.manual_seed(99)
     resumed = Training(run, name, dropout=0.5)
     resumed.state = resumed.checkpointer.restore()
-    assert (resumed.state.step, resumed.state.best_loss, resumed.state.best_step) == (3, 1.5, 3)
+    assert (resumed.state.step, resumed.state.best_metric, resumed.state.best_step) == (3, 1.5, 3)
     assert resumed.checkpointer.last_step == 3
     assert resumed.go(STEPS) == expected
     assert resumed.state.num_tokens == straight.state.num_tokens

@@ -142,7 +142,7 @@ def test_early_stopping(runtime, run):
     """The best is at step 4; steps 6 and 8 bring nothing: the run is over, and saved."""
     work = job(runtime, run, [3.0, 2.0, 2.5, 2.0], num_steps=20, **PATIENCE)
     state = fit(work)
-    assert (state.step, state.best_step, state.best_loss, state.evaluations_without_gain) == (8, 4, 2.0, 2)
+    assert (state.step, state.best_step, state.best_metric, state.evaluations_without_gain) == (8, 4, 2.0, 2)
     assert work.model.steps == 8 and saved(run) == [8]
 
     work = job(again(runtime), run, [], num_steps=20, **PATIENCE)
