@@ -44,7 +44,7 @@ def test_of_a_conversation_the_teachers_answer_alone_is_learned():
 def test_a_teacher_reads_through_its_own_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What `data.chat_template` names is the student's."""
     asked = []
-    answer = SimpleNamespace(answers=lambda ids, _: asked.extend(ids) or ["yes"] * len(ids))
+    answer = SimpleNamespace(answers=lambda ids, _: asked.extend(ids) or ["yes"] * len(ids), most_tokens=None)
     monkeypatch.setattr(sequence, "Generator", lambda *_: answer)
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": [USER, SAID]}) + "\n")
     (tmp_path / "students.jinja").write_text("{{ messages[0]['content'] }}")
