@@ -176,6 +176,21 @@ def evaluate(target: Target, overrides: Overrides = None) -> None:
 
 
 @app.command(rich_help_panel=RESULTS)
+def compare(
+    targets: Annotated[list[str], typer.Argument(help="Evaluations, runs that have one, or a config [KEY=VALUE]...")],
+    by: Annotated[list[str] | None, typer.Option(help="A metric by which rows are won; may be repeated.")] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Number of rows shown that differ most.")] = 5,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="A folder for the tables as files.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> None:
+    """Compare models that were evaluated on the same rows."""
+    from scaleup.launcher import compare as comparison
+
+    options = comparison.CompareOptions(by or (), samples, output, as_json)
+    raise typer.Exit(comparison.compare(targets, options, _console()))
+
+
+@app.command(rich_help_panel=RESULTS)
 def generate(
     target: Target,
     overrides: Overrides = None,

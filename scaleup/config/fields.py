@@ -84,7 +84,7 @@ class Section(BaseModel):
 
     def with_absolute_paths(self) -> Self:
         """Returns this section with every path that is relative to the working folder made absolute, in the sections
-        within it too, and in lists of them. A section whose own values are paths extends this."""
+        within it too, and in lists and mappings of them. A section whose own values are paths extends this."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         changed = {name: new for name, each in values.items() if (new := _with_absolute_paths(each)) is not each}
         # A section that stays as it is must not count as given (model_fields_set): rules ask that.
@@ -92,12 +92,16 @@ class Section(BaseModel):
 
 
 def _with_absolute_paths(value: Any) -> Any:
-    """Returns a section, or a list of them, with absolute paths; the very value where nothing of it changes."""
+    """Returns a section, or a list or mapping of them, with absolute paths; the very value where nothing of it
+    changes."""
     if isinstance(value, Section):
         return value.with_absolute_paths()
     if isinstance(value, list):
         changed = [_with_absolute_paths(each) for each in value]
         return value if all(new is each for new, each in zip(changed, value, strict=True)) else changed
+    if isinstance(value, dict):
+        moved = {key: _with_absolute_paths(each) for key, each in value.items()}
+        return value if all(moved[key] is each for key, each in value.items()) else moved
     return value
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from scaleup.artifacts.timeline import UNNOTED, Timeline
 from scaleup.config.adapters import Quantization
 from scaleup.config.data import DataConfig
 from scaleup.config.evaluation import EvaluationConfig
@@ -82,6 +83,8 @@ class Evaluator:
     """Whether a model reads conversations by its own template, where it has one."""
     load_reference: Callable[[], Any] | None = None
     """Loads the model from which `kl` is measured."""
+    timeline: Timeline = UNNOTED
+    """Notes how long measuring each column took, and writing its answers."""
 
     def evaluate(self, model: Any, tokenizer: PreTrainedTokenizerBase, task: str, name: str) -> Evaluation:
         """Return the numbers of a loaded model: the same, whatever was loaded and measured before.
@@ -101,7 +104,9 @@ class Evaluator:
         prompted = with_prompt(examples)
         references = [reference(example) for example in prompted]
         generator = Generator(runtime, model, tokenizer, self.generation, settings.batch_size, self.parts)
-        answers = generator.answers(encoder.prompts(prompted, generator.most_tokens), f"answers of {name}")
+        what = f"answers of {name}"
+        with self.timeline.span(what):
+            answers = generator.answers(encoder.prompts(prompted, generator.most_tokens), what)
         truncated = encoder.truncated["prompts"]
         told = score_answers(settings.metrics, answers, references, settings.labels)
         if "kl" in settings.metrics:
@@ -142,8 +147,8 @@ class Evaluator:
 
 
 def evaluate_models(job: Job[EvaluateConfig], examples: Sequence[Row]) -> dict[str, Evaluation]:
-    """Evaluate each column of the results: the model, after its baseline; or the base and each of its adapters. Every
-    rank must call it and gets the whole result."""
+    """Evaluate each column of the results: the model, after its baseline; the model and each of the others; or the base
+    and each of its adapters. Every rank must call it and gets the whole result."""
     config = job.config
     evaluator = Evaluator(
         job.runtime,
@@ -153,6 +158,7 @@ def evaluate_models(job: Job[EvaluateConfig], examples: Sequence[Row]) -> dict[s
         config.generation,
         job.parts,
         load_reference=_reference_loader(job),
+        timeline=job.timeline,
     )
     columns = _side_by_side if config.adapters else _before_and_after
     results = columns(job, evaluator)
@@ -185,6 +191,9 @@ def _reference_loader(job: Job[EvaluateConfig]) -> Callable[[], Any]:
 def _before_and_after(job: Job[EvaluateConfig], evaluator: Evaluator) -> dict[str, Evaluation]:
     config, plan = job.config, job.plan
     columns = {"model": (evaluator, config.model, plan.model)}
+    if config.models:
+        columns = {"baseline": columns["model"]}
+        columns |= {name: (evaluator, model, plan.models[f"models.{name}"]) for name, model in config.models.items()}
     if config.baseline is not None:
         other = replace(evaluator, by_own_template=config.baseline_chat_template == "own")
         columns = {"baseline": (other, config.baseline, plan.models["baseline"]), **columns}
@@ -200,9 +209,11 @@ def _side_by_side(job: Job[EvaluateConfig], evaluator: Evaluator) -> dict[str, E
     runtime.progress.report("loading the base")
     base = load_finished(model, facts, config.quantization, config.mixed_precision, runtime.device)
     tokenizer = load_tokenizer(model, facts.location)
-    results = {"baseline": evaluator.evaluate(base, tokenizer, facts.task, "the base")}
+    with evaluator.timeline.span("evaluation of baseline"):
+        results = {"baseline": evaluator.evaluate(base, tokenizer, facts.task, "baseline")}
     for name, adapted, own in each_adapter(base, model, facts, config.adapters or {}):
-        results[name] = evaluator.evaluate(adapted, own, facts.task, name)
+        with evaluator.timeline.span(f"evaluation of {name}"):
+            results[name] = evaluator.evaluate(adapted, own, facts.task, name)
     return results
 
 
@@ -218,7 +229,8 @@ def evaluate_model(
     evaluator.runtime.progress.report(f"loading {name}")
     tokenizer = load_tokenizer(model_config, facts.tokenizer_at)
     model = load_finished(model_config, facts, quantization, mixed_precision, evaluator.runtime.device)
-    return evaluator.evaluate(model, tokenizer, facts.task, name)
+    with evaluator.timeline.span(f"evaluation of {name}"):
+        return evaluator.evaluate(model, tokenizer, facts.task, name)
 
 
 def mean_loss(runtime: Runtime, model: Any, collate: Collator, rows: Sequence[TokenRow], batch_size: int) -> float:

@@ -3,7 +3,7 @@ bootstrap samples of the rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,7 @@ import torch
 from scaleup.data.collate import Batch, Collator
 from scaleup.data.loader import eval_batches
 from scaleup.distributed.runtime import Runtime
-
-DRAWN_AT_ONCE = 100
-"""Bounds the bootstrap samples that are in memory at a time."""
+from scaleup.reports.comparison import sample_counts
 
 
 @dataclass(frozen=True)
@@ -56,15 +54,6 @@ def means(by_row: Mapping[str, np.ndarray], factor: float = 1.0, **facts: Any) -
 def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """Return above / below; NaN where below is 0."""
     return np.divide(above, below, out=np.full(np.broadcast(above, below).shape, np.nan), where=below != 0)
-
-
-def sample_counts(num_rows: int, num_samples: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Yield how often each row (N) is in bootstrap samples of as many rows (Efron 1979), (B, N), some at a time. They
-    are the same for all metrics and models, so that differences between these are of the same rows."""
-    drawn = np.random.default_rng(seed)
-    for first in range(0, num_samples if num_rows else 0, DRAWN_AT_ONCE):
-        size = min(DRAWN_AT_ONCE, num_samples - first)
-        yield drawn.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=size).astype(float)
 
 
 def resampled(

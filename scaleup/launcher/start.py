@@ -26,16 +26,18 @@ from scaleup.plan.types import Plan
 from scaleup.reports.results import show_result
 
 
-def start(loaded: Loaded, console: Console, resume: bool = False, accepts_changes: bool = False) -> int:
-    """Check, plan, prepare and run, on the first node; `accepts_changes`: go on although rows or models have changed.
-    Return the exit code.
+def start(
+    loaded: Loaded, console: Console, resume: bool = False, accepts_changes: bool = False, shows: bool = True
+) -> int:
+    """Check, plan, prepare and run, on the first node; `accepts_changes`: go on although rows or models have changed;
+    `shows`: print what it came to. Return the exit code.
 
     Raises ScaleupError for the user's mistakes, which nodes that wait for this one report too."""
     with refusal_posted(loaded.config):
-        return _start(loaded, console, resume, accepts_changes)
+        return _start(loaded, console, resume, accepts_changes, shows)
 
 
-def _start(loaded: Loaded, console: Console, resume: bool, accepts_changes: bool) -> int:
+def _start(loaded: Loaded, console: Console, resume: bool, accepts_changes: bool, shows: bool) -> int:
     if accepts_changes and not resume:
         raise ScaleupError.of("--accept-changed-data", "is for a run that goes on", "add --resume, or leave it out")
     config, plan = resolve(loaded, resume=resume, peaks=False)
@@ -60,7 +62,8 @@ def _start(loaded: Loaded, console: Console, resume: bool, accepts_changes: bool
             code = lead_run(run, plan, console, config.parallel.max_restarts)
             if code:
                 return code
-    show_result(console, run, planner_of(config).shows)
+    if shows:
+        show_result(console, run, planner_of(config).shows)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from scaleup.errors import Problem
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.model_path import adapter_base, adapter_folder, adapter_path_problems, saved_settings
 
-TAKEN = frozenset({"metric", "before", "baseline", "prompt", "reference", "completion"})
+TAKEN = frozenset(
+    {"metric", "before", "baseline", "id", "prompt", "tools", "text", "reference", "completion", "scores"}
+)
 """Lists the names that columns and keys of results have already."""
 
 MOVING_STARTS = ("pissa", "olora", "corda", "loftq", "eva")
@@ -37,6 +39,13 @@ def named_adapters(config: RunConfig) -> dict[str, str]:
     return {f"adapters.{name}": path for name, path in (getattr(config, "adapters", None) or {}).items()}
 
 
+def taken_problems(names: Iterable[str], section: str) -> Iterator[Problem]:
+    """Yields names of columns that the results have already; `section` is their config key."""
+    for name in names:
+        if name in TAKEN:
+            yield Problem(f"{section}.{name}", f"the results have a {name!r} already", "choose another name")
+
+
 def side_by_side_problems(adapters: Mapping[str, str] | None, model: ModelConfig) -> Iterator[Problem]:
     """Yields adapters, by name, that cannot be put on one base model together."""
     if not adapters:
@@ -44,11 +53,10 @@ def side_by_side_problems(adapters: Mapping[str, str] | None, model: ModelConfig
     if adapter_folder(model.path) is not None:
         what = f"is an adapter itself ({model.path}), and adapters go on a base"
         yield Problem("model.path", what, "name the base model, and this one under adapters")
+    yield from taken_problems(adapters, "adapters")
     folders: dict[str, Path] = {}
     for name, path in adapters.items():
         key = f"adapters.{name}"
-        if name in TAKEN:
-            yield Problem(key, f"the results have a {name!r} already", "choose another name")
         yield from adapter_path_problems(path, key)
         if (folder := adapter_folder(path)) is not None:
             same = next((other for other, known in folders.items() if known.samefile(folder)), None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from scaleup.config.adapters import Quantization
 from scaleup.config.evaluation import EvaluationConfig
+from scaleup.config.fields import Name
 from scaleup.config.schema import GenerationConfig, ModelConfig
 from scaleup.config.stages.base import QUANTIZATION, SIDE_BY_SIDE, Adapters, SideBySide
 
@@ -24,6 +25,9 @@ class EvaluateConfig(SideBySide):
     )
     adapters: Adapters | None = Field(
         None, description=f"{SIDE_BY_SIDE}: a column for each name, the base is the 'before' column."
+    )
+    models: Annotated[dict[Name, ModelConfig], Field(min_length=1)] | None = Field(
+        None, description="Other models: a column for each name, and `model` is the 'before' column."
     )
     quantization: Quantization | None = Field(None, description=QUANTIZATION)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)

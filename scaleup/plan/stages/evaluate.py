@@ -11,7 +11,7 @@ from scaleup.errors import Problem
 from scaleup.plan.facts import InContext, ModelFacts, ModelRequest, RowsRequest
 from scaleup.plan.machine import Machine
 from scaleup.plan.rules import one_answer, quantized_twice
-from scaleup.plan.saved_adapters import side_by_side_problems
+from scaleup.plan.saved_adapters import side_by_side_problems, taken_problems
 from scaleup.plan.stages.base import Facts, Rows, StagePlanner, example_splits, with_examples
 from scaleup.plan.types import BatchPlan
 from scaleup.records.check import DataCheck
@@ -45,7 +45,10 @@ class EvaluatePlanner(StagePlanner[EvaluateConfig]):
 
     def readers(self, config: EvaluateConfig) -> dict[str, RowsRequest]:
         readers = super().readers(config)
-        if config.baseline is None or not readers:
+        if not readers:
+            return readers
+        readers = readers | dict.fromkeys(_named(config), readers["model"])
+        if config.baseline is None:
             return readers
         is_own = config.baseline_chat_template == "own"
         return readers | {"baseline": readers["model"].model_copy(update={"by_own_template": is_own})}
@@ -62,6 +65,11 @@ class EvaluatePlanner(StagePlanner[EvaluateConfig]):
             what = "and adapters exclude each other: these are compared with their base"
             yield Problem("baseline", what, "leave it out")
         yield from side_by_side_problems(config.adapters, config.model)
+        if config.models:
+            yield from taken_problems(config.models, "models")
+            for key in (key for key in ("baseline", "adapters") if getattr(config, key) is not None):
+                what = "and models exclude each other: these are compared with model"
+                yield Problem(key, what, "name it under models, by its own path")
         yield from one_answer(config.generation, "generation", "one answer a prompt is compared")
         if "kl" in config.evaluation.metrics and config.evaluation.reference is None and config.baseline is None:
             yield Problem(REFERENCE, "is needed for kl where there is no baseline", "name a model")
@@ -80,9 +88,10 @@ class EvaluatePlanner(StagePlanner[EvaluateConfig]):
         yield from super().model_problems(config, facts)
         if "kl" in config.evaluation.metrics:
             key = REFERENCE if config.evaluation.reference else "baseline"
-            if facts[key].vocabulary != facts["model"].vocabulary:
-                what = f"has other tokens than {key}, and kl compares probabilities of the same ones"
-                yield Problem("model", what, f"name another model at {REFERENCE}, or leave kl out")
+            for where in ("model", *_named(config)):
+                if facts[key].vocabulary != facts[where].vocabulary:
+                    what = f"has other tokens than {key}, and kl compares probabilities of the same ones"
+                    yield Problem(where, what, f"name another model at {REFERENCE}, or leave kl out")
 
     def task_problems(
         self, config: EvaluateConfig, facts: ModelFacts, where: str, forms: list[RowFormat]
@@ -90,10 +99,12 @@ class EvaluatePlanner(StagePlanner[EvaluateConfig]):
         yield from kind_problems(config, facts, where)
 
     def notes(self, config: EvaluateConfig, facts: Facts, batch: BatchPlan | None, data: DataCheck) -> list[str]:
-        baseline = facts.get("baseline")
-        if baseline is None or baseline.vocabulary == facts["model"].vocabulary:
-            return []
-        return ["baseline and model have other tokens: a loss, and a perplexity, is that of a token of each"]
+        others = [key for key in ("baseline", *_named(config)) if key in facts]
+        strange = [key for key in others if facts[key].vocabulary != facts["model"].vocabulary]
+        return [
+            f"{key} and model have other tokens: a loss, and a perplexity, is that of a token of each"
+            for key in strange
+        ]
 
     def before(self, config: EvaluateConfig) -> ModelConfig | None:
         return None
@@ -101,10 +112,15 @@ class EvaluatePlanner(StagePlanner[EvaluateConfig]):
 
 def _beside(config: EvaluateConfig) -> dict[str, ModelConfig]:
     """Returns the models that others are compared with, by config key."""
-    models = {"baseline": config.baseline}
+    models = {"baseline": config.baseline, **_named(config)}
     if "kl" in config.evaluation.metrics:
         models[REFERENCE] = config.evaluation.reference
     return {key: model for key, model in models.items() if model is not None}
+
+
+def _named(config: EvaluateConfig) -> dict[str, ModelConfig]:
+    """Returns the models that have a column of their own name, by config key."""
+    return {f"models.{name}": model for name, model in (config.models or {}).items()}
 
 
 def kind_problems(config: EvaluateConfig, facts: ModelFacts, where: str) -> Iterator[Problem]:
@@ -115,11 +131,15 @@ def kind_problems(config: EvaluateConfig, facts: ModelFacts, where: str) -> Iter
     if any(map(is_unpaired, forms)):
         what = "says whether a completion is desirable, which no metric looks at"
         yield Problem("data.label", what, "measure all of them with data.label=null")
-    if facts.task != "sequence_classification":
+    is_classifier, are_scored = facts.task == "sequence_classification", config.evaluation.needs_completions
+    if where == "model" and config.models and (is_classifier or (are_pairs and are_scored)):
+        what = "are put side by side where they answer: not on pairs, nor if they are classifiers"
+        yield Problem("models", what, "evaluate each by its own path")
+    if not is_classifier:
         if are_classes:
             what = f"({facts.architecture}) is no classifier, and the rows are texts with a class"
             yield Problem(f"{where}.path", what, "name a classifier, or rows with a prompt and a completion")
-        if are_pairs and config.evaluation.needs_completions:
+        if are_pairs and are_scored:
             yield from likelihood_problems(config, forms)
         return
     if are_classes and not facts.reads_labels:

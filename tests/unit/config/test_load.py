@@ -159,11 +159,14 @@ def test_home_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.model.path == str(folder / "home/m")
 
 
-def test_a_baseline_becomes_absolute_too(folder: Path) -> None:
+def test_other_models_become_absolute_too(folder: Path) -> None:
     (folder / "b").mkdir()
-    config = load_mapping({**raw(stage="evaluate", baseline={"path": "b"}), "train": None}).config
+    config = load_mapping(
+        {**raw(stage="evaluate", baseline={"path": "b"}, models={"peft": {"path": "b"}}), "train": None}
+    ).config
     assert config is not None
     assert config.baseline.path == str(folder / "b")  # type: ignore[attr-defined]
+    assert config.models["peft"].path == str(folder / "b")  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,192 @@
+"""Comparisons go in; tables come out: on a terminal, as JSON, CSV, Markdown, and an HTML page that needs nothing
+else."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from scaleup.artifacts.files import write_json, write_text
+from scaleup.reports.comparison import Comparison, Figure
+from scaleup.reports.terminal import heading
+
+CSV_FIELDS = ("metric", "column", "value", "low", "high", "difference", "points", "difference_low", "difference_high")
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; }
+table { border-collapse: collapse; margin-bottom: 2rem; }
+th, td { border: 1px solid #bbb; padding: .2rem .6rem; text-align: right; vertical-align: top; }
+th:first-child, td:first-child, .text th, .text td { text-align: left; }
+.text td { white-space: pre-wrap; max-width: 32rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Holds one table of a report as text."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    is_text: bool = False
+    """Tells whether the cells are texts of models, and no figures."""
+
+
+def tables(compared: Comparison) -> Iterator[Table]:
+    """Yields a report's tables: figures, differences, wins, cost, and the rows that differ most."""
+    names = [column.name for column in compared.columns]
+    figures = [
+        [metric, *(_with_interval(of[name].value, of[name].interval) if name in of else "" for name in names)]
+        for metric, of in compared.figures.items()
+    ]
+    yield Table(f"{compared.num_rows:,} rows, 95 % intervals", ["metric", *names], figures)
+    differences = [
+        [metric, name, *_difference(figure)]
+        for metric, of in compared.figures.items()
+        for name, figure in of.items()
+        if figure.difference is not None
+    ]
+    header = ["metric", "model", "difference", "95 % interval", "percentage points", "McNemar p"]
+    yield Table(f"less {names[0]}, paired by row", header, differences)
+    won = [
+        [metric, name, str(each.wins), str(each.ties), str(each.losses), _text(each.rate)]
+        for metric, of in compared.wins.items()
+        for name, each in of.items()
+    ]
+    if won:
+        yield Table(f"rows won against {names[0]}", ["metric", "model", "wins", "ties", "losses", "win rate"], won)
+    costs = list(dict.fromkeys(key for column in compared.columns for key in column.cost))
+    cost = [[key, *(_text(column.cost.get(key)) for column in compared.columns)] for key in costs]
+    yield Table("cost", ["", *names], cost)
+    if compared.samples:
+        yield _samples(compared, names)
+
+
+def _samples(compared: Comparison, names: Sequence[str]) -> Table:
+    rows = []
+    for sample in compared.samples:
+        asked = sample.row.get("prompt", sample.row.get("text"))
+        told = asked if isinstance(asked, str) else json.dumps(asked, ensure_ascii=False)
+        cells = [f"{sample.answers.get(name, '')}\n[{_text(sample.scores[name])}]".strip() for name in names]
+        rows.append([str(sample.row["id"]), told, str(sample.row.get("reference", "")), *cells])
+    header = ["row", "prompt", "reference", *names]
+    return Table(f"rows that differ most by {compared.by}, which is in brackets", header, rows, is_text=True)
+
+
+def _difference(figure: Figure) -> list[str]:
+    interval = figure.difference_interval
+    return [
+        f"{figure.difference:+.4g}",
+        "" if interval is None else f"[{interval[0]:+.4g}, {interval[1]:+.4g}]",
+        "" if figure.points is None else f"{figure.points:+.2f}",
+        "" if figure.p_value is None else f"{figure.p_value:.3g}",
+    ]
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    return _text(value) + ("" if interval is None else f" [{', '.join(map(_text, interval))}]")
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) or value >= 1e4 else f"{value:.4g}"
+
+
+def as_json(compared: Comparison) -> dict[str, Any]:
+    """Returns a comparison as JSON holds it: the scores of rows, which stand in predictions.jsonl, aside."""
+    return {
+        "columns": [{"name": each.name, "source": each.source, "cost": dict(each.cost)} for each in compared.columns],
+        "rows": compared.num_rows,
+        "metrics": {
+            metric: {name: asdict(figure) for name, figure in of.items()} for metric, of in compared.figures.items()
+        },
+        "wins": {
+            metric: {name: {**asdict(each), "rate": each.rate} for name, each in of.items()}
+            for metric, of in compared.wins.items()
+        },
+        "by": compared.by,
+        "samples": [asdict(sample) for sample in compared.samples],
+        "notes": list(compared.notes),
+    }
+
+
+def show_comparison(console: Console, compared: Comparison) -> None:
+    for table in tables(compared):
+        heading(console, table.title)
+        shown = RichTable()
+        for place, name in enumerate(table.header):
+            shown.add_column(name, justify="left" if table.is_text or not place else "right", overflow="fold")
+        for row in table.rows:
+            shown.add_row(*row, end_section=table.is_text)
+        console.print(shown, markup=False)
+    for note in compared.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+
+
+def write_comparison(folder: Path, compared: Comparison) -> list[Path]:
+    """Writes compare.json, .csv, .md and .html into a folder, and returns them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"csv": as_csv(compared), "md": as_markdown(compared), "html": as_html(compared)}
+    files = [folder / f"compare.{kind}" for kind in ("json", *texts)]
+    write_json(files[0], as_json(compared))
+    for file, text in zip(files[1:], texts.values(), strict=True):
+        write_text(file, text)
+    return files
+
+
+def as_csv(compared: Comparison) -> str:
+    """Returns a line for each figure and each cost of each column."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*CSV_FIELDS, "p_value"])
+    for metric, of in compared.figures.items():
+        for name, each in of.items():
+            ends, paired = each.interval or (None, None), each.difference_interval or (None, None)
+            writer.writerow([metric, name, each.value, *ends, each.difference, each.points, *paired, each.p_value])
+    for column in compared.columns:
+        for key, value in column.cost.items():
+            writer.writerow([key, column.name, value, *[""] * (len(CSV_FIELDS) - 2)])
+    return text.getvalue()
+
+
+def as_markdown(compared: Comparison) -> str:
+    parts = ["# Comparison"]
+    for table in tables(compared):
+        parts.append(f"## {_markdown(table.title)}")
+        lines = [table.header, [" --- "] * len(table.header), *table.rows]
+        parts.append("\n".join(f"| {' | '.join(map(_markdown, line))} |" for line in lines))
+    parts += [f"- {_markdown(note)}" for note in compared.notes]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(text: str) -> str:
+    """Returns a text that stays in its cell, and means neither HTML nor a link."""
+    return (
+        html.escape(text, quote=False)
+        .replace("\\", "\\\\")
+        .replace("|", "\\|")
+        .replace("](", "]\\(")
+        .replace("\n", "<br>")
+    )
+
+
+def as_html(compared: Comparison) -> str:
+    parts = []
+    for table in tables(compared):
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in table.header)
+        rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in table.rows)
+        body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+        kind = ' class="text"' if table.is_text else ""
+        parts.append(f"<h2>{html.escape(table.title)}</h2>\n<table{kind}>\n<tr>{head}</tr>\n{body}\n</table>")
+    parts += [f"<p>{html.escape(note)}</p>" for note in compared.notes]
+    head = f'<meta charset="utf-8">\n<title>Comparison</title>\n<style>{STYLE}</style>'
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{chr(10).join(parts)}\n</body>\n</html>\n'
+    )
