@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from scaleup.artifacts.files import folder_problem
 from scaleup.errors import ScaleupError
 from scaleup.launcher.start import start
 from scaleup.plan.derive import evaluation_config
@@ -31,7 +32,9 @@ def compare(targets: Sequence[str], options: CompareOptions, console: Console) -
     """Compare evaluations, and print the tables. The first of the targets may be a config of `stage: evaluate`, the
     others being overrides: it is run first, and the files are written into its folder. Return the exit code.
 
-    Raises ScaleupError for columns that are not comparable."""
+    Raises ScaleupError for columns that are not comparable, and for a folder that cannot be written."""
+    if options.output is not None and (why := folder_problem(options.output)):
+        raise ScaleupError.of("--output", f"{options.output} cannot be written: {why}", "name another folder")
     output, notices = options.output, Console(stderr=True) if options.as_json else console
     if Path(targets[0]).is_file():
         code, folder = _evaluate(targets, notices)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -86,16 +87,18 @@ class Evaluated:
 
 def _training(path: str) -> dict[str, float | None]:
     """Returns what the run at a path took to train: its parameters, the seconds of its steps and the most memory of its
-    first process in MiB; None of a model that no run made."""
-    run = RunFolder(Path(path))
-    if not run.manifest_file.is_file() or not run.plan_file.is_file():
+    first process in MiB; None of what is not known: of a model that no run made, or one of an earlier version."""
+    run, trained = RunFolder(Path(path)), None
+    if not run.manifest_file.is_file():
         return {"trained parameters": None, "training seconds": None, "training MiB": None}
+    with suppress(OSError, ScaleupError):
+        trained = Plan.read(run.plan_file).model.num_trainable_parameters
     lines = read_metrics(run.metrics_file) if run.metrics_file.is_file() else []
     steps = [line for line in lines if {"num_tokens", "tokens_per_second"} <= line.keys()]
     counted = pairwise([{"num_tokens": 0}, *steps])
     seconds = [(now["num_tokens"] - before["num_tokens"]) / now["tokens_per_second"] for before, now in counted]
     return {
-        "trained parameters": Plan.read(run.plan_file).model.num_trainable_parameters,
+        "trained parameters": trained,
         "training seconds": sum(seconds) if seconds else None,
         "training MiB": max((line["memory_mib"] for line in lines if "memory_mib" in line), default=None),
     }

@@ -48,6 +48,11 @@ COMPARISONS = [
         command=("compare", "config.yaml"),
     ),
     bad(
+        "tables under a file",
+        "error: --output: rows.jsonl/tables cannot be written: ",
+        command=("compare", "runs/none", "--output", "rows.jsonl/tables"),
+    ),
+    bad(
         "runs that are not finished, or not there",
         "error: runs/reviews: is a run that has not finished",
         "error: runs/none: is no run folder",
