@@ -85,6 +85,8 @@ class Evaluator:
     """Loads the model from which `kl` is measured."""
     timeline: Timeline = UNNOTED
     """Notes how long measuring each column took, and writing its answers."""
+    keeps_answers: bool = False
+    """Whether answers stay in `parts`, so that a run that goes on does not generate them again."""
 
     def evaluate(self, model: Any, tokenizer: PreTrainedTokenizerBase, task: str, name: str) -> Evaluation:
         """Return the numbers of a loaded model: the same, whatever was loaded and measured before.
@@ -103,7 +105,8 @@ class Evaluator:
         model.eval()
         prompted = with_prompt(examples)
         references = [reference(example) for example in prompted]
-        generator = Generator(runtime, model, tokenizer, self.generation, settings.batch_size, self.parts)
+        how = (self.generation, settings.batch_size, self.parts)
+        generator = Generator(runtime, model, tokenizer, *how, keeps=self.keeps_answers)
         what = f"answers of {name}"
         with self.timeline.span(what):
             answers = generator.answers(encoder.prompts(prompted, generator.most_tokens), what)
@@ -159,6 +162,7 @@ def evaluate_models(job: Job[EvaluateConfig], examples: Sequence[Row]) -> dict[s
         job.parts,
         load_reference=_reference_loader(job),
         timeline=job.timeline,
+        keeps_answers=True,
     )
     columns = _side_by_side if config.adapters else _before_and_after
     results = columns(job, evaluator)

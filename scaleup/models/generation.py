@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Collection, Iterable, Sequence
@@ -16,7 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, StopStringCriteria
 from transformers.generation import GenerationMode
 
-from scaleup.artifacts.files import read_json, write_json
+from scaleup.artifacts.files import read_json, write_json, write_text
 from scaleup.config.schema import GenerationConfig
 from scaleup.data.chat import answer_ends
 from scaleup.data.collate import has_padding, pad
@@ -41,9 +42,12 @@ class Generator:
     config: GenerationConfig
     batch_size: int
     parts: Path
-    """Is the folder, within the run folder, in which ranks hand their answers over as JSON files."""
+    """Is the folder, within the run folder, in which ranks hand their answers over as JSON lines."""
     together: bool = False
     """Tells whether all ranks make the same forward passes, as ranks must that gather weights for each of them."""
+    keeps: bool = False
+    """Tells whether answers stay in the folder, so that a run that goes on does not write them again: with the same
+    model, and on as many processes."""
 
     @property
     def most_tokens(self) -> int | None:
@@ -67,14 +71,21 @@ class Generator:
         most = len(prompts) + (-len(prompts) % runtime.world if self.together else 0)
         places = [min(place, len(prompts) - 1) for place in range(runtime.rank, most, runtime.world)]
         mine = sorted(places, key=lambda index: len(prompts[index]))
-        answers: dict[int, list[str]] = {}
+        parts = self.parts / _key(phase, prompts, self.config, runtime.world)
+        file = parts / f"{runtime.rank}.jsonl"
+        answers = _kept(file) if self.keeps else {}
+        parts.mkdir(parents=True, exist_ok=True)
+        write_text(file, _lines(answers))
         for start in range(0, len(mine), size):
             chosen = mine[start : start + size]
-            texts = self._batch([prompts[index] for index in chosen], chosen)
-            answers |= {index: texts[place * each : (place + 1) * each] for place, index in enumerate(chosen)}
+            if not answers.keys() >= set(chosen):
+                texts = self._batch([prompts[index] for index in chosen], chosen)
+                made = {index: texts[place * each : (place + 1) * each] for place, index in enumerate(chosen)}
+                with file.open("a", encoding="utf-8") as lines:
+                    lines.write(_lines(made))
             runtime.progress.report(phase, start + len(chosen), len(mine))
-        together = self._shared(answers)
-        return [together[str(index)] for index in range(len(prompts))]
+        together = self._shared(parts)
+        return [together[index] for index in range(len(prompts))]
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -90,18 +101,16 @@ class Generator:
         own.update(**asked_for(self.config))
         return own.get_generation_mode() in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
-    def _shared(self, answers: dict[int, list[str]]) -> dict[str, list[str]]:
+    def _shared(self, parts: Path) -> dict[int, list[str]]:
         """Returns the answers of all ranks, by the number of the prompt."""
-        runtime, parts = self.runtime, self.parts
-        parts.mkdir(parents=True, exist_ok=True)
-        (parts / f"{runtime.rank}.json").write_text(json.dumps(answers), encoding="utf-8")
+        runtime = self.runtime
         runtime.barrier()
-        together: dict[str, list[str]] = {}
+        together: dict[int, list[str]] = {}
         for rank in range(runtime.world):
-            together |= json.loads((parts / f"{rank}.json").read_text(encoding="utf-8"))
+            together |= _kept(parts / f"{rank}.jsonl")
         runtime.barrier()
-        if runtime.is_main:
-            shutil.rmtree(parts)
+        if runtime.is_main and not self.keeps:
+            shutil.rmtree(self.parts)
         runtime.barrier()  # the next call writes there again
         return together
 
@@ -141,6 +150,22 @@ class Generator:
             return likeliest
         seeds = [(config.seed, number, draw) for number in numbers for draw in range(config.num_return_sequences)]
         return GumbelMax.seeded(seeds, self.runtime.device)
+
+
+def _key(phase: str, prompts: Sequence[Sequence[int]], config: GenerationConfig, world: int) -> str:
+    """Returns the name of the folder that holds the answers of a model to these prompts."""
+    said = json.dumps([phase, world, config.model_dump(mode="json"), [list(map(int, prompt)) for prompt in prompts]])
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def _kept(file: Path) -> dict[int, list[str]]:
+    """Returns the answers of a file, by the number of the prompt. A last line that was cut off is none."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+    return dict(tuple(json.loads(line)) for line in lines if line.endswith("\n"))
+
+
+def _lines(answers: dict[int, list[str]]) -> str:
+    return "".join(json.dumps([number, texts]) + "\n" for number, texts in answers.items())
 
 
 DRAWING = ("temperature", "top_p", "top_k", "min_p", "typical_p")

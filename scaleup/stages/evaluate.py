@@ -4,6 +4,7 @@ base beside its adapters."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ def run(job: Job[EvaluateConfig]) -> None:
         write_json(folder.path / "metrics.json", metrics)
         rows = _predictions(examples, results, config.evaluation.needs_completions)
         write_text(folder.path / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        shutil.rmtree(job.parts, ignore_errors=True)
         job.finish(metrics)
     runtime.barrier()
 

@@ -4,6 +4,7 @@ generations.jsonl."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,7 +40,9 @@ def run(job: Job[GenerateConfig]) -> None:
     for name, network, own in columns:
         phase = f"generating with {name}" if config.adapters else "generating"
         seed_everything(runtime.rank)
-        generator = Generator(runtime, network, own, config.generation, config.evaluation.batch_size, job.parts)
+        generator = Generator(
+            runtime, network, own, config.generation, config.evaluation.batch_size, job.parts, keeps=True
+        )
         encoder = Encoder(own, plan.model.task, config.data)
         ids = encoder.prompt_ids(prompts, generator.most_tokens)
         num_truncated = max(num_truncated, encoder.truncated["prompts"])
@@ -49,6 +52,7 @@ def run(job: Job[GenerateConfig]) -> None:
         rows = [_row(number, prompt, answers, config) for number, prompt in enumerate(prompts)]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_text(job.folder.path / "generations.jsonl", text)
+        shutil.rmtree(job.parts, ignore_errors=True)
         job.finish({"prompts": len(prompts)} | ({"prompts_truncated": num_truncated} if num_truncated else {}))
     runtime.barrier()
 

@@ -108,3 +108,25 @@ def test_two_processes_measure_the_same(one: Path, place: Path) -> None:
                 assert again[column][name] == value
                 continue
             assert again[column][name] == pytest.approx(value, rel=1e-5, abs=1e-6), (column, name)
+
+
+def test_an_evaluation_that_failed_goes_on(one: Path, place: Path) -> None:
+    """Its answers are there, and nobody writes them again."""
+    found, rows = results(one)
+    config = write_config({**CONFIG, "name": "on"}, place)
+    (place / "own.py").write_text(FUNCTION.replace("return", "raise ValueError('not yet') #"))
+    failed = scaleup("run", config, cwd=place)
+    assert failed.code == 2 and "own.py:vowels raised ValueError: not yet" in failed.stderr
+    [file] = (place / "runs/on/.parts").glob("*/0.jsonl")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert sorted(number for number, _ in lines) == list(range(len(ROWS)))
+    lines[lines.index([0, [rows[0]["baseline"]]])][1][0] = "another answer"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (place / "own.py").write_text(FUNCTION)
+    went_on = scaleup("run", config, "--resume", cwd=place)
+    assert went_on.code == 0, went_on.stderr
+    again, other = results(place / "runs/on")
+    assert other[0]["baseline"] == "another answer", "it is read, not written anew"
+    answers = [[(row["baseline"], row["model"]) for row in each[1:]] for each in (rows, other)]
+    assert answers[0] == answers[1] and again["model"].keys() == found["model"].keys()
+    assert not (place / "runs/on/.parts").exists()

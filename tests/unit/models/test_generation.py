@@ -1,5 +1,6 @@
 """Answers generated in batches are those generated alone."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -66,6 +67,36 @@ def test_batched_answers_are_those_one_by_one(runtime, run, name, pad_is_eos):
     assert answers(runtime, run, model, tokenizer, ids, 2) == expected
     assert answers(runtime, run, model, tokenizer, ids, 8) == expected
     assert not (run.path / ".parts").exists()
+
+
+@pytest.mark.parametrize("torn", ["", '[3, ["half a l'])
+def test_a_run_that_goes_on_asks_only_for_what_is_missing(runtime, run, torn):
+    """Two of three batches were answered; the last line may be cut off."""
+    model, tokenizer, ids = sharp("llama"), tiny.tokenizer("llama"), prompts("llama")[:5]
+    counts, stop = [0], None
+
+    def counted(*_):
+        counts.append(0)
+        if len(counts) == stop:
+            raise KeyboardInterrupt
+
+    model.register_forward_pre_hook(counted)
+    expected = answers(runtime, run, model, tokenizer, ids, 2)
+    stop = len(counts)  # the last token of the last batch
+    counts.clear()
+    first = replace(generator(runtime, run, model, tokenizer, 2), keeps=True)
+    with pytest.raises(KeyboardInterrupt):
+        counts.append(0)
+        first.answers(ids, "answering")
+    [file] = (run.path / ".parts").glob("*/0.jsonl")
+    assert file.read_text().count("\n") == 4
+    file.write_text(file.read_text() + torn)
+    counts.clear()
+    assert first.answers(ids, "answering") == expected
+    assert 0 < len(counts) <= 12, "one batch"
+    counts.clear()
+    assert first.answers(ids, "answering") == expected and counts == []
+    assert len(first.answers(ids[:1] * 2, "answering")) == 2 and counts, "other prompts are asked anew"
 
 
 SOFT = {"prompt_tuning": PromptTuningConfig, "prefix": PrefixTuningConfig}
