@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
-from scaleup.config.fields import Count, Int, Section, Text
+from scaleup.config.fields import Count, Int, PathText, Section, Text, absolute, is_place
 from scaleup.config.metrics import BY_LIKELIHOOD, EVALUATE, NAMES, OF_ANSWERS, Metric, absolute_metric
 from scaleup.config.schema import ModelConfig, ScorerConfig
 
@@ -14,9 +14,20 @@ from scaleup.config.schema import ModelConfig, ScorerConfig
 class EvaluationConfig(Section):
     metrics: list[Metric] = Field(
         default=["perplexity"],
-        min_length=1,
-        description=f"{', '.join(NAMES)}; {EVALUATE}NAME or PATH of Hugging Face's library evaluate; or "
-        f"FILE.py:FUNCTION. {', '.join(OF_ANSWERS)} need prompts alone, the others completions too.",
+        description="Of rows; none ([]) where `tasks` alone are measured. "
+        f"{', '.join(NAMES)}; {EVALUATE}NAME or PATH of Hugging Face's library evaluate; or FILE.py:FUNCTION. "
+        f"{', '.join(OF_ANSWERS)} need prompts alone, the others completions too.",
+    )
+    tasks: list[PathText] = Field(
+        default=[],
+        description="Benchmarks of lm-evaluation-harness (extra `eval`): tasks, groups and tags by its names; "
+        "FILE.yaml; or a folder of those, with a '/' in it (./tasks).",
+    )
+    num_fewshot: Annotated[Int, Field(ge=0)] | None = Field(
+        None, description="Of `tasks`: examples before each document, in place of the task's own number."
+    )
+    apply_chat_template: bool = Field(
+        False, description="Of `tasks`: ask by the tokenizer's chat template, examples as earlier turns."
     )
     split: Literal["validation", "test"] = "test"
     labels: list[Text] | None = Field(
@@ -41,9 +52,11 @@ class EvaluationConfig(Section):
         1000, description="Samples of the rows from which every figure's 95 % interval is taken; 0: no intervals."
     )
     trust_remote_code: bool = Field(
-        False, description=f"Run code of a hub: {EVALUATE}NAME, where NAME is no file or folder here."
+        False,
+        description=f"Run code of a hub ({EVALUATE}NAME, where NAME is no file or folder here), code that the files of "
+        "`tasks` name, and answers of models, where a task does so.",
     )
-    max_samples: Count | None = None
+    max_samples: Count | None = Field(None, description="Rows, and documents of each of `tasks`, at most.")
     batch_size: Count = 16
 
     @property
@@ -80,5 +93,10 @@ class EvaluationConfig(Section):
         return not set(self.metrics) <= set(BY_LIKELIHOOD)
 
     def with_absolute_paths(self) -> Self:
-        section, metrics = super().with_absolute_paths(), [absolute_metric(metric) for metric in self.metrics]
-        return section if metrics == self.metrics else section.model_copy(update={"metrics": metrics})
+        made = {
+            "metrics": [absolute_metric(metric) for metric in self.metrics],
+            "tasks": [absolute(task) if is_place(task) else task for task in self.tasks],
+        }
+        changed = {key: value for key, value in made.items() if value != getattr(self, key)}
+        section = super().with_absolute_paths()
+        return section.model_copy(update=changed) if changed else section

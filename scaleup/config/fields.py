@@ -115,6 +115,11 @@ def absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
+def is_place(named: str) -> bool:
+    """Tells whether what may be a name or a path is a path to YAML: it has the suffix or a folder."""
+    return "/" in named or named.endswith((".yaml", ".yml"))
+
+
 def list_or_name(value: Any) -> str:
     """Returns the tag of the type that a value which may be a name or a list is looked at by: its mistakes alone are
     told then."""

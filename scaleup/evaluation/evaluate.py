@@ -23,6 +23,7 @@ from scaleup.data.tokenization import Encoder, TokenRow, last_answer, own_templa
 from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.errors import ScaleupError
 from scaleup.evaluation.foreign import Answered, foreign_scores
+from scaleup.evaluation.harness import Benchmarks, load_benchmarks
 from scaleup.evaluation.likelihood import divergence_scores, label_scores, prompt_of, row_losses
 from scaleup.evaluation.metrics import perplexity_scores, placed, score_answers
 from scaleup.evaluation.scorers import measure_scores
@@ -59,7 +60,8 @@ class Evaluation:
     def metrics(self) -> dict[str, Any]:
         """Return all figures, with their intervals."""
         made = {name: value for each in self.scores for name, value in each.result(self.num_samples).items()}
-        return {"rows": self.num_rows, **made, **self.figures}
+        rows = {"rows": self.num_rows} if self.num_rows else {}
+        return {**rows, **made, **self.figures}
 
     def of_row(self, place: int) -> dict[str, float | None]:
         """Return what the metrics tell of the row at a place."""
@@ -87,6 +89,8 @@ class Evaluator:
     """Notes how long measuring each column took, and writing its answers."""
     keeps_answers: bool = False
     """Whether answers stay in `parts`, so that a run that goes on does not generate them again."""
+    benchmarks: Benchmarks | None = None
+    """Measures `evaluation.tasks`, where there are any."""
 
     def evaluate(self, model: Any, tokenizer: PreTrainedTokenizerBase, task: str, name: str) -> Evaluation:
         """Return the numbers of a loaded model: the same, whatever was loaded and measured before.
@@ -94,6 +98,9 @@ class Evaluator:
         Raises ScaleupError if perplexity is asked for and no row is left for it, and where a metric of a user's own
         fails."""
         runtime, settings, examples = self.runtime, self.evaluation, self.examples
+        benchmarked = self.benchmarks.measure(model, tokenizer, task, name) if self.benchmarks else {}
+        if not settings.metrics:
+            return Evaluation(0, [], None, settings.bootstrap_samples, benchmarked)
         seed_everything(runtime.rank)
         swap_token_head(model)
         data = own_template(tokenizer, self.data) if self.by_own_template else self.data
@@ -101,7 +108,7 @@ class Evaluator:
         collate = language_collator(model, tokenizer, task)
         scores, num_rows = self._likelihoods(model, encoder, collate, name)
         if not settings.needs_answers:
-            return Evaluation(num_rows, scores, None, settings.bootstrap_samples)
+            return Evaluation(num_rows, scores, None, settings.bootstrap_samples, benchmarked)
         model.eval()
         prompted = with_prompt(examples)
         references = [reference(example) for example in prompted]
@@ -124,7 +131,7 @@ class Evaluator:
         figures |= {"prompts_truncated": truncated} if truncated else {}
         has_prompt = np.array([not isinstance(example, PlainText) for example in examples], bool)
         scores += [placed(each, has_prompt) for each in [*told, *others]]
-        return Evaluation(num_rows, scores, answers, settings.bootstrap_samples, figures)
+        return Evaluation(num_rows, scores, answers, settings.bootstrap_samples, {**figures, **benchmarked})
 
     def _likelihoods(self, model: Any, encoder: Encoder, collate: Collator, name: str) -> tuple[list[Scores], int]:
         """Return what follows from the probabilities of completions, and how many rows the model reads."""
@@ -163,6 +170,7 @@ def evaluate_models(job: Job[EvaluateConfig], examples: Sequence[Row]) -> dict[s
         load_reference=_reference_loader(job),
         timeline=job.timeline,
         keeps_answers=True,
+        benchmarks=load_benchmarks(job),
     )
     columns = _side_by_side if config.adapters else _before_and_after
     results = columns(job, evaluator)

@@ -19,6 +19,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "sparsegpt": ("modelopt",),
     "math": ("math_verify",),
+    "eval": ("lm_eval",),
 }
 """Maps each extra -> the modules that it brings, by the names they are imported with."""
 ZERO = ("zero1", "zero2", "zero3")
@@ -60,6 +61,8 @@ def extra_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
         if reward.source.function == "builtin:math" and missing_modules("math"):
             what = "builtin:math needs math_verify, not installed here"
             yield Problem(f"{reward.key}.function", what, remedy("math"))
+    if getattr(getattr(config, "evaluation", None), "tasks", None) and missing_modules("eval"):
+        yield Problem("evaluation.tasks", "needs lm_eval, not installed here", remedy("eval"))
     made_by = quantization_of(config.model.path)
     if made_by in missing_modules("quantization"):
         what = f"{config.model.path} was quantized with {made_by}, not installed here"

@@ -12,6 +12,7 @@ from scaleup.config.mistakes import suggestion
 from scaleup.config.run import RunConfig
 from scaleup.config.stages.base import SupervisedConfig
 from scaleup.errors import Problem
+from scaleup.plan.benchmarks import benchmark_problems
 from scaleup.plan.machine import Machine
 from scaleup.plan.reward_functions import definition_problems
 from scaleup.plan.rules import one_answer
@@ -40,6 +41,9 @@ def evaluation_problems(
     generated = [metric for metric in evaluation.metrics if metric != "perplexity"]
     if generated and config.data.text and not reads_prompts:
         yield Problem(METRICS, f"{generated[0]} needs answers, and data.text has none", "use perplexity")
+    if not evaluation.metrics and not evaluation.tasks:
+        yield Problem(METRICS, "is empty, and so is evaluation.tasks: nothing would be measured", "name one")
+    yield from benchmark_problems(evaluation, machine)
     yield from scorer_problems(evaluation, machine)
     yield from _foreign_problems(evaluation.metrics, METRICS, evaluation.trust_remote_code, machine)
 

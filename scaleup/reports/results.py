@@ -45,7 +45,7 @@ def show_evaluation(console: Console, run: RunFolder) -> None:
     for key in results:
         table.add_column(titles.get(key, key), justify="right")
     for metric in dict.fromkeys(name for metrics in results.values() for name in metrics):
-        if metric != "confusion" and not metric.endswith("_interval"):
+        if metric != "confusion" and not metric.endswith(("_interval", "_stderr")):
             table.add_row(metric, *(_figure(metrics, metric) for metrics in results.values()))
     console.print(table)
     if confusion := results.get("model", {}).get("confusion"):

@@ -34,13 +34,15 @@ def run(job: Job[EvaluateConfig]) -> None:
         _write_scored(job, evaluate_likelihoods(job))
         return
     measured = config.evaluation
-    examples = asked_rows(config.data, measured.split, measured.needs_completions, measured.max_samples)
+    asked = (config.data, measured.split, measured.needs_completions, measured.max_samples)
+    examples = asked_rows(*asked) if measured.metrics else []
     results = evaluate_models(job, examples)
     if runtime.is_main:
         metrics = {name: result.metrics for name, result in results.items()}
         write_json(folder.path / "metrics.json", metrics)
-        rows = _predictions(examples, results, config.evaluation.needs_completions)
-        write_text(folder.path / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        if examples:
+            rows = _predictions(examples, results, measured.needs_completions)
+            write_text(folder.path / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         shutil.rmtree(job.parts, ignore_errors=True)
         job.finish(metrics)
     runtime.barrier()

@@ -63,6 +63,8 @@ def card_problems(config: CardConfig, machine: Machine) -> Iterator[Problem]:
     if config.parallel.num_processes > 1:
         what = f"{config.parallel.num_processes} processes would take each other's time"
         yield Problem("parallel.num_processes", f"a card measures one model at a time: {what}", "use 1")
+    if config.evaluation.tasks:
+        yield Problem("evaluation.tasks", "are not measured by a card", "use scaleup evaluate for them")
     for metric in (metric for metric in config.evaluation.metrics if metric in ("toxicity", "reward", "kl")):
         yield Problem("evaluation.metrics", f"a card cannot measure {metric}", "use scaleup evaluate for it")
     if config.data.packing:

@@ -8,6 +8,7 @@ from scaleup.config.data import RowFormat
 from scaleup.config.schema import GenerationConfig, ModelConfig
 from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.errors import Problem
+from scaleup.plan.benchmarks import KEY as BENCHMARKS
 from scaleup.plan.facts import InContext, ModelFacts, ModelRequest, RowsRequest
 from scaleup.plan.machine import Machine
 from scaleup.plan.rules import one_answer, quantized_twice
@@ -28,6 +29,8 @@ class EvaluatePlanner(StagePlanner[EvaluateConfig]):
     takes_few_shot = True
 
     def splits(self, config: EvaluateConfig) -> dict[str, Rows]:
+        if not config.evaluation.metrics:
+            return {}
         asked: dict[str, Rows] = {
             config.evaluation.split: "completions" if config.evaluation.needs_completions else "prompts"
         }
@@ -71,6 +74,8 @@ class EvaluatePlanner(StagePlanner[EvaluateConfig]):
                 what = "and models exclude each other: these are compared with model"
                 yield Problem(key, what, "name it under models, by its own path")
         yield from one_answer(config.generation, "generation", "one answer a prompt is compared")
+        if not config.evaluation.metrics and config.data.few_shot is not None:
+            yield Problem("data.few_shot", "is of rows, and evaluation.metrics is empty", "use evaluation.num_fewshot")
         if "kl" in config.evaluation.metrics and config.evaluation.reference is None and config.baseline is None:
             yield Problem(REFERENCE, "is needed for kl where there is no baseline", "name a model")
 
@@ -99,6 +104,8 @@ class EvaluatePlanner(StagePlanner[EvaluateConfig]):
         yield from kind_problems(config, facts, where)
 
     def notes(self, config: EvaluateConfig, facts: Facts, batch: BatchPlan | None, data: DataCheck) -> list[str]:
+        if not config.evaluation.metrics:
+            return []
         others = [key for key in ("baseline", *_named(config)) if key in facts]
         strange = [key for key in others if facts[key].vocabulary != facts["model"].vocabulary]
         return [
@@ -125,6 +132,12 @@ def _named(config: EvaluateConfig) -> dict[str, ModelConfig]:
 
 def kind_problems(config: EvaluateConfig, facts: ModelFacts, where: str) -> Iterator[Problem]:
     """Yields rows of another kind than the model reads: texts, pairs of responses, or texts with a class."""
+    if config.evaluation.tasks and facts.task == "sequence_classification":
+        what = f"are for language models, and {where} is a classifier ({facts.architecture})"
+        yield Problem(BENCHMARKS, what, "leave them out, or name a language model")
+        return
+    if not config.evaluation.metrics:
+        return
     forms = [row_format(config.data, source) for source in getattr(config.data, config.evaluation.split) or []]
     are_pairs = any(map(holds_preferences, forms))
     are_classes = holds_labels(config.data, config.evaluation.split)
@@ -167,6 +180,9 @@ def likelihood_problems(config: EvaluateConfig, forms: list[RowFormat]) -> Itera
         yield Problem("evaluation.metrics", what, "leave it out, or name rows with a prompt and a completion")
     if config.adapters:
         yield Problem("adapters", "are not put side by side on pairs", "evaluate each by its own path")
+    if config.evaluation.tasks:
+        what = "are not measured beside pairs"
+        yield Problem(BENCHMARKS, what, "leave the rows out, with evaluation.metrics: [], or the tasks")
 
 
 PLANNER = EvaluatePlanner()

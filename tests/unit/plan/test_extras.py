@@ -25,6 +25,7 @@ CASES = {
         "torchao",
         "quantization",
     ),
+    "evaluation.tasks": ({"evaluation": {"tasks": ["mmlu"]}}, "lm_eval", "eval"),
 }
 
 
