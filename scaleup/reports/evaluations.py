@@ -116,6 +116,9 @@ def read_evaluation(folder: Path) -> Evaluated:
             raise ScaleupError.of(str(folder), "has no finished evaluation", f"{EVALUATE} {folder}")
         run = finished_run(run.path / "evaluations" / str(whole[-1]))
     assert isinstance(run.config, EvaluateConfig), "a run's evaluations are evaluations"
+    if not run.config.evaluation.metrics:
+        what = "was measured on evaluation.tasks alone, and rows are compared"
+        raise ScaleupError.of(str(folder), what, "name metrics of rows beside the tasks; metrics.json has all figures")
     text = (run.path / "predictions.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in text.splitlines()]
     if not all("scores" in row for row in lines):
