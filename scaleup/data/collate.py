@@ -116,6 +116,29 @@ class Batch:
         return batch
 
 
+@dataclass(frozen=True)
+class WeighedBatch:
+    """Holds rows beside those that a step is about: what `train_step` calls a batch. They do not count in what the
+    step's loss is divided by."""
+
+    rows: Batch
+    weight: float
+    """Is what a token's loss is multiplied by, so that the step's loss has a coefficient x the mean over these
+    tokens."""
+    num_labels: float = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        return self.rows.num_tokens
+
+    @property
+    def is_padded(self) -> bool | None:
+        return self.rows.is_padded
+
+    def to(self, device: torch.device) -> WeighedBatch:
+        return replace(self, rows=self.rows.to(device))
+
+
 Collator = Callable[[Sequence[Any]], Batch]
 """Maps rows of the type that it is made for, and fillers -> a batch."""
 

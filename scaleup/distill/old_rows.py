@@ -8,14 +8,14 @@ copy of what it was, and the loss the forward KL divergence of the two (Hinton e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from scaleup.config.stages.distill import DistillSettings
 from scaleup.config.stages.sft import SFTConfig
-from scaleup.data.collate import Batch, Places
+from scaleup.data.collate import Places, WeighedBatch
 from scaleup.data.loader import TrainLoader
 from scaleup.distill.divergence import SoftAndHard
 from scaleup.distill.language import Distillation
@@ -53,28 +53,6 @@ def load_with_old_self(config: SFTConfig, facts: ModelFacts, device: torch.devic
 
 
 @dataclass(frozen=True)
-class OldBatch:
-    """Holds old rows that one forward pass takes: what `train_step` calls a batch. They do not count in what the step's
-    loss is divided by."""
-
-    rows: Batch
-    weight: float
-    """Is what a token's divergence is multiplied by, so that the step's loss has weight x the mean over old tokens."""
-    num_labels: float = 0.0
-
-    @property
-    def num_tokens(self) -> int:
-        return self.rows.num_tokens
-
-    @property
-    def is_padded(self) -> bool | None:
-        return self.rows.is_padded
-
-    def to(self, device: torch.device) -> OldBatch:
-        return replace(self, rows=self.rows.to(device))
-
-
-@dataclass(frozen=True)
 class OldBesideNew:
     """Gives the micro-batches of any step: of new rows, each with one of old rows behind it."""
 
@@ -88,7 +66,7 @@ class OldBesideNew:
         new, old = self.new.batches(step), self.old.batches(step)
         total, count = self.runtime.sum(*(sum(batch.num_labels for batch in batches) for batches in (new, old)))
         a_token = self.weight * total / (count or 1.0)
-        beside = (OldBatch(batch, a_token) for batch in old)
+        beside = (WeighedBatch(batch, a_token) for batch in old)
         return [batch for pair in zip(new, beside, strict=True) for batch in pair]
 
 
@@ -97,9 +75,9 @@ def loss_beside_old_self(tally: Tally) -> Objective:
     scalar. It adds the divergence a token of old rows to the tally, as `regularization/kl`."""
 
     def loss_sum(model: Any, batch: Any) -> torch.Tensor:
-        is_old, rows = isinstance(batch, OldBatch), batch.rows if isinstance(batch, OldBatch) else batch
+        is_old, rows = isinstance(batch, WeighedBatch), batch.rows if isinstance(batch, WeighedBatch) else batch
         loss: torch.Tensor = model(labels=rows.labels, places=rows.places, is_old=is_old, **rows.inputs)
-        if not isinstance(batch, OldBatch):
+        if not isinstance(batch, WeighedBatch):
             return loss
         tally.add(rows.num_labels, **{"regularization/kl": loss})
         return batch.weight * loss

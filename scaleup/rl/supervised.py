@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from scaleup.config.algorithms import PolicyGradient
 from scaleup.config.schema import OptimizationConfig
 from scaleup.config.stages.rl import PolicyConfig
-from scaleup.data.collate import Batch, Collator
+from scaleup.data.collate import Collator, WeighedBatch
 from scaleup.data.dataset import source_rows
 from scaleup.data.loader import Split, TrainLoader
 from scaleup.data.rows import Rows
@@ -24,39 +24,17 @@ from scaleup.distributed.runtime import Runtime
 
 
 @dataclass(frozen=True)
-class SupervisedBatch:
-    """Holds rows that one forward pass takes: what `train_step` calls a batch. They do not count in what the step's
-    loss is divided by."""
-
-    rows: Batch
-    weight: float
-    """Is what a token's cross-entropy is multiplied by, so that the step's loss has `coef` x the mean over tokens."""
-    num_labels: float = 0.0
-
-    @property
-    def num_tokens(self) -> int:
-        return self.rows.num_tokens
-
-    @property
-    def is_padded(self) -> bool | None:
-        return self.rows.is_padded
-
-    def to(self, device: torch.device) -> SupervisedBatch:
-        return replace(self, rows=self.rows.to(device))
-
-
-@dataclass(frozen=True)
 class SupervisedTerm:
     """Gives the rows of any optimizer step."""
 
     loader: TrainLoader
     coef: float
 
-    def batches(self, runtime: Runtime, step: int, total: float) -> list[SupervisedBatch]:
+    def batches(self, runtime: Runtime, step: int, total: float) -> list[WeighedBatch]:
         """Return this rank's micro-batches of an optimizer step, counted from 0, whose loss is divided by `total`."""
         batches = self.loader.batches(step)
         (count,) = runtime.sum(sum(batch.num_labels for batch in batches))
-        return [SupervisedBatch(batch, self.coef * total / (count or 1.0)) for batch in batches]
+        return [WeighedBatch(batch, self.coef * total / (count or 1.0)) for batch in batches]
 
 
 def read_supervised(config: PolicyConfig, encoder: RowEncoder, progress: Progress) -> list[tuple[Rows, float]]:
@@ -82,7 +60,7 @@ def supervised_term(
     return SupervisedTerm(TrainLoader(drawn, weights, collate, split, None), settings.ptx_coef)
 
 
-def supervised_loss_sum(model: Any, batch: SupervisedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+def supervised_loss_sum(model: Any, batch: WeighedBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the weighted cross-entropy summed over a batch's labelled tokens, a scalar, and each token's (N,) in
     nats."""
     rows = batch.rows

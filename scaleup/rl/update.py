@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from scaleup.config.algorithms import RolloutSettings
 from scaleup.config.schema import OptimizationConfig
+from scaleup.data.collate import WeighedBatch
 from scaleup.distributed.runtime import Runtime
 from scaleup.models.beside import unwrap
 from scaleup.plan.arithmetic import DEFAULT_BATCH_SIZE
@@ -20,7 +21,7 @@ from scaleup.rl.algorithms import Algorithm, Estimates
 from scaleup.rl.checks import check_first_ratio
 from scaleup.rl.experience import Experience, by_length, inputs_of, is_padded_for
 from scaleup.rl.losses import of_high_entropy, token_weights
-from scaleup.rl.supervised import SupervisedBatch, SupervisedTerm, supervised_loss_sum
+from scaleup.rl.supervised import SupervisedTerm, supervised_loss_sum
 from scaleup.train.step import StepResult, train_step
 from scaleup.train.tally import Tally
 from scaleup.train.token_head import at
@@ -104,7 +105,7 @@ class Updater:
             batches = [*self.supervised.batches(self.runtime, step, total), *batches]
 
         def objective(model: Any, batch: Any) -> torch.Tensor:
-            if isinstance(batch, SupervisedBatch):
+            if isinstance(batch, WeighedBatch):
                 loss, nll = supervised_loss_sum(model, batch)
                 tally.add(len(nll), supervised=nll)
                 return loss

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scaleup.data.collate import Batch
-from scaleup.distill.old_rows import OldBatch, OldBesideNew, WithOldSelf, loss_beside_old_self
+from scaleup.data.collate import Batch, WeighedBatch
+from scaleup.distill.old_rows import OldBesideNew, WithOldSelf, loss_beside_old_self
 from scaleup.train.losses import token_loss_sum
 from scaleup.train.tally import Tally
 from tests.unit.data import tiny
@@ -36,7 +36,7 @@ def test_old_rows_cost_the_divergence_from_the_copy(both, batch):
     """sum_v p log(p / q) of the copy's p and the model's q, over labelled tokens, with its gradient."""
     tally = Tally()
     objective = loss_beside_old_self(tally)
-    loss = objective(both, OldBatch(batch, weight=0.25))
+    loss = objective(both, WeighedBatch(batch, weight=0.25))
     loss.backward()
     found = {name: p.grad.clone() for name, p in both.student.named_parameters()}
     both.zero_grad()
@@ -66,7 +66,7 @@ def test_new_rows_cost_their_cross_entropy(both, batch):
 
 def test_a_model_that_has_not_moved_pays_nothing(batch):
     both = WithOldSelf(tiny.model("llama"), tiny.model("llama"))
-    assert loss_beside_old_self(Tally())(both, OldBatch(batch, 1.0)).item() == pytest.approx(0.0, abs=1e-5)
+    assert loss_beside_old_self(Tally())(both, WeighedBatch(batch, 1.0)).item() == pytest.approx(0.0, abs=1e-5)
 
 
 class Given:
