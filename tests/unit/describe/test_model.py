@@ -5,12 +5,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from scaleup.config.load import load_mapping
 from scaleup.config.schema import ModelConfig
+from scaleup.config.stages.ppo import PPOConfig
 from scaleup.describe.model import model_facts
 from scaleup.errors import Problem, ScaleupError
 from scaleup.models.sources import materialize
 from scaleup.plan.facts import ModelFacts, ModelRequest, Tensors
+from scaleup.plan.stages import planner_of
 
 
 def problem(where: str = "model", **model: object) -> Problem:
@@ -164,3 +169,32 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert reply["facts"][1:] == [None, None]
     assert [found["where"] for found in reply["problems"]] == ["reward.path", "noisy.path"]
     assert reply["problems"][0]["remedy"] == "did you mean builtin:tiny-gpt2?"
+
+
+def test_the_parameters_of_flan_t5_base(tmp_path: Path) -> None:
+    """By its published config: whole, LoRA of rank 32 on q and v, and with PPO's value head beside it."""
+    shape = {"d_model": 768, "d_ff": 2048, "d_kv": 64, "num_heads": 12, "num_layers": 12, "num_decoder_layers": 12}
+    shutil.copytree(materialize("builtin:tiny-t5"), tmp_path / "flan")
+    tables = {name: torch.zeros(32128, 768, dtype=torch.bfloat16) for name in ("shared.weight", "lm_head.weight")}
+    tables["lm_head.weight"][0] = 1  # the files have a head of its own
+    save_file(tables, tmp_path / "flan/model.safetensors")
+    config = json.loads((tmp_path / "flan/config.json").read_text()) | shape
+    config |= {"vocab_size": 32128, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    (tmp_path / "flan/config.json").write_text(json.dumps(config))
+    raw = {
+        "stage": "ppo",
+        "name": "detox",
+        "model": {"path": str(tmp_path / "flan")},
+        "data": {"train": "rows.jsonl", "prompt": "{text}", "max_length": 64},
+        "adapter": {"type": "lora", "r": 32, "target_modules": ["q", "v"]},
+        "ppo": {"num_rollouts": 1, "rollout_batch_size": 8, "max_new_tokens": 8},
+        "reward": {"model": {"path": "builtin:tiny-bert-classifier"}, "label": "positive"},
+    }
+    config = load_mapping(raw).config
+    assert isinstance(config, PPOConfig)
+    facts = model_facts(ModelRequest(path=config.model.path, adapter=config.adapter))
+    with_values = planner_of(config).trained(config, {"model": facts})
+    assert facts.num_parameters - facts.num_trainable_parameters == 247_577_856
+    assert facts.num_trainable_parameters == 3_538_944
+    assert facts.num_trainable_parameters / facts.num_parameters == pytest.approx(0.0141, abs=5e-5)
+    assert with_values.num_trainable_parameters == 3_539_713
