@@ -50,7 +50,7 @@ def test_the_card(folder: Path) -> None:
     assert models["bfloat16"]["bytes"] < 0.52 * models["model"]["bytes"]
     assert models["bfloat16"]["verdict"]["words"].startswith("bytes x 0.50")
     assert "bytes" not in models["same"]["verdict"]["words"]
-    assert set(models["model"]["task"]) == {"exact_match"}
+    assert set(models["model"]["task"]) == {"exact_match", "exact_match_interval"}
 
 
 def test_its_files(folder: Path) -> None:

@@ -98,6 +98,7 @@ def test_every_row_has_its_number_and_scores(one: Path) -> None:
             assert mean == pytest.approx(found[column][name]), name
 
 
+@pytest.mark.slow
 def test_two_processes_measure_the_same(one: Path, place: Path) -> None:
     found, rows = results(one)
     again, other = results(evaluated(place, "two", "parallel.num_processes=2"))
@@ -110,6 +111,7 @@ def test_two_processes_measure_the_same(one: Path, place: Path) -> None:
             assert again[column][name] == pytest.approx(value, rel=1e-5, abs=1e-6), (column, name)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_failed_goes_on(one: Path, place: Path) -> None:
     """Its answers are there, and nobody writes them again."""
     found, rows = results(one)

@@ -46,6 +46,7 @@ def test_few_shot_prompts_are_what_is_measured_and_shown(folder: Path) -> None:
     assert set(examples) <= shown, "never the row itself"
 
 
+@pytest.mark.slow
 def test_several_answers_a_prompt_behind_their_examples(folder: Path) -> None:
     generation = {"max_new_tokens": 4, "temperature": 1.0, "num_return_sequences": 2, "top_k": 50, "seed": 3}
     config = {**CONFIG, "stage": "generate", "name": "answers", "generation": generation}
