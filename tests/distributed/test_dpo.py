@@ -112,6 +112,8 @@ def test_one_trajectory(runs: dict[str, Path], trial: Trial) -> None:
     assert largest_weight_difference(shared, alone) <= 1e-5
     for one, other in zip(metrics(alone), metrics(shared), strict=True):
         for key in one:
+            if key == "rewards/accuracies" and abs(one["rewards/margins"]) < 1e-4:
+                continue  # before the first step all rewards are 0 but for rounding, whose sign says nothing
             if "rewards/" in key or "logps/" in key or key in ("eval_loss", "kl", "eval_kl"):
                 assert other[key] == pytest.approx(one[key], rel=1e-4, abs=1e-4), key
 
