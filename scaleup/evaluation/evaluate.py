@@ -72,7 +72,8 @@ class Evaluation:
 @dataclass(frozen=True)
 class Evaluator:
     """Measures any number of models on the same rows, with the same settings. Every rank must make the same calls and
-    gets the whole results."""
+    gets the whole results, but for those of others' code: benchmarks, the library `evaluate` and functions are rank
+    0's."""
 
     runtime: Runtime
     examples: Sequence[Row]
@@ -124,10 +125,12 @@ class Evaluator:
             runtime.progress.report(f"divergence of {name}")
             models = (model, self.load_reference())
             told.append(divergence_scores(runtime, models, prompted, answers, encoder, collate, settings.batch_size))
-        texts = [encoder.as_text(prompt_of(example)) for example in prompted]
-        others, figures = foreign_scores(
-            settings.metrics, Answered(texts, answers, references), settings.bootstrap_samples
-        )
+        others: list[Scores] = []
+        figures: dict[str, Any] = {}
+        if runtime.is_main:  # code of others may cost money, or differ from one call to the next
+            texts = [encoder.as_text(prompt_of(example)) for example in prompted]
+            asked = Answered(texts, answers, references)
+            others, figures = foreign_scores(settings.metrics, asked, settings.bootstrap_samples)
         figures |= {"prompts_truncated": truncated} if truncated else {}
         has_prompt = np.array([not isinstance(example, PlainText) for example in examples], bool)
         scores += [placed(each, has_prompt) for each in [*told, *others]]

@@ -92,7 +92,9 @@ def _with_labels(example: Example, labels: Sequence[str]) -> list[Example]:
     if own is None or isinstance(example, PlainText):
         return []
     text = _answer(example)
-    place = re.search(re.escape(own), text, re.IGNORECASE)
+    # as a whole word where it stands as one: "goodness, it is good" names good at its end
+    patterns = (rf"(?<!\w){re.escape(own)}(?!\w)", re.escape(own))
+    place = next((found for each in patterns if (found := re.search(each, text, re.IGNORECASE))), None)
     if place is None:  # it is written otherwise, with vowel signs or the like
         return []
     written = place[0]

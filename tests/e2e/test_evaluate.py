@@ -17,7 +17,11 @@ ROWS = [
     for answer in ("good", "bad", "good enough")
 ]
 FUNCTION = """
+import pathlib
+
 def vowels(predictions, **_):
+    with pathlib.Path(__file__).with_name("calls").open("a") as calls:
+        calls.write("call ")
     return {"vowels": [sum(letter in "aeiou" for letter in text) for text in predictions]}
 """
 CONFIG: dict[str, Any] = {
@@ -101,7 +105,9 @@ def test_every_row_has_its_number_and_scores(one: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_measure_the_same(one: Path, place: Path) -> None:
     found, rows = results(one)
+    (place / "calls").unlink()
     again, other = results(evaluated(place, "two", "parallel.num_processes=2"))
+    assert (place / "calls").read_text().split() == ["call"] * 2, "once a column, whatever the number of processes"
     assert [{**row, "scores": None} for row in rows] == [{**row, "scores": None} for row in other]
     for column, figures in found.items():
         for name, value in figures.items():
@@ -113,15 +119,15 @@ def test_two_processes_measure_the_same(one: Path, place: Path) -> None:
 
 @pytest.mark.slow
 def test_an_evaluation_that_failed_goes_on(one: Path, place: Path) -> None:
-    """Its answers are there, and nobody writes them again."""
+    """On two processes, of which one has found what is wrong. Its answers are there, and nobody writes them again."""
     found, rows = results(one)
-    config = write_config({**CONFIG, "name": "on"}, place)
+    config = write_config({**CONFIG, "name": "on", "parallel": {"num_processes": 2}}, place)
     (place / "own.py").write_text(FUNCTION.replace("return", "raise ValueError('not yet') #"))
     failed = scaleup("run", config, cwd=place)
     assert failed.code == 2 and "own.py:vowels raised ValueError: not yet" in failed.stderr
     [file] = (place / "runs/on/.parts").glob("*/0.jsonl")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert sorted(number for number, _ in lines) == list(range(len(ROWS)))
+    assert sorted(number for number, _ in lines) == list(range(0, len(ROWS), 2))
     lines[lines.index([0, [rows[0]["baseline"]]])][1][0] = "another answer"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (place / "own.py").write_text(FUNCTION)

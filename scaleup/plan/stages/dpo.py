@@ -12,16 +12,16 @@ from scaleup.plan.compat import TESTED_PRECISIONS, Tested
 from scaleup.plan.compute import Rate, Workload, compute_plan
 from scaleup.plan.facts import MicroBatch, ModelFacts, RowsRequest
 from scaleup.plan.machine import Machine
-from scaleup.plan.memory import micro_batch_of, predicted_memory
+from scaleup.plan.memory import micro_batch_of
 from scaleup.plan.model_path import adapter_folder
 from scaleup.plan.rules import packing_unsupported
 from scaleup.plan.stages.base import Facts
 from scaleup.plan.stages.supervised import (
     SupervisedPlanner,
+    memory_beside,
     no_classes,
     only_preferences,
     ranking_problems,
-    with_answers,
 )
 from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan
 from scaleup.records.check import DataCheck
@@ -90,11 +90,7 @@ class DPOPlanner(SupervisedPlanner[DPOConfig]):
 
     def memory(self, config: DPOConfig, facts: Facts, strategy: str) -> MemoryPlan:
         """Returns the bytes that a rank holds, a copy's weights as `reference`."""
-        count, model = config.parallel.num_processes, facts["model"]
-        whole = predicted_memory(with_reference(config, model), config, strategy, count)
-        alone = predicted_memory(model, config, strategy, count)
-        memory = whole.model_copy(update={"weights": alone.weights, "reference": whole.weights - alone.weights})
-        return with_answers(config, model, memory)
+        return memory_beside(config, facts["model"], with_reference(config, facts["model"]), strategy)
 
     def compute(self, config: DPOConfig, facts: Facts, batch: BatchPlan, rate: Rate) -> ComputePlan | None:
         reference = facts["model"] if config.dpo.needs_reference else None

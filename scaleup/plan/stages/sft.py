@@ -11,9 +11,9 @@ from scaleup.plan.compat import ADAPTERS, STRATEGIES, TESTED_PRECISIONS, Tested,
 from scaleup.plan.compute import Rate, Workload, compute_plan
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.machine import Machine
-from scaleup.plan.memory import FLOAT32, micro_batch_of, predicted_memory
+from scaleup.plan.memory import FLOAT32, micro_batch_of
 from scaleup.plan.stages.base import Facts, Rows
-from scaleup.plan.stages.supervised import SupervisedPlanner, no_classes, no_preferences, with_answers
+from scaleup.plan.stages.supervised import SupervisedPlanner, memory_beside, no_classes, no_preferences
 from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan
 
 REGULARIZED = Tested(adapters=frozenset({"full", "lora"}), precisions=frozenset({"no"}), kind="regularization of ")
@@ -51,11 +51,7 @@ class SFTPlanner(SupervisedPlanner[SFTConfig]):
 
     def memory(self, config: SFTConfig, facts: Facts, strategy: str) -> MemoryPlan:
         """Returns the bytes that a rank holds, a copy's weights as `reference`."""
-        count, model = config.parallel.num_processes, facts["model"]
-        whole = predicted_memory(with_base(config, model), config, strategy, count)
-        alone = predicted_memory(model, config, strategy, count)
-        memory = whole.model_copy(update={"weights": alone.weights, "reference": whole.weights - alone.weights})
-        return with_answers(config, model, memory)
+        return memory_beside(config, facts["model"], with_base(config, facts["model"]), strategy)
 
     def compute(self, config: SFTConfig, facts: Facts, batch: BatchPlan, rate: Rate) -> ComputePlan | None:
         """Counts an old row as the second text of a new one, and the copy's reading of it."""

@@ -162,8 +162,12 @@ class SupervisedPlanner(TrainingPlanner[S]):
         return [f"activations are not in the memory table: {why}"]
 
 
-def with_answers(config: SupervisedConfig, model: ModelFacts, held: MemoryPlan) -> MemoryPlan:
-    """Returns the memory of a training with the weights that are gathered while the model answers rows."""
+def memory_beside(config: SupervisedConfig, model: ModelFacts, both: ModelFacts, strategy: str) -> MemoryPlan:
+    """Returns the bytes that a rank holds of a model in training beside a frozen copy, if `both` has one: its weights
+    as `reference`, and those that are gathered while the model answers rows."""
+    count = config.parallel.num_processes
+    whole, alone = (predicted_memory(facts, config, strategy, count) for facts in (both, model))
+    held = whole.model_copy(update={"weights": alone.weights, "reference": whole.weights - alone.weights})
     if not config.train.eval_metrics:
         return held
     return held.model_copy(update={"gathered": gathered_bytes(model, config, held)})

@@ -60,8 +60,10 @@ def test_labels_are_written_as_the_rows_write_them(runtime):
 
     settings = EvaluationConfig(metrics=["likelihood_accuracy"], labels=["bad", "good"], batch_size=4)
     rows = [PromptCompletion("a", " Good."), PromptCompletion("a", " BAD"), PromptCompletion("a", " it is bad")]
+    rows = [*rows, PromptCompletion("a", " goodness, it is good")]
     label_scores(runtime, model, rows, Seeing(), collate, settings)
-    assert seen == [" Bad.", " Good.", " BAD", " GOOD", " it is bad", " it is good"]
+    assert seen[:6] == [" Bad.", " Good.", " BAD", " GOOD", " it is bad", " it is good"]
+    assert seen[6:] == [" goodness, it is bad", " goodness, it is good"], "a label is a whole word"
 
 
 def test_no_row_has_a_label(runtime):
