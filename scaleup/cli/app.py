@@ -1,0 +1,49 @@
+"""This module holds the application that the commands register with, and the arguments that several of them take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from scaleup import __version__
+from scaleup.config.load import check_working_folder
+
+LEAST_WIDTH = 40
+"""Is the width in columns below which tables have no meaning, whatever COLUMNS says."""
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+TRAIN, RESULTS, CLUSTER, MACHINE = "Train", "Results", "Cluster", "Machine"
+"""Names the panels of `scaleup --help`."""
+
+ConfigFile = Annotated[Path, typer.Argument(help="The run's YAML file.", show_default=False)]
+Target = Annotated[Path, typer.Argument(help="A finished run's folder, or a config file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted keys, e.g. train.max_steps=10.")
+]
+
+
+def new_console() -> Console:
+    """Returns what tables and progress are printed on. Users' words hold brackets and colons, and none is markup."""
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.width = max(LEAST_WIDTH, console.width)
+    return console
+
+
+def _print_version(is_given: bool) -> None:
+    if is_given:
+        print(f"scaleup {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def scaleup(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fine-tune, align and compress language models: one YAML describes one run."""
+    check_working_folder()

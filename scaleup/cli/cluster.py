@@ -1,0 +1,66 @@
+"""This module holds the commands for schedulers, and for runs that go on there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from scaleup.cli.app import CLUSTER, ConfigFile, Overrides, app, new_console
+
+ClusterKind = Annotated[
+    Literal["slurm", "kubernetes", "torchrun"] | None,
+    typer.Option("--target", help="Default: what the config's cluster section is for."),
+]
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=[V1,V2,...]", help="One run for each value; if repeated, for each combination."),
+]
+MaxParallel = Annotated[int | None, typer.Option(min=1, help="Runs of a sweep at the same time (Slurm).")]
+
+
+@app.command(rich_help_panel=CLUSTER)
+def render(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    target: ClusterKind = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="An empty folder to write to; default: print.")
+    ] = None,
+    sweep: Sweep = None,
+    max_parallel: MaxParallel = None,
+) -> None:
+    """Write a cluster's job that runs a config: Slurm, Kubernetes."""
+    from scaleup.launcher.jobs import Request
+    from scaleup.launcher.jobs import render as render_job
+
+    render_job(Request(config, overrides or (), target, sweep or (), max_parallel), output)
+
+
+@app.command(rich_help_panel=CLUSTER)
+def submit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    target: ClusterKind = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be submitted.")] = False,
+    sweep: Sweep = None,
+    max_parallel: MaxParallel = None,
+) -> None:
+    """Submit a config to a cluster's scheduler and print the job's id."""
+    from scaleup.launcher.jobs import Request
+    from scaleup.launcher.jobs import submit as submit_job
+
+    submit_job(Request(config, overrides or (), target, sweep or (), max_parallel), dry_run)
+
+
+@app.command(rich_help_panel=CLUSTER)
+def resize(
+    run_folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    group: Annotated[str, typer.Argument(help="A group that serves another, e.g. reward.")],
+    num_processes: Annotated[int, typer.Argument(min=1, help="Its new number of processes.")],
+) -> None:
+    """Resize a running reward group (the policy waits)."""
+    from scaleup.launcher.resize import resize_group
+
+    resize_group(run_folder, group, num_processes, new_console())

@@ -1,0 +1,67 @@
+"""This module holds the commands that do something with finished runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scaleup.cli.app import RESULTS, Overrides, Target, app, new_console
+
+
+@app.command(rich_help_panel=RESULTS)
+def evaluate(target: Target, overrides: Overrides = None) -> None:
+    """Compare a finished run's model with the one it started from."""
+    from scaleup.launcher.start import start
+    from scaleup.plan.derive import evaluation_config
+
+    raise typer.Exit(start(evaluation_config(target, overrides or ()), new_console()))
+
+
+@app.command(rich_help_panel=RESULTS)
+def compare(
+    targets: Annotated[list[str], typer.Argument(help="Evaluations, runs that have one, or a config [KEY=VALUE]...")],
+    by: Annotated[list[str] | None, typer.Option(help="A metric by which rows are won; may be repeated.")] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Number of rows shown that differ most.")] = 5,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="A folder for the tables as files.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> None:
+    """Compare models that were evaluated on the same rows."""
+    from scaleup.launcher import compare as comparison
+
+    options = comparison.CompareOptions(by or (), samples, output, as_json)
+    raise typer.Exit(comparison.compare(targets, options, new_console()))
+
+
+@app.command(rich_help_panel=RESULTS)
+def generate(
+    target: Target,
+    overrides: Overrides = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.")] = None,
+) -> None:
+    """Generate text with a finished run's model."""
+    from scaleup.launcher.start import start
+    from scaleup.plan.derive import generation_config
+
+    raise typer.Exit(start(generation_config(target, overrides or (), prompt or ()), new_console()))
+
+
+@app.command(rich_help_panel=RESULTS)
+def chat(
+    target: Annotated[str, typer.Argument(help="A finished run's folder, or a model.", show_default=False)],
+    overrides: Overrides = None,
+) -> None:
+    """Talk with a model in this terminal: answers come as they are written."""
+    from scaleup.launcher.chat import chat
+
+    raise typer.Exit(chat(target, overrides or ()))
+
+
+@app.command(rich_help_panel=RESULTS)
+def export(target: Target, overrides: Overrides = None) -> None:
+    """Write a finished run's model for other programs, adapter merged."""
+    from scaleup.launcher.start import start
+    from scaleup.plan.derive import export_config
+
+    raise typer.Exit(start(export_config(target, overrides or ()), new_console()))

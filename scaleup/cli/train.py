@@ -1,0 +1,109 @@
+"""This module holds the commands that make a config and run it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from scaleup.cli.app import TRAIN, ConfigFile, Overrides, app, new_console
+from scaleup.config.load import load_leniently
+from scaleup.config.stages import STAGES, json_schema
+
+if TYPE_CHECKING:
+    from scaleup.plan.machine import Machine
+
+
+@app.command(rich_help_panel=TRAIN)
+def init(
+    stage: Annotated[str, typer.Argument(help=f"One of {', '.join(STAGES)}.", show_default=False)],
+    file: Annotated[Path | None, typer.Argument(help="Default: STAGE.yaml.", show_default=False)] = None,
+) -> None:
+    """Write a commented config to start from."""
+    from scaleup.config.starters import write_starter
+
+    written = write_starter(stage, file)
+    print(f"{written}: edit the lines marked <-, then scaleup plan {written}")
+
+
+@app.command(rich_help_panel=TRAIN)
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint, if there is one.")
+    ] = False,
+    accept_changed_data: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changed-data",
+            help="With --resume: go on with rows, models, reward functions or a chat template that have changed.",
+        ),
+    ] = False,
+    node_rank: Annotated[int, typer.Option(min=0, help="Rank of this node; every node runs this same command.")] = 0,
+) -> None:
+    """Check, plan and run a config, on this machine or on several."""
+    from scaleup.launcher.start import join, start
+
+    loaded = load_leniently(config, overrides or ())
+    if node_rank:
+        raise typer.Exit(join(loaded, new_console(), node_rank))
+    raise typer.Exit(start(loaded, new_console(), resume, accept_changed_data))
+
+
+@app.command(rich_help_panel=TRAIN)
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Number of GPUs in all, to plan for another machine.")] = None,
+    gpu_memory: Annotated[float | None, typer.Option(min=0.1, help="GiB of memory of each of these GPUs.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Number of machines.")] = None,
+    flops: Annotated[
+        float | None, typer.Option(min=0.001, help="TFLOP/s of one device: shows FLOPs and hours too.")
+    ] = None,
+    utilisation: Annotated[float, typer.Option(min=0.01, max=1, help="Share of --flops that a run reaches.")] = 0.4,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Propose the nearest configs that fit the devices, or use them better.")
+    ] = False,
+) -> None:
+    """Show what a config would do, or everything that it is refused for."""
+    from scaleup.plan.compute import Rate
+    from scaleup.plan.machine import described_machine
+    from scaleup.plan.resolve import resolve
+    from scaleup.reports.terminal import show_plan
+
+    machine, changes = described_machine(gpus, gpu_memory, nodes, overrides or ())
+    if fit:
+        _fit(config, overrides or (), changes, machine, as_json)
+        return
+    loaded = load_leniently(config, changes)
+    _, resolved = resolve(loaded, machine, check_run_folder=False, rate=Rate(flops, utilisation))
+    if as_json:
+        print(json.dumps(resolved.model_dump(mode="json"), indent=2))
+    else:
+        show_plan(new_console(), resolved)
+
+
+def _fit(config: Path, overrides: Sequence[str], changes: Sequence[str], machine: Machine, as_json: bool) -> None:
+    from scaleup.plan.fit import propose
+    from scaleup.plan.search import Asked
+    from scaleup.reports.fit import show_fit
+
+    with Console(stderr=True).status("planning configs"):
+        found = propose(Asked(config, overrides, changes), machine)
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+    else:
+        show_fit(new_console(), config, found)
+
+
+@app.command(rich_help_panel=TRAIN)
+def schema() -> None:
+    """Print the JSON schema of config files, for editors."""
+    print(json.dumps(json_schema(), indent=2))
