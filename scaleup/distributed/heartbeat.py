@@ -34,6 +34,11 @@ class Heartbeat:
         """Is the current step, from 1; None outside of the training loop."""
         self.steps = 0
         """Counts the steps that this process has begun."""
+        self.num_steps: int | None = None
+        """Is the number of the run's last step; None where nobody has said it."""
+        self.step_seconds = 0.0
+        """Is how long all steps took that this process has ended, with what came between them."""
+        self._first_step_at = 0.0
         self.collectives = 0
         self.phases = 0
 
@@ -57,9 +62,13 @@ class Heartbeat:
         self.collectives += 1
         self.phases = 0
 
-    def begin_step(self, step: int) -> None:
-        """Notes that the main thread begins a step, counted from 1."""
-        self.step = step
+    def begin_step(self, step: int, num_steps: int | None = None) -> None:
+        """Notes that the main thread begins a step, counted from 1, of so many."""
+        now = time.monotonic()
+        if not self.steps:
+            self._first_step_at = now
+        self.step_seconds = now - self._first_step_at
+        self.step, self.num_steps = step, num_steps
         self.steps += 1
 
     def end_steps(self) -> None:
@@ -80,6 +89,8 @@ class Heartbeat:
             "phase": self.phase,
             "step": self.step,
             "steps": self.steps,
+            "num_steps": self.num_steps,
+            "step_seconds": self.step_seconds,
             "position": [self.collectives, self.phases],
         }
         NoticeBoard(file.parent, is_durable=False).post(file.stem, state)

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -37,6 +37,8 @@ class RunProcess:
     attempt: int
     node: int
     is_launcher: bool
+    local: Path | None = field(default=None, compare=False)
+    """Is the node's own folder, in which it shows how far it is."""
 
 
 def processes_of(run: Path) -> list[RunProcess]:
@@ -52,7 +54,8 @@ def _process(pid: int, arguments: list[str], run: Path) -> RunProcess | None:
         if os.path.realpath(arguments[place + 1]) == os.path.realpath(run):
             attempt, node = (int(arguments[arguments.index(name, place) + 1]) for name in ("--attempt", "--node"))
             is_launcher = "accelerate.commands.launch" in arguments[:place]
-            return RunProcess(pid, arguments[place + 2], attempt, node, is_launcher)
+            local = Path(arguments[arguments.index("--local", place) + 1]) if "--local" in arguments[place:] else None
+            return RunProcess(pid, arguments[place + 2], attempt, node, is_launcher, local)
     return None
 
 

@@ -23,6 +23,10 @@ class WorkerState:
     steps: int
     position: tuple[int, ...]
     """Counts the collectives entered, and what was begun since: the smaller, the further behind."""
+    num_steps: int | None = None
+    """Is the number of the run's last step, as far as the worker knows."""
+    step_seconds: float = 0.0
+    """Is how long the steps took that it has ended: `steps - 1` while it is in one."""
     still: float = 0.0
     """Is how many seconds its position has not moved, in looks of its agent's."""
 

@@ -147,7 +147,7 @@ def _rollouts(
     if state.evaluated is not None:  # also one during which a run was stopped
         _evaluate_if_due(training, metrics, state, updater.tolerance)
     while state.step < rollouts.num_rollouts:
-        runtime.progress.heartbeat.begin_step(state.step + 1)
+        runtime.progress.heartbeat.begin_step(state.step + 1, rollouts.num_rollouts)
         started = time.perf_counter()
         experience, values, kl = _rollout(training, updater, state, checkpointer)
         _adapt(training, state, kl)

@@ -96,7 +96,7 @@ def fit(training: Training) -> TrainState:
         _measure_retained(training, metrics, state, checkpointer)
     seconds, tokens = 0.0, 0  # of the steps since the last line of the log: evaluation and saving do not count
     while state.step < training.num_steps and not _is_over(training, state):
-        training.runtime.progress.heartbeat.begin_step(state.step + 1)
+        training.runtime.progress.heartbeat.begin_step(state.step + 1, training.num_steps)
         started = time.perf_counter()
         result = _step(training, state, checkpointer)
         seconds += time.perf_counter() - started

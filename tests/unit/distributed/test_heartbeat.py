@@ -22,7 +22,7 @@ from scaleup.distributed import heartbeat
 heartbeat.BEAT_SECONDS = 0.02
 mine = heartbeat.Heartbeat(heartbeat.Path(sys.argv[1])).start()
 for step in (7, 8):
-    mine.begin_step(step)
+    mine.begin_step(step, 9)
     mine.enter_phase("reading rows")
     mine.enter_collective()
 mine.enter_phase("forward and backward")
@@ -58,6 +58,8 @@ def test_what_it_writes(worker: subprocess.Popen[str], tmp_path: Path) -> None:
     state = written(tmp_path)
     assert state["pid"] == worker.pid
     assert (state["phase"], state["step"], state["steps"]) == ("forward and backward", 8, 2)
+    assert state["num_steps"] == 9
+    assert 0 < state["step_seconds"] < 60, "of the one that has ended"
     assert beats(tmp_path), "while the main thread waits"
 
 
