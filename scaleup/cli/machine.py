@@ -14,12 +14,15 @@ app.add_typer(cache_app, name="cache", rich_help_panel=MACHINE)
 
 
 @cache_app.callback()
-def cache(context: typer.Context) -> None:
+def cache(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+) -> None:
     """List the rows kept as tokens, or clear them."""
     from scaleup.reports.kept_tokens import show_cache
 
     if context.invoked_subcommand is None:
-        show_cache(new_console())
+        show_cache(new_console(), as_json)
 
 
 @cache_app.command()

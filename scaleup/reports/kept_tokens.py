@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,10 +17,14 @@ NUM_LETTERS = 12
 """Counts the letters of a key that are shown, and suffice to name it."""
 
 
-def show_cache(console: Console) -> None:
-    """Prints a row an entry, the one used last first, and how large all are together."""
+def show_cache(console: Console, as_json: bool = False) -> None:
+    """Prints a row an entry, the one used last first, and how large all are together; or the same as JSON, in bytes."""
     cache = TokenCache()
     entries = cache.entries()
+    if as_json:
+        told = {"folder": str(cache.folder), "limit": limit_bytes(), "entries": [_as_json(entry) for entry in entries]}
+        print(json.dumps(told, indent=2, ensure_ascii=False))
+        return
     if entries:
         table = Table()
         for column in ("entry", "source", "rows", "size", "last used"):
@@ -73,6 +79,18 @@ def _known(entry: Entry) -> tuple[str, str]:
         return str(about["source"]), f"{about['rows']:,}"
     except (OSError, ValueError, KeyError, TypeError):
         return "(damaged)", ""
+
+
+def _as_json(entry: Entry) -> dict[str, Any]:
+    """Returns what is told of an entry; no source and no rows of one that is damaged."""
+    source, rows = _known(entry)
+    return {
+        "entry": entry.key,
+        "source": source if rows else None,
+        "rows": int(rows.replace(",", "")) if rows else None,
+        "bytes": entry.bytes,
+        "last_used": datetime.fromtimestamp(entry.used).astimezone().isoformat(timespec="seconds"),
+    }
 
 
 def _size(count: int) -> str:

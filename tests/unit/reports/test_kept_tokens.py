@@ -1,5 +1,7 @@
 """What `scaleup cache` lists and clears."""
 
+import json
+
 import pytest
 from rich.console import Console
 
@@ -25,6 +27,16 @@ def made(tmp_path, monkeypatch):
 @pytest.fixture
 def console():
     return Console(record=True, width=150)
+
+
+def test_json(made, capsys):
+    made("a" * 40)
+    (made("b" * 40).entry.folder / ABOUT).write_text("no JSON")
+    show_cache(Console(), as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["limit"] == 64 * 2**30
+    entries = {entry["entry"][0]: (entry["source"], entry["rows"], entry["bytes"] > 2048) for entry in told["entries"]}
+    assert entries == {"a": ("a.jsonl", 1234, True), "b": (None, None, True)}
 
 
 def test_listing(made, console):
