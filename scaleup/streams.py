@@ -46,6 +46,16 @@ def unwritten() -> str:
     return raw.failure if isinstance(raw, _Descriptor) else ""
 
 
+def reader_is_gone() -> bool:
+    """Returns whether stdout is a pipe or a terminal that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return bool(poll.poll(0))
+    except (OSError, ValueError):  # a stream that somebody has put in its place
+        return False
+
+
 def _fill_descriptors() -> None:
     """Opens descriptors 0 to 2 where they are closed (`2>&-`): the next file that is opened would take their place, and
     whatever a child prints would go into it."""

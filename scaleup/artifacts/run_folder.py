@@ -121,15 +121,19 @@ class RunFolder:
         environment."""
         return self.path / "launch" / "path"
 
+    def lock_file(self, node_rank: int = 0) -> Path:
+        """Return the file, beside the folder, on which whoever runs it (or this node's part) has the kernel's lock."""
+        suffix = f".node{node_rank}" if node_rank else ""
+        return self.path.parent / f".{self.path.name}{suffix}.lock"
+
     @contextmanager
     def locked(self, node_rank: int = 0) -> Iterator[None]:
         """Keep everybody else from starting this run (or this node's part of it); the kernel lets go when this process
         ends, however it ends.
 
         Raises ScaleupError when somebody else has it."""
-        suffix = f".node{node_rank}" if node_rank else ""
         # not a soft lock, filelock's way out where there is no flock: it would outlive a holder that is killed
-        lock = FileLock(self.path.parent / f".{self.path.name}{suffix}.lock", fallback_to_soft=False)
+        lock = FileLock(self.lock_file(node_rank), fallback_to_soft=False)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 # Each panel registers its commands as it is imported: help lists them in this order.
-from scaleup.cli import train, results, cluster, machine  # isort: skip  # noqa: F401
+from scaleup.cli import train, runs, results, cluster, machine  # isort: skip  # noqa: F401
 from scaleup.cli.app import app
 from scaleup.config.load import NO_TEXT, UTF_8
 from scaleup.errors import Problem, ScaleupError

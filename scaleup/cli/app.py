@@ -16,7 +16,7 @@ LEAST_WIDTH = 40
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
-TRAIN, RESULTS, CLUSTER, MACHINE = "Train", "Results", "Cluster", "Machine"
+TRAIN, RUNS, RESULTS, CLUSTER, MACHINE = "Train", "Runs", "Results", "Cluster", "Machine"
 """Names the panels of `scaleup --help`."""
 
 ConfigFile = Annotated[Path, typer.Argument(help="The run's YAML file.", show_default=False)]

@@ -22,6 +22,7 @@ PACKAGES = [
     "reports",
     "launcher",
     "doctor",
+    "runs",
     "cli",
 ]
 
@@ -64,6 +65,8 @@ COMMANDS = {
     "refusal": (["run", "config.yaml"], 2),
     "plan refused": (["plan", "config.yaml", "--json"], 2),
     "render refused": (["render", "config.yaml"], 2),
+    "runs": (["runs", "."], 0),
+    "status refused": (["status", "."], 2),
 }
 
 

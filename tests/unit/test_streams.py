@@ -74,6 +74,18 @@ def test_a_reader_that_is_gone_wanted_no_more() -> None:
         assert subprocess.run([sys.executable, "-c", ASKS], stdout=pipe, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("is_read", [True, False])
+def test_whether_anybody_reads(is_read: bool) -> None:
+    read, write = os.pipe()
+    if not is_read:
+        os.close(read)
+    code = "import sys; from scaleup.streams import reader_is_gone; sys.exit(reader_is_gone())"
+    with os.fdopen(write, "wb") as pipe:
+        assert subprocess.run([sys.executable, "-c", code], stdout=pipe, check=False).returncode == (not is_read)
+    if is_read:
+        os.close(read)
+
+
 def test_a_pipe_that_does_not_block_loses_nothing(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.set_blocking(write, False)
