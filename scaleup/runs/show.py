@@ -67,7 +67,7 @@ def _cells(folder: Path, line: RunLine) -> list[str]:
 def _within(folder: Path, path: Path) -> str:
     """Returns a run's path as seen from the folder that is listed."""
     for root in (folder.absolute(), folder.resolve()):
-        if path.is_relative_to(root):
+        if path != root and path.is_relative_to(root):
             return str(path.relative_to(root))
     return str(path)
 

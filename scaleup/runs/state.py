@@ -20,7 +20,7 @@ from scaleup.artifacts.local_folder import LocalFolder
 from scaleup.artifacts.manifest import Manifest
 from scaleup.artifacts.noticeboard import UNREADABLE, NoticeBoard
 from scaleup.artifacts.run_folder import Attempt, RunFolder
-from scaleup.artifacts.run_lock import Holders, holder_of
+from scaleup.artifacts.run_lock import LOCKS, Holders, holder_of
 from scaleup.errors import ScaleupError
 from scaleup.launcher.peers import BEAT_SECONDS, NodeNotice, notice_of
 from scaleup.launcher.processes import processes_of
@@ -142,7 +142,7 @@ def place_of(run: RunFolder, holders: Holders | None = None) -> Place | None:
         return None
     with suppress(OSError):
         told = attempt.node_file(0).stat()
-        is_ours_to_see = notice.host == here and told.st_uid == os.getuid()  # then it would have its lock
+        is_ours_to_see = notice.host == here and told.st_uid == os.getuid() and LOCKS.exists()  # then it had its lock
         if not is_ours_to_see and abs(time.time() - told.st_mtime) < NEWS_SECONDS:
             return Place(notice.host, None)
     return None

@@ -16,6 +16,7 @@ from scaleup.runs.logs import INTERRUPTED
 from scaleup.runs.show import command_of, last_error, shown_path
 from scaleup.runs.state import place_of, read_state, run_at
 
+POLL_SECONDS = 0.3
 REQUEST = signal.SIGTERM
 """Is what schedulers send, and does what a first Ctrl-C does; a second one of it does not end a run that saves."""
 
@@ -41,8 +42,8 @@ def stop_run(path: Path, console: Console) -> int:
 
 
 def _stop(run: RunFolder, pid: int, console: Console) -> None:
-    """Sends the signal, and waits for the end of the process. A descriptor stands for it before we look again whether
-    it has the run's lock: so an id that has been used again is never signalled."""
+    """Sends the signal, and waits until the process has ended, or has the run's lock no longer. A descriptor stands for
+    it before we look again whether it has that lock: an id that has been used again is never signalled."""
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:  # it has ended meanwhile
@@ -53,7 +54,9 @@ def _stop(run: RunFolder, pid: int, console: Console) -> None:
             return
         signal.pidfd_send_signal(process, REQUEST)
         console.print(f"{shown_path(run.path)} saves and stops: waiting for process {pid}", soft_wrap=True)
-        select.select([process], [], [])
+        while not select.select([process], [], [], POLL_SECONDS)[0]:
+            if (holder := holder_of(run)) is None or holder.pid != pid:  # it goes on with something else
+                return
     except ProcessLookupError:
         return
     finally:

@@ -29,14 +29,20 @@ import signal, sys
 from pathlib import Path
 from scaleup.artifacts.run_folder import RunFolder
 from tests.unit.runs.made import ended
-run = RunFolder(Path(sys.argv[1]))
+class Stopped(Exception): ...
 def stop(*_):
-    ended(run, sys.argv[3], "why")
-    sys.exit(75)
+    raise Stopped
+run = RunFolder(Path(sys.argv[1]))
 signal.signal(signal.SIGTERM, stop)
 with run.locked(int(sys.argv[2])):
     print("locked", flush=True)
+    try:
+        sys.stdin.read()
+    except Stopped:
+        ended(run, sys.argv[3], "why")
+if sys.argv[4:]:
     sys.stdin.read()
+sys.exit(75)
 """
 
 
@@ -84,9 +90,11 @@ def elsewhere(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @contextmanager
-def held(run: RunFolder, node_rank: int = 0, ends: str = "stopped") -> Iterator[subprocess.Popen[str]]:
+def held(
+    run: RunFolder, node_rank: int = 0, ends: str = "stopped", lives_on: bool = False
+) -> Iterator[subprocess.Popen[str]]:
     """Another process that has the lock of a run, until the block ends."""
-    command = [sys.executable, "-c", HOLDS, str(run.path), str(node_rank), ends]
+    command = [sys.executable, "-c", HOLDS, str(run.path), str(node_rank), ends, *["lives on"] * lives_on]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "locked\n"

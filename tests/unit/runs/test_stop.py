@@ -30,6 +30,14 @@ def test_a_run_saves_and_can_go_on(tmp_path: Path, console: Console) -> None:
     assert f"was stopped after step 3 and can go on: scaleup run {run.config_file} --resume" in said
 
 
+def test_a_process_that_lives_on(tmp_path: Path, console: Console) -> None:
+    """It does something else once the run has ended: it is not waited for."""
+    with held(run := made(tmp_path), lives_on=True) as process:
+        assert stop_run(run.path, console) == 0
+        assert process.poll() is None
+    assert "can go on" in console.export_text()
+
+
 def test_a_node_that_is_not_the_first_passes_it_on(tmp_path: Path, console: Console) -> None:
     run = made(tmp_path, num_nodes=2)
     with held(run, node_rank=1) as process:
