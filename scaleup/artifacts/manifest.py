@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from scaleup.artifacts.files import write_json
+from scaleup.artifacts.lineage import Lineage
 
 
 class Manifest(BaseModel):
@@ -22,6 +23,8 @@ class Manifest(BaseModel):
     metrics: dict[str, Any]
     files: dict[str, int]
     """Maps path inside the run folder -> size in bytes, of what the run leaves for others."""
+    lineage: Lineage | None = None
+    """Tells what made the run; None of a run of an earlier version."""
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 import scaleup
 from scaleup.artifacts.files import folder_problem, read_json, write_json
+from scaleup.artifacts.lineage import Lineage
 from scaleup.artifacts.manifest import Manifest, file_sizes, write_manifest
 from scaleup.config.run import RunConfig
 from scaleup.config.stages import STAGES
@@ -67,6 +68,10 @@ class RunFolder:
     def data_file(self) -> Path:
         """Return the file that tells which rows the run began with."""
         return self.path / "data.json"
+
+    @property
+    def lineage_file(self) -> Path:
+        return self.path / "lineage.json"
 
     @property
     def plan_file(self) -> Path:
@@ -187,11 +192,21 @@ class RunFolder:
             num_steps=num_steps,
             metrics=metrics,
             files=file_sizes(self.path, *RESULTS),
+            lineage=self.lineage(),
         )
         write_manifest(self.manifest_file, manifest)
 
     def manifest(self) -> Manifest | None:
         return Manifest.model_validate(read_json(self.manifest_file)) if self.manifest_file.is_file() else None
+
+    def lineage(self) -> Lineage | None:
+        """Return what the run was made from, or was last started from; None of a run of an earlier version."""
+        if (manifest := self.manifest()) is not None:
+            return manifest.lineage
+        try:
+            return Lineage.model_validate(read_json(self.lineage_file))
+        except (OSError, ValueError):
+            return None
 
     def state(self, config: RunConfig, may_change: Set[str] = frozenset()) -> str:
         """Return `absent`, `finished` or `unfinished` for a folder that holds this very run, the keys in `may_change`
@@ -204,15 +219,19 @@ class RunFolder:
         if not self.config_file.is_file():
             raise ScaleupError.of(where, "exists and is no run folder", "choose another name")
         try:
-            different = differing_keys(self.config.model_dump(mode="json"), config.model_dump(mode="json"))
+            moved = self.moved_keys(config, may_change)
         except ScaleupError:
             raise ScaleupError.of(where, "holds a run with an unreadable config.yaml", "choose another name") from None
-        free = MAY_CHANGE_ON_RESUME | config.free_on_resume | may_change
-        moved = [key for key in different if not is_among(key, free)]
         if moved:
             shown = ", ".join(moved[:5]) + (f" and {len(moved) - 5} more" if len(moved) > 5 else "")
             raise ScaleupError.of(where, f"holds another run, which differs in {shown}", "choose another name")
         return "finished" if self.manifest_file.is_file() else "unfinished"
+
+    def moved_keys(self, config: RunConfig, may_change: Set[str] = frozenset()) -> list[str]:
+        """Return the keys in which a config is that of another run than the folder's, those in `may_change` aside."""
+        different = differing_keys(self.config.model_dump(mode="json"), config.model_dump(mode="json"))
+        free = MAY_CHANGE_ON_RESUME | config.free_on_resume | may_change
+        return [key for key in different if not is_among(key, free)]
 
 
 @dataclass(frozen=True)

@@ -65,3 +65,16 @@ def export(target: Target, overrides: Overrides = None) -> None:
     from scaleup.plan.derive import export_config
 
     raise typer.Exit(start(export_config(target, overrides or ()), new_console()))
+
+
+@app.command(rich_help_panel=RESULTS)
+def lineage(
+    run_folder: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the lineage as JSON.")] = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="A picture: FILE.png or FILE.svg.")] = None,
+) -> None:
+    """Show what a run was made from: runs, models, rows, code, machine."""
+    from scaleup.artifacts.run_folder import RunFolder
+    from scaleup.reports.lineage import show_lineage
+
+    show_lineage(RunFolder(run_folder.absolute()), new_console(), as_json, output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +12,9 @@ import typer
 from rich.console import Console
 
 from scaleup.cli.app import TRAIN, ConfigFile, Overrides, app, new_console
-from scaleup.config.load import load_leniently
+from scaleup.config.load import load_leniently, load_mapping, read_mapping
 from scaleup.config.stages import STAGES, json_schema
+from scaleup.errors import Problem, ScaleupError
 
 if TYPE_CHECKING:
     from scaleup.plan.machine import Machine
@@ -46,14 +47,34 @@ def run(
         ),
     ] = False,
     node_rank: Annotated[int, typer.Option(min=0, help="Rank of this node; every node runs this same command.")] = 0,
+    only: Annotated[str | None, typer.Option(metavar="NAME", help="Of a pipeline, this run alone.")] = None,
+    first: Annotated[
+        str | None, typer.Option("--from", metavar="NAME", help="Of a pipeline, this run and all that need it.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Of a pipeline, show what would run, and why.")] = False,
 ) -> None:
-    """Check, plan and run a config, on this machine or on several."""
+    """Check, plan and run a config, on this machine or on several; or a pipeline of configs."""
+    raw = read_mapping(config)
+    if "pipeline" in raw:
+        from scaleup.studies.run import PipelineOptions, run_pipeline
+
+        _refuse(
+            {"--node-rank": node_rank, "--accept-changed-data": accept_changed_data}, "of one run, not of a pipeline"
+        )
+        options = PipelineOptions(overrides or (), only, first, dry_run)
+        raise typer.Exit(run_pipeline(config, raw, options, new_console()))
+    _refuse({"--only": only, "--from": first, "--dry-run": dry_run}, "of a pipeline, not of one run")
     from scaleup.launcher.start import join, start
 
-    loaded = load_leniently(config, overrides or ())
+    loaded = load_mapping(raw, overrides or ())
     if node_rank:
         raise typer.Exit(join(loaded, new_console(), node_rank))
     raise typer.Exit(start(loaded, new_console(), resume, accept_changed_data))
+
+
+def _refuse(options: Mapping[str, object], what: str) -> None:
+    if given := [name for name, value in options.items() if value]:
+        raise ScaleupError([Problem(name, f"is {what}", "leave it out") for name in given])
 
 
 @app.command(rich_help_panel=TRAIN)

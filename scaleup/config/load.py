@@ -43,7 +43,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def load_leniently(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Returns the config of a file with its problems instead of raising them, for a caller with more to check."""
-    return load_mapping(_read_yaml(path), overrides)
+    return load_mapping(read_mapping(path), overrides)
 
 
 def load_mapping(raw: Raw, overrides: Sequence[str] = ()) -> Loaded:
@@ -51,7 +51,7 @@ def load_mapping(raw: Raw, overrides: Sequence[str] = ()) -> Loaded:
     problems = []
     for override in overrides:
         try:
-            _apply_override(raw, override)
+            apply_override(raw, override)
         except ScaleupError as error:
             problems += error.problems
     written = {key: text for key, _, text in (override.partition("=") for override in overrides)}
@@ -126,7 +126,8 @@ def _parse(text: str) -> Any:
     return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
 
 
-def _read_yaml(path: Path) -> Raw:
+def read_mapping(path: Path) -> Raw:
+    """Returns what a YAML file holds. Raises ScaleupError where that is no mapping, or cannot be read."""
     text = ""
     try:
         text = path.read_text(encoding="utf-8")
@@ -160,7 +161,8 @@ def _mended(line: str) -> str:
     return "mend that line" + (": text with braces stands in quotes" if re.search(FIELD, line) else "")
 
 
-def _apply_override(raw: Raw, override: str) -> None:
+def apply_override(raw: Raw, override: str) -> None:
+    """Puts the value of `dotted.key=value` into a mapping. Raises ScaleupError if it is none, or has no place there."""
     dotted, equals, text = override.partition("=")
     keys = dotted.split(".")
     if not equals or not all(keys):
@@ -176,6 +178,12 @@ def _apply_override(raw: Raw, override: str) -> None:
     if isinstance(value, str) and value == text.strip() != text:
         what = f"the value {text!r} begins or ends with spaces, which YAML drops"
         raise ScaleupError.of(dotted, what, f"leave them out, or quote it: {in_quotes(dotted, text)}")
+    put(raw, dotted, value)
+
+
+def put(raw: Raw, dotted: str, value: Any) -> None:
+    """Puts a value into a mapping at a dotted key. Raises ScaleupError where there is no such place."""
+    keys = dotted.split(".")
     here: Any = raw
     for key, following in zip(keys, [*keys[1:], None], strict=True):
         try:
@@ -199,6 +207,10 @@ def _validate(raw: Raw, problems: list[Problem], overrides: Mapping[str, str]) -
     if not isinstance(stage, str) or stage not in STAGES:
         known = ", ".join(STAGES)
         what = f"{stage!r} is no stage" if "stage" in raw else "is missing"
+        if "pipeline" in raw:
+            remedy = "run it with scaleup run FILE, or see what that would do with --dry-run"
+            problems.append(Problem("pipeline", "lists several runs, and one is asked for", remedy))
+            return Loaded(None, problems)
         problems.append(Problem("stage", what, suggestion(str(stage), list(STAGES)) or f"use one of {known}"))
         return Loaded(None, problems)
     model, rest = STAGES[stage], copy.deepcopy(raw)

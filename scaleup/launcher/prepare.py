@@ -20,6 +20,7 @@ from scaleup.config.run import RunConfig
 from scaleup.errors import ScaleupError
 from scaleup.launcher.addresses import own_address
 from scaleup.launcher.rendezvous import Rendezvous
+from scaleup.plan.lineage import lineage_of
 from scaleup.plan.types import GeneratorPlan, GroupPlan, Plan
 
 ENGINE_SETTINGS: dict[str, Any] = {
@@ -47,6 +48,7 @@ def prepare_run(run: RunFolder, config: RunConfig, plan: Plan, data: RunData | N
     write_text(run.config_file, dump(config))  # first: it is what makes the folder this run's
     if data is not None:
         data.save(run.data_file)
+        write_json(run.lineage_file, lineage_of(config, data).model_dump(mode="json"))
     plan.save(run.plan_file)
     run.resumable_file.unlink(missing_ok=True)
     (run.path / "launch").mkdir(exist_ok=True)

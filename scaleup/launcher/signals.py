@@ -13,7 +13,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopSignals:
-    """Counts stop signals, and passes each to whoever can act on it now."""
+    """Counts stop signals, and passes each to whoever can act on it now. Those around it count them too, so that what
+    follows a run does not begin."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -48,6 +49,9 @@ class StopSignals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number == signal.SIGINT
+        around = getattr(self._before.get(number), "__self__", None)
+        if isinstance(around, StopSignals):
+            around.count += 1
         self._note(at_once=self._interrupts > 1)
 
     def _note(self, at_once: bool) -> None:

@@ -37,7 +37,7 @@ def place_marks(config: RunConfig) -> dict[str, Marks]:
     and those that may change when a run goes on have no say."""
     free = MAY_CHANGE_ON_RESUME | config.free_on_resume
     named = [
-        *(each for each in _texts(config.model_dump(mode="json", exclude={"data"}), "") if not is_among(each[0], free)),
+        *(each for each in texts_of(config.model_dump(mode="json", exclude={"data"})) if not is_among(each[0], free)),
         *([(KEY, template)] if (template := config.data.chat_template) else []),
     ]
     return {key: marks for key, value in named if (marks := marks_of(value)) is not None}
@@ -45,7 +45,7 @@ def place_marks(config: RunConfig) -> dict[str, Marks]:
 
 def value_at(config: RunConfig, key: str) -> str | None:
     """Returns the text at a dotted key."""
-    return dict(_texts(config.model_dump(mode="json"), "")).get(key)
+    return dict(texts_of(config.model_dump(mode="json"))).get(key)
 
 
 def marks_of(value: str) -> Marks | None:
@@ -146,10 +146,10 @@ def _of_tensors(file: Path, opened: BinaryIO, size: int) -> Iterator[tuple[int, 
         yield from _spread(begin, end, TENSOR_BLOCK, TENSOR_BLOCKS)
 
 
-def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+def texts_of(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Yields the texts within a value, each with its dotted key."""
     if isinstance(value, str):
         yield key, value
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, part in parts:
-        yield from _texts(part, f"{key}.{name}" if key else str(name))
+        yield from texts_of(part, f"{key}.{name}" if key else str(name))

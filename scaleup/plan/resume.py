@@ -35,18 +35,22 @@ STRATEGY_KEYS = frozenset({"parallel.strategy", "parallel.offload_optimizer", "p
 def state_of(run: RunFolder, config: RunConfig, batch: BatchPlan | None) -> str:
     """Returns `absent`, `finished` or `unfinished`, as RunFolder.state. Raises ScaleupError when it holds another
     run."""
-    places = _moved(run, config) | _unread(run, config)
-    if config.plans_its_batch:
-        return run.state(config, places | SPLIT_KEYS | STRATEGY_KEYS)
-    before = _batch_of(run)
-    if batch is None or before is None:
-        return run.state(config, places)
-    state = run.state(config, places | SPLIT_KEYS | STRATEGY_KEYS)
+    state, before = run.state(config, may_change(run, config, batch)), _batch_of(run)
+    if config.plans_its_batch or batch is None or before is None:
+        return state
     if (before.unit, before.global_batch) != (batch.unit, batch.global_batch):
         what = f"a step of {run.path} is {before.global_batch} {before.unit}, and would be {batch.global_batch}"
         remedy = f"choose sizes that give {before.global_batch}, or another name"
         raise ScaleupError.of("train.global_batch_size", what, remedy)
     return state
+
+
+def may_change(run: RunFolder, config: RunConfig, batch: BatchPlan | None) -> frozenset[str]:
+    """Returns the keys in which a config may differ from the run's, besides those that any run may change: how its
+    steps are split if that can be compared, and places that hold the same."""
+    places = _moved(run, config) | _unread(run, config)
+    can_split = config.plans_its_batch or (batch is not None and _batch_of(run) is not None)
+    return places | (SPLIT_KEYS | STRATEGY_KEYS if can_split else frozenset())
 
 
 def rows_of(run: RunFolder, config: RunConfig, state: str, accepts: bool, say: Say) -> tuple[RunData, list[str]]:

@@ -1,4 +1,4 @@
-"""A figure goes in, a PNG file comes out: whole, or not at all."""
+"""A figure goes in, a PNG or SVG file comes out: whole, or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def figure(file: Path, columns: int = 1, **options: Any) -> Iterator[tuple[Any, 
         yield drawn, axes
         drawn.tight_layout()
         aside = aside_of(file)
-        drawn.savefig(aside, format="png")
+        drawn.savefig(aside, format=file.suffix.removeprefix("."))
         aside.replace(file)
     finally:
         pyplot.close(drawn)

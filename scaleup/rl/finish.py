@@ -17,6 +17,7 @@ from scaleup.models.adapters import drop_snapshot, is_adapted, save_adapter
 from scaleup.models.generation import save_tokenizer
 from scaleup.models.load import load_model
 from scaleup.models.saved import own_weights, save_model, write_safetensors
+from scaleup.reports.lineage import with_lineage
 from scaleup.reports.rl import plot_rewards, plot_timelines, rl_summary, sample_table
 from scaleup.reports.training import model_card, read_metrics
 from scaleup.train.job import Job
@@ -44,7 +45,7 @@ def finish_rl(job: Job[PolicyConfig], model: Any, tokenizer: PreTrainedTokenizer
                 base = load_model(config.model, plan.model)
                 save_model(base, aside, {**own_weights(base), **policy}, config.train.max_shard_size)
             save_tokenizer(tokenizer, aside)
-            write_text(aside / "README.md", model_card(config, plan, metrics))
+            write_text(aside / "README.md", with_lineage(model_card(config, plan, metrics), run))
         if values:
             with folder_aside(run.path / "values") as aside:
                 write_safetensors(aside / "values.safetensors", values)

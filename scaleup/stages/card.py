@@ -9,6 +9,7 @@ from scaleup.artifacts.files import write_json, write_text
 from scaleup.config.stages.card import CardConfig
 from scaleup.evaluation.card import Measured, as_stored, card_rows, measure_costs, measure_variant, this_machine
 from scaleup.reports.deployment import markdown, plot, verdict
+from scaleup.reports.lineage import with_lineage
 from scaleup.train.job import Job
 
 BASE = "model"
@@ -35,6 +36,6 @@ def run(job: Job[CardConfig]) -> None:
     machine, where = this_machine(), ", ".join(source.path for source in config.data.test or [])
     write_json(folder / "card.json", {"models": models, "machine": machine, "data": where})
     plot(models, folder / "card.png")
-    write_text(folder / "card.md", markdown(models, BASE, where, machine))
+    write_text(folder / "card.md", with_lineage(markdown(models, BASE, where, machine), job.folder))
     metrics = {f"{name}.perplexity": each["quality"]["perplexity"] for name, each in models.items()}
     job.finish(metrics)

@@ -18,6 +18,7 @@ from scaleup.config.stages.export import ExportConfig
 from scaleup.data.chat import answer_ends
 from scaleup.models.generation import save_tokenizer
 from scaleup.models.load import load_tokenizer
+from scaleup.reports.lineage import with_lineage
 from scaleup.reports.model_cards import export_card
 from scaleup.train.job import Job
 
@@ -44,7 +45,7 @@ def run(job: Job[ExportConfig]) -> None:
         else:
             metrics |= _gguf(job, model, tokenizer, aside, check, rows)
         metrics["bytes"] = folder_bytes(aside)
-        write_text(aside / "README.md", export_card(config, facts, metrics))
+        write_text(aside / "README.md", with_lineage(export_card(config, facts, metrics), job.folder))
     job.finish(metrics)
 
 

@@ -25,6 +25,7 @@ from scaleup.models.adapted import load_finished
 from scaleup.models.classifier import plain_padding
 from scaleup.models.load import load_tokenizer
 from scaleup.plan.facts import ModelFacts
+from scaleup.reports.lineage import with_lineage
 from scaleup.reports.model_cards import prune_card
 from scaleup.train.finish import finish_training
 from scaleup.train.fit import Stopped
@@ -81,7 +82,7 @@ def _in_rounds(job: Job[PruneConfig]) -> dict[str, Any]:
         card = prune_card(config.name, config.prune, config.model.path, plan.model, metrics, since)
         with folder_aside(folder.model) as aside:
             shutil.copytree(ends["distilled"], aside, dirs_exist_ok=True)
-            write_text(aside / "README.md", card)
+            write_text(aside / "README.md", with_lineage(card, folder))
     return metrics
 
 
@@ -149,6 +150,7 @@ def _cut(
             gc.collect()  # before the next one is loaded
             runtime.progress.report("reading it again")
             metrics |= {"dtype": dtype, **written, **read_back(source, facts, aside, check, true)}
-            write_text(aside / "README.md", prune_card(config.name, settings, source.path, facts, metrics))
+            card = prune_card(config.name, settings, source.path, facts, metrics)
+            write_text(aside / "README.md", with_lineage(card, job.folder))
     runtime.barrier()
     return metrics

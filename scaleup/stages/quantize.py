@@ -18,6 +18,7 @@ from scaleup.data.sources import read_examples
 from scaleup.evaluation.evaluate import Evaluator
 from scaleup.models.adapted import load_base
 from scaleup.models.load import load_tokenizer
+from scaleup.reports.lineage import with_lineage
 from scaleup.reports.model_cards import quantize_card
 from scaleup.train.job import Job
 
@@ -59,7 +60,7 @@ def run(job: Job[QuantizeConfig]) -> None:
             "bits_before": 8 * before / facts.num_parameters,
             "bits": 8 * metrics["bytes"] / facts.num_parameters,
         }
-        write_text(aside / "README.md", quantize_card(config, facts, metrics))
+        write_text(aside / "README.md", with_lineage(quantize_card(config, facts, metrics), job.folder))
     job.finish(metrics)
 
 

@@ -19,6 +19,7 @@ from scaleup.models.adapters import is_adapted, save_adapter
 from scaleup.models.generation import save_tokenizer
 from scaleup.models.load import load_model
 from scaleup.models.saved import own_weights, save_model, saved_buffers
+from scaleup.reports.lineage import with_lineage
 from scaleup.reports.training import model_card, plot_losses, read_metrics, retained, summary
 from scaleup.train.job import Job
 
@@ -64,7 +65,7 @@ def finish_training(
             save_tokenizer(trained.tokenizer, aside)
             for name, values in (more_files or {}).items():
                 write_json(aside / name, values)
-            write_text(aside / "README.md", model_card(config, job.plan, metrics))
+            write_text(aside / "README.md", with_lineage(model_card(config, job.plan, metrics), run))
         plot_losses(lines, run.path / "loss.png", config.name, UNITS.get(config.stage, "labelled token"))
         job.finish(metrics, state.step)
 

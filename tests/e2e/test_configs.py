@@ -14,17 +14,19 @@ from typing import Any
 import pytest
 import yaml
 
-from scaleup.config.load import load_leniently
+from scaleup.config.load import load_leniently, read_mapping
 from scaleup.data.prepared import TOKENIZING
 from scaleup.errors import ScaleupError
 from scaleup.plan.machine import Machine
 from scaleup.plan.resolve import resolve
+from scaleup.studies.pipeline import read_pipeline
 from tests.describer import Describer
 from tests.golden import GOLDENS, Golden
 
 pytestmark = pytest.mark.covers("plans")
 REPOSITORY = Path(__file__).parent.parent.parent
-CONFIGS = sorted((REPOSITORY / "configs").rglob("*.y*ml"))
+PIPELINES = sorted((REPOSITORY / "configs/pipelines").glob("*.yaml"))
+CONFIGS = sorted({*(REPOSITORY / "configs").rglob("*.y*ml")} - {*PIPELINES})
 STAND_INS = {
     "google/flan-t5-base": "builtin:tiny-t5",
     "facebook/roberta-hate-speech-dynabench-r4-target": "builtin:tiny-hate-classifier",
@@ -103,6 +105,14 @@ def test_plans(
     if not runs:
         text = json.dumps(plan.model_dump(mode="json"), indent=2) + "\n"
         golden.check(golden_of(file), text, {"RUNS": tmp_path})
+
+
+@pytest.mark.parametrize("file", PIPELINES, ids=lambda file: file.name)
+def test_a_pipeline_is_of_configs_that_load(file: Path) -> None:
+    pipeline = read_pipeline(file, read_mapping(file))
+    assert [*pipeline.problems, *(problem for run in pipeline.runs.values() for problem in run.loaded.problems)] == []
+    assert pipeline.name == file.stem
+    assert list(pipeline.runs) == ["sft", "reward", "ppo"]
 
 
 def test_no_golden_is_of_another_config() -> None:

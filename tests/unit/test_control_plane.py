@@ -21,6 +21,7 @@ PACKAGES = [
     "plan",
     "reports",
     "launcher",
+    "studies",
     "doctor",
     "runs",
     "cli",

@@ -89,6 +89,10 @@ class StagePlanner(Generic[C]):
     """Tells whether the loss of a mixture of experts has the part that balances its router's load."""
     writes_text = True
     """Tells whether a finished run of it is a model that answers prompts."""
+    makes_model = True
+    """Tells whether a finished run of it is a model that other runs may name."""
+    keeps_shapes = False
+    """Tells whether that model has the sizes and the tokens that are planned for `model`."""
 
     # What the config alone says.
 

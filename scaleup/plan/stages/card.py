@@ -19,6 +19,7 @@ VARIANTS = "variants"
 
 class CardPlanner(StagePlanner[CardConfig]):
     shows = "card"
+    makes_model = False
 
     def splits(self, config: CardConfig) -> dict[str, Rows]:
         return {"test": "completions"}

@@ -24,6 +24,7 @@ REFERENCE = "evaluation.reference"
 
 
 class EvaluatePlanner(StagePlanner[EvaluateConfig]):
+    makes_model = False
     shows = "evaluate"
     takes_classifiers = True
     takes_few_shot = True

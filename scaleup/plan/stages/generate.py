@@ -16,6 +16,7 @@ from scaleup.plan.stages.base import Rows, StagePlanner, example_splits, with_ex
 
 
 class GeneratePlanner(StagePlanner[GenerateConfig]):
+    makes_model = False
     shows = "generate"
     takes_few_shot = True
 

@@ -37,6 +37,7 @@ class TrainingPlanner(StagePlanner[T]):
     """Answers for a stage that trains a model, whole or through an adapter."""
 
     trains = True
+    keeps_shapes = True
 
     def problems(self, config: T, machine: Machine) -> Iterator[Problem]:
         yield from optimizer_problems(config)
