@@ -88,7 +88,7 @@ def test_a_run_that_finishes(scaleup: Scaleup, folder: Path, capsys: pytest.Capt
     files = sorted(str(file.relative_to(run)) for file in run.rglob("*") if file.is_file())
     model = ["model/config.json", "model/model.safetensors"]
     told = ["attempts/1/nodes/0.json", "config.yaml", "data.json"]
-    assert files == [*told, "launch/policy.yaml", "manifest.json", *model, "plan.json"]
+    assert files == [*told, "launch/policy.yaml", "lineage.json", "manifest.json", *model, "plan.json"]
     assert RunFolder(run).config.name == Plan.read(run / "plan.json").name == "x"
     assert (run / "attempts/1/logs").is_dir()
 
