@@ -18,6 +18,7 @@ from scaleup.reports.terminal import heading, pairs_table, size_text
 from scaleup.runs.listing import RunLine, Wanted, line_of, list_runs
 from scaleup.runs.state import RunState, read_state
 
+COLUMNS = ("run", "stage", "state", "step", "ETA", "metric", "size", "age", "made from")
 NUM_CHECKPOINTS_SHOWN = 5
 SPANS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -41,12 +42,15 @@ def show_runs(console: Console, folder: Path, wanted: Wanted, as_json: bool = Fa
 
 
 def _table(folder: Path, lines: Sequence[RunLine]) -> Table:
-    table = Table()
-    for column in ("run", "stage", "state", "step", "ETA", "metric", "size", "age", "made from"):
-        is_number = column in ("step", "ETA", "size", "age")
-        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
-    for line in lines:
-        table.add_row(*_cells(folder, line))
+    """Returns a row a run; a column in which no run has anything is left out, for narrow terminals."""
+    rows = [_cells(folder, line) for line in lines]
+    filled = [place for place in range(len(COLUMNS)) if any(row[place] for row in rows)]
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for place in filled:
+        is_number = COLUMNS[place] in ("step", "ETA", "size", "age")
+        table.add_column(COLUMNS[place], justify="right" if is_number else "left", overflow="fold", no_wrap=place == 0)
+    for row in rows:
+        table.add_row(*(row[place] for place in filled))
     return table
 
 
@@ -59,7 +63,7 @@ def _cells(folder: Path, line: RunLine) -> list[str]:
         "" if line.eta_seconds is None else span_text(line.eta_seconds),
         "" if line.metric is None else f"{line.metric} {line.value:.4g}",
         size_text(line.bytes),
-        span_text(line.age_seconds),
+        span_text(line.age_seconds, num_units=1),
         ", ".join(_within(folder, parent) for parent in line.parents),
     ]
 
@@ -196,15 +200,15 @@ def steps_text(step: int | None, num_steps: int | None) -> str:
     return f"{step:,}" if num_steps is None else f"{step:,} of {num_steps:,}"
 
 
-def span_text(seconds: float) -> str:
-    """Return a span of time for people, in its two largest units: `2 h 5 min`."""
+def span_text(seconds: float, num_units: int = 2) -> str:
+    """Return a span of time for people, in its largest units: `2 h 5 min`."""
     left = round(seconds)
     parts: list[str] = []
     for unit, name in SPANS:
         if left >= unit or (unit == 1 and not parts):
             parts.append(f"{left // unit} {name}")
         left %= unit
-    return " ".join(parts[:2])
+    return " ".join(parts[:num_units])
 
 
 def _figure(value: Any) -> str:

@@ -76,6 +76,8 @@ def test_a_table_on_a_terminal(runs: Path) -> None:
     assert "sweep/a" in text
     assert "stopped (resumable)" in text
     assert "2 h" in text
+    title = text.splitlines()[0].split()
+    assert title == ["run", "stage", "state", "step", "metric", "size", "age", "made", "from"], "none has an ETA"
 
 
 def test_json(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
