@@ -6,9 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import yaml
 from rich.console import Console
 
 from scaleup.artifacts.run_folder import RunFolder
@@ -85,29 +83,11 @@ def runs_within(run: RunFolder) -> Iterator[RunFolder]:
 
 
 def children_of(run: RunFolder) -> list[Path]:
-    """Return the folders of the runs in the same `runs_dir` whose models or data lie in a run."""
-    others = (folder for folder in run_folders(run.path.parent) if folder != run.path)
-    return [folder for folder in others if _is_made_from(RunFolder(folder), run)]
-
-
-def _is_made_from(other: RunFolder, run: RunFolder) -> bool:
-    place = run.path.resolve()
-    if any(parent.is_relative_to(place) for parent in parents_of(other, read_plan(other))):
-        return True
-    try:
-        text = other.config_file.read_text(encoding="utf-8")
-        config = yaml.safe_load(text) if run.path.name in text else None
-    except (OSError, ValueError, yaml.YAMLError):
-        return False
-    data = config.get("data") if isinstance(config, dict) else None
-    root = Path(str(data.get("root", "."))) if isinstance(data, dict) else Path()
-    return any((root / value).resolve().is_relative_to(place) for value in _paths(config, run.path.name))
-
-
-def _paths(value: Any, name: str) -> Iterator[str]:
-    """Yields the texts of a config in which a name stands as a part of a path; its own `name` is none."""
-    if isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _paths(each, name)
-    elif isinstance(value, str) and "/" in value and "\n" not in value and name in value.split("/"):
-        yield value
+    """Return the folders of the runs in the same `runs_dir` that were made from a run, or from one in its folder."""
+    place, others = run.path.resolve(), (RunFolder(folder) for folder in run_folders(run.path.parent))
+    return [
+        other.path
+        for other in others
+        if other.path != run.path
+        and any(parent.is_relative_to(place) for parent in parents_of(other, read_plan(other)))
+    ]

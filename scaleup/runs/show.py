@@ -12,8 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from scaleup.artifacts.checkpoints import whole_checkpoints
-from scaleup.artifacts.run_folder import Attempt
+from scaleup.artifacts.noticeboard import UNREADABLE
+from scaleup.artifacts.run_folder import Attempt, RunFolder
+from scaleup.errors import ScaleupError
 from scaleup.launcher.ranks import WorkerState
+from scaleup.reports.lineage import ancestry
 from scaleup.reports.terminal import heading, pairs_table, size_text
 from scaleup.runs.listing import RunLine, Wanted, line_of, list_runs
 from scaleup.runs.state import RunState, read_state
@@ -108,6 +111,7 @@ def _rows(state: RunState) -> Iterator[tuple[str, str]]:
     yield "checkpoints", ", ".join(checkpoints)
     yield "size", size_text(line.bytes)
     yield "made from", ", ".join(map(str, line.parents))
+    yield "stale", ", ".join(stale_of(state.run))
     yield "error", last_error(state)
     yield "logs", str(state.attempt.logs) if state.attempt else ""
     yield "go on", command_of(state)
@@ -125,6 +129,7 @@ def status_as_json(state: RunState) -> dict[str, Any]:
         "process": state.place.pid if state.place else None,
         "attempt": state.attempt.number if state.attempt else None,
         "phase": state.phase,
+        "stale": stale_of(state.run),
         "ranks": {
             name: {**_told(rank), "restarts": num_restarts(state.attempt, rank)} for name, rank in state.ranks.items()
         },
@@ -146,6 +151,14 @@ def num_restarts(attempt: Attempt | None, rank: WorkerState) -> int:
     group = rank.name.rpartition("-rank")[0]
     logs = [file.stem.rpartition("-restart") for file in attempt.logs.glob(f"{group}-node*.log")] if attempt else []
     return max((int(number) for name, _, number in logs if name and number.isdecimal()), default=0)
+
+
+def stale_of(run: RunFolder) -> list[str]:
+    """Return which runs that it was made from were made again since, or are gone; nothing where no one can tell."""
+    try:
+        return list(ancestry(run).stale)
+    except (ScaleupError, *UNREADABLE):
+        return []
 
 
 def last_error(state: RunState) -> str:

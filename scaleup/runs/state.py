@@ -9,13 +9,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from scaleup.artifacts.lineage import Parent
 from scaleup.artifacts.local_folder import LocalFolder
 from scaleup.artifacts.manifest import Manifest
 from scaleup.artifacts.noticeboard import UNREADABLE, NoticeBoard
@@ -239,11 +240,19 @@ def _last_lines(file: Path) -> list[bytes]:
 
 
 def parents_of(run: RunFolder, plan: Plan | None) -> list[Path]:
-    """Return the folders of the runs whose models a run was made from, each once, in the order of its plan."""
+    """Return the folders of the runs whose models or rows a run was made from, each once: those of its lineage, and
+    those in which the models of its plan lie, e.g. an adapter's base."""
     facts = plan.facts.values() if plan else ()
     places = [place for fact in facts for place in (fact.location, fact.adapter, fact.tokenizer_location) if place]
-    found = [_run_of(Path(place)) for place in places]
+    found = [Path(parent.run).resolve() for parent in _recorded(run)] + [_run_of(Path(place)) for place in places]
     return list(dict.fromkeys(folder for folder in found if folder is not None and folder != run.path.resolve()))
+
+
+def _recorded(run: RunFolder) -> Iterable[Parent]:
+    with suppress(*UNREADABLE):
+        lineage = run.lineage()
+        return lineage.parents.values() if lineage else ()
+    return ()
 
 
 def _run_of(place: Path) -> Path | None:

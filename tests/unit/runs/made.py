@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from scaleup.artifacts.files import write_json
+from scaleup.artifacts.lineage import Code, Host, Lineage, Parent, manifest_hash
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.load import dump, load_mapping
 from scaleup.launcher.ending import Ending
@@ -51,19 +52,25 @@ def made(
     name: str = "x",
     metrics: Sequence[Mapping[str, Any]] = (),
     parent: Path | None = None,
-    data: str = "rows.jsonl",
+    drawn_by: Path | None = None,
     num_nodes: int = 1,
 ) -> RunFolder:
-    """A run that was prepared, and logged these lines; its model lies in the folder of `parent`."""
+    """A run that was prepared, and logged these lines; its model lies in the folder of `parent`, its rows in that of
+    `drawn_by`."""
     run = RunFolder(runs_dir / name)
     (run.path / "launch").mkdir(parents=True)
     raw = {"stage": "sft", "name": name, "model": {"path": "builtin:tiny-llama"}}
-    loaded = load_mapping({**raw, "data": {"train": data, "text": "{text}", "root": str(runs_dir.parent)}})
+    loaded = load_mapping({**raw, "data": {"train": "rows.jsonl", "text": "{text}", "root": str(runs_dir.parent)}})
     assert loaded.config is not None
     run.config_file.write_text(dump(loaded.config), encoding="utf-8")
     plan = plan_of(run, group(num_nodes=num_nodes, num_processes=num_nodes))
     facts = facts_of(location=str(parent / "model")) if parent else facts_of()
     plan.model_copy(update={"model": facts}).save(run.plan_file)
+    if drawn_by is not None:
+        origin = Parent(run=str(drawn_by), manifest=manifest_hash(drawn_by) or "")
+        known: dict[str, Any] = {"config": "", "data": {}, "packages": {}, "code": Code(version="1")}
+        lineage = Lineage(**known, machine=Host(name="vm", num_cores=1), parents={"data.train.0.path": origin})
+        write_json(run.lineage_file, lineage.model_dump(mode="json"))
     run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in metrics), encoding="utf-8")
     return run
 

@@ -46,12 +46,11 @@ def test_what_is_needed_or_goes_on_stays(tmp_path: Path) -> None:
     assert [path.name for path in children_of(RunFolder(tmp_path / "child"))] == ["grandchild"]
 
 
-def test_what_a_run_wrote_may_be_anothers_data(tmp_path: Path) -> None:
-    drawn = ended(made(tmp_path / "runs", "drawn"), "finished")
-    made(tmp_path / "runs", "absolute", data=str(drawn.path / "generations.jsonl"))
-    made(tmp_path / "runs", "relative", data="runs/drawn/generations.jsonl")
-    made(tmp_path / "runs", "unlike", data="other/drawn/generations.jsonl")
-    assert [path.name for path in children_of(drawn)] == ["absolute", "relative"]
+def test_what_a_run_wrote_may_be_anothers_rows(tmp_path: Path) -> None:
+    drawn = ended(made(tmp_path, "drawn"), "finished")
+    reads = made(tmp_path, "reads", drawn_by=drawn.path)
+    made(tmp_path, "else")
+    assert children_of(drawn) == [reads.path]
 
 
 def test_what_goes_on_within_it(tmp_path: Path) -> None:

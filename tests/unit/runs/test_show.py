@@ -72,6 +72,17 @@ def test_every_node_of_several(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert said["go on"].endswith("--resume (on each of the other 2 nodes too, with --node-rank)")
 
 
+def test_a_parent_that_was_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parent = ended(made(tmp_path, "parent"), "finished")
+    child = made(tmp_path, "child", drawn_by=parent.path)
+    said = status(child, capsys)
+    assert (said["made from"], "stale" in said) == (str(parent.path), False)
+    parent.finish("sft", "parent", {"train_loss": 1.0}, 5)
+    assert status(child, capsys)["stale"] == f"data.train.0.path: {parent.path} was made again"
+    child.config_file.write_text("no config")
+    assert "stale" not in status(child, capsys)
+
+
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = ended(made(tmp_path, "x", LINES), "failed", "why")
     show_status(Console(), run.path, as_json=True)
