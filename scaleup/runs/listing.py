@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,8 @@ def headline(figures: Mapping[str, Any]) -> tuple[str | None, float | None]:
 
 
 def _is_figure(key: str, value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and key not in NOT_A_FIGURE
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and isfinite(value) and key not in NOT_A_FIGURE
 
 
 def tree_bytes(folder: Path) -> int:

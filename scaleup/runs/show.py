@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -133,7 +134,7 @@ def status_as_json(state: RunState) -> dict[str, Any]:
         "ranks": {
             name: {**_told(rank), "restarts": num_restarts(state.attempt, rank)} for name, rank in state.ranks.items()
         },
-        "metrics": dict(state.metrics),
+        "metrics": {key: _finite(value) for key, value in state.metrics.items()},
         "error": last_error(state),
         "checkpoints": _checkpoints(state),
         "logs": str(state.attempt.logs) if state.attempt else None,
@@ -222,6 +223,11 @@ def span_text(seconds: float, num_units: int = 2) -> str:
             parts.append(f"{left // unit} {name}")
         left %= unit
     return " ".join(parts[:num_units])
+
+
+def _finite(value: Any) -> Any:
+    """Returns a value that is JSON: it has no infinities, as a perplexity may be."""
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _figure(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -84,11 +85,12 @@ def test_a_parent_that_was_made_again(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = ended(made(tmp_path, "x", LINES), "failed", "why")
+    run = ended(made(tmp_path, "x", [*LINES, {"step": 2, "eval_perplexity": math.inf}]), "failed", "why")
     show_status(Console(), run.path, as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert (told["state"], told["step"], told["error"], told["ranks"]) == ("failed", 2, "why", {})
-    assert told["metrics"] == {"step": 2, "loss": 2.0}
+    assert told["metrics"] == {"step": 2, "loss": 2.0, "eval_perplexity": None}
+    assert (told["metric"], told["value"]) == ("loss", 2.0)
     assert told["command"].endswith("config.yaml --resume")
 
 
