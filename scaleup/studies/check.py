@@ -92,7 +92,10 @@ class Checker:
     def _input_problems(self, run: PipelineRun, config: RunConfig | None) -> Iterator[Problem]:
         """Yields inputs that other runs do not make, and what a pipeline cannot start."""
         for each in run.inputs:
-            parent = self.pipeline.runs[each.run].loaded.config
+            made, parent = self.pipeline.runs[each.run].folder, self.pipeline.runs[each.run].loaded.config
+            if each.run not in self.names and not made.manifest_file.is_file():
+                what = f"run {each.run} has not finished, and is not asked for"
+                yield Problem(each.key, what, f"make it too: --from {each.run}")
             if parent is None or not each.is_whole:
                 continue
             if each.is_rows:

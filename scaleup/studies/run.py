@@ -13,7 +13,7 @@ from scaleup.config.load import Raw
 from scaleup.config.mistakes import suggestion
 from scaleup.errors import Problem
 from scaleup.studies.pipeline import Pipeline, read_pipeline
-from scaleup.studies.steps import Step, steps_of, unfinished_inputs
+from scaleup.studies.steps import Step, steps_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,6 @@ def run_pipeline(file: Path, raw: Raw, options: PipelineOptions, console: Consol
     chosen = _chosen(pipeline, options)
     steps = steps_of(pipeline, chosen)
     todo = [name for name in chosen if not steps[name].is_done]
-    pipeline.problems.extend(unfinished_inputs(pipeline, todo, chosen))
     notes = _check(pipeline, todo) if todo else []
     _show(console, pipeline, steps, chosen)
     if not todo:
@@ -56,10 +55,13 @@ def run_pipeline(file: Path, raw: Raw, options: PipelineOptions, console: Consol
         console.print(f"note: {note}", soft_wrap=True)
     if options.is_dry:
         return 0
-    code = _start(pipeline, todo, console)
-    if code:
-        command = shlex.join(["scaleup", "run", str(file), *options.words])
-        console.print(f"pipeline {pipeline.name} goes on with: {command}", soft_wrap=True)
+    code = None
+    try:
+        code = _start(pipeline, todo, console)
+    finally:  # also where a run is refused whose inputs are there by now
+        if code != 0:
+            command = shlex.join(["scaleup", "run", str(file), *options.words])
+            console.print(f"pipeline {pipeline.name} goes on with: {command}", soft_wrap=True)
     return code
 
 

@@ -3,7 +3,7 @@ folder alone: config, data, lineage and manifest."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -107,12 +107,3 @@ def _changed_keys(folder: RunFolder, config: RunConfig) -> list[str]:
         return changed
     before, now = (each.model_dump(mode="json", include=MEASURING) for each in (folder.config, config))
     return changed + differing_keys(before, now)
-
-
-def unfinished_inputs(pipeline: Pipeline, todo: Collection[str], chosen: Collection[str]) -> Iterator[Problem]:
-    """Yields inputs of what is to be made that are not chosen themselves, and have not finished."""
-    for name in todo:
-        for each in pipeline.runs[name].inputs:
-            if each.run not in chosen and not pipeline.runs[each.run].folder.manifest_file.is_file():
-                what = f"run {each.run} has not finished, and is not asked for"
-                yield Problem(f"runs.{name}: {each.key}", what, f"make it too: --from {each.run}")

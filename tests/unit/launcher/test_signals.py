@@ -60,3 +60,11 @@ def test_whoever_can_act_is_told_of_each(signals: StopSignals) -> None:
         signals.request()
     told(signals, signal.SIGTERM)
     assert acted == [1, 2]
+
+
+def test_whoever_is_around_counts_them_too(signals: StopSignals) -> None:
+    """A run ends with its own code, and the pipeline that it is of begins no other."""
+    acted: list[int] = []
+    with signals.passed_to(lambda: acted.append(1)), StopSignals() as inner:
+        assert told(inner, signal.SIGTERM) == (1, False)
+    assert (signals.count, signals.at_once, acted) == (1, False, [])

@@ -11,7 +11,7 @@ from scaleup.artifacts.files import write_json
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.errors import ScaleupError
 from scaleup.studies.pipeline import Pipeline
-from scaleup.studies.steps import steps_of, unfinished_inputs
+from scaleup.studies.steps import steps_of
 from tests.unit.studies.folders import RUNS, begin, finish, made, pipeline_of, write_rows
 
 CHANGED = {**RUNS, "child": {**RUNS["child"], "overrides": {"model.path": "${base}", "train.max_steps": 7}}}
@@ -119,11 +119,6 @@ def test_those_that_are_not_chosen_count_as_they_are() -> None:
     made("base")
     pipeline = pipeline_of(CHANGED)
     assert steps_of(pipeline, ["child"])["child"].action == "run"
-    assert list(unfinished_inputs(pipeline, ["child"], ["child"])) == []
-    (problem,) = unfinished_inputs(pipeline, ["evaluation"], ["evaluation"])
-    assert str(problem) == (
-        "runs.evaluation: model.path: run child has not finished, and is not asked for -> make it too: --from child"
-    )
 
 
 def test_what_a_manifest_says_of_its_making(place: Path) -> None:
