@@ -201,9 +201,9 @@ class RunFolder:
 
     def lineage(self) -> Lineage | None:
         """Return what the run was made from, or was last started from; None of a run of an earlier version."""
-        if (manifest := self.manifest()) is not None:
-            return manifest.lineage
         try:
+            if (manifest := self.manifest()) is not None:
+                return manifest.lineage
             return Lineage.model_validate(read_json(self.lineage_file))
         except (OSError, ValueError):
             return None

@@ -58,7 +58,12 @@ def ancestry(run: RunFolder, below: tuple[str, ...] = ()) -> Ancestor:
     if its config or its manifest cannot be read."""
     if not run.config_file.is_file():
         return Ancestor(str(run.path), stale=("is gone",))
-    config, manifest, lineage = run.config, run.manifest(), run.lineage()
+    config, lineage = run.config, run.lineage()
+    try:
+        manifest = run.manifest()
+    except (OSError, ValueError) as error:
+        what = f"is no manifest that can be read ({type(error).__name__})"
+        raise ScaleupError.of(str(run.manifest_file), what, "name a run folder that scaleup wrote") from error
     named = parents_of(config) if lineage is None else lineage.parents
     parents = {
         key: ancestry(RunFolder(Path(each.run)), (*below, str(run.path)))

@@ -143,6 +143,12 @@ CASES = {
             command=("lineage", "runs/none"),
         ),
         bad(
+            "a manifest that is none",
+            "/runs/reviews/manifest.json: is no manifest that can be read (ValidationError)",
+            prepare=earlier(finished=True),
+            command=("lineage", "runs/reviews"),
+        ),
+        bad(
             "a picture of another kind",
             "error: -o: picture.bmp is neither a PNG nor an SVG file",
             prepare=earlier(),

@@ -76,6 +76,17 @@ def test_other_rows_are_other_runs(place: Path) -> None:
     assert set(actions(pipeline_of()).values()) == {"again"}
 
 
+def test_rows_that_a_run_has_written_are_an_input_too(place: Path) -> None:
+    reader = {"config": RUNS["base"]["config"], "overrides": {"data.train": "${evaluation}/rows.jsonl"}}
+    made("base", "child", "evaluation")
+    write_rows(place / "runs/p-evaluation")
+    runs = {**RUNS, "reader": reader}
+    made("reader", runs=runs)
+    assert actions(pipeline_of(runs))["reader"] == "skip"
+    finish(pipeline_of().runs["evaluation"], loss=1.0)
+    assert why(pipeline_of(runs), "reader") == f"data.train.0.path: {place / 'runs/p-evaluation'} was made again since"
+
+
 def test_another_version_of_the_code_makes_another_run() -> None:
     pipeline = made()
     file = pipeline.runs["other"].folder.manifest_file
