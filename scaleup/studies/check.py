@@ -68,7 +68,7 @@ class Checker:
     names: Collection[str]
     describer: Describer
     place: Path
-    """Is the folder of stand-ins, by the names of runs."""
+    """Is the folder of stand-ins."""
     notes: list[str] = field(default_factory=list)
     _promises: dict[str, Promise] = field(default_factory=dict)
 
@@ -76,7 +76,7 @@ class Checker:
         """Returns the mistakes of a run; what it makes is promised to those after it."""
         unmade = [each for each in run.inputs if each.run in self.names]
         unseen = sorted({each.run for each in unmade if each.run not in self._promises or not each.is_whole})
-        stand_ins = {each.run: self.place / each.run for each in unmade}
+        stand_ins = {each.run: self._stand_in(each.run) for each in unmade}
         loaded = run.load({**run.folders, **stand_ins})
         loaded.problems.extend(self._input_problems(run, loaded.config))
         problems: list[Problem] = []
@@ -109,11 +109,15 @@ class Checker:
             remedy = "run it by itself on its nodes: the pipeline takes what has finished as it is"
             yield Problem("parallel.num_nodes", "a pipeline starts runs of one node", remedy)
 
+    def _stand_in(self, name: str) -> Path:
+        """Returns the stand-in for a run's folder, whose path is no part of another's."""
+        return self.place / name / "made"
+
     def _as_named(self, problem: Problem) -> Problem:
         """Returns a problem in which stand-ins are called what they stand for."""
         texts = [problem.where, problem.what, problem.remedy]
         for name, run in self.pipeline.runs.items():
-            texts = [text.replace(str(self.place / name), str(run.folder.path)) for text in texts]
+            texts = [text.replace(str(self._stand_in(name)), str(run.folder.path)) for text in texts]
         return Problem(*texts)
 
     def _describe(self, run: PipelineRun) -> Any:
@@ -140,7 +144,7 @@ class Checker:
         planner, config = planner_of(run.config), run.config
         if not planner.keeps_shapes or not isinstance(request, ModelRequest):
             return
-        promise = Promise(request, planner.complete(config, facts)["model"], self.place / run.name)
+        promise = Promise(request, planner.complete(config, facts)["model"], self._stand_in(run.name))
         write_stand_in(promise)
         self._promises[run.name] = promise
 
@@ -183,7 +187,7 @@ def write_stand_in(promise: Promise) -> None:
     """Writes what can be seen of a promised model's folder without loading it: an adapter's settings, or the
     model's."""
     folder, adapter, facts = promise.folder, promise.request.adapter, promise.facts
-    folder.mkdir()
+    folder.mkdir(parents=True)
     if not promise.is_adapter:
         own = Path(facts.location) / "config.json"
         settings = read_json(own) if own.is_file() else {"model_type": facts.model_type}

@@ -81,7 +81,7 @@ def test_what_follows_from_a_config_is_seen_before_it_is_made(monkeypatch: pytes
 
     def kept(promise: check.Promise) -> None:
         write(promise)
-        seen[promise.folder.name] = promise, adapter_folder(str(promise.folder)) is not None
+        seen[promise.folder.parent.name] = promise, adapter_folder(str(promise.folder)) is not None
 
     monkeypatch.setattr(check, "write_stand_in", kept)
     assert checked(pipeline_of(WHOLE)) == [
@@ -97,8 +97,11 @@ def test_what_follows_from_a_config_is_seen_before_it_is_made(monkeypatch: pytes
 
 
 def test_what_does_not_fit_what_will_be_made_is_refused(place: Path) -> None:
+    """Also where what another of its inputs will be is not known, whose name begins alike."""
     runs = {name: WHOLE[name] for name in ("adapter", "tokens", "classes")}
     runs["cut"] = on("${adapter}", {"stage": "prune", "data": TEXT, "prune": {"layers": 1, "calibration_rows": 2}})
+    runs["tok"] = on("${adapter}", {"stage": "export"})
+    runs["read"] = on("${tok}", SFT, adapter={"type": "lora", "path": "${tokens}"})
     runs["other"] = on("builtin:tiny-llama", SFT, adapter={"type": "lora", "path": "${tokens}"})
     runs["student"] = on(
         "builtin:tiny-llama",
@@ -109,6 +112,7 @@ def test_what_does_not_fit_what_will_be_made_is_refused(place: Path) -> None:
         checked(pipeline_of(runs))
     assert [str(problem).partition(" -> ")[0] for problem in refused.value.problems] == [
         f"runs.cut: model.path: {place}/runs/p-adapter is an adapter, and what is cut is a whole model",
+        f"runs.read: adapter.path: {place}/runs/p-tokens holds no adapter_config.json",
         f"runs.other: adapter.path: {place}/runs/p-tokens holds no adapter_config.json",
         "runs.student: teacher.path: its tokenizer has 260 tokens, and model's 259",
         "runs.writer: model.path: is a sequence classifier (BertForSequenceClassification): it scores texts and "
