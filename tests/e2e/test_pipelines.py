@@ -60,6 +60,7 @@ def manifests(place: Path) -> dict[str, str]:
     return {file.parent.name: file.read_text() for file in (place / "runs").glob("*/manifest.json")}
 
 
+@pytest.mark.timeout(900)
 def test_killed_changed_and_stopped(tmp_path: Path) -> None:
     straight = write_pipeline(tmp_path / "straight", "first", "second")
     run(straight)
