@@ -93,20 +93,9 @@ class OptimizationConfig(Section):
     seed: Annotated[Int, Field(ge=0)] = 0
 
 
-class TrainConfig(OptimizationConfig):
-    """Holds the training section of the stages that learn from rows as they are."""
+class EvaluatedConfig(OptimizationConfig):
+    """Holds what every stage has whose best weights, and early end, follow from its evaluations."""
 
-    max_steps: Count | None = None
-    num_train_epochs: Annotated[Float, Field(gt=0)] | None = None
-    tokens_per_device: Count | None = Field(
-        None, description="Instead of rows: tokens that a micro-batch may have, with its padding."
-    )
-    group_by_length: bool = Field(False, description="Rows of similar length share a step.")
-    gradient_accumulation_steps: Count | None = Field(None, description="1, or what global_batch_size asks for.")
-    global_batch_size: Count | None = Field(
-        None,
-        description="Rows an optimizer step: per_device_train_batch_size x gradient_accumulation_steps x processes.",
-    )
     early_stopping_patience: Count | None = Field(
         None, description="Stop after so many evaluations without a better metric_for_best_model."
     )
@@ -117,7 +106,6 @@ class TrainConfig(OptimizationConfig):
         description=f"Of answers to validation rows, at each evaluation: {', '.join(FIGURES)}, {EVALUATE}NAME or "
         "FILE.py:FUNCTION, as evaluation.metrics; they are generated as `generation` says.",
     )
-    eval_answers: Count = Field(64, description="Validation rows, the first ones, that are answered for eval_metrics.")
     metric_for_best_model: Text = Field(
         "loss", description="What the best weights and early stopping go by: a figure of the evaluation, e.g. rougeL."
     )
@@ -134,6 +122,38 @@ class TrainConfig(OptimizationConfig):
     def with_absolute_paths(self) -> Self:
         section, metrics = super().with_absolute_paths(), [absolute_metric(metric) for metric in self.eval_metrics]
         return section if metrics == self.eval_metrics else section.model_copy(update={"eval_metrics": metrics})
+
+
+class PolicyTrainConfig(EvaluatedConfig):
+    """Holds the training section of the stages that learn from a policy's own responses."""
+
+    eval_metrics: list[Metric] = Field(
+        default=[],
+        description=f"Of the responses to data.test, at each evaluation: {', '.join(FIGURES)}, {EVALUATE}NAME or "
+        "FILE.py:FUNCTION, as evaluation.metrics; data.completion says what a response should be.",
+    )
+    metric_for_best_model: Text = Field(
+        "scores",
+        description="What the best weights and early stopping go by: scores, the mean reward of the responses to "
+        "data.test, or a figure of eval_metrics.",
+    )
+
+
+class TrainConfig(EvaluatedConfig):
+    """Holds the training section of the stages that learn from rows as they are."""
+
+    max_steps: Count | None = None
+    num_train_epochs: Annotated[Float, Field(gt=0)] | None = None
+    tokens_per_device: Count | None = Field(
+        None, description="Instead of rows: tokens that a micro-batch may have, with its padding."
+    )
+    group_by_length: bool = Field(False, description="Rows of similar length share a step.")
+    gradient_accumulation_steps: Count | None = Field(None, description="1, or what global_batch_size asks for.")
+    global_batch_size: Count | None = Field(
+        None,
+        description="Rows an optimizer step: per_device_train_batch_size x gradient_accumulation_steps x processes.",
+    )
+    eval_answers: Count = Field(64, description="Validation rows, the first ones, that are answered for eval_metrics.")
 
 
 MixedPrecision = Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no_is_no)]

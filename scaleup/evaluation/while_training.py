@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from scaleup.config.schema import GenerationConfig
 from scaleup.config.stages.base import SupervisedConfig
+from scaleup.config.stages.rl import PolicyConfig
 from scaleup.data.chat import answer_ends
+from scaleup.data.prompts import Prompt
 from scaleup.data.rows import Rows
+from scaleup.data.sources import read_examples
 from scaleup.data.tokenization import IGNORE, PreferenceTokens, Tokens, UnpairedTokens
+from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
+from scaleup.evaluation.evaluate import reference
 from scaleup.evaluation.foreign import Answered, foreign_scores
 from scaleup.evaluation.metrics import score_answers
 from scaleup.models.beside import unwrap
@@ -87,13 +94,27 @@ class AnswersInTraining:
         prompts = [each.prompt for each in self.questions]
         ends = answer_ends(tokenizer)
         wanted = answer_texts(tokenizer, None if is_seq2seq else prompts, [q.reference for q in self.questions], ends)
-        references = [text.strip() for text in wanted]
-        metrics = config.train.eval_metrics
-        scores = score_answers(metrics, answers, references, config.evaluation.labels)
-        asked = Answered(tokenizer.batch_decode(prompts, skip_special_tokens=True), answers, references)
-        others, figures = foreign_scores(metrics, asked, 0)
-        made = {name: value for each in [*scores, *others] for name, value in each.result(0).items()}
-        return {name: value for name, value in {**made, **figures}.items() if isinstance(value, float)}
+        texts = tokenizer.batch_decode(prompts, skip_special_tokens=True)
+        answered = Answered(texts, answers, [text.strip() for text in wanted])
+        return figures_of(self.job.runtime, config.train.eval_metrics, config.evaluation.labels, answered)
+
+
+def figures_of(
+    runtime: Runtime, metrics: Sequence[str], labels: Sequence[str] | None, answered: Answered
+) -> dict[str, float]:
+    """Return the figures of `metrics`, computed on rank 0: code of others may tell each process something else, and
+    what a run goes by must be one number. Every rank must call it and gets all of them."""
+    told: dict[str, float] = {}
+    if runtime.is_main:
+        scores = score_answers(metrics, answered.answers, answered.references, labels)
+        others, figures = foreign_scores(metrics, answered, 0)
+        made = {name: value for each in [*scores, *others] for name, value in each.result(0).items()} | figures
+        told = {name: value for name, value in made.items() if isinstance(value, float)}
+    said = json.dumps(told).encode() if told else b""
+    [length] = runtime.sum(len(said))
+    mine = torch.frombuffer(bytearray(said), dtype=torch.uint8) if said else torch.zeros(int(length))
+    shared = runtime.sum_tensor(mine).to(torch.uint8)
+    return dict(json.loads(bytes(shared.tolist()) or b"{}"))
 
 
 def answering(
@@ -116,3 +137,25 @@ def answering(
         return replace(rows, answered=AnswersInTraining(job, generation, tokenizer, questions, model, part).measure)
 
     return with_answers
+
+
+def figures_of_responses(
+    job: Job[PolicyConfig], held_out: Sequence[Prompt]
+) -> Callable[[Sequence[str]], dict[str, float]] | None:
+    """Return what computes the figures of `train.eval_metrics` of responses to the prompts of data.test; None where
+    none are asked for. Raises ScaleupError for rows that do not say what a response should be, where a metric needs
+    it."""
+    config = job.config
+    if not config.train.eval_metrics:
+        return None
+    wanted = [""] * len(held_out)
+    if config.needs_references:
+        sources = config.data.test or []
+        wanted = [reference(row) for source in sources for row in read_examples(config.data, source, "test")]
+    prompts = [prompt.text for prompt in held_out]
+
+    def figures(responses: Sequence[str]) -> dict[str, float]:
+        answered = Answered(prompts, [text.strip() for text in responses], wanted)
+        return figures_of(job.runtime, config.train.eval_metrics, config.evaluation.labels, answered)
+
+    return figures

@@ -10,6 +10,7 @@ from scaleup.config.evaluation import EvaluationConfig
 from scaleup.config.metrics import EVALUATE, FIGURES, OF_LABELS, is_foreign, is_function, library_metric
 from scaleup.config.mistakes import suggestion
 from scaleup.config.run import RunConfig
+from scaleup.config.schema import EvaluatedConfig
 from scaleup.config.stages.base import SupervisedConfig
 from scaleup.errors import Problem
 from scaleup.plan.benchmarks import benchmark_problems
@@ -53,24 +54,33 @@ def training_metric_problems(
 ) -> Iterator[Problem]:
     """Yields metrics by which a model in training cannot be measured. `answers`: what the stage trains writes text;
     `shown` are the figures of an evaluation beside those of `train.eval_metrics`."""
-    train, labels = config.train, config.evaluation.labels
-    if train.eval_metrics and not answers:
+    if config.train.eval_metrics and not answers:
         yield Problem(ANSWERED, f"stage {config.stage} trains nothing that writes answers", "leave it out")
-    elif train.eval_metrics:
+    elif config.train.eval_metrics:
         yield from _answer_problems(config)
+    yield from chosen_metric_problems(config.train, config.evaluation, shown, machine)
+
+
+def chosen_metric_problems(
+    train: EvaluatedConfig, evaluation: EvaluationConfig, shown: frozenset[str], machine: Machine
+) -> Iterator[Problem]:
+    """Yields metrics of answers that nothing computes while a model trains, and a metric to go by that is none of
+    them."""
     for metric in (each for each in train.eval_metrics if each not in FIGURES and not is_foreign(each)):
-        remedy = "it is eval_loss's exponential" if metric == "perplexity" else "measure it with scaleup evaluate"
+        is_told = metric == "perplexity" and "loss" in shown
+        remedy = "it is eval_loss's exponential" if is_told else "measure it with scaleup evaluate"
         yield Problem(ANSWERED, f"{metric} is not supported while a model trains", remedy)
-    if {"accuracy", "f1"} & set(train.eval_metrics) and not labels:
+    if {"accuracy", "f1"} & set(train.eval_metrics) and not evaluation.labels:
         yield Problem("evaluation.labels", f"is needed for {ANSWERED}", "list the labels, e.g. [positive, negative]")
-    yield from _foreign_problems(train.eval_metrics, ANSWERED, config.evaluation.trust_remote_code, machine)
+    yield from _foreign_problems(train.eval_metrics, ANSWERED, evaluation.trust_remote_code, machine)
     figures = shown.union(*(FIGURES.get(metric, ()) for metric in train.eval_metrics))
     chosen, key = train.metric_for_best_model, "train.metric_for_best_model"
     if chosen not in figures and not any(map(is_foreign, train.eval_metrics)):
         remedy = suggestion(chosen, sorted(figures)) or f"use one of {', '.join(sorted(figures))}"
         yield Problem(key, f"{chosen!r} is no figure of this run's evaluations", remedy)
     goes_by_it = train.load_best_model_at_end or train.early_stopping_patience is not None
-    if (chosen != "loss" or train.greater_is_better is not None) and not goes_by_it:
+    is_named = chosen != type(train).model_fields["metric_for_best_model"].default
+    if (is_named or train.greater_is_better is not None) and not goes_by_it:
         remedy = "give train.load_best_model_at_end or train.early_stopping_patience, or leave it out"
         yield Problem(key, "is never looked at", remedy)
 

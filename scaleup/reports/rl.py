@@ -12,10 +12,13 @@ from scaleup.artifacts.timeline import Span
 from scaleup.artifacts.train_state import TrainState
 from scaleup.reports.plots import figure
 
+OF_REWARDS = ("scores", "scores_std", "kl", "length_mean")
+"""Names what each evaluation of held-out prompts tells."""
 
-def rl_summary(lines: list[dict[str, Any]], state: TrainState) -> dict[str, Any]:
-    """Returns the metrics of a manifest: those of the last rollout, and of held-out prompts before and after training.
-    KL is in nats a response."""
+
+def rl_summary(lines: list[dict[str, Any]], state: TrainState, last: int | None = None) -> dict[str, Any]:
+    """Returns the metrics of a manifest: those of the last rollout, and of held-out prompts before training and after
+    `last` rollouts, whose weights are the result (None: all). KL is in nats a response."""
     rollouts = _rollouts(lines)
     held_out = [line for line in lines if "eval/scores" in line]
     score, kl = rollouts[-1] if rollouts else (None, None)
@@ -25,7 +28,7 @@ def rl_summary(lines: list[dict[str, Any]], state: TrainState) -> dict[str, Any]
         "num_tokens": state.num_tokens,
     }
     if held_out:
-        before, after = held_out[0], held_out[-1]
+        before, after = held_out[0], next((line for line in held_out if line["step"] == last), held_out[-1])
         metrics |= {
             "held_out_before": before["eval/scores"],
             "held_out_before_std": before["eval/scores_std"],
@@ -33,19 +36,24 @@ def rl_summary(lines: list[dict[str, Any]], state: TrainState) -> dict[str, Any]
             "held_out_after_std": after["eval/scores_std"],
             "held_out_kl": after["eval/kl"],
         }
+        figures = {key.removeprefix("eval/"): value for key, value in after.items() if key.startswith("eval/")}
+        metrics |= {f"held_out_{name}": value for name, value in figures.items() if name not in OF_REWARDS}
+    if last is not None:
+        metrics["best_step"] = last
     return metrics
 
 
-def sample_table(folder: Path) -> str:
-    """Returns a Markdown table of the held-out responses of the first and the last evaluation in `folder`."""
+def sample_table(folder: Path, last: int | None = None) -> str:
+    """Returns a Markdown table of the held-out responses of the first evaluation in `folder`, and of that after `last`
+    rollouts (None: the last one)."""
     files = sorted(folder.glob("rollout-*.json"))
     if not files:
         return "No held-out prompts: data.test was not given.\n"
-    first, last = read_json(files[0]), read_json(files[-1])
+    after = files[-1] if last is None else folder / f"rollout-{last:06d}.json"
     rows = [
         f"| {_cell(old['prompt'])} | {_cell(old['response'])} | {old['score']:.3f} "
         f"| {_cell(new['response'])} | {new['score']:.3f} |"
-        for old, new in zip(first, last, strict=True)
+        for old, new in zip(read_json(files[0]), read_json(after), strict=True)
     ]
     return "\n".join(["| prompt | before | score | after | score |", "|---|---|---|---|---|", *rows]) + "\n"
 

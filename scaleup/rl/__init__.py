@@ -9,7 +9,7 @@ from scaleup.config.algorithms import (
     RLOOAlgorithm,
     RolloutSettings,
 )
-from scaleup.config.schema import OptimizationConfig
+from scaleup.config.schema import OptimizationConfig, PolicyTrainConfig
 from scaleup.config.stages.ppo import PPOSettings
 from scaleup.models.rollout import response_lengths
 from scaleup.rl.advantages import (
@@ -44,6 +44,7 @@ __all__ = [
     "PPOSettings",
     "PPOTrainer",
     "Policy",
+    "PolicyTrainConfig",
     "RLOOAlgorithm",
     "RLOOTrainer",
     "RLTrainer",

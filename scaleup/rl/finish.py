@@ -33,7 +33,8 @@ def finish_rl(job: Job[PolicyConfig], model: Any, tokenizer: PreTrainedTokenizer
 
     def write(trained: dict[str, torch.Tensor]) -> None:
         lines = read_metrics(run.metrics_file)
-        metrics = rl_summary(lines, state)
+        best = state.best_step if config.train.load_best_model_at_end else None
+        metrics = rl_summary(lines, state, best)
         policy = {name.removeprefix(POLICY): part for name, part in trained.items() if name.startswith(POLICY)}
         values = {name: part for name, part in trained.items() if not name.startswith(POLICY)}
         whole = runtime.accelerator.unwrap_model(model, keep_fp32_wrapper=False).policy
@@ -51,7 +52,7 @@ def finish_rl(job: Job[PolicyConfig], model: Any, tokenizer: PreTrainedTokenizer
                 write_safetensors(aside / "values.safetensors", values)
         plot_rewards(lines, run.path / "reward.png", config.name)
         plot_timelines(read_timelines(run.timelines), run.path / "timeline.png", config.name)
-        write_text(run.path / "samples.md", sample_table(run.path / "samples"))
+        write_text(run.path / "samples.md", sample_table(run.path / "samples", best))
         job.finish(metrics, state.step)
 
     runtime.hand_out(model, write)

@@ -12,7 +12,7 @@ In several processes (torchrun, accelerate launch) they train one policy, by DDP
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -23,13 +23,13 @@ from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.algorithms import GRPOAlgorithm, PolicyGradient, PPOAlgorithm, RLOOAlgorithm, RolloutSettings
 from scaleup.config.data import DataConfig
 from scaleup.config.fields import Section
-from scaleup.config.schema import OptimizationConfig
+from scaleup.config.schema import OptimizationConfig, PolicyTrainConfig
 from scaleup.config.stages.ppo import PPOSettings
 from scaleup.data.prompts import Prompt, PromptOrder, prompts_of
 from scaleup.data.tokenization import Encoder
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import Runtime, seed_everything
-from scaleup.errors import ScaleupError
+from scaleup.errors import Problem, ScaleupError
 from scaleup.models.adapters import is_adapted, save_settings_of_base
 from scaleup.models.generation import save_tokenizer
 from scaleup.models.rollout import sampling_of
@@ -37,10 +37,11 @@ from scaleup.plan.types import GroupPlan
 from scaleup.records.chats import Chat
 from scaleup.rl.algorithms import algorithm_of
 from scaleup.rl.generators import TransformersGenerator
-from scaleup.rl.loop import RL, RLState, run_rl
+from scaleup.rl.loop import run_rl
 from scaleup.rl.policy import policy_of
 from scaleup.rl.rewards.interface import Rewards, RewardSet
 from scaleup.rl.rewards.placements import ColocatedRewards, Score
+from scaleup.rl.run import RL, RLState
 from scaleup.train.optim import build_optimizer, build_schedule
 
 Source = Rewards | Score
@@ -77,39 +78,39 @@ class RLTrainer(Generic[A]):
         max_prompt_length: int = 512,
         output_dir: str | Path = "rl",
     ) -> None:
-        train = train or OptimizationConfig()
+        learning = PolicyTrainConfig(**train.model_dump()) if train else PolicyTrainConfig()
         run = RunFolder(Path(output_dir).absolute())
         run.path.mkdir(parents=True, exist_ok=True)
         group = _group()
-        if problems := list(algorithm.problems(rollouts, group.num_processes)):
+        if problems := [
+            *algorithm.problems(rollouts, group.num_processes),
+            *_needs_a_config(algorithm, learning, bool(held_out)),
+        ]:
             raise ScaleupError(problems)
-        if algorithm.ptx_coef:
-            what = "needs rows of data.supervised, which a trainer without a config does not read"
-            raise ScaleupError.of("algorithm.ptx_coef", what, "use `scaleup run`, or leave it out")
         self.runtime = Runtime.start(group, timeout_seconds=1800, run_folder=run.path)
         self._base = model.to(self.runtime.device)
         has_reference = self.keeps_reference or algorithm.has_reference
         policy = policy_of(self._base, algorithm, rollouts.temperature, has_reference, adapter_is_new=True)
-        wrapped, optimizer = self.runtime.prepare(policy, build_optimizer(policy, train))
+        wrapped, optimizer = self.runtime.prepare(policy, build_optimizer(policy, learning))
         task = "seq2seq_lm" if policy.is_seq2seq else "causal_lm"
         encoder = Encoder(tokenizer, task, DataConfig(max_length=max_prompt_length))
         length = rollouts.max_new_tokens, rollouts.temperature, rollouts.response_length_min
-        settings: dict[str, Section] = {"algorithm": algorithm, "rollouts": rollouts, "train": train}
+        settings: dict[str, Section] = {"algorithm": algorithm, "rollouts": rollouts, "train": learning}
         self._job = RL(
             name=self.names,
             algorithm=algorithm_of(algorithm),
             rollouts=rollouts,
-            train=train,
+            train=learning,
             hyperparameters={name: section.model_dump(mode="json") for name, section in settings.items()},
             runtime=self.runtime,
             run=run,
             model=wrapped,
             optimizer=optimizer,
-            schedule=build_schedule(base_optimizer(optimizer), train, rollouts.num_optimizer_steps),
-            prompts=PromptOrder([_prompts(encoder, prompts)], [1.0], train.seed, shuffle=True),
+            schedule=build_schedule(base_optimizer(optimizer), learning, rollouts.num_optimizer_steps),
+            prompts=PromptOrder([_prompts(encoder, prompts)], [1.0], learning.seed, shuffle=True),
             held_out=_prompts(encoder, held_out),
             rewards=_rewards(self.runtime, rewards, weights or {}),
-            generator=TransformersGenerator(self.runtime, wrapped, train.per_device_eval_batch_size),
+            generator=TransformersGenerator(self.runtime, wrapped, learning.per_device_eval_batch_size),
             sampling=sampling_of(model, tokenizer, *length),
             tokenizer=tokenizer,
             names=self.names,
@@ -158,6 +159,18 @@ class PPOTrainer(RLTrainer[PPOAlgorithm]):
     ) -> None:
         options = {"output_dir": "ppo", **options}
         super().__init__(model, tokenizer, prompts, reward, ppo.algorithm, ppo.rollouts, train=train, **options)
+
+
+def _needs_a_config(algorithm: PolicyGradient, train: PolicyTrainConfig, has_held_out: bool) -> Iterator[Problem]:
+    """Yield settings for which rows are read, or held-out prompts are needed that are not given."""
+    what, remedy = "which a trainer without a config does not read", "use `scaleup run`, or leave it out"
+    if algorithm.ptx_coef:
+        yield Problem("algorithm.ptx_coef", f"needs rows of data.supervised, {what}", remedy)
+    if train.eval_metrics:
+        yield Problem("train.eval_metrics", f"needs rows of data.test, {what}", remedy)
+    for key in ("early_stopping_patience", "load_best_model_at_end"):
+        if getattr(train, key) and not (has_held_out and train.eval_steps):
+            yield Problem(f"train.{key}", "needs evaluation during training", "give held_out and train.eval_steps")
 
 
 def _rewards(runtime: Runtime, rewards: Source | Mapping[str, Source], weights: Mapping[str, float]) -> RewardSet:

@@ -12,14 +12,16 @@ from scaleup.data.prompts import PromptOrder, read_prompts
 from scaleup.data.tokenization import Encoder
 from scaleup.distributed.engines import base_optimizer
 from scaleup.distributed.runtime import seed_everything
+from scaleup.evaluation.while_training import figures_of_responses
 from scaleup.models.load import load_tokenizer, pad_token_id
 from scaleup.models.rollout import sampling_of
 from scaleup.rl.algorithms import algorithm_of
 from scaleup.rl.finish import finish_rl
 from scaleup.rl.generators import generator_of
-from scaleup.rl.loop import RL, run_rl
+from scaleup.rl.loop import run_rl
 from scaleup.rl.policy import policy_of
 from scaleup.rl.rewards.build import rewards_of, serve_rewards
+from scaleup.rl.run import RL
 from scaleup.rl.supervised import read_supervised, supervised_term
 from scaleup.train.job import Job
 from scaleup.train.model import trainable_model
@@ -38,6 +40,7 @@ def run(job: Job[PolicyConfig]) -> None:
     weights = [source.weight for source in config.data.train or []]
     held_out = list(chain.from_iterable(read_prompts(config.data, "test", encoder, runtime.progress)))
 
+    figures = figures_of_responses(job, held_out)
     rows = read_supervised(config, encoder, runtime.progress)
 
     runtime.progress.report("loading the model")
@@ -79,6 +82,7 @@ def run(job: Job[PolicyConfig]) -> None:
                 supervised=supervised,
                 timeline=job.timeline,
                 names=config.metric_names,
+                figures=figures,
             )
         )
     finish_rl(job, wrapped, tokenizer, state)

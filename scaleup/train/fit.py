@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from scaleup.artifacts.files import write_json
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.artifacts.train_state import TrainState
+from scaleup.config.schema import EvaluatedConfig
 from scaleup.config.stages.base import SupervisedConfig
 from scaleup.data.collate import Batch
 from scaleup.distributed.engines import NonFiniteError
@@ -95,7 +96,7 @@ def fit(training: Training) -> TrainState:
     if state.step == 0:
         _measure_retained(training, metrics, state, checkpointer)
     seconds, tokens = 0.0, 0  # of the steps since the last line of the log: evaluation and saving do not count
-    while state.step < training.num_steps and not _is_over(training, state):
+    while state.step < training.num_steps and not is_over(train, state):
         training.runtime.progress.heartbeat.begin_step(state.step + 1, training.num_steps)
         started = time.perf_counter()
         result = _step(training, state, checkpointer)
@@ -111,7 +112,7 @@ def fit(training: Training) -> TrainState:
         improved = evaluates and _evaluate(training, metrics, state, checkpointer)
         save_best = improved and train.load_best_model_at_end
         is_wanted = result.save_requested or save_best
-        if is_wanted or _is_over(training, state) or is_due(train.save_steps, state.step, training.num_steps):
+        if is_wanted or is_over(train, state) or is_due(train.save_steps, state.step, training.num_steps):
             checkpointer.save(state)
         if result.stop_requested and state.step < training.num_steps:
             stop_run(training.runtime, training.run, checkpointer, state, training.num_steps)
@@ -218,9 +219,9 @@ def is_due(every: int | None, step: int, last: int) -> bool:
     return step == last or (every is not None and step % every == 0)
 
 
-def _is_over(training: Training, state: TrainState) -> bool:
+def is_over(train: EvaluatedConfig, state: TrainState) -> bool:
     """Return whether the run stops early: a function of the state alone, so a resumed run decides the same."""
-    patience = training.config.train.early_stopping_patience
+    patience = train.early_stopping_patience
     return patience is not None and state.evaluations_without_gain >= patience
 
 

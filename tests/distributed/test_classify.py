@@ -87,7 +87,9 @@ def test_one_trajectory(runs: dict[str, Path], trial: Trial) -> None:
             assert other[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), key
     ends = [json.loads((run / "manifest.json").read_text())["metrics"] for run in (alone, shared)]
     for key in (key for key in ends[0] if key.startswith("eval_")):
-        assert ends[1][key] == pytest.approx(ends[0][key], abs=1e-5), key
+        # a correlation divides by the spread of five predictions that are much alike, and so enlarges their rounding
+        bound = 1e-3 if key in ("eval_pearson", "eval_spearman") else 1e-5
+        assert ends[1][key] == pytest.approx(ends[0][key], abs=bound), key
 
 
 @pytest.mark.timeout(600)

@@ -38,6 +38,11 @@ def vowels(completions, **columns):
 
 def wanted(completions, letter, **columns):
     return [(text.lower() + "e").count(each) / (1 + len(text)) for text, each in zip(completions, letter)]
+
+
+def last(predictions, references, prompts):
+    assert references == list("abcde") and prompts[1] == "WHAT A FILM IT WAS", (references, prompts)
+    return [float(ord(text[-1]) if text else 0) for text in predictions]
 """
 
 
@@ -90,7 +95,18 @@ ADAPTERS: dict[str, Any] = {
 PROMPTS = ["hello", "what a film it was", "a", "the story of it", "good", "bad but long enough", "xyz", "there was one"]
 
 
+CHOSEN = {
+    "eval_steps": 1,
+    "eval_metrics": ["chrf", "length", "rewards.py:last"],
+    "metric_for_best_model": "length_characters",
+    "greater_is_better": False,
+    "load_best_model_at_end": True,
+}
+"""Holds what GRPO's trials are evaluated by."""
+
+
 def config_of(trial: Trial) -> dict[str, Any]:
+    is_chosen = trial.algorithm == "grpo"
     return {
         "stage": "rl",
         "name": trial.name,
@@ -112,6 +128,7 @@ def config_of(trial: Trial) -> dict[str, Any]:
             "train": "rows.jsonl",
             "test": "held.jsonl",
             "prompt": "{text}",
+            "completion": " {letter}" if is_chosen else None,
             "max_length": 24,
             "supervised": [SUPERVISED] if trial.algorithm == "ptx" else None,
         },
@@ -124,6 +141,7 @@ def config_of(trial: Trial) -> dict[str, Any]:
             "per_device_train_batch_size": 2,
             "per_device_eval_batch_size": 4,
             "save_steps": 2,
+            **(CHOSEN if is_chosen else {}),
         },
         "parallel": {
             "strategy": trial.strategy,
@@ -174,6 +192,19 @@ def test_every_strategy_is_one_process(place: Path, trial: Trial) -> None:
 def test_killed_and_resumed_is_straight(place: Path, trial: Trial) -> None:
     config = config_of(trial)
     assert_equal(folder_of(differing(config, {"name": f"killed-{trial.name}"}), place), folder_of(config, place), 0)
+
+
+@pytest.mark.parametrize("strategy", ["single", *SHARED])
+def test_the_best_policy_is_the_result(place: Path, strategy: str) -> None:
+    """By a figure of its responses to held-out prompts. Those before it has learned anything do not count."""
+    folder = folder_of(config_of(Trial("grpo", "llama", strategy)), place)
+    lines = [line for line in metrics(folder) if "eval/scores" in line]
+    assert [line["step"] for line in lines] == list(range(NUM_ROLLOUTS + 1))
+    assert all(line.keys() >= {"eval/chrf", "eval/length_words", "eval/last"} for line in lines)
+    best = min(lines[1:], key=lambda line: line["eval/length_characters"])
+    told = json.loads((folder / "manifest.json").read_text())["metrics"]
+    assert told["best_step"] == best["step"] and told["held_out_length_characters"] == best["eval/length_characters"]
+    assert told["held_out_after"] == best["eval/scores"] and told["held_out_chrf"] == best["eval/chrf"]
 
 
 @pytest.mark.parametrize("trial", LOW, ids=lambda trial: trial.name)

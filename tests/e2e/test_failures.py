@@ -215,7 +215,7 @@ def test_a_stage_that_saves_nothing_ends_soon(place: Path) -> None:
     config = {"stage": "evaluate", "name": "endless", "model": {"path": "builtin:tiny-llama"}, "data": data}
 
     def evaluates(folder: Path) -> bool:
-        return "evaluating" in rank_states(folder).get("policy-rank0", {}).get("phase", "")
+        return "perplexity" in rank_states(folder).get("policy-rank0", {}).get("phase", "")
 
     result = interrupt(config, cwd=place, when=evaluates, do=lambda process, folder: process.terminate())
     assert_ended(result, folder_of(config, place), 75)

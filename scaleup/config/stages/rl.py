@@ -11,8 +11,9 @@ from scaleup.config.adapters import AdapterConfig
 from scaleup.config.algorithms import AlgorithmSettings, PolicyGradient, RolloutSettings
 from scaleup.config.evaluation import EvaluationConfig
 from scaleup.config.generator import FREE_OF_A_GENERATOR, GENERATOR, GeneratorConfig
+from scaleup.config.metrics import OF_ANSWERS
 from scaleup.config.reward_source import NamedReward, RewardSource, WeightedReward
-from scaleup.config.schema import GenerationConfig
+from scaleup.config.schema import GenerationConfig, PolicyTrainConfig
 from scaleup.config.stages.base import TrainingConfig
 
 FREE_OF_A_SOURCE = (
@@ -47,6 +48,7 @@ class PolicyConfig(TrainingConfig):
     keys: ClassVar[dict[str, str]] = {}
     """Maps `algorithm.KEY` and `rollouts.KEY` -> the stage's own key of it, where that is another."""
 
+    train: PolicyTrainConfig = Field(default_factory=PolicyTrainConfig)
     adapter: AdapterConfig | None = Field(
         None, description="Train this instead of the whole model; the reference is the model without it."
     )
@@ -57,6 +59,11 @@ class PolicyConfig(TrainingConfig):
     generation: GenerationConfig | None = Field(
         None, description="How it answers then; by default greedily, with as many tokens as a rollout's responses."
     )
+
+    @property
+    def needs_references(self) -> bool:
+        """Tells whether responses to held-out prompts are compared with what the rows say."""
+        return any(metric not in OF_ANSWERS for metric in self.train.eval_metrics)
 
     @property
     def policy_gradient(self) -> PolicyGradient:

@@ -17,6 +17,7 @@ from scaleup.plan.facts import ModelFacts, ModelRequest, RowsRequest, Tensors, i
 from scaleup.plan.generator_problems import engine_problems, generator_problems
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import gathered_bytes, training_memory
+from scaleup.plan.metrics import chosen_metric_problems
 from scaleup.plan.reward_sources import reward_problems
 from scaleup.plan.rules import is_t5, quantized_beside, t5_in_fp16
 from scaleup.plan.scorers import reward_model_problems
@@ -45,16 +46,19 @@ class PolicyPlanner(TrainingPlanner[P]):
         kind="reinforcement learning of ",
     )
 
+    shown = frozenset({"scores"})
+
     def generates(self, config: P) -> bool:
         return True
 
     def splits(self, config: P) -> dict[str, Rows]:
         splits: dict[str, Rows] = {"train": "prompts"}
-        splits |= {"test": "prompts"} if config.data.test else {}
+        if config.data.test:
+            splits["test"] = "completions" if config.needs_references else "prompts"
         return splits | ({"supervised": "completions"} if config.policy_gradient.ptx_coef else {})
 
     def tokenized(self, config: P) -> dict[str, Rows]:
-        return self.splits(config)
+        return {split: "prompts" if split == "test" else rows for split, rows in self.splits(config).items()}
 
     def readers(self, config: P) -> dict[str, RowsRequest]:
         readers = super().readers(config)
@@ -74,6 +78,8 @@ class PolicyPlanner(TrainingPlanner[P]):
         yield from super().problems(config, machine)
         yield from algorithm_problems(config)
         yield from _data_problems(config)
+        yield from _evaluation_problems(config)
+        yield from chosen_metric_problems(config.train, config.evaluation, self.shown, machine)
         yield from reward_problems(config, machine)
         yield from generator_problems(config, config.generator, machine)
         yield from self.optimization_problems(config)
@@ -166,8 +172,17 @@ def _data_problems(config: PolicyConfig) -> Iterator[Problem]:
         yield Problem("data.packing", what, "leave it out")
     if data.streaming:
         yield Problem("data.streaming", "prompts are drawn from all rows", "leave it out")
-    if config.train.eval_steps is not None and data.test is None:
-        yield Problem("train.eval_steps", "needs held-out prompts", "give data.test")
+
+
+def _evaluation_problems(config: PolicyConfig) -> Iterator[Problem]:
+    """Yields what asks for evaluations that there are none of."""
+    train = config.train
+    by_evaluation = ("early_stopping_patience", "load_best_model_at_end")
+    for key in ("eval_steps", "eval_metrics", *by_evaluation):
+        if getattr(train, key) and config.data.test is None:
+            yield Problem(f"train.{key}", "needs held-out prompts", "give data.test")
+        elif key in by_evaluation and getattr(train, key) and train.eval_steps is None:
+            yield Problem(f"train.{key}", "needs evaluation during training", "give train.eval_steps")
 
 
 def response_problems(config: PolicyConfig, facts: ModelFacts) -> Iterator[Problem]:

@@ -104,6 +104,31 @@ RL_MISTAKES = [
         **{"data.supervised": [{"path": "rows.jsonl", "prompt": "{text}", "completion": " {label}"}]},
     ),
     rl(
+        "evaluations that there are none of",
+        "error: train.eval_metrics: needs held-out prompts -> give data.test",
+        "error: train.load_best_model_at_end: needs held-out prompts -> give data.test",
+        "error: train.eval_metrics: perplexity is not supported while a model trains -> measure it with scaleup eval",
+        "error: evaluation.labels: is needed for train.eval_metrics",
+        "error: train.metric_for_best_model: 'score' is no figure of this run's evaluations -> did you mean 'scores'?",
+        **{
+            "data.test": None,
+            "train.eval_metrics": ["accuracy", "perplexity"],
+            "train.load_best_model_at_end": True,
+            "train.metric_for_best_model": "score",
+        },
+    ),
+    rl(
+        "responses that are compared with nothing, and the best of one evaluation",
+        "error: data.completion: is needed by data.prompt",
+        "error: train.early_stopping_patience: needs evaluation during training -> give train.eval_steps",
+        **{
+            "data.test": "rows.jsonl",
+            "train.eval_metrics": ["rouge"],
+            "train.early_stopping_patience": 1,
+            "train.metric_for_best_model": "rougeL",
+        },
+    ),
+    rl(
         "rewards of one name, and one that counts for nothing",
         "error: rewards.1.name: two rewards are called score -> give each its own name",
         "error: rewards.1.weight: is 0, so its scores count for nothing -> leave the reward out",

@@ -24,6 +24,13 @@ def test_the_summary_has_the_last_rollout_and_held_out_prompts_before_and_after(
     assert "held_out_after" not in rl_summary(LINES[1:3], TrainState(step=2))
 
 
+def test_the_summary_is_of_the_best_weights_where_they_are_the_result() -> None:
+    lines = [*LINES, {"step": 4, "eval/scores": 2.0, "eval/scores_std": 0.5, "eval/kl": 0.75, "eval/rougeL": 30.0}]
+    last, best = (rl_summary(lines, TrainState(step=4), step) for step in (None, 2))
+    assert (last["held_out_after"], last["held_out_rougeL"]) == (2.0, 30.0) and "best_step" not in last
+    assert (best["held_out_after"], best["best_step"]) == (3.0, 2) and "held_out_rougeL" not in best
+
+
 def test_the_names_of_grpo_are_read_too() -> None:
     lines = [{"step": 1, "reward": 1.5, "kl_response": 0.25}, {"step": 2, "reward": 2.5}]
     metrics = rl_summary(lines[:1], TrainState(step=1))
@@ -38,6 +45,7 @@ def test_the_table_compares_the_first_and_the_last_evaluation(tmp_path: Path) ->
         rows = [{"prompt": "Say", "response": response, "score": float(step)}]
         (tmp_path / f"rollout-{step:06d}.json").write_text(json.dumps(rows))
     assert sample_table(tmp_path).splitlines()[2] == r"| Say | no | 0.000 | a\|b\nc | 2.000 |"
+    assert sample_table(tmp_path, 1).splitlines()[2] == "| Say | no | 0.000 | ? | 1.000 |"
 
 
 def test_the_timelines_are_a_picture(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from scaleup.errors import ScaleupError
-from scaleup.rl import OptimizationConfig, PPOSettings, PPOTrainer, Sample, update
-from scaleup.rl.loop import RLState
+from scaleup.rl import PolicyTrainConfig, PPOSettings, PPOTrainer, Sample, update
+from scaleup.rl.run import RLState
 from tests.host_reads import HostReads
 
 PROMPTS = ["hello", "what a film", "a", "the story", "good", "bad but", "xyz", "there was"]
@@ -41,7 +41,7 @@ def train(load: Any, tmp_path: Path) -> Any:
             PROMPTS,
             reward,
             PPOSettings(**{**settings, "max_new_tokens": 6, **ppo}),
-            OptimizationConfig(
+            PolicyTrainConfig(
                 **{
                     "learning_rate": rate,
                     "optimizer": "sgd",
@@ -130,6 +130,23 @@ def test_stopped_and_resumed_is_straight(train: Any, model: str) -> None:
     assert largest_difference(straight, resumed) == 0
     kept = [{k: v for k, v in line.items() if not k.startswith(("time/", "memory"))} for line in (*lines, *again)]
     assert kept[: len(lines)] == kept[len(lines) :]
+
+
+def test_it_stops_where_held_out_scores_grow_no_more(train: Any) -> None:
+    """And the weights of the best evaluation are the result."""
+    ends = {"eval_steps": 1, "early_stopping_patience": 1, "early_stopping_threshold": 1e3}
+    straight, *_ = train(folder="straight", num_rollouts=1)
+    stopped, state, lines = train(num_rollouts=5, optimization={**ends, "load_best_model_at_end": True})
+    assert state.step == 2 and [line["step"] for line in lines if "eval/scores" in line] == [0, 1, 2]
+    assert state.best_step == 1, "no later one is better by the threshold"
+    assert largest_difference(straight, stopped) == 0
+
+
+def test_what_a_trainer_without_a_config_cannot_do_is_refused(train: Any) -> None:
+    asked = {"eval_metrics": ["rouge"], "load_best_model_at_end": True}
+    with pytest.raises(ScaleupError) as refused:
+        train(optimization=asked)
+    assert [problem.where for problem in refused.value.problems] == [f"train.{key}" for key in asked]
 
 
 def test_the_passes_end_when_the_policy_has_moved(train: Any) -> None:
