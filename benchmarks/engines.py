@@ -1,13 +1,12 @@
 """How long a rollout takes with responses by the policy's own processes and by vLLM, in bfloat16, turn by turn.
 
     make vllm
-    .venv/bin/python benchmarks/engines.py [--rollouts 5] [--precision bf16] [--tokens 96]
+    .venv/bin/python benchmarks/engines.py [--rollouts 5] [--precision bf16] [--tokens 96] [--whole]
 
-SmolLM2-135M with LoRA learns by GRPO, 64 responses a rollout, 8 to a prompt, one step, rewards by the text's length; no
-response ends before its last token, so that all ways draw as many. The ways: `transformers` (the policy draws), `vllm`
-(an engine in a group of its own) and `ahead` (the same with staleness 1: the next rollout is drawn while the policy
-learns). Shown are means over rollouts from the second on: seconds of drawing (new weights, the comparison with the
-policy, rewards and forward passes included), of learning, and of the whole. Runs are in .cache/benchmarks/engines."""
+SmolLM2-135M with LoRA learns by GRPO, 64 responses a rollout, 8 to a prompt, two steps, rewards by the text's length.
+The ways: `transformers` (the policy draws), `vllm` (an engine in a group of its own), `ahead` (the same with staleness
+1: the next rollout is drawn while the policy learns). Shown are means over rollouts from the second on. Generation
+includes what new weights take, and the comparison with the policy. Runs are left in .cache/benchmarks/engines."""
 
 from __future__ import annotations
 
@@ -25,6 +24,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / ".cache/benchmarks/engines"
 ENGINE = {"engine": "vllm", "python": str(ROOT / ".venv-vllm/bin/python")}
+SHOWN = ["time/generation", "time/forward", "time/training", "time/rollout", "memory_mib"]
 WAYS: dict[str, dict[str, Any]] = {
     "transformers": {},
     "vllm": {"generator": ENGINE},
@@ -32,7 +32,8 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def config_of(way: str, rollouts: int, precision: str, tokens: int) -> dict[str, Any]:
+def config_of(way: str, asked: argparse.Namespace) -> dict[str, Any]:
+    lora = {"type": "lora", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
     return {
         "stage": "rl",
         "name": way,
@@ -44,32 +45,32 @@ def config_of(way: str, rollouts: int, precision: str, tokens: int) -> dict[str,
             "prompt": "{prompt}",
             "max_length": 32,
         },
-        "adapter": {"type": "lora", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+        "adapter": None if asked.whole else lora,
         "algorithm": {"type": "grpo", "num_generations": 8},
         "rollouts": {
-            "num_rollouts": rollouts,
+            "num_rollouts": asked.rollouts,
             "batch_size": 64,
             "num_passes": 1,
-            "max_new_tokens": tokens,
-            "response_length_min": tokens,
+            "num_mini_batches": 2,
+            "max_new_tokens": asked.tokens,
+            "response_length_min": asked.tokens,
         },
         "rewards": [{"name": "long", "placement": "function", "function": "builtin:length"}],
         "train": {"learning_rate": 1e-5, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 64},
-        "mixed_precision": precision,
+        "mixed_precision": asked.precision,
         "parallel": {"strategy": "single"},
         **WAYS[way],
     }
 
 
-def measured(way: str, *arguments: Any) -> dict[str, float]:
+def measured(way: str, asked: argparse.Namespace) -> dict[str, float]:
     shutil.rmtree(PLACE / "runs" / way, ignore_errors=True)
     file = PLACE / f"{way}.yaml"
-    file.write_text(yaml.safe_dump(config_of(way, *arguments), sort_keys=False), encoding="utf-8")
+    file.write_text(yaml.safe_dump(config_of(way, asked), sort_keys=False), encoding="utf-8")
     subprocess.run([sys.executable, "-m", "scaleup.cli", "run", str(file)], cwd=ROOT, check=True, stdout=sys.stderr)
     lines = [json.loads(line) for line in (PLACE / "runs" / way / "metrics.jsonl").read_text().splitlines()]
     steady = [line for line in lines if "time/rollout" in line][1:]
-    means = {name: mean(line.get(name, 0.0) for line in steady) for name in ("time/training", "time/rollout")}
-    return {**means, "drawing": means["time/rollout"] - means["time/training"], "memory": steady[-1]["memory_mib"]}
+    return {name: mean(line[name] for line in steady) for name in SHOWN}
 
 
 def main() -> None:
@@ -77,13 +78,15 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=5)
     parser.add_argument("--precision", default="bf16", choices=["no", "bf16"])
     parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--whole", action="store_true", help="train the whole model, not LoRA")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     asked = parser.parse_args()
     PLACE.mkdir(parents=True, exist_ok=True)
-    print("| responses by | drawing, s | learning, s | rollout, s | MiB of the policy |\n|---|---|---|---|---|")
-    for way in WAYS:
-        found = measured(way, asked.rollouts, asked.precision, asked.tokens)
-        figures = [f"{found[name]:.1f}" for name in ("drawing", "time/training", "time/rollout")]
-        print("| " + " | ".join([way, *figures, f"{found['memory']:.0f}"]) + " |", flush=True)
+    print("| responses by | generation, s | forward passes, s | training, s | rollout, s | MiB of the policy |")
+    print("|---|---|---|---|---|---|")
+    for way in asked.ways:
+        found = measured(way, asked)
+        print("| " + " | ".join([way, *(f"{found[name]:.1f}" for name in SHOWN)]) + " |", flush=True)
 
 
 if __name__ == "__main__":

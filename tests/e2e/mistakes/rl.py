@@ -119,10 +119,10 @@ RL_MISTAKES = [
     ),
     rl(
         "responses that are compared with nothing, and the best of one evaluation",
-        "error: data.completion: is needed by data.prompt",
+        "error: data.prompt: is set without a completion -> set data.completion beside it",
         "error: train.early_stopping_patience: needs evaluation during training -> give train.eval_steps",
         **{
-            "data.test": "rows.jsonl",
+            "data.test": "held.jsonl",
             "train.eval_metrics": ["rouge"],
             "train.early_stopping_patience": 1,
             "train.metric_for_best_model": "rougeL",
