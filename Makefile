@@ -40,7 +40,7 @@ test: setup  ## run the quick tests: every stage, strategy, law and refusal once
 
 test-slow: setup  ## run the tests that `make test` leaves out
 	@echo "== slow tests"
-	@$(PYTEST) -m slow $(ARGS)
+	@$(PYTEST) -m slow --durations=40 --durations-min=10 $(ARGS)
 
 test-all: setup  ## run all tests
 	@echo "== all tests"
