@@ -32,6 +32,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "remax": {"type": "remax", "num_generations": 1, "loss_type": "constant"},
 }
 REWARDS = """
+import os
+
+
 def vowels(completions, **columns):
     return [sum(letter in "aeiou" for letter in text) - 0.1 * len(text) for text in completions]
 
@@ -41,6 +44,7 @@ def wanted(completions, letter, **columns):
 
 
 def last(predictions, references, prompts):
+    assert os.environ.get("RANK", "0") == "0", "it is called once"
     assert references == list("abcde") and prompts[1] == "WHAT A FILM IT WAS", (references, prompts)
     return [float(ord(text[-1]) if text else 0) for text in predictions]
 """
