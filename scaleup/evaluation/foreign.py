@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +30,29 @@ class Answered:
     references: Sequence[str]
 
 
-def foreign_scores(metrics: Sequence[str], answered: Answered, num_samples: int) -> tuple[list[Scores], dict[str, Any]]:
+def foreign_scores(
+    metrics: Sequence[str], answered: Answered, num_samples: int, key: str = KEY
+) -> tuple[list[Scores], dict[str, Any]]:
     """Return what metrics that are none of this package make of answers: scores of those that tell something of each
     row, and the figures of the others, by name.
 
-    Raises ScaleupError at evaluation.metrics for one that cannot be loaded, fails, or returns neither numbers nor a
-    number a row."""
+    Raises ScaleupError at `key` for one that cannot be loaded, fails, or returns neither numbers nor a number a row."""
     scores: list[Scores] = []
     figures: dict[str, Any] = {}
-    for metric in metrics:
-        if not is_foreign(metric):
-            continue
-        compute = _library(metric) if metric.startswith(EVALUATE) else _function(metric)
-        made = _called(metric, compute, answered)
-        by_row = {name: value for name, value in made.items() if isinstance(value, np.ndarray)}
-        if by_row:
-            scores.append(means(by_row))
-        whole = {name: value for name, value in made.items() if not isinstance(value, np.ndarray)}
-        if whole:
-            figures |= whole | _intervals(metric, compute, answered, min(num_samples, MOST_SAMPLES))
+    try:
+        for metric in metrics:
+            if not is_foreign(metric):
+                continue
+            compute = _library(metric) if metric.startswith(EVALUATE) else _function(metric)
+            made = _called(metric, compute, answered)
+            by_row = {name: value for name, value in made.items() if isinstance(value, np.ndarray)}
+            if by_row:
+                scores.append(means(by_row))
+            whole = {name: value for name, value in made.items() if not isinstance(value, np.ndarray)}
+            if whole:
+                figures |= whole | _intervals(metric, compute, answered, min(num_samples, MOST_SAMPLES))
+    except ScaleupError as error:  # what loads and calls a metric knows not who asks
+        raise ScaleupError([replace(problem, where=key) for problem in error.problems]) from error
     return scores, figures
 
 

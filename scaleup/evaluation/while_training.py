@@ -107,7 +107,7 @@ def figures_of(
     told: dict[str, float] = {}
     if runtime.is_main:
         scores = score_answers(metrics, answered.answers, answered.references, labels)
-        others, figures = foreign_scores(metrics, answered, 0)
+        others, figures = foreign_scores(metrics, answered, 0, "train.eval_metrics")
         made = {name: value for each in [*scores, *others] for name, value in each.result(0).items()} | figures
         told = {name: value for name, value in made.items() if isinstance(value, float)}
     said = json.dumps(told).encode() if told else b""

@@ -74,6 +74,9 @@ def test_what_fails_is_named(file, monkeypatch, metric, words):
     with pytest.raises(ScaleupError, match=words) as caught:
         foreign_scores([metric], ANSWERED, 0)
     assert [problem.where for problem in caught.value.problems] == ["evaluation.metrics"]
+    with pytest.raises(ScaleupError, match=words) as caught:
+        foreign_scores([metric], ANSWERED, 0, "train.eval_metrics")
+    assert [problem.where for problem in caught.value.problems] == ["train.eval_metrics"]
 
 
 def test_truth_values_are_numbers(file):
