@@ -17,7 +17,7 @@ REVIEWS := configs/sft/reviews.yaml
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 VLLM := .venv-vllm
-.PHONY: help setup converter vllm run test test-slow test-all test-slurm test-vllm slurm check lint format clean
+.PHONY: help setup converter vllm run test test-slow test-all test-slurm test-vllm slurm browser check lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -61,6 +61,14 @@ slurm:  ## install Slurm, shellcheck and ip, for the tests that need them (Debia
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(PACKAGES) >/dev/null || \
 		echo "== it could not be installed: the tests that need it are skipped"; \
 	else echo "== the tests on Slurm are skipped: they need root, and Debian's packages $(PACKAGES)"; fi
+
+# Without it the tests that look at pages are skipped.
+browser:  ## install Chromium, for the tests that look at pages (Debian, as root)
+	@if command -v chromium >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then echo "== installing Chromium"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null || \
+		echo "== it could not be installed: the tests that look at pages are skipped"; \
+	else echo "== the tests that look at pages are skipped: they need chromium"; fi
 
 check: lint test test-slow  ## everything CI checks: format, lint, types, import layers, quick tests, then the others
 
