@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from scaleup import __version__
 from scaleup.config.load import check_working_folder
+from scaleup.errors import Problem, ScaleupError
 
 LEAST_WIDTH = 40
 """Is the width in columns below which tables have no meaning, whatever COLUMNS says."""
@@ -31,6 +33,12 @@ def new_console() -> Console:
     console = Console(markup=False, emoji=False, highlight=False)
     console.width = max(LEAST_WIDTH, console.width)
     return console
+
+
+def refuse(options: Mapping[str, object], what: str) -> None:
+    """Raises ScaleupError for those of some options that are given: they are `what`."""
+    if given := [name for name, value in options.items() if value]:
+        raise ScaleupError([Problem(name, f"is {what}", "leave it out") for name in given])
 
 
 def _print_version(is_given: bool) -> None:

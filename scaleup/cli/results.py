@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scaleup.cli.app import RESULTS, Overrides, Target, app, new_console
+from scaleup.cli.app import RESULTS, Overrides, Target, app, new_console, refuse
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -56,6 +56,35 @@ def chat(
     from scaleup.launcher.chat import chat
 
     raise typer.Exit(chat(target, overrides or ()))
+
+
+@app.command(rich_help_panel=RESULTS)
+def label(
+    answers: Annotated[
+        list[Path],
+        typer.Argument(help="Files that generate wrote, runs, or the folder of a labelling that goes on."),
+    ],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="A folder for labels and pairs.")] = None,
+    labeller: Annotated[str | None, typer.Option(help="Who judges. Default: the user's name.")] = None,
+    terminal: Annotated[bool, typer.Option("--terminal", help="Ask here instead of on a page.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Draws which answer stands first. Default: 0.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page. Default: a free one.")] = 0,
+    agreement: Annotated[
+        bool, typer.Option("--agreement", help="Ask nothing: print how far the labellers of a folder agree.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --agreement: print it as JSON.")] = False,
+) -> None:
+    """Let people judge answers side by side; writes the pairs that reward and dpo read."""
+    from scaleup.labelling.label import LabelOptions, show_labels
+    from scaleup.labelling.label import label as ask
+
+    if agreement:
+        refuse({"--output": output, "--labeller": labeller, "--terminal": terminal}, "of labelling, not of --agreement")
+        refuse({"ANSWERS": answers[1:]}, "more than one folder")
+        show_labels(answers[0], new_console(), as_json)
+        return
+    refuse({"--json": as_json}, "of --agreement")
+    ask(answers, output, LabelOptions(labeller, seed, terminal, port), new_console())
 
 
 @app.command(rich_help_panel=RESULTS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from scaleup.cli.app import TRAIN, ConfigFile, Overrides, app, new_console
+from scaleup.cli.app import TRAIN, ConfigFile, Overrides, app, new_console, refuse
 from scaleup.config.load import load_leniently, load_mapping, read_mapping
 from scaleup.config.stages import STAGES, json_schema
-from scaleup.errors import Problem, ScaleupError
 
 if TYPE_CHECKING:
     from scaleup.plan.machine import Machine
@@ -58,23 +57,18 @@ def run(
     if "pipeline" in raw:
         from scaleup.studies.run import PipelineOptions, run_pipeline
 
-        _refuse(
+        refuse(
             {"--node-rank": node_rank, "--accept-changed-data": accept_changed_data}, "of one run, not of a pipeline"
         )
         options = PipelineOptions(overrides or (), only, first, dry_run)
         raise typer.Exit(run_pipeline(config, raw, options, new_console()))
-    _refuse({"--only": only, "--from": first, "--dry-run": dry_run}, "of a pipeline, not of one run")
+    refuse({"--only": only, "--from": first, "--dry-run": dry_run}, "of a pipeline, not of one run")
     from scaleup.launcher.start import join, start
 
     loaded = load_mapping(raw, overrides or ())
     if node_rank:
         raise typer.Exit(join(loaded, new_console(), node_rank))
     raise typer.Exit(start(loaded, new_console(), resume, accept_changed_data))
-
-
-def _refuse(options: Mapping[str, object], what: str) -> None:
-    if given := [name for name, value in options.items() if value]:
-        raise ScaleupError([Problem(name, f"is {what}", "leave it out") for name in given])
 
 
 @app.command(rich_help_panel=TRAIN)

@@ -24,6 +24,7 @@ PACKAGES = [
     "studies",
     "doctor",
     "runs",
+    "labelling",
     "cli",
 ]
 
