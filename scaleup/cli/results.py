@@ -107,3 +107,20 @@ def lineage(
     from scaleup.reports.lineage import show_lineage
 
     show_lineage(RunFolder(run_folder.absolute()), new_console(), as_json, output)
+
+
+@app.command(rich_help_panel=RESULTS)
+def report(
+    targets: Annotated[list[str], typer.Argument(metavar="RUN|PIPELINE...", help="Folders of runs, pipelines' files.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The page's file.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show it live, until the runs have ended.")] = False,
+) -> None:
+    """Write one HTML page about runs or a pipeline, or show it live."""
+    from scaleup.runs.report import read_subject, write_report
+
+    subject = read_subject(targets, output)
+    if follow:
+        from scaleup.runs.live import follow as serve
+
+        raise typer.Exit(serve(subject))
+    print(write_report(subject))

@@ -17,16 +17,10 @@ from rich.table import Table as RichTable
 
 from scaleup.artifacts.files import write_json, write_text
 from scaleup.reports.comparison import Comparison, Figure
+from scaleup.reports.html import Html, page, table, tag
 from scaleup.reports.terminal import heading
 
 CSV_FIELDS = ("metric", "column", "value", "low", "high", "difference", "points", "difference_low", "difference_high")
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; }
-table { border-collapse: collapse; margin-bottom: 2rem; }
-th, td { border: 1px solid #bbb; padding: .2rem .6rem; text-align: right; vertical-align: top; }
-th:first-child, td:first-child, .text th, .text td { text-align: left; }
-.text td { white-space: pre-wrap; max-width: 32rem; }
-"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,7 @@ class Table:
     """Tells whether the cells are texts of models, and no figures."""
 
 
-def tables(compared: Comparison) -> Iterator[Table]:
+def comparison_tables(compared: Comparison) -> Iterator[Table]:
     """Yields a report's tables: figures, differences, wins, cost, and the rows that differ most."""
     names = [column.name for column in compared.columns]
     figures = [
@@ -118,13 +112,13 @@ def as_json(compared: Comparison) -> dict[str, Any]:
 
 
 def show_comparison(console: Console, compared: Comparison) -> None:
-    for table in tables(compared):
-        heading(console, table.title)
+    for each in comparison_tables(compared):
+        heading(console, each.title)
         shown = RichTable()
-        for place, name in enumerate(table.header):
-            shown.add_column(name, justify="left" if table.is_text or not place else "right", overflow="fold")
-        for row in table.rows:
-            shown.add_row(*row, end_section=table.is_text)
+        for place, name in enumerate(each.header):
+            shown.add_column(name, justify="left" if each.is_text or not place else "right", overflow="fold")
+        for row in each.rows:
+            shown.add_row(*row, end_section=each.is_text)
         console.print(shown, markup=False)
     for note in compared.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
@@ -158,9 +152,9 @@ def as_csv(compared: Comparison) -> str:
 
 def as_markdown(compared: Comparison) -> str:
     parts = ["# Comparison"]
-    for table in tables(compared):
-        parts.append(f"## {_markdown(table.title)}")
-        lines = [table.header, [" --- "] * len(table.header), *table.rows]
+    for each in comparison_tables(compared):
+        parts.append(f"## {_markdown(each.title)}")
+        lines = [each.header, [" --- "] * len(each.header), *each.rows]
         parts.append("\n".join(f"| {' | '.join(map(_markdown, line))} |" for line in lines))
     parts += [f"- {_markdown(note)}" for note in compared.notes]
     return "\n\n".join(parts) + "\n"
@@ -178,15 +172,11 @@ def _markdown(text: str) -> str:
 
 
 def as_html(compared: Comparison) -> str:
-    parts = []
-    for table in tables(compared):
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in table.header)
-        rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in table.rows)
-        body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-        kind = ' class="text"' if table.is_text else ""
-        parts.append(f"<h2>{html.escape(table.title)}</h2>\n<table{kind}>\n<tr>{head}</tr>\n{body}\n</table>")
-    parts += [f"<p>{html.escape(note)}</p>" for note in compared.notes]
-    head = f'<meta charset="utf-8">\n<title>Comparison</title>\n<style>{STYLE}</style>'
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{chr(10).join(parts)}\n</body>\n</html>\n'
-    )
+    parts = [html_table(each, len(each.rows)) for each in comparison_tables(compared)]
+    notes = (tag("p", note, class_="note") for note in compared.notes)
+    return page("Comparison", tag("main", tag("h1", "Comparison"), parts, notes))
+
+
+def html_table(shown: Table, limit: int) -> Html:
+    """Returns the first rows of a table of a comparison."""
+    return table(shown.header, shown.rows, shown.title, "texts" if shown.is_text else "figures", limit)

@@ -71,11 +71,8 @@ def _quality(quality: Mapping[str, Any]) -> str:
 
 def markdown(models: Mapping[str, Mapping[str, Any]], base: str, where: str, machine: Mapping[str, str]) -> str:
     """Returns the card as Markdown. `models`: name -> measurement with its quality, and a verdict but for the base."""
-    names = ["model", "parameters (without embeddings)", "MB", "bits a weight", "zeros", "perplexity (95 %)"]
-    names += ["task", "KL to the first", "same top token", "prefill tokens/s", "decode tokens/s", "token ms p50, p95"]
-    names += ["peak MiB", "real gain?"]
-    lines = [_line(names), _line(["---"] * len(names))]
-    lines += [_line(_cells(name, measured, name == base)) for name, measured in models.items()]
+    names, rows = card_table(models, base)
+    lines = [_line(names), _line(["---"] * len(names)), *map(_line, rows)]
     quality = models[base]["quality"]
     about = "\n".join(f"- {key}: {value}" for key, value in machine.items())
     return f"""# Deployment card
@@ -89,6 +86,14 @@ tokens, in nats and as a share.
 
 {about}
 """
+
+
+def card_table(models: Mapping[str, Mapping[str, Any]], base: str) -> tuple[list[str], list[list[str]]]:
+    """Returns the header and the rows of a card's table: a row a model."""
+    names = ["model", "parameters (without embeddings)", "MB", "bits a weight", "zeros", "perplexity (95 %)"]
+    names += ["task", "KL to the first", "same top token", "prefill tokens/s", "decode tokens/s", "token ms p50, p95"]
+    names += ["peak MiB", "real gain?"]
+    return names, [_cells(name, measured, name == base) for name, measured in models.items()]
 
 
 def _line(cells: Sequence[str]) -> str:

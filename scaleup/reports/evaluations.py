@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.facts import ModelFacts
 from scaleup.plan.types import Plan
 from scaleup.reports.comparison import Column
-from scaleup.reports.training import read_metrics
+from scaleup.reports.training import read_series, training_seconds
 
 NOT_READ = frozenset(
     (
@@ -93,14 +92,11 @@ def _training(path: str) -> dict[str, float | None]:
         return {"trained parameters": None, "training seconds": None, "training MiB": None}
     with suppress(OSError, ScaleupError):
         trained = Plan.read(run.plan_file).model.num_trainable_parameters
-    lines = read_metrics(run.metrics_file) if run.metrics_file.is_file() else []
-    steps = [line for line in lines if {"num_tokens", "tokens_per_second"} <= line.keys()]
-    counted = pairwise([{"num_tokens": 0}, *steps])
-    seconds = [(now["num_tokens"] - before["num_tokens"]) / now["tokens_per_second"] for before, now in counted]
+    series = read_series(run.metrics_file)
     return {
         "trained parameters": trained,
-        "training seconds": sum(seconds) if seconds else None,
-        "training MiB": max((line["memory_mib"] for line in lines if "memory_mib" in line), default=None),
+        "training seconds": training_seconds(series),
+        "training MiB": max((value for _, value in series.get("memory_mib", ())), default=None),
     }
 
 
@@ -110,11 +106,9 @@ def read_evaluation(folder: Path) -> Evaluated:
     Raises ScaleupError where there is none, or one of classifiers or pairs."""
     run = finished_run(folder)
     if not isinstance(run.config, EvaluateConfig):
-        numbers = [int(each.name) for each in (run.path / "evaluations").glob("*") if each.name.isdecimal()]
-        whole = [number for number in sorted(numbers) if (run.path / f"evaluations/{number}/manifest.json").is_file()]
-        if not whole:
+        if (newest := newest_evaluation(run)) is None:
             raise ScaleupError.of(str(folder), "has no finished evaluation", f"{EVALUATE} {folder}")
-        run = finished_run(run.path / "evaluations" / str(whole[-1]))
+        run = newest
     assert isinstance(run.config, EvaluateConfig), "a run's evaluations are evaluations"
     if not run.config.evaluation.metrics:
         what = "was measured on evaluation.tasks alone, and rows are compared"
@@ -125,6 +119,13 @@ def read_evaluation(folder: Path) -> Evaluated:
         what = "was measured on classes or pairs, or by an earlier version, and holds no scores of each row"
         raise ScaleupError.of(str(folder), what, "compare evaluations of language models on prompts and completions")
     return Evaluated(run, run.config, Plan.read(run.plan_file), read_json(run.path / "metrics.json"), lines)
+
+
+def newest_evaluation(run: RunFolder) -> RunFolder | None:
+    """Returns the newest finished evaluation in a run's folder, if there is one."""
+    numbers = [int(each.name) for each in (run.path / "evaluations").glob("*") if each.name.isdecimal()]
+    folders = (RunFolder(run.path / "evaluations" / str(number)) for number in sorted(numbers, reverse=True))
+    return next((each for each in folders if each.manifest_file.is_file()), None)
 
 
 def read_columns(targets: Sequence[str]) -> tuple[list[Column], list[dict[str, Any]]]:

@@ -168,49 +168,58 @@ def with_lineage(card: str, run: RunFolder) -> str:
 
 def draw(root: Ancestor, file: Path) -> None:
     """Draws the runs that a run was made from into a PNG or SVG file, from left to right; stale ones in red."""
-    columns = _columns(root)
+    columns = lineage_columns(root)
     rows = max(map(len, columns))
     places: dict[str, tuple[float, float]] = {}
     with figure(file, figsize=(2 + 2.6 * len(columns), 1 + 0.9 * rows)) as (_, axes):
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, rows - 0.5))
         axes.axis("off")
         for column, names in enumerate(columns):
-            for row, (name, (label, color)) in enumerate(names.items()):
+            for row, (name, node) in enumerate(names.items()):
                 places[name] = column, (row + 0.5) * rows / len(names) - 0.5
+                label, color = _label(name, node)
                 box = {"boxstyle": "round,pad=0.5", "facecolor": color, "edgecolor": "0.3"}
                 axes.text(*places[name], label, ha="center", va="center", fontsize=8, bbox=box)
-        for child, key, parent in dict.fromkeys(_arrows(root)):
+        for child, key, parent in dict.fromkeys(lineage_arrows(root)):
             line = {"arrowstyle": "->", "color": "0.4", "shrinkA": 38, "shrinkB": 38}
             axes.annotate("", places[child], places[parent], arrowprops=line)
             middle = [(one + other) / 2 for one, other in zip(places[child], places[parent], strict=True)]
             axes.text(*middle, key, ha="center", va="bottom", fontsize=6, color="0.3")
 
 
-def _columns(root: Ancestor) -> list[dict[str, tuple[str, str]]]:
-    """Returns label and color of each run and base model by its place, those of one column apart from what they are
-    made into."""
+def _label(name: str, node: Ancestor | None) -> tuple[str, str]:
+    """Returns what stands in the box of a run or of a base model, and its color."""
+    if node is None:
+        return (name if len(name) < 30 else f"…{name[-29:]}"), "#e8e8e8"
+    return f"{Path(node.run).name}\n{node.stage or 'gone'}", "#f4c7c3" if node.stale else "#d7e8d4"
+
+
+def lineage_columns(root: Ancestor) -> list[dict[str, Ancestor | None]]:
+    """Returns each run, and each base model (None), by its place, those of one column apart from what they are made
+    into: the run itself is in the last one."""
     depths: dict[str, int] = {}
-    labels: dict[str, tuple[str, str]] = {}
+    nodes: dict[str, Ancestor | None] = {}
 
     def visit(node: Ancestor, depth: int) -> None:
         depths[node.run] = max(depth, depths.get(node.run, 0))
-        labels[node.run] = f"{Path(node.run).name}\n{node.stage or 'gone'}", "#f4c7c3" if node.stale else "#d7e8d4"
+        nodes[node.run] = node
         for _, path in node.bases:
             depths[path] = max(depth + 1, depths.get(path, 0))
-            labels[path] = (path if len(path) < 30 else f"…{path[-29:]}"), "#e8e8e8"
+            nodes[path] = None
         for _, parent in node.parents:
             visit(parent, depth + 1)
 
     visit(root, 0)
     deepest = max(depths.values())
-    columns: list[dict[str, tuple[str, str]]] = [{} for _ in range(deepest + 1)]
+    columns: list[dict[str, Ancestor | None]] = [{} for _ in range(deepest + 1)]
     for name, depth in depths.items():
-        columns[deepest - depth][name] = labels[name]
+        columns[deepest - depth][name] = nodes[name]
     return columns
 
 
-def _arrows(node: Ancestor) -> Iterator[tuple[str, str, str]]:
+def lineage_arrows(node: Ancestor) -> Iterator[tuple[str, str, str]]:
+    """Yields each run, the config key by which it names a model or another run, and that."""
     yield from ((node.run, key, path) for key, path in node.bases)
     for key, parent in node.parents:
         yield node.run, key.removesuffix(".path"), parent.run
-        yield from _arrows(parent)
+        yield from lineage_arrows(parent)

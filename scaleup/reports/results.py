@@ -28,7 +28,7 @@ def show_training(console: Console, run: RunFolder) -> None:
     table = pairs_table()
     for key, value in manifest.metrics.items():
         if value is not None:
-            table.add_row(key, _number(value))
+            table.add_row(key, number(value))
     table.add_row("model", str(run.model))
     console.print(table)
     if sentence := length_sentence(manifest.metrics, run.config.data.max_length):
@@ -39,26 +39,33 @@ def show_evaluation(console: Console, run: RunFolder) -> None:
     """Prints one column a model: before and after where there is a baseline, or the base and each of its adapters."""
     results: dict[str, dict[str, Any]] = read_json(run.path / "metrics.json")
     heading(console, f"evaluation in {run.path}")
+    header, rows = evaluation_table(results)
     table = Table()
-    table.add_column("metric")
-    titles = {"baseline": "before", "model": "after"} if "baseline" in results else {"model": "value"}
-    for key in results:
-        table.add_column(titles.get(key, key), justify="right")
-    for metric in dict.fromkeys(name for metrics in results.values() for name in metrics):
-        if metric != "confusion" and not metric.endswith(("_interval", "_stderr")):
-            table.add_row(metric, *(_figure(metrics, metric) for metrics in results.values()))
+    for place, name in enumerate(header):
+        table.add_column(name, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     if confusion := results.get("model", {}).get("confusion"):
         _show_confusion(console, confusion)
     console.print(f"model: {Plan.read(run.plan_file).model.location}", highlight=False, soft_wrap=True)
 
 
+def evaluation_table(results: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Returns the header and the rows of an evaluation's table: a row a metric, a column a model."""
+    titles = {"baseline": "before", "model": "after"} if "baseline" in results else {"model": "value"}
+    names = dict.fromkeys(name for metrics in results.values() for name in metrics)
+    shown = [name for name in names if name != "confusion" and not name.endswith(("_interval", "_stderr"))]
+    rows = [[name, *(_figure(metrics, name) for metrics in results.values())] for name in shown]
+    return ["metric", *(titles.get(key, key) for key in results)], rows
+
+
 def _figure(metrics: dict[str, Any], name: str) -> str:
     """Returns a figure with its interval, where it has one; nothing where there is no figure."""
     interval = metrics.get(f"{name}_interval")
     if interval is None:
-        return _number(metrics[name]) if name in metrics else ""
-    return f"{_number(metrics[name])} [{', '.join(f'{edge:.4g}' for edge in interval)}]"
+        return number(metrics[name]) if name in metrics else ""
+    return f"{number(metrics[name])} [{', '.join(f'{edge:.4g}' for edge in interval)}]"
 
 
 def _show_confusion(console: Console, confusion: dict[str, dict[str, int]]) -> None:
@@ -146,7 +153,7 @@ def show_quantization(console: Console, run: RunFolder) -> None:
     heading(console, f"quantization in {run.path}")
     table = pairs_table()
     table.add_row("method", metrics["method"])
-    table.add_row("bytes of weights", " -> ".join(_number(metrics[key]) for key in ("bytes_before", "bytes")))
+    table.add_row("bytes of weights", " -> ".join(number(metrics[key]) for key in ("bytes_before", "bytes")))
     table.add_row("bits a parameter", " -> ".join(f"{metrics[key]:.2f}" for key in ("bits_before", "bits")))
     table.add_row("moved", f"{metrics['moved']:.1e} of the largest logit")
     if "perplexity" in metrics:
@@ -189,17 +196,18 @@ def show_prune(console: Console, run: RunFolder) -> None:
     for key in ("num_parameters", "num_non_embedding_parameters", "loss", "perplexity"):
         before, after = (metrics.pop(f"{key}_{when}", None) for when in ("before", "after"))
         if before is not None:
-            table.add_row(key, _number(before), _number(after))
+            table.add_row(key, number(before), number(after))
     console.print(table)
     others = pairs_table()
     for key, value in metrics.items():
         if value is not None:
-            others.add_row(key, _number(value))
+            others.add_row(key, number(value))
     others.add_row("model", str(run.model))
     console.print(others)
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
+    """Returns a figure as it is shown: four decimals at most, thousands apart."""
     return (
         f"{value:,.4f}".rstrip("0").rstrip(".")
         if isinstance(value, float)

@@ -46,16 +46,26 @@ def rl_summary(lines: list[dict[str, Any]], state: TrainState, last: int | None 
 def sample_table(folder: Path, last: int | None = None) -> str:
     """Returns a Markdown table of the held-out responses of the first evaluation in `folder`, and of that after `last`
     rollouts (None: the last one)."""
-    files = sorted(folder.glob("rollout-*.json"))
-    if not files:
+    pairs = sample_pairs(folder, last)
+    if not pairs:
         return "No held-out prompts: data.test was not given.\n"
-    after = files[-1] if last is None else folder / f"rollout-{last:06d}.json"
     rows = [
         f"| {_cell(old['prompt'])} | {_cell(old['response'])} | {old['score']:.3f} "
         f"| {_cell(new['response'])} | {new['score']:.3f} |"
-        for old, new in zip(read_json(files[0]), read_json(after), strict=True)
+        for old, new in pairs
     ]
     return "\n".join(["| prompt | before | score | after | score |", "|---|---|---|---|---|", *rows]) + "\n"
+
+
+def sample_pairs(folder: Path, last: int | None = None) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Returns the held-out samples (`prompt`, `response`, `score`) of the first evaluation in `folder`, each with the
+    same prompt's after `last` rollouts (None, and where there is none after these: of the last evaluation); none where
+    nothing was held out."""
+    files = sorted(folder.glob("rollout-*.json"))
+    if not files:
+        return []
+    after = next((file for file in files if file.stem == f"rollout-{last or 0:06d}" and last is not None), files[-1])
+    return list(zip(read_json(files[0]), read_json(after), strict=True))
 
 
 def _cell(text: str) -> str:
@@ -95,11 +105,9 @@ IS_WAITING = "waiting for scores"
 def plot_timelines(timelines: dict[str, list[Span]], file: Path, title: str) -> None:
     """Draws what each group did in the last rollouts, a bar a group, into a PNG file: where a bar is empty it waited,
     or did what is not noted. Draws nothing where nothing was noted."""
-    trained = [span for span in timelines.get("policy", []) if span.what == "training"][-SHOWN_ROLLOUTS - 1 :]
-    if not trained:
+    count, shown = last_rollouts(timelines)
+    if not count:
         return
-    first = trained[0].end if len(trained) > SHOWN_ROLLOUTS else 0.0
-    shown = {name: [span for span in spans if span.start >= first] for name, spans in timelines.items()}
     begin = min(span.start for spans in shown.values() for span in spans)
     kinds = dict.fromkeys(span.what for spans in shown.values() for span in spans if span.what != IS_WAITING)
     with figure(file, figsize=(10, 1.2 + 0.5 * len(shown))) as (_, axes):
@@ -110,5 +118,14 @@ def plot_timelines(timelines: dict[str, list[Span]], file: Path, title: str) -> 
             axes.plot([], [], color=f"C{number}", linewidth=6, label=kind)
         axes.set_yticks(range(len(shown)), list(shown))
         axes.invert_yaxis()
-        axes.set(xlabel="seconds", title=f"{title}: the last {min(len(trained), SHOWN_ROLLOUTS)} rollouts")
+        axes.set(xlabel="seconds", title=f"{title}: the last {count} rollouts")
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def last_rollouts(timelines: dict[str, list[Span]]) -> tuple[int, dict[str, list[Span]]]:
+    """Returns what each group did in the last rollouts, at most SHOWN_ROLLOUTS, and how many these are; 0 where nothing
+    was learned from."""
+    trained = [span for span in timelines.get("policy", []) if span.what == "training"][-SHOWN_ROLLOUTS - 1 :]
+    first = trained[0].end if len(trained) > SHOWN_ROLLOUTS else 0.0
+    shown = {name: [span for span in spans if span.start >= first] for name, spans in timelines.items()}
+    return min(len(trained), SHOWN_ROLLOUTS), shown

@@ -26,53 +26,59 @@ PARTS = (
 )
 NAMES = {"host": "offloaded"}
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+SPANS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def show_plan(console: Console, plan: Plan) -> None:
     heading(console, f"plan of {plan.name} ({plan.stage})")
     facts = pairs_table()
-    facts.add_row("model", f"{plan.model.architecture} ({plan.model.model_type}, {plan.model.task})")
-    facts.add_row("from", plan.model.location)
-    facts.add_row("parameters", f"{plan.model.num_parameters:,} ({plan.model.num_trainable_parameters:,} trainable)")
-    if (experts := plan.model.experts) is not None:
-        facts.add_row("", f"{plan.model.num_active_parameters:,} active for a token: {experts.shown}")
-    if plan.model.parts is not None and plan.model.parts.num_parameters is not None:
-        after = plan.model.parts.num_parameters
-        facts.add_row("after the cut", f"{after:,} ({after / plan.model.num_parameters:.0%})")
+    for key, value in plan_facts(plan):
+        facts.add_row(key, value)
+    console.print(facts)
+    _show_memory(console, plan)
+
+
+def plan_facts(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Yields what a plan says, but for memory, by name; a name that is empty goes on with the one before."""
+    yield from _model(plan)
     for group in plan.groups:
         where = f"{group.num_processes} x {group.device} on {group.num_nodes} node(s), {group.backend}"
-        facts.add_row(
-            f"group {group.name}",
-            f"{where}, {group.threads_per_process} threads each, precision {group.mixed_precision}",
-        )
-        facts.add_row("strategy", f"{group.strategy}: {group.why}")
+        threads = f"{group.threads_per_process} threads each, precision {group.mixed_precision}"
+        yield f"group {group.name}", f"{where}, {threads}"
+        yield "strategy", f"{group.strategy}: {group.why}"
         if group.generation is not None:
-            facts.add_row("generation", group.generation)
+            yield "generation", group.generation
     for where, each in plan.models.items():
         if is_reward_model(where):
             shown = "reward model" if where == "reward.model" else where
-            facts.add_row(shown, f"{each.architecture} from {each.location}")
-    for key, value in _rollouts(plan):
-        facts.add_row(key, value)
+            yield shown, f"{each.architecture} from {each.location}"
+    yield from _rollouts(plan)
     if plan.batch is not None:
         batch, world = plan.batch, plan.groups[0].num_processes
-        facts.add_row("batch", _batch(batch, world))
-        facts.add_row(
-            "rows",
-            "not counted (streamed or from a hub)" if batch.num_train_rows is None else f"{batch.num_train_rows:,}",
-        )
+        yield "batch", _batch(batch, world)
+        rows = batch.num_train_rows
+        yield "rows", "not counted (streamed or from a hub)" if rows is None else f"{rows:,}"
         unknown = f"known once the rows are {'read' if batch.unit == 'rows' else 'tokenized'}"
-        facts.add_row("steps", unknown if batch.num_steps is None else f"{batch.num_steps:,}")
+        yield "steps", unknown if batch.num_steps is None else f"{batch.num_steps:,}"
     if plan.checkpoint_copy is not None:
         copy = f"{size_text(plan.checkpoint_copy)} of main memory on a node"
-        facts.add_row("checkpoints", f"written in the background, from a copy: {copy}")
-    for key, value in _compute(plan):
-        facts.add_row(key, value)
+        yield "checkpoints", f"written in the background, from a copy: {copy}"
+    yield from _compute(plan)
     for note in plan.notes:
-        facts.add_row("note", note)
-    facts.add_row("run folder", plan.run_folder)
-    console.print(facts)
-    _show_memory(console, plan)
+        yield "note", note
+    yield "run folder", plan.run_folder
+
+
+def _model(plan: Plan) -> Iterator[tuple[str, str]]:
+    model = plan.model
+    yield "model", f"{model.architecture} ({model.model_type}, {model.task})"
+    yield "from", model.location
+    yield "parameters", f"{model.num_parameters:,} ({model.num_trainable_parameters:,} trainable)"
+    if (experts := model.experts) is not None:
+        yield "", f"{model.num_active_parameters:,} active for a token: {experts.shown}"
+    if model.parts is not None and model.parts.num_parameters is not None:
+        after = model.parts.num_parameters
+        yield "after the cut", f"{after:,} ({after / model.num_parameters:.0%})"
 
 
 def _rollouts(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -114,30 +120,50 @@ def _compute(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _show_memory(console: Console, plan: Plan) -> None:
     """Prints a column a strategy; a part that no strategy has, or that is not known, has no row."""
-    rows, chosen = plan.memory, plan.groups[0].strategy
-    if not rows:
+    if not plan.memory:
         return
-    is_traced = any(row.peak is not None for row in rows)
-    what = "peak < sum: parts peak at different times" if is_traced else "activations come on top"
+    what = "peak < sum: parts peak at different times" if is_traced(plan) else "activations come on top"
     console.print(f"\nmemory of a rank ({what})", style="italic", highlight=False)
+    header, rows = memory_table(plan)
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("", style="bold", no_wrap=True)
+    for name in header[1:]:
+        table.add_column(name, justify="right")
     for row in rows:
-        table.add_column(f"{row.strategy}\n(this run)" if row.strategy == chosen else row.strategy, justify="right")
-    for part in PARTS:
-        if any(sizes := [_size(row, part) for row in rows]):
-            name = "sum" if part == "peak" and not is_traced else NAMES.get(part, part)
-            table.add_row(name, *map(size_text, sizes))
-    fitting = plan.fitting if is_traced else None
-    if fitting is not None:
-        table.add_row("fits", *("yes" if row.strategy in fitting else "no" for row in rows))
+        table.add_row(*row)
     console.print(table)
-    for line in _memory_notes(plan, is_traced):
+    for line in _memory_notes(plan):
         console.print(line, highlight=False)
 
 
-def _memory_notes(plan: Plan, is_traced: bool) -> Iterator[str]:
-    if is_traced and plan.fitting is not None and plan.device_memory is not None:
+def memory_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
+    """Returns the header and the rows of the memory that a rank takes: a column a strategy."""
+    memory, chosen = plan.memory, plan.groups[0].strategy
+    header = ["", *(f"{each.strategy}\n(this run)" if each.strategy == chosen else each.strategy for each in memory)]
+    rows = []
+    for part in PARTS:
+        if any(sizes := [_size(each, part) for each in memory]):
+            name = "sum" if part == "peak" and not is_traced(plan) else NAMES.get(part, part)
+            rows.append([name, *map(size_text, sizes)])
+    if is_traced(plan) and plan.fitting is not None:
+        rows.append(["fits", *("yes" if each.strategy in plan.fitting else "no" for each in memory)])
+    return header, rows
+
+
+def planned_memory(plan: Plan) -> int | None:
+    """Returns the bytes that a rank of the first group takes at most, as far as they were planned; None where they were
+    not."""
+    chosen = next((each for each in plan.memory if each.strategy == plan.groups[0].strategy), None)
+    return None if chosen is None else _size(chosen, "peak")
+
+
+def is_traced(plan: Plan) -> bool:
+    """Returns whether a whole step was traced: then activations are known too."""
+    return any(each.peak is not None for each in plan.memory)
+
+
+def _memory_notes(plan: Plan) -> Iterator[str]:
+    if is_traced(plan) and plan.fitting is not None and plan.device_memory is not None:
         yield f"a rank has {size_text(plan.device_memory)}; {MARGIN:.0%} are left to libraries and fragmentation"
     for name, memory in plan.serving_memory.items():
         parts = [part for part in ("weights", "buffers") if _size(memory, part)]
@@ -146,7 +172,7 @@ def _memory_notes(plan: Plan, is_traced: bool) -> Iterator[str]:
     for loading in plan.loading:
         name = "loading" if len(plan.loading) == 1 else f"loading the {loading.group} group"
         yield f"{name} takes {size_text(loading.rank)} of main memory a rank, {size_text(loading.node)} a node"
-    if is_traced and plan.groups[0].device == "cuda":
+    if is_traced(plan) and plan.groups[0].device == "cuda":
         yield "activations are those of a CPU's kernels; a GPU's are about the same"
 
 
@@ -165,6 +191,17 @@ def size_text(size: int) -> str:
         amount, unit = amount / 1024, unit + 1
     digits = 0 if unit == 0 or amount >= 99.95 else 1 if amount >= 9.995 else 2
     return f"{amount:,.{digits}f} {UNITS[unit]}"
+
+
+def span_text(seconds: float, num_units: int = 2) -> str:
+    """Returns a span of time for people, in its largest units: `2 h 5 min`."""
+    left = round(seconds)
+    parts: list[str] = []
+    for unit, name in SPANS:
+        if left >= unit or (unit == 1 and not parts):
+            parts.append(f"{left // unit} {name}")
+        left %= unit
+    return " ".join(parts[:num_units])
 
 
 def heading(console: Console, text: str) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,35 @@ from scaleup.reports.plots import figure
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """Returns the lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+Series = Mapping[str, Sequence[tuple[float, float]]]
+"""Maps a figure's name -> its value at each step (or rollout) at which it was logged."""
+
+
+def read_series(file: Path) -> Series:
+    """Returns the finite figures of a log, by name. A line that is half-written is passed over; no log has none."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    with suppress(OSError), file.open(encoding="utf-8", errors="replace") as lines:
+        for text in lines:
+            with suppress(ValueError, KeyError, AttributeError, TypeError):
+                line: dict[str, Any] = json.loads(text)
+                step = float(line["step"])
+                for key, value in line.items():
+                    if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
+                        series.setdefault(key, []).append((step, value))
+    return series
+
+
+def training_seconds(series: Series) -> float | None:
+    """Returns the seconds in which a run's steps (or rollouts) were done, as far as each was logged; None if not."""
+    if rollouts := series.get("time/rollout"):
+        return sum(seconds for _, seconds in rollouts) if len(rollouts) == rollouts[-1][0] else None
+    tokens, rates = dict(series.get("num_tokens", ())), dict(series.get("tokens_per_second", ()))
+    steps = sorted(tokens.keys() & rates.keys())
+    counts = pairwise([0.0, *(tokens[step] for step in steps)])
+    seconds = [(now - before) / rates[step] for step, (before, now) in zip(steps, counts, strict=True) if rates[step]]
+    return sum(seconds) if seconds else None
 
 
 def summary(

@@ -117,7 +117,7 @@ def line_of(state: RunState) -> RunLine:
         value=value,
         bytes=tree_bytes(state.run.path),
         parents=tuple(parents_of(state.run, state.plan)),
-        age_seconds=max(0.0, time.time() - _begun(state.run)),
+        age_seconds=max(0.0, time.time() - begun(state.run)),
     )
 
 
@@ -151,7 +151,7 @@ def tree_bytes(folder: Path) -> int:
     return total
 
 
-def _begun(run: RunFolder) -> float:
+def begun(run: RunFolder) -> float:
     """Returns when a run was started first, in seconds since 1970, by the file system's clock."""
     for place in (run.attempt(1).path, run.config_file):
         with suppress(OSError):

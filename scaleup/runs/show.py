@@ -18,13 +18,12 @@ from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.errors import ScaleupError
 from scaleup.launcher.ranks import WorkerState
 from scaleup.reports.lineage import ancestry
-from scaleup.reports.terminal import heading, pairs_table, size_text
+from scaleup.reports.terminal import heading, pairs_table, size_text, span_text
 from scaleup.runs.listing import RunLine, Wanted, line_of, list_runs
 from scaleup.runs.state import RunState, read_state
 
 COLUMNS = ("run", "stage", "state", "step", "ETA", "metric", "size", "age", "made from")
 NUM_CHECKPOINTS_SHOWN = 5
-SPANS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def show_runs(console: Console, folder: Path, wanted: Wanted, as_json: bool = False) -> None:
@@ -212,17 +211,6 @@ def steps_text(step: int | None, num_steps: int | None) -> str:
     if step is None:
         return ""
     return f"{step:,}" if num_steps is None else f"{step:,} of {num_steps:,}"
-
-
-def span_text(seconds: float, num_units: int = 2) -> str:
-    """Return a span of time for people, in its largest units: `2 h 5 min`."""
-    left = round(seconds)
-    parts: list[str] = []
-    for unit, name in SPANS:
-        if left >= unit or (unit == 1 and not parts):
-            parts.append(f"{left // unit} {name}")
-        left %= unit
-    return " ".join(parts[:num_units])
 
 
 def _finite(value: Any) -> Any:

@@ -1,0 +1,163 @@
+"""Reports through the command line, looked at in a real browser: on a phone, a tablet and a desk, light and dark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scaleup.artifacts.files import read_json
+from scaleup.artifacts.run_folder import RunFolder
+from tests.cli import interrupt, reached, scaleup, start
+from tests.pages import SCHEMES, SIZES, Page, browser, needs_browser, visit
+from tests.small_runs import PPO, SFT, write_rows
+from tests.unit.runs.made import ended, made
+
+EVIL = "<script>document.title = 'taken'</script><img src=x onerror=alert(1)>"
+MAX_BYTES = 2_000_000
+
+
+def check_in_browser(started: Any, file: Path, looks: Iterable[tuple[str, str]]) -> None:
+    """It is right wherever it is opened: no errors, no barriers, no requests, and nothing to scroll sideways."""
+    assert file.stat().st_size < MAX_BYTES
+    address = file.as_uri()
+    for look in looks:
+        with visit(started, address, *look) as seen:
+            for each in seen.page.query_selector_all("summary"):
+                each.click()
+            assert seen.page.evaluate("document.documentElement.scrollWidth") == SIZES[look[0]][0], look
+            assert seen.violations() == [], look
+            assert (seen.said, seen.requests) == ([], [address]), look
+
+
+@needs_browser
+def test_a_page_of_planted_runs(tmp_path: Path) -> None:
+    steps = [{"step": step, "loss": 9 / step, "grad_norm": 1.0, "memory_mib": 50.0 + step} for step in range(1, 60)]
+    run = ended(made(tmp_path, "planted", metrics=steps), "finished")
+    run.timelines.mkdir()
+    for group, spans in {"policy": ("generation", "training"), "reward": ("scoring",)}.items():
+        lines = [{"what": what, "start": place + 0.1, "end": place + 0.9} for place, what in enumerate(spans)]
+        (run.timelines / f"{group}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (run.path / "samples").mkdir()
+    rows = [{"prompt": EVIL, "response": "so " * 200, "score": 0.5}]
+    (run.path / "samples/rollout-000000.json").write_text(json.dumps(rows))
+    failed = ended(made(tmp_path, "failed", metrics=[{"step": 1, EVIL: 1.0}], parent=run.path), "failed", EVIL)
+    result = scaleup("report", run.path, failed.path, cwd=tmp_path)
+    assert (result.code, result.stdout, result.stderr) == (0, "report.html\n", "")
+    with browser() as started:
+        check_in_browser(started, tmp_path / "report.html", [("phone", "light"), ("desktop", "dark")])
+        with visit(started, (tmp_path / "report.html").as_uri()) as seen:
+            assert seen.page.title() == "2 runs"
+            assert seen.page.query_selector_all("script, main img") == []
+            assert seen.page.locator("th", has_text=EVIL).count() >= 1
+            seen.page.emulate_media(media="print")
+            assert seen.page.locator("#run-1-numbers table").is_visible(), "on paper all is open"
+
+
+def test_what_cannot_be_reported(tmp_path: Path) -> None:
+    never = made(tmp_path, "never")
+    result = scaleup("report", never.path, "nothing", "-o", "no/file.html", cwd=tmp_path)
+    assert result.code == 2
+    where = [line.split(": ")[1] for line in result.stderr.splitlines()]
+    assert where == [str(never.path), "nothing", "--output"]
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline that has been run: a model learns, goes on to learn from scores, is measured, and has a card."""
+    folder = tmp_path_factory.mktemp("chain")
+    write_rows(folder)
+    held_out = [{"prompt": "ba" * number, "completion": "c" * number} for number in range(1, 9)]
+    (folder / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
+    single = {"num_processes": 1, "strategy": "single"}
+    data = {**SFT["data"], "test": "held.jsonl"}
+    measured = {"metrics": ["perplexity", "exact_match"], "bootstrap_samples": 50}
+    sft = {**SFT, "data": data, "parallel": single, "train": {**SFT["train"], "learning_rate": 1e-2, "max_steps": 30}}
+    ppo = {**PPO, "model": {"path": "${sft}"}, "data": {**PPO["data"], "test": "held.jsonl"}, "parallel": single}
+    evaluation = {
+        "stage": "evaluate",
+        "model": {"path": "${sft}"},
+        "baseline": {"path": "builtin:tiny-llama"},
+        "data": {key: value for key, value in data.items() if key != "train"},
+        "evaluation": measured,
+        "generation": {"max_new_tokens": 4},
+        "parallel": single,
+    }
+    card = {
+        **{key: evaluation[key] for key in ("model", "data", "parallel")},
+        "stage": "card",
+        "variants": {"before": "builtin:tiny-llama"},
+        "card": {"prompt_tokens": 8, "new_tokens": 2, "repeats": 1, "rounds": 1},
+    }
+    configs = {"sft": sft, "ppo": ppo, "eval": evaluation, "card": card}
+    runs = {name: {"config": config} for name, config in configs.items()}
+    (folder / "chain.yaml").write_text(yaml.safe_dump({"pipeline": "chain", "runs": runs}))
+    result = scaleup("run", "chain.yaml", cwd=folder)
+    assert result.code == 0, result.stdout + result.stderr
+    return folder
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_pipeline(chain: Path) -> None:
+    result = scaleup("report", "chain.yaml", cwd=chain)
+    file = chain / "runs/chain-report.html"
+    assert (result.code, result.stdout) == (0, f"{file}\n"), result.stderr
+    page = Page(file.read_text())
+    assert [page.row(name)[0] for name in ("sft", "ppo", "eval", "card")] == ["finished"] * 4
+    figures = read_json(chain / "runs/chain-eval/metrics.json")
+    for metric in ("loss", "perplexity", "exact_match"):
+        told = [float(cell.split(" [")[0]) for cell in page.row(metric)]
+        assert told == pytest.approx([figures[of][metric] for of in ("baseline", "model")], rel=1e-3)
+    for name in ("sft", "ppo"):
+        manifest = RunFolder(chain / f"runs/chain-{name}").manifest()
+        assert manifest is not None
+        for key, value in manifest.metrics.items():
+            if isinstance(value, int | float) and value is not None:
+                shown = [float(row[1].replace(",", "")) for row in page.rows if row[:1] == [key] and len(row) == 2]
+                assert any(abs(each - value) <= 1e-4 for each in shown), f"{name}: {key}"
+    assert any(row[:2] == ["reward", "scoring"] for row in page.rows)
+    models = read_json(chain / "runs/chain-card/card.json")["models"]
+    for name, model in models.items():
+        assert any(
+            row[:1] == [name] and f"{model['quality']['perplexity']:.2f} (" in " ".join(row) for row in page.rows
+        )
+    with browser() as started:
+        check_in_browser(started, file, product(SIZES, SCHEMES))
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_run_is_followed_until_it_is_stopped(tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    config = {**SFT, "name": "long", "train": {**SFT["train"], "max_steps": 100_000}}
+    config["parallel"] = {"num_processes": 1, "strategy": "single"}
+
+    def look(run: Any, folder: Path) -> None:
+        with start("report", "runs/long", "--follow", cwd=tmp_path) as report, browser() as started:
+            address = report.stdout.readline().split()[0]  # type: ignore[union-attr]
+            with visit(started, address, "phone") as seen:
+                seen.page.click("#run-1-numbers summary")
+                seen.page.evaluate("window.scrollTo(0, 700)")
+                first = seen.page.locator("#run-1-numbers").inner_text()
+                seen.page.wait_for_function(
+                    "text => document.querySelector('#run-1-numbers').innerText !== text", arg=first, timeout=30_000
+                )
+                assert seen.page.evaluate("window.scrollY") == 700, "who reads on is not moved"
+                assert seen.page.locator("#run-1-numbers table").is_visible(), "what was opened stays open"
+                assert seen.violations() == []
+                assert set(seen.requests) == {address}
+                run.terminate()
+                seen.page.wait_for_selector("main:not([data-live])", timeout=60_000)
+                assert "stopped" in seen.page.locator("main").inner_text()
+                assert seen.said == []
+            rest, problems = report.communicate(timeout=60)
+            assert (report.returncode, rest, problems) == (0, f"{folder.resolve() / 'report.html'}\n", "")
+
+    assert interrupt(config, cwd=tmp_path, when=reached(3), do=look).code == 75
+    assert (tmp_path / "runs/long/report.html").is_file()
