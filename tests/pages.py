@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
-from typing import Any
+from typing import TYPE_CHECKING
 
-import pytest
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+    from playwright.sync_api import Page as BrowserPage
 
 SIZES = {"phone": (390, 844), "tablet": (820, 1180), "desktop": (1440, 900)}
 SCHEMES = ("light", "dark")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium: make browser")
 
 
 class Page(HTMLParser):
@@ -55,7 +54,7 @@ class Page(HTMLParser):
 class Visit:
     """A page that a browser shows, what it said on its console, and what it asked for."""
 
-    page: Any
+    page: BrowserPage
     said: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
@@ -70,22 +69,10 @@ class Visit:
 
 
 @contextmanager
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        try:
-            yield started
-        finally:
-            started.close()
-
-
-@contextmanager
-def visit(started: Any, address: str, size: str = "desktop", scheme: str = "light") -> Iterator[Visit]:
+def visit(browser: Browser, address: str, size: str = "desktop", scheme: str = "light") -> Iterator[Visit]:
     """A page in a window of its own."""
     width, height = SIZES[size]
-    context = started.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     try:
         seen = Visit(context.new_page())
         seen.page.on("console", lambda message: seen.said.append(message.text))

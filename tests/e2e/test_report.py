@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -14,20 +14,23 @@ import yaml
 from scaleup.artifacts.files import read_json
 from scaleup.artifacts.run_folder import RunFolder
 from tests.cli import interrupt, reached, scaleup, start
-from tests.pages import SCHEMES, SIZES, Page, browser, needs_browser, visit
+from tests.pages import SCHEMES, SIZES, Page, visit
 from tests.small_runs import PPO, SFT, write_rows
 from tests.unit.runs.made import ended, made
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 EVIL = "<script>document.title = 'taken'</script><img src=x onerror=alert(1)>"
 MAX_BYTES = 2_000_000
 
 
-def check_in_browser(started: Any, file: Path, looks: Iterable[tuple[str, str]]) -> None:
+def check_in_browser(browser: Browser, file: Path, looks: Iterable[tuple[str, str]]) -> None:
     """It is right wherever it is opened: no errors, no barriers, no requests, and nothing to scroll sideways."""
     assert file.stat().st_size < MAX_BYTES
     address = file.as_uri()
     for look in looks:
-        with visit(started, address, *look) as seen:
+        with visit(browser, address, *look) as seen:
             for each in seen.page.query_selector_all("summary"):
                 each.click()
             assert seen.page.evaluate("document.documentElement.scrollWidth") == SIZES[look[0]][0], look
@@ -35,8 +38,7 @@ def check_in_browser(started: Any, file: Path, looks: Iterable[tuple[str, str]])
             assert (seen.said, seen.requests) == ([], [address]), look
 
 
-@needs_browser
-def test_a_page_of_planted_runs(tmp_path: Path) -> None:
+def test_a_page_of_planted_runs(tmp_path: Path, browser: Browser) -> None:
     steps = [{"step": step, "loss": 9 / step, "grad_norm": 1.0, "memory_mib": 50.0 + step} for step in range(1, 60)]
     run = ended(made(tmp_path, "planted", metrics=steps), "finished")
     run.timelines.mkdir()
@@ -49,14 +51,13 @@ def test_a_page_of_planted_runs(tmp_path: Path) -> None:
     failed = ended(made(tmp_path, "failed", metrics=[{"step": 1, EVIL: 1.0}], parent=run.path), "failed", EVIL)
     result = scaleup("report", run.path, failed.path, cwd=tmp_path)
     assert (result.code, result.stdout, result.stderr) == (0, "report.html\n", "")
-    with browser() as started:
-        check_in_browser(started, tmp_path / "report.html", [("phone", "light"), ("desktop", "dark")])
-        with visit(started, (tmp_path / "report.html").as_uri()) as seen:
-            assert seen.page.title() == "2 runs"
-            assert seen.page.query_selector_all("script, main img") == []
-            assert seen.page.locator("th", has_text=EVIL).count() >= 1
-            seen.page.emulate_media(media="print")
-            assert seen.page.locator("#run-1-numbers table").is_visible(), "on paper all is open"
+    check_in_browser(browser, tmp_path / "report.html", [("phone", "light"), ("desktop", "dark")])
+    with visit(browser, (tmp_path / "report.html").as_uri()) as seen:
+        assert seen.page.title() == "2 runs"
+        assert seen.page.query_selector_all("script, main img") == []
+        assert seen.page.locator("th", has_text=EVIL).count() >= 1
+        seen.page.emulate_media(media="print")
+        assert seen.page.locator("#run-1-numbers table").is_visible(), "on paper all is open"
 
 
 def test_what_cannot_be_reported(tmp_path: Path) -> None:
@@ -98,8 +99,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@needs_browser
-def test_a_pipeline(chain: Path) -> None:
+def test_a_pipeline(chain: Path, browser: Browser) -> None:
     result = scaleup("report", "chain.yaml", cwd=chain)
     file = chain / "runs/chain-report.html"
     assert (result.code, result.stdout) == (0, f"{file}\n"), result.stderr
@@ -117,21 +117,19 @@ def test_a_pipeline(chain: Path) -> None:
                 shown = [float(row[1].replace(",", "")) for row in page.rows if row[:1] == [key] and len(row) == 2]
                 assert any(abs(each - value) <= 1e-4 for each in shown), f"{name}: {key}"
     assert any(row[:2] == ["reward", "scoring"] for row in page.rows)
-    with browser() as started:
-        check_in_browser(started, file, product(SIZES, SCHEMES))
+    check_in_browser(browser, file, product(SIZES, SCHEMES))
 
 
 @pytest.mark.slow
-@needs_browser
-def test_a_run_is_followed_until_it_is_stopped(tmp_path: Path) -> None:
+def test_a_run_is_followed_until_it_is_stopped(tmp_path: Path, browser: Browser) -> None:
     write_rows(tmp_path)
     config = {**SFT, "name": "long", "train": {**SFT["train"], "max_steps": 100_000}}
     config["parallel"] = {"num_processes": 1, "strategy": "single"}
 
     def look(run: Any, folder: Path) -> None:
-        with start("report", "runs/long", "--follow", cwd=tmp_path) as report, browser() as started:
+        with start("report", "runs/long", "--follow", cwd=tmp_path) as report:
             address = report.stdout.readline().split()[0]  # type: ignore[union-attr]
-            with visit(started, address, "phone") as seen:
+            with visit(browser, address, "phone") as seen:
                 seen.page.click("#run-1-numbers summary")
                 seen.page.evaluate("window.scrollTo(0, 700)")
                 first = seen.page.locator("#run-1-numbers").inner_text()
