@@ -27,6 +27,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "runs_dir",
         "cluster",
         "report_to",
+        "train.stop_at_step",
         "train.save_steps",
         "train.save_minutes",
         "train.save_total_limit",

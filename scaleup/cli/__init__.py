@@ -15,7 +15,7 @@ from scaleup.streams import steady_streams, unwritten
 
 LONGEST = 200
 """Is the number of letters of a text that is quoted in a refusal."""
-RUNS = ("run", "evaluate", "generate", "export")
+RUNS = ("run", "search", "evaluate", "generate", "export")
 """Are the commands that run something. What they print stands in the run folder too, and their exit code is the run's,
 whatever became of what they printed."""
 

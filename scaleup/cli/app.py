@@ -28,9 +28,9 @@ Overrides = Annotated[
 ]
 
 
-def new_console() -> Console:
+def new_console(stderr: bool = False) -> Console:
     """Returns what tables and progress are printed on. Users' words hold brackets and colons, and none is markup."""
-    console = Console(markup=False, emoji=False, highlight=False)
+    console = Console(markup=False, emoji=False, highlight=False, stderr=stderr)
     console.width = max(LEAST_WIDTH, console.width)
     return console
 

@@ -72,6 +72,21 @@ def run(
 
 
 @app.command(rich_help_panel=TRAIN)
+def search(
+    study: Annotated[Path, typer.Argument(help="The search's YAML file.", show_default=False)],
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, and show what there is so far.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Go on with trials that failed.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the trials as JSON, progress to stderr.")] = False,
+) -> None:
+    """Search for the best values of a config's keys: grid, random, TPE, ASHA."""
+    from scaleup.studies.search_run import SearchOptions, run_search
+
+    options = SearchOptions(overrides or (), dry_run, as_json, retry_failed)
+    raise typer.Exit(run_search(study, read_mapping(study), options, new_console(stderr=as_json)))
+
+
+@app.command(rich_help_panel=TRAIN)
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,

@@ -211,6 +211,10 @@ def _validate(raw: Raw, problems: list[Problem], overrides: Mapping[str, str]) -
             remedy = "run it with scaleup run FILE, or see what that would do with --dry-run"
             problems.append(Problem("pipeline", "lists several runs, and one is asked for", remedy))
             return Loaded(None, problems)
+        if "study" in raw:
+            remedy = "run it with scaleup search FILE"
+            problems.append(Problem("study", "is a search, and a run is asked for", remedy))
+            return Loaded(None, problems)
         problems.append(Problem("stage", what, suggestion(str(stage), list(STAGES)) or f"use one of {known}"))
         return Loaded(None, problems)
     model, rest = STAGES[stage], copy.deepcopy(raw)

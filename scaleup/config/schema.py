@@ -80,6 +80,9 @@ class OptimizationConfig(Section):
     max_grad_norm: Annotated[Float, Field(ge=0)] = Field(1.0, description="0 means no clipping.")
     eval_steps: Count | None = Field(None, description="Evaluate every so many steps; null means only at the end.")
     save_steps: Count | None = Field(None, description="Checkpoint every so many steps; null means only at the end.")
+    stop_at_step: Count | None = Field(
+        None, description="Save and stop after this step, as a signal would; --resume with a later one goes on."
+    )
     save_minutes: Annotated[Float, Field(gt=0)] | None = Field(
         None, description="Checkpoint every so many minutes, beside save_steps: after the step that is under way."
     )

@@ -20,6 +20,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "sparsegpt": ("modelopt",),
     "math": ("math_verify",),
     "eval": ("lm_eval",),
+    "search": ("optuna",),
 }
 """Maps each extra -> the modules that it brings, by the names they are imported with."""
 ZERO = ("zero1", "zero2", "zero3")

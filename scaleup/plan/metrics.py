@@ -73,7 +73,7 @@ def chosen_metric_problems(
     if {"accuracy", "f1"} & set(train.eval_metrics) and not evaluation.labels:
         yield Problem("evaluation.labels", f"is needed for {ANSWERED}", "list the labels, e.g. [positive, negative]")
     yield from _foreign_problems(train.eval_metrics, ANSWERED, evaluation.trust_remote_code, machine)
-    figures = shown.union(*(FIGURES.get(metric, ()) for metric in train.eval_metrics))
+    figures = figures_of(train, shown)
     chosen, key = train.metric_for_best_model, "train.metric_for_best_model"
     if chosen not in figures and not any(map(is_foreign, train.eval_metrics)):
         remedy = suggestion(chosen, sorted(figures)) or f"use one of {', '.join(sorted(figures))}"
@@ -83,6 +83,18 @@ def chosen_metric_problems(
     if (is_named or train.greater_is_better is not None) and not goes_by_it:
         remedy = "give train.load_best_model_at_end or train.early_stopping_patience, or leave it out"
         yield Problem(key, "is never looked at", remedy)
+
+
+def figures_of(train: EvaluatedConfig, shown: frozenset[str]) -> frozenset[str]:
+    """Returns the figures of an evaluation while a model trains, as far as their names are known before it; `shown` are
+    those beside the figures of `train.eval_metrics`."""
+    return shown.union(*(FIGURES.get(metric, ()) for metric in train.eval_metrics))
+
+
+def logged_figures(train: EvaluatedConfig, shown: frozenset[str], prefix: str) -> frozenset[str]:
+    """Returns the metrics that evaluations log, as patterns: those of other people's code may have any name."""
+    figures = figures_of(train, shown) | ({"*"} if any(map(is_foreign, train.eval_metrics)) else set())
+    return frozenset(prefix + figure for figure in figures)
 
 
 def _answer_problems(config: SupervisedConfig) -> Iterator[Problem]:

@@ -17,7 +17,7 @@ from scaleup.rl.run import RL, RLCheckpointer, RLState
 from scaleup.rl.sampling import sampling_metrics
 from scaleup.rl.update import Updater
 from scaleup.train.checkpoint import Checkpointer
-from scaleup.train.fit import finite, is_due, is_over, stop_run
+from scaleup.train.fit import finite, is_due, is_over, stop_run, stops_here
 from scaleup.train.metrics import MetricsLog, peak_memory_mib
 
 NAMES = {
@@ -75,6 +75,8 @@ def _rollouts(
     if state.evaluated is not None:  # also one during which a run was stopped
         _evaluate(training, state, checkpointer, metrics, updater)
     while state.step < rollouts.num_rollouts and not is_over(train, state):
+        if stops_here(train, state.step):
+            stop_run(runtime, training.run, checkpointer, state, rollouts.num_rollouts)
         runtime.progress.heartbeat.begin_step(state.step + 1, rollouts.num_rollouts)
         started = time.perf_counter()
         experience, values, kl = _rollout(training, updater, state, checkpointer)

@@ -143,7 +143,7 @@ def read_pipeline(file: Path, raw: Raw, overrides: Sequence[str] = ()) -> Pipeli
     for each, entry in entries.items():
         own = [rest for start, _, rest in (override.partition(".") for override in overrides) if start == each]
         try:
-            configs[each], mistakes[each] = _config_of(f"runs.{each}", entry, file.parent, own)
+            configs[each], mistakes[each] = config_of(f"runs.{each}", entry, file.parent, own)
         except ScaleupError as error:
             problems += error.problems
         else:
@@ -173,7 +173,7 @@ def _bad_names(names: Iterable[str]) -> Iterator[Problem]:
     yield from (Problem(f"runs.{name}", "is no name of a run", NAMED) for name in names if not NAME.fullmatch(name))
 
 
-def _config_of(where: str, entry: Any, folder: Path, overrides: Sequence[str]) -> tuple[Raw, list[Problem]]:
+def config_of(where: str, entry: Any, folder: Path, overrides: Sequence[str]) -> tuple[Raw, list[Problem]]:
     """Returns a run's config as it is written, and what is wrong with its overrides. Raises ScaleupError where there is
     no config."""
     if not isinstance(entry, dict):

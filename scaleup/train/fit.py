@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from scaleup.artifacts.files import write_json
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.artifacts.train_state import TrainState
-from scaleup.config.schema import EvaluatedConfig
+from scaleup.config.schema import EvaluatedConfig, OptimizationConfig
 from scaleup.config.stages.base import SupervisedConfig
 from scaleup.data.collate import Batch
 from scaleup.distributed.engines import NonFiniteError
@@ -97,6 +97,8 @@ def fit(training: Training) -> TrainState:
         _measure_retained(training, metrics, state, checkpointer)
     seconds, tokens = 0.0, 0  # of the steps since the last line of the log: evaluation and saving do not count
     while state.step < training.num_steps and not is_over(train, state):
+        if stops_here(train, state.step):
+            stop_run(training.runtime, training.run, checkpointer, state, training.num_steps)
         training.runtime.progress.heartbeat.begin_step(state.step + 1, training.num_steps)
         started = time.perf_counter()
         result = _step(training, state, checkpointer)
@@ -223,6 +225,11 @@ def is_over(train: EvaluatedConfig, state: TrainState) -> bool:
     """Return whether the run stops early: a function of the state alone, so a resumed run decides the same."""
     patience = train.early_stopping_patience
     return patience is not None and state.evaluations_without_gain >= patience
+
+
+def stops_here(train: OptimizationConfig, step: int) -> bool:
+    """Return whether the run was told to stop once so many steps are done."""
+    return train.stop_at_step is not None and step >= train.stop_at_step
 
 
 def stop_run(

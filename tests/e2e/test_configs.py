@@ -20,13 +20,16 @@ from scaleup.errors import ScaleupError
 from scaleup.plan.machine import Machine
 from scaleup.plan.resolve import resolve
 from scaleup.studies.pipeline import read_pipeline
+from scaleup.studies.search import read_search
+from scaleup.studies.search_check import points_of
 from tests.describer import Describer
 from tests.golden import GOLDENS, Golden
 
 pytestmark = pytest.mark.covers("plans")
 REPOSITORY = Path(__file__).parent.parent.parent
 PIPELINES = sorted((REPOSITORY / "configs/pipelines").glob("*.yaml"))
-CONFIGS = sorted({*(REPOSITORY / "configs").rglob("*.y*ml")} - {*PIPELINES})
+SEARCHES = sorted((REPOSITORY / "configs/search").glob("*.yaml"))
+CONFIGS = sorted({*(REPOSITORY / "configs").rglob("*.y*ml")} - {*PIPELINES, *SEARCHES})
 STAND_INS = {
     "google/flan-t5-base": "builtin:tiny-t5",
     "facebook/roberta-hate-speech-dynabench-r4-target": "builtin:tiny-hate-classifier",
@@ -113,6 +116,14 @@ def test_a_pipeline_is_of_configs_that_load(file: Path) -> None:
     assert [*pipeline.problems, *(problem for run in pipeline.runs.values() for problem in run.loaded.problems)] == []
     assert pipeline.name == file.stem
     assert list(pipeline.runs) == ["sft", "reward", "ppo"]
+
+
+@pytest.mark.parametrize("file", SEARCHES, ids=lambda file: file.name)
+def test_a_search_is_of_configs_that_load(file: Path) -> None:
+    search = read_search(file, read_mapping(file))
+    points = list(points_of(search))
+    assert [*search.problems, *(problem for point in points for problem in search.load(point).problems)] == []
+    assert search.config.study == f"search-{file.stem}" and len(points) > 1
 
 
 def test_no_golden_is_of_another_config() -> None:

@@ -184,6 +184,11 @@ class StagePlanner(Generic[C]):
             what = f"{config.model.path} is quantized already ({method}): stage {config.stage} needs the weights it was"
             yield Problem("model.path", f"{what} made of", "name the unquantized model")
 
+    def logged(self, config: C) -> frozenset[str]:
+        """Returns the metrics that the run logs by its steps, and that say how good it is: names, or patterns as of
+        `fnmatch`."""
+        return frozenset()
+
     # What the rows say.
 
     def data_problems(self, config: C, machine: Machine, data: DataCheck) -> Iterator[Problem]:

@@ -17,7 +17,7 @@ from scaleup.plan.facts import ModelFacts, ModelRequest, RowsRequest, Tensors, i
 from scaleup.plan.generator_problems import engine_problems, generator_problems
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import gathered_bytes, training_memory
-from scaleup.plan.metrics import chosen_metric_problems
+from scaleup.plan.metrics import chosen_metric_problems, logged_figures
 from scaleup.plan.reward_sources import reward_problems
 from scaleup.plan.rules import is_t5, quantized_beside, t5_in_fp16
 from scaleup.plan.scorers import reward_model_problems
@@ -27,6 +27,11 @@ from scaleup.plan.types import MemoryPlan, RolloutPlan
 from scaleup.records.check import DataCheck
 
 P = TypeVar("P", bound=PolicyConfig)
+ROLLOUT_METRICS = {
+    "grpo": frozenset({"reward", "rewards/*/mean", "kl", "kl_response", "entropy", "completions/*"}),
+    "ppo": frozenset({"objective/*", "response/*"}),
+}
+"""Maps whose metric names a run has -> what it logs of each rollout."""
 
 
 class PolicyPlanner(TrainingPlanner[P]):
@@ -83,6 +88,11 @@ class PolicyPlanner(TrainingPlanner[P]):
         yield from reward_problems(config, machine)
         yield from generator_problems(config, config.generator, machine)
         yield from self.optimization_problems(config)
+
+    def logged(self, config: P) -> frozenset[str]:
+        of_rollouts = ROLLOUT_METRICS[config.metric_names]
+        held_out = self.shown | {"kl", "length_mean"}
+        return of_rollouts | (logged_figures(config.train, held_out, "eval/") if config.data.test else frozenset())
 
     def steps(self, config: P) -> tuple[int | None, str]:
         return config.rollout_settings.num_optimizer_steps, "the run's optimizer steps,"

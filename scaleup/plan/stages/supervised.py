@@ -17,7 +17,7 @@ from scaleup.plan.experts import expert_notes, expert_problems
 from scaleup.plan.facts import MicroBatch, ModelFacts, ModelRequest
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import gathered_bytes, micro_batch_of, predicted_memory
-from scaleup.plan.metrics import training_metric_problems
+from scaleup.plan.metrics import logged_figures, training_metric_problems
 from scaleup.plan.rules import optimizer_problems
 from scaleup.plan.stages.base import Facts, Rows, StagePlanner
 from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan
@@ -128,6 +128,12 @@ class SupervisedPlanner(TrainingPlanner[S]):
     def stage_problems(self, config: S, machine: Machine) -> Iterator[Problem]:
         """Yields what cannot work in this stage alone."""
         yield from ()
+
+    def logged(self, config: S) -> frozenset[str]:
+        is_evaluated = config.data.validation or config.data.validation_fraction is not None
+        return frozenset({"loss"}) | (
+            logged_figures(config.train, self.shown, "eval_") if is_evaluated else frozenset()
+        )
 
     def batch(self, config: S, data: DataCheck) -> BatchPlan | None:
         return batch_plan(config, data)

@@ -200,3 +200,17 @@ def test_a_signal_saves_and_the_run_goes_on_later(runtime, run):
 def test_a_signal_in_the_last_step_changes_nothing(runtime, run):
     assert fit(job(runtime, run, signal_at=4, num_steps=4)).step == 4
     assert not run.resumable_file.exists()
+
+
+def test_a_run_that_is_told_to_stop_at_a_step_goes_on_as_if_it_had_not(runtime, run):
+    settings = {"num_steps": 7, "eval_steps": 2}
+    losses = [5.0, 4.0, 3.0, 2.0]
+    for stop in (3, 3, 4):  # the second start has nothing to do
+        with pytest.raises(Stopped, match=f"stopped after step {stop}"):
+            fit(job(again(runtime), run, losses, stop_at_step=stop, **settings))
+        assert saved(run)[-1] == stop
+        assert json.loads(run.resumable_file.read_text()) == {"step": stop, "num_steps": 7}
+    work = job(again(runtime), run, losses, stop_at_step=7, **settings)
+    assert fit(work).step == work.model.steps == 7, "a stop at the end is none"
+    assert logged(run, "loss") == {step: 1.0 - step for step in range(1, 8)}
+    assert logged(run, "eval_loss") == {2: 5.0, 4: 4.0, 6: 3.0, 7: 3.0}

@@ -1,0 +1,154 @@
+"""A trial goes in; its run is started on its share of the machine, and what its folder then tells of it comes out."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from scaleup.artifacts.files import read_json, write_text
+from scaleup.artifacts.study import Trial, logged_values
+from scaleup.children import python_environment, visible_devices
+from scaleup.config.load import dump
+from scaleup.config.run import RunConfig
+from scaleup.launcher.ending import RESUMABLE
+from scaleup.plan.machine import Machine
+from scaleup.runs.state import last_metrics
+from scaleup.studies.search import Search
+
+LIBC = ctypes.CDLL(None)  # loaded here, so that a forked child makes two system calls and nothing else
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Is the share of the machine that one of several trials side by side has."""
+
+    cores: tuple[int, ...]
+    gpus: str | None
+    """Is its CUDA_VISIBLE_DEVICES; None: as it is."""
+
+
+def slots_of(machine: Machine, num_parallel: int) -> list[Slot]:
+    """Returns the shares of a machine, equal and apart."""
+    cores = sorted(os.sched_getaffinity(0))
+    num_cores, num_gpus = len(cores) // num_parallel, machine.num_gpus // num_parallel
+    return [
+        Slot(
+            tuple(cores[place * num_cores : (place + 1) * num_cores]),
+            visible_devices(place * num_gpus, num_gpus) if num_parallel > 1 and num_gpus else None,
+        )
+        for place in range(num_parallel)
+    ]
+
+
+@dataclass
+class TrialProcess:
+    """Stands for the command that runs a trial now."""
+
+    trial: Trial
+    slot: Slot
+    process: subprocess.Popen[bytes]
+
+    def stop(self, at_once: bool) -> None:
+        """Asks it to save and to stop, or to end at once."""
+        with suppress(ProcessLookupError):
+            for number in [signal.SIGINT] * 2 if at_once else [signal.SIGTERM]:
+                self.process.send_signal(number)
+
+
+def start_trial(search: Search, trial: Trial, slot: Slot) -> TrialProcess:
+    """Starts, or goes on with, a trial's run, to the rung that it is to stop at. It is told to save and to stop when
+    this process ends, however that ends."""
+    config = search.load(trial.params, trial.number, trial.stop_at_step).config
+    assert config is not None
+    file, log = search.folder.config_file(trial.number), search.folder.log_file(trial.number)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, dump(config))
+    environment = python_environment() | ({} if slot.gpus is None else {"CUDA_VISIBLE_DEVICES": slot.gpus})
+    parent = os.getpid()
+
+    def prepare() -> None:
+        os.sched_setaffinity(0, slot.cores)
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "scaleup.cli", "run", str(file), "--resume"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is the search's, which tells its trials
+            preexec_fn=prepare,
+        )
+    return TrialProcess(trial, slot, process)
+
+
+def note_folder(search: Search, trial: Trial) -> None:
+    """Brings a trial up to date with what its folder tells: steps, and the objective at rungs and at the end."""
+    run, objectives = search.trial_run(trial.number), search.config.objectives
+    trial.steps = max(trial.steps, num_steps_of(search, trial.number))
+    if search.config.asha is not None:
+        logged = logged_values(run.metrics_file, search.metric())
+        trial.rungs |= {
+            step: _finite(logged[step])
+            for step in search.config.asha.rungs(max(logged, default=0) + 1)
+            if step in logged and step <= trial.steps and step not in trial.rungs
+        }
+    manifest = run.manifest()
+    if manifest is None:
+        if trial.state == "running" and trial.stop_at_step in trial.rungs and run.resumable_file.is_file():
+            trial.state = "paused"
+        return
+    best = manifest.metrics.get("best_step") if _goes_by_best(run.config) else None
+    for name in objectives:
+        values = logged_values(run.metrics_file, name)
+        step = best if best is not None and best in values else max(values, default=None)
+        trial.values[name] = None if step is None else _finite(values[step])
+    missing = [name for name in objectives if trial.values[name] is None]
+    trial.state = "failed" if missing else "finished"
+    trial.error = f"{missing[0]} is no finite number at its end" if missing else ""
+
+
+def num_steps_of(search: Search, number: int) -> int:
+    """Returns how many steps a trial's folder tells of."""
+    run = search.trial_run(number)
+    with suppress(OSError, ValueError):
+        if run.manifest_file.is_file():
+            return int(read_json(run.manifest_file)["num_steps"] or 0)
+        if run.resumable_file.is_file():
+            return int(read_json(run.resumable_file)["step"])
+    return int(last_metrics(run.metrics_file).get("step", 0))
+
+
+def note_end(search: Search, ended: TrialProcess, code: int) -> None:
+    """Brings a trial up to date with how its command ended. One that was stopped on its way stays as it is: it goes on
+    when the search does."""
+    trial = ended.trial
+    note_folder(search, trial)
+    if trial.state == "running" and code != RESUMABLE and code >= 0:
+        trial.state, trial.error = "failed", _last_error(search.folder.log_file(trial.number))
+
+
+def _last_error(log: Path) -> str:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return next(iter([*told[::-1], *lines[::-1]]), "ended without a word")
+
+
+def _goes_by_best(config: RunConfig) -> bool:
+    """Returns whether a run leaves the best weights that it had, and not the last ones."""
+    return bool(getattr(getattr(config, "train", None), "load_best_model_at_end", False))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
