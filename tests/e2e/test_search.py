@@ -65,13 +65,13 @@ def test_two_trials_side_by_side(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_asha_that_is_killed_and_stopped_trains_no_step_twice(tmp_path: Path) -> None:
-    """Three learning rates to step 10, the best one on to step 40. The first is killed with its search on its way to
+    """Three learning rates to step 30, the best one on to step 90. The first is killed with its search on its way to
     the rung, and the last is stopped with it on its way to the end."""
     keys: dict[str, Any] = {
         "space": {"train.learning_rate": {"choice": [1e-4, 1e-2, 1e-3]}},
         "method": "asha",
-        "asha": {"min_steps": 10, "reduction_factor": 3, "sampler": "grid"},
-        "run": {"config": {**RUN, "train": {**RUN["train"], "max_steps": 40, "eval_steps": 10}}},
+        "asha": {"min_steps": 30, "reduction_factor": 3, "sampler": "grid"},
+        "run": {"config": {**RUN, "train": {**RUN["train"], "max_steps": 90, "eval_steps": 30}}},
     }
     place = write_study(tmp_path, **keys)
     first, best = place / "runs/lr-000", place / "runs/lr-001"
@@ -79,23 +79,23 @@ def test_asha_that_is_killed_and_stopped_trains_no_step_twice(tmp_path: Path) ->
     assert interrupted(place, signal.SIGKILL, first, 3) == -signal.SIGKILL
     wait_until(lambda: not alive(worker_ids(first)))
     assert [trial["state"] for trial in study_of(place)["trials"]] == ["running"]
-    assert interrupted(place, signal.SIGTERM, best, 15) == 75
+    assert interrupted(place, signal.SIGTERM, best, 35) == 75
     states = {trial["number"]: trial["state"] for trial in study_of(place)["trials"]}
     assert states == {0: "paused", 1: "running", 2: "paused"}
     stopped_at = json.loads((best / "resumable.json").read_text())["step"]
-    assert 15 <= stopped_at < 40, "it was to be stopped on its way"
+    assert 35 <= stopped_at < 90, "it was to be stopped on its way"
 
     result = scaleup("search", "study.yaml", cwd=place)
     assert result.code == 0, result.stdout + result.stderr
     assert f"lr-001 goes on from step {stopped_at}" in result.stdout.splitlines()
     study = study_of(place)
     assert [(trial["state"], trial["steps"]) for trial in study["trials"]] == [
-        ("pruned", 10),
-        ("finished", 40),
-        ("pruned", 10),
+        ("pruned", 30),
+        ("finished", 90),
+        ("pruned", 30),
     ]
-    assert list(losses(best)) == list(range(1, 41))
-    for number, steps in ((0, 10), (1, 40), (2, 10)):
+    assert list(losses(best)) == list(range(1, 91))
+    for number, steps in ((0, 30), (1, 90), (2, 30)):
         folder = place / f"runs/lr-00{number}"
         attempts = range(1, 1 + len(list((folder / "attempts").iterdir())))
         done = [rank_states(folder, attempt)["policy-rank0"]["steps"] for attempt in attempts]
@@ -105,7 +105,7 @@ def test_asha_that_is_killed_and_stopped_trains_no_step_twice(tmp_path: Path) ->
 def interrupted(place: Path, number: signal.Signals, trial: Path, step: int) -> int:
     """Sends the search's own process a signal once a trial has come so far. Returns its exit code."""
     with start("search", "study.yaml", cwd=place) as process:
-        wait_until(lambda: process.poll() is not None or reached(step)(trial), every=0.002)
+        wait_until(lambda: process.poll() is not None or reached(step)(trial), timeout=300, every=0.002)
         process.send_signal(number)
-        process.communicate(timeout=120)
+        process.communicate(timeout=300)
     return process.returncode
