@@ -58,7 +58,7 @@ def run_search(file: Path, raw: Raw, options: SearchOptions, console: Console) -
         if record.is_complete and len(record.trials) == search.num_trials:
             _show(search, record, options, console)
             console.print(f"search {record.study} has finished already; nothing to do", soft_wrap=True)
-            return 0
+            return int(not record.best)
     num_steps = check_search(search)
     record = read_record(search)
     if options.is_dry:
@@ -156,8 +156,7 @@ class Runner:
         is_over = not self._signals.count and not self._left_alone
         if is_over:
             self._close()
-        is_any = any(trial.state == "finished" for trial in self._record.trials)
-        return RESUMABLE if not is_over else int(not is_any)
+        return RESUMABLE if not is_over else int(not self._record.best)
 
     def _fill(self) -> bool:
         """Starts trials as long as there are slots. Returns whether any runs."""

@@ -11,6 +11,7 @@ import torch
 from scaleup.errors import ScaleupError
 from scaleup.rl import PolicyTrainConfig, PPOSettings, PPOTrainer, Sample, update
 from scaleup.rl.run import RLState
+from scaleup.train.fit import Stopped
 from tests.host_reads import HostReads
 
 PROMPTS = ["hello", "what a film", "a", "the story", "good", "bad but", "xyz", "there was"]
@@ -130,6 +131,15 @@ def test_stopped_and_resumed_is_straight(train: Any, model: str) -> None:
     assert largest_difference(straight, resumed) == 0
     kept = [{k: v for k, v in line.items() if not k.startswith(("time/", "memory"))} for line in (*lines, *again)]
     assert kept[: len(lines)] == kept[len(lines) :]
+
+
+def test_told_to_stop_at_a_rollout_and_resumed_is_straight(train: Any) -> None:
+    straight, _, _ = train(folder="straight", num_rollouts=3)
+    with pytest.raises(Stopped, match="stopped after step 2"):
+        train(folder="told", num_rollouts=3, optimization={"stop_at_step": 2, "save_steps": None})
+    resumed, state, _ = train(folder="told", num_rollouts=3, optimization={"save_steps": None})
+    assert state.step == 3
+    assert largest_difference(straight, resumed) == 0
 
 
 def test_it_stops_where_held_out_scores_grow_no_more(train: Any) -> None:
