@@ -17,6 +17,20 @@ from scaleup.artifacts.local_folder import LocalFolder
 LINE_SECONDS = 15.0
 
 
+def progress_bars(console: Console) -> Progress:
+    """Returns bars, none of them where there is no terminal; each has a text behind it, `shown`."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[shown]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
 class Watch:
     """Reads the progress files of groups whose first rank is on this node. Use as a context manager around the time
     that the run takes."""
@@ -24,16 +38,7 @@ class Watch:
     def __init__(self, local: LocalFolder, console: Console, names: Mapping[str, str]) -> None:
         """`names`: what stands before the phases of each group."""
         self._console = console
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[shown]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._bar = progress_bars(console)
         self._tracks = [_Track(local, group, console, self._bar, name) for group, name in names.items()]
 
     def __enter__(self) -> Watch:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TaskID
 
 from scaleup.artifacts.study import StudyRecord, Trial
+from scaleup.launcher.watch import progress_bars
 from scaleup.runs.show import span_text
 from scaleup.runs.state import last_metrics
 from scaleup.studies.search import Search
@@ -27,15 +28,7 @@ class SearchWatch:
     def __init__(self, search: Search, record: StudyRecord, num_steps: int, console: Console) -> None:
         """`num_steps`: how many steps all trials have together."""
         self._search, self._record, self._num_steps, self._console = search, record, num_steps, console
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[shown]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._bar = progress_bars(console)
         self._whole = self._bar.add_task(f"{record.study} steps", total=num_steps, shown="")
         self._tasks: dict[int, TaskID] = {}
         self._began, self._done_before = time.monotonic(), record.num_steps
@@ -63,7 +56,7 @@ class SearchWatch:
         done = sum(trial.steps for trial in self._record.trials if trial.number not in shown)
         done += sum(step for step, _ in shown.values())
         left = self._left(done, now)
-        self._bar.update(self._whole, completed=done, shown="" if left is None else f"{span_text(left)} to go")
+        self._bar.update(self._whole, completed=done)
         for number in [number for number in self._tasks if number not in shown]:
             self._bar.remove_task(self._tasks.pop(number))
         for each in running:

@@ -120,6 +120,11 @@ CASES = {
             asks=True,
         ),
         search(
+            "trials as jobs of a scheduler",
+            "error: --target: slurm is not supported: trials run on this machine",
+            command=(*COMMAND, "--target", "slurm"),
+        ),
+        search(
             "a search where a run is asked for",
             "error: study: is a search, and a run is asked for -> run it with scaleup search FILE",
             command=("plan", "config.yaml"),
