@@ -6,8 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -162,24 +161,3 @@ def param_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     return f"{value:.6g}" if isinstance(value, float) else json.dumps(value)
-
-
-def logged_values(file: Path, name: str) -> dict[int, float]:
-    """Return the values of a metric in a run's `metrics.jsonl` by step; what a killed process left half-written is left
-    out."""
-    values: dict[int, float] = {}
-    for line in logged_lines(file):
-        if isinstance(value := line.get(name), (int, float)):
-            values[line["step"]] = float(value)
-    return values
-
-
-def logged_lines(file: Path) -> Sequence[dict[str, Any]]:
-    """Return the whole lines of a run's `metrics.jsonl`; none where there is no such file."""
-    lines = []
-    with suppress(OSError):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):
-                if isinstance(read := json.loads(line), dict) and "step" in read:
-                    lines.append(read)
-    return lines

@@ -5,7 +5,6 @@ On this host a lock tells whether one does; on another its agent's notice, for a
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -19,6 +18,7 @@ from typing import Any, Literal, get_args
 from scaleup.artifacts.lineage import Parent
 from scaleup.artifacts.local_folder import LocalFolder
 from scaleup.artifacts.manifest import Manifest
+from scaleup.artifacts.metrics_log import last_metrics
 from scaleup.artifacts.noticeboard import UNREADABLE, NoticeBoard
 from scaleup.artifacts.run_folder import Attempt, RunFolder
 from scaleup.artifacts.run_lock import LOCKS, Holders, holder_of
@@ -32,8 +32,6 @@ State = Literal["running", "finished", "stopped", "failed", "unfinished"]
 """Says how a run is: `stopped` by a signal, and can go on; `failed` with an error; `unfinished`: killed, or prepared
 and never started."""
 STATES: tuple[State, ...] = get_args(State)
-LAST_BYTES = 1 << 16
-"""Bounds what is read of the end of `metrics.jsonl`."""
 NEWS_SECONDS = 6 * BEAT_SECONDS
 """Is how old the notice of another host's agent may be, by clocks that differ a little, before it counts as killed."""
 
@@ -219,24 +217,6 @@ def _steps(
         planned = plan.rollouts.num_rollouts if plan.rollouts else plan.batch.num_steps if plan.batch else None
     told = next((state.num_steps for state in in_steps if state.num_steps is not None), None)
     return step, told or planned
-
-
-def last_metrics(file: Path) -> dict[str, Any]:
-    """Return the value that each figure had in the last lines of a log, with the `step` of the last one."""
-    metrics: dict[str, Any] = {}
-    for line in _last_lines(file):
-        with suppress(ValueError, TypeError):  # a line that a killed process left half-written
-            metrics |= json.loads(line)
-    return metrics
-
-
-def _last_lines(file: Path) -> list[bytes]:
-    with suppress(OSError), file.open("rb") as opened:
-        size = opened.seek(0, os.SEEK_END)
-        start = max(0, size - LAST_BYTES)
-        opened.seek(start)
-        return opened.read().splitlines()[1 if start else 0 :]
-    return []
 
 
 def parents_of(run: RunFolder, plan: Plan | None) -> list[Path]:

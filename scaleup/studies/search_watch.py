@@ -10,10 +10,10 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import TaskID
 
+from scaleup.artifacts.metrics_log import last_metrics
 from scaleup.artifacts.study import StudyRecord, Trial
 from scaleup.launcher.watch import progress_bars
-from scaleup.runs.show import span_text
-from scaleup.runs.state import last_metrics
+from scaleup.reports.terminal import span_text
 from scaleup.studies.search import Search
 from scaleup.studies.trials import TrialProcess
 

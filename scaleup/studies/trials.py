@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scaleup.artifacts.files import read_json, write_text
-from scaleup.artifacts.study import Trial, logged_values
+from scaleup.artifacts.metrics_log import last_metrics, logged_values
+from scaleup.artifacts.study import Trial
 from scaleup.children import python_environment, visible_devices
 from scaleup.config.load import dump
 from scaleup.config.run import RunConfig
 from scaleup.launcher.ending import RESUMABLE
 from scaleup.plan.machine import Machine
-from scaleup.runs.state import last_metrics
 from scaleup.studies.search import Search
 
 LIBC = ctypes.CDLL(None)  # loaded here, so that a forked child makes two system calls and nothing else

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scaleup.artifacts.study import StudyFolder, StudyRecord, Trial, logged_values
+from scaleup.artifacts.study import StudyFolder, StudyRecord, Trial
 from scaleup.errors import ScaleupError
 
 
@@ -57,11 +57,3 @@ def test_it_is_read_as_it_was_written_and_the_table_beside_it(tmp_path: Path) ->
     folder.study_file.write_text('{"study": ')
     with pytest.raises(ScaleupError, match="cannot be read"):
         folder.read()
-
-
-def test_half_a_line_is_none(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.jsonl"
-    assert logged_values(file, "loss") == {}
-    file.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "eval_loss": 1.0}\n{"step": 3, "lo')
-    assert logged_values(file, "loss") == {1: 2.0}
-    assert logged_values(file, "eval_loss") == {2: 1.0}

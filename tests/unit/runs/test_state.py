@@ -13,7 +13,7 @@ import pytest
 
 from scaleup.errors import ScaleupError
 from scaleup.launcher.peers import Nodes
-from scaleup.runs.state import LAST_BYTES, NEWS_SECONDS, Place, last_metrics, parents_of, read_plan, read_state
+from scaleup.runs.state import NEWS_SECONDS, Place, parents_of, read_plan, read_state
 from tests.cli import wait_until
 from tests.unit.runs.made import elsewhere, ended, heartbeat, held, made
 
@@ -85,13 +85,6 @@ def test_a_run_that_goes_on_elsewhere(tmp_path: Path, monkeypatch: pytest.Monkey
     os.utime(notice)
     monkeypatch.setattr(socket, "gethostname", lambda: "far")
     assert read_state(run.path).state == "unfinished", "it would have the lock"
-
-
-def test_a_log_that_is_long_and_cut_off(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.jsonl"
-    file.write_text("\n".join(f'{{"step": {number}, "loss": 1}}' for number in range(LAST_BYTES // 10)) + '\n{"step": ')
-    assert last_metrics(file) == {"step": LAST_BYTES // 10 - 1, "loss": 1}
-    assert last_metrics(tmp_path / "none") == {}
 
 
 def test_damaged_files_are_no_crash(tmp_path: Path) -> None:
