@@ -62,6 +62,11 @@ def run(config: Mapping[str, Any], *arguments: str, cwd: Path, code: int = 0) ->
     return folder
 
 
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
 def write_config(config: Mapping[str, Any], cwd: Path) -> Path:
     file = cwd / f"{config['name']}.yaml"
     file.write_text(yaml.safe_dump(dict(config)), encoding="utf-8")

@@ -11,6 +11,26 @@ from scaleup.config.metrics import BY_LIKELIHOOD, EVALUATE, NAMES, OF_ANSWERS, M
 from scaleup.config.schema import ModelConfig, ScorerConfig
 
 
+class PairwiseJudge(Section):
+    """Asks a language model which of two responses is better: by the probabilities of two options, in both orders."""
+
+    model: ModelConfig
+    template: Text = Field(
+        "Which response to the prompt is better?\n\nPrompt:\n{prompt}\n\nResponse A:\n{first}\n\nResponse B:\n"
+        "{second}\n\nThe better one is Response",
+        description="What the judge reads, over {prompt}, {first} and {second}; of a conversation {prompt} is its "
+        "turns. A judge with a chat template reads it as a message.",
+    )
+    options: Annotated[list[Text], Field(min_length=2, max_length=2)] = Field(
+        default=["A", "B"], description="What it answers for the first and for the second."
+    )
+    max_length: Annotated[Int, Field(ge=2)] | None = Field(
+        None,
+        description="Tokens that the judge reads, by default as many as it has positions for, or 1024 if that is less; "
+        "pairs that are longer are left out and counted.",
+    )
+
+
 class EvaluationConfig(Section):
     metrics: list[Metric] = Field(
         default=["perplexity"],
@@ -47,6 +67,9 @@ class EvaluationConfig(Section):
     reward_label: Text | None = Field(None, description="For reward: of a classifier with several labels, the one.")
     reference: ModelConfig | None = Field(
         None, description="For kl: the model from which the divergence is measured; by default the baseline."
+    )
+    judge: PairwiseJudge | None = Field(
+        None, description="For judge: the model that says which answer is better, each column's or the first's."
     )
     bootstrap_samples: Annotated[Int, Field(ge=0)] = Field(
         1000, description="Samples of the rows from which every figure's 95 % interval is taken; 0: no intervals."

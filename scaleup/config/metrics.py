@@ -17,7 +17,7 @@ OF_LABELS = ("accuracy", "f1")
 """Compare the label that an answer names with the reference's."""
 BY_LIKELIHOOD = ("perplexity", "likelihood_accuracy", "likelihood_f1")
 """Need the completion and no answer: they follow from the model's probabilities."""
-OF_ANSWERS = ("toxicity", "reward", "kl", "length", "distinct")
+OF_ANSWERS = ("toxicity", "reward", "kl", "judge", "length", "distinct")
 """Need answers alone, so that rows may be prompts without a completion."""
 FIGURES = {
     "accuracy": ("accuracy",),

@@ -15,32 +15,26 @@ from scaleup.data.sources import made_examples
 from scaleup.data.tokenization import TokenRow
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
-from scaleup.evaluation.preference import Results, correlation
-from scaleup.evaluation.scores import of_rows, resampled
+from scaleup.evaluation.preference import correlation
+from scaleup.evaluation.scores import Scored, at_places, of_rows, resampled
 from scaleup.models.adapted import load_finished
 from scaleup.models.classifier import classify
 from scaleup.models.load import load_tokenizer
-from scaleup.plan.facts import ModelFacts
 from scaleup.records.labels import Target, Targets
 from scaleup.train.classify import class_losses
 from scaleup.train.job import Job
 from scaleup.train.reading import reading_of
 
 
-def evaluate_classifiers(job: Job[EvaluateConfig]) -> Results:
+def evaluate_classifiers(job: Job[EvaluateConfig]) -> dict[str, Scored]:
     """Return `class_metrics` and the predictions for each column of the results. Every rank must call it and gets the
     whole result."""
-    config, plan = job.config, job.plan
-    columns = {"model": (config.model, plan.model)}
-    if config.baseline is not None:
-        columns = {"baseline": (config.baseline, plan.models["baseline"]), **columns}
-    return {name: _measure(job, name, model, facts) for name, (model, facts) in columns.items()}
+    return {name: _measured(job, name, *column) for name, column in job.config.columns.items()}
 
 
-def _measure(
-    job: Job[EvaluateConfig], name: str, model: ModelConfig, facts: ModelFacts
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    config, runtime, targets = job.config, job.runtime, facts.targets
+def _measured(job: Job[EvaluateConfig], name: str, key: str, model: ModelConfig) -> Scored:
+    config, runtime, facts = job.config, job.runtime, job.plan.facts_of(key)
+    targets = facts.targets
     runtime.progress.report(f"loading {name}")
     loaded = load_finished(model, facts, config.quantization, config.mixed_precision, runtime.device)
     tokenizer = load_tokenizer(model, facts.tokenizer_at)
@@ -49,23 +43,29 @@ def _measure(
     sources, encoder = getattr(config.data, split), reading.encoder
     examples = [row for source in sources for row in made_examples(config.data, source, split, encoder)]
     examples = examples[: config.evaluation.max_samples]
-    encoded = enumerate(zip(examples, encoder(examples), strict=True))
-    read = [(number, example, row) for number, (example, row) in encoded if row is not None]
-    if not read:
+    encoded = [(place, row) for place, row in enumerate(encoder(examples)) if row is not None]
+    places, rows = [place for place, _ in encoded], [row for _, row in encoded]
+    if not rows:
         raise ScaleupError.of(f"data.{split}", f"no row fits max_length {config.data.max_length}", "raise it")
-    rows = [row for _, _, row in read]
     runtime.progress.report(f"classes of {name}")
     logits = logits_of(runtime, loaded, reading.collator(loaded), rows, config.evaluation.batch_size)
-    scored = [
-        {"id": number, **_scored(text, label, one, targets)}
-        for (number, (text, label), _), one in zip(read, logits, strict=True)
-    ]
 
     def drawn(places: np.ndarray) -> dict[str, Any]:
         return class_metrics(logits[places], [rows[place] for place in places], targets)
 
     intervals = resampled(drawn, len(rows), config.evaluation.bootstrap_samples)
-    return class_metrics(logits, rows, targets) | intervals, scored
+    outputs: list[dict[str, Any] | None] = [None] * len(examples)
+    for place, one in zip(places, logits, strict=True):
+        outputs[place] = _prediction(one, targets)
+    return Scored(
+        class_metrics(logits, rows, targets) | intervals,
+        [{"text": text, "label": _label(label, targets)} for text, label in examples],
+        outputs,
+        {
+            metric: at_places(values, places, len(examples))
+            for metric, values in class_scores(logits, rows, targets).items()
+        },
+    )
 
 
 def logits_of(runtime: Runtime, model: Any, collate: Collator, rows: Sequence[TokenRow], batch_size: int) -> np.ndarray:
@@ -83,16 +83,15 @@ def class_metrics(logits: np.ndarray, rows: Sequence[Any], targets: Targets) -> 
     - of regression `mse`, `mae`, and the correlations of `pearson` and `spearman`, the mean over the outputs; None
       where one does not vary."""
     labels = np.array([row.label for row in rows])
-    losses = class_losses(torch.from_numpy(logits), torch.from_numpy(labels), targets.problem)
-    shared = {"rows": len(rows), "loss": float(losses.mean())}
+    scores = class_scores(logits, rows, targets)
+    shared = {"rows": len(rows), "loss": float(scores["loss"].mean())}
     if targets.problem == "regression":
         return shared | _regression_metrics(logits, labels.astype(float))
     if targets.problem == "multi_label":
         predicted, true = logits > 0, labels > 0.5
         hits = (predicted & true).sum(axis=0)
         counts = predicted.sum(axis=0) + true.sum(axis=0)
-        exact = float((predicted == true).all(axis=1).mean())
-        return shared | {"accuracy": exact, **_f1(hits, counts)}
+        return shared | {"accuracy": float(scores["accuracy"].mean()), **_f1(hits, counts)}
     confusion = np.zeros((len(targets.names),) * 2, int)
     np.add.at(confusion, (labels, logits.argmax(axis=1)), 1)
     counts = confusion.sum(axis=0) + confusion.sum(axis=1)
@@ -101,9 +100,21 @@ def class_metrics(logits: np.ndarray, rows: Sequence[Any], targets: Targets) -> 
         true: dict(zip(targets.names, map(int, row), strict=True))
         for true, row in zip(targets.names, confusion, strict=True)
     }
-    accuracy = float(hits.sum() / len(rows))
-    scores = {**_f1(hits[counts > 0], counts[counts > 0]), "matthews": matthews(confusion)}
-    return shared | {"accuracy": accuracy, **scores, "confusion": named}
+    shared |= {"accuracy": float(scores["accuracy"].mean()), **_f1(hits[counts > 0], counts[counts > 0])}
+    return shared | {"matthews": matthews(confusion), "confusion": named}
+
+
+def class_scores(logits: np.ndarray, rows: Sequence[Any], targets: Targets) -> dict[str, np.ndarray]:
+    """Return what is told of each row (N,), of logits (N, L): its `loss`, and whether it is right (`accuracy`), or
+    `mse` and `mae`, means over its numbers."""
+    labels = np.array([row.label for row in rows])
+    losses = class_losses(torch.from_numpy(logits), torch.from_numpy(labels), targets.problem).numpy()
+    if targets.problem == "regression":
+        errors = logits - labels.astype(float)
+        return {"loss": losses, "mse": (errors**2).mean(axis=1), "mae": np.abs(errors).mean(axis=1)}
+    if targets.problem == "multi_label":
+        return {"loss": losses, "accuracy": ((logits > 0) == (labels > 0.5)).all(axis=1).astype(float)}
+    return {"loss": losses, "accuracy": (logits.argmax(axis=1) == labels).astype(float)}
 
 
 def _f1(hits: np.ndarray, counts: np.ndarray) -> dict[str, float]:
@@ -150,20 +161,26 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if not isinstance(value, dict | list)}
 
 
-def _scored(text: str, label: Target, logits: np.ndarray, targets: Targets) -> dict[str, Any]:
-    """Return a row of predictions: of classes with their probabilities by name."""
+def _prediction(logits: np.ndarray, targets: Targets) -> dict[str, Any]:
+    """Return what a classifier makes of a row: of classes with their probabilities by name."""
     if targets.problem == "regression":
-        return {"text": text, "label": _plain(label), "prediction": _plain(tuple(logits.tolist()))}
+        return {"prediction": _plain(tuple(logits.tolist()))}
     if targets.problem == "single_label":
         chances = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-        true: Any = targets.names[label] if isinstance(label, int) else None
         predicted: Any = targets.names[int(logits.argmax())]
     else:
         chances = 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
-        true = [name for name, value in zip(targets.names, np.atleast_1d(label), strict=True) if value]
         predicted = [name for name, value in zip(targets.names, logits, strict=True) if value > 0]
-    probabilities = dict(zip(targets.names, chances.tolist(), strict=True))
-    return {"text": text, "label": true, "prediction": predicted, "probabilities": probabilities}
+    return {"prediction": predicted, "probabilities": dict(zip(targets.names, chances.tolist(), strict=True))}
+
+
+def _label(label: Target, targets: Targets) -> Any:
+    """Return a row's label by name, the names of all labels that are there, or its numbers."""
+    if targets.problem == "regression":
+        return _plain(label)
+    if targets.problem == "single_label":
+        return targets.names[label] if isinstance(label, int) else None
+    return [name for name, value in zip(targets.names, np.atleast_1d(label), strict=True) if value]
 
 
 def _plain(numbers: Target) -> Any:

@@ -24,10 +24,11 @@ from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.errors import ScaleupError
 from scaleup.evaluation.foreign import Answered, foreign_scores
 from scaleup.evaluation.harness import Benchmarks, load_benchmarks
+from scaleup.evaluation.judge import measure_wins
 from scaleup.evaluation.likelihood import divergence_scores, label_scores, prompt_of, row_losses
 from scaleup.evaluation.metrics import perplexity_scores, placed, score_answers
 from scaleup.evaluation.scorers import measure_scores
-from scaleup.evaluation.scores import Scores
+from scaleup.evaluation.scores import Scores, of_row
 from scaleup.models.adapted import each_adapter, load_finished
 from scaleup.models.generation import Generator
 from scaleup.models.load import load_tokenizer
@@ -65,8 +66,7 @@ class Evaluation:
 
     def of_row(self, place: int) -> dict[str, float | None]:
         """Return what the metrics tell of the row at a place."""
-        values = {name: each[place] for scores in self.scores for name, each in scores.by_row.items()}
-        return {name: None if np.isnan(value) else float(value) for name, value in values.items()}
+        return of_row({name: each for scores in self.scores for name, each in scores.by_row.items()}, place)
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,10 @@ def evaluate_models(job: Job[EvaluateConfig], examples: Sequence[Row]) -> dict[s
     answers = {name: result.answers for name, result in results.items() if result.answers is not None}
     has_prompt = np.array([not isinstance(example, PlainText) for example in examples], bool)
     measured = measure_scores(job, with_prompt(examples), answers)
-    scores = {name: [placed(each, has_prompt) for each in of] for name, of in measured.items()}
-    return {name: replace(of, scores=[*of.scores, *scores.get(name, [])]) for name, of in results.items()}
+    won = measure_wins(job, with_prompt(examples), answers)
+    scores = {name: [*measured.get(name, []), *won.get(name, [])] for name in results}
+    placed_scores = {name: [placed(each, has_prompt) for each in of] for name, of in scores.items()}
+    return {name: replace(of, scores=[*of.scores, *placed_scores[name]]) for name, of in results.items()}
 
 
 def _reference_loader(job: Job[EvaluateConfig]) -> Callable[[], Any]:
@@ -204,18 +206,12 @@ def _reference_loader(job: Job[EvaluateConfig]) -> Callable[[], Any]:
 
 
 def _before_and_after(job: Job[EvaluateConfig], evaluator: Evaluator) -> dict[str, Evaluation]:
-    config, plan = job.config, job.plan
-    columns = {"model": (evaluator, config.model, plan.model)}
-    if config.models:
-        columns = {"baseline": columns["model"]}
-        columns |= {name: (evaluator, model, plan.models[f"models.{name}"]) for name, model in config.models.items()}
-    if config.baseline is not None:
-        other = replace(evaluator, by_own_template=config.baseline_chat_template == "own")
-        columns = {"baseline": (other, config.baseline, plan.models["baseline"]), **columns}
-    return {
-        name: evaluate_model(*column, name, config.quantization, config.mixed_precision)
-        for name, column in columns.items()
-    }
+    config, results = job.config, {}
+    for name, (key, model) in config.columns.items():
+        reader = replace(evaluator, by_own_template=key == "baseline" and config.baseline_chat_template == "own")
+        facts = job.plan.facts_of(key)
+        results[name] = evaluate_model(reader, model, facts, name, config.quantization, config.mixed_precision)
+    return results
 
 
 def _side_by_side(job: Job[EvaluateConfig], evaluator: Evaluator) -> dict[str, Evaluation]:

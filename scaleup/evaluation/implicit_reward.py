@@ -17,12 +17,10 @@ from scaleup.data.sources import made_examples
 from scaleup.data.tokenization import IGNORE, Encoder, PreferenceTokens, own_template
 from scaleup.errors import ScaleupError
 from scaleup.evaluation.likelihood import response_logps
-from scaleup.evaluation.preference import Results, accuracy
-from scaleup.evaluation.scores import of_rows, resampled
+from scaleup.evaluation.preference import accuracy, is_positive, pair_outputs, pairs_as_written
+from scaleup.evaluation.scores import Scored, of_rows, resampled
 from scaleup.models.adapted import load_finished
 from scaleup.models.load import load_tokenizer
-from scaleup.plan.facts import ModelFacts
-from scaleup.records.chats import as_written
 from scaleup.records.preferences import Preference
 from scaleup.train.job import Job
 from scaleup.train.reading import language_collator
@@ -45,19 +43,22 @@ class Likelihoods:
         return replace(self, logps=self.logps[places], lengths=self.lengths[places])
 
 
-def evaluate_likelihoods(job: Job[EvaluateConfig]) -> Results:
-    """Return metrics and the pairs with their log-probabilities for each column of the results. Every rank must call it
-    and gets the whole result.
+def evaluate_likelihoods(job: Job[EvaluateConfig]) -> dict[str, Scored]:
+    """Return metrics and the pairs with their log-probabilities for each column of the results, next to the first of
+    them where there are several. Every rank must call it and gets the whole result.
 
     Raises ScaleupError as reading rows and loading models do."""
-    config, plan = job.config, job.plan
-    found: dict[str, Likelihoods] = {}
-    if config.baseline is not None:
-        is_own = config.baseline_chat_template == "own"
-        found["baseline"] = _measured(job, "baseline", config.baseline, plan.models["baseline"], is_own)
-    found["model"] = _measured(job, "model", config.model, plan.model)
-    baseline, num_samples = found.get("baseline"), config.evaluation.bootstrap_samples
-    return {name: (_with_intervals(of, baseline, num_samples), _rows(of)) for name, of in found.items()}
+    found = {name: _measured(job, name, *column) for name, column in job.config.columns.items()}
+    baseline, num_samples = found.get("baseline"), job.config.evaluation.bootstrap_samples
+    return {
+        name: Scored(
+            _with_intervals(of, baseline, num_samples),
+            pairs_as_written(of.pairs),
+            pair_outputs(of.logps, "logp"),
+            _by_row(of, baseline),
+        )
+        for name, of in found.items()
+    }
 
 
 def _with_intervals(of: Likelihoods, baseline: Likelihoods | None, num_samples: int) -> dict[str, Any]:
@@ -67,15 +68,14 @@ def _with_intervals(of: Likelihoods, baseline: Likelihoods | None, num_samples: 
     return _metrics(of, baseline) | resampled(drawn, len(of.pairs), num_samples)
 
 
-def _measured(
-    job: Job[EvaluateConfig], name: str, model: ModelConfig, facts: ModelFacts, by_own_template: bool = False
-) -> Likelihoods:
+def _measured(job: Job[EvaluateConfig], name: str, key: str, model: ModelConfig) -> Likelihoods:
     config, runtime, split = job.config, job.runtime, job.config.evaluation.split
+    facts, reads_own = job.plan.facts_of(key), key == "baseline" and config.baseline_chat_template == "own"
     runtime.progress.report(f"loading {name}")
     loaded = load_finished(model, facts, config.quantization, config.mixed_precision, runtime.device)
     swap_token_head(loaded)
     tokenizer = load_tokenizer(model, facts.tokenizer_at)
-    data = own_template(tokenizer, config.data) if by_own_template else config.data
+    data = own_template(tokenizer, config.data) if reads_own else config.data
     encoder = PreferenceEncoder(Encoder(tokenizer, facts.task, data))
     pairs = [pair for source in getattr(data, split) for pair in made_examples(data, source, split, encoder)]
     pairs = pairs[: config.evaluation.max_samples]
@@ -118,15 +118,17 @@ def _metrics(of: Likelihoods, baseline: Likelihoods | None) -> dict[str, Any]:
     return metrics | shown
 
 
-def _rows(of: Likelihoods) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": number,
-            **vars(pair),
-            **as_written(pair.prompt),
-            "chosen_logp": float(one),
-            "rejected_logp": float(other),
-        }
-        for number, (pair, (one, other)) in enumerate(zip(of.pairs, of.logps, strict=True))
-        if not np.isnan(one)
-    ]
+def _by_row(of: Likelihoods, baseline: Likelihoods | None) -> dict[str, np.ndarray]:
+    """Return of each pair what `_metrics` takes the mean of."""
+    means = of.logps / of.lengths
+    told = {
+        "likelier": is_positive(of.logps[:, 0] - of.logps[:, 1]),
+        "likelier_a_token": is_positive(means[:, 0] - means[:, 1]),
+        "logps_chosen": of.logps[:, 0],
+        "logps_rejected": of.logps[:, 1],
+    }
+    if baseline is None:
+        return told
+    ratios = of.logps - baseline.logps
+    margins = ratios[:, 0] - ratios[:, 1]
+    return told | {"reward_accuracy": is_positive(margins), "reward_margin": margins}

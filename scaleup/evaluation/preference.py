@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from scaleup.config.data import DataConfig
-from scaleup.config.schema import ScorerConfig
+from scaleup.config.schema import ModelConfig, ScorerConfig
 from scaleup.config.stages.evaluate import EvaluateConfig
 from scaleup.data.collate import Collator
 from scaleup.data.pairs import PairEncoder, pair_collator
@@ -17,63 +17,75 @@ from scaleup.data.sources import made_examples
 from scaleup.data.tokenization import PairTokens
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
-from scaleup.evaluation.scores import of_rows, resampled
+from scaleup.evaluation.scores import Scored, at_places, of_rows, resampled
 from scaleup.models.scoring import load_scorer
 from scaleup.records.chats import as_written
 from scaleup.records.preferences import Preference
 from scaleup.train.job import Job
 from scaleup.train.preference import pair_scores
 
-Results = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]
-"""Column -> metrics, and each row with its scores."""
 NUM_BINS = 10
 
 
-def evaluate_preferences(job: Job[EvaluateConfig]) -> Results:
+def evaluate_preferences(job: Job[EvaluateConfig]) -> dict[str, Scored]:
     """Return metrics and the scored pairs for each column of the results. Every rank must call it and gets the whole
     result. A model reads texts as its run did (reward.json).
 
     Raises ScaleupError as reading rows and loading models do."""
-    config, plan, runtime = job.config, job.plan, job.runtime
-    split = config.evaluation.split
-    columns = {"model": (config.model, plan.model)}
-    if config.baseline is not None:
-        columns = {"baseline": (config.baseline, plan.models["baseline"]), **columns}
-    results: Results = {}
-    for name, (model, facts) in columns.items():
-        runtime.progress.report(f"loading {name}")
-        settings = ScorerConfig(
-            model, normalize=False, quantization=config.quantization, mixed_precision=config.mixed_precision
-        )
-        scorer = load_scorer(settings, facts, runtime.device)
-        reader = scorer.reader
-        encoder = PairEncoder(reader, config.data.model_copy(update={"max_length": reader.max_length}))
-        pairs = read_pairs(config.data, encoder, split)[: config.evaluation.max_samples]
-        encoded = [
-            (number, pair, row)
-            for number, (pair, row) in enumerate(zip(pairs, encoder(pairs), strict=True))
-            if row is not None
-        ]
-        rows = [row for _, _, row in encoded]
-        if not rows:
-            raise ScaleupError.of(f"data.{split}", "holds no pair that the model can tell apart", "name other rows")
-        collate = pair_collator(reader.pad_id, reader.filler_id)
-        runtime.progress.report(f"scores of {name}")
-        scores = score_pairs(runtime, scorer.model, rows, collate, config.evaluation.batch_size)
-        left_out = {f"left_out_{reason}": count for reason, count in sorted(encoder.left_out.items())}
-        scored = [
-            {
-                "id": number,
-                **vars(pair),
-                **as_written(pair.prompt),
-                "chosen_score": float(one),
-                "rejected_score": float(other),
-            }
-            for (number, pair, _), (one, other) in zip(encoded, scores, strict=True)
-        ]
-        metrics = preference_metrics(scores, rows) | left_out
-        results[name] = metrics | _intervals(scores, rows, config.evaluation.bootstrap_samples), scored
-    return results
+    return {name: _measured(job, name, *column) for name, column in job.config.columns.items()}
+
+
+def _measured(job: Job[EvaluateConfig], name: str, key: str, model: ModelConfig) -> Scored:
+    config, runtime, split = job.config, job.runtime, job.config.evaluation.split
+    runtime.progress.report(f"loading {name}")
+    settings = ScorerConfig(
+        model, normalize=False, quantization=config.quantization, mixed_precision=config.mixed_precision
+    )
+    scorer = load_scorer(settings, job.plan.facts_of(key), runtime.device)
+    reader = scorer.reader
+    encoder = PairEncoder(reader, config.data.model_copy(update={"max_length": reader.max_length}))
+    pairs = read_pairs(config.data, encoder, split)[: config.evaluation.max_samples]
+    encoded = [(place, row) for place, row in enumerate(encoder(pairs)) if row is not None]
+    places, rows = [place for place, _ in encoded], [row for _, row in encoded]
+    if not rows:
+        raise ScaleupError.of(f"data.{split}", "holds no pair that the model can tell apart", "name other rows")
+    collate = pair_collator(reader.pad_id, reader.filler_id)
+    runtime.progress.report(f"scores of {name}")
+    scores = score_pairs(runtime, scorer.model, rows, collate, config.evaluation.batch_size)
+    left_out = {f"left_out_{reason}": count for reason, count in sorted(encoder.left_out.items())}
+    metrics = preference_metrics(scores, rows) | left_out
+    whole = at_places(scores, places, len(pairs))
+    return Scored(
+        metrics | _intervals(scores, rows, config.evaluation.bootstrap_samples),
+        pairs_as_written(pairs),
+        pair_outputs(whole, "score"),
+        margins_by_row(whole),
+    )
+
+
+def pairs_as_written(pairs: Sequence[Preference]) -> list[dict[str, Any]]:
+    """Return the rows of predictions.jsonl that pairs stand in, without what a model makes of them."""
+    return [{**vars(pair), **as_written(pair.prompt)} for pair in pairs]
+
+
+def pair_outputs(values: np.ndarray, what: str) -> list[dict[str, Any] | None]:
+    """Return `chosen_WHAT` and `rejected_WHAT` of values (N, 2); None where they are NaN."""
+    return [
+        None if np.isnan(chosen) else {f"chosen_{what}": float(chosen), f"rejected_{what}": float(rejected)}
+        for chosen, rejected in values
+    ]
+
+
+def margins_by_row(scores: np.ndarray) -> dict[str, np.ndarray]:
+    """Return of each pair, by its scores (N, 2), what `preference_metrics` takes the mean of."""
+    margins = scores[:, 0] - scores[:, 1]
+    chance = 1 / (1 + np.exp(-np.clip(margins, -500, 500)))
+    return {"accuracy": is_positive(margins), "mean_margin": margins, "brier": (1 - chance) ** 2}
+
+
+def is_positive(differences: np.ndarray) -> np.ndarray:
+    """Return 1 where a difference is positive, 0 where it is negative, 1/2 of a tie, and NaN of NaN."""
+    return np.asarray((np.sign(differences) + 1) / 2)
 
 
 def _intervals(scores: np.ndarray, rows: Sequence[PairTokens], num_samples: int) -> dict[str, list[float]]:
@@ -124,9 +136,7 @@ def preference_metrics(scores: np.ndarray, rows: Sequence[PairTokens]) -> dict[s
 
 def accuracy(differences: np.ndarray) -> float | None:
     """Return the share of positive differences; None if there are no pairs."""
-    if not len(differences):
-        return None
-    return float((differences > 0).mean() + (differences == 0).mean() / 2)
+    return float(is_positive(differences).mean()) if len(differences) else None
 
 
 def calibration_error(chance: np.ndarray) -> float:

@@ -84,6 +84,31 @@ def _with_intervals(known: Mapping[str, float], drawn: Sequence[Mapping[str, np.
     return result
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Holds what was measured of one model on N rows that it scores: texts with a class, or pairs of responses."""
+
+    metrics: dict[str, Any]
+    rows: list[dict[str, Any]]
+    """Holds the rows as they stand in the data."""
+    outputs: list[dict[str, Any] | None]
+    """Holds what the model makes of each row; None of rows that it leaves out."""
+    by_row: Mapping[str, np.ndarray]
+    """Holds what the metrics tell of each row (N,), by name; NaN of rows that are left out."""
+
+
+def at_places(values: np.ndarray, places: Sequence[int], num_rows: int) -> np.ndarray:
+    """Return (num_rows, ...) with `values` at the places, and NaN elsewhere."""
+    whole = np.full((num_rows, *values.shape[1:]), np.nan)
+    whole[list(places)] = values
+    return whole
+
+
+def of_row(by_row: Mapping[str, np.ndarray], place: int) -> dict[str, float | None]:
+    """Return what metrics tell of the row at a place, by name; None where it is left out."""
+    return {name: None if np.isnan(each[place]) else float(each[place]) for name, each in by_row.items()}
+
+
 @torch.no_grad()
 def of_rows(
     runtime: Runtime,

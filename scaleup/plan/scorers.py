@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scaleup.artifacts.classifier_files import REWARD_FILE, read_reward
-from scaleup.config.evaluation import EvaluationConfig
+from scaleup.config.evaluation import EvaluationConfig, PairwiseJudge
 from scaleup.config.schema import ScorerConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.facts import ModelFacts
@@ -20,22 +20,25 @@ from scaleup.records.template import Template
 FIELDS = ("prompt", "response")
 PROMPT_LEARNING = frozenset({"PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"})
 TOXICITY_MODEL, REWARD_MODEL = "evaluation.toxicity_model", "evaluation.reward_model"
+JUDGE_MODEL = "evaluation.judge.model"
 """Are config keys, and what the facts of those models go by."""
 LABELS = {TOXICITY_MODEL: "evaluation.toxic_label", REWARD_MODEL: "evaluation.reward_label"}
 PROBABLE = "name a classifier of labels, or use score: logit where there is a choice"
 
 
-def template_problems(text: str, where: str) -> Iterator[Problem]:
+def template_problems(text: str, where: str, known: tuple[str, ...] = FIELDS) -> Iterator[Problem]:
+    """Yields why a template cannot show what is scored: all of its fields but the prompt are needed."""
     try:
         fields = Template(text).fields
     except ScaleupError as error:
         yield from (Problem(where, f"{item.where} {item.what}", item.remedy) for item in error.problems)
         return
     for field in fields:
-        if field not in FIELDS:
-            yield Problem(where, f"has no field {field!r}", "write {prompt} and {response}")
-    if "response" not in fields:
-        yield Problem(where, "does not hold {response}: all responses would score the same", "write {response} into it")
+        if field not in known:
+            yield Problem(where, f"has no field {field!r}", f"write {' and '.join(f'{{{name}}}' for name in known)}")
+    for field in (name for name in known if name != "prompt" and name not in fields):
+        what = f"does not hold {{{field}}}: all responses would score the same"
+        yield Problem(where, what, f"write {{{field}}} into it")
 
 
 def reward_model_problems(scorer: ScorerConfig, facts: ModelFacts, where: str = "reward.model") -> list[Problem]:
@@ -82,11 +85,29 @@ def measured_by(evaluation: EvaluationConfig) -> dict[str, ScorerConfig]:
     return {key: scorer for key, scorer in scorers.items() if scorer is not None}
 
 
+def judge_problems(judge: PairwiseJudge, section: str) -> Iterator[Problem]:
+    """Yields settings of a judge, in a section of the config, by which it cannot tell two responses apart."""
+    yield from template_problems(judge.template, f"{section}.template", ("prompt", "first", "second"))
+    if len({option.strip() for option in judge.options}) < 2:
+        yield Problem(f"{section}.options", "are alike: nothing tells which response is meant", "e.g. [A, B]")
+
+
+def judge_model_problems(judge: PairwiseJudge, facts: ModelFacts, where: str) -> Iterator[Problem]:
+    """Yields why the model at a config key cannot judge."""
+    if facts.task == "sequence_classification":
+        what = f"is a sequence classifier ({facts.architecture}): a judge answers with one of two options"
+        yield Problem(f"{where}.path", what, "name a language model, or measure reward by evaluation.reward_model")
+    if facts.max_positions and judge.max_length and judge.max_length > facts.max_positions:
+        what = f"{judge.max_length} tokens are more than the {facts.max_positions} that {where} has positions for"
+        yield Problem(f"{where.rpartition('.')[0]}.max_length", what, f"use at most {facts.max_positions}")
+
+
 def scorer_problems(evaluation: EvaluationConfig, machine: Machine) -> Iterator[Problem]:
     """Yields settings of models that score answers which a config leaves out."""
     for metric, model, key, what in (
         ("toxicity", evaluation.toxicity_model, TOXICITY_MODEL, "a sequence classifier"),
         ("reward", evaluation.reward_model, REWARD_MODEL, "a finished reward run, or a sequence classifier"),
+        ("judge", None if evaluation.judge is None else evaluation.judge.model, JUDGE_MODEL, "a language model"),
     ):
         if metric not in evaluation.metrics:
             continue

@@ -228,6 +228,10 @@ class Plan(_Frozen):
     notes: list[str]
     """Tells what the user should know although it is no mistake, e.g. how often a mixture repeats a small source."""
 
+    def facts_of(self, key: str) -> ModelFacts:
+        """Returns the facts of the model at a config key."""
+        return self.model if key == "model" else self.models[key]
+
     @model_validator(mode="before")
     @classmethod
     def _of_an_earlier_version(cls, values: Any) -> Any:

@@ -56,3 +56,8 @@ def as_written(prompt: str | Chat | None) -> dict[str, Any]:
     if not isinstance(prompt, Chat):
         return {"prompt": prompt}
     return {"prompt": prompt.messages} | ({"tools": prompt.tools} if prompt.tools else {})
+
+
+def as_transcript(chat: Chat) -> str:
+    """Returns the turns of a conversation as plain text, for a reader that has another template."""
+    return "\n\n".join(f"{turn['role']}: {turn.get('content') or ''}" for turn in chat.messages)

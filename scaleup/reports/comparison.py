@@ -21,7 +21,8 @@ DRAWN_AT_ONCE = 100
 SHARES = frozenset(
     (
         *("accuracy", "f1_macro", "f1_micro", "likelihood_accuracy", "likelihood_f1_macro", "likelihood_f1_micro"),
-        *("exact_match", "toxicity", "toxicity_max", "distinct_1", "distinct_2"),
+        *("exact_match", "toxicity", "toxicity_max", "distinct_1", "distinct_2", "judge"),
+        *("likelier", "likelier_a_token", "reward_accuracy", "accuracy_chosen_longer", "accuracy_chosen_shorter"),
     )
 )
 """Names figures between 0 and 1, whose differences are shown in percentage points too."""
@@ -31,10 +32,12 @@ PERCENT = frozenset(
 """Names figures between 0 and 100, whose differences are percentage points."""
 GRADED = PERCENT - {"squad_exact_match"}
 """Names metrics by which a row is neither right nor wrong, even where all happen to score 0."""
-LOWER = frozenset(("loss", "perplexity", "toxicity", "kl"))
+LOWER = frozenset(("loss", "perplexity", "toxicity", "kl", "brier", "mse", "mae"))
 """Names metrics of which the lower score wins."""
 OF_TOKENS = frozenset(("loss", "perplexity", "kl", "kl_per_token"))
 """Names figures that mean something else for models with other tokens."""
+COUNTS = ("rows", "pairs")
+"""Names figures that count what was measured."""
 BY_ROW = "_by_row"
 """Ends the name of a mean over rows, where a metric's own figure is none."""
 
@@ -53,8 +56,9 @@ class Column:
     """Maps a figure's name -> it; `NAME_interval` -> its 95 % interval."""
     scores: Mapping[str, Values]
     """Maps a metric's name -> its score of each row."""
-    answers: Sequence[str] | None = None
-    """Holds what the model answered, in the rows' order; None where nothing was generated."""
+    answers: Sequence[str | None] | None = None
+    """Holds what the model answered or predicted, in the rows' order, None of rows that it leaves out; None where
+    there is nothing of any."""
     cost: Mapping[str, float | None] = field(default_factory=dict)
     """Maps what it took -> how much; None where it is not known."""
     vocabulary: str = ""
@@ -125,8 +129,8 @@ def compare_columns(
     num_shown: int = 5,
 ) -> Comparison:
     """Returns how columns, which were measured on the same `rows` with the same settings, differ from the first of
-    them. `by` names the metrics by which rows are won, by default `reward` where it was measured; `num_samples` counts
-    bootstrap samples; `num_shown` the rows that differ most, by the first of `by`.
+    them. `by` names the metrics by which rows are won, by default `reward` and `judge` where they were
+    measured; `num_samples` counts bootstrap samples; `num_shown` the rows that differ most, by the first of `by`.
 
     Raises ScaleupError for a metric in `by` that has no score of each row in every column."""
     first, *others = columns
@@ -134,7 +138,7 @@ def compare_columns(
     if strangers := [name for name in by if name not in common]:
         what = f"{strangers[0]!r} has no score of each row in all columns"
         raise ScaleupError(Problem("--by", what, f"use one of {', '.join(common)}" if common else "leave it out"))
-    chosen = list(dict.fromkeys(by)) or ["reward"] * ("reward" in common)
+    chosen = list(dict.fromkeys(by)) or [name for name in ("reward", "judge") if name in common]
     most = next(iter([*chosen, *(name for name in common if name != "loss"), *common]), None)
     return Comparison(
         columns,
@@ -161,7 +165,7 @@ def _notes(columns: Sequence[Column]) -> Iterator[str]:
 def _names(columns: Sequence[Column]) -> list[str]:
     """Returns the names of the columns' figures: what is a number, but for counts of rows."""
     named = dict.fromkeys(name for column in columns for name in column.figures)
-    return [name for name in named if name != "rows" and any(_number(each.figures.get(name)) for each in columns)]
+    return [name for name in named if name not in COUNTS and any(_number(each.figures.get(name)) for each in columns)]
 
 
 def _number(value: Any) -> bool:
@@ -287,7 +291,7 @@ def _samples(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], by: s
     return [
         Sample(
             rows[place],
-            {each.name: each.answers[place] for each in columns if each.answers is not None},
+            {each.name: each.answers[place] or "" for each in columns if each.answers is not None},
             {each.name: each.scores[by][place] for each in columns},
         )
         for place in most[:count]

@@ -7,7 +7,7 @@ import csv
 import html
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,22 @@ def comparison_tables(compared: Comparison) -> Iterator[Table]:
 def _samples(compared: Comparison, names: Sequence[str]) -> Table:
     rows = []
     for sample in compared.samples:
-        asked = sample.row.get("prompt", sample.row.get("text"))
-        told = asked if isinstance(asked, str) else json.dumps(asked, ensure_ascii=False)
+        told = _cell(sample.row.get("prompt", sample.row.get("text")))
         cells = [f"{sample.answers.get(name, '')}\n[{_text(sample.scores[name])}]".strip() for name in names]
-        rows.append([str(sample.row["id"]), told, str(sample.row.get("reference", "")), *cells])
+        rows.append([str(sample.row["id"]), told, _reference(sample.row), *cells])
     header = ["row", "prompt", "reference", *names]
     return Table(f"rows that differ most by {compared.by}, which is in brackets", header, rows, is_text=True)
+
+
+def _reference(row: Mapping[str, Any]) -> str:
+    """Returns what a row's output should be: the reference, the label, or the response that is preferred."""
+    if "chosen" in row:
+        return "\n".join(f"{name}: {_cell(row[name])}" for name in ("chosen", "rejected"))
+    return _cell(row.get("reference", row.get("label", "")))
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _difference(figure: Figure) -> list[str]:

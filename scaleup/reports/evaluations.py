@@ -29,6 +29,8 @@ NOT_READ = frozenset(
     )
 )
 """Names keys of `data` that an evaluation does not read, or that are compared by what they stand for."""
+BESIDE_THE_FIRST = ("reward_accuracy", "judge")
+"""Names figures that tell how a model differs from the first column."""
 OF_THE_MODEL = ("path", "tokenizer", "revision")
 """Names keys by which a model that scores answers is told from another."""
 EVALUATE = "scaleup evaluate"
@@ -36,7 +38,7 @@ EVALUATE = "scaleup evaluate"
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Stands for a finished evaluation of language models."""
+    """Stands for a finished evaluation of models on rows."""
 
     run: RunFolder
     config: EvaluateConfig
@@ -54,16 +56,16 @@ class Evaluated:
     def column(self, name: str) -> Column:
         """Returns a column, with what it cost."""
         scored: list[Mapping[str, float | None]] = [row["scores"][name] for row in self.lines]
-        answers = [row[name] for row in self.lines if name in row]
-        facts = self._facts(name)
+        answers = [_as_text(row[name]) if name in row else None for row in self.lines]
+        num_answers, facts = sum(answer is not None for answer in answers), self._facts(name)
         return Column(
             name,
             f"{self.run.path}:{name}",
             self.figures[name],
             {metric: [row[metric] for row in scored] for metric in (scored[0] if scored else {})},
-            answers if len(answers) == len(self.lines) else None,
-            {"parameters": facts.num_parameters, **_training(self._model(name)), **self._seconds(name, len(answers))},
-            facts.vocabulary,
+            answers if num_answers else None,
+            {"parameters": facts.num_parameters, **_training(self._model(name)), **self._seconds(name, num_answers)},
+            facts.vocabulary if facts.task != "sequence_classification" else "",  # a class is the same in any tokens
         )
 
     def _facts(self, column: str) -> ModelFacts:
@@ -82,6 +84,15 @@ class Evaluated:
         writing = took.get(f"answers of {column}")
         rate = num_answers / writing if writing else None
         return {"evaluation seconds": took.get(f"evaluation of {column}"), "answers a second": rate}
+
+
+def _as_text(output: Any) -> str:
+    """Returns what a model made of a row: its answer, its class, or its scores of a pair."""
+    if isinstance(output, str):
+        return output
+    if "prediction" in output:
+        return str(output["prediction"])
+    return ", ".join(f"{name} {value:.4g}" for name, value in output.items())
 
 
 def _training(path: str) -> dict[str, float | None]:
@@ -103,7 +114,7 @@ def _training(path: str) -> dict[str, float | None]:
 def read_evaluation(folder: Path) -> Evaluated:
     """Returns the evaluation in a folder, or the newest one of the run there.
 
-    Raises ScaleupError where there is none, or one of classifiers or pairs."""
+    Raises ScaleupError where there is none, or one that holds no scores of rows."""
     run = finished_run(folder)
     if not isinstance(run.config, EvaluateConfig):
         if (newest := newest_evaluation(run)) is None:
@@ -116,8 +127,8 @@ def read_evaluation(folder: Path) -> Evaluated:
     text = (run.path / "predictions.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in text.splitlines()]
     if not all("scores" in row for row in lines):
-        what = "was measured on classes or pairs, or by an earlier version, and holds no scores of each row"
-        raise ScaleupError.of(str(folder), what, "compare evaluations of language models on prompts and completions")
+        what = "was measured by an earlier version, and holds no scores of each row"
+        raise ScaleupError.of(str(folder), what, f"evaluate it again: {EVALUATE} RUN")
     return Evaluated(run, run.config, Plan.read(run.plan_file), read_json(run.path / "metrics.json"), lines)
 
 
@@ -174,6 +185,7 @@ def difference_problems(one: Evaluated, other: Evaluated, names: tuple[str, str]
     if one.run.path == other.run.path:
         return
     yield from _row_problems(one, other, names)
+    yield from _baseline_problems(one, other, names)
     for section, left, right in _settings(one.config, other.config):
         for key in differing_keys(left, right):
             values = ("not set" if (value := _at(each, key)) is None else repr(value) for each in (left, right))
@@ -190,6 +202,16 @@ def _row_problems(one: Evaluated, other: Evaluated, names: tuple[str, str]) -> I
     elif different := [row["id"] for row, theirs in zip(left, right, strict=True) if row != theirs]:
         what = f"{len(different)} of {len(left)} rows of {names[1]} are others than those of {names[0]}, the first of"
         yield Problem(key, f"{what} id {different[0]}", remedy)
+
+
+def _baseline_problems(one: Evaluated, other: Evaluated, names: tuple[str, str]) -> Iterator[Problem]:
+    """Yields figures that tell how a model differs from its evaluation's first column, where that is another one."""
+    known = [{name for figures in each.figures.values() for name in figures} for each in (one, other)]
+    shared = [name for name in BESIDE_THE_FIRST if all(name in names for names in known)]
+    first, second = (_told(next(iter(each.config.columns.values()))[1]) for each in (one, other))
+    if shared and first != second:
+        what = f"{shared[0]} is measured next to {first} in {names[0]} and to {second} in {names[1]}"
+        yield Problem("evaluation.metrics", what, "evaluate both beside the same model")
 
 
 def _settings(one: EvaluateConfig, other: EvaluateConfig) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -228,6 +250,7 @@ def _of_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     scorers = {"toxicity_model": settings.toxicity_scorer, "reward_model": settings.reward_scorer}
     return {
         "labels": settings.labels,
+        "judge": settings.judge and settings.judge.model_dump(mode="json") if "judge" in settings.metrics else None,
         "reference": reference and _told(reference),
         **{name: scorer and _told(scorer.model, scorer.label) for name, scorer in scorers.items()},
     }

@@ -15,7 +15,8 @@ from scaleup.evaluation.classification import evaluate_classifiers
 from scaleup.evaluation.evaluate import Evaluation, Row, evaluate_models, reference
 from scaleup.evaluation.implicit_reward import evaluate_likelihoods
 from scaleup.evaluation.likelihood import prompt_of
-from scaleup.evaluation.preference import Results, evaluate_preferences
+from scaleup.evaluation.preference import evaluate_preferences
+from scaleup.evaluation.scores import Scored, of_row
 from scaleup.records.chats import as_written
 from scaleup.records.examples import PlainText
 from scaleup.records.format_rules import holds_labels, holds_pairs
@@ -63,13 +64,20 @@ def _predictions(
         yield {"id": number, **row, "scores": {name: result.of_row(number) for name, result in results.items()}}
 
 
-def _write_scored(job: Job[EvaluateConfig], results: Results) -> None:
-    """Write what was measured of classifiers, reward models or pairs, and each row as the model scores it."""
+def _write_scored(job: Job[EvaluateConfig], results: Mapping[str, Scored]) -> None:
+    """Write what was measured of classifiers, reward models or pairs, and each row with what the models make of it."""
     folder = job.folder.path
     if job.runtime.is_main:
-        metrics = {name: numbers for name, (numbers, _) in results.items()}
+        metrics = {name: scored.metrics for name, scored in results.items()}
         write_json(folder / "metrics.json", metrics)
-        _, scored = results["model"]
-        write_text(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in scored))
+        write_text(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in _scored_rows(results)))
         job.finish(metrics)
     job.runtime.barrier()
+
+
+def _scored_rows(results: Mapping[str, Scored]) -> Iterator[dict[str, Any]]:
+    """Yield each row with its number and, by column, what the model makes of it and how that scores."""
+    for number, row in enumerate(results["baseline" if "baseline" in results else "model"].rows):
+        outputs = {name: output for name, scored in results.items() if (output := scored.outputs[number]) is not None}
+        scores = {name: of_row(scored.by_row, number) for name, scored in results.items()}
+        yield {"id": number, **row, **outputs, "scores": scores}

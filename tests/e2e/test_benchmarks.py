@@ -155,26 +155,41 @@ def test_two_processes_tell_what_the_harness_tells(place: Path, tmp_path: Path) 
     assert base[0]["resps"] != lora[0]["resps"], "the adapter does something"
 
 
-@pytest.fixture(scope="module", params=["causal", "adapter", "seq2seq"])
-def told(request: pytest.FixtureRequest, place: Path) -> tuple[str, Path]:
-    """The path of a model, and the folder that the harness's command line wrote of it."""
+@pytest.fixture(scope="module", params=["causal", "adapter", "seq2seq", "8bit"])
+def told(request: pytest.FixtureRequest, place: Path) -> tuple[list[str], Path]:
+    """What names a model in a config, and the folder that the harness's command line wrote of it."""
     name = "builtin:tiny-t5" if request.param == "seq2seq" else "builtin:tiny-llama"
-    path = str(place / "adapter") if request.param == "adapter" else name
-    model = f"pretrained={materialize(name)}" + (f",peft={path}" if request.param == "adapter" else "")
+    model, names = f"pretrained={materialize(name)}", [f"model.path={name}"]
+    if request.param == "adapter":
+        path = place / "adapter"
+        model, names = f"{model},peft={path}", [f"model.path={path}"]
+    elif request.param == "8bit":
+        path = in_several_files(place)
+        model, names = f"pretrained={path},load_in_8bit=True", [f"model.path={path}", "quantization=8bit"]
     folder = place / f"told-{request.param}"
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", model, "--log_samples"]
     command += ["--tasks", "choice,written", "--include_path", str(place / "tasks"), "--output_path", str(folder)]
     command += ["--num_fewshot", "2", "--limit", "7", "--batch_size", "3", "--device", "cpu"]
     subprocess.run(command, check=True, cwd=place, timeout=240)
-    return path, folder
+    return names, folder
+
+
+def in_several_files(place: Path) -> Path:
+    """Saves tiny-llama with its weights in several files."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source, folder = materialize("builtin:tiny-llama"), place / "several"
+    AutoModelForCausalLM.from_pretrained(source).save_pretrained(folder, max_shard_size="60KB")
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_samples_are_those_of_its_command_line(told: tuple[str, Path], processes: int, place: Path) -> None:
-    path, folder = told
-    number = f"parallel.num_processes={processes}"
-    run = evaluated(place, f"{folder.name}-{processes}", number, f"model.path={path}")
+def test_samples_are_those_of_its_command_line(told: tuple[list[str], Path], processes: int, place: Path) -> None:
+    names, folder = told
+    run = evaluated(place, f"{folder.name}-{processes}", f"parallel.num_processes={processes}", *names)
     for task in TASKS:
         (file,) = folder.rglob(f"samples_{task}_*.jsonl")
         assert_same(samples_of(run / "samples/model" / f"{task}.jsonl"), samples_of(file))

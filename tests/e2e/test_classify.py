@@ -4,6 +4,7 @@ as what classifiers are for."""
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.cli import metrics, run, scaleup
+from tests.cli import lines_of, metrics, run, scaleup, write_config
 from tests.forked_runs import train
 
 pytestmark = pytest.mark.covers("classify")
@@ -87,7 +88,7 @@ def test_the_result_is_one_of_transformers(place: Path, name: str) -> None:
     rows = [json.loads(line) for line in (run_folder / "evaluations/1/predictions.jsonl").read_text().splitlines()]
     found = json.loads((run_folder / "evaluations/1/metrics.json").read_text())["model"]
     assert found["accuracy"] > 0.9
-    assert found["accuracy"] == sum(row["label"] == row["prediction"] for row in rows) / len(rows)
+    assert found["accuracy"] == sum(row["label"] == row["model"]["prediction"] for row in rows) / len(rows)
     model, tokenizer = loaded(run_folder / "model"), AutoTokenizer.from_pretrained(run_folder / "model")
     names = ("bad", "fine", "good")
     for row in rows:
@@ -96,7 +97,32 @@ def test_the_result_is_one_of_transformers(place: Path, name: str) -> None:
         with torch.no_grad():
             probabilities = model(input_ids=torch.tensor([ids])).logits.softmax(dim=1)[0]
         for label, probability in zip(names, probabilities.tolist(), strict=True):
-            assert row["probabilities"][label] == pytest.approx(probability, abs=1e-5)
+            assert row["model"]["probabilities"][label] == pytest.approx(probability, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_classifiers_are_compared(place: Path) -> None:
+    config = {
+        "stage": "evaluate",
+        "name": "both",
+        "model": {"path": "runs/whole"},
+        "models": {"lora": {"path": "runs/lora"}},
+        "data": {"test": "test.jsonl", "text": "{text}", "label": "label", "max_length": 32},
+        "parallel": {"num_processes": 2},
+    }
+    result = scaleup("compare", write_config(config, place), "--by", "loss", "--json", cwd=place)
+    assert result.code == 0, result.stderr
+    told, rows = json.loads(result.stdout), lines_of(place / "runs/both/predictions.jsonl")
+    losses = [[row["scores"][name]["loss"] for row in rows] for name in ("baseline", "lora")]
+    for row, loss in zip(rows, losses[1], strict=True):
+        assert loss == pytest.approx(-math.log(row["lora"]["probabilities"][row["label"]]), rel=1e-5)
+    won = sum(theirs < own for own, theirs in zip(*losses, strict=True))
+    assert told["wins"]["loss"]["lora"]["wins"] == won
+    figure = told["metrics"]["loss"]["lora"]
+    assert figure["difference"] == pytest.approx(sum(losses[1]) / 12 - sum(losses[0]) / 12)
+    assert figure["difference_interval"][0] < figure["difference"] < figure["difference_interval"][1]
+    assert 0 <= told["metrics"]["accuracy"]["lora"]["p_value"] <= 1
+    assert told["samples"][0]["answers"]["lora"] in WORDS
 
 
 def loaded(folder: Path) -> Any:

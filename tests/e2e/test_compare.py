@@ -54,9 +54,16 @@ def course(place: Path) -> tuple[Path, dict[str, Any]]:
         "stage": "evaluate",
         "name": "course",
         "models": {"instruct": {"path": "runs/full"}, "peft": {"path": "runs/lora"}},
+        "evaluation": {
+            **SFT["evaluation"],
+            "metrics": [*SFT["evaluation"]["metrics"], "judge"],
+            "judge": {"model": {"path": "builtin:tiny-llama"}},
+        },
         "parallel": {"num_processes": 2},
     }
-    result = scaleup("compare", write_config(config, place), "--json", cwd=place)
+    result = scaleup(
+        "compare", write_config(config, place), "--by", "exact_match", "--by", "judge", "--json", cwd=place
+    )
     assert result.code == 0, f"{result.stderr}\n{logs(place / 'runs/course')}"
     return place / "runs/course", json.loads(result.stdout)
 
@@ -75,6 +82,10 @@ def test_the_course_s_table_in_one_command(course: tuple[Path, dict[str, Any]], 
     assert all(each["evaluation seconds"] > 0 and each["answers a second"] > 0 for each in (original, whole, peft))
     assert told["samples"] and set(told["samples"][0]["answers"]) == {"baseline", "instruct", "peft"}
     assert json.loads((folder / "compare.json").read_text()) == told
+    won, judged = told["wins"]["judge"]["peft"], told["metrics"]["judge"]
+    assert judged["baseline"]["value"] == 0.5 and won["wins"] + won["ties"] + won["losses"] == NUM_ROWS
+    assert judged["peft"]["value"] == (won["wins"] + won["ties"] / 2) / NUM_ROWS
+    assert 0 < told["metrics"]["judge_by_order"]["peft"]["value"] <= 1, "a random model goes by the order"
     assert all((folder / f"compare.{kind}").stat().st_size > 500 for kind in ("csv", "md", "html"))
 
 

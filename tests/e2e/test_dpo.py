@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from scaleup.reports.comparison import compare_columns
+from scaleup.reports.evaluations import read_columns
 from tests.cli import largest_weight_difference, losses, metrics, run, scaleup
 from tests.distributed.test_dpo import Trial, config_of
 from tests.forked_runs import Leg, live, train
@@ -46,7 +48,11 @@ def test_it_prefers_the_chosen_of_rows_that_it_has_not_seen(tmp_path: Path) -> N
     assert after["logps_chosen"] == pytest.approx(told[-1]["eval_logps/chosen"], rel=1e-4)
     assert before["reward_margin"] == 0
     scored = [json.loads(line) for line in (done / "evaluations/1/predictions.jsonl").read_text().splitlines()]
-    assert np.mean([row["chosen_logp"] for row in scored]) == pytest.approx(after["logps_chosen"])
+    assert np.mean([row["model"]["chosen_logp"] for row in scored]) == pytest.approx(after["logps_chosen"])
+    columns, rows = read_columns([str(done / "evaluations/1")])
+    compared = compare_columns(columns, rows, ["reward_margin"])
+    assert compared.wins["reward_margin"]["model"].wins == 16, "what is chosen became likelier in every pair"
+    assert compared.figures["reward_accuracy"]["model"].difference == 0.5, "the model itself has a margin of 0: a tie"
 
 
 @pytest.mark.slow

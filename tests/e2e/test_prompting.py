@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli import scaleup, write_config
+from tests.cli import lines_of, scaleup, write_config
 
 ROWS = [{"text": f"film {number}", "label": "good" if number % 2 else "bad"} for number in range(6)]
 DATA = {"train": "train.jsonl", "test": "test.jsonl", "prompt": "Review: {text}\nSentiment:", "completion": " {label}"}
@@ -28,10 +28,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, rows in (("train", ROWS), ("test", [*ROWS[:1], {"text": "another", "label": "good"}])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
-
-
-def lines_of(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def test_few_shot_prompts_are_what_is_measured_and_shown(folder: Path) -> None:

@@ -98,7 +98,9 @@ def test_evaluated_and_trained_further(judge: Path, place: Path, pool: ThreadPoo
     assert found["accuracy"] == known["eval_accuracy"], "the held-out pairs are the same"
     assert found["brier"] == pytest.approx(known["eval_brier"], abs=1e-6)
     scored = [json.loads(line) for line in (judge / "evaluations/1/predictions.jsonl").read_text().splitlines()]
-    assert sum(row["chosen_score"] > row["rejected_score"] for row in scored) / 20 == found["accuracy"]
+    assert (
+        sum(row["model"]["chosen_score"] > row["model"]["rejected_score"] for row in scored) / 20 == found["accuracy"]
+    )
     folder = trained.result()
     assert losses(folder)[1] < 0.5, "it begins where the first one ended"
     asked = ModelConfig(path=str(folder))

@@ -32,3 +32,13 @@ class EvaluateConfig(SideBySide):
     quantization: Quantization | None = Field(None, description=QUANTIZATION)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
+
+    @property
+    def columns(self) -> dict[str, tuple[str, ModelConfig]]:
+        """Returns the models that are loaded one after another: column -> the model's config key, and the model. The
+        first is what the others are compared with."""
+        if self.models:
+            others = {name: (f"models.{name}", model) for name, model in self.models.items()}
+            return {"baseline": ("model", self.model), **others}
+        measured = {"model": ("model", self.model)}
+        return measured if self.baseline is None else {"baseline": ("baseline", self.baseline), **measured}

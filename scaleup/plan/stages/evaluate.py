@@ -13,6 +13,7 @@ from scaleup.plan.facts import InContext, ModelFacts, ModelRequest, RowsRequest
 from scaleup.plan.machine import Machine
 from scaleup.plan.rules import one_answer, quantized_twice
 from scaleup.plan.saved_adapters import side_by_side_problems, taken_problems
+from scaleup.plan.scorers import JUDGE_MODEL, judge_model_problems, judge_problems
 from scaleup.plan.stages.base import Facts, Rows, StagePlanner, example_splits, with_examples
 from scaleup.plan.types import BatchPlan
 from scaleup.records.check import DataCheck
@@ -74,6 +75,8 @@ class EvaluatePlanner(StagePlanner[EvaluateConfig]):
             for key in (key for key in ("baseline", "adapters") if getattr(config, key) is not None):
                 what = "and models exclude each other: these are compared with model"
                 yield Problem(key, what, "name it under models, by its own path")
+        if "judge" in config.evaluation.metrics:
+            yield from _judged_problems(config)
         yield from one_answer(config.generation, "generation", "one answer a prompt is compared")
         if not config.evaluation.metrics and config.data.few_shot is not None:
             yield Problem("data.few_shot", "is of rows, and evaluation.metrics is empty", "use evaluation.num_fewshot")
@@ -89,6 +92,12 @@ class EvaluatePlanner(StagePlanner[EvaluateConfig]):
             for key, model in _beside(config).items()
         }
         return super().models(config) | beside
+
+    def facts_problems(self, config: EvaluateConfig, facts: ModelFacts, where: str) -> Iterator[Problem]:
+        if where == JUDGE_MODEL and config.evaluation.judge is not None:
+            yield from judge_model_problems(config.evaluation.judge, facts, where)
+        else:
+            yield from super().facts_problems(config, facts, where)
 
     def model_problems(self, config: EvaluateConfig, facts: Facts) -> Iterator[Problem]:
         yield from super().model_problems(config, facts)
@@ -123,7 +132,17 @@ def _beside(config: EvaluateConfig) -> dict[str, ModelConfig]:
     models = {"baseline": config.baseline, **_named(config)}
     if "kl" in config.evaluation.metrics:
         models[REFERENCE] = config.evaluation.reference
+    if "judge" in config.evaluation.metrics and config.evaluation.judge is not None:
+        models[JUDGE_MODEL] = config.evaluation.judge.model
     return {key: model for key, model in models.items() if model is not None}
+
+
+def _judged_problems(config: EvaluateConfig) -> Iterator[Problem]:
+    if config.baseline is None and not config.models and not config.adapters:
+        what = "judge compares answers with the first column's, and there is one column"
+        yield Problem("evaluation.metrics", what, "name a baseline, models or adapters, or leave judge out")
+    if config.evaluation.judge is not None:
+        yield from judge_problems(config.evaluation.judge, "evaluation.judge")
 
 
 def _named(config: EvaluateConfig) -> dict[str, ModelConfig]:
@@ -145,11 +164,8 @@ def kind_problems(config: EvaluateConfig, facts: ModelFacts, where: str) -> Iter
     if any(map(is_unpaired, forms)):
         what = "says whether a completion is desirable, which no metric looks at"
         yield Problem("data.label", what, "measure all of them with data.label=null")
-    is_classifier, are_scored = facts.task == "sequence_classification", config.evaluation.needs_completions
-    if where == "model" and config.models and (is_classifier or (are_pairs and are_scored)):
-        what = "are put side by side where they answer: not on pairs, nor if they are classifiers"
-        yield Problem("models", what, "evaluate each by its own path")
-    if not is_classifier:
+    are_scored = config.evaluation.needs_completions
+    if facts.task != "sequence_classification":
         if are_classes:
             what = f"({facts.architecture}) is no classifier, and the rows are texts with a class"
             yield Problem(f"{where}.path", what, "name a classifier, or rows with a prompt and a completion")

@@ -13,6 +13,7 @@ from typing import Any
 from scaleup.config.reward_source import JudgeConfig
 from scaleup.distributed.runtime import Runtime
 from scaleup.errors import ScaleupError
+from scaleup.records.chats import as_transcript
 from scaleup.records.template import Template
 from scaleup.rl.rewards.http import Endpoint, PostedRewards
 from scaleup.rl.rewards.interface import Sample
@@ -67,7 +68,7 @@ def read_by_judge(sample: Sample) -> str:
     """Return the prompt as a judge reads it: of a conversation its turns, without the policy's special tokens."""
     if sample.chat is None:
         return sample.prompt
-    return "\n\n".join(f"{turn['role']}: {turn.get('content') or ''}" for turn in sample.chat.messages)
+    return as_transcript(sample.chat)
 
 
 def authorization(judge: JudgeConfig, section: str) -> dict[str, str]:

@@ -31,13 +31,54 @@ COMPARISONS = [
         asks=True,
     ),
     bad(
-        "classifiers side by side",
-        "error: models: are put side by side where they answer: not on pairs, nor if they are classifiers",
+        "a language model beside a classifier",
+        "error: models.two.path: (LlamaForCausalLM) is no classifier, and the rows are texts with a class",
         changes={
             **MODELS,
             "data": {"test": "held.jsonl", "text": "{text}", "label": "label"},
             "model.path": "builtin:tiny-bert-classifier",
-            "models": {"two": {"path": "builtin:tiny-bert-classifier"}},
+            "models": {"two": {"path": "builtin:tiny-llama"}},
+        },
+        command=("compare", "config.yaml"),
+        asks=True,
+    ),
+    bad(
+        "a judge that is not named, of one column",
+        "error: evaluation.metrics: judge compares answers with the first column's, and there is one column",
+        "error: evaluation.judge.model: is needed for judge -> name a language model",
+        changes={**MODELS, "evaluation": {"metrics": ["judge"]}},
+        command=("compare", "config.yaml"),
+    ),
+    bad(
+        "a judge that cannot tell two responses apart",
+        "error: evaluation.judge.template: has no field 'answer' -> write {prompt} and {first} and {second}",
+        "error: evaluation.judge.template: does not hold {second}: all responses would score the same",
+        "error: evaluation.judge.options: are alike",
+        changes={
+            **MODELS,
+            "models": {"two": {"path": "builtin:tiny-llama"}},
+            "evaluation": {
+                "metrics": ["judge"],
+                "judge": {
+                    "model": {"path": "builtin:tiny-llama"},
+                    "template": "{prompt} {first} {answer}",
+                    "options": ["A", " A"],
+                },
+            },
+        },
+        command=("compare", "config.yaml"),
+    ),
+    bad(
+        "a classifier as a judge",
+        "error: evaluation.judge.model.path: is a sequence classifier (BertForSequenceClassification)",
+        "error: evaluation.judge.max_length: 600 tokens are more than the 512 that evaluation.judge.model has",
+        changes={
+            **MODELS,
+            "models": {"two": {"path": "builtin:tiny-llama"}},
+            "evaluation": {
+                "metrics": ["judge"],
+                "judge": {"model": {"path": "builtin:tiny-bert-classifier"}, "max_length": 600},
+            },
         },
         command=("compare", "config.yaml"),
         asks=True,
