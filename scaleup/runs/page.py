@@ -151,7 +151,7 @@ def body(view: RunView, level: int) -> Html:
             level=level,
         ),
         section("Made from", lineage(view.run), level=level),
-        section("Config", config(view.run, limits, id_), level=level),
+        section("Config", config(view.run, limits, id_, is_open=level == 2), level=level),
         section("What to run next", commands(next_commands(view)), level=level),
     )
 

@@ -69,6 +69,7 @@ COMMANDS = {
     "render refused": (["render", "config.yaml"], 2),
     "runs": (["runs", "."], 0),
     "status refused": (["status", "."], 2),
+    "report refused": (["report", "."], 2),
 }
 
 

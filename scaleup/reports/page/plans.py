@@ -109,20 +109,17 @@ def _node(name: str, node: Ancestor | None, root: Ancestor) -> Node:
     return Node(Path(node.run).name, node.stage or "gone", "bad" if node.stale else "own" if node is root else "")
 
 
-def config(run: RunFolder, limits: Limits, id_: str) -> Html:
-    """Returns a run's config as it was given, and whole, to be opened with a click; without secrets."""
+def config(run: RunFolder, limits: Limits, id_: str, is_open: bool = True) -> Html:
+    """Returns a config as it was given, unless `is_open` to be opened with a click, and whole; without secrets."""
     try:
         given, whole = (_yaml(run.config.shown(exclude_defaults=is_given)) for is_given in (True, False))
     except ScaleupError as error:
         return tag("p", str(error), class_="problem")
     letters = limits.letters * LETTERS_OF_CONFIG
+    shown, all_ = (tag("pre", shortened(text, letters), tabindex="0", role="group") for text in (given, whole))
     return join(
-        tag("pre", shortened(given, letters), tabindex="0", role="group", aria_label="Config"),
-        details(
-            "With all defaults",
-            tag("pre", shortened(whole, letters), tabindex="0", role="group", aria_label="Whole config"),
-            id_=f"{id_}-config",
-        ),
+        shown if is_open else details("As it was given", shown, id_=f"{id_}-given"),
+        details("With all defaults", all_, id_=f"{id_}-config"),
     )
 
 

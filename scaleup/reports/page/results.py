@@ -94,7 +94,7 @@ def headline_of(of: Comparison) -> Headline | None:
         ends = shown.difference_interval
         paired = "" if ends is None else f" [{', '.join(f'{edge:+.3g}' for edge in ends)}]"
         note += f"; difference {shown.difference:+.3g}{paired}"
-    return Headline(of.by, f"{shown.value:.3g}{interval}", f"{note}; {of.num_rows:,} rows, 95 %")
+    return Headline(of.by, f"{shown.value:.3g}{interval}", f"{note}; {of.num_rows:,} rows, 95 % intervals")
 
 
 def samples(run: RunFolder, manifest: Manifest | None, limits: Limits) -> Html:
@@ -142,7 +142,7 @@ def card(run: RunFolder, limits: Limits) -> Html:
     picture = figure("Perplexity by size", "95 % intervals", scatter_chart("Perplexity by size", marks, "MB on disk"))
     told = "Filled: no other model is smaller, faster and better at once."
     return join(
-        table(header, rows, "Models", limit=limits.rows),
+        table(header, rows, "Models", "card", limits.rows),
         tag("div", picture, class_="charts"),
         tag("p", told, class_="note"),
     )
