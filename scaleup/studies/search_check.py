@@ -34,7 +34,7 @@ def check_search(search: Search) -> int:
     machine = this_machine()
     share = share_of(machine, search.config.num_parallel)
     checker = _Checker(search, share, _decline)
-    problems = [*search.problems, *_machine_problems(search, machine), *checker.problems(), *checker.step_problems()]
+    problems = [*search.problems, *machine_problems(search, machine), *checker.problems(), *checker.step_problems()]
     if not problems:
         with Describer() as describer:
             problems = _Checker(search, share, partial(_describe, describer)).problems()
@@ -72,7 +72,8 @@ def share_of(machine: Machine, num_parallel: int) -> Machine:
     )
 
 
-def _machine_problems(search: Search, machine: Machine) -> Iterator[Problem]:
+def machine_problems(search: Search, machine: Machine) -> Iterator[Problem]:
+    """Yields more trials side by side than there are devices."""
     count = search.config.num_parallel
     is_on_cpu = (search.base.get("parallel") or {}).get("device") == "cpu" or not machine.num_gpus
     most, what = (machine.num_cores, "cores") if is_on_cpu else (machine.num_gpus, "GPUs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from scaleup.artifacts.study import Trial
 from scaleup.config.load import dump
 from scaleup.plan.machine import Machine
 from scaleup.studies.search import Search
-from scaleup.studies.trials import note_folder, slots_of
+from scaleup.studies.trials import Slot, TrialProcess, note_end, note_folder, slots_of
 from tests.unit.studies.test_search import search_of
 
 ASHA: dict[str, Any] = {"method": "asha", "asha": {"min_steps": 2}, "objectives": {"eval_loss": "minimize"}}
@@ -76,6 +77,21 @@ def test_a_trial_without_a_number_at_its_end_has_failed(losses: list[tuple[int, 
     search.trial_run(0).finish("sft", "s-000", {}, 2)
     note_folder(search, trial)
     assert (trial.state, trial.error) == ("failed", "eval_loss is no finite number at its end")
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "error"),
+    [(2, "failed", "training step 2: the loss is nan"), (75, "running", ""), (-9, "running", "")],
+)
+def test_how_its_command_ended_tells_whether_it_goes_on(code: int, state: str, error: str) -> None:
+    search = search_of()
+    trial = begun(search, [])
+    log = search.folder.log_file(0)
+    log.parent.mkdir(parents=True)
+    log.write_text("error: of an earlier start\nreading data\nerror: training step 2: the loss is nan\n  logs: x\n")
+    with subprocess.Popen(["true"]) as process:
+        note_end(search, TrialProcess(trial, Slot((0,), None), process), code)
+    assert (trial.state, trial.error) == (state, error)
 
 
 def test_trials_side_by_side_share_no_core_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
