@@ -79,7 +79,7 @@ def read_subject(targets: Sequence[str], output: Path | None = None) -> Subject:
                 pipelines.append((path, _pipeline(path)))
                 found = {name: run.folder.path for name, run in pipelines[-1][1].runs.items()}
             else:
-                found = {path.absolute().name: _started(path)}
+                found = {_name(path.absolute()): _started(path)}
         except ScaleupError as error:
             problems += error.problems
             continue
@@ -92,6 +92,12 @@ def read_subject(targets: Sequence[str], output: Path | None = None) -> Subject:
     if problems:
         raise ScaleupError(problems)
     return subject
+
+
+def _name(folder: Path) -> str:
+    """Returns what a run is called: of an evaluation in another run's folder, behind that one's name."""
+    is_inner = is_run_folder(folder.parent.parent)
+    return "/".join(folder.parts[-3:]) if is_inner else folder.name
 
 
 def _started(path: Path) -> Path:

@@ -56,8 +56,12 @@ def test_a_page_of_planted_runs(tmp_path: Path, browser: Browser) -> None:
         assert seen.page.title() == "2 runs"
         assert seen.page.query_selector_all("script, main img") == []
         assert seen.page.locator("th", has_text=EVIL).count() >= 1
+        seen.page.click("#run-1-numbers summary")
+        seen.page.set_viewport_size({"width": 760, "height": 1000})
         seen.page.emulate_media(media="print")
-        assert seen.page.locator("#run-1-numbers table").is_visible(), "on paper all is open"
+        assert seen.page.locator("#run-1-numbers table").is_visible(), "what was opened is on paper"
+        assert not seen.page.locator("#run-1-more figure").is_visible(), "what was not is not"
+        assert seen.page.evaluate("document.documentElement.scrollWidth") == 760
 
 
 def test_what_cannot_be_reported(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from scaleup.artifacts.files import read_json
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.errors import ScaleupError
 from scaleup.runs import report
-from scaleup.runs.report import MAX_BYTES, Subject, read_subject, render, write_report
+from scaleup.runs.report import MAX_BYTES, read_subject, render, write_report
 from tests.pages import Page
 from tests.unit.runs.made import ended, made
 
@@ -184,5 +184,7 @@ def test_all_that_cannot_be_reported_is_refused_at_once(tmp_path: Path) -> None:
         read_subject([str(run.path)], tmp_path)
 
 
-def test_a_subject_without_a_name(tmp_path: Path) -> None:
-    assert Subject({"x": tmp_path}).title == "x"
+def test_an_evaluation_is_called_by_its_run(tmp_path: Path) -> None:
+    run = ended(made(tmp_path), "finished")
+    inner = ended(made(run.path / "evaluations", "1"), "finished")
+    assert read_subject([str(inner.path)]).title == "x/evaluations/1"
