@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import Any, TypeAlias
 
 import scaleup
+from scaleup.errors import without_passwords
 
 VOID = ("meta", "link", "br")
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
@@ -99,9 +100,10 @@ def table(
     )
 
 
-def facts(rows: Iterable[tuple[str, Part]], caption: str) -> Html:
-    """Returns a table of names and what they stand for, without those that stand for nothing."""
-    return table((), [(key, value) for key, value in rows if value], caption, "facts")
+def facts(rows: Iterable[tuple[str, str]], caption: str) -> Html:
+    """Returns a table of names and what they stand for, without those that stand for nothing, and without the passwords
+    within addresses."""
+    return table((), [(key, without_passwords(value)) for key, value in rows if value], caption, "facts")
 
 
 def section(title: str, *parts: Part, level: int = 2, id_: str | None = None) -> Html:

@@ -15,7 +15,7 @@ from typing import Any
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.run import RunConfig
-from scaleup.errors import ScaleupError
+from scaleup.errors import ScaleupError, without_passwords
 from scaleup.plan.stages import planner_of
 from scaleup.reports.comparison import Comparison
 from scaleup.reports.evaluations import newest_evaluation
@@ -39,8 +39,6 @@ from scaleup.runs.state import RunState, read_state
 
 COLORS = {"finished": "good", "running": "busy", "failed": "bad"}
 """Maps a run's state -> the class of its color."""
-
-
 PAIRS = {
     "held_out_after": "held_out_before",
     "perplexity_after": "perplexity_before",
@@ -104,7 +102,7 @@ class RunView:
         manifest = self.state.manifest
         figures: dict[str, Any] = manifest.metrics if manifest else dict(self.state.metrics)
         for name, before in PAIRS.items():
-            if name in figures and before in figures:
+            if all(isinstance(figures.get(each), int | float) for each in (name, before)):
                 return Headline(name, f"{figures[name]:.4g}", f"before: {figures[before]:.4g}")
         known, value = headline(figures)
         return Headline(known, f"{value:.4g}") if known is not None and known.startswith(HEADLINES) else None
@@ -122,7 +120,7 @@ class RunView:
 def body(view: RunView, level: int) -> Html:
     """Returns all that a report says of a run below its heading; its sections' headings are of this level."""
     state, limits, id_ = view.state, view.limits, view.id
-    of_evaluation, manifest = view.evaluation, state.manifest
+    manifest = state.manifest
     x_name = "rollout" if state.plan and state.plan.rollouts else "step"
     on_gpu = state.plan is not None and state.plan.groups[0].device != "cpu"
     level_mib = planned_mib(state.plan) if on_gpu else None
@@ -131,14 +129,7 @@ def body(view: RunView, level: int) -> Html:
         tag("p", what(view), class_="what"),
         tiles(_tiles(view)),
         tag("pre", last_error(state), class_="problem", tabindex="0") if last_error(state) else None,
-        section(
-            "Evaluation",
-            None
-            if view.is_evaluation or of_evaluation is None
-            else tag("p", shown_path(of_evaluation.path), class_="note"),
-            evaluation(of_evaluation, view.comparison, limits) if of_evaluation else None,
-            level=level,
-        ),
+        section("Evaluation", _evaluation(view) if view.evaluation else None, level=level),
         section("Deployment card", card(view.run, limits), level=level),
         section("Curves", curves(view.series, x_name, limits, level_mib, id_), level=level),
         timelines(view.run.timelines, limits, level),
@@ -154,6 +145,13 @@ def body(view: RunView, level: int) -> Html:
         section("Config", config(view.run, limits, id_, is_open=level == 2), level=level),
         section("What to run next", commands(next_commands(view)), level=level),
     )
+
+
+def _evaluation(view: RunView) -> Html:
+    """Returns what the evaluation has measured, and where it lies if it is not the run itself."""
+    assert view.evaluation is not None, "there is one"
+    where = None if view.is_evaluation else tag("p", shown_path(view.evaluation.path), class_="note")
+    return join(where, evaluation(view.evaluation, view.comparison, view.limits))
 
 
 def what(view: RunView) -> str:
@@ -175,7 +173,7 @@ def what(view: RunView) -> str:
             for each in recorded.data.values()
         ]
         parts += [", ".join(_near(each) for each in rows)] if rows else []
-    return "; ".join(parts) + "."
+    return without_passwords("; ".join(parts) + ".")
 
 
 def _near(path: str) -> str:

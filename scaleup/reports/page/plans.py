@@ -10,7 +10,7 @@ import yaml
 
 from scaleup.artifacts.manifest import Manifest
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.errors import ScaleupError
+from scaleup.errors import ScaleupError, without_passwords
 from scaleup.plan.types import Plan
 from scaleup.reports.html import Html, Limits, details, facts, join, shortened, table, tag
 from scaleup.reports.lineage import Ancestor, ancestry, lineage_arrows, lineage_columns, lineage_lines
@@ -99,13 +99,13 @@ def lineage(run: RunFolder) -> Html:
     return join(
         graph(columns, arrows, "Lineage") if arrows else None,
         (tag("p", f"Stale: {line}", class_="problem") for line in root.stale),
-        facts((line.partition(": ")[::2] for line in lines), "Made from"),
+        facts(((name, told) for name, _, told in (line.partition(": ") for line in lines)), "Made from"),
     )
 
 
 def _node(name: str, node: Ancestor | None, root: Ancestor) -> Node:
     if node is None:
-        return Node(name, "model")
+        return Node(without_passwords(name), "model")
     return Node(Path(node.run).name, node.stage or "gone", "bad" if node.stale else "own" if node is root else "")
 
 

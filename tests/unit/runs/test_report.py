@@ -91,6 +91,17 @@ def test_what_runs_hold_is_text_on_the_page(tmp_path: Path) -> None:
     write_report(read_subject([str(run.path)]))
 
 
+def test_passwords_stay_with_the_run(tmp_path: Path) -> None:
+    run = ended(made(tmp_path), "finished")
+    config = yaml.safe_load(run.config_file.read_text())
+    config["data"]["train"] = [{"path": "https://me:hush@example.org/rows.jsonl"}]
+    config["model"]["path"] = "https://me:hush@example.org/model"
+    run.config_file.write_text(yaml.safe_dump(config))
+    text = render(read_subject([str(run.path)]))
+    assert "hush" not in text
+    assert "example.org" in text
+
+
 @pytest.mark.parametrize("kind", ["failed", "stopped"])
 def test_a_run_that_has_not_finished_says_how_to_go_on(tmp_path: Path, kind: str) -> None:
     run = ended(made(tmp_path, metrics=STEPS), kind, "out of memory")
