@@ -92,7 +92,7 @@ class RunView:
 
     @cached_property
     def comparison(self) -> Comparison | None:
-        return None if self.evaluation is None else compared(self.evaluation, self.limits)
+        return None if self.evaluation is None else compared(self.evaluation)
 
     @cached_property
     def headline(self) -> Headline | None:

@@ -257,7 +257,7 @@ def _comparisons(views: dict[str, RunView | None], limits: Limits) -> Html:
     others = {name: view.evaluation for name, view in known.items() if view.evaluation is not None and name not in own}
     if len(others) > 1:
         try:
-            parts.append(comparison(compared_runs(others, limits), limits, is_whole=False))
+            parts.append(comparison(compared_runs(others), limits, is_whole=False))
         except ScaleupError as error:
             parts.append(tag("p", f"The evaluations of {', '.join(others)} do not compare: {error}", class_="note"))
     return section("Comparisons", parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
@@ -122,6 +123,23 @@ def test_a_pipeline(chain: Path, browser: Browser) -> None:
                 assert any(abs(each - value) <= 1e-4 for each in shown), f"{name}: {key}"
     assert any(row[:2] == ["reward", "scoring"] for row in page.rows)
     check_in_browser(browser, file, product(SIZES, SCHEMES))
+
+
+@pytest.mark.slow
+def test_runs_that_were_measured_on_the_same_rows_are_compared(chain: Path) -> None:
+    run, evaluation = chain / "runs/chain-sft", chain / "runs/chain-eval"
+    shutil.copytree(evaluation, run / "evaluations/1", dirs_exist_ok=True)
+    shutil.copytree(run, chain / "runs/twin")
+    result = scaleup("report", "runs/chain-sft", "runs/twin", "-o", "both.html", cwd=chain)
+    assert (result.code, result.stdout) == (0, "both.html\n"), result.stderr
+    page = Page((chain / "both.html").read_text())
+    assert ["metric", "before", "chain-sft", "twin"] in page.rows
+    figures = read_json(evaluation / "metrics.json")
+    told = [
+        float(cell.split(" [")[0]) for cell in next(row for row in page.rows if row[0] == "loss" and len(row) == 4)[1:]
+    ]
+    assert told == pytest.approx([figures[of]["loss"] for of in ("baseline", "model", "model")], rel=1e-3)
+    shutil.rmtree(run / "evaluations")
 
 
 @pytest.mark.slow

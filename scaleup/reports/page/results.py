@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,15 @@ BEFORE = "before"
 """Names what several models were before, and are compared with."""
 
 
-def compared(evaluation: RunFolder, limits: Limits) -> Comparison | None:
+def compared(evaluation: RunFolder) -> Comparison | None:
     """Returns the comparison of an evaluation's columns; None where there are none, or no scores of rows."""
     try:
-        columns, rows = read_columns([str(evaluation.path)])
-        return compare_columns(columns, rows, num_shown=limits.samples)
+        return _compared((("", str(evaluation.path)),), _versions([evaluation]))
     except ScaleupError:
         return None
 
 
-def compared_runs(evaluations: Mapping[str, RunFolder], limits: Limits) -> Comparison:
+def compared_runs(evaluations: Mapping[str, RunFolder]) -> Comparison:
     """Returns the comparison of several runs' evaluations, by their names, with what the first run was before.
 
     Raises ScaleupError where they do not compare."""
@@ -52,9 +52,21 @@ def compared_runs(evaluations: Mapping[str, RunFolder], limits: Limits) -> Compa
     first = next(iter(targets.values()))
     if "baseline" in read_evaluation(Path(first)).figures:
         targets = {BEFORE: f"{first}:baseline", **targets}
-    columns, rows = read_columns(list(targets.values()))
-    named = [replace(column, name=name) for name, column in zip(targets, columns, strict=True)]
-    return compare_columns(named, rows, num_shown=limits.samples)
+    return _compared(tuple(targets.items()), _versions(evaluations.values()))
+
+
+def _versions(evaluations: Iterable[RunFolder]) -> tuple[int, ...]:
+    """Returns what tells these evaluations from later ones in the same folders."""
+    return tuple(each.manifest_file.stat().st_mtime_ns for each in evaluations)
+
+
+@lru_cache(maxsize=64)
+def _compared(targets: tuple[tuple[str, str], ...], versions: tuple[int, ...]) -> Comparison:
+    """Returns the comparison of columns by the names that they are given: once, as a live page asks again and again."""
+    columns, rows = read_columns([target for _, target in targets])
+    if len(targets) > 1:
+        columns = [replace(column, name=name) for (name, _), column in zip(targets, columns, strict=True)]
+    return compare_columns(columns, rows, num_shown=Limits.samples)
 
 
 def comparison(compared: Comparison, limits: Limits, is_whole: bool = True) -> Html:
@@ -67,7 +79,7 @@ def comparison(compared: Comparison, limits: Limits, is_whole: bool = True) -> H
 def _table(shown: Table, compared: Comparison, limits: Limits) -> Html:
     if not shown.is_text:
         return html_table(shown, limits.rows)
-    rows = [[shortened(cell, limits.letters) for cell in row] for row in shown.rows]
+    rows = [[shortened(cell, limits.letters) for cell in row] for row in shown.rows[: limits.samples]]
     title = f"{len(rows):,} of {compared.num_rows:,} rows: {shown.title}"
     return html_table(replace(shown, rows=rows, title=title), limits.samples)
 
