@@ -146,6 +146,7 @@ class Runner:
         with self._signals, self._signals.passed_to(self._stop), self._watch as watch:
             try:
                 self._wait_for_leftovers()
+                self._record.is_complete = False
                 self._keep()
                 while self._fill():
                     time.sleep(POLL_SECONDS)
