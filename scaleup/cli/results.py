@@ -79,7 +79,8 @@ def label(
     from scaleup.labelling.label import label as ask
 
     if agreement:
-        refuse({"--output": output, "--labeller": labeller, "--terminal": terminal}, "of labelling, not of --agreement")
+        asking = {"--output": output, "--labeller": labeller, "--terminal": terminal, "--port": port}
+        refuse(asking | {"--seed": seed is not None}, "of labelling, not of --agreement")
         refuse({"ANSWERS": answers[1:]}, "more than one folder")
         show_labels(answers[0], new_console(), as_json)
         return

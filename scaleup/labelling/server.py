@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -66,6 +67,11 @@ class LabelServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://{ADDRESS}:{self.port}/#{self.secret}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Passes over a browser that went away before its answer; all else is printed."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     def finish(self) -> None:
         """Ends `serve_forever`, from a thread that answers a request."""
