@@ -116,6 +116,9 @@ class DataConfig(RowFormat):
     """Holds the kinds of rows that the stage learns from, of which columns that fit several kinds tell one; empty where
     the stage alone does not say."""
 
+    is_judged: ClassVar[bool] = False
+    """Tells whether rows may leave open which of several completions is the better."""
+
     root: PathText = Field(".", description="The folder that relative paths start from.")
     train: Sources | None = None
     validation: Sources | None = None

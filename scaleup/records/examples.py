@@ -138,7 +138,7 @@ def row_problem(where: str, error: ScaleupError) -> Problem:
 def valid_format(data: DataConfig, source: SourceConfig, prompts_only: bool = False) -> RowFormat:
     """Returns the format of a source's rows. Raises ScaleupError with the mistakes in it."""
     form = row_format(data, source)
-    if mistakes := format_mistakes(form, "data", prompts_only):
+    if mistakes := format_mistakes(form, "data", prompts_only, data.is_judged):
         raise ScaleupError(mistakes)
     return form
 

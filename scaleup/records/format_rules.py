@@ -79,7 +79,8 @@ def format_problems(data: DataConfig, splits: Sequence[str], prompts_only: Conta
             key = f"data.{split}.{place}"
             form = row_format(data, source)
             if states_format(form):
-                problems += format_mistakes(form, key if states_format(source) else "data", split in prompts_only)
+                stated = key if states_format(source) else "data"
+                problems += format_mistakes(form, stated, split in prompts_only, data.is_judged)
             else:
                 unknown.append(_no_format("data", key, columns_of(data, source), fitting(data, source)))
             problems += _unknown_fields(source.columns, _fields(form), f"{key}.columns")
@@ -88,10 +89,10 @@ def format_problems(data: DataConfig, splits: Sequence[str], prompts_only: Conta
     return list(dict.fromkeys(unknown[:1] + problems))
 
 
-def format_mistakes(form: RowFormat, where: str, prompts_only: bool = False) -> list[Problem]:
+def format_mistakes(form: RowFormat, where: str, prompts_only: bool = False, is_judged: bool = False) -> list[Problem]:
     """Returns the mistakes in one row format, `columns` aside; `where` is the config key of the section that states
-    it."""
-    problems = _incompatible_keys(form, where, prompts_only) or _misplaced_tools(form, where)
+    it. `is_judged`: rows may leave open which of several completions is the better."""
+    problems = _incompatible_keys(form, where, prompts_only, is_judged) or _misplaced_tools(form, where)
     if form.template is not None and form.template not in TEMPLATES:
         remedy = _nearest(form.template, TEMPLATES)
         problems.append(Problem(f"{where}.template", f"'{form.template}' is no template", remedy))
@@ -141,7 +142,7 @@ def holds_labels(data: DataConfig, split: str) -> bool:
     return any(holds_class(row_format(data, source)) for source in getattr(data, split) or [])
 
 
-def _preference_mistakes(form: RowFormat, where: str, prompts_only: bool) -> list[Problem]:
+def _preference_mistakes(form: RowFormat, where: str, prompts_only: bool, is_judged: bool) -> list[Problem]:
     stated = [key for key in FORMAT_KEYS if getattr(form, key) is not None]
     is_pair = form.chosen is not None or form.rejected is not None
     allowed = {"prompt", "chosen", "rejected", "margin"} if is_pair else {"prompt", *PREFERENCE_KEYS}
@@ -155,7 +156,8 @@ def _preference_mistakes(form: RowFormat, where: str, prompts_only: bool) -> lis
     for key in (key for key in needed if getattr(form, key) is None):
         beside = next(name for name in PREFERENCE_KEYS if getattr(form, name) is not None)
         problems.append(Problem(f"{where}.{beside}", f"is set without {key}", f"set {where}.{key} beside it"))
-    if form.completions is not None and (form.ranks is None) == (form.ratings is None):
+    is_open = is_judged and form.ranks is None and form.ratings is None
+    if form.completions is not None and not is_open and (form.ranks is None) == (form.ratings is None):
         what = "says nothing of which is better" if form.ranks is None else "has both ranks and ratings"
         problems.append(Problem(f"{where}.completions", what, f"set {where}.ranks or {where}.ratings"))
     if not is_pair and form.margin is not None and form.margin != form.ratings:
@@ -164,9 +166,9 @@ def _preference_mistakes(form: RowFormat, where: str, prompts_only: bool) -> lis
     return problems
 
 
-def _incompatible_keys(form: RowFormat, where: str, prompts_only: bool) -> list[Problem]:
+def _incompatible_keys(form: RowFormat, where: str, prompts_only: bool, is_judged: bool) -> list[Problem]:
     if holds_preferences(form):
-        return _preference_mistakes(form, where, prompts_only)
+        return _preference_mistakes(form, where, prompts_only, is_judged)
     first_keys = {"prompt or completion": form.prompt or form.completion}
     first_keys |= {key: getattr(form, key) for key in ("template", "messages", "text")}
     stated = [name for name, value in first_keys.items() if value is not None]

@@ -49,7 +49,8 @@ def preference_maker(data: DataConfig, source: SourceConfig) -> Callable[[Values
     form = valid_format(data, source)
     prompt = {"prompt": Template(form.prompt, form.columns)} if form.prompt is not None else {}
     if form.completions is not None:
-        return lambda values, index: _of_ranking(form, prompt, values)
+        of_list = _of_open if is_open(form) else _of_ranking
+        return lambda values, index: of_list(form, prompt, values)
     both = {key: Template(getattr(form, key), form.columns) for key in ("chosen", "rejected")}
     return lambda values, index: _of_pair(form, {**prompt, **both}, values)
 
@@ -69,6 +70,28 @@ def _of_pair(form: RowFormat, templates: Templates, values: Values) -> Preferenc
     else:
         pair = Preference(parts.get("prompt", ""), chosen, rejected)
     return Preferences([replace(pair, margin=made["margin"])])
+
+
+def is_open(form: RowFormat) -> bool:
+    """Returns whether rows of a format leave open which of their completions is the better."""
+    return form.completions is not None and form.ranks is None and form.ratings is None
+
+
+def _of_open(form: RowFormat, prompt: Templates, values: Values) -> Preferences:
+    """Returns every pair of responses that differ, in their order."""
+    column = _column(form, "completions")
+    completions = together({column: partial(list_of, column, values)})[column]
+    responses, join = _responses(form, column, completions, prompt, values)
+    left_out: Counter[str] = Counter()
+    pairs = []
+    for one, other in combinations(responses, 2):
+        if one is None or other is None:
+            left_out[EMPTY] += 1
+        elif one[1] == other[1]:
+            left_out[EQUAL] += 1
+        else:
+            pairs.append(join(one, other))
+    return Preferences(pairs, left_out)
 
 
 def _of_ranking(form: RowFormat, prompt: Templates, values: Values) -> Preferences:

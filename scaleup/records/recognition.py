@@ -38,7 +38,7 @@ def columns_of(data: DataConfig, source: SourceConfig) -> tuple[str, ...]:
 def recognised(data: DataConfig, source: SourceConfig) -> Recognised | None:
     """Returns the one format that the columns of a local source's first row fit; of several the one that the stage
     learns from. None if there is none, or still several."""
-    found = _candidates(_first_row(data, source))
+    found = _candidates(_first_row(data, source), data.is_judged)
     if len(found) > 1:
         wanted = data.wanted or frozenset(each.kind for each in found if each.kind != UNPAIRED)
         found = [each for each in found if each.kind in wanted]
@@ -47,16 +47,19 @@ def recognised(data: DataConfig, source: SourceConfig) -> Recognised | None:
 
 def fitting(data: DataConfig, source: SourceConfig) -> list[str]:
     """Returns the formats that the columns of a local source's first row fit, as a user reads them."""
-    return [f"{each.kind} ({each.columns})" for each in _candidates(_first_row(data, source))]
+    return [f"{each.kind} ({each.columns})" for each in _candidates(_first_row(data, source), data.is_judged)]
 
 
-def _candidates(row: Mapping[str, Any]) -> list[Recognised]:
+def _candidates(row: Mapping[str, Any], is_judged: bool) -> list[Recognised]:
     found = []
     for column in ("messages", "conversations"):
         if keys := _keys_of_turns(row.get(column)):
             found.append(Recognised(RowFormat(messages=column), "conversations", f"{column}: {', '.join(keys)}"))
     if {"chosen", "rejected"} <= row.keys():
         found.append(_of_texts(row, "preferences", ("prompt", "chosen", "rejected")))
+    if is_judged and {"prompt", "completions"} <= row.keys():
+        form = RowFormat(prompt="{prompt}", completions="completions")
+        found.append(Recognised(form, "preferences", "prompt, completions"))
     if {"prompt", "completion", "label"} <= row.keys():
         unpaired = _of_texts(row, UNPAIRED, ("prompt", "completion"))
         form = unpaired.form.model_copy(update={"label": "label"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -217,6 +218,35 @@ def number(value: Any) -> str:
     )
 
 
+def show_revisions(console: Console, run: RunFolder) -> None:
+    """Prints the first prompts, each with what was answered and what it became."""
+    file = run.path / "revisions.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    for row in rows[:NUM_ANSWERS_SHOWN]:
+        console.print(row["prompt"], style="dim", markup=False, highlight=False)
+        for name, text in (("before", row["initial"]), ("after", row["completion"])):
+            console.print(f"  {name}: {text}", markup=False, highlight=False)
+    _show_metrics(console, run, f"revisions in {run.path}", file)
+
+
+def show_judgements(console: Console, run: RunFolder) -> None:
+    """Prints how sure the judge was, and how far the order decided."""
+    _show_metrics(console, run, f"judgements in {run.path}", run.path / "pairs.jsonl")
+
+
+def _show_metrics(console: Console, run: RunFolder, title: str, file: Path) -> None:
+    """Prints all figures of a run with their intervals, and the file that it wrote."""
+    manifest = run.manifest()
+    assert manifest is not None
+    heading(console, title)
+    table = pairs_table()
+    for name in manifest.metrics:
+        if not name.endswith("_interval"):
+            table.add_row(name, _figure(manifest.metrics, name))
+    table.add_row("rows", str(file))
+    console.print(table)
+
+
 TABLES: dict[str, Callable[[Console, RunFolder], None]] = {
     "training": show_training,
     "prune": show_prune,
@@ -225,6 +255,8 @@ TABLES: dict[str, Callable[[Console, RunFolder], None]] = {
     "card": show_card,
     "evaluate": show_evaluation,
     "generate": show_generations,
+    "revise": show_revisions,
+    "judge": show_judgements,
 }
 """Maps what a stage's planner names as `shows` -> the function that prints it."""
 

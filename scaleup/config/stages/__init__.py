@@ -26,6 +26,8 @@ NAMES = (
     "card",
     "evaluate",
     "generate",
+    "revise",
+    "judge",
 )
 """Lists the stages, in the order in which documents do. A new stage adds its name here."""
 

@@ -8,12 +8,14 @@ from pydantic import Field
 
 from scaleup.config.adapters import AdapterConfig, Quantization
 from scaleup.config.evaluation import EvaluationConfig
-from scaleup.config.fields import Name, PathText, absolute_folder
+from scaleup.config.fields import Int, Name, PathText, Section, absolute, absolute_folder
 from scaleup.config.run import RunConfig
 from scaleup.config.schema import TRACKERS, OptimizationConfig, TrainConfig
 
 QUANTIZATION = "Matrices of the base model in 8 bits (LLM.int8) or 4 (nf4, quantized twice), through bitsandbytes."
 SIDE_BY_SIDE = "Several adapters of the base that model.path names, each a folder or a finished run"
+
+CONSTITUTION = "A YAML file of principles, see docs/stages/constitutional.md; by default three, of this project's own."
 
 Adapters = Annotated[dict[Name, PathText], Field(min_length=1)]
 """Maps a name for the results -> an adapter."""
@@ -61,3 +63,14 @@ class SupervisedConfig(TrainingConfig):
     def passes_a_micro_batch(self) -> int:
         """Returns how many forward and backward passes a micro-batch of new rows comes with."""
         return 1
+
+
+class ConstitutionSection(Section):
+    """Serves as a mixin of the sections that name a file of principles."""
+
+    constitution: PathText | None = Field(None, description=CONSTITUTION)
+    seed: Annotated[Int, Field(ge=0)] = Field(0, description="Draws a principle for each row.")
+
+    def with_absolute_paths(self) -> Self:
+        named = self.constitution
+        return self if named is None else self.model_copy(update={"constitution": absolute(named)})

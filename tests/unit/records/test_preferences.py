@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaleup.config.data import DataConfig
+from scaleup.config.stages.judge import JudgedData
 from scaleup.errors import ScaleupError
 from scaleup.records.chats import Chat
 from scaleup.records.examples import format_problems
@@ -222,3 +223,19 @@ def test_prompts_are_all_that_generation_needs():
     assert format_problems(config(**PAIR), ["train"], prompts_only=["train"]) == []
     (problem,) = format_problems(config(**RATED), ["train"], prompts_only=["train"])
     assert problem.what == "gives no prompts to generate from"
+
+
+def test_completions_that_a_judge_is_to_compare():
+    data = DataConfig.model_validate({"train": "x.jsonl", "prompt": "{q}", "completions": "answers"})
+    assert [problem.where for problem in format_problems(data, ["train"])] == ["data.completions"]
+    judged = JudgedData.model_validate(data.model_dump(exclude_none=True))
+    assert format_problems(judged, ["train"]) == []
+    found = preference_maker(judged, judged.train[0])({"q": "?", "answers": ["a", "b", "a", " ", "c"]}, 0)
+    assert [(pair.chosen, pair.rejected) for pair in found.pairs] == [
+        ("a", "b"),
+        ("a", "c"),
+        ("b", "a"),
+        ("b", "c"),
+        ("a", "c"),
+    ]
+    assert found.left_out == Counter({"equal": 1, "empty": 4})
