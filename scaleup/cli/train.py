@@ -73,6 +73,26 @@ def run(
 
 
 @app.command(rich_help_panel=TRAIN)
+def demo(
+    overrides: Overrides = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Random models: two minutes, and nothing is learned.")] = False,
+) -> None:
+    """Run the whole chain on real parts, a quarter of an hour on two cores, and write its report."""
+    from scaleup.runs.report import read_subject, write_report
+    from scaleup.studies.run import PipelineOptions, run_pipeline
+
+    name = "demo_tiny.yaml" if tiny else "demo.yaml"
+    file = Path(__file__).resolve().parents[2] / "configs/pipelines" / name
+    if not file.is_file() or not Path("data/reviews").is_dir():
+        what = "needs configs/pipelines and data/reviews of a clone of the repository"
+        raise ScaleupError.of("demo", what, "clone it, make setup, and run this command in its folder")
+    code = run_pipeline(file, read_mapping(file), PipelineOptions(overrides or ()), new_console())
+    if not code:
+        print(write_report(read_subject([str(file)])))
+    raise typer.Exit(code)
+
+
+@app.command(rich_help_panel=TRAIN)
 def search(
     study: Annotated[Path, typer.Argument(help="The search's YAML file.", show_default=False)],
     overrides: Overrides = None,
