@@ -81,7 +81,7 @@ def demo(
     from scaleup.runs.report import read_subject, write_report
     from scaleup.studies.run import PipelineOptions, run_pipeline
 
-    name = "demo_tiny.yaml" if tiny else "demo.yaml"
+    name = "demo-tiny.yaml" if tiny else "demo.yaml"
     file = Path(__file__).resolve().parents[2] / "configs/pipelines" / name
     if not file.is_file() or not Path("data/reviews").is_dir():
         what = "needs configs/pipelines and data/reviews of a clone of the repository"
