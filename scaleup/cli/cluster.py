@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from scaleup.cli.app import CLUSTER, ConfigFile, Overrides, app, new_console
+from scaleup.cli.app import CLUSTER, ConfigFile, Overrides, app, new_console, refuse
+from scaleup.config.load import read_mapping
 
 ClusterKind = Annotated[
     Literal["slurm", "kubernetes", "torchrun"] | None,
@@ -31,7 +32,14 @@ def render(
     sweep: Sweep = None,
     max_parallel: MaxParallel = None,
 ) -> None:
-    """Write a cluster's job that runs a config: Slurm, Kubernetes."""
+    """Write a cluster's job that runs a config, or a job for each run of a pipeline: Slurm, Kubernetes."""
+    raw = read_mapping(config)
+    if "pipeline" in raw:
+        from scaleup.studies.jobs import render_pipeline
+
+        refuse({"--sweep": sweep, "--max-parallel": max_parallel}, "of one config, not of a pipeline")
+        render_pipeline(config, raw, overrides or (), target, output)
+        return
     from scaleup.launcher.jobs import Request
     from scaleup.launcher.jobs import render as render_job
 
@@ -47,7 +55,14 @@ def submit(
     sweep: Sweep = None,
     max_parallel: MaxParallel = None,
 ) -> None:
-    """Submit a config to a cluster's scheduler and print the job's id."""
+    """Submit a config, or a pipeline's runs, to a cluster's scheduler and print the jobs' ids."""
+    raw = read_mapping(config)
+    if "pipeline" in raw:
+        from scaleup.studies.jobs import submit_pipeline
+
+        refuse({"--sweep": sweep, "--max-parallel": max_parallel}, "of one config, not of a pipeline")
+        submit_pipeline(config, raw, overrides or (), target, dry_run, new_console(stderr=True))
+        return
     from scaleup.launcher.jobs import Request
     from scaleup.launcher.jobs import submit as submit_job
 

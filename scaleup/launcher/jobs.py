@@ -58,13 +58,13 @@ class Request:
 
 def render(request: Request, output: Path | None) -> None:
     """Write a job's files to a folder, or print them as they would be. Raises ScaleupError for the user's mistakes."""
-    folder = None if output is None else _named_folder(output)
+    folder = None if output is None else named_folder(output)
     job, target = plan_job(request, folder)
     files = RENDER[target](job)
     if folder is None:
-        _print_files(job.folder, files)
+        print_files(job.folder, files)
         return
-    _write_job(folder, files)
+    write_job(folder, files)
     for name in files:
         print(folder / name)
 
@@ -76,22 +76,46 @@ def submit(request: Request, dry_run: bool) -> None:
     job, target = plan_job(request, None)
     if target not in SUBMIT:
         raise ScaleupError.of("--target", f"{target} has no scheduler to submit to", "use slurm or kubernetes")
-    files = RENDER[target](job)
-    submitted = [job.folder / name for name in files if target != "slurm" or name == SCRIPT]
-    commands = [[*SUBMIT[target], str(file)] for file in submitted]
     if dry_run:
-        _print_files(job.folder, files)
-        print("\n".join(words(command) for command in commands))
+        print_submission(job, target)
         return
-    if shutil.which(commands[0][0]) is None:
-        raise ScaleupError.of(commands[0][0], "is not on this machine", "submit where it is, or look with --dry-run")
-    _write_job(job.folder, files)
+    print("\n".join(hand_over(job, target)))
+
+
+def commands_of(job: Job, target: str, files: Files, after: Sequence[str] = ()) -> list[list[str]]:
+    """Return the commands that hand a job's files to its scheduler, to begin once the jobs `after` have ended well
+    (Slurm)."""
+    submitted = [job.folder / name for name in files if target != "slurm" or name == SCRIPT]
+    depends = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
+    return [[*SUBMIT[target], *depends, str(file)] for file in submitted]
+
+
+def print_submission(job: Job, target: str, after: Sequence[str] = ()) -> None:
+    """Print what `hand_over` would write and call."""
+    files = RENDER[target](job)
+    print_files(job.folder, files)
+    print("\n".join(words(command) for command in commands_of(job, target, files, after)))
+
+
+def hand_over(job: Job, target: str, after: Sequence[str] = ()) -> list[str]:
+    """Write a job's files and hand them to its scheduler. Return what that calls them.
+
+    Raises ScaleupError for what the scheduler says to them; then the files are gone."""
+    files = RENDER[target](job)
+    commands = commands_of(job, target, files, after)
+    refuse_missing(commands[0][0])
+    write_job(job.folder, files)
     try:
-        for command in commands:
-            print(_submit(command, job.cluster))
+        return [_submit(command, job.cluster) for command in commands]
     except ScaleupError:
         shutil.rmtree(job.folder, ignore_errors=True)
         raise
+
+
+def refuse_missing(command: str) -> None:
+    """Raise ScaleupError if a scheduler's command is not on this machine."""
+    if shutil.which(command) is None:
+        raise ScaleupError.of(command, "is not on this machine", "submit where it is, or look with --dry-run")
 
 
 def plan_job(request: Request, folder: Path | None) -> tuple[Job, str]:
@@ -103,7 +127,7 @@ def plan_job(request: Request, folder: Path | None) -> tuple[Job, str]:
     base = load_leniently(request.config, request.overrides)
     if base.config is None:
         raise ScaleupError([*problems, *base.problems])
-    target = request.target or _target_of(base.config)
+    target = request.target or target_of(base.config)
     if request.sweeps and target == "torchrun":
         problems.append(Problem("--sweep", "needs a scheduler", "use --target slurm or kubernetes"))
     if request.max_parallel and not (request.sweeps and target == "slurm"):
@@ -117,12 +141,7 @@ def plan_job(request: Request, folder: Path | None) -> tuple[Job, str]:
         loads = [load_leniently(request.config, [*request.overrides, *point]) for point in named]
         loaded = {f"point {number} ({', '.join(points[number])})": each for number, each in enumerate(loads)}
     configs = _resolved(loaded, target, is_sweep=bool(points))
-    place = folder or _next_folder(configs[0], name)
-    if not str(place).isprintable() or "\\" in str(place):
-        what = f"{str(place)!r} cannot stand in a job's script"
-        raise ScaleupError.of(
-            "--output" if folder else "runs_dir", what, "use a folder without control characters and \\"
-        )
+    place = job_folder(configs[0], name, folder)
     each_alone = [Job(name, place, (config,)) for config in configs]
     if len({(job.num_nodes, job.node, job.reward_node) for job in each_alone}) > 1:
         what = "its points need unlike nodes, and are one job, which asks for one kind"
@@ -130,15 +149,23 @@ def plan_job(request: Request, folder: Path | None) -> tuple[Job, str]:
     return Job(name, place, tuple(configs), bool(points), request.max_parallel), target
 
 
-def _next_folder(config: RunConfig, name: str) -> Path:
-    """Return `<runs_dir>/<name>.jobs/<number>`, a folder for this submission alone: it is read when the job begins. It
-    is beside the run's own folder, which must be empty before the run begins."""
+def job_folder(config: RunConfig, name: str, folder: Path | None = None) -> Path:
+    """Return the named folder, or `<runs_dir>/<name>.jobs/<number>`, for this submission alone: it is read when the job
+    begins. It is beside the run's own folder, which must be empty before the run begins.
+
+    Raises ScaleupError for a path that cannot stand in a script."""
     parent = Path(config.runs_dir) / f"{name}.jobs"
-    taken = [int(folder.name) for folder in parent.glob("*") if folder.name.isdecimal()]
-    return parent / str(max(taken, default=0) + 1)
+    taken = [int(each.name) for each in parent.glob("*") if each.name.isdecimal()]
+    place = folder or parent / str(max(taken, default=0) + 1)
+    if not str(place).isprintable() or "\\" in str(place):
+        what = f"{str(place)!r} cannot stand in a job's script"
+        raise ScaleupError.of(
+            "--output" if folder else "runs_dir", what, "use a folder without control characters and \\"
+        )
+    return place
 
 
-def _named_folder(path: Path) -> Path:
+def named_folder(path: Path) -> Path:
     """Return the folder that the user names, as an absolute path. Raises ScaleupError if it is not empty: a job may yet
     read what is in it."""
     folder = path.expanduser().absolute()
@@ -148,7 +175,7 @@ def _named_folder(path: Path) -> Path:
     return folder
 
 
-def _write_job(folder: Path, files: Files) -> None:
+def write_job(folder: Path, files: Files) -> None:
     """Write a job's files. Raises ScaleupError if its folder cannot be written."""
     try:
         (folder / "logs").mkdir(parents=True)
@@ -158,7 +185,8 @@ def _write_job(folder: Path, files: Files) -> None:
         raise ScaleupError.of(str(folder), f"cannot be written: {error.strerror}", "name another folder") from None
 
 
-def _target_of(config: RunConfig) -> str:
+def target_of(config: RunConfig) -> str:
+    """Return the target that a config's cluster section is for."""
     cluster = config.cluster
     return "kubernetes" if cluster is not None and cluster.kubernetes and not cluster.slurm else "slurm"
 
@@ -189,6 +217,14 @@ def _resolved(loaded: dict[str, Loaded], target: str, is_sweep: bool) -> list[Ru
 
 
 def _resolve(loaded: Loaded, target: str, is_sweep: bool) -> RunConfig:
+    return _checked(*on_target(loaded, target, is_sweep))
+
+
+def on_target(loaded: Loaded, target: str, is_sweep: bool = False) -> tuple[Loaded, Machine | None]:
+    """Return a config as it will be run there, with what the target refuses of it, and the machine of a node that it
+    asks for; None where it asks for none.
+
+    Raises ScaleupError for a config that does not load."""
     config = loaded.config
     if config is None:
         raise ScaleupError(loaded.problems)
@@ -197,12 +233,11 @@ def _resolve(loaded: Loaded, target: str, is_sweep: bool) -> RunConfig:
         missing = Problem("cluster", "is missing", "say what to ask the scheduler for: docs/config.md, ClusterConfig")
         loaded = Loaded(config, [*loaded.problems, missing])
     if cluster is None:
-        return _checked(loaded, None)
+        return loaded, None
     config = with_reward_device(config, cluster)
     problems = [*cluster_problems(config, cluster), *RULES[target](config, cluster, is_sweep)]
     problems = [problem for problem in problems if problem.where not in known]
-    checked = Loaded(config, [*loaded.problems, *problems])
-    return _checked(checked, cluster_machine(config, cluster))
+    return Loaded(config, [*loaded.problems, *problems]), cluster_machine(config, cluster)
 
 
 def _checked(loaded: Loaded, machine: Machine | None) -> RunConfig:
@@ -216,7 +251,7 @@ def _checked(loaded: Loaded, machine: Machine | None) -> RunConfig:
         return loaded.config
 
 
-def _print_files(folder: Path, files: Files) -> None:
+def print_files(folder: Path, files: Files) -> None:
     for name, text in files.items():
         print(f"==> {folder / name}\n{text}")
 

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scaleup.artifacts.files import read_json, write_json
 from scaleup.config.adapters import SelectiveAdapter
-from scaleup.config.run import RunConfig
+from scaleup.config.load import Loaded
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.cluster import nodes_of
 from scaleup.plan.describe import Described, Describer, describe_models
+from scaleup.plan.extras import DataPlaneMissing
 from scaleup.plan.facts import MicroBatch, ModelFacts, ModelRequest, RowsRequest
+from scaleup.plan.machine import Machine
 from scaleup.plan.model_path import ADAPTER_FILE
 from scaleup.plan.resolve import Sources, checked_rows, resolve
 from scaleup.plan.stages import planner_of
@@ -31,12 +33,24 @@ ONE_SCORE = ("LABEL_0",)
 """Is what Transformers calls the label of a head of one score."""
 
 
-def check(pipeline: Pipeline, names: Collection[str]) -> list[str]:
-    """Returns notes on what could not be seen yet of the runs of these names. Raises ScaleupError with every mistake of
-    them and of the pipeline."""
+Place = Callable[[Loaded], tuple[Loaded, Machine | None]]
+"""Maps a config -> it as it will be run, with what is refused of it there, and the machine it will be on."""
+
+
+def here(loaded: Loaded) -> tuple[Loaded, Machine | None]:
+    """Returns a config as the pipeline itself starts it."""
+    if loaded.config is not None and nodes_of(loaded.config) > 1:
+        what, remedy = "a pipeline starts runs of one node here", "scaleup submit gives each run a job of its own"
+        loaded = Loaded(loaded.config, [*loaded.problems, Problem("parallel.num_nodes", what, remedy)])
+    return loaded, None
+
+
+def check(pipeline: Pipeline, names: Collection[str], place: Place = here) -> list[str]:
+    """Returns notes on what could not be seen yet of the runs of these names, which will be made at a place. Raises
+    ScaleupError with every mistake of them and of the pipeline."""
     problems = list(pipeline.problems)
-    with Describer() as describer, tempfile.TemporaryDirectory(prefix="scaleup-") as place:
-        checker = Checker(pipeline, names, describer, Path(place))
+    with Describer() as describer, tempfile.TemporaryDirectory(prefix="scaleup-") as stand_ins:
+        checker = Checker(pipeline, names, describer, Path(stand_ins), place)
         for run in (run for name, run in pipeline.runs.items() if name in names):
             problems += of_run(run.name, checker.problems_of(run))
     if problems:
@@ -67,8 +81,9 @@ class Checker:
     pipeline: Pipeline
     names: Collection[str]
     describer: Describer
-    place: Path
+    stand_ins: Path
     """Is the folder of stand-ins."""
+    place: Place
     notes: list[str] = field(default_factory=list)
     _promises: dict[str, Promise] = field(default_factory=dict)
 
@@ -78,10 +93,14 @@ class Checker:
         unseen = sorted({each.run for each in unmade if each.run not in self._promises or not each.is_whole})
         stand_ins = {each.run: self._stand_in(each.run) for each in unmade}
         loaded = run.load({**run.folders, **stand_ins})
-        loaded.problems.extend(self._input_problems(run, loaded.config))
+        loaded.problems.extend(self._input_problems(run))
         problems: list[Problem] = []
+        sources = Sources(checked_rows, self._describe(run))
         try:
-            resolve(loaded, check_run_folder=False, peaks=False, sources=Sources(checked_rows, self._describe(run)))
+            placed, machine = self.place(loaded)
+            resolve(placed, machine, check_run_folder=False, peaks=False, sources=sources)
+        except DataPlaneMissing as missing:  # on a login node: the job's own check sees the rest
+            self.notes.append(f"{run.name}: the model was not looked at: {missing}")
         except ScaleupError as error:
             hidden = [str(stand_ins[name]) for name in unseen]
             problems = [each for each in error.problems if not any(place in str(each) for place in hidden)]
@@ -89,8 +108,8 @@ class Checker:
             self.notes.append(f"{run.name}: what {', '.join(unseen)} will make is not known: checked when it is there")
         return [self._as_named(problem) for problem in problems]
 
-    def _input_problems(self, run: PipelineRun, config: RunConfig | None) -> Iterator[Problem]:
-        """Yields inputs that other runs do not make, and what a pipeline cannot start."""
+    def _input_problems(self, run: PipelineRun) -> Iterator[Problem]:
+        """Yields inputs that other runs do not make."""
         for each in run.inputs:
             made, parent = self.pipeline.runs[each.run].folder, self.pipeline.runs[each.run].loaded.config
             if each.run not in self.names and not made.manifest_file.is_file():
@@ -105,13 +124,10 @@ class Checker:
             elif not planner_of(parent).makes_model:
                 what = f"{each.text} is a run of stage {parent.stage}, which makes no model"
                 yield Problem(each.key, what, "name a run that does")
-        if config is not None and nodes_of(config) > 1:
-            remedy = "run it by itself on its nodes: the pipeline takes what has finished as it is"
-            yield Problem("parallel.num_nodes", "a pipeline starts runs of one node", remedy)
 
     def _stand_in(self, name: str) -> Path:
         """Returns the stand-in for a run's folder, whose path is no part of another's."""
-        return self.place / name / "made"
+        return self.stand_ins / name / "made"
 
     def _as_named(self, problem: Problem) -> Problem:
         """Returns a problem in which stand-ins are called what they stand for."""

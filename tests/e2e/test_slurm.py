@@ -209,6 +209,33 @@ def test_a_sweep_is_an_array(cluster: Slurm, place: Path) -> None:
         assert f"seed: {number + 1}" in (folder / "config.yaml").read_text()
 
 
+def test_a_pipeline_is_a_job_for_each_run(cluster: Slurm, place: Path) -> None:
+    """Each begins when those that it needs have ended well, and has the nodes that it asks for."""
+    first = differing(SFT, {"name": "chain-first", "train.max_steps": 6})
+    second = differing(SFT, {"name": "chain-second", "parallel": {}, "train.max_steps": 3, "model.path": "${first}"})
+    lost = differing(second, {"name": "chain-lost", "model.path": "${second}", "cluster.setup": ["exit 3"]})
+    after = differing(second, {"name": "chain-after", "model.path": "${lost}"})
+    runs = {"first": first, "second": second, "lost": lost, "after": after}
+    file = place / "chain.yaml"
+    file.write_text(yaml.safe_dump({"pipeline": "chain", "runs": {name: {"config": runs[name]} for name in runs}}))
+    result: Result = scaleup("submit", file.name, cwd=place, env=cluster.environment)
+    assert result.code == 0, result.stderr
+    jobs = dict(line.split() for line in result.stdout.splitlines())
+    assert list(jobs) == list(runs)
+    assert cluster.job(jobs["second"])["Dependency"].startswith(f"afterok:{jobs['first']}")
+    assert [cluster.job(jobs[name])["NumNodes"].partition("-")[0] for name in ("first", "second")] == ["2", "1"]
+    completed(first, jobs["first"], cluster, place)
+    folder = completed(second, jobs["second"], cluster, place)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["path"] == str(place / "runs/chain-first")
+    assert cluster.wait(jobs["lost"])["ExitCode"] == "3:0"
+    assert cluster.wait(jobs["after"])["JobState"] == "CANCELLED", "what it needs will never be there"
+    again: Result = scaleup("submit", file.name, "--dry-run", cwd=place, env=cluster.environment)
+    assert again.code == 0, again.stderr
+    commands = [line for line in again.stdout.splitlines() if line.startswith("sbatch ")]
+    assert [line.split("/runs/")[1].split(".jobs")[0] for line in commands] == ["chain-lost", "chain-after"]
+    assert "--dependency=afterok:<lost>" in commands[1]
+
+
 def test_the_doctor_on_each_node_of_a_job(cluster: Slurm, place: Path) -> None:
     """These two nodes are one machine, which it says."""
     config = write_config(SFT | {"name": "doctor"}, place)

@@ -130,6 +130,37 @@ CASES = {
             command=("run", "config.yaml", "--node-rank", "1", "--accept-changed-data"),
         ),
         bad(
+            "jobs of a pipeline on a target that does not order them",
+            "error: --target: kubernetes does not order the jobs of a pipeline -> use slurm",
+            text=pipeline({"first": sft(cluster={"nodes": 1})}),
+            command=("submit", "config.yaml", "--target", "kubernetes"),
+            asks=True,
+        ),
+        bad(
+            "jobs of a pipeline whose runs do not say what they need",
+            "error: runs.first: cluster: is missing",
+            "error: runs.second: cluster.nodes: 1 granted, and the run needs 2 (parallel.num_nodes)",
+            text=pipeline(
+                {
+                    "first": sft(),
+                    "second": sft(
+                        model__path="${first}",
+                        cluster={"nodes": 1},
+                        parallel__num_nodes=2,
+                        parallel__num_processes=2,
+                    ),
+                }
+            ),
+            command=("submit", "config.yaml", "--dry-run"),
+            asks=True,
+        ),
+        bad(
+            "a sweep of a pipeline",
+            "error: --sweep: is of one config, not of a pipeline",
+            text=pipeline({"first": sft()}),
+            command=("render", "config.yaml", "--sweep", "train.seed=[1,2]"),
+        ),
+        bad(
             "a pipeline where one run is asked for",
             "error: pipeline: lists several runs, and one is asked for -> run it with scaleup run FILE",
             text=pipeline({"first": sft()}),
