@@ -24,11 +24,11 @@ from scaleup.distributed.runtime import Runtime, seed_everything
 from scaleup.errors import ScaleupError
 from scaleup.evaluation.foreign import Answered, foreign_scores
 from scaleup.evaluation.harness import Benchmarks, load_benchmarks
-from scaleup.evaluation.judge import measure_wins
 from scaleup.evaluation.likelihood import divergence_scores, label_scores, prompt_of, row_losses
 from scaleup.evaluation.metrics import perplexity_scores, placed, score_answers
 from scaleup.evaluation.scorers import measure_scores
 from scaleup.evaluation.scores import Scores, of_row
+from scaleup.evaluation.win_rate import measure_wins
 from scaleup.models.adapted import each_adapter, load_finished
 from scaleup.models.generation import Generator
 from scaleup.models.load import load_tokenizer

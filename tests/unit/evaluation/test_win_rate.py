@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from scaleup.artifacts.run_folder import RunFolder
 from scaleup.config.evaluation import PairwiseJudge
 from scaleup.config.schema import ModelConfig
 from scaleup.config.stages.evaluate import EvaluateConfig
-from scaleup.evaluation.judge import Judge, win_scores
+from scaleup.evaluation.judging import Judgements
+from scaleup.evaluation.win_rate import load_judge, questions, win_scores
 from scaleup.plan.types import Plan
 from scaleup.records.chats import Chat
 from scaleup.train.job import Job
@@ -17,7 +19,7 @@ TEMPLATE = "{prompt}: {first} or {second}?"
 KEY = "evaluation.judge.model"
 
 
-def judge_of(runtime, name="gpt2", **settings):
+def asked(tmp_path, runtime, pairs, name="gpt2", **settings):
     told = PairwiseJudge(model=ModelConfig(path=f"builtin:tiny-{name}"), **{"template": TEMPLATE, **settings})
     config = EvaluateConfig.model_validate(
         {
@@ -32,7 +34,8 @@ def judge_of(runtime, name="gpt2", **settings):
     plan = Plan(
         stage="evaluate", name="x", run_folder="x", groups=[], model=facts[KEY], models=facts, memory=[], notes=[]
     )
-    return Judge(Job(config, plan, runtime, None), told, KEY)
+    judge = load_judge(Job(config, plan, runtime, RunFolder(tmp_path)), told)
+    return judge([questions(told.template, *pair) for pair in pairs])
 
 
 @torch.no_grad()
@@ -56,27 +59,29 @@ def by_hand(name, text, options=("A", "B")):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "t5"])
-def test_preferences_are_the_options_probabilities_in_both_orders(runtime, name):
+def test_preferences_are_the_options_probabilities_in_both_orders(runtime, name, tmp_path):
     pairs = [("a", "yes", "no"), ("b", "", "x y"), ("c", "same", "same")]
-    found = judge_of(runtime, name).preferences(*zip(*pairs, strict=True))
+    found = 1 / (1 + np.exp(-asked(tmp_path, runtime, pairs, name).by_order))
     for (prompt, one, other), (shown_first, shown_second) in zip(pairs, found, strict=True):
         assert shown_first == pytest.approx(by_hand(name, f"{prompt}: {one} or {other}?"), abs=1e-5)
         assert shown_second == pytest.approx(1 - by_hand(name, f"{prompt}: {other} or {one}?"), abs=1e-5)
     assert found[2].sum() == pytest.approx(1), "of two equal responses neither is better in both orders"
 
 
-def test_an_encoder_decoder_judges_conversations_and_leaves_out_what_is_too_long(runtime):
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_conversations_are_read_as_their_turns_and_what_is_too_long_is_left_out(runtime, name, tmp_path):
     chat = Chat([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}])
-    judge = judge_of(runtime, "t5", max_length=40)
-    found = judge.preferences([chat, "a", "a"], ["yes", "b " * 60, "b"], ["no", "c", "c"])
-    assert not np.isnan(found[[0, 2]]).any() and ((found[[0, 2]] > 0) & (found[[0, 2]] < 1)).all()
-    plain = judge.preferences(["user: hi\n\nassistant: ho"], ["yes"], ["no"])
-    assert plain[0] == pytest.approx(found[0], abs=1e-6), "its turns are what it reads"
+    pairs = [(chat, "yes", "no"), ("a", "b " * 90, "c"), ("user: hi\n\nassistant: ho", "yes", "no")]
+    found = asked(tmp_path, runtime, pairs, name, max_length=100).by_order
+    assert np.isnan(found).tolist() == [[False] * 2, [True] * 2, [False] * 2]
+    assert found[0] == pytest.approx(found[2], abs=1e-6)
 
 
 def test_a_response_wins_that_is_better_in_both_orders():
-    both, neither, by_order, unknown = [0.9, 0.6], [0.1, 0.4], [0.9, 0.2], [np.nan, np.nan]
-    scores = win_scores(np.array([both, both, neither, by_order, [0.5, 0.5], unknown]))
+    both, neither, by_order, unknown = [3, 1], [-3, -1], [2, -2], [np.nan, np.nan]
+    odds = np.array([both, both, neither, by_order, [0, 0], unknown], float)
+    logps = np.stack([odds, np.zeros_like(odds)], axis=2) * np.array([1, -1])[:, None]
+    scores = win_scores(Judgements(logps))
     assert scores.result(0) == {"judge": (2 + 0 + 0.5 + 0.5) / 5, "judge_by_order": 1 / 5, "judge_left_out": 1}
     assert scores.by_row["judge"][:5].tolist() == [1, 1, 0, 0.5, 0.5] and np.isnan(scores.by_row["judge"][5])
     assert "judge_interval" in scores.result(20)
