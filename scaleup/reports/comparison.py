@@ -38,6 +38,8 @@ OF_TOKENS = frozenset(("loss", "perplexity", "kl", "kl_per_token"))
 """Names figures that mean something else for models with other tokens."""
 COUNTS = ("rows", "pairs")
 """Names figures that count what was measured."""
+UNTELLING = frozenset(("loss", "length_words", "length_characters"))
+"""Names metrics by which rows that differ are shown only where there is no other."""
 BY_ROW = "_by_row"
 """Ends the name of a mean over rows, where a metric's own figure is none."""
 
@@ -139,7 +141,7 @@ def compare_columns(
         what = f"{strangers[0]!r} has no score of each row in all columns"
         raise ScaleupError(Problem("--by", what, f"use one of {', '.join(common)}" if common else "leave it out"))
     chosen = list(dict.fromkeys(by)) or [name for name in ("reward", "judge") if name in common]
-    most = next(iter([*chosen, *(name for name in common if name != "loss"), *common]), None)
+    most = next(iter([*chosen, *(name for name in common if name not in UNTELLING), *common]), None)
     return Comparison(
         columns,
         len(rows),
