@@ -155,23 +155,24 @@ def test_two_processes_tell_what_the_harness_tells(place: Path, tmp_path: Path) 
     assert base[0]["resps"] != lora[0]["resps"], "the adapter does something"
 
 
-@pytest.fixture(scope="module", params=["causal", "adapter", "seq2seq", "8bit"])
-def told(request: pytest.FixtureRequest, place: Path) -> tuple[list[str], Path]:
-    """What names a model in a config, and the folder that the harness's command line wrote of it."""
-    name = "builtin:tiny-t5" if request.param == "seq2seq" else "builtin:tiny-llama"
-    model, names = f"pretrained={materialize(name)}", [f"model.path={name}"]
+@pytest.fixture(scope="module", params=["several-files", "adapter", "seq2seq", "8bit"])
+def told(request: pytest.FixtureRequest, place: Path) -> tuple[str, Path]:
+    """The path of a model, and the folder that the harness's command line wrote of it."""
     if request.param == "adapter":
-        path = place / "adapter"
-        model, names = f"{model},peft={path}", [f"model.path={path}"]
-    elif request.param == "8bit":
-        path = in_several_files(place)
-        model, names = f"pretrained={path},load_in_8bit=True", [f"model.path={path}", "quantization=8bit"]
+        path = str(place / "adapter")
+        model = f"pretrained={materialize('builtin:tiny-llama')},peft={path}"
+    elif request.param == "seq2seq":
+        path = "builtin:tiny-t5"
+        model = f"pretrained={materialize(path)}"
+    else:
+        path = str(in_several_files(place) if request.param == "several-files" else in_8_bits(place))
+        model = f"pretrained={path}"
     folder = place / f"told-{request.param}"
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", model, "--log_samples"]
     command += ["--tasks", "choice,written", "--include_path", str(place / "tasks"), "--output_path", str(folder)]
     command += ["--num_fewshot", "2", "--limit", "7", "--batch_size", "3", "--device", "cpu"]
     subprocess.run(command, check=True, cwd=place, timeout=240)
-    return names, folder
+    return path, folder
 
 
 def in_several_files(place: Path) -> Path:
@@ -185,11 +186,21 @@ def in_several_files(place: Path) -> Path:
     return folder
 
 
+def in_8_bits(place: Path) -> Path:
+    """Quantizes tiny-llama."""
+    rows = {"test": "rows.jsonl", "prompt": "{question}", "completion": " {answer}"}
+    config = {"stage": "quantize", "name": "int8", "model": {"path": "builtin:tiny-llama"}, "data": rows}
+    result = scaleup("run", write_config({**config, "quantize": {"method": "int8_weight_only"}}, place), cwd=place)
+    assert result.code == 0, result.stderr
+    return place / "runs/int8/model"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_samples_are_those_of_its_command_line(told: tuple[list[str], Path], processes: int, place: Path) -> None:
-    names, folder = told
-    run = evaluated(place, f"{folder.name}-{processes}", f"parallel.num_processes={processes}", *names)
+def test_samples_are_those_of_its_command_line(told: tuple[str, Path], processes: int, place: Path) -> None:
+    path, folder = told
+    number = f"parallel.num_processes={processes}"
+    run = evaluated(place, f"{folder.name}-{processes}", number, f"model.path={path}")
     for task in TASKS:
         (file,) = folder.rglob(f"samples_{task}_*.jsonl")
         assert_same(samples_of(run / "samples/model" / f"{task}.jsonl"), samples_of(file))
