@@ -75,9 +75,9 @@ def run(
 @app.command(rich_help_panel=TRAIN)
 def demo(
     overrides: Overrides = None,
-    tiny: Annotated[bool, typer.Option("--tiny", help="Random models: two minutes, and nothing is learned.")] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Random models: a few minutes, and nothing is learned.")] = False,
 ) -> None:
-    """Run the whole chain on real parts, a quarter of an hour on two cores, and write its report."""
+    """Run the whole chain on real parts, from SFT to PPO, and write its report."""
     from scaleup.runs.report import read_subject, write_report
     from scaleup.studies.run import PipelineOptions, run_pipeline
 
