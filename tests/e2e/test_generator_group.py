@@ -56,14 +56,12 @@ def pid_of(folder: Path) -> int:
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        {"parallel": {"num_processes": 2}},
         {"parallel": {"num_processes": 2, "strategy": "fsdp2"}},
         {"adapter": {"type": "lora", "r": 4}},
         {"parallel": {"num_processes": 2, "strategy": "zero3"}},
         {"reward": PPO["reward"] | {"placement": "group"}},
     ],
-    ids=["one", "two", "fsdp2", "lora", "zero3", "beside-rewards"],
+    ids=["fsdp2", "lora", "zero3", "beside-rewards"],
 )
 def test_a_run_by_an_engine_is_the_run_without_one(
     place: Path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
@@ -71,24 +72,31 @@ def test_what_cannot_be_reported(tmp_path: Path) -> None:
     assert where == [str(never.path), "nothing", "--output"]
 
 
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the whole chain has been run."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "data").symlink_to(Path(__file__).resolve().parents[2] / "data")
+    result = scaleup("demo", "--tiny", cwd=folder, timeout=900)
+    assert result.code == 0, result.stdout + result.stderr
+    assert result.stdout.endswith(f"{folder}/runs/demo-tiny-report.html\n")
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_demo(tmp_path: Path, browser: Browser) -> None:
-    """The whole chain ends with a page whose numbers are the manifests'. Asked again, there is nothing to do."""
-    (tmp_path / "data").symlink_to(Path(__file__).resolve().parents[2] / "data")
-    result = scaleup("demo", "--tiny", cwd=tmp_path, timeout=900)
-    assert result.code == 0, result.stdout + result.stderr
-    file = tmp_path / "runs/demo-tiny-report.html"
-    assert result.stdout.endswith(f"{file}\n")
+def test_the_demo(demo: Path, browser: Browser) -> None:
+    """It ends with a page whose numbers are the manifests'. Asked again, there is nothing to do."""
+    file = demo / "runs/demo-tiny-report.html"
     page = Page(file.read_text())
     names = ("sft", "int8", "evaluate", "card", "reward", "ppo")
     assert [page.row(name)[0] for name in names] == ["finished"] * len(names)
-    figures = read_json(tmp_path / "runs/demo-tiny-evaluate/metrics.json")
+    figures = read_json(demo / "runs/demo-tiny-evaluate/metrics.json")
     for metric in ("loss", "perplexity", "accuracy"):
         told = [float(cell.split(" [")[0].replace(",", "")) for cell in page.row(metric)]
         assert told == pytest.approx([figures[of][metric] for of in ("baseline", "sft", "int8")], rel=1e-3)
     for name in ("sft", "reward", "ppo"):
-        manifest = RunFolder(tmp_path / f"runs/demo-tiny-{name}").manifest()
+        manifest = RunFolder(demo / f"runs/demo-tiny-{name}").manifest()
         assert manifest is not None
         for key, value in manifest.metrics.items():
             if isinstance(value, int | float) and value is not None:
@@ -96,10 +104,26 @@ def test_the_demo(tmp_path: Path, browser: Browser) -> None:
                 assert any(abs(each - value) <= 1e-4 * max(1, abs(value)) for each in shown), f"{name}: {key}"
     assert any(row[:2] == ["reward", "scoring"] for row in page.rows)
     check_in_browser(browser, file, product(SIZES, SCHEMES))
-    again = scaleup("demo", "--tiny", cwd=tmp_path)
+    again = scaleup("demo", "--tiny", cwd=demo)
     assert (again.code, "nothing to do" in again.stdout) == (0, True), again.stdout
-    elsewhere = scaleup("demo", "--tiny", cwd=tmp_path / "runs")
+    elsewhere = scaleup("demo", "--tiny", cwd=demo / "runs")
     assert (elsewhere.code, elsewhere.stderr.startswith("error: demo: needs configs/pipelines")) == (2, True)
+
+
+@pytest.mark.slow
+def test_runs_that_were_measured_on_the_same_rows_are_compared(demo: Path) -> None:
+    run = demo / "runs/demo-tiny-sft"
+    measured = scaleup("evaluate", run, "evaluation.metrics=[perplexity]", cwd=demo)
+    assert measured.code == 0, measured.stdout + measured.stderr
+    shutil.copytree(run, demo / "runs/twin")
+    result = scaleup("report", "runs/demo-tiny-sft", "runs/twin", "-o", "both.html", cwd=demo)
+    assert (result.code, result.stdout) == (0, "both.html\n"), result.stderr
+    page = Page((demo / "both.html").read_text())
+    assert ["metric", "before", "demo-tiny-sft", "twin"] in page.rows
+    figures = read_json(run / "evaluations/1/metrics.json")
+    shown = next(row for row in page.rows if row[0] == "loss" and len(row) == 4)[1:]
+    told = [float(cell.split(" [")[0]) for cell in shown]
+    assert told == pytest.approx([figures[of]["loss"] for of in ("baseline", "model", "model")], rel=1e-3)
 
 
 @pytest.mark.slow
