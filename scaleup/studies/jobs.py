@@ -3,7 +3,6 @@ begins once the jobs that make its inputs have ended well."""
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,6 +87,8 @@ def render_pipeline(file: Path, raw: Raw, overrides: Sequence[str], target: str 
         for each in jobs.values():
             print_submission(each.job, "slurm", [f"<{name}>" for name in each.after])
         return
+    if not jobs:
+        return
     for each in jobs.values():
         write_job(each.job.folder, slurm_files(each.job))
         print(each.job.folder / SCRIPT)
@@ -133,15 +134,12 @@ def _told(what: str) -> list[Problem]:
 def submit_script(jobs: dict[str, PlannedJob]) -> str:
     """Render the script that submits rendered jobs, from wherever it is called."""
     lines = ["#!/bin/bash", "# Written by `scaleup render`: submits each run after those that it needs.", "set -eu"]
+    variables = {name: f"job_{number}" for number, name in enumerate(jobs, 1)}
     for name, each in jobs.items():
         command = words([*SUBMIT["slurm"]])
         if each.after:
-            ids = ":".join(f"${{{_variable(parent)}%%;*}}" for parent in each.after)
+            ids = ":".join(f"${{{variables[parent]}%%;*}}" for parent in each.after)
             command += f' --dependency="afterok:{ids}" --kill-on-invalid-dep=yes'
-        lines.append(f"{_variable(name)}=$({command} {shlex.quote(str(each.job.folder / SCRIPT))})")
-        lines.append(f'echo "{name} ${_variable(name)}"')
+        lines.append(f"{variables[name]}=$({command} {shlex.quote(str(each.job.folder / SCRIPT))})")
+        lines.append(f'echo "{name} ${variables[name]}"')
     return "\n".join(lines) + "\n"
-
-
-def _variable(name: str) -> str:
-    return "job_" + re.sub(r"\W", "_", name)

@@ -28,7 +28,7 @@ def next_params(search: Search, trials: Sequence[Trial]) -> Params:
         return search.grid[number]
     import optuna
 
-    seed = search.config.seed * SEEDS + number
+    seed = (search.config.seed * SEEDS + number) % 2**32  # numpy takes no more
     samplers = optuna.samplers
     sampler = samplers.RandomSampler(seed) if search.config.sampler == "random" else samplers.TPESampler(seed=seed)
     asked = optuna_study(search, trials, sampler).ask(_distributions(search))

@@ -189,15 +189,16 @@ def _size_problems(config: SearchConfig) -> Iterator[Problem]:
     for key, space in config.space.items():
         if grid_values(space) is None:
             yield Problem(f"space.{key}", "is a range, of which a grid needs points", "add points: 5, or step")
-    size = prod(_size(space) for space in config.space.values())
+    size = grid_size(config)
     if size > MOST_TRIALS:
         yield Problem("space", f"is a grid of {size:,} points", "use fewer, or method: random")
     elif config.num_trials is not None and config.num_trials != size:
         yield Problem("num_trials", f"is {config.num_trials}, and the grid has {size} points", "leave it out")
 
 
-def _size(space: Space) -> int:
-    return len(grid_values(space) or [None])
+def grid_size(config: SearchConfig) -> int:
+    """Returns how many points a grid has, without making them; a range that makes none counts as one value."""
+    return prod(len(grid_values(space) or [None]) for space in config.space.values())
 
 
 def refuse_another(search: Search, record: StudyRecord) -> None:

@@ -22,7 +22,7 @@ from scaleup.plan.machine import Machine, this_machine
 from scaleup.plan.resolve import Sources, checked_rows, resolve
 from scaleup.plan.stages import planner_of
 from scaleup.records.check import DataCheck
-from scaleup.studies.search import Params, Search
+from scaleup.studies.search import Params, Search, grid_size
 
 MOST_POINTS = 100
 """Bounds the points of a grid that are planned before it starts; of larger ones the ends of each key are."""
@@ -75,7 +75,8 @@ def share_of(machine: Machine, num_parallel: int) -> Machine:
 def machine_problems(search: Search, machine: Machine) -> Iterator[Problem]:
     """Yields more trials side by side than there are devices."""
     count = search.config.num_parallel
-    is_on_cpu = (search.base.get("parallel") or {}).get("device") == "cpu" or not machine.num_gpus
+    parallel = search.base.get("parallel")
+    is_on_cpu = not machine.num_gpus or (isinstance(parallel, dict) and parallel.get("device") == "cpu")
     most, what = (machine.num_cores, "cores") if is_on_cpu else (machine.num_gpus, "GPUs")
     if count > most:
         yield Problem("num_parallel", f"is {count}, and there are {most} {what} here", f"use at most {most}")
@@ -85,7 +86,7 @@ def points_of(search: Search) -> Iterator[Params]:
     """Yields points of the space that a check looks at: all of a small grid; else all first and all last values, and
     each other end of a key beside the first ones of the others."""
     space = search.config.space
-    if search.config.sampler == "grid" and len(search.grid) <= MOST_POINTS:
+    if search.config.sampler == "grid" and grid_size(search.config) <= MOST_POINTS:
         yield from search.grid
         return
     first = {key: ends(each)[0] for key, each in space.items()}

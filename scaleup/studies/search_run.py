@@ -85,7 +85,8 @@ def read_record(search: Search) -> StudyRecord:
     folder = search.folder
     record = folder.read()
     if record is None:
-        if folder.path.exists() and any(each.name != "trials" for each in folder.path.iterdir()):
+        is_folder = folder.path.is_dir()
+        if folder.path.exists() and not (is_folder and all(each.name == "trials" for each in folder.path.iterdir())):
             raise ScaleupError.of(f"study ({folder.path})", "exists and is no search", "choose another name")
         record = search.new_record()
     refuse_another(search, record)

@@ -14,6 +14,7 @@ from scaleup.config.load import load_leniently
 from scaleup.errors import ScaleupError
 from scaleup.studies.sampling import next_params
 from scaleup.studies.search import Search, read_search, refuse_another
+from scaleup.studies.search_run import read_record
 from tests.unit.studies.folders import SFT
 
 SPACE: dict[str, Any] = {
@@ -81,6 +82,8 @@ def test_draws_lie_in_the_space_and_do_not_depend_on_interruptions(method: str) 
     assert len({trial.params["train.learning_rate"] for trial in trials}) == 14
     other = search_of(method=method, seed=1)
     assert next_params(other, []) != next_params(search, [])
+    dated = search_of(method=method, seed=20240101)
+    assert next_params(dated, []) != next_params(search, []), "a seed may be larger than numpy's"
 
 
 def test_tpe_goes_where_it_was_good() -> None:
@@ -138,6 +141,14 @@ def test_a_folder_of_another_search_is_refused() -> None:
     record.trials = [Trial(number=number, params={}) for number in range(5)]
     with pytest.raises(ScaleupError, match="num_trials: is 4, and 5 trials are there"):
         refuse_another(search_of("num_trials=4"), record)
+
+
+def test_a_file_in_the_place_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/s").write_text("")
+    with pytest.raises(ScaleupError, match="exists and is no search"):
+        read_record(search_of())
 
 
 def test_a_search_is_no_run(tmp_path: Path) -> None:
