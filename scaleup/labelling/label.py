@@ -223,6 +223,9 @@ def _alone(folder: Path, labeller: str) -> Iterator[None]:
     except Timeout:
         what = f"{labeller!r} is labelling in {folder} already"
         raise ScaleupError([Problem("--labeller", what, "end that session, or take another name")]) from None
+    except OSError as error:
+        remedy = "see to the folder and its permissions"
+        raise ScaleupError.of(str(folder), f"cannot be written: {error.strerror}", remedy) from None
     try:
         yield
     finally:

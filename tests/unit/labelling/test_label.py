@@ -63,6 +63,8 @@ def test_a_labeller_has_one_session_at_a_time(
         label(answers, out, HERE, Console())
     assert seen == [[f"--labeller 'ann' is labelling in {out} already"]]
     label([out], None, HERE, Console())
+    (out / ".labels-ben.lock").mkdir()
+    assert refusal(label, [out], None, LabelOptions("ben"), Console()) == [f"{out} cannot be written: Is a directory"]
 
 
 @pytest.mark.parametrize(
