@@ -47,6 +47,11 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_json_lines(file: Path) -> list[Any]:
+    """Return the lines of a whole file. JSON may hold what Python takes for the end of a line, too: U+2028, U+0085."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
 def folder_bytes(folder: Path, pattern: str = "*") -> int:
     """Return the bytes of the files in a folder whose names match the pattern, those of folders in it aside."""
     return sum(file.stat().st_size for file in folder.glob(pattern) if file.is_file())

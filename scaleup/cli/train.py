@@ -88,7 +88,7 @@ def demo(
         raise ScaleupError.of("demo", what, "clone it, make setup, and run this command in its folder")
     code = run_pipeline(file, read_mapping(file), PipelineOptions(overrides or ()), new_console())
     if not code:
-        print(write_report(read_subject([str(file)])))
+        print(write_report(read_subject([str(file)], overrides=overrides or ())))
     raise typer.Exit(code)
 
 

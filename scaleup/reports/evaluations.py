@@ -3,14 +3,13 @@ which they are not alike. No model is loaded."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scaleup.artifacts.files import read_json
+from scaleup.artifacts.files import read_json, read_json_lines
 from scaleup.artifacts.run_folder import RunFolder, differing_keys, finished_run
 from scaleup.artifacts.timeline import read_timelines
 from scaleup.config.fields import is_template_file
@@ -124,8 +123,7 @@ def read_evaluation(folder: Path) -> Evaluated:
     if not run.config.evaluation.metrics:
         what = "was measured on evaluation.tasks alone, and rows are compared"
         raise ScaleupError.of(str(folder), what, "name metrics of rows beside the tasks; metrics.json has all figures")
-    text = (run.path / "predictions.jsonl").read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in text.splitlines()]
+    lines = read_json_lines(run.path / "predictions.jsonl")
     if not all("scores" in row for row in lines):
         what = "was measured by an earlier version, and holds no scores of each row"
         raise ScaleupError.of(str(folder), what, f"evaluate it again: {EVALUATE} RUN")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from scaleup.artifacts.files import read_json
+from scaleup.artifacts.files import read_json, read_json_lines
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.plan.types import Plan
 from scaleup.reports.left_out import length_sentence
@@ -87,7 +86,7 @@ def show_generations(console: Console, run: RunFolder) -> None:
     """Prints the first prompts, each with its answer behind it, or with a line for each of several, or of each
     adapter."""
     file = run.path / "generations.jsonl"
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = read_json_lines(file)
     for row in rows[:NUM_ANSWERS_SHOWN]:
         is_one = isinstance(row.get("completion"), str)
         console.print(row["prompt"], style="dim", end="" if is_one else "\n", markup=False, highlight=False)
@@ -221,7 +220,7 @@ def number(value: Any) -> str:
 def show_revisions(console: Console, run: RunFolder) -> None:
     """Prints the first prompts, each with what was answered and what it became."""
     file = run.path / "revisions.jsonl"
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = read_json_lines(file)
     for row in rows[:NUM_ANSWERS_SHOWN]:
         console.print(row["prompt"], style="dim", markup=False, highlight=False)
         for name, text in (("before", row["initial"]), ("after", row["completion"])):

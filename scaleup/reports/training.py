@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 import scaleup
+from scaleup.artifacts.files import read_json_lines
 from scaleup.artifacts.train_state import TrainState
 from scaleup.config.stages.base import TrainingConfig
 from scaleup.plan.types import Plan
@@ -22,7 +23,7 @@ from scaleup.reports.plots import figure
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """Returns the lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return read_json_lines(file)
 
 
 Series = Mapping[str, Sequence[tuple[float, float]]]

@@ -64,8 +64,9 @@ class Subject:
         return Path("report.html")
 
 
-def read_subject(targets: Sequence[str], output: Path | None = None) -> Subject:
-    """Returns what the targets name: folders of runs, and files of pipelines. `output` is the page's file.
+def read_subject(targets: Sequence[str], output: Path | None = None, overrides: Sequence[str] = ()) -> Subject:
+    """Returns what the targets name: folders of runs, and files of pipelines. `output` is the page's file,
+    `overrides` are those that a pipeline was run with.
 
     Raises ScaleupError for all that are neither, for all that were never started, and for a file that cannot be
     written."""
@@ -76,7 +77,7 @@ def read_subject(targets: Sequence[str], output: Path | None = None) -> Subject:
         path = Path(target)
         try:
             if path.is_file():
-                pipelines.append((path, _pipeline(path)))
+                pipelines.append((path, _pipeline(path, overrides)))
                 found = {name: run.folder.path for name, run in pipelines[-1][1].runs.items()}
             else:
                 found = {_name(path.absolute()): _started(path)}
@@ -108,12 +109,12 @@ def _started(path: Path) -> Path:
     return state.run.path
 
 
-def _pipeline(file: Path) -> Pipeline:
+def _pipeline(file: Path, overrides: Sequence[str]) -> Pipeline:
     raw = read_mapping(file)
     if "pipeline" not in raw:
         what = "is no pipeline: it has no key `pipeline`"
         raise ScaleupError.of(str(file), what, "name a pipeline's file, or the folder of a run, e.g. runs/reviews")
-    pipeline = read_pipeline(file, raw)
+    pipeline = read_pipeline(file, raw, overrides)
     if pipeline.problems:
         raise ScaleupError(pipeline.problems)
     if not any(_is_started(run.folder.path) for run in pipeline.runs.values()):

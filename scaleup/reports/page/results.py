@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from scaleup.artifacts.files import read_json
+from scaleup.artifacts.files import read_json, read_json_lines
 from scaleup.artifacts.manifest import Manifest
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.errors import ScaleupError
@@ -122,7 +122,7 @@ def samples(run: RunFolder, manifest: Manifest | None, limits: Limits) -> Html:
     file = run.path / "generations.jsonl"
     if not file.is_file():
         return Html()
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = read_json_lines(file)
     names = list(dict.fromkeys(key for row in rows for key in row if key not in ("id", "tools")))
     return _samples(names, [[_text(row.get(name)) for name in names] for row in rows], "prompts with answers", limits)
 

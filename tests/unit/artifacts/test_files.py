@@ -13,6 +13,7 @@ from scaleup.artifacts.files import (
     folder_bytes,
     folder_problem,
     read_json,
+    read_json_lines,
     write_json,
     write_problem,
     write_text,
@@ -29,6 +30,11 @@ def test_text_replaces_text(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "né\n")
     assert (tmp_path / "a").read_bytes() == "né\n".encode()
     assert names(tmp_path) == ["a"]
+
+
+def test_lines_of_json_end_where_json_says(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", '{"b": "one\u2028two\x85three"}\n{"b": ""}\n')
+    assert [row["b"] for row in read_json_lines(tmp_path / "a")] == ["one\u2028two\x85three", ""]
 
 
 def test_text_that_cannot_be_written_leaves_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

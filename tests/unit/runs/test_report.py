@@ -167,6 +167,18 @@ def test_a_pipeline_shows_each_of_its_runs(tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_a_pipeline_that_was_run_with_overrides(tmp_path: Path) -> None:
+    ended(made(tmp_path, "third"), "finished")
+    subject = read_subject([str(pipeline(tmp_path))], overrides=["a.name=third"])
+    assert list(subject.runs.values()) == [tmp_path / "third", tmp_path / "second"]
+
+
+def test_answers_with_other_ends_of_lines(tmp_path: Path) -> None:
+    run = ended(made(tmp_path), "finished")
+    (run.path / "generations.jsonl").write_text('{"id": 0, "prompt": "p", "completion": "one\u2028two"}\n')
+    assert page_of(run).row("p") == ["one\u2028two"]
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     paths = [ended(made(tmp_path / name, "x"), "finished").path for name in ("one", "two")]
     subject = read_subject([*map(str, paths), str(paths[0])])
