@@ -12,7 +12,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from scaleup.errors import ScaleupError
 from scaleup.labelling.session import Session
@@ -20,6 +20,7 @@ from scaleup.labelling.session import Session
 ADDRESS = "127.0.0.1"
 MOST_BYTES = 1 << 14
 """Bounds what is read of a request: a decision is shorter."""
+MOST_DIGITS = 9
 PAGES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/label.js": ("label.js", "text/javascript; charset=utf-8"),
@@ -110,19 +111,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _get(self) -> tuple[str, bytes]:
-        address = urlsplit(self.path)
-        if address.path in PAGES:
-            name, kind = PAGES[address.path]
+        path, _, query = self.path.partition("?")
+        if path in PAGES:
+            name, kind = PAGES[path]
             return kind, files("scaleup.labelling").joinpath("page", name).read_bytes()
-        if address.path != "/state":
+        if path != "/state":
             raise Refusal(HTTPStatus.NOT_FOUND, "there is no such page")
         self._check_secret()
-        at = parse_qs(address.query).get("at", [""])[0]
-        return "application/json", _json(self.server.session.view(int(at) if at.isdecimal() and at.isascii() else None))
+        return "application/json", _json(self.server.session.view(_number(parse_qs(query).get("at", [""])[0])))
 
     def _post(self) -> tuple[str, bytes]:
         origin = self.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc not in self.server.hosts:
+        if origin is not None and origin.removeprefix("http://") not in self.server.hosts:
             raise Refusal(HTTPStatus.FORBIDDEN, "another page may not send this")
         self._check_secret()
         asked, session = self._body(), self.server.session
@@ -146,13 +146,13 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(HTTPStatus.UNAUTHORIZED, "open the whole address that scaleup label printed")
 
     def _body(self) -> dict[str, Any]:
-        length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdecimal()) or int(length) > MOST_BYTES:
+        length = _number(self.headers.get("Content-Length", ""))
+        if length is None or length > MOST_BYTES:
             raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too long, or of no length")
         if self.headers.get_content_type() != "application/json":
             raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "is no JSON")
         try:
-            asked = json.loads(self.rfile.read(int(length)))
+            asked = json.loads(self.rfile.read(length))
         except (ValueError, RecursionError):
             raise Refusal(HTTPStatus.BAD_REQUEST, "is no JSON") from None
         if not isinstance(asked, dict):
@@ -161,6 +161,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Says nothing: the address would stand in the terminal again for each request."""
+
+
+def _number(text: str) -> int | None:
+    """Returns a whole number of a request; None for what is none, or has more digits than any that is meant."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS else None
 
 
 def _json(value: Any) -> bytes:

@@ -86,6 +86,8 @@ def test_all_are_decided(server: LabelServer) -> None:
         "a form": (415, {"Content_Type": "text/plain"}),
         "no length": (413, {"Content_Length": "x"}),
         "a long body": (413, {"Content_Length": "999999"}),
+        "a length without end": (413, {"Content_Length": "9" * 5000}),
+        "no address of a page": (403, {"Origin": "http://[::1"}),
     }.values(),
 )
 def test_who_may_not_is_refused_and_changes_nothing(
@@ -101,6 +103,12 @@ def test_who_may_not_is_refused_and_changes_nothing(
 def test_what_is_no_decision_is_refused(server: LabelServer, body: Any) -> None:
     status, said, _ = ask(server, "/decide", body)
     assert status == 400 and json.loads(said)["error"]
+
+
+def test_addresses_that_are_none(server: LabelServer) -> None:
+    assert ask(server, "http://[::1/state")[0] == 404
+    status, body, _ = ask(server, "/state?at=" + "9" * 5000)
+    assert (status, json.loads(body)["at"]) == (200, 0)
 
 
 def test_pages_forbid_what_they_do_not_need(server: LabelServer) -> None:
