@@ -18,7 +18,10 @@ from scaleup.plan.facts import ModelFacts
 from scaleup.plan.model_path import adapter_base, adapter_folder, adapter_path_problems, saved_settings
 
 TAKEN = frozenset(
-    {"metric", "before", "baseline", "id", "prompt", "tools", "text", "reference", "completion", "scores"}
+    {
+        *("metric", "before", "baseline", "id", "prompt", "tools", "text", "reference", "completion", "scores"),
+        *("label", "chosen", "rejected", "margin"),
+    }
 )
 """Lists the names that columns and keys of results have already."""
 

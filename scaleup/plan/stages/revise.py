@@ -28,6 +28,10 @@ class RevisePlanner(StagePlanner[ReviseConfig]):
         yield from one_answer(config.generation, "generation", "one answer a prompt is revised")
         if config.generation.prompts is not None:
             yield Problem("generation.prompts", "are for the generate stage", "name their file at data.test")
+        is_given = config.revise.responses == "data"
+        if is_given and any(form.text is not None for form in self.row_formats(config)):
+            what = "gives no prompt, and an answer to one is revised"
+            yield Problem("data.text", what, "set data.prompt and data.completion instead")
         yield from constitution_problems(config.revise.constitution, "revise")
 
     def quantized_problems(self, config: ReviseConfig) -> Iterator[Problem]:

@@ -58,6 +58,11 @@ CASES = {
             "error: data.prompt: is set without a completion -> set data.completion beside it",
             changes={"revise.responses": "data"},
         ),
+        revised(
+            "rows that are texts without a prompt",
+            "error: data.text: gives no prompt, and an answer to one is revised",
+            changes={"revise.responses": "data", "data.prompt": None, "data.text": "{text}"},
+        ),
         judged(
             "rows with one answer",
             "error: data.test: holds one answer a prompt, and two are compared -> name rows with completions, or with "

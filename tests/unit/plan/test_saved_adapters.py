@@ -10,7 +10,7 @@ import pytest
 
 from scaleup.config.load import load_mapping
 from scaleup.plan.facts import ModelFacts
-from scaleup.plan.saved_adapters import base_problems
+from scaleup.plan.saved_adapters import base_problems, taken_problems
 from tests.unit.plan.conftest import RAW
 
 LLAMA = {
@@ -73,3 +73,9 @@ def test_another_base(change: dict[str, Any], what: str, stage: str, folder: Pat
 def test_what_does_not_differ_is_fine(base: dict[str, Any] | None, folder: Path, facts: ModelFacts) -> None:
     """Another folder with the same model, one that says less, and a hub name, of which nothing is here."""
     assert problems(folder, facts, base, "evaluate") == []
+
+
+def test_columns_are_called_as_no_key_of_a_row_is() -> None:
+    """Whoever scores texts and pairs writes its columns beside these keys."""
+    keys = ("prompt", "tools", "reference", "text", "label", "chosen", "rejected", "margin", "scores")
+    assert [problem.where for problem in taken_problems(keys, "models")] == [f"models.{key}" for key in keys]
