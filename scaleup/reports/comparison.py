@@ -162,6 +162,14 @@ def _notes(columns: Sequence[Column]) -> Iterator[str]:
     for other in others:
         if missing := [name for name in _names([first]) if name not in _names([other])]:
             yield f"{other.name}: was not measured by {', '.join(missing)}"
+        shared = [name for name in first.scores if name in other.scores]
+        if unlike := [name for name in shared if _left_out(first.scores[name]) != _left_out(other.scores[name])]:
+            what = f"leaves out other rows than {first.name} in {', '.join(unlike)}"
+            yield f"{other.name}: {what}: each figure is of the rows that its model has"
+
+
+def _left_out(scores: Values) -> list[int]:
+    return [place for place, score in enumerate(scores) if score is None]
 
 
 def _names(columns: Sequence[Column]) -> list[str]:

@@ -115,6 +115,11 @@ def test_other_tokens_have_no_common_loss() -> None:
     assert found.notes == ["b: other tokens than a, so that loss, perplexity and kl do not compare"]
 
 
+def test_rows_that_one_model_leaves_out_are_told() -> None:
+    found = compare_columns([column("a", [1, 0, None], [1, 2, 3]), column("b", [1, 0, 1], [1, 2, 3])], ROWS)
+    assert found.notes == ["b: leaves out other rows than a in accuracy: each figure is of the rows that its model has"]
+
+
 def test_what_cannot_be_won_by_is_refused() -> None:
     with pytest.raises(ScaleupError, match=r"--by: 'rouge' has no score of each row .* -> use one of accuracy, bleu"):
         compare_columns([column("a", [1], [1]), column("b", [1], [1])], ROWS[:1], ["rouge"])
