@@ -135,6 +135,9 @@ def note_end(search: Search, ended: TrialProcess, code: int) -> None:
     when the search does."""
     trial = ended.trial
     note_folder(search, trial)
+    rung = trial.stop_at_step
+    if trial.state == "running" and code == RESUMABLE and rung is not None and trial.steps >= rung:
+        trial.rungs[rung], trial.state = None, "paused"  # what it logged there is no number at all
     if trial.state == "running" and code != RESUMABLE and code >= 0:
         trial.state, trial.error = "failed", _last_error(search.folder.log_file(trial.number))
 

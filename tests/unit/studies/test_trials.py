@@ -94,6 +94,18 @@ def test_how_its_command_ended_tells_whether_it_goes_on(code: int, state: str, e
     assert (trial.state, trial.error) == (state, error)
 
 
+def test_a_trial_without_a_number_at_its_rung_waits_there_too() -> None:
+    """A figure may be null, e.g. a user's own: going on to the same rung again and again, the search would not end."""
+    search = search_of(**ASHA)
+    trial = begun(search, [(1, 3.0)])
+    trial.stop_at_step = 2
+    search.trial_run(0).metrics_file.write_text('{"step": 2, "eval_loss": null}\n')
+    write_json(search.trial_run(0).resumable_file, {"step": 2, "num_steps": 6})
+    with subprocess.Popen(["true"]) as process:
+        note_end(search, TrialProcess(trial, Slot((0,), None), process), 75)
+    assert (trial.state, trial.rungs) == ("paused", {2: None})
+
+
 def test_trials_side_by_side_share_no_core_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2, 4, 5, 7})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,5,6")
