@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import scaleup
 from scaleup.errors import without_passwords
 
+DOCTYPE = "<!DOCTYPE html>"
 VOID = ("meta", "link", "br")
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 """Matches what no HTML file may hold, and half a character that JSON lets through."""
@@ -145,7 +146,7 @@ def page(title: str, body: Part, script: str = "") -> str:
         tag("style", Html(style)),
         tag("script", Html(script)) if script else None,
     )
-    return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>{join(body)}</body>\n</html>\n'
+    return f'{DOCTYPE}\n<html lang="en">\n<head>{head}</head>\n<body>{join(body)}</body>\n</html>\n'
 
 
 def _hash(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -11,7 +12,7 @@ from pathlib import Path
 from scaleup.artifacts.files import folder_problem, write_text
 from scaleup.config.load import read_mapping
 from scaleup.errors import Problem, ScaleupError
-from scaleup.reports.html import Html, Limits, Part, join, page, section, table, tag
+from scaleup.reports.html import DOCTYPE, Html, Limits, Part, join, page, section, table, tag
 from scaleup.reports.page.graph import Arrow, Node, graph, layers
 from scaleup.reports.page.results import compared_runs, comparison
 from scaleup.reports.terminal import span_text
@@ -135,6 +136,17 @@ def _output_problems(file: Path) -> Iterator[Problem]:
         yield Problem("--output", f"there is no folder {folder}", "make it, or name another file")
     elif why := folder_problem(folder):
         yield Problem("--output", f"{file} cannot be written: {why}", "name another file")
+    elif file.exists() and not _is_page(file):
+        yield Problem("--output", f"{file} is there, and is no page", "name another file, or remove it")
+
+
+def _is_page(file: Path) -> bool:
+    """Returns whether a file may be written over: one of ours, or an empty one."""
+    with suppress(OSError):
+        if file.is_file():  # and no device
+            with file.open("rb") as opened:
+                return opened.read(len(DOCTYPE)) in (b"", DOCTYPE.encode())
+    return False
 
 
 def write_report(subject: Subject) -> Path:

@@ -205,6 +205,12 @@ def test_all_that_cannot_be_reported_is_refused_at_once(tmp_path: Path) -> None:
     run = ended(made(tmp_path, "started"), "finished")
     with pytest.raises(ScaleupError, match="is a folder"):
         read_subject([str(run.path)], tmp_path)
+    with pytest.raises(ScaleupError, match="is there, and is no page"):
+        read_subject([str(file), str(run.path)], file)
+    with pytest.raises(ScaleupError, match="is there, and is no page"):
+        read_subject([str(run.path)], Path("/dev/null"))
+    page = write_report(read_subject([str(run.path)], tmp_path / "page.html"))
+    assert read_subject([str(run.path)], page).file == page, "a page is written over"
 
 
 def test_an_evaluation_is_called_by_its_run(tmp_path: Path) -> None:
