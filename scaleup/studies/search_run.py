@@ -31,7 +31,7 @@ from scaleup.studies.search_check import check_search
 from scaleup.studies.search_plots import plot
 from scaleup.studies.search_watch import SearchWatch
 from scaleup.studies.steps import change_of
-from scaleup.studies.trials import Slot, TrialProcess, note_end, note_folder, slots_of, start_trial
+from scaleup.studies.trials import Slot, TrialProcess, is_refused, note_end, note_folder, slots_of, start_trial
 
 POLL_SECONDS = 0.1
 
@@ -166,6 +166,9 @@ class Runner:
             if trial.state != "running" and self._halving is not None:  # promoted
                 trial.stop_at_step = self._halving.stop_after(trial)
             trial.state = "running"
+            if is_refused(self._search, trial):
+                self._watch.say(f"{self._name(trial)} {trial_line(trial, self._record)}")
+                continue
             self._keep()  # first: a trial that has begun is never forgotten
             with written(RunFolder(self._search.folder.path)):
                 self._running.append(start_trial(self._search, trial, self._free.pop(0)))

@@ -63,6 +63,14 @@ class TrialProcess:
                 self.process.send_signal(number)
 
 
+def is_refused(search: Search, trial: Trial) -> bool:
+    """Returns whether values of a trial make no config together, which no check of each has seen. It has failed
+    then."""
+    if problems := search.load(trial.params, trial.number, trial.stop_at_step).problems:
+        trial.state, trial.error = "failed", str(problems[0])
+    return bool(problems)
+
+
 def start_trial(search: Search, trial: Trial, slot: Slot) -> TrialProcess:
     """Starts, or goes on with, a trial's run, to the rung that it is to stop at. It is told to save and to stop when
     this process ends, however that ends."""

@@ -16,7 +16,7 @@ from scaleup.artifacts.study import Trial
 from scaleup.config.load import dump
 from scaleup.plan.machine import Machine
 from scaleup.studies.search import Search
-from scaleup.studies.trials import Slot, TrialProcess, note_end, note_folder, slots_of
+from scaleup.studies.trials import Slot, TrialProcess, is_refused, note_end, note_folder, slots_of
 from tests.unit.studies.test_search import search_of
 
 ASHA: dict[str, Any] = {"method": "asha", "asha": {"min_steps": 2}, "objectives": {"eval_loss": "minimize"}}
@@ -104,6 +104,13 @@ def test_a_trial_without_a_number_at_its_rung_waits_there_too() -> None:
     with subprocess.Popen(["true"]) as process:
         note_end(search, TrialProcess(trial, Slot((0,), None), process), 75)
     assert (trial.state, trial.rungs) == ("paused", {2: None})
+
+
+def test_values_that_make_no_config_are_not_run_without_them() -> None:
+    good, bad = (Trial(number=0, params={"train.learning_rate": rate}) for rate in (1e-3, "much"))
+    assert (is_refused(search_of(), good), good.state) == (False, "running")
+    assert (is_refused(search_of(), bad), bad.state) == (True, "failed")
+    assert bad.error.startswith("train.learning_rate: 'much' should be a valid number")
 
 
 def test_trials_side_by_side_share_no_core_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
