@@ -222,7 +222,7 @@ def _figure(name: str, column: Column, first: Column, num_samples: int) -> Figur
         difference,
         factor and factor * difference,
         paired_interval(theirs, scores, num_samples),
-        None if name.removesuffix(BY_ROW) in GRADED else mcnemar(theirs, scores),
+        None if name.removesuffix(BY_ROW) in GRADED | UNTELLING else mcnemar(theirs, scores),
     )
 
 

@@ -123,7 +123,11 @@ def read_evaluation(folder: Path) -> Evaluated:
     if not run.config.evaluation.metrics:
         what = "was measured on evaluation.tasks alone, and rows are compared"
         raise ScaleupError.of(str(folder), what, "name metrics of rows beside the tasks; metrics.json has all figures")
-    lines = read_json_lines(run.path / "predictions.jsonl")
+    try:
+        lines = read_json_lines(run.path / "predictions.jsonl")
+    except (OSError, ValueError) as error:
+        what = f"its predictions.jsonl cannot be read: {error}"
+        raise ScaleupError.of(str(folder), what, f"evaluate it again: {EVALUATE} RUN") from error
     if not all("scores" in row for row in lines):
         what = "was measured by an earlier version, and holds no scores of each row"
         raise ScaleupError.of(str(folder), what, f"evaluate it again: {EVALUATE} RUN")

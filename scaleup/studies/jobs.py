@@ -92,7 +92,10 @@ def render_pipeline(file: Path, raw: Raw, overrides: Sequence[str], target: str 
     for each in jobs.values():
         write_job(each.job.folder, slurm_files(each.job))
         print(each.job.folder / SCRIPT)
-    write_text(folder / SUBMIT_ALL, submit_script(jobs))
+    try:
+        write_text(folder / SUBMIT_ALL, submit_script(jobs))
+    except OSError as error:
+        raise ScaleupError.of(str(folder), f"cannot be written: {error.strerror}", "name another folder") from error
     print(folder / SUBMIT_ALL)
 
 

@@ -41,7 +41,7 @@ def slots_of(machine: Machine, num_parallel: int) -> list[Slot]:
     num_cores, num_gpus = len(cores) // num_parallel, machine.num_gpus // num_parallel
     return [
         Slot(
-            tuple(cores[place * num_cores : (place + 1) * num_cores]),
+            tuple(cores[place * num_cores : (place + 1) * num_cores] if num_cores else cores),  # or all share them
             visible_devices(place * num_gpus, num_gpus) if num_parallel > 1 and num_gpus else None,
         )
         for place in range(num_parallel)

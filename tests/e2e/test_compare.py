@@ -159,6 +159,14 @@ def test_what_is_not_comparable_is_refused(
     assert any(line.startswith(expected) and " -> evaluate both " in line for line in told), told
 
 
+def test_answers_that_are_gone(course: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, other = course[0], tmp_path / "other"
+    shutil.copytree(folder, other)
+    (other / "predictions.jsonl").unlink()
+    with pytest.raises(ScaleupError, match=r"its predictions\.jsonl cannot be read"):
+        read_columns([f"{folder}:peft", f"{other}:peft"])
+
+
 def test_every_reason_is_told_at_once(course: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, other = course[0], tmp_path / "other"
     shutil.copytree(folder, other)

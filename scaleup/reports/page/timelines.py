@@ -62,6 +62,7 @@ def _totals(whole: dict[str, list[Span]]) -> Html:
     last."""
     begin = min(span.start for spans in whole.values() for span in spans)
     lasts = max(span.end for spans in whole.values() for span in spans) - begin
+    lasts = max(lasts, 1e-6)  # where all is one moment
     rows = []
     for name, spans in whole.items():
         by_kind = {kind: _seconds(spans, kind) for kind in dict.fromkeys(span.what for span in spans)}

@@ -121,3 +121,4 @@ def test_trials_side_by_side_share_no_core_and_no_gpu(monkeypatch: pytest.Monkey
     assert (second.cores, second.gpus) == ((4, 5), "5,6")
     assert [slot.gpus for slot in slots_of(Machine(num_cores=5, num_gpus=0), 2)] == [None, None]
     assert slots_of(Machine(num_cores=5, num_gpus=4), 1)[0].gpus is None
+    assert all(slot.cores for slot in slots_of(Machine(num_cores=5, num_gpus=4), 5000)), "more trials than cores"
