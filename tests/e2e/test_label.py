@@ -179,26 +179,30 @@ def test_a_terminal_labels_by_the_same_keys(tmp_path: Path) -> None:
     if process == 0:
         os.chdir(tmp_path)
         os.execve(command[0], command, {**os.environ, "TERM": "xterm", "COLUMNS": "160"})
-    screen = read_until(terminal, "0 of 3 decided")
-    screen += read_until(terminal, "q finish")
-    assert "Wide and blue." in screen and "quiet" not in screen
-    for keys, until in [("1", "1 of 3 decided"), ("r2", "leave"), ("=1", "leave"), ("3", "2 of 3 decided")]:
-        os.write(terminal, keys.encode())
-        screen = read_until(terminal, until)
-    for keys, until in [("n", "3 of 3 decided"), ("u", "2 of 3 decided"), ("\x1b[D", "decided: ranking")]:
-        os.write(terminal, keys.encode())
-        screen = read_until(terminal, until)
-    assert "\x1b[31m5" not in screen, "what a model wrote is shown and not obeyed"
-    os.write(terminal, b"q")
-    assert "1 left" in read_until(terminal, "win rate")
-    _, status = os.waitpid(process, 0)
+    try:
+        screen = read_until(terminal, "q finish")  # the last of what is shown
+        assert "0 of 3 decided" in screen and "Wide and blue." in screen and "quiet" not in screen
+        for keys, until in [("1", "1 of 3 decided"), ("r2", "leave"), ("=1", "leave"), ("3", "2 of 3 decided")]:
+            os.write(terminal, keys.encode())
+            screen = read_until(terminal, until)
+        for keys, until in [("n", "3 of 3 decided"), ("u", "2 of 3 decided"), ("\x1b[D", "decided: ranking")]:
+            os.write(terminal, keys.encode())
+            screen = read_until(terminal, until)
+        assert "\x1b[31m5" not in screen, "what a model wrote is shown and not obeyed"
+        os.write(terminal, b"q")
+        assert "1 left" in read_until(terminal, "win rate")
+    except BaseException:
+        os.kill(process, signal.SIGKILL)  # it would wait for keys
+        raise
+    finally:
+        _, status = os.waitpid(process, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     first, second, *_ = rows_of(tmp_path / "out/labels-ann.jsonl")
     assert first["kind"] == "choice" and first["ranks"][first["shown"][0]] == 1
     assert second["kind"] == "ranking" and [second["ranks"][number] for number in second["shown"]] == [1, 1, 2]
 
 
-def read_until(terminal: int, wanted: str, timeout: float = 30.0) -> str:
+def read_until(terminal: int, wanted: str, timeout: float = 90.0) -> str:
     """Returns what a terminal shows up to some words."""
     text, deadline = "", time.monotonic() + timeout
     while wanted not in text:
@@ -218,7 +222,7 @@ def test_two_labellers_agree(tmp_path: Path) -> None:
             stdout=subprocess.DEVNULL,
             text=True,
         ) as process:
-            process.communicate(keys, timeout=30)
+            process.communicate(keys, timeout=90)
             assert process.returncode == 0
     # What a program wrote: both prefer the quiet answer to the first prompt.
     for labeller in ("ann", "ben"):
