@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,16 +73,17 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_takes_well_under_a_second_of_cpu(name: str, tmp_path: Path) -> None:
+def test_a_command_that_starts_nothing_imports_little(name: str, tmp_path: Path) -> None:
+    """It is counted and not timed, as machines differ: on a free core 600 modules are about a second."""
     arguments, code = COMMANDS[name]
     (tmp_path / "config.yaml").write_text(BAD_CONFIG)
     (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": "b"}\n' * 1000)
-    command = [sys.executable, "-m", "scaleup.cli", *arguments]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == code
-    assert usage.ru_utime + usage.ru_stime < 1.0
+    command = [sys.executable, "-X", "importtime", "-m", "scaleup.cli", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == code
+    imported = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert 300 < len(imported) < 600
+    assert set(HEAVY).isdisjoint(imported)
 
 
 def test_the_json_schema_is_printed_whole(tmp_path: Path) -> None:
@@ -103,6 +103,8 @@ def test_the_json_schema_is_printed_whole(tmp_path: Path) -> None:
         "card",
         "evaluate",
         "generate",
+        "revise",
+        "judge",
     }
 
 
