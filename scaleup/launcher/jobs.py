@@ -79,7 +79,8 @@ def submit(request: Request, dry_run: bool) -> None:
     if dry_run:
         print_submission(job, target)
         return
-    print("\n".join(hand_over(job, target)))
+    for name in hand_over(job, target):
+        print(name)
 
 
 def commands_of(job: Job, target: str, files: Files, after: Sequence[str] = ()) -> list[list[str]]:
@@ -97,8 +98,8 @@ def print_submission(job: Job, target: str, after: Sequence[str] = ()) -> None:
     print("\n".join(words(command) for command in commands_of(job, target, files, after)))
 
 
-def hand_over(job: Job, target: str, after: Sequence[str] = ()) -> list[str]:
-    """Write a job's files and hand them to its scheduler. Return what that calls them.
+def hand_over(job: Job, target: str, after: Sequence[str] = ()) -> Iterator[str]:
+    """Write a job's files and hand them to its scheduler, one after another. Yield what that calls each.
 
     Raises ScaleupError for what the scheduler says to them; then the files are gone."""
     files = RENDER[target](job)
@@ -106,7 +107,8 @@ def hand_over(job: Job, target: str, after: Sequence[str] = ()) -> list[str]:
     refuse_missing(commands[0][0])
     write_job(job.folder, files)
     try:
-        return [_submit(command, job.cluster) for command in commands]
+        for command in commands:
+            yield _submit(command, job.cluster)
     except ScaleupError:
         shutil.rmtree(job.folder, ignore_errors=True)
         raise

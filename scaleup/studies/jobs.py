@@ -139,7 +139,7 @@ def submit_script(jobs: dict[str, PlannedJob]) -> str:
     lines = ["#!/bin/bash", "# Written by `scaleup render`: submits each run after those that it needs.", "set -eu"]
     variables = {name: f"job_{number}" for number, name in enumerate(jobs, 1)}
     for name, each in jobs.items():
-        command = words([*SUBMIT["slurm"]])
+        command = words(SUBMIT["slurm"])
         if each.after:
             ids = ":".join(f"${{{variables[parent]}%%;*}}" for parent in each.after)
             command += f' --dependency="afterok:{ids}" --kill-on-invalid-dep=yes'
