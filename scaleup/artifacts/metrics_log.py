@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,12 +40,12 @@ def logged_values(file: Path, name: str) -> dict[int, float]:
     return values
 
 
-def logged_lines(file: Path) -> Sequence[dict[str, Any]]:
+def logged_lines(file: Path) -> list[dict[str, Any]]:
     """Return the whole lines of a run's `metrics.jsonl`; none where there is no such file."""
     lines = []
     with suppress(OSError):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):
-                if isinstance(read := json.loads(line), dict) and "step" in read:
+        for line in file.read_bytes().splitlines():
+            with suppress(ValueError):  # a line that a killed process left half-written
+                if isinstance(read := json.loads(line), dict) and isinstance(read.get("step"), int):
                     lines.append(read)
     return lines

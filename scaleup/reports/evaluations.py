@@ -209,7 +209,7 @@ def _row_problems(one: Evaluated, other: Evaluated, names: tuple[str, str]) -> I
 def _baseline_problems(one: Evaluated, other: Evaluated, names: tuple[str, str]) -> Iterator[Problem]:
     """Yields figures that tell how a model differs from its evaluation's first column, where that is another one."""
     known = [{name for figures in each.figures.values() for name in figures} for each in (one, other)]
-    shared = [name for name in BESIDE_THE_FIRST if all(name in names for names in known)]
+    shared = [name for name in BESIDE_THE_FIRST if all(name in each for each in known)]
     first, second = (_told(next(iter(each.config.columns.values()))[1]) for each in (one, other))
     if shared and first != second:
         what = f"{shared[0]} is measured next to {first} in {names[0]} and to {second} in {names[1]}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
@@ -13,18 +11,12 @@ from typing import Any
 import yaml
 
 import scaleup
-from scaleup.artifacts.files import read_json_lines
+from scaleup.artifacts.metrics_log import logged_lines
 from scaleup.artifacts.train_state import TrainState
 from scaleup.config.stages.base import TrainingConfig
 from scaleup.plan.types import Plan
 from scaleup.reports.left_out import TOO_LONG, length_sentence
 from scaleup.reports.plots import figure
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a run's metrics.jsonl."""
-    return read_json_lines(file)
-
 
 Series = Mapping[str, Sequence[tuple[float, float]]]
 """Maps a figure's name -> its value at each step (or rollout) at which it was logged."""
@@ -33,14 +25,10 @@ Series = Mapping[str, Sequence[tuple[float, float]]]
 def read_series(file: Path) -> Series:
     """Returns the finite figures of a log, by name. A line that is half-written is passed over; no log has none."""
     series: dict[str, list[tuple[float, float]]] = {}
-    with suppress(OSError), file.open(encoding="utf-8", errors="replace") as lines:
-        for text in lines:
-            with suppress(ValueError, KeyError, AttributeError, TypeError):
-                line: dict[str, Any] = json.loads(text)
-                step = float(line["step"])
-                for key, value in line.items():
-                    if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
-                        series.setdefault(key, []).append((step, value))
+    for line in logged_lines(file):
+        for key, value in line.items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
+                series.setdefault(key, []).append((float(line["step"]), value))
     return series
 
 

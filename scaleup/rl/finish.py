@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from scaleup.artifacts.files import folder_aside, write_text
+from scaleup.artifacts.metrics_log import logged_lines
 from scaleup.artifacts.timeline import read_timelines
 from scaleup.artifacts.train_state import TrainState
 from scaleup.config.stages.rl import PolicyConfig
@@ -19,7 +20,7 @@ from scaleup.models.load import load_model
 from scaleup.models.saved import own_weights, save_model, write_safetensors
 from scaleup.reports.lineage import with_lineage
 from scaleup.reports.rl import plot_rewards, plot_timelines, rl_summary, sample_table
-from scaleup.reports.training import model_card, read_metrics
+from scaleup.reports.training import model_card
 from scaleup.train.job import Job
 
 POLICY = "policy."
@@ -32,7 +33,7 @@ def finish_rl(job: Job[PolicyConfig], model: Any, tokenizer: PreTrainedTokenizer
     runtime.progress.report("writing the model")
 
     def write(trained: dict[str, torch.Tensor]) -> None:
-        lines = read_metrics(run.metrics_file)
+        lines = logged_lines(run.metrics_file)
         best = state.best_step if config.train.load_best_model_at_end else None
         metrics = rl_summary(lines, state, best)
         policy = {name.removeprefix(POLICY): part for name, part in trained.items() if name.startswith(POLICY)}

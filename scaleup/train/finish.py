@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from scaleup.artifacts.files import folder_aside, write_json, write_text
+from scaleup.artifacts.metrics_log import logged_lines
 from scaleup.artifacts.train_state import TrainState
 from scaleup.config.stages.base import SupervisedConfig
 from scaleup.distributed.deferred import value_of
@@ -20,7 +21,7 @@ from scaleup.models.generation import save_tokenizer
 from scaleup.models.load import load_model
 from scaleup.models.saved import own_weights, save_model, saved_buffers
 from scaleup.reports.lineage import with_lineage
-from scaleup.reports.training import model_card, plot_losses, read_metrics, retained, summary
+from scaleup.reports.training import model_card, plot_losses, retained, summary
 from scaleup.train.job import Job
 
 UNITS = {"reward": "pair", "dpo": "row", "classify": "row"}
@@ -53,7 +54,7 @@ def finish_training(
 
     def write(weights: dict[str, torch.Tensor]) -> None:
         config, run, state = job.config, job.folder, trained.state
-        lines = read_metrics(run.metrics_file)
+        lines = logged_lines(run.metrics_file)
         last = state.best_step if config.train.load_best_model_at_end else state.step
         metrics = (
             summary(lines, state, trained.left_out, config.train.metric_for_best_model)

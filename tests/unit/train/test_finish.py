@@ -3,11 +3,11 @@
 import json
 
 from scaleup.artifacts.files import read_json
+from scaleup.artifacts.metrics_log import logged_lines
 from scaleup.config.schema import ModelConfig
 from scaleup.describe.model import model_facts
 from scaleup.models.classifier import plain_padding
 from scaleup.models.load import load_model, load_tokenizer
-from scaleup.reports.training import read_metrics
 from scaleup.train.finish import TrainedModel, finish_training, write_result
 from scaleup.train.job import Job
 from tests.classifier import sharp_classifier_like
@@ -17,7 +17,7 @@ from tests.unit.reports.test_training import CONFIG, LINES, METRICS, STATE
 
 def test_finishing_a_training(runtime, run):
     run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    assert read_metrics(run.metrics_file) == LINES
+    assert logged_lines(run.metrics_file) == LINES
     model, tokenizer = tiny.model("llama"), tiny.tokenizer("llama")
     train = CONFIG.train.model_copy(update={"max_shard_size": "60KB"})
     job = Job(CONFIG.model_copy(update={"train": train}), tiny.plan(run.path), runtime, run)

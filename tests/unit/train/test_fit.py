@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from scaleup.artifacts.checkpoints import whole_checkpoints
+from scaleup.artifacts.metrics_log import logged_lines
 from scaleup.config.stages.sft import SFTConfig
 from scaleup.data.collate import causal_collator
 from scaleup.data.loader import Split, TrainLoader
 from scaleup.data.sources import MapSource
 from scaleup.data.tokenization import Tokens
 from scaleup.errors import ScaleupError
-from scaleup.reports.training import read_metrics, retained
+from scaleup.reports.training import retained
 from scaleup.train.fit import Feed, Stopped, Training, fit
 from scaleup.train.optim import build_optimizer, build_schedule
 
@@ -128,11 +129,11 @@ def test_old_tasks_are_measured_before_with_each_evaluation_and_after(runtime, r
     again(runtime)
     fit(work())
     assert logged(run, "eval/retain/old/loss") == losses, "what a run began with is not measured again"
-    assert retained(read_metrics(run.metrics_file), 5) == {
+    assert retained(logged_lines(run.metrics_file), 5) == {
         "retain/old/loss_before": 0.0,
         "retain/old/loss_after": 5.0,
     }
-    assert retained(read_metrics(run.metrics_file), 2)["retain/old/loss_after"] == 2.0, "of the best step"
+    assert retained(logged_lines(run.metrics_file), 2)["retain/old/loss_after"] == 2.0, "of the best step"
 
 
 PATIENCE = {"eval_steps": 2, "early_stopping_patience": 2, "save_total_limit": 9}
