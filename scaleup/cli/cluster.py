@@ -32,7 +32,7 @@ def render(
     sweep: Sweep = None,
     max_parallel: MaxParallel = None,
 ) -> None:
-    """Write a cluster's job that runs a config, or a job for each run of a pipeline: Slurm, Kubernetes."""
+    """Write a cluster's job that runs a config, a job for each run of a pipeline, or for the trials of a search."""
     raw = read_mapping(config)
     if "pipeline" in raw:
         from scaleup.studies.jobs import render_pipeline
@@ -40,9 +40,16 @@ def render(
         refuse({"--sweep": sweep, "--max-parallel": max_parallel}, "of one config, not of a pipeline")
         render_pipeline(config, raw, overrides or (), target, output)
         return
-    from scaleup.launcher.jobs import Request
+    from scaleup.launcher.jobs import Request, named_folder, render_planned
     from scaleup.launcher.jobs import render as render_job
 
+    if "study" in raw:
+        from scaleup.studies.search_jobs import plan_search
+
+        refuse({"--sweep": sweep}, "of one config, not of a search")
+        folder = None if output is None else named_folder(output)
+        render_planned(*plan_search(config, raw, overrides or (), target, max_parallel, folder), folder)
+        return
     render_job(Request(config, overrides or (), target, sweep or (), max_parallel), output)
 
 
@@ -55,17 +62,23 @@ def submit(
     sweep: Sweep = None,
     max_parallel: MaxParallel = None,
 ) -> None:
-    """Submit a config, or a pipeline's runs, to a cluster's scheduler and print the jobs' ids."""
+    """Submit a config, a pipeline's runs or a search's trials to a cluster's scheduler and print the jobs' ids."""
     raw = read_mapping(config)
     if "pipeline" in raw:
         from scaleup.studies.jobs import submit_pipeline
 
         refuse({"--sweep": sweep, "--max-parallel": max_parallel}, "of one config, not of a pipeline")
-        submit_pipeline(config, raw, overrides or (), target, dry_run, new_console(stderr=True))
-        return
-    from scaleup.launcher.jobs import Request
+        code = submit_pipeline(config, raw, overrides or (), target, dry_run, new_console(stderr=True))
+        raise typer.Exit(code)
+    from scaleup.launcher.jobs import Request, submit_planned
     from scaleup.launcher.jobs import submit as submit_job
 
+    if "study" in raw:
+        from scaleup.studies.search_jobs import plan_search
+
+        refuse({"--sweep": sweep}, "of one config, not of a search")
+        submit_planned(*plan_search(config, raw, overrides or (), target, max_parallel, None), dry_run)
+        return
     submit_job(Request(config, overrides or (), target, sweep or (), max_parallel), dry_run)
 
 

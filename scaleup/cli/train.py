@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -99,16 +99,9 @@ def search(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, and show what there is so far.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Go on with trials that failed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the trials as JSON, progress to stderr.")] = False,
-    target: Annotated[
-        Literal["local", "slurm"], typer.Option(help="Where trials run; as a Slurm array is not supported.")
-    ] = "local",
 ) -> None:
     """Search for the best values of a config's keys: grid, random, TPE, ASHA."""
     from scaleup.studies.search_run import SearchOptions, run_search
-
-    if target == "slurm":
-        remedy = "search in an allocation of one node, or submit a plain grid: scaleup submit CONFIG --sweep"
-        raise ScaleupError.of("--target", "slurm is not supported: trials run on this machine", remedy)
 
     options = SearchOptions(overrides or (), dry_run, as_json, retry_failed)
     raise typer.Exit(run_search(study, read_mapping(study), options, new_console(stderr=as_json)))

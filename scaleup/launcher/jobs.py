@@ -59,7 +59,11 @@ class Request:
 def render(request: Request, output: Path | None) -> None:
     """Write a job's files to a folder, or print them as they would be. Raises ScaleupError for the user's mistakes."""
     folder = None if output is None else named_folder(output)
-    job, target = plan_job(request, folder)
+    render_planned(*plan_job(request, folder), folder)
+
+
+def render_planned(job: Job, target: str, folder: Path | None) -> None:
+    """Write a planned job's files to its folder, or print them where it has none yet."""
     files = RENDER[target](job)
     if folder is None:
         print_files(job.folder, files)
@@ -73,7 +77,11 @@ def submit(request: Request, dry_run: bool) -> None:
     """Hand a job to its scheduler and print its id; `dry_run` prints what would be done instead.
 
     Raises ScaleupError for the user's mistakes, and for what the scheduler says to them."""
-    job, target = plan_job(request, None)
+    submit_planned(*plan_job(request, None), dry_run)
+
+
+def submit_planned(job: Job, target: str, dry_run: bool) -> None:
+    """Hand a planned job to its scheduler as `submit` does."""
     if target not in SUBMIT:
         raise ScaleupError.of("--target", f"{target} has no scheduler to submit to", "use slurm or kubernetes")
     if dry_run:
@@ -144,11 +152,17 @@ def plan_job(request: Request, folder: Path | None) -> tuple[Job, str]:
         loaded = {f"point {number} ({', '.join(points[number])})": each for number, each in enumerate(loads)}
     configs = _resolved(loaded, target, is_sweep=bool(points))
     place = job_folder(configs[0], name, folder)
-    each_alone = [Job(name, place, (config,)) for config in configs]
-    if len({(job.num_nodes, job.node, job.reward_node) for job in each_alone}) > 1:
+    job = Job(name, place, tuple(configs), bool(points), request.max_parallel)
+    refuse_unlike(job, "--sweep")
+    return job, target
+
+
+def refuse_unlike(job: Job, where: str) -> None:
+    """Raise ScaleupError if a job's runs need unlike nodes; `where` says what makes them differ."""
+    each_alone = [Job(job.name, job.folder, (config,)) for config in job.configs]
+    if len({(each.num_nodes, each.node, each.reward_node) for each in each_alone}) > 1:
         what = "its points need unlike nodes, and are one job, which asks for one kind"
-        raise ScaleupError.of("--sweep", what, "submit those that are alike together")
-    return Job(name, place, tuple(configs), bool(points), request.max_parallel), target
+        raise ScaleupError.of(where, what, "submit those that are alike together")
 
 
 def job_folder(config: RunConfig, name: str, folder: Path | None = None) -> Path:

@@ -9,46 +9,40 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scaleup.artifacts.files import read_json, write_json
 from scaleup.config.adapters import SelectiveAdapter
-from scaleup.config.load import Loaded
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import Problem, ScaleupError
-from scaleup.plan.cluster import nodes_of
 from scaleup.plan.describe import Described, Describer, describe_models
 from scaleup.plan.extras import DataPlaneMissing
 from scaleup.plan.facts import MicroBatch, ModelFacts, ModelRequest, RowsRequest
-from scaleup.plan.machine import Machine
+from scaleup.plan.machine import this_machine
 from scaleup.plan.model_path import ADAPTER_FILE
 from scaleup.plan.resolve import Sources, checked_rows, resolve
 from scaleup.plan.stages import planner_of
 from scaleup.studies.pipeline import Pipeline, PipelineRun, of_run
+from scaleup.studies.shares import Place, here, share_problems
 
 ONE_SCORE = ("LABEL_0",)
 """Is what Transformers calls the label of a head of one score."""
 
 
-Place = Callable[[Loaded], tuple[Loaded, Machine | None]]
-"""Maps a config -> it as it will be run, with what is refused of it there, and the machine it will be on."""
+def _parallel_problems(pipeline: Pipeline) -> Iterator[Problem]:
+    configs = [run.loaded.config for run in pipeline.runs.values()]
+    is_on_cpu = all(config is None or config.parallel.device == "cpu" for config in configs)
+    return share_problems(pipeline.num_parallel, is_on_cpu, this_machine())
 
 
-def here(loaded: Loaded) -> tuple[Loaded, Machine | None]:
-    """Returns a config as the pipeline itself starts it."""
-    if loaded.config is not None and nodes_of(loaded.config) > 1:
-        what, remedy = "a pipeline starts runs of one node here", "scaleup submit gives each run a job of its own"
-        loaded = Loaded(loaded.config, [*loaded.problems, Problem("parallel.num_nodes", what, remedy)])
-    return loaded, None
-
-
-def check(pipeline: Pipeline, names: Collection[str], place: Place = here) -> list[str]:
-    """Returns notes on what could not be seen yet of the runs of these names, which will be made at a place. Raises
-    ScaleupError with every mistake of them and of the pipeline."""
-    problems = list(pipeline.problems)
+def check(pipeline: Pipeline, names: Collection[str], place: Place | None = None) -> list[str]:
+    """Returns notes on what could not be seen yet of the runs of these names, which will be made at a `place`; None:
+    here, by the pipeline itself. Raises ScaleupError with every mistake of them and of the pipeline."""
+    problems = [*pipeline.problems, *(_parallel_problems(pipeline) if place is None else ())]
+    place = place or here(pipeline.num_parallel, "pipeline")
     with Describer() as describer, tempfile.TemporaryDirectory(prefix="scaleup-") as stand_ins:
         checker = Checker(pipeline, names, describer, Path(stand_ins), place)
         for run in (run for name, run in pipeline.runs.items() if name in names):

@@ -27,7 +27,7 @@ from scaleup.plan.places import texts_of
 
 INPUT = re.compile(r"\$\{([^}]*)\}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-TOP_KEYS, KEYS = ("pipeline", "runs"), ("config", "overrides")
+TOP_KEYS, KEYS = ("pipeline", "num_parallel", "runs"), ("config", "overrides")
 NAMED = "use letters, digits, '_' and '-'"
 UNKNOWN = "scaleup/stand-in"
 """Is written for a run that there is none of: what it replaces is a mistake."""
@@ -111,6 +111,8 @@ class Pipeline:
     """Holds each run after those that it needs."""
     problems: list[Problem]
     """Holds mistakes of the pipeline itself; the runs are those of what is left."""
+    num_parallel: int
+    """Is how many run at a time on one machine, each with its share of cores and GPUs."""
 
     def below(self, name: str) -> list[str]:
         """Returns a run and all that need it, in order."""
@@ -126,14 +128,24 @@ def of_run(name: str, problems: Iterable[Problem]) -> list[Problem]:
 
 
 def read_pipeline(file: Path, raw: Raw, overrides: Sequence[str] = ()) -> Pipeline:
-    """Returns the pipeline of the mapping that a file holds, with its mistakes. `overrides` are RUN.KEY=VALUE.
+    """Returns the pipeline of the mapping that a file holds, with its mistakes. `overrides` are RUN.KEY=VALUE, or
+    num_parallel=N.
 
     Raises ScaleupError where it lists no runs."""
+    raw = dict(raw)
+    of_all = [each for each in overrides if each.startswith("num_parallel=")]
+    for override in of_all:
+        apply_override(raw, override)
+    overrides = [each for each in overrides if each not in of_all]
     strangers = [key for key in raw if key not in TOP_KEYS]
-    problems = [Problem(key, "is no key of a pipeline", "a pipeline has `pipeline` and `runs`") for key in strangers]
+    problems = [Problem(key, "is no key of a pipeline", f"a pipeline has {', '.join(TOP_KEYS)}") for key in strangers]
     name, entries = raw["pipeline"], raw.get("runs")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         problems.append(Problem("pipeline", f"{name!r} is no name", NAMED))
+    num_parallel = raw.get("num_parallel", 1)
+    if not isinstance(num_parallel, int) or num_parallel is True or num_parallel < 1:
+        problems.append(Problem("num_parallel", f"{num_parallel!r} is no number of runs", "write 1 or more"))
+        num_parallel = 1
     if not isinstance(entries, dict) or not entries:
         what = "is no mapping of names to runs" if "runs" in raw else "is missing"
         raise ScaleupError([*problems, Problem("runs", what, "write e.g. runs: {sft: {config: sft.yaml}}")])
@@ -157,7 +169,7 @@ def read_pipeline(file: Path, raw: Raw, overrides: Sequence[str] = ()) -> Pipeli
     problems += [*_bad_names(entries), *_shared(folders)]
     if circle:
         problems.append(Problem("runs", f"{' -> '.join(circle)} is a circle", "leave one of these inputs out"))
-    return Pipeline(str(name), {each: runs[each] for each in order}, problems)
+    return Pipeline(str(name), {each: runs[each] for each in order}, problems, num_parallel)
 
 
 def _stray_overrides(overrides: Sequence[str], names: Sequence[str]) -> Iterator[Problem]:

@@ -69,6 +69,10 @@ def run_pipeline(file: Path, raw: Raw, options: PipelineOptions, console: Consol
 
 
 def _start(pipeline: Pipeline, names: Sequence[str], console: Console) -> int:
+    if pipeline.num_parallel > 1:
+        from scaleup.studies.side_by_side import SideBySide
+
+        return SideBySide(pipeline, names, console).run()
     from scaleup.studies.start import start_all
 
     return start_all(pipeline, names, console)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from math import floor
 from typing import TYPE_CHECKING, Any
 
-from scaleup.artifacts.study import Trial
+from scaleup.artifacts.study import StudyRecord, Trial
 from scaleup.config.search import Space
 from scaleup.studies.search import Params, Search
 
@@ -33,6 +33,14 @@ def next_params(search: Search, trials: Sequence[Trial]) -> Params:
     sampler = samplers.RandomSampler(seed) if search.config.sampler == "random" else samplers.TPESampler(seed=seed)
     asked = optuna_study(search, trials, sampler).ask(_distributions(search))
     return {key: _from_optuna(search.config.space[key], value) for key, value in asked.params.items()}
+
+
+def new_trials(search: Search, record: StudyRecord, count: int) -> list[Trial]:
+    """Returns the trials after those of a record, up to so many in all, as they are where none waits for another."""
+    trials = list(record.trials)
+    while len(trials) < count:
+        trials.append(Trial(number=len(trials), params=dict(next_params(search, trials))))
+    return trials[len(record.trials) :]
 
 
 def optuna_study(search: Search, trials: Sequence[Trial], sampler: Any = None) -> Study:

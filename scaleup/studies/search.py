@@ -36,6 +36,8 @@ from scaleup.plan.extras import missing_modules, remedy
 from scaleup.studies.pipeline import config_of
 
 Params = Mapping[str, Any]
+IN_ANY_ORDER = ("grid", "random")
+"""Names the methods whose trials follow from the file alone, and not from what others came to."""
 
 
 @dataclass(frozen=True)

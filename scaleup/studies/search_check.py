@@ -5,8 +5,9 @@ Each trial is planned for its share of the machine, so that trials side by side 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 
@@ -15,29 +16,37 @@ from scaleup.config.run import RunConfig
 from scaleup.config.schema import ModelConfig
 from scaleup.config.search import ends
 from scaleup.errors import Problem, ScaleupError
-from scaleup.plan.cluster import nodes_of
 from scaleup.plan.describe import Described, Describer, describe_models
+from scaleup.plan.extras import DataPlaneMissing
 from scaleup.plan.facts import MicroBatch, RowsRequest
 from scaleup.plan.machine import Machine, this_machine
 from scaleup.plan.resolve import Sources, checked_rows, resolve
 from scaleup.plan.stages import planner_of
 from scaleup.records.check import DataCheck
 from scaleup.studies.search import Params, Search, grid_size
+from scaleup.studies.shares import Place, here, share_problems
 
 MOST_POINTS = 100
 """Bounds the points of a grid that are planned before it starts; of larger ones the ends of each key are."""
 
 
-def check_search(search: Search) -> int:
-    """Returns how many steps a trial has. Raises ScaleupError with every mistake; what only models' files can tell is
-    looked for once there is no other."""
-    machine = this_machine()
-    share = share_of(machine, search.config.num_parallel)
-    checker = _Checker(search, share, _decline)
-    problems = [*search.problems, *machine_problems(search, machine), *checker.problems(), *checker.step_problems()]
+def check_search(search: Search, place: Place | None = None) -> int:
+    """Returns how many steps a trial has. Trials will be at a `place`; None: here, started by the search itself.
+
+    Raises ScaleupError with every mistake; what only models' files can tell is looked for once there is no other."""
+    is_here = place is None
+    problems = [*search.problems, *(machine_problems(search, this_machine()) if is_here else ())]
+    place = place or here(search.config.num_parallel, "search")
+    checker = _Checker(search, place, _decline)
+    problems += [*checker.problems(), *checker.step_problems()]
     if not problems:
-        with Describer() as describer:
-            problems = _Checker(search, share, partial(_describe, describer)).problems()
+        try:
+            with Describer() as describer:
+                problems = _Checker(search, place, partial(_describe, describer)).problems()
+        except DataPlaneMissing as missing:  # on a login node: each job's own check sees the rest
+            if is_here:
+                raise
+            print(f"note: the models were not looked at: {missing}", file=sys.stderr)
     if problems:
         raise ScaleupError(list(dict.fromkeys(problems)))
     return max(checker.steps, default=1)
@@ -62,24 +71,11 @@ def _describe(
     return describe_models(models, micro_batch, readers, describer.ask)
 
 
-def share_of(machine: Machine, num_parallel: int) -> Machine:
-    """Returns what each of so many trials side by side has of a machine."""
-    return replace(
-        machine,
-        num_cores=max(1, machine.num_cores // num_parallel),
-        num_gpus=machine.num_gpus // num_parallel,
-        memory=machine.memory and machine.memory // num_parallel,
-    )
-
-
 def machine_problems(search: Search, machine: Machine) -> Iterator[Problem]:
-    """Yields more trials side by side than there are devices."""
-    count = search.config.num_parallel
+    """Returns more trials side by side than there are devices."""
     parallel = search.base.get("parallel")
-    is_on_cpu = not machine.num_gpus or (isinstance(parallel, dict) and parallel.get("device") == "cpu")
-    most, what = (machine.num_cores, "cores") if is_on_cpu else (machine.num_gpus, "GPUs")
-    if count > most:
-        yield Problem("num_parallel", f"is {count}, and there are {most} {what} here", f"use at most {most}")
+    is_on_cpu = isinstance(parallel, dict) and parallel.get("device") == "cpu"
+    return share_problems(search.config.num_parallel, is_on_cpu, machine)
 
 
 def points_of(search: Search) -> Iterator[Params]:
@@ -106,7 +102,7 @@ def _values(point: Params, where: str) -> str:
 @dataclass
 class _Checker:
     search: Search
-    share: Machine
+    place: Place
     describe: Callable[..., Described]
     steps: list[int] = field(default_factory=list)
     """Holds the steps of a trial at each point of the space that is no mistake."""
@@ -132,7 +128,9 @@ class _Checker:
         loaded.problems.extend(more)
         try:
             sources = Sources(self._check, self.describe)
-            resolve(loaded, self.share, check_run_folder=False, peaks=False, sources=sources)
+            resolve(*self.place(loaded), check_run_folder=False, peaks=False, sources=sources)
+        except DataPlaneMissing:
+            raise
         except ScaleupError as error:
             return error.problems
         except _Undescribed:
@@ -183,8 +181,6 @@ def _goal_problems(search: Search, config: RunConfig) -> Iterator[Problem]:
     train = getattr(learner, "train", None)
     if getattr(train, "stop_at_step", None) is not None:
         yield Problem("train.stop_at_step", "is the search's own", "leave it out")
-    if nodes_of(config) > 1:
-        yield Problem("parallel.num_nodes", "a search starts runs of one node", "leave it out")
     asha, name = search.config.asha, next(iter(search.config.objectives), "")
     if search.config.method != "asha" or asha is None or train is None:
         return

@@ -15,7 +15,6 @@ from pathlib import Path
 from rich.console import Console
 
 from scaleup.artifacts.run_folder import RunFolder
-from scaleup.artifacts.run_lock import holder_of, lock_holders
 from scaleup.artifacts.study import StudyRecord, Trial, param_text
 from scaleup.config.load import Raw
 from scaleup.errors import Problem, ScaleupError
@@ -25,15 +24,14 @@ from scaleup.launcher.signals import StopSignals
 from scaleup.plan.machine import this_machine
 from scaleup.reports.search import show_study, trial_line
 from scaleup.studies.asha import Halving
-from scaleup.studies.sampling import next_params
-from scaleup.studies.search import Search, read_search, refuse_another
+from scaleup.studies.sampling import new_trials, next_params
+from scaleup.studies.search import IN_ANY_ORDER, Search, read_search, refuse_another
 from scaleup.studies.search_check import check_search
 from scaleup.studies.search_plots import plot
 from scaleup.studies.search_watch import SearchWatch
+from scaleup.studies.shares import POLL_SECONDS, Slot, slots_of, wait_for_leftovers
 from scaleup.studies.steps import change_of
-from scaleup.studies.trials import Slot, TrialProcess, is_refused, note_end, note_folder, slots_of, start_trial
-
-POLL_SECONDS = 0.1
+from scaleup.studies.trials import TrialProcess, is_refused, note_end, note_folder, start_trial
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,7 @@ def read_record(search: Search) -> StudyRecord:
             raise ScaleupError.of(f"study ({folder.path})", "exists and is no search", "choose another name")
         record = search.new_record()
     refuse_another(search, record)
+    record.trials.extend(_submitted(search, record))
     record.is_complete = record.is_complete and len(record.trials) == search.num_trials
     if problems := list(_folder_problems(search, record)):
         raise ScaleupError(problems)
@@ -97,6 +96,15 @@ def read_record(search: Search) -> StudyRecord:
         if trial.state in ("running", "paused", "pruned"):
             note_folder(search, trial)
     return record
+
+
+def _submitted(search: Search, record: StudyRecord) -> list[Trial]:
+    """Returns trials that a scheduler's jobs have begun (`search_jobs`): their folders are there, not in the record."""
+    if search.config.method not in IN_ANY_ORDER:
+        return []
+    number = len(record.trials)
+    begun = [each for each in range(number, search.num_trials) if search.trial_run(each).config_file.is_file()]
+    return new_trials(search, record, max(begun, default=number - 1) + 1)
 
 
 def _folder_problems(search: Search, record: StudyRecord) -> Iterator[Problem]:
@@ -220,17 +228,9 @@ class Runner:
 
     def _wait_for_leftovers(self) -> None:
         """Waits until trials of a search that was killed have saved and stopped."""
-        is_told = False
-        while not self._signals.count:
-            holders = lock_holders()
-            unfinished = [trial for trial in self._record.trials if trial.state in ("running", "paused")]
-            busy = [trial for trial in unfinished if holder_of(self._search.trial_run(trial.number), holders)]
-            if not busy:
-                break
-            if not is_told:
-                self._watch.say(f"waiting until {', '.join(map(self._name, busy))} has stopped")
-                is_told = True
-            time.sleep(POLL_SECONDS)
+        left = [trial for trial in self._record.trials if trial.state in ("running", "paused")]
+        runs = {self._name(trial): self._search.trial_run(trial.number) for trial in left}
+        wait_for_leftovers(runs, self._signals, self._watch.say)
         for trial in self._record.trials:
             if trial.state == "running":
                 note_folder(self._search, trial)

@@ -44,13 +44,17 @@ def _interrupt() -> None:
 
 def _run(run: PipelineRun, console: Console) -> int:
     """Makes one run, whose inputs are there by now. Returns its exit code."""
+    return start(run.load(run.folders), console, resume=True) if make_room(run, console) else 0
+
+
+def make_room(run: PipelineRun, console: Console) -> bool:
+    """Moves what another run left out of the way of one whose inputs are there by now. Returns whether there is
+    something to do for it."""
     step = step_of(run)
-    if step.is_done:
-        return 0
     if step.action == "again":
         aside = set_aside(run.folder, console)
         console.print(f"{step.why}: what was in {run.folder.path} is in {aside} now", soft_wrap=True)
-    return start(run.load(run.folders), console, resume=True)
+    return not step.is_done
 
 
 def set_aside(run: RunFolder, console: Console) -> Path:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
-import signal
 import subprocess
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,37 +11,11 @@ from pathlib import Path
 from scaleup.artifacts.files import read_json, write_text
 from scaleup.artifacts.metrics_log import last_metrics, logged_values
 from scaleup.artifacts.study import Trial
-from scaleup.children import python_environment, visible_devices
 from scaleup.config.load import dump
 from scaleup.config.run import RunConfig
 from scaleup.launcher.ending import RESUMABLE
-from scaleup.plan.machine import Machine
 from scaleup.studies.search import Search
-
-LIBC = ctypes.CDLL(None)  # loaded here, so that a forked child makes two system calls and nothing else
-PR_SET_PDEATHSIG = 1
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Is the share of the machine that one of several trials side by side has."""
-
-    cores: tuple[int, ...]
-    gpus: str | None
-    """Is its CUDA_VISIBLE_DEVICES; None: as it is."""
-
-
-def slots_of(machine: Machine, num_parallel: int) -> list[Slot]:
-    """Returns the shares of a machine, equal and apart."""
-    cores = sorted(os.sched_getaffinity(0))
-    num_cores, num_gpus = len(cores) // num_parallel, machine.num_gpus // num_parallel
-    return [
-        Slot(
-            tuple(cores[place * num_cores : (place + 1) * num_cores] if num_cores else cores),  # or all share them
-            visible_devices(place * num_gpus, num_gpus) if num_parallel > 1 and num_gpus else None,
-        )
-        for place in range(num_parallel)
-    ]
+from scaleup.studies.shares import Slot, ask_to_stop, start_on
 
 
 @dataclass
@@ -58,9 +28,7 @@ class TrialProcess:
 
     def stop(self, at_once: bool) -> None:
         """Asks it to save and to stop, or to end at once."""
-        with suppress(ProcessLookupError):
-            for number in [signal.SIGINT] * 2 if at_once else [signal.SIGTERM]:
-                self.process.send_signal(number)
+        ask_to_stop(self.process, at_once)
 
 
 def is_refused(search: Search, trial: Trial) -> bool:
@@ -72,33 +40,14 @@ def is_refused(search: Search, trial: Trial) -> bool:
 
 
 def start_trial(search: Search, trial: Trial, slot: Slot) -> TrialProcess:
-    """Starts, or goes on with, a trial's run, to the rung that it is to stop at. It is told to save and to stop when
-    this process ends, however that ends."""
+    """Starts, or goes on with, a trial's run, to the rung that it is to stop at."""
     config = search.load(trial.params, trial.number, trial.stop_at_step).config
     assert config is not None
     file, log = search.folder.config_file(trial.number), search.folder.log_file(trial.number)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, dump(config))
-    environment = python_environment() | ({} if slot.gpus is None else {"CUDA_VISIBLE_DEVICES": slot.gpus})
-    parent = os.getpid()
-
-    def prepare() -> None:
-        os.sched_setaffinity(0, slot.cores)
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "scaleup.cli", "run", str(file), "--resume"],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is the search's, which tells its trials
-            preexec_fn=prepare,
-        )
-    return TrialProcess(trial, slot, process)
+        return TrialProcess(trial, slot, start_on(slot, file, output))
 
 
 def note_folder(search: Search, trial: Trial) -> None:

@@ -1,8 +1,10 @@
-"""A pipeline killed in the middle ends as one that was not; a change makes again what it touches, and nothing else."""
+"""A pipeline killed twenty times ends as one that was not; a change makes again what it touches, and nothing else."""
 
 from __future__ import annotations
 
 import json
+import os
+import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cli import Result, alive, largest_weight_difference, reached, scaleup, start, wait_until, worker_ids
+from tests.cli import Result, children, largest_weight_difference, reached, scaleup, start, wait_until
 from tests.small_runs import SFT, write_rows
 
 pytestmark = pytest.mark.slow
 
-TRAIN = {"max_steps": 40, "learning_rate": 1e-3, "per_device_train_batch_size": 2, "save_steps": 2}
+TRAIN = {"max_steps": 120, "learning_rate": 1e-3, "per_device_train_batch_size": 2, "save_steps": 5}
 SINGLE = {"num_processes": 1, "strategy": "single"}
 FIRST: dict[str, Any] = {**SFT, "train": {**TRAIN, "max_steps": 4}, "parallel": SINGLE}
 RUNS: dict[str, Any] = {
@@ -29,8 +31,11 @@ RUNS: dict[str, Any] = {
         }
     },
     "second": {"config": {**FIRST, "model": {"path": "${first}"}, "train": TRAIN}},
+    "beside": {"config": {**FIRST, "model": {"path": "${first}"}, "train": {**TRAIN, "seed": 1}}},
     "first": {"config": FIRST},
 }
+NUM_KILLS = 20
+NUM_LINES = 10  # that a pipeline prints until both runs side by side train
 
 
 def run(place: Path, *arguments: str, code: int = 0) -> Result:
@@ -52,7 +57,9 @@ def write_pipeline(folder: Path, *names: str) -> Path:
     folder.mkdir()
     write_rows(folder)
     runs = {name: entry for name, entry in RUNS.items() if name in names}
-    (folder / "chain.yaml").write_text(yaml.safe_dump({"pipeline": "chain", "runs": runs}), encoding="utf-8")
+    (folder / "chain.yaml").write_text(
+        yaml.safe_dump({"pipeline": "chain", "num_parallel": 2, "runs": runs}), encoding="utf-8"
+    )
     return folder
 
 
@@ -60,25 +67,42 @@ def manifests(place: Path) -> dict[str, str]:
     return {file.parent.name: file.read_text() for file in (place / "runs").glob("*/manifest.json")}
 
 
+def with_all_below(pid: int) -> list[int]:
+    return [pid, *(each for child in children(pid) for each in with_all_below(child))]
+
+
+def killed(place: Path, num_lines: int, with_runs: bool) -> str | None:
+    """Kill a pipeline's own process, or it and all of its runs', once it has printed so many lines. Gives what it
+    printed; None if it has finished."""
+    with start("run", "chain.yaml", cwd=place) as process:
+        assert process.stdout is not None and process.stderr is not None
+        said = [line for line, _ in zip(process.stdout, range(num_lines), strict=False)]
+        for pid in with_all_below(process.pid) if with_runs else [process.pid]:
+            os.kill(pid, signal.SIGKILL)
+        if process.wait() == 0:
+            return None
+        assert process.returncode == -signal.SIGKILL, "".join(said) + process.stderr.read()
+    return "".join(said)
+
+
 @pytest.mark.timeout(900)
 def test_killed_changed_and_stopped(tmp_path: Path) -> None:
-    straight = write_pipeline(tmp_path / "straight", "first", "second")
-    run(straight)
-    place = write_pipeline(tmp_path / "killed", "first", "second", "third")
+    straight = write_pipeline(tmp_path / "straight", "first", "second", "beside")
+    said = run(straight).stdout
+    assert said.index("beside | training") < said.index("second | writing"), "they ran side by side"
+    place = write_pipeline(tmp_path / "killed", "first", "second", "beside", "third")
 
-    assert interrupted(place, number=signal.SIGKILL, when=reached(4)).code == -signal.SIGKILL
-    wait_until(lambda: not alive(worker_ids(place / "runs/chain-second")))
-    assert manifests(place).keys() == {"chain-first"}, "it was not killed in the middle"
-    first = manifests(place)["chain-first"]
-    said = run(place).stdout.splitlines()
-    assert said[:3] == [
-        "first   skip    finished and unchanged",
-        "second  resume  not finished",
-        "third   run     after second",
-    ]
-    assert manifests(place)["chain-first"] == first
-    for name in ("chain-first", "chain-second"):
+    draw, resumed, seen = random.Random(0), set(), 0
+    for number in range(NUM_KILLS):
+        if (told := killed(place, draw.randint(0, NUM_LINES), with_runs=number % 2 == 0)) is None:
+            break
+        resumed |= {line.split()[0] for line in told.splitlines() if line.endswith("resume  not finished")}
+        seen += 1
+    assert seen == NUM_KILLS and resumed >= {"second", "beside"}, "it was not killed in the middle"
+    run(place)
+    for name in ("chain-first", "chain-second", "chain-beside"):
         assert largest_weight_difference(straight / "runs" / name, place / "runs" / name) == 0, name
+    assert not list((place / "runs").glob("*.old-*")), "nothing was made again"
     assert run(place).stdout.splitlines()[-1] == "pipeline chain has finished already; nothing to do"
 
     before = manifests(place)
@@ -89,13 +113,11 @@ def test_killed_changed_and_stopped(tmp_path: Path) -> None:
     )
     assert stopped.code == 75, stopped.stdout + stopped.stderr
     assert stopped.stdout.splitlines()[-1] == f"pipeline chain goes on with: scaleup run chain.yaml {changed}"
-    assert manifests(place) == {
-        "chain-first": before["chain-first"],
-        "chain-second.old-1": before["chain-second"],
-        "chain-third": before["chain-third"],
-    }
-    assert run(place, changed, "--dry-run").stdout.splitlines()[:3] == [
+    left = {name: text for name, text in before.items() if name != "chain-second"}
+    assert manifests(place) == {**left, "chain-second.old-1": before["chain-second"]}
+    assert run(place, changed, "--dry-run").stdout.splitlines()[:4] == [
         "first   skip    finished and unchanged",
+        "beside  skip    finished and unchanged",
         "second  resume  not finished",
         "third   again   second is made before it",
     ]

@@ -209,6 +209,32 @@ def test_a_sweep_is_an_array(cluster: Slurm, place: Path) -> None:
         assert f"seed: {number + 1}" in (folder / "config.yaml").read_text()
 
 
+def test_a_search_is_an_array_of_trials(cluster: Slurm, place: Path) -> None:
+    """`scaleup search` then finds all of them, and starts none."""
+    config = differing(SFT, {"parallel": {"num_processes": 1, "strategy": "single"}, "train.max_steps": 3})
+    study = {
+        "study": "rates",
+        "run": {"config": config},
+        "space": {"train.learning_rate": {"choice": [1e-3, 1e-2]}},
+        "method": "grid",
+        "objectives": {"loss": "minimize"},
+    }
+    (place / "rates.yaml").write_text(yaml.safe_dump(study))
+    result: Result = scaleup("submit", "rates.yaml", "--max-parallel", "1", cwd=place, env=cluster.environment)
+    assert result.code == 0, result.stderr
+    for number in (0, 1):
+        completed({**config, "name": f"rates-{number:03d}"}, f"{result.stdout.strip()}_{number}", cluster, place)
+    found: Result = scaleup("search", "rates.yaml", "--json", cwd=place)
+    assert found.code == 0, found.stderr
+    assert [trial["state"] for trial in json.loads(found.stdout)["trials"]] == ["finished", "finished"]
+    assert "begins" not in found.stderr
+    again: Result = scaleup("submit", "rates.yaml", cwd=place, env=cluster.environment)
+    assert (again.code, again.stderr) == (
+        2,
+        "error: study: all its trials have ended -> scaleup search shows what they came to\n",
+    )
+
+
 def test_a_pipeline_is_a_job_for_each_run(cluster: Slurm, place: Path) -> None:
     """Each begins when those that it needs have ended well, and has the nodes that it asks for."""
     first = differing(SFT, {"name": "chain-first", "train.max_steps": 6})

@@ -131,9 +131,30 @@ CASES = {
         ),
         bad(
             "jobs of a pipeline on a target that does not order them",
-            "error: --target: kubernetes does not order the jobs of a pipeline -> use slurm",
+            "error: --target: torchrun does not order the jobs of a pipeline -> use slurm or kubernetes",
             text=pipeline({"first": sft(cluster={"nodes": 1})}),
-            command=("submit", "config.yaml", "--target", "kubernetes"),
+            command=("submit", "config.yaml", "--target", "torchrun"),
+            asks=True,
+        ),
+        bad(
+            "runs of a pipeline that are for several schedulers",
+            "error: --target: its runs are for kubernetes and slurm -> name one",
+            text=pipeline(
+                {
+                    "first": sft(cluster={"nodes": 1, "slurm": {}}),
+                    "second": sft(
+                        cluster={"nodes": 1, "kubernetes": {"volume_claim": "v"}, "container": {"image": "i"}}
+                    ),
+                }
+            ),
+            command=("submit", "config.yaml"),
+            asks=True,
+        ),
+        bad(
+            "no number of runs side by side",
+            "error: num_parallel: 'two' is no number of runs -> write 1 or more",
+            text=pipeline({"first": sft()}, num_parallel="two"),
+            command=("run", "config.yaml"),
             asks=True,
         ),
         bad(

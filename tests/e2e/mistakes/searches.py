@@ -120,9 +120,18 @@ CASES = {
             asks=True,
         ),
         search(
-            "trials as jobs of a scheduler",
-            "error: --target: slurm is not supported: trials run on this machine",
-            command=(*COMMAND, "--target", "slurm"),
+            "trials as jobs of a scheduler, of which each follows from others",
+            "error: method: tpe chooses by what other trials came to, and jobs do not wait for one another",
+            "error: --max-parallel: is for Slurm",
+            "error: run: cluster: is missing",
+            method="tpe",
+            num_trials=2,
+            command=("submit", "config.yaml", "--target", "kubernetes", "--max-parallel", "2"),
+        ),
+        search(
+            "a sweep of a search",
+            "error: --sweep: is of one config, not of a search",
+            command=("render", "config.yaml", "--sweep", "train.seed=[1,2]"),
         ),
         search(
             "a search where a run is asked for",

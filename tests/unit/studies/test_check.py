@@ -118,3 +118,8 @@ def test_what_does_not_fit_what_will_be_made_is_refused(place: Path) -> None:
         "runs.writer: model.path: is a sequence classifier (BertForSequenceClassification): it scores texts and "
         "writes none",
     ]
+
+
+def test_more_runs_side_by_side_than_devices_are_refused() -> None:
+    with pytest.raises(ScaleupError, match=r"^num_parallel: is 4096, and there are \d+ cores here"):
+        checked(pipeline_of({"tokens": WHOLE["tokens"]}, num_parallel=4096))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from scaleup.plan.machine import Machine
-from scaleup.studies.search_check import machine_problems, points_of, share_of
+from scaleup.studies.search_check import machine_problems, points_of
 from tests.unit.studies.test_search import SPACE, grid, search_of
 
 GPUS = Machine(num_cores=16, num_gpus=4, memory=64, gpu_memory=80)
@@ -27,11 +27,6 @@ GPUS = Machine(num_cores=16, num_gpus=4, memory=64, gpu_memory=80)
 def test_more_trials_than_devices(machine: Machine, count: int, changes: tuple[str, ...], what: list[str]) -> None:
     problems = machine_problems(search_of(*changes, num_parallel=count), machine)
     assert [str(problem).partition(" ->")[0] for problem in problems] == what
-
-
-def test_a_share_is_a_machine() -> None:
-    assert share_of(GPUS, 2) == Machine(num_cores=8, num_gpus=2, memory=32, gpu_memory=80)
-    assert share_of(GPUS, 1) == GPUS
 
 
 def test_a_small_grid_is_checked_whole_and_other_spaces_at_their_ends() -> None:

@@ -12,7 +12,8 @@ from rich.console import Console
 from scaleup.artifacts.study import Trial
 from scaleup.studies import search_watch
 from scaleup.studies.search_watch import SearchWatch
-from scaleup.studies.trials import Slot, TrialProcess
+from scaleup.studies.shares import Slot
+from scaleup.studies.trials import TrialProcess
 from tests.unit.studies.test_search import search_of
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,9 +13,9 @@ import pytest
 from scaleup.artifacts.files import write_json
 from scaleup.artifacts.study import Trial
 from scaleup.config.load import dump
-from scaleup.plan.machine import Machine
 from scaleup.studies.search import Search
-from scaleup.studies.trials import Slot, TrialProcess, is_refused, note_end, note_folder, slots_of
+from scaleup.studies.shares import Slot
+from scaleup.studies.trials import TrialProcess, is_refused, note_end, note_folder
 from tests.unit.studies.test_search import search_of
 
 ASHA: dict[str, Any] = {"method": "asha", "asha": {"min_steps": 2}, "objectives": {"eval_loss": "minimize"}}
@@ -111,14 +110,3 @@ def test_values_that_make_no_config_are_not_run_without_them() -> None:
     assert (is_refused(search_of(), good), good.state) == (False, "running")
     assert (is_refused(search_of(), bad), bad.state) == (True, "failed")
     assert bad.error.startswith("train.learning_rate: 'much' should be a valid number")
-
-
-def test_trials_side_by_side_share_no_core_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2, 4, 5, 7})
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,5,6")
-    first, second = slots_of(Machine(num_cores=5, num_gpus=4), 2)
-    assert (first.cores, first.gpus) == ((1, 2), "3,4")
-    assert (second.cores, second.gpus) == ((4, 5), "5,6")
-    assert [slot.gpus for slot in slots_of(Machine(num_cores=5, num_gpus=0), 2)] == [None, None]
-    assert slots_of(Machine(num_cores=5, num_gpus=4), 1)[0].gpus is None
-    assert all(slot.cores for slot in slots_of(Machine(num_cores=5, num_gpus=4), 5000)), "more trials than cores"
