@@ -112,14 +112,21 @@ def lineage(
 
 @app.command(rich_help_panel=RESULTS)
 def report(
-    targets: Annotated[list[str], typer.Argument(metavar="RUN|PIPELINE...", help="Folders of runs, pipelines' files.")],
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|PIPELINE...",
+            help="Folders of runs, pipelines' files; RUN.KEY=VALUE as a pipeline was run with.",
+        ),
+    ],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The page's file.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show it live, until the runs have ended.")] = False,
 ) -> None:
     """Write one HTML page about runs or a pipeline, or show it live."""
     from scaleup.runs.report import read_subject, write_report
 
-    subject = read_subject(targets, output)
+    overrides = [each for each in targets if "=" in each and not Path(each).exists()]
+    subject = read_subject([each for each in targets if each not in overrides], output, overrides)
     if follow:
         from scaleup.runs.live import follow as serve
 

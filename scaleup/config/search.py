@@ -68,7 +68,7 @@ def ends(space: Space) -> list[Any]:
     return list(space.choice) if space.choice is not None else list(bounds(space))
 
 
-def grid_values(space: Space) -> list[Any] | None:
+def grid_values(space: Space) -> Sequence[Any] | None:
     """Returns the values that a grid has; None of a range that does not say how many."""
     if space.choice is not None:
         return list(space.choice)
@@ -77,10 +77,11 @@ def grid_values(space: Space) -> list[Any] | None:
         spaced = _spaced(low, high, space.points, space.log)
         return list(dict.fromkeys(round(each) for each in spaced)) if space.int else spaced
     if space.step is None:
-        return list(range(low, high + 1)) if space.int and not space.log else None
+        return range(low, high + 1) if space.int and not space.log else None
+    if space.int is not None:
+        return range(low, high + 1, round(space.step))
     count = math.floor((high - low) / space.step + 1e-9) + 1
-    values = [low + number * space.step for number in range(count)]
-    return [round(value) for value in values] if space.int else values
+    return [low + number * space.step for number in range(count)]
 
 
 def _spaced(low: float, high: float, count: int, log: bool) -> list[Any]:

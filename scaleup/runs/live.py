@@ -6,6 +6,7 @@ site, which has its own name resolved to 127.0.0.1, is refused."""
 from __future__ import annotations
 
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.errors import ScaleupError
@@ -153,8 +155,10 @@ def served(live: Live) -> Iterator[str]:
     class Server(ThreadingHTTPServer):
         daemon_threads = False  # the last page is sent whole before the server ends
 
-        def handle_error(self, *_: object) -> None:
+        def handle_error(self, request: Any, client_address: Any) -> None:
             """Print nothing of browsers that have gone."""
+            if not isinstance(sys.exception(), ConnectionError):
+                super().handle_error(request, client_address)
 
     with Server((HOST, 0), Handler) as server:
         port = server.server_address[1]

@@ -89,6 +89,9 @@ def read_subject(targets: Sequence[str], output: Path | None = None, overrides: 
             if folder not in runs.values():
                 runs[name if name not in runs else shown_path(folder)] = folder
     subject = Subject(runs, tuple(pipelines), output)
+    if overrides and not any(Path(target).is_file() for target in targets):
+        what = "overrides a run of a pipeline, and no pipeline is named"
+        problems += [Problem(override, what, "leave it out, or name the pipeline's file") for override in overrides]
     if output is not None or not problems:
         problems += _output_problems(subject.file)
     if problems:

@@ -173,6 +173,11 @@ def test_a_pipeline_that_was_run_with_overrides(tmp_path: Path) -> None:
     assert list(subject.runs.values()) == [tmp_path / "third", tmp_path / "second"]
 
 
+def test_overrides_are_of_a_pipeline(tmp_path: Path) -> None:
+    with pytest.raises(ScaleupError, match=r"^a\.name=third: overrides a run of a pipeline, and no pipeline is named"):
+        read_subject([str(ended(made(tmp_path, "run"), "finished").path)], overrides=["a.name=third"])
+
+
 def test_answers_with_other_ends_of_lines(tmp_path: Path) -> None:
     run = ended(made(tmp_path), "finished")
     (run.path / "generations.jsonl").write_text('{"id": 0, "prompt": "p", "completion": "one\u2028two"}\n')
