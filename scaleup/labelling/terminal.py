@@ -18,6 +18,7 @@ from rich.text import Text
 
 from scaleup.labelling.labels import CHOICE, NEITHER, RANKING, TIE
 from scaleup.labelling.session import Session
+from scaleup.reports.terminal import plain
 
 ARROWS = {b"\x1b[C": "next", b"\x1b[D": "back", b"\x1bOC": "next", b"\x1bOD": "back"}
 DIGITS = tuple("123456789")
@@ -108,10 +109,10 @@ def _show(console: Console, view: dict[str, Any], ranking: Ranking | None) -> No
         console.print("all are decided: u undoes, arrows go back, q finishes")
         return
     for turn in view["prompt"]:
-        console.print(_plain(f"{turn['role']}: {turn['text']}" if turn["role"] else turn["text"]))
+        console.print(Text(plain(f"{turn['role']}: {turn['text']}" if turn["role"] else turn["text"])))
     ranks = ranking.given if ranking else (view["decision"] or {}).get("ranks") or [0] * len(view["answers"])
     boxes = [
-        (f"[{number}]" + (f"  rank {rank}" if rank else ""), _plain(text or "(nothing)"))
+        (f"[{number}]" + (f"  rank {rank}" if rank else ""), Text(plain(text or "(nothing)")))
         for number, (text, rank) in enumerate(zip(view["answers"], ranks, strict=True), 1)
     ]
     console.print()
@@ -127,11 +128,6 @@ def _show(console: Console, view: dict[str, Any], ranking: Ranking | None) -> No
             console.print(Padding(text, (0, 0, 1, 2)))
     decided = view["decision"]["kind"] if view["decision"] else ""
     console.print(Text(f"{f'decided: {decided}   ' if decided else ''}{RANK_HELP if ranking else HELP}"))
-
-
-def _plain(text: str) -> Text:
-    """Returns a text without characters that a terminal would obey."""
-    return Text("".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from rich.table import Table
 from scaleup.artifacts.files import read_json, read_json_lines
 from scaleup.artifacts.run_folder import RunFolder
 from scaleup.plan.types import Plan
+from scaleup.records.chats import Chat, as_transcript
 from scaleup.reports.left_out import length_sentence
-from scaleup.reports.terminal import heading, pairs_table
+from scaleup.reports.terminal import heading, pairs_table, plain
 
 NUM_ANSWERS_SHOWN = 20
 """Is the number of prompts whose answers are printed."""
@@ -82,6 +83,12 @@ def _show_confusion(console: Console, confusion: dict[str, dict[str, int]]) -> N
     console.print(table)
 
 
+def _prompt(row: Mapping[str, Any]) -> str:
+    """Returns the prompt of a row as the terminal shows it: of a conversation its turns."""
+    prompt = row["prompt"]
+    return plain(prompt if isinstance(prompt, str) else as_transcript(Chat(prompt)))
+
+
 def show_generations(console: Console, run: RunFolder) -> None:
     """Prints the first prompts, each with its answer behind it, or with a line for each of several, or of each
     adapter."""
@@ -89,13 +96,14 @@ def show_generations(console: Console, run: RunFolder) -> None:
     rows = read_json_lines(file)
     for row in rows[:NUM_ANSWERS_SHOWN]:
         is_one = isinstance(row.get("completion"), str)
-        console.print(row["prompt"], style="dim", end="" if is_one else "\n", markup=False, highlight=False)
+        goes_on = is_one and isinstance(row["prompt"], str)
+        console.print(_prompt(row), style="dim", end="" if goes_on else "\n", markup=False, highlight=False)
         for name, texts in row.items():
             if name in ("id", "prompt", "tools"):
                 continue
             for text in texts if isinstance(texts, list) else [texts]:
                 shown = text if is_one else f"  {text}" if name == "completions" else f"  {name}: {text}"
-                console.print(shown, markup=False, highlight=False)
+                console.print(plain(shown), markup=False, highlight=False)
     manifest = run.manifest()
     assert manifest is not None
     if count := manifest.metrics.get("prompts_truncated"):
@@ -222,9 +230,9 @@ def show_revisions(console: Console, run: RunFolder) -> None:
     file = run.path / "revisions.jsonl"
     rows = read_json_lines(file)
     for row in rows[:NUM_ANSWERS_SHOWN]:
-        console.print(row["prompt"], style="dim", markup=False, highlight=False)
+        console.print(_prompt(row), style="dim", markup=False, highlight=False)
         for name, text in (("before", row["initial"]), ("after", row["completion"])):
-            console.print(f"  {name}: {text}", markup=False, highlight=False)
+            console.print(plain(f"  {name}: {text}"), markup=False, highlight=False)
     _show_metrics(console, run, f"revisions in {run.path}", file)
 
 

@@ -29,6 +29,11 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 SPANS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
+def plain(text: str) -> str:
+    """Returns what a model or a file said without characters that a terminal would obey."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
+
+
 def show_plan(console: Console, plan: Plan) -> None:
     heading(console, f"plan of {plan.name} ({plan.stage})")
     facts = pairs_table()
