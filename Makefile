@@ -17,7 +17,7 @@ REVIEWS := configs/sft/reviews.yaml
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 VLLM := .venv-vllm
-.PHONY: help setup converter vllm run test test-slow test-all test-slurm test-vllm slurm browser check lint format clean
+.PHONY: help setup converter vllm run test test-slow test-long test-all test-slurm test-vllm slurm browser check lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -38,9 +38,13 @@ test: setup  ## run the quick tests: every stage, strategy, law and refusal once
 	@echo "== quick tests"
 	@$(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: setup  ## run the tests that `make test` leaves out
+test-slow: setup  ## run the tests that `make test` leaves out, but for the long ones
 	@echo "== slow tests"
-	@$(PYTEST) -m slow --durations=40 --durations-min=10 $(ARGS)
+	@$(PYTEST) -m "slow and not long" --durations=40 --durations-min=10 $(ARGS)
+
+test-long: setup  ## run the tests that CI leaves out: more cases, and more chance, of what the slow ones show
+	@echo "== long tests"
+	@$(PYTEST) -m long --durations=40 --durations-min=10 $(ARGS)
 
 test-all: setup  ## run all tests
 	@echo "== all tests"

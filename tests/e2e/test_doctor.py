@@ -186,6 +186,7 @@ def test_two_hosts_of_which_one_is_unplugged(two_hosts: list[Host], folder: Path
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_hosts_with_a_wall_between_them(two_hosts: list[Host], folder: Path) -> None:
     """Packets from h1 to h2 vanish: both see it, and each names both."""
     first, second = two_hosts
@@ -203,6 +204,7 @@ def test_two_hosts_with_a_wall_between_them(two_hosts: list[Host], folder: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_hosts_over_an_interface_that_leads_nowhere(two_hosts: list[Host], folder: Path) -> None:
     rows = on_hosts(two_hosts, folder, "--interface", "lo")
     for rank in (0, 1):

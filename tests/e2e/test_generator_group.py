@@ -57,9 +57,9 @@ def pid_of(folder: Path) -> int:
     "changes",
     [
         {"parallel": {"num_processes": 2, "strategy": "fsdp2"}},
-        {"adapter": {"type": "lora", "r": 4}},
+        pytest.param({"adapter": {"type": "lora", "r": 4}}, marks=pytest.mark.long),
         {"parallel": {"num_processes": 2, "strategy": "zero3"}},
-        {"reward": PPO["reward"] | {"placement": "group"}},
+        pytest.param({"reward": PPO["reward"] | {"placement": "group"}}, marks=pytest.mark.long),
     ],
     ids=["fsdp2", "lora", "zero3", "beside-rewards"],
 )
@@ -85,6 +85,7 @@ def reached_after(folder: Path) -> Callable[[], bool]:
     return lambda: reached(step)(folder)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_engine_is_killed_stopped_and_resized_ten_times(
     place: Path, engine: dict[str, dict[str, object]], pool: ThreadPoolExecutor

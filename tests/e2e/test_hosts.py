@@ -108,6 +108,7 @@ def test_ppo_whose_reward_group_dies_on_its_own_node(two: list[Host], place: Pat
     same_rollouts(folder, colocated.result(), ROLLOUTS)
 
 
+@pytest.mark.long
 def test_a_signal_to_the_rewards_node_stops_all(two: list[Host], place: Path, colocated: Future[Path]) -> None:
     """It serves until the policy has saved; and the run goes on as if nothing had been."""
     config = differing(PPO, {"name": "signalled", **OWN_NODES})

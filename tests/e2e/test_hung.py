@@ -71,6 +71,7 @@ def nothing_left(folder: Path) -> bool:
     return alive(worker_ids(folder)) == [] and not any(str(folder) in command_line(int(entry.name)) for entry in left)
 
 
+@pytest.mark.long
 def test_a_frozen_worker_is_named(place: Path) -> None:
     config = CONFIG | {"name": "frozen", "train": {**CONFIG["train"], "max_steps": 5000, "save_steps": 2}}
     result, folder = frozen(config, place, "policy-rank1", seen_after_a_checkpoint), folder_of(config, place)
@@ -120,6 +121,7 @@ def test_the_rank_that_the_others_wait_for_is_named(place: Path) -> None:
     assert nothing_left(folder)
 
 
+@pytest.mark.long
 def test_a_frozen_reward_group_is_replaced_alone(place: Path) -> None:
     """Long before the policy's own patience for an answer ends."""
     reward = {"model": {"path": "builtin:tiny-bert-classifier"}, "label": "positive"}

@@ -108,7 +108,7 @@ def test_kills_do_not_move_the_trajectory(place: Path, chance: random.Random, st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_launchers_leave_signals_to_the_agent(place: Path, num_processes: int) -> None:
     """Slurm signals every process of a job. torchrun would give its workers 30 s, and kill them while they save."""
     config = differing(CONFIG, {"name": f"launchers-{num_processes}", "parallel.num_processes": num_processes})
@@ -127,6 +127,7 @@ def test_launchers_leave_signals_to_the_agent(place: Path, num_processes: int) -
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_more_deaths_than_restarts(place: Path) -> None:
     config = differing(CONFIG, {**ALONE, "name": "too-many", "parallel.max_restarts": 1})
     folder = folder_of(config, place)

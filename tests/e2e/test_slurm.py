@@ -93,7 +93,7 @@ def when(reached: Callable[[Path], bool], config: Mapping[str, Any], job: str, c
     return folder
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero2", marks=pytest.mark.long)])
 def test_two_nodes(strategy: str, cluster: Slurm, place: Path, alone: Future[Path]) -> None:
     config = differing(SFT, {"name": f"nodes-{strategy}", "parallel.strategy": strategy})
     folder = completed(config, submit(config, cluster, place), cluster, place)
@@ -114,6 +114,7 @@ def test_ppo_as_a_heterogeneous_job(cluster: Slurm, place: Path, colocated: Futu
     assert given["reward"]["parallel"]["device"] == "cpu", "what its own node has, whatever the first one finds"
 
 
+@pytest.mark.long
 def test_ppo_in_one_allocation(cluster: Slurm, place: Path, colocated: Future[Path]) -> None:
     config = PPO | {"name": "one-allocation"}
     folder = completed(config, submit(config, cluster, place), cluster, place)

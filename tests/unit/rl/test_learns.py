@@ -33,8 +33,9 @@ def reward_model() -> task.RewardModel:
 
 def trials() -> list[Any]:
     """One of them is quick."""
+    marks = [[pytest.mark.slow], [pytest.mark.slow, pytest.mark.long]]
     return [
-        pytest.param(name, seed, marks=[] if (name, seed) == ("ppo", 0) else pytest.mark.slow)
+        pytest.param(name, seed, marks=[] if (name, seed) == ("ppo", 0) else marks[seed > 0])
         for name in ALGORITHMS
         for seed in (0, 1, 2)
     ]
