@@ -70,18 +70,48 @@ def trial_name(trial: Trial) -> str:
     return "-".join(map(str, (trial[1], *vars(trial[0]).values())))
 
 
+def marked() -> list[Any]:
+    """In low precision, one process is enough for CI."""
+    return [
+        pytest.param(
+            trial, marks=[pytest.mark.long] if trial[0].precision != "no" and trial[0].strategy != "single" else []
+        )
+        for trial in trials()
+    ]
+
+
+def beside(trial: Trial) -> Trial:
+    """The cell that a trial must equal."""
+    cell, model = trial
+    if model == "mixtral" and cell.strategy != "single":
+        return Cell("fsdp2", None, cell.adapter, "no"), model
+    return Cell("single", cell.quantization, cell.adapter, "no", cell.stage), model
+
+
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> dict[Trial, dict[str, Any]]:
-    """All cells from one process, whose ranks are forked: libraries are imported once."""
+def found(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, repository: Path
+) -> dict[Trial, dict[str, Any]]:
+    """All cells that are asked for, from one process, whose ranks are forked: libraries are imported once."""
     out = tmp_path_factory.mktemp("cells") / "cells.jsonl"
-    result = python("-m", "tests.distributed.cells", out, cwd=repository, timeout=700)
+    asked = [
+        item.callspec.params["trial"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.module is request.module
+    ]
+    needed = dict.fromkeys([*asked, *(beside(trial) for trial in asked if trial[0].precision == "no")])
+    named = [
+        ",".join(str(value or "none") for value in (*list(vars(cell).values())[:4], model, cell.stage))
+        for cell, model in needed
+    ]
+    result = python("-m", "tests.distributed.cells", out, *named, cwd=repository, timeout=700)
     assert result.code == 0, f"{result.stdout}\n{result.stderr}"
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     return {(Cell(*row["cell"]), row["model"]): row for row in rows}
 
 
 @pytest.mark.timeout(900)  # the first waits for all
-@pytest.mark.parametrize("trial", trials(), ids=trial_name)
+@pytest.mark.parametrize("trial", marked(), ids=trial_name)
 def test_an_ok_cell_trains(found: dict[Trial, dict[str, Any]], trial: Trial) -> None:
     row, (cell, model) = found[trial], trial
     assert "error" not in row, row["error"]
@@ -96,11 +126,9 @@ def test_an_ok_cell_trains(found: dict[Trial, dict[str, Any]], trial: Trial) -> 
     assert set(row["changed"]) - counters == should
     if model == "mixtral" and cell.strategy != "single":
         # the auxiliary loss is each rank's own, as Transformers has it: so all strategies agree, not with one process
-        others = found[Cell("fsdp2", None, cell.adapter, "no"), model]
-        assert row["losses"] == pytest.approx(others["losses"], abs=1e-5)
+        assert row["losses"] == pytest.approx(found[beside(trial)]["losses"], abs=1e-5)
     elif cell.precision == "no":
-        alone = found[Cell("single", cell.quantization, cell.adapter, "no", cell.stage), model]
-        assert row["losses"] == pytest.approx(alone["losses"], abs=1e-5)
+        assert row["losses"] == pytest.approx(found[beside(trial)]["losses"], abs=1e-5)
 
 
 @pytest.mark.parametrize("trial", [trial for trial in trials() if trial[0].strategy == "single"], ids=trial_name)

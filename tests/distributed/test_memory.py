@@ -44,6 +44,7 @@ def test_the_peak_is_predicted(tmp_path: Path, repository: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)  # ten runs of two or four processes, beside other tests
 def test_what_is_proposed_fits(tmp_path: Path, repository: Path) -> None:
     """A run of each proposal stays within the memory that it was proposed for, and sends what was planned."""

@@ -155,7 +155,10 @@ def test_two_processes_tell_what_the_harness_tells(place: Path, tmp_path: Path) 
     assert base[0]["resps"] != lora[0]["resps"], "the adapter does something"
 
 
-@pytest.fixture(scope="module", params=["several-files", "adapter", "seq2seq", "8bit"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.long) for name in ("several-files", "adapter")] + ["seq2seq", "8bit"],
+)
 def told(request: pytest.FixtureRequest, place: Path) -> tuple[str, Path]:
     """The path of a model, and the folder that the harness's command line wrote of it."""
     if request.param == "adapter":

@@ -98,6 +98,7 @@ def test_a_critique_continues_its_template(place: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_write_what_one_does(place: Path) -> None:
     for config in (REVISE, JUDGE):
         one = run(config, cwd=place)

@@ -138,6 +138,7 @@ def test_other_architectures(name: str, heads: int | None, place: Path) -> None:
     assert type(result) is type(loaded(source)) and result.config.id2label == LABELS
 
 
+@pytest.mark.long
 def test_rounds_with_recovery_and_a_control(place: Path) -> None:
     config = yaml.safe_load(ROUNDS.read_text(encoding="utf-8"))
     changes = {"model.path": "classifier", "data": DATA, "prune.calibration_rows": 16}

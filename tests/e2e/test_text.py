@@ -166,6 +166,7 @@ def test_a_student_learns_what_its_teacher_wrote(taught: Path, place: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_students_own_answers_end(taught: Path, place: Path) -> None:
     """Where turns do: the eos of the tokenizer and of the student's files are other tokens."""
     student = shutil.copytree(taught / "model", place / "unended")

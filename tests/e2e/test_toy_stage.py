@@ -55,6 +55,7 @@ def test_it_is_planned_and_refused(place: Path) -> None:
     assert [line.split(":")[1].strip() for line in lines] == ["toy.label_smoothing", "toy.smooth", "mixed_precision"]
 
 
+@pytest.mark.long
 def test_it_is_run_killed_resumed_shown_and_derived_from(place: Path) -> None:
     straight = run({**CONFIG, "name": "straight"}, cwd=place)
     losses = [json.loads(line)["loss"] for line in (straight / "metrics.jsonl").read_text().splitlines()]
