@@ -79,6 +79,7 @@ def test_responses_that_are_desirable_become_likelier_than_others(tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_killed_and_resumed_is_straight(tmp_path: Path) -> None:
     for name in ("rows", "held"):

@@ -88,7 +88,9 @@ def padded(folder: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("which", ["none", "teacher", "model"])
+@pytest.mark.parametrize(
+    "which", ["none", *(pytest.param(name, marks=pytest.mark.long) for name in ("teacher", "model"))]
+)
 def test_a_teacher_like_its_student_teaches_nothing(place: Path, which: str) -> None:
     """The divergence of two equal distributions, and its gradient; also where one has padding."""
     padded(place / "padded")

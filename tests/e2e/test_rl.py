@@ -39,6 +39,7 @@ def test_the_tiny_config_leaves_a_policy(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_verifiable_reward_teaches_sums(tmp_path: Path) -> None:
     """A sixth of the config's rollouts: sums that are held out are right three times as often, or better."""
