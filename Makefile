@@ -74,7 +74,7 @@ browser:  ## install Chromium, for the tests that look at pages (Debian, as root
 		echo "== it could not be installed: the tests that look at pages are skipped"; \
 	else echo "== the tests that look at pages are skipped: they need chromium"; fi
 
-check: lint test test-slow  ## everything CI checks: format, lint, types, import layers, quick tests, then the others
+check: lint test test-slow  ## everything CI checks: format, lint, types, import layers, quick tests, then slow ones
 
 lint: setup  ## check format, lint, types and import layers
 	@echo "== format"

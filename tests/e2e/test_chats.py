@@ -57,6 +57,7 @@ def trained(place: Path, name: str, **changes: Any) -> Path:
     return run(differing(CONFIG, {**changes, "name": name}), cwd=place)
 
 
+@pytest.mark.long
 def test_batches_by_length_learn_what_rows_do(place: Path) -> None:
     """Packed, or of so many tokens: the loss and its gradient are those of the six rows."""
     plain = losses(trained(place, "rows"))

@@ -209,7 +209,8 @@ def test_the_result_is_exported_as_onnx(place: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("problem", ["multi_label", pytest.param("regression", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("problem", ["multi_label", "regression"])
 def test_it_learns_several_labels_and_numbers(tmp_path: Path, problem: str) -> None:
     several = {"bad": [], "good": ["kind"], "fine": ["kind", "calm"]}
     numbers = {"bad": -1.5, "good": 1.0, "fine": 0.25}

@@ -121,7 +121,13 @@ def test_evaluate_finds_the_same(pruned: Path, place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "heads"), [("tiny-gpt2", None), ("tiny-llama", 1), ("tiny-t5", 2)], ids=lambda part: str(part)
+    ("name", "heads"),
+    [
+        pytest.param("tiny-gpt2", None, marks=pytest.mark.long),
+        ("tiny-llama", 1),
+        pytest.param("tiny-t5", 2, marks=pytest.mark.long),
+    ],
+    ids=lambda part: str(part),
 )
 def test_other_architectures(name: str, heads: int | None, place: Path) -> None:
     """Cut every way that each of them has, in one process."""

@@ -60,6 +60,7 @@ def test_the_reward_group_is_killed_and_then_grows(place: Path, colocated: Futur
     same_rollouts(folder, colocated.result(), ROLLOUTS)
 
 
+@pytest.mark.long
 def test_the_policy_is_killed_and_the_run_goes_on_by_hand(place: Path, colocated: Future[Path]) -> None:
     config = PPO | {"name": "by-hand"}
     pids: list[int] = []
