@@ -4,10 +4,12 @@ of a finished run carries it on."""
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+import scaleup
 from scaleup.artifacts.data_file import OF_LINES, SourceMark
 
 
@@ -43,6 +45,19 @@ class Code(_Frozen):
     version: str
     commit: str | None = None
     """Is that of the git repository the package lies in, with `-dirty` where files differ from it."""
+
+    @classmethod
+    def of_this(cls) -> Code:
+        """Returns what this process runs; an installed package has no commit."""
+        root = Path(scaleup.__file__).parent.parent
+        if not (root / ".git").exists():
+            return cls(version=scaleup.__version__)
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        except (OSError, subprocess.SubprocessError):
+            return cls(version=scaleup.__version__)
+        return cls(version=scaleup.__version__, commit=done.stdout.strip() or None)
 
 
 class Host(_Frozen):

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from scaleup import __version__
 from scaleup.config.load import check_working_folder
 from scaleup.errors import Problem, ScaleupError
 
@@ -43,14 +42,20 @@ def refuse(options: Mapping[str, object], what: str) -> None:
 
 def _print_version(is_given: bool) -> None:
     if is_given:
-        print(f"scaleup {__version__}")
+        from scaleup.artifacts.lineage import Code
+
+        code = Code.of_this()
+        print(f"scaleup {code.version}" + (f" ({code.commit})" if code.commit else ""))
         raise typer.Exit
 
 
 @app.callback()
 def scaleup(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Print the version, and the commit of a clone.", callback=_print_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     """Fine-tune, align and compress language models: one YAML describes one run."""

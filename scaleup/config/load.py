@@ -126,8 +126,9 @@ def _parse(text: str) -> Any:
     return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
 
 
-def read_mapping(path: Path) -> Raw:
-    """Returns what a YAML file holds. Raises ScaleupError where that is no mapping, or cannot be read."""
+def read_mapping(path: Path, start: str = "start it with `stage: sft`") -> Raw:
+    """Returns what a YAML file holds. Raises ScaleupError where it cannot be read, or that is no mapping: then `start`
+    says what to do."""
     text = ""
     try:
         text = path.read_text(encoding="utf-8")
@@ -145,7 +146,7 @@ def read_mapping(path: Path) -> Raw:
         line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
         raise ScaleupError.of(where, what, _mended(line)) from None
     if not isinstance(raw, dict):
-        raise ScaleupError.of(str(path), "holds no mapping of keys to values", "start it with `stage: sft`")
+        raise ScaleupError.of(str(path), "holds no mapping of keys to values", start)
     return raw
 
 

@@ -9,12 +9,10 @@ import os
 import platform
 import re
 import socket
-import subprocess
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-import scaleup
 from scaleup.artifacts.data_file import RunData
 from scaleup.artifacts.lineage import Code, Host, Lineage, Parent, Rows, manifest_hash
 from scaleup.config.run import RunConfig
@@ -35,7 +33,7 @@ def lineage_of(config: RunConfig, data: RunData) -> Lineage:
     return Lineage(
         config=config_hash(config),
         data={key: Rows.of(mark) for key, mark in data.sources.items()},
-        code=Code(version=scaleup.__version__, commit=_commit()),
+        code=Code.of_this(),
         packages=dict(_packages()),
         machine=Host(name=socket.gethostname(), num_cores=len(os.sched_getaffinity(0)), gpus=tuple(_gpus())),
         parents=parents_of(config),
@@ -82,19 +80,6 @@ def _packages() -> Iterator[tuple[str, str]]:
             yield name, metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-
-
-def _commit() -> str | None:
-    """Returns the commit of the git repository that the package is developed in; None of an installed one."""
-    root = Path(scaleup.__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
 
 
 def _gpus() -> Iterator[str]:

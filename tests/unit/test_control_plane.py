@@ -62,6 +62,7 @@ COMMANDS = {
     "help of a command": (["run", "--help"], 0),
     "version": (["--version"], 0),
     "init": (["init", "ppo"], 0),
+    "convert refused": (["convert", "config.yaml"], 2),
     "schema": (["schema"], 0),
     "refusal": (["run", "config.yaml"], 2),
     "plan refused": (["plan", "config.yaml", "--json"], 2),
