@@ -75,14 +75,6 @@ def batch_size(draft: Draft, value: Any) -> None:
     draft.put("train.gradient_accumulation_steps", max(1, int(value) // micro), f"{value} // {micro}")
 
 
-def train_on_inputs(draft: Draft, value: Any) -> None:
-    if is_off(value):
-        draft.off.append(draft.key)
-    else:
-        draft.put("data.completion_only_loss", False)
-        draft.put("data.train_on", "all")
-
-
 def adapter(draft: Draft, value: Any) -> None:
     if value not in ("lora", "qlora"):
         raise NoCounterpart("lora and qlora are converted: docs/config.md has the others that there are")
@@ -198,7 +190,7 @@ DATA: dict[str, Rule] = {
     "sample_packing": becomes("data.packing", bool),
     "streaming": becomes("data.streaming", bool),
     "shuffle_merged_datasets": decides(shuffled, "data.shuffle"),
-    "train_on_inputs": decides(train_on_inputs, "data.completion_only_loss", "data.train_on"),
+    "train_on_inputs": decides(hf.everything, "data.completion_only_loss", "data.train_on"),
     "chat_template": decides(chat_template, "data.chat_template"),
     "chat_template_jinja": decides(chat_template_jinja, "data.chat_template"),
     "eval_sequence_len": missing("validation rows have data.max_length too"),
@@ -269,7 +261,6 @@ TRAIN: dict[str, Rule] = {
     "plugins": missing("kernels and losses are the run's own: docs/design/loss.md"),
 }
 OF_THE_FILES = "the model's own files say it"
-OF_THE_MACHINE = "changes no result; scaleup plan and doctor say what the machine needs"
 SAME: dict[str, Rule] = {
     **dict.fromkeys(
         ("model_type", "tokenizer_type", "processor_type", "is_llama_derived_model"), needless(OF_THE_FILES)
@@ -282,15 +273,15 @@ SAME: dict[str, Rule] = {
     ),
     **dict.fromkeys(
         ("tf32", "torch_compile", "low_cpu_mem_usage", "ddp_timeout", "dataloader_num_workers", "max_memory"),
-        needless(OF_THE_MACHINE),
+        needless(hf.OF_THE_MACHINE),
     ),
     **dict.fromkeys(
         ("dataloader_pin_memory", "dataloader_prefetch_factor", "dataset_processes", "dataset_num_proc", "lora_on_cpu"),
-        needless(OF_THE_MACHINE),
+        needless(hf.OF_THE_MACHINE),
     ),
     **dict.fromkeys(
         ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "gradient_checkpointing_kwargs", "fsdp_version"),
-        needless(OF_THE_MACHINE),
+        needless(hf.OF_THE_MACHINE),
     ),
     "dataset_prepared_path": needless("rows are kept as tokens in the user's cache"),
     "eval_sample_packing": needless("validation rows are not packed"),

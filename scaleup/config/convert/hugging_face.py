@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scaleup.config.convert.draft import Draft, NoCounterpart, Rule, decides, is_off, missing
+from scaleup.config.convert.draft import Draft, NoCounterpart, Rule, becomes, decides, is_off, missing, needless
 
 ADAMW = frozenset({"adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused", "torch.optim.AdamW"})
 SCHEDULERS = frozenset({"linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"})
@@ -68,6 +68,8 @@ def trackers(draft: Draft, value: Any) -> None:
     known = [name for name in names if name in TRACKERS]
     if known:
         draft.put("report_to", known)
+    else:
+        draft.off.append(draft.key)
     if others := [name for name in names if name not in TRACKERS and name not in ("none", "tensorboard")]:
         raise NoCounterpart(f"{', '.join(map(str, others))}: no tracker of that name is known here")
 
@@ -225,6 +227,15 @@ def warmup(draft: Draft, value: Any) -> None:
         draft.put("train.warmup_steps", int(value))
 
 
+def everything(draft: Draft, value: Any) -> None:
+    """Takes a switch by which questions are learned too."""
+    if is_off(value):
+        draft.off.append(draft.key)
+    else:
+        draft.put("data.completion_only_loss", False)
+        draft.put("data.train_on", "all")
+
+
 def name_of(path: Any) -> str:
     """Returns a run's name from the folder that the other trainer writes to."""
     last = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(str(path)).name).lstrip("-._")
@@ -243,3 +254,53 @@ TRAINING: dict[str, Rule] = {
     "warmup_steps": decides(warmup, "train.warmup_steps"),
 }
 """Holds the rules of keys that have Transformers' names in every trainer."""
+OF_THE_MACHINE = "changes no result; scaleup plan and doctor say what the machine needs"
+NUMBERS = ("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "learning_rate", "warmup_ratio")
+COUNTS = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "logging_steps",
+    "eval_steps",
+    "save_steps",
+    "save_total_limit",
+)
+ARGUMENTS: dict[str, Rule] = {
+    **TRAINING,
+    **{key: becomes(f"train.{key}", number) for key in NUMBERS},
+    **{key: becomes(f"train.{key}", whole) for key in COUNTS},
+    "num_train_epochs": becomes("train.num_train_epochs", number),
+    "lr_scheduler_type": becomes("train.lr_scheduler_type", scheduler),
+    "optim": decides(optimizer, "train.optimizer"),
+    "eval_strategy": by_strategy("train.eval_steps"),
+    "save_strategy": by_strategy("train.save_steps"),
+    "load_best_model_at_end": becomes("train.load_best_model_at_end", bool),
+    "metric_for_best_model": becomes("train.metric_for_best_model", best_by),
+    "greater_is_better": becomes("train.greater_is_better", bool),
+    "group_by_length": becomes("train.group_by_length", bool),
+    "seed": becomes("train.seed", int),
+    "bf16": precision("bf16"),
+    "fp16": precision("fp16"),
+    "report_to": decides(trackers, "report_to"),
+    "model_name_or_path": becomes("model.path", str),
+    "model_revision": becomes("model.revision", str),
+    "trust_remote_code": becomes("model.trust_remote_code", bool),
+    "use_rslora": becomes("adapter.use_rslora", bool),
+    "use_dora": becomes("adapter.use_dora", bool),
+    **dict.fromkeys(
+        ("dataloader_num_workers", "ddp_timeout", "low_cpu_mem_usage", "tf32", "torch_compile", "use_liger_kernel"),
+        needless(OF_THE_MACHINE),
+    ),
+    "do_train": needless("scaleup run trains"),
+    "do_eval": needless("rows of data.validation are measured at the end, and every train.eval_steps"),
+    "overwrite_output_dir": needless("a finished run is not overwritten: give another name"),
+    "resume_from_checkpoint": needless("scaleup run FILE --resume"),
+    "save_only_model": needless("checkpoints can be gone on from; the result is the model alone"),
+    "run_name": needless("name says it"),
+    "logging_first_step": needless("the first step is logged"),
+    **dict.fromkeys(
+        ("hf_hub_token", "hub_token", "push_to_hub", "hub_model_id", "hub_strategy"),
+        needless("nothing is uploaded: push the folder of scaleup export"),
+    ),
+}
+"""Holds the rules of Transformers' TrainingArguments, and of what stands beside them by its name there."""
