@@ -16,6 +16,10 @@ from typing import Any
 
 import yaml
 
+from scaleup.artifacts.differences import largest_loss_difference as largest_loss_difference
+from scaleup.artifacts.differences import largest_weight_difference as largest_weight_difference
+from scaleup.artifacts.differences import losses as losses
+
 TIMEOUT = 240.0
 
 
@@ -157,11 +161,6 @@ def metrics(run_folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def losses(run_folder: Path) -> dict[int, float]:
-    """Step -> training loss."""
-    return {line["step"]: line["loss"] for line in metrics(run_folder) if "loss" in line}
-
-
 def tensorboard(run_folder: Path, tag: str) -> dict[int, float]:
     """Step -> value, as TensorBoard itself reads it."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -169,23 +168,6 @@ def tensorboard(run_folder: Path, tag: str) -> dict[int, float]:
     accumulator = EventAccumulator(str(run_folder / "tensorboard" / run_folder.name))
     accumulator.Reload()
     return {event.step: event.value for event in accumulator.Scalars(tag)}
-
-
-def largest_loss_difference(one: Path, other: Path) -> float:
-    """Between the training losses of two runs, which must have logged the same steps."""
-    left, right = losses(one), losses(other)
-    assert left.keys() == right.keys()
-    return max(abs(left[step] - right[step]) for step in left)
-
-
-def largest_weight_difference(one: Path, other: Path, pattern: str = "model/*model.safetensors") -> float:
-    """Between the final models (or adapters) of two runs, which must have the same weights by name and shape."""
-    from safetensors.numpy import load_file
-
-    files = [next(run_folder.glob(pattern)) for run_folder in (one, other)]
-    left, right = map(load_file, files)
-    assert left.keys() == right.keys()
-    return max(float(abs(left[name] - right[name]).max(initial=0)) for name in left)  # AdaLoRA may leave a rank of 0
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = 120.0, every: float = 0.05) -> None:

@@ -176,6 +176,21 @@ def _fit(config: Path, overrides: Sequence[str], changes: Sequence[str], machine
 
 
 @app.command(rich_help_panel=TRAIN)
+def verify(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="This equality alone; repeatable.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="A page: FILE.html.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON, progress to stderr.")] = False,
+) -> None:
+    """Train tiny twins of a config and measure the equalities that its runs are to have."""
+    from scaleup.studies.verify.verify import VerifyOptions, run_verify
+
+    options = VerifyOptions(overrides or (), only or (), as_json, output)
+    raise typer.Exit(run_verify(config, options, new_console(stderr=as_json)))
+
+
+@app.command(rich_help_panel=TRAIN)
 def schema() -> None:
     """Print the JSON schema of config files, for editors."""
     print(json.dumps(json_schema(), indent=2))

@@ -173,23 +173,29 @@ def build(name: str, folder: Path) -> None:
 
     The caller's random state stays as it was. Raises KeyError for a name that is not in `BUILTIN`."""
     config = BUILTIN[name]()
-    _model(config, name.endswith("-classifier")).save_pretrained(folder)
+    seeded(config, _auto_class(config, name.endswith("-classifier")), is_untied=True).save_pretrained(folder)
     _tokenizer(config.model_type).save_pretrained(folder)
     if config.model_type == "t5":
         say_untied(folder / "config.json")
 
 
-def _model(config: PreTrainedConfig, is_classifier: bool) -> PreTrainedModel:
-    import torch
+def _auto_class(config: PreTrainedConfig, is_classifier: bool) -> Any:
     import transformers
 
-    auto: Any = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
     if config.model_type == "bert":
-        auto = transformers.AutoModelForSequenceClassification if is_classifier else transformers.AutoModel
+        return transformers.AutoModelForSequenceClassification if is_classifier else transformers.AutoModel
+    return transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+
+
+def seeded(config: PreTrainedConfig, auto: Any, is_untied: bool) -> PreTrainedModel:
+    """Returns a model of Transformers' class `auto` on the CPU, whose random weights follow from its config alone. If
+    `is_untied`, T5 has a head of its own. The caller's random state stays as it was."""
+    import torch
+
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(SEED)  # torch.manual_seed would reseed the accelerators too
         model = auto.from_config(config, dtype=torch.float32)
-        if config.model_type == "t5":
+        if config.model_type == "t5" and is_untied:
             # transformers 5 ties T5's head whatever its config says, until it reads files with two different tensors.
             head = torch.randn_like(model.shared.weight) * config.d_model**-0.5
             model.lm_head.weight = torch.nn.Parameter(head)

@@ -1,0 +1,162 @@
+"""A config becomes tiny twins and the equalities between them; a wrong weight is seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaleup.config.load import load_mapping
+from scaleup.config.stages.base import SupervisedConfig
+from scaleup.launcher.signals import StopSignals
+from scaleup.reports.verification import Finding, Verification, write_page
+from scaleup.studies.verify.equalities import EXACT, TOLERANCE, Equality, equalities_of
+from scaleup.studies.verify.runs import RunFailed, TwinRuns
+from scaleup.studies.verify.twin import NUM_ROWS, NUM_STEPS, changed, twin_of, twin_problems
+from scaleup.studies.verify.verify import found
+from tests.cli import differing
+from tests.small_runs import SFT, write_rows
+from tests.unit.artifacts.test_differences import left
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path)
+
+
+def config_of(changes: Mapping[str, Any] | None = None) -> SupervisedConfig:
+    loaded = load_mapping(differing(SFT | {"name": "x"}, changes or {}))
+    assert loaded.problems == [] and isinstance(loaded.config, SupervisedConfig)
+    return loaded.config
+
+
+def equality(name: str, changes: Mapping[str, Any] | None = None) -> Equality:
+    return next(each for each in equalities_of(config_of(changes)) if each.name == name)
+
+
+LORA = {"adapter": {"type": "lora", "r": 4, "lora_dropout": 0.1}, "quantization": "8bit"}
+
+
+def test_a_twin_keeps_what_the_config_is_about(tmp_path: Path) -> None:
+    changes = {**LORA, "mixed_precision": "bf16", "data.max_length": 4096, "train.global_batch_size": 64}
+    config = config_of({**changes, "parallel": {"strategy": "zero2", "num_processes": 8, "num_nodes": 2}})
+    twin = twin_of(config, tmp_path / "model", tmp_path, is_on_cpu=True)
+    loaded = changed(twin, "reference", {})
+    assert loaded.problems == [] and isinstance(loaded.config, SupervisedConfig)
+    made = loaded.config
+    assert (made.stage, made.quantization, made.data.prompt) == ("sft", "8bit", "{prompt}")
+    assert made.adapter is not None and made.adapter.model_dump() == {
+        **config.adapter.model_dump(),  # type: ignore[union-attr]
+        "lora_dropout": 0.0,
+    }
+    assert made.data.train is not None and [source.max_rows for source in made.data.train] == [NUM_ROWS]
+    assert (made.data.max_length, made.train.max_steps, made.train.optimizer) == (512, NUM_STEPS, "sgd")
+    assert (made.parallel.strategy, made.parallel.num_processes, made.parallel.num_nodes) == ("single", 1, 1)
+    assert (made.mixed_precision, made.model.path) == ("no", str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        LORA,
+        {"data.packing": True},
+        {"train.tokens_per_device": 256, "train.per_device_train_batch_size": None},
+        {"train.group_by_length": True},
+        {"adapter": {"type": "adalora"}, "train.optimizer": "sgd", "train.momentum": 0.5},
+        {"parallel.strategy": "zero3", "parallel.offload_parameters": True, "train.lr_scheduler_type": "cosine"},
+    ],
+)
+def test_every_run_of_a_twin_is_a_config_of_as_large_steps(changes: dict[str, Any], tmp_path: Path) -> None:
+    config = config_of(changes)
+    twin, sizes = twin_of(config, tmp_path / "model", tmp_path, is_on_cpu=True), set()
+    for each in equalities_of(config):
+        for run in (run for end in each.runs for run in end.chain if not each.not_due):
+            loaded = changed(twin, run.name, run.changes)
+            assert loaded.problems == [] and isinstance(loaded.config, SupervisedConfig), run.name
+            train, world = loaded.config.train, loaded.config.parallel.num_processes
+            sizes.add(world * (train.gradient_accumulation_steps or 1) * (train.per_device_train_batch_size or 1))
+    assert len(sizes) == 1
+
+
+def test_what_is_not_due_says_why() -> None:
+    assert not any(each.not_due for each in equalities_of(config_of({"mixed_precision": "bf16"})))
+    assert equality("bf16").not_due == "the run computes in float32"
+    assert "8-bit base" in equality("fsdp2", LORA).not_due
+    assert "by their lengths" in equality("micro-batch", {"data.packing": True}).not_due
+    assert not equality("processes", {"data.packing": True}).not_due
+
+
+def test_bounds_are_those_of_the_tests() -> None:
+    bounds = {each.name: each.bound for each in equalities_of(config_of())}
+    assert (bounds["processes"], bounds["resumed"], bounds["elsewhere"]) == (TOLERANCE, EXACT, TOLERANCE)
+
+
+@pytest.mark.parametrize("changes", [{"model.path": "adapter"}, {"adapter": {"type": "lora", "path": "adapter"}}])
+def test_an_adapter_that_is_trained_further_has_no_twin(changes: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    [problem] = twin_problems(config_of(changes))
+    assert problem.where == next(iter(changes)) + (".path" if "adapter" in changes else "")
+
+
+def finding(one: Path | RunFailed, other: Path | RunFailed, name: str = "processes") -> Finding:
+    """What becomes of an equality between two runs that are there."""
+    each = equality(name)
+    made = dict(zip((run.name for run in each.runs), (one, other), strict=True))
+    return found(each, TwinRuns({}, Path(), StopSignals(), print, made))
+
+
+def test_a_wrong_weight_is_a_violation(tmp_path: Path) -> None:
+    one = left(tmp_path / "one", [2.0, 1.0], a=[0.25, 0.5])
+    near = left(tmp_path / "near", [2.0, 1.0 + 1e-6], a=[0.25, 0.5])
+    wrong = left(tmp_path / "wrong", [2.0, 1.0], a=[0.25, 0.5 + 2e-5])
+    assert finding(one, near).verdict == "holds"
+    assert finding(one, near, "resumed").verdict == "violated", "bit by bit"
+    assert finding(one, one, "resumed").verdict == "holds"
+    seen = finding(one, wrong)
+    assert seen.verdict == "violated" and seen.deviation == pytest.approx(2e-5, rel=0.01)
+    assert not verification(seen).is_well and verification(finding(one, near)).is_well
+
+
+def test_runs_of_other_steps_are_a_violation(tmp_path: Path) -> None:
+    one, other = left(tmp_path / "one", [2.0, 1.0], a=[1]), left(tmp_path / "other", [2.0], a=[1])
+    seen = finding(one, other)
+    assert (seen.verdict, seen.deviation) == ("violated", None) and "logged the steps 1 to 2" in seen.why
+
+
+def test_a_run_that_failed_is_no_equality(tmp_path: Path) -> None:
+    seen = finding(left(tmp_path / "one", [1.0], a=[1]), RunFailed("run ddp ended with exit code 1"))
+    assert (seen.verdict, seen.why) == ("failed", "run ddp ended with exit code 1")
+    assert not verification(seen).is_well
+
+
+def test_a_twin_that_never_moves_is_a_violation(tmp_path: Path) -> None:
+    for norm, verdict in ((1e-4, "violated"), (0.5, "holds")):
+        folder = left(tmp_path / verdict, [1.0], a=[1])
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0, "grad_norm": norm}) + "\n")
+        each = equality("learns")
+        assert found(each, TwinRuns({}, Path(), StopSignals(), print, {"reference": folder})).verdict == verdict
+
+
+def verification(*findings: Finding, is_whole: bool = True) -> Verification:
+    return Verification("x.yaml", "sft", "twins", findings, 61.0, is_whole)
+
+
+def test_what_was_not_measured_is_not_well(tmp_path: Path) -> None:
+    folder = left(tmp_path / "one", [1.0], a=[1])
+    assert not verification(finding(folder, folder), is_whole=False).is_well
+
+
+def test_a_page_says_what_was_violated(tmp_path: Path) -> None:
+    one, other = left(tmp_path / "one", [2.0], a=[1]), left(tmp_path / "other", [2.5], a=[1])
+    told = verification(finding(one, other))
+    write_page(told, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "violated" in page and "5.0e-01" in page and "not all that is due was seen to hold" in page
+    assert told.counts == "1 violated; 1 min 1 s"
+    assert json.loads(json.dumps(told.plain()))["findings"][0]["deviation"] == 0.5
