@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tests.e2e.mistakes.case import M, bad
 
 COMMAND = ("verify", "config.yaml")
+QUANTIZE = {
+    "stage": "quantize",
+    "name": "x",
+    "model": {"path": "builtin:tiny-llama"},
+    "data": {},
+    "quantize": {"method": "int8_dynamic"},
+}
 
 
 def adapter(folder: Path) -> None:
@@ -36,7 +44,7 @@ CASES = {
         bad(
             "a stage that has no twins",
             "error: stage: quantize has no twins yet -> verify a config of sft",
-            text="stage: quantize\nname: x\nmodel: {path: 'builtin:tiny-llama'}\ndata: {}\nquantize: {method: int8_dynamic}\n",
+            text=json.dumps(QUANTIZE),
             command=COMMAND,
         ),
         bad(
