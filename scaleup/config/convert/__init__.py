@@ -10,11 +10,12 @@ from scaleup.config.convert.axolotl import AXOLOTL
 from scaleup.config.convert.commented import commented
 from scaleup.config.convert.draft import Trainer, drafted
 from scaleup.config.convert.llamafactory import LLAMA_FACTORY
+from scaleup.config.convert.trl import TRL
 from scaleup.config.load import read_mapping
 from scaleup.config.mistakes import suggestion
 from scaleup.errors import ScaleupError
 
-TRAINERS: dict[str, Trainer] = {trainer.name: trainer for trainer in (AXOLOTL, LLAMA_FACTORY)}
+TRAINERS: dict[str, Trainer] = {trainer.name: trainer for trainer in (AXOLOTL, LLAMA_FACTORY, *TRL)}
 
 
 def convert(
@@ -41,7 +42,7 @@ def trainer_of(raw: Mapping[str, Any], file: Path, named: str | None = None) -> 
             remedy = suggestion(named, list(TRAINERS)) or f"use one of {', '.join(TRAINERS)}"
             raise ScaleupError.of("--from", f"{named!r} is no trainer whose configs are converted", remedy)
         return TRAINERS[named]
-    possible = [trainer for trainer in TRAINERS.values() if trainer.signature.intersection(raw)]
+    possible = [trainer for trainer in TRAINERS.values() if _claims(trainer, raw)]
     if len(possible) == 1:
         return possible[0]
     if possible:
@@ -53,6 +54,10 @@ def trainer_of(raw: Mapping[str, Any], file: Path, named: str | None = None) -> 
     raise ScaleupError.of(
         str(file), f"has no key by which configs of {known} are known", "say which it is: --from NAME"
     )
+
+
+def _claims(trainer: Trainer, raw: Mapping[str, Any]) -> bool:
+    return not trainer.signature.isdisjoint(raw) and trainer.unless.isdisjoint(raw)
 
 
 def _write(output: Path, text: str) -> None:

@@ -313,6 +313,7 @@ AXOLOTL = Trainer(
     called="axolotl",
     page="axolotl",
     signature=frozenset({"base_model"}),
+    unless=frozenset(),
     rules={**hf.TRAINING, **MODEL, **DATA, **TRAIN, **SAME},
     begin=begin,
     finish=finish,

@@ -121,6 +121,8 @@ class Trainer:
     """Names its page in docs/coming-from/."""
     signature: frozenset[str]
     """Holds keys that configs of this trainer alone have."""
+    unless: frozenset[str]
+    """Holds keys of others that have these, too."""
     rules: Rules
     begin: Callable[[Draft], None]
     """Sets stage and name, and whatever depends on several keys. Raises ScaleupError for a kind of run that is not

@@ -275,6 +275,7 @@ LLAMA_FACTORY = Trainer(
     called="LLaMA-Factory",
     page="llama-factory",
     signature=frozenset({"finetuning_type", "dataset", "cutoff_len", "template", "lora_target", "quantization_bit"}),
+    unless=frozenset(),
     rules={**hf.ARGUMENTS, **MODEL, **DATA, **TRAIN, **SAME},
     begin=begin,
     finish=finish,
