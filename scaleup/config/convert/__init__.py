@@ -10,12 +10,13 @@ from scaleup.config.convert.axolotl import AXOLOTL
 from scaleup.config.convert.commented import commented
 from scaleup.config.convert.draft import Trainer, drafted
 from scaleup.config.convert.llamafactory import LLAMA_FACTORY
+from scaleup.config.convert.torchtune import TORCHTUNE
 from scaleup.config.convert.trl import TRL
 from scaleup.config.load import read_mapping
 from scaleup.config.mistakes import suggestion
 from scaleup.errors import ScaleupError
 
-TRAINERS: dict[str, Trainer] = {trainer.name: trainer for trainer in (AXOLOTL, LLAMA_FACTORY, *TRL)}
+TRAINERS: dict[str, Trainer] = {trainer.name: trainer for trainer in (AXOLOTL, LLAMA_FACTORY, TORCHTUNE, *TRL)}
 
 
 def convert(

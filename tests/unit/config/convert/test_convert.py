@@ -21,7 +21,7 @@ BARE = {"base_model": "m", "learning_rate": 1e-4}
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("- a\n", "holds no mapping of keys to values -> name a config of axolotl, llamafactory, trl-sft"),
+        ("- a\n", "holds no mapping of keys to values -> name a config of axolotl, llamafactory, torchtune, trl-sft"),
         ("stage: sft\nmodel: {path: m}\n", "is a config of scaleup already -> run it: scaleup run"),
         ("pipeline: {}\n", "is a config of scaleup already"),
         ("learning_rate: 1\n", "has no key by which configs of axolotl.* are known -> say which it is: --from"),
