@@ -14,7 +14,18 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from scaleup.config.mistakes import Key, as_problem, as_quoted, in_quotes, meant, real_key, suggestion
+from scaleup.config.mistakes import (
+    DEPRECATED,
+    Key,
+    Renaming,
+    as_problem,
+    as_quoted,
+    in_quotes,
+    meant,
+    real_key,
+    suggestion,
+    with_new_names,
+)
 from scaleup.config.run import RunConfig
 from scaleup.config.stages import STAGES
 from scaleup.errors import Problem, ScaleupError
@@ -46,14 +57,15 @@ def load_leniently(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     return load_mapping(read_mapping(path), overrides)
 
 
-def load_mapping(raw: Raw, overrides: Sequence[str] = ()) -> Loaded:
-    """Returns, as `load_leniently` does, the config of a mapping."""
+def load_mapping(raw: Raw, overrides: Sequence[str] = (), deprecated: Mapping[str, Renaming] = DEPRECATED) -> Loaded:
+    """Returns, as `load_leniently` does, the config of a mapping. Keys of `deprecated` are read by their old names."""
     problems = []
     for override in overrides:
         try:
             apply_override(raw, override)
         except ScaleupError as error:
             problems += error.problems
+    problems += with_new_names(raw, deprecated)
     written = {key: text for key, _, text in (override.partition("=") for override in overrides)}
     loaded = _validate(raw, problems, written)
     # Later stages may run from another folder: what is relative here is relative to the folder of this command.

@@ -6,7 +6,10 @@ from __future__ import annotations
 import difflib
 import json
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -101,6 +104,58 @@ LEFT_OUT = {
 """Maps a value that users of Transformers would expect -> why it is none, and what to do instead."""
 RENAMED = {"data.overlong": "data.too_long"}
 """Maps what a key was called -> what it is called now."""
+
+
+@dataclass(frozen=True)
+class Renaming:
+    """Says what a key is called now, in which version it became so, and in which one its old name goes."""
+
+    now: str
+    since: str
+    until: str
+
+
+DEPRECATED: dict[str, Renaming] = {}
+"""Maps a dotted key that is still read -> its new name."""
+
+
+def with_new_names(raw: dict[str, Any], table: Mapping[str, Renaming]) -> list[Problem]:
+    """Moves the values of keys that were renamed to their new names, with a warning on stderr for each. Returns the
+    problems of those that are there by both."""
+    problems = []
+    for old, renaming in table.items():
+        *parents, name = old.split(".")
+        *now_parents, now_name = renaming.now.split(".")
+        section, place = _section(raw, parents), _section(raw, now_parents, make=name in _section(raw, parents))
+        if name not in section:
+            continue
+        if now_name in place:
+            problems.append(Problem(old, f"is the old name of {renaming.now}, which is given too", "leave it out"))
+        else:
+            place[now_name] = section[name]
+            _warn(old, renaming)
+        del section[name]
+    return problems
+
+
+def _section(raw: dict[str, Any], parents: Sequence[str], make: bool = False) -> dict[str, Any]:
+    """Returns the section at a key; an empty one where there is none, which is put there with `make`."""
+    here = raw
+    for part in parents:
+        inner = here.setdefault(part, {}) if make else here.get(part)
+        if not isinstance(inner, dict):
+            return {}
+        here = inner
+    return here
+
+
+@cache
+def _warn(old: str, renaming: Renaming) -> None:
+    """Warns once, however often a command reads the config."""
+    what = f"is called {renaming.now} since version {renaming.since}, and its old name goes in {renaming.until}"
+    print(f"warning: {old}: {what} -> write {renaming.now}", file=sys.stderr)
+
+
 SURE = 0.8
 """Is how alike two names are (of 1) that are taken for one with a slip."""
 

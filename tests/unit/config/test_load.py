@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from scaleup.config.load import STAND_INS, check_working_folder, dump, load, load_leniently, load_mapping
-from scaleup.config.mistakes import _sections_in
+from scaleup.config.mistakes import DEPRECATED, Renaming, _sections_in
 from scaleup.config.run import RunConfig
 from scaleup.config.schema import TrainConfig
 from scaleup.config.stages import STAGES
@@ -411,3 +411,33 @@ def test_a_slip_is_one_mistake(sections: dict[str, Any], problem: str, kept: dic
 def test_a_key_beside_the_one_that_it_resembles_is_left_aside() -> None:
     loaded = load_mapping(raw(train={"max_steps": 4, "max_step": 9}))
     assert isinstance(loaded.config, SFTConfig) and loaded.config.train.max_steps == 4
+
+
+OLD_NAMES = {
+    "train.steps": Renaming("train.max_steps", "0.2", "0.4"),
+    "remat": Renaming("gradient_checkpointing", "0.2", "0.4"),
+    "seed": Renaming("train.seed", "0.2", "0.4"),
+}
+
+
+def test_a_key_that_was_renamed_is_read_with_a_warning(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = load_mapping(raw(train={}, remat=True), ["train.steps=7", "seed=3"], OLD_NAMES)
+    assert loaded.problems == [] and isinstance(loaded.config, SFTConfig)
+    assert (loaded.config.train.max_steps, loaded.config.train.seed) == (7, 3)
+    assert loaded.config.gradient_checkpointing is True
+    lines = capsys.readouterr().err.splitlines()
+    what = "is called train.max_steps since version 0.2, and its old name goes in 0.4 -> write train.max_steps"
+    assert f"warning: train.steps: {what}" in lines and len(lines) == 3
+
+
+def test_a_key_by_both_of_its_names_is_refused(folder: Path) -> None:
+    found = load_mapping(raw(train={"steps": 7, "max_steps": 8}), (), OLD_NAMES).problems
+    assert [str(problem) for problem in found] == [
+        "train.steps: is the old name of train.max_steps, which is given too -> leave it out"
+    ]
+
+
+def test_new_names_that_are_told_exist() -> None:
+    for renaming in DEPRECATED.values():
+        assert any(renaming.now.split(".")[0] in stage.model_fields for stage in STAGES.values())
+    assert load_mapping(raw(train="x"), (), OLD_NAMES).problems, "a section that is none is left to be refused"
