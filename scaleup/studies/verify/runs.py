@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from scaleup.artifacts.files import write_text
-from scaleup.config.load import Raw, dump
+from scaleup.config.load import Raw
 from scaleup.launcher.ending import RESUMABLE
 from scaleup.launcher.signals import StopSignals
 from scaleup.plan.machine import this_machine
@@ -52,15 +54,13 @@ class TwinRuns:
 
     def _make(self, run: TwinRun) -> Path | RunFailed:
         folder, before = self.place / run.name, run.goes_on_from
-        config = changed(self.twin, run.name, run.changes).config
-        assert config is not None, "it was checked"
         if before is not None:
             try:
                 shutil.copytree(self.folder(before), folder)
             except RunFailed as error:
                 return error
         file, log = (self.place / f"{run.name}.{suffix}" for suffix in ("yaml", "log"))
-        write_text(file, dump(config), is_durable=False)
+        write_text(file, yaml.safe_dump(changed(self.twin, run.name, run.changes)), is_durable=False)
         began = time.monotonic()
         code = self._run(file, log)
         self.say(f"run {run.name}: {time.monotonic() - began:.0f} s")

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.children import kept_stderr, python_environment
-from scaleup.config.load import Loaded, Raw, load_mapping, put
+from scaleup.config.load import Raw, put
 from scaleup.config.run import RunConfig
 from scaleup.config.stages.base import SupervisedConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.plan.extras import check_data_plane
 from scaleup.plan.model_path import adapter_folder
 
-STAGES = ("sft",)
+STAGES = ("sft", "dpo")
 """Names the stages that have twins."""
 NUM_ROWS, LONGEST, NUM_STEPS = 48, 512, 4
 """Bound what a twin reads of each source and of a row, and say how many steps it takes."""
@@ -51,7 +51,7 @@ def twin_problems(config: RunConfig) -> Iterator[Problem]:
 def twin_of(config: SupervisedConfig, model: Path, place: Path, is_on_cpu: bool) -> Raw:
     """Returns the config of the twin that all others are compared with: one process, all rows of a step at once. Its
     model lies in the folder `model`, its runs in `place`."""
-    raw: Raw = config.model_dump(mode="json")
+    raw: Raw = config.model_dump(mode="json", exclude_unset=True)  # rules ask what is given
     for section in ("cluster", "evaluation", "generation"):
         raw.pop(section, None)
     adapter = raw.get("adapter") or {}
@@ -110,12 +110,12 @@ def split_of(num_processes: int, micro_batch: int, accumulation: int) -> dict[st
     }
 
 
-def changed(twin: Raw, name: str, changes: Mapping[str, Any]) -> Loaded:
-    """Returns the config of a twin's run by its name, with dotted keys changed."""
+def changed(twin: Raw, name: str, changes: Mapping[str, Any]) -> Raw:
+    """Returns a twin's run by its name as its file has it, with dotted keys changed."""
     raw = copy.deepcopy(twin)
     for key, value in {"name": name, **changes}.items():
         put(raw, key, value)
-    return load_mapping(raw)
+    return raw
 
 
 def make_models(config: RunConfig, folder: Path) -> Path:

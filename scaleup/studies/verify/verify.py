@@ -52,7 +52,7 @@ def run_verify(file: Path, options: VerifyOptions, console: Console) -> int:
         console.print("making the twin's model", soft_wrap=True)
         is_on_cpu = this_machine().num_gpus < 2 or config.parallel.device == "cpu"
         twin = twin_of(config, make_models(config, place), place, is_on_cpu)
-        resolve(changed(twin, equalities[0].runs[0].name, {}), check_run_folder=False, peaks=False)
+        resolve(load_mapping(changed(twin, equalities[0].runs[0].name, {})), check_run_folder=False, peaks=False)
         with StopSignals() as signals:
             runs = TwinRuns(twin, place, signals, lambda line: console.print(line, soft_wrap=True))
             for each in equalities:

@@ -43,7 +43,7 @@ CASES = {
         ),
         bad(
             "a stage that has no twins",
-            "error: stage: quantize has no twins yet -> verify a config of sft",
+            "error: stage: quantize has no twins yet -> verify a config of sft, dpo",
             text=json.dumps(QUANTIZE),
             command=COMMAND,
         ),

@@ -45,7 +45,7 @@ def test_a_twin_keeps_what_the_config_is_about(tmp_path: Path) -> None:
     changes = {**LORA, "mixed_precision": "bf16", "data.max_length": 4096, "train.global_batch_size": 64}
     config = config_of({**changes, "parallel": {"strategy": "zero2", "num_processes": 8, "num_nodes": 2}})
     twin = twin_of(config, tmp_path / "model", tmp_path, is_on_cpu=True)
-    loaded = changed(twin, "reference", {})
+    loaded = load_mapping(changed(twin, "reference", {}))
     assert loaded.problems == [] and isinstance(loaded.config, SupervisedConfig)
     made = loaded.config
     assert (made.stage, made.quantization, made.data.prompt) == ("sft", "8bit", "{prompt}")
@@ -76,11 +76,23 @@ def test_every_run_of_a_twin_is_a_config_of_as_large_steps(changes: dict[str, An
     twin, sizes = twin_of(config, tmp_path / "model", tmp_path, is_on_cpu=True), set()
     for each in equalities_of(config):
         for run in (run for end in each.runs for run in end.chain if not each.not_due):
-            loaded = changed(twin, run.name, run.changes)
+            loaded = load_mapping(changed(twin, run.name, run.changes))
             assert loaded.problems == [] and isinstance(loaded.config, SupervisedConfig), run.name
             train, world = loaded.config.train, loaded.config.parallel.num_processes
             sizes.add(world * (train.gradient_accumulation_steps or 1) * (train.per_device_train_batch_size or 1))
     assert len(sizes) == 1
+
+
+def test_a_twin_gives_no_key_that_its_config_does_not(tmp_path: Path) -> None:
+    """Rules ask what is given: dpo.simpo_gamma, say, has no meaning for another loss."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    data = {"train": "rows.jsonl", "prompt": "{prompt}", "chosen": "{chosen}", "rejected": "{rejected}"}
+    loaded = load_mapping(SFT | {"stage": "dpo", "name": "x", "data": data, "dpo": {"beta": 0.2}})
+    assert loaded.problems == [] and isinstance(loaded.config, SupervisedConfig)
+    twin = twin_of(loaded.config, tmp_path / "model", tmp_path, is_on_cpu=True)
+    assert twin["dpo"] == {"beta": 0.2}
+    made = load_mapping(changed(twin, "reference", {})).config
+    assert made is not None and made.model_dump()["dpo"] == loaded.config.model_dump()["dpo"]
 
 
 def test_what_is_not_due_says_why() -> None:
