@@ -98,7 +98,7 @@ def demo(
     overrides: Overrides = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="Random models: a few minutes, and nothing is learned.")] = False,
 ) -> None:
-    """Run the whole chain on real parts, from SFT to PPO, and write its report."""
+    """Run the whole chain on real parts, from SFT to PPO, and write its report: about 12 minutes on two cores."""
     from scaleup.runs.report import read_subject, write_report
     from scaleup.studies.run import PipelineOptions, run_pipeline
 
