@@ -82,12 +82,19 @@ MAX_SHARD_SIZE = "5GB"
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
+    @property
+    def given(self) -> set[str]:
+        """Returns the keys that are something else than their defaults. Rules ask this, and not `model_fields_set`: a
+        config that was written out whole, for a job or in a run folder, sets every key."""
+        fields = type(self).model_fields
+        defaults = {name: fields[name].get_default(call_default_factory=True) for name in self.model_fields_set}
+        return {name for name, default in defaults.items() if getattr(self, name) != default}
+
     def with_absolute_paths(self) -> Self:
         """Returns this section with every path that is relative to the working folder made absolute, in the sections
         within it too, and in lists and mappings of them. A section whose own values are paths extends this."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         changed = {name: new for name, each in values.items() if (new := _with_absolute_paths(each)) is not each}
-        # A section that stays as it is must not count as given (model_fields_set): rules ask that.
         return self.model_copy(update=changed) if changed else self
 
 

@@ -138,7 +138,7 @@ def few_shot_problems(config: RunConfig, forms: Sequence[RowFormat], is_taken: b
         yield Problem(where, "is of prompts with a completion, and the rows are others", "leave it out")
     if settings.indices is not None:
         for key in ("num_examples", "seed", "balanced"):
-            if key in settings.model_fields_set:
+            if key in settings.given:
                 yield Problem(f"{where}.{key}", "is of examples that are drawn, and indices names them", "give one")
 
 

@@ -162,13 +162,13 @@ def distill_problems(config: DistillConfig) -> Iterator[Problem]:
 def _writing_problems(config: DistillConfig) -> Iterator[Problem]:
     distill, generation = config.distill, config.distill.generation
     if distill.mode == "offline":
-        if "generation" in distill.model_fields_set:
+        if "generation" in distill.given:
             what = "has no meaning for rows as they are"
             yield Problem("distill.generation", what, "use mode: sequence or on_policy")
         return
     if generation.prompts is not None:
         yield Problem("distill.generation.prompts", "are those of data.train", "leave it out")
-    if "seed" in generation.model_fields_set:
+    if "seed" in generation.given:
         yield Problem("distill.generation.seed", "is train.seed here", "leave it out")
     yield from generation_problems(generation, "distill.generation")
     yield from one_answer(generation, "distill.generation", "one answer a prompt is learned")

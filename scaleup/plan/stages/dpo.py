@@ -143,7 +143,7 @@ def kto_problems(config: DPOConfig, forms: list[RowFormat]) -> Iterator[Problem]
 def setting_problems(config: DPOConfig) -> Iterator[Problem]:
     """Yields settings that the chosen loss does not have, and weights that do not fit the losses."""
     dpo = config.dpo
-    given, names = dpo.model_fields_set, ", ".join(dpo.losses)
+    given, names = dpo.given, ", ".join(dpo.losses)
     for key, losses in USED_BY.items():
         if key in given and losses.isdisjoint(dpo.losses):
             yield Problem(

@@ -51,7 +51,7 @@ def twin_problems(config: RunConfig) -> Iterator[Problem]:
 def twin_of(config: SupervisedConfig, model: Path, place: Path, is_on_cpu: bool) -> Raw:
     """Returns the config of the twin that all others are compared with: one process, all rows of a step at once. Its
     model lies in the folder `model`, its runs in `place`."""
-    raw: Raw = config.model_dump(mode="json", exclude_unset=True)  # rules ask what is given
+    raw: Raw = config.model_dump(mode="json", exclude_unset=True)
     for section in ("cluster", "evaluation", "generation"):
         raw.pop(section, None)
     adapter = raw.get("adapter") or {}
