@@ -90,19 +90,23 @@ def test_killed_changed_and_stopped(tmp_path: Path, num_kills: int) -> None:
     straight = write_pipeline(tmp_path / "straight", "first", "second", "beside")
     said = run(straight).stdout
     assert said.index("beside | training") < said.index("second | writing"), "they ran side by side"
-    place = write_pipeline(tmp_path / "killed", "first", "second", "beside", "third")
+    places = [write_pipeline(tmp_path / "killed", "first", "second", "beside", "third")]
 
     draw, resumed, seen = random.Random(0), set(), 0
-    for number in range(num_kills):
-        if (told := killed(place, draw.choice([0, *range(4, NUM_LINES + 1)]), with_runs=number % 2 == 0)) is None:
-            break
+    while seen < num_kills:
+        num_lines = draw.choice([0, *range(4, NUM_LINES + 1)])
+        told = killed(places[-1], num_lines, with_runs=seen % 2 == 0)
+        if told is None:  # it came to its end: the next one is killed
+            places.append(write_pipeline(tmp_path / f"killed-{len(places)}", "first", "second", "beside", "third"))
+            continue
         resumed |= {line.split()[0] for line in told.splitlines() if line.endswith("resume  not finished")}
         seen += 1
-    assert seen == num_kills and resumed >= {"second", "beside"}, "it was not killed in the middle"
-    run(place)
-    for name in ("chain-first", "chain-second", "chain-beside"):
-        assert largest_weight_difference(straight / "runs" / name, place / "runs" / name) == 0, name
-    assert not list((place / "runs").glob("*.old-*")), "nothing was made again"
+    assert resumed >= {"second", "beside"}, "it was not killed in the middle"
+    run(places[-1])
+    for place in places:
+        for name in ("chain-first", "chain-second", "chain-beside"):
+            assert largest_weight_difference(straight / "runs" / name, place / "runs" / name) == 0, name
+        assert not list((place / "runs").glob("*.old-*")), "nothing was made again"
     assert run(place).stdout.splitlines()[-1] == "pipeline chain has finished already; nothing to do"
 
     before = manifests(place)
