@@ -8,8 +8,9 @@ import os
 import re
 import signal
 import site
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +112,22 @@ def kept_stderr() -> Iterator[Stderr]:
     finally:
         os.close(write)
         reader.join(LAST_SECONDS)
+
+
+def asked(command: Sequence[str], question: str) -> tuple[subprocess.CompletedProcess[str], Stderr]:
+    """Returns how a Python process of ours that was given a question on stdin ended, with its stdout, and its
+    stderr."""
+    with kept_stderr() as stderr:
+        done = subprocess.run(
+            command,
+            input=question,
+            stdout=subprocess.PIPE,
+            stderr=stderr.descriptor,
+            text=True,
+            check=False,
+            env=python_environment(),
+        )
+    return done, stderr
 
 
 def _keep(descriptor: int, kept: Stderr) -> None:

@@ -12,8 +12,6 @@ import typer
 from rich.console import Console
 
 from scaleup.cli.app import TRAIN, ConfigFile, Overrides, app, new_console, refuse
-from scaleup.config.convert import TRAINERS
-from scaleup.config.convert import convert as convert_config
 from scaleup.config.load import load_leniently, load_mapping, read_mapping
 from scaleup.config.stages import STAGES, json_schema
 from scaleup.errors import ScaleupError
@@ -39,13 +37,16 @@ def convert(
     file: Annotated[Path, typer.Argument(help="A YAML file of another trainer.", show_default=False)],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A new file; default: print.")] = None,
     trainer: Annotated[
-        str | None, typer.Option("--from", metavar="TRAINER", help=f"{', '.join(TRAINERS)}. Default: told by the keys.")
+        str | None,
+        typer.Option("--from", metavar="TRAINER", help="Whose file it is, e.g. axolotl. Default: told by the keys."),
     ] = None,
     num_processes: Annotated[
         int | None, typer.Option(min=1, help="Processes that the other trainer ran on: what a step holds.")
     ] = None,
 ) -> None:
     """Turn another trainer's config into one of ours, with a comment on what has no counterpart."""
+    from scaleup.config.convert import convert as convert_config
+
     text = convert_config(file, trainer, num_processes, output)
     if output is None:
         print(text, end="")

@@ -17,7 +17,7 @@ from typing import Any
 import scaleup
 from scaleup.artifacts.data_file import stamp_of
 from scaleup.artifacts.files import cache_folder, read_json, write_json, write_text
-from scaleup.children import kept_stderr, python_environment
+from scaleup.children import asked, kept_stderr, python_environment
 from scaleup.config.fields import is_template_file
 from scaleup.config.schema import ModelConfig
 from scaleup.errors import Problem, ScaleupError
@@ -100,16 +100,7 @@ COMMAND = [sys.executable, "-m", "scaleup.describe.answer"]
 
 
 def _ask(question: Question) -> Answers:
-    with kept_stderr() as stderr:
-        answer = subprocess.run(
-            COMMAND,
-            input=json.dumps(question),
-            stdout=subprocess.PIPE,
-            stderr=stderr.descriptor,
-            text=True,
-            check=False,
-            env=python_environment(),
-        )
+    answer, stderr = asked(COMMAND, json.dumps(question))
     if answer.returncode != 0 or not answer.stdout.strip():
         raise ScaleupError(_crashed(question, stderr.cause(answer.returncode), stderr.text))
     sys.stderr.write(stderr.text)

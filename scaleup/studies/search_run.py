@@ -24,7 +24,7 @@ from scaleup.launcher.signals import StopSignals
 from scaleup.plan.machine import this_machine
 from scaleup.reports.search import show_study, trial_line
 from scaleup.studies.asha import Halving
-from scaleup.studies.sampling import new_trials, next_params
+from scaleup.studies.sampling import new_trials
 from scaleup.studies.search import IN_ANY_ORDER, Search, read_search, refuse_another
 from scaleup.studies.search_check import check_search
 from scaleup.studies.search_plots import plot
@@ -193,7 +193,7 @@ class Runner:
             if trial.state == "running" and trial.number not in busy:
                 return trial
         if len(trials) < self._search.num_trials:
-            new = Trial(number=len(trials), params=dict(next_params(self._search, trials)))
+            (new,) = new_trials(self._search, self._record, len(trials) + 1)
             new.stop_at_step = self._halving.stop_after(new) if self._halving is not None else None
             trials.append(new)
             return new

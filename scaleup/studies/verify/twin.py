@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from scaleup.children import kept_stderr, python_environment
+from scaleup.children import asked
 from scaleup.config.load import Raw, put
 from scaleup.config.run import RunConfig
 from scaleup.config.stages.base import SupervisedConfig
@@ -123,16 +122,7 @@ def make_models(config: RunConfig, folder: Path) -> Path:
     check_data_plane()
     place = folder / "model"
     question = {"models": {"model": {"model": config.model.model_dump(mode="json"), "folder": str(place)}}}
-    with kept_stderr() as stderr:
-        done = subprocess.run(
-            COMMAND,
-            input=json.dumps(question),
-            stdout=subprocess.PIPE,
-            stderr=stderr.descriptor,
-            text=True,
-            check=False,
-            env=python_environment(),
-        )
+    done, stderr = asked(COMMAND, json.dumps(question))
     if done.returncode or not done.stdout.strip():
         what = f"its twin could not be made: {stderr.cause(done.returncode)}"
         raise ScaleupError.of("model.path", what, "see what `scaleup doctor` says of this machine")
