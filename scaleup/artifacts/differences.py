@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scaleup.artifacts.metrics_log import logged_values
+from scaleup.artifacts.metrics_log import logged_lines, logged_values
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +33,21 @@ def largest_relative_loss_difference(one: Path, other: Path) -> float:
     largest_loss_difference(one, other)
     left, right = losses(one), losses(other)
     return max(_apart(left[step], right[step]) / abs(left[step] or 1.0) for step in left)
+
+
+def largest_metric_difference(one: Path, other: Path, leave_out: tuple[str, ...] = ()) -> float:
+    """Returns the largest difference between the metrics of two runs, of those greater than 1 as a share of them; but
+    for those whose names begin so. Raises ValueError unless both have logged the same steps."""
+    lines, others = (logged_lines(run / "metrics.jsonl") for run in (one, other))
+    if not lines or [line["step"] for line in lines] != [line["step"] for line in others]:
+        raise ValueError(f"{one.name} logged {len(lines)} times, {other.name} {len(others)} times, or other steps")
+    largest = 0.0
+    for left, right in zip(lines, others, strict=True):
+        for name in left.keys() & right.keys():
+            if isinstance(left[name], (int, float)) and not name.startswith(leave_out):
+                size = max(1.0, abs(left[name]))
+                largest = max(largest, _apart(float(left[name]), float(right[name])) / size)
+    return largest
 
 
 def largest_weight_difference(one: Path, other: Path, pattern: str = "model/*model.safetensors") -> float:

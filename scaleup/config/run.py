@@ -71,6 +71,10 @@ class RunConfig(Section):
         """Returns the tokens that a response of reinforcement learning has at most."""
         return 0
 
+    def key(self, name: str) -> str:
+        """Returns where the config has `algorithm.KEY` or `rollouts.KEY` of reinforcement learning."""
+        return name
+
     def shown(self, exclude_defaults: bool = False) -> dict[str, Any]:
         """Returns the config's values as others may see them, in trackers and model cards: without the passwords within
         addresses."""

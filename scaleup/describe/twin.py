@@ -1,28 +1,32 @@
 """A model goes in; its tiny twin comes out: a folder with a model of the same class and the same tokenizer, of few and
 narrow layers, with random weights. `scaleup verify` trains it.
 
-`python -m scaleup.describe.twin` reads {"models": {WHERE: {"model": {...}, "folder": "..."}}} from stdin, writes the
-folders, and prints {"problems": [...]}. No weights of the model itself are read."""
+`python -m scaleup.describe.twin` reads {"models": [{"where": KEY, "model": {...}, "folder": "...", "dropout": 0.0}]}
+from stdin, writes the folders, and prints {"problems": [...]}. No weights of the model itself are read."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from scaleup.artifacts.classifier_files import REWARD_FILE
 from scaleup.config.schema import ModelConfig
-from scaleup.describe.shell import shell_of
+from scaleup.describe.shell import is_classifier, shell_of
 from scaleup.errors import ScaleupError
 from scaleup.models.builtin import say_untied, seeded
 from scaleup.models.load import auto_class, first_line, quiet_libraries
+from scaleup.plan.facts import ModelRequest
 from scaleup.streams import steady_streams
 
-NUM_LAYERS, WIDTH, NUM_HEADS = 2, 64, 4
+NUM_LAYERS, WIDTH, NUM_HEADS, NUM_EXPERTS = 2, 64, 2, 4
+"""Are the sizes of a twin. Heads are 32 wide: vLLM's attention on CPUs has none of 16."""
 DEPTHS = frozenset(
     ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
 )
@@ -38,13 +42,14 @@ GROUPS, HEAD_WIDTHS = frozenset(("num_key_value_heads",)), frozenset(("head_dim"
 EXPERTS = frozenset(("num_local_experts", "num_experts", "n_routed_experts"))
 """Name the settings that say how large a model is, as the families of Transformers call them."""
 DROPOUTS = ("dropout", "pdrop")
-"""Are in the names of settings that are set to 0: each rank draws masks of its own, so that no split is another."""
+"""Are in the names of the settings of dropout, which is 0 in a twin, as each rank draws masks of its own, but for runs
+that are to draw the same masks."""
 
 
-def twin_settings(settings: dict[str, Any]) -> dict[str, Any]:
+def twin_settings(settings: dict[str, Any], dropout: float = 0.0) -> dict[str, Any]:
     """Returns the settings of a model's config that its twin has otherwise. What is small enough stays as it is."""
     heads = max((value for key, value in settings.items() if key in HEADS and isinstance(value, int)), default=1)
-    tiny_heads = NUM_HEADS if heads >= NUM_HEADS else {1: 1}.get(heads, 2)
+    tiny_heads = min(heads, NUM_HEADS)
     changed: dict[str, Any] = {}
     for key, value in settings.items():
         if key == "layer_types" and isinstance(value, list):
@@ -52,9 +57,9 @@ def twin_settings(settings: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
         elif any(part in key for part in DROPOUTS):
-            changed[key] = type(value)(0)
+            changed[key] = dropout
         elif key in DEPTHS | INNER | EXPERTS:
-            changed[key] = min(int(value), NUM_LAYERS if key in DEPTHS else 2 * WIDTH if key in INNER else NUM_HEADS)
+            changed[key] = min(int(value), NUM_LAYERS if key in DEPTHS else 2 * WIDTH if key in INNER else NUM_EXPERTS)
         elif key in WIDTHS:
             changed[key] = WIDTH
         elif key in HEADS:
@@ -68,21 +73,28 @@ def twin_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def make_twin(model: ModelConfig, folder: Path, where: str = "model") -> None:
+def make_twin(model: ModelConfig, folder: Path, where: str = "model", dropout: float = 0.0) -> None:
     """Write the twin of a model to a folder. Its weights follow from its config alone.
 
     Raises ScaleupError at `{where}.path` for a model that cannot be made small, and as `shell_of` does."""
-    shell = shell_of(model.model_copy(update={"new_tokens": []}), where)
+    import transformers
+
+    asked = ModelRequest(**{**model.model_dump(), "new_tokens": [], "task": "auto"}, takes_encoders=True)
+    shell = shell_of(asked, where)
     settings = shell.config.to_dict()
     is_untied = shell.task == "seq2seq_lm" and _has_own_head(shell)
+    is_headless = shell.task == "sequence_classification" and not is_classifier(shell.config) and not shell.adapter
     try:
-        config = type(shell.config).from_dict({**settings, **twin_settings(settings), "dtype": "float32"})
-        twin = seeded(config, auto_class(shell.task), is_untied)
+        config = type(shell.config).from_dict({**settings, **twin_settings(settings, dropout), "dtype": "float32"})
+        twin = seeded(config, transformers.AutoModel if is_headless else auto_class(shell.task), is_untied)
         twin.save_pretrained(folder)
     except Exception as error:  # configs of families that count otherwise raise what they like
         what = f"{model.path!r} ({shell.config.model_type}) cannot be made small: {first_line(error)}"
         raise ScaleupError.of(f"{where}.path", what, "verify a model of another family") from error
     shell.tokenizer.save_pretrained(folder)
+    beside = (shell.adapter or Path(shell.location)) / REWARD_FILE
+    if beside.is_file():
+        shutil.copy(beside, folder)
     if config.model_type == "t5" and is_untied:
         say_untied(folder / "config.json")
 
@@ -94,9 +106,10 @@ def _has_own_head(shell: Any) -> bool:
 
 def answer(request: dict[str, Any]) -> Iterator[dict[str, str]]:
     """Make the twins that are asked for. Yield what is wrong with their models."""
-    for where, each in request["models"].items():
+    for each in request["models"]:
+        model, folder = ModelConfig.model_validate(each["model"]), Path(each["folder"])
         try:
-            make_twin(ModelConfig.model_validate(each["model"]), Path(each["folder"]), where)
+            make_twin(model, folder, each["where"], each["dropout"])
         except ScaleupError as error:
             yield from (asdict(problem) for problem in error.problems)
 

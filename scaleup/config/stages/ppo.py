@@ -108,8 +108,11 @@ class PPOConfig(PolicyConfig):
     metric_names: ClassVar[Literal["grpo", "ppo"]] = "ppo"
     gives_messages: ClassVar[bool] = False
     keys: ClassVar[dict[str, str]] = {
+        "rollouts.num_rollouts": "ppo.num_rollouts",
         "rollouts.batch_size": "ppo.rollout_batch_size",
+        "rollouts.num_passes": "ppo.num_ppo_epochs",
         "rollouts.num_mini_batches": "ppo.num_mini_batches",
+        "rollouts.num_samples": "ppo.num_samples",
         "rollouts.response_length_min": "ppo.response_length_min",
         "rollouts.max_new_tokens": "ppo.max_new_tokens",
         "rollouts.self_checks": "ppo.self_checks",

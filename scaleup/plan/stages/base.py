@@ -8,7 +8,7 @@ group that holds one model, and trains nothing."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from scaleup.config.data import RowFormat
 from scaleup.config.evaluation import EvaluationConfig
@@ -290,6 +290,12 @@ class StagePlanner(Generic[C]):
     def untested_notes(self, config: C, strategy: str) -> list[str]:
         """Returns a note where no test of this project trains what the config combines under a strategy."""
         return []
+
+    # What `scaleup verify` trains in the place of a run.
+
+    def twin(self, config: C) -> dict[str, Any] | None:
+        """Returns what a run on tiny models has otherwise, by config key, beside what all have; None: there is none."""
+        return None
 
     # What becomes of a finished run.
 

@@ -4,6 +4,7 @@ counted."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from scaleup.config.adapters import SelectiveAdapter
 from scaleup.config.data import RowFormat
@@ -29,6 +30,7 @@ from scaleup.plan.stages.distill_modes import (
     writing_memory,
 )
 from scaleup.plan.stages.supervised import SupervisedPlanner, no_preferences
+from scaleup.plan.twins import NUM_ANSWER_TOKENS
 from scaleup.plan.types import BatchPlan, ComputePlan, MemoryPlan
 from scaleup.records.check import DataCheck
 from scaleup.records.format_rules import holds_labels
@@ -100,6 +102,17 @@ class DistillPlanner(SupervisedPlanner[DistillConfig]):
 
     def model_problems(self, config: DistillConfig, facts: Facts) -> Iterator[Problem]:
         yield from pair_problems(config, facts["model"], facts[TEACHER])
+
+    def twin(self, config: DistillConfig) -> dict[str, Any] | None:
+        """Keeps the first of the twin's two layers where the student keeps some, and pairs them as by default."""
+        distill, changes = config.distill, dict[str, Any]()
+        if distill.student_layers is not None:
+            changes["distill.student_layers"] = [0]
+        if distill.hidden is not None and distill.hidden.layers is not None:
+            changes["distill.hidden.layers"] = None
+        if distill.mode != "offline":
+            changes["distill.generation.max_new_tokens"] = NUM_ANSWER_TOKENS
+        return changes
 
     def complete(self, config: DistillConfig, facts: Facts) -> Facts:
         """Gives a student without a head the labels of its teacher."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from scaleup.config.data import RowFormat
 from scaleup.config.schema import ModelConfig
@@ -17,6 +18,7 @@ from scaleup.plan.memory import micro_batch_of
 from scaleup.plan.rules import packing_unsupported
 from scaleup.plan.scorers import template_problems
 from scaleup.plan.stages.supervised import SupervisedPlanner, no_classes, only_preferences, ranking_problems
+from scaleup.plan.twins import learning_rate
 
 
 class RewardPlanner(SupervisedPlanner[RewardConfig]):
@@ -63,6 +65,9 @@ class RewardPlanner(SupervisedPlanner[RewardConfig]):
             )
             remedy = "name its base model; to reward one of these labels, no training is needed (ppo's reward.label)"
             yield Problem(f"{where}.path", what, remedy)
+
+    def twin(self, config: RewardConfig) -> dict[str, Any] | None:
+        return {"train.learning_rate": 10 * learning_rate(config.adapter)}  # scores of random weights hardly differ
 
     def before(self, config: RewardConfig) -> ModelConfig | None:
         return None  # the model that it came from has no score

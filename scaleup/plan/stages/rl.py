@@ -4,7 +4,7 @@ rank holds of a policy."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from scaleup.config.adapters import LoraAdapter
 from scaleup.config.algorithms import PPOAlgorithm
@@ -23,6 +23,7 @@ from scaleup.plan.rules import is_t5, quantized_beside, t5_in_fp16
 from scaleup.plan.scorers import reward_model_problems
 from scaleup.plan.stages.base import Facts, Rows
 from scaleup.plan.stages.supervised import TrainingPlanner
+from scaleup.plan.twins import policy_twin
 from scaleup.plan.types import MemoryPlan, RolloutPlan
 from scaleup.records.check import DataCheck
 
@@ -128,6 +129,9 @@ class PolicyPlanner(TrainingPlanner[P]):
 
     def rollouts(self, config: P, data: DataCheck) -> RolloutPlan | None:
         return rollout_plan(config, data)
+
+    def twin(self, config: P) -> dict[str, Any] | None:
+        return policy_twin(config)
 
     def generation(self, config: P) -> GenerationConfig:
         return config.generation or GenerationConfig(max_new_tokens=config.rollout_settings.max_new_tokens)

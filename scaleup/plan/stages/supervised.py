@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from scaleup.config.adapters import AdaLoraAdapter
 from scaleup.config.data import RowFormat
@@ -50,6 +50,9 @@ class TrainingPlanner(StagePlanner[T]):
 
     def untested_notes(self, config: T, strategy: str) -> list[str]:
         return untested_notes(config, strategy, self.tested)
+
+    def twin(self, config: T) -> dict[str, Any] | None:
+        return {}
 
     def optimization_problems(self, config: T) -> Iterator[Problem]:
         """Yields a schedule or an optimizer that the config contradicts."""

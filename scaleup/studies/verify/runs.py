@@ -17,7 +17,7 @@ from scaleup.launcher.signals import StopSignals
 from scaleup.plan.machine import this_machine
 from scaleup.studies.shares import POLL_SECONDS, ask_to_stop, slots_of, start_on
 from scaleup.studies.verify.equalities import TwinRun
-from scaleup.studies.verify.twin import changed
+from scaleup.studies.verify.twin import changed, with_dropout
 
 LONGEST = 300
 """Bounds the letters of a failed run's last words."""
@@ -60,7 +60,8 @@ class TwinRuns:
             except RunFailed as error:
                 return error
         file, log = (self.place / f"{run.name}.{suffix}" for suffix in ("yaml", "log"))
-        write_text(file, yaml.safe_dump(changed(self.twin, run.name, run.changes)), is_durable=False)
+        changes = {**(with_dropout(self.twin) if run.has_dropout else {}), **run.changes}
+        write_text(file, yaml.safe_dump(changed(self.twin, run.name, changes)), is_durable=False)
         began = time.monotonic()
         code = self._run(file, log)
         self.say(f"run {run.name}: {time.monotonic() - began:.0f} s")

@@ -15,16 +15,18 @@ from rich.console import Console
 
 from scaleup.config.load import Loaded, load_mapping, read_mapping
 from scaleup.config.mistakes import suggestion
-from scaleup.config.stages.base import SupervisedConfig
+from scaleup.config.stages.base import TrainingConfig
 from scaleup.errors import Problem, ScaleupError
 from scaleup.launcher.signals import StopSignals
 from scaleup.plan.machine import this_machine
-from scaleup.plan.model_path import model_path_problems
 from scaleup.plan.resolve import checked_rows, resolve
+from scaleup.plan.twins import NUM_ROWS, NUM_STEPS
 from scaleup.reports.verification import Finding, Verdict, Verification, show_verification, write_page
-from scaleup.studies.verify.equalities import Equality, equalities_of
+from scaleup.studies.verify.equalities import REFERENCE, Equality, TwinRun
+from scaleup.studies.verify.rollouts import rollout_equalities
 from scaleup.studies.verify.runs import Interrupted, RunFailed, TwinRuns
-from scaleup.studies.verify.twin import NUM_ROWS, NUM_STEPS, changed, make_models, twin_of, twin_problems
+from scaleup.studies.verify.trainings import training_equalities
+from scaleup.studies.verify.twin import changed, make_models, twin_of, twin_problems
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,15 @@ def run_verify(file: Path, options: VerifyOptions, console: Console) -> int:
     return int(not told.is_well)
 
 
+def equalities_of(config: TrainingConfig) -> list[Equality]:
+    """Returns the equalities between a config's twins, in the order in which they are shown."""
+    reference = TwinRun(REFERENCE)
+    equalities = [*training_equalities(config, reference)]
+    if config.plans_its_batch:
+        equalities += rollout_equalities(config, reference)
+    return equalities
+
+
 def found(equality: Equality, runs: TwinRuns) -> Finding:
     """Makes the two runs of an equality, and compares them. Raises Interrupted."""
     rest = (equality.bound, equality.is_least, equality.source)
@@ -89,7 +100,8 @@ def found(equality: Equality, runs: TwinRuns) -> Finding:
     try:
         one, other = (runs.folder(run) for run in equality.runs)
     except RunFailed as error:
-        return Finding(equality.name, equality.what, "failed", None, *rest, str(error))
+        ends = bool(equality.refused_by) and f"{equality.refused_by}: " in str(error)
+        return Finding(equality.name, equality.what, "violated" if ends else "failed", None, *rest, str(error))
     try:
         deviation = equality.measure(one, other)
     except ValueError as error:
@@ -98,22 +110,21 @@ def found(equality: Equality, runs: TwinRuns) -> Finding:
     return Finding(equality.name, equality.what, verdict, deviation, *rest)
 
 
-def _checked(loaded: Loaded, options: VerifyOptions) -> SupervisedConfig:
+def _checked(loaded: Loaded, options: VerifyOptions) -> TrainingConfig:
     """Returns the config. Raises ScaleupError with every mistake that can be seen without the data plane."""
     problems, config = [*loaded.problems, *_output_problems(options.output)], loaded.config
     if config is None:
         raise ScaleupError(problems)
     problems += twin_problems(config)
-    if isinstance(config, SupervisedConfig):
+    if isinstance(config, TrainingConfig):
         problems += [*_option_problems(options, config), *checked_rows(config).problems]
-    problems += model_path_problems(config.model, "model", needs_weights=False, is_trained=True)
     if problems := list(dict.fromkeys(problems)):
         raise ScaleupError(problems)
-    assert isinstance(config, SupervisedConfig), "no other stage has twins"
+    assert isinstance(config, TrainingConfig), "no other stage has twins"
     return config
 
 
-def _option_problems(options: VerifyOptions, config: SupervisedConfig) -> Iterator[Problem]:
+def _option_problems(options: VerifyOptions, config: TrainingConfig) -> Iterator[Problem]:
     names = [each.name for each in equalities_of(config)]
     for name in options.only:
         if name not in names:

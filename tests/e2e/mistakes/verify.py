@@ -43,13 +43,13 @@ CASES = {
         ),
         bad(
             "a stage that has no twins",
-            "error: stage: quantize has no twins yet -> verify a config of sft, dpo",
+            "error: stage: quantize has no twins -> verify a config of sft, reward, classify, dpo, ppo, rl, distill",
             text=json.dumps(QUANTIZE),
             command=COMMAND,
         ),
         bad(
             "an adapter that is trained further",
-            "error: model.path: is an adapter that is trained further, which has no twin yet",
+            "error: model.path: is an adapter that is trained further, which has no twin",
             changes={"model.path": "adapter"},
             prepare=adapter,
             command=COMMAND,

@@ -9,16 +9,20 @@ from typing import Any
 
 import pytest
 
-from scaleup.config.load import load_mapping
-from scaleup.config.stages.base import SupervisedConfig
+from scaleup.config.load import load_mapping, read_mapping
+from scaleup.config.stages.base import SupervisedConfig, TrainingConfig
 from scaleup.launcher.signals import StopSignals
+from scaleup.plan.machine import this_machine
+from scaleup.plan.stages import planner_of
+from scaleup.plan.twins import NUM_ROWS, NUM_STEPS
 from scaleup.reports.verification import Finding, Verification, write_page
-from scaleup.studies.verify.equalities import EXACT, TOLERANCE, Equality, equalities_of
+from scaleup.studies.verify.equalities import TOLERANCE, Equality
 from scaleup.studies.verify.runs import RunFailed, TwinRuns
-from scaleup.studies.verify.twin import NUM_ROWS, NUM_STEPS, changed, twin_of, twin_problems
-from scaleup.studies.verify.verify import found
+from scaleup.studies.verify.trainings import EXACT
+from scaleup.studies.verify.twin import changed, models_of, twin_of, twin_problems
+from scaleup.studies.verify.verify import equalities_of, found
 from tests.cli import differing
-from tests.small_runs import SFT, write_rows
+from tests.small_runs import PPO, SFT, write_rows
 from tests.unit.artifacts.test_differences import left
 
 
@@ -38,13 +42,14 @@ def equality(name: str, changes: Mapping[str, Any] | None = None) -> Equality:
     return next(each for each in equalities_of(config_of(changes)) if each.name == name)
 
 
+ROOT = Path(__file__).parents[4]
 LORA = {"adapter": {"type": "lora", "r": 4, "lora_dropout": 0.1}, "quantization": "8bit"}
 
 
 def test_a_twin_keeps_what_the_config_is_about(tmp_path: Path) -> None:
     changes = {**LORA, "mixed_precision": "bf16", "data.max_length": 4096, "train.global_batch_size": 64}
     config = config_of({**changes, "parallel": {"strategy": "zero2", "num_processes": 8, "num_nodes": 2}})
-    twin = twin_of(config, tmp_path / "model", tmp_path, is_on_cpu=True)
+    twin = twin_of(config, {"model": tmp_path / "model"}, tmp_path, is_on_cpu=True)
     loaded = load_mapping(changed(twin, "reference", {}))
     assert loaded.problems == [] and isinstance(loaded.config, SupervisedConfig)
     made = loaded.config
@@ -73,7 +78,7 @@ def test_a_twin_keeps_what_the_config_is_about(tmp_path: Path) -> None:
 )
 def test_every_run_of_a_twin_is_a_config_of_as_large_steps(changes: dict[str, Any], tmp_path: Path) -> None:
     config = config_of(changes)
-    twin, sizes = twin_of(config, tmp_path / "model", tmp_path, is_on_cpu=True), set()
+    twin, sizes = twin_of(config, {"model": tmp_path / "model"}, tmp_path, is_on_cpu=True), set()
     for each in equalities_of(config):
         for run in (run for end in each.runs for run in end.chain if not each.not_due):
             loaded = load_mapping(changed(twin, run.name, run.changes))
@@ -83,13 +88,53 @@ def test_every_run_of_a_twin_is_a_config_of_as_large_steps(changes: dict[str, An
     assert len(sizes) == 1
 
 
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward", "classify", "distill", "ppo", "rl"])
+def test_every_stage_that_trains_has_twins(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run of the twin of its own tiny config is one that the planner takes."""
+    monkeypatch.chdir(ROOT)
+    config = load_mapping(read_mapping(Path(f"configs/{stage}/tiny.yaml"))).config
+    assert isinstance(config, TrainingConfig)
+    models = {where: tmp_path / "models" / where for where in models_of(config)}
+    for folder in models.values():
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").touch()
+    twin = twin_of(config, models, tmp_path, is_on_cpu=True)
+    names = [each.name for each in equalities_of(config)]
+    assert ("self-checks" in names) == (stage in ("ppo", "rl")) and len(set(names)) == len(names)
+    for run in {run.name: run for each in equalities_of(config) for end in each.runs for run in end.chain}.values():
+        loaded = load_mapping(changed(twin, run.name, run.changes))
+        assert loaded.problems == [] and loaded.config is not None, run.name
+        if run.name != "engine":
+            assert planner_of(loaded.config).config_problems(loaded.config, this_machine()) == [], run.name
+
+
+def test_a_service_gets_none_of_a_twins_texts() -> None:
+    rewards = {"placement": "http", "url": "http://127.0.0.1:1", "format": "openai", "judge": {"model": "x"}}
+    config = load_mapping(PPO | {"name": "x", "reward": rewards}).config
+    assert isinstance(config, TrainingConfig)
+    made = load_mapping(changed(twin_of(config, {}, Path(), is_on_cpu=True), "x", {}))
+    assert made.problems == [] and made.config is not None
+    [reward] = made.config.reward_sources
+    assert (reward.source.placement, reward.source.function) == ("function", "builtin:length")
+
+
+def test_a_run_that_ends_by_its_own_checks_is_a_violation() -> None:
+    config = load_mapping(PPO | {"name": "x"}).config
+    assert isinstance(config, TrainingConfig)
+    each = next(each for each in equalities_of(config) if each.name == "self-checks")
+    for words, verdict in (("self_checks: a ratio is not 1", "violated"), ("model.path: is gone", "failed")):
+        made: dict[str, Path | RunFailed] = {"self-checks": RunFailed(f"run self-checks ended: {words}")}
+        assert found(each, TwinRuns({}, Path(), StopSignals(), print, made)).verdict == verdict
+
+
 def test_a_twin_gives_no_key_that_its_config_does_not(tmp_path: Path) -> None:
     """Rules ask what is given: dpo.simpo_gamma, say, has no meaning for another loss."""
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     data = {"train": "rows.jsonl", "prompt": "{prompt}", "chosen": "{chosen}", "rejected": "{rejected}"}
     loaded = load_mapping(SFT | {"stage": "dpo", "name": "x", "data": data, "dpo": {"beta": 0.2}})
     assert loaded.problems == [] and isinstance(loaded.config, SupervisedConfig)
-    twin = twin_of(loaded.config, tmp_path / "model", tmp_path, is_on_cpu=True)
+    twin = twin_of(loaded.config, {"model": tmp_path / "model"}, tmp_path, is_on_cpu=True)
     assert twin["dpo"] == {"beta": 0.2}
     made = load_mapping(changed(twin, "reference", {})).config
     assert made is not None and made.model_dump()["dpo"] == loaded.config.model_dump()["dpo"]
@@ -112,7 +157,7 @@ def test_bounds_are_those_of_the_tests() -> None:
 def test_an_adapter_that_is_trained_further_has_no_twin(changes: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/adapter_config.json").write_text("{}")
-    [problem] = twin_problems(config_of(changes))
+    problem = next(twin_problems(config_of(changes)))
     assert problem.where == next(iter(changes)) + (".path" if "adapter" in changes else "")
 
 
@@ -150,7 +195,9 @@ def test_a_run_that_failed_is_no_equality(tmp_path: Path) -> None:
 def test_a_twin_that_never_moves_is_a_violation(tmp_path: Path) -> None:
     for norm, verdict in ((1e-4, "violated"), (0.5, "holds")):
         folder = left(tmp_path / verdict, [1.0], a=[1])
-        (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0, "grad_norm": norm}) + "\n")
+        (folder / "metrics.jsonl").write_text(
+            json.dumps({"step": 1, "loss": 1.0, "grad_norm": norm, "learning_rate": 0.1}) + "\n"
+        )
         each = equality("learns")
         assert found(each, TwinRuns({}, Path(), StopSignals(), print, {"reference": folder})).verdict == verdict
 
