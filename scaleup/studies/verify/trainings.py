@@ -3,7 +3,8 @@ strategy holds it, stopped or not, in which precision."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ ELSEWHERE = "float32 sums in another order: tests/invariants/test_resume_elsewhe
 ROUNDING = "one unit in bfloat16's last place, of the loss: tests/invariants/test_one_trajectory.py"
 MOVES = "100 times the bound of the others, which would hold for weights that never move"
 PUT_TOGETHER = "rows are put together by their lengths, so that another micro-batch is another step"
-STOP = NUM_STEPS // 2
+CLOSED_FORM = "Transformers' lr_scheduler_type, in float64: tests/unit/train/test_optim.py"
+STOP, NUM_WARMUP_STEPS = NUM_STEPS // 2, 1
+SHARES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "constant_with_warmup": lambda progress: 1.0,
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+}
+"""Maps a schedule -> the share of the peak rate after warm-up, by progress from 0 to 1."""
 
 
 def training_equalities(config: TrainingConfig, reference: TwinRun) -> Iterator[Equality]:
@@ -93,8 +102,9 @@ def _resumes(config: TrainingConfig, mine: TwinRun) -> Iterator[Equality]:
     train = config.train
     keys = ("optimizer", "momentum", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type")
     changes: dict[str, Any] = {**mine.changes, **{f"train.{key}": getattr(train, key) for key in keys}}
-    if train.optimizer == "adamw":
-        changes["train.learning_rate"] = 1e-3
+    changes["train.learning_rate"] = 1e-3 if train.optimizer == "adamw" else 0.1
+    if train.lr_scheduler_type != "constant" and (train.warmup_steps or train.warmup_ratio):
+        changes["train.warmup_steps"] = NUM_WARMUP_STEPS
     stop, measure = {"train.stop_at_step": STOP}, compared(config).measure
     straight = TwinRun("straight-dropout", changes, has_dropout=True)
     stopped = TwinRun("stopped-dropout", changes | stop, has_dropout=True)
@@ -109,6 +119,32 @@ def _resumes(config: TrainingConfig, mine: TwinRun) -> Iterator[Equality]:
     what = f"straight on two processes, {mine.name} = resumed on one"
     bound = compared(config).bound
     yield Equality("elsewhere", what, (straight, elsewhere), bound, ELSEWHERE, measure)
+    yield _schedule(config, straight)
+
+
+def _schedule(config: TrainingConfig, straight: TwinRun) -> Equality:
+    """Returns the row of the learning rates, each as a share of the peak."""
+    kind = config.train.lr_scheduler_type
+    why = "" if kind in SHARES else f"there is no closed form here of {kind}"
+    if config.plans_its_batch:
+        why = "a rollout takes several steps, and logs the rate of one"
+    warmup = straight.changes.get("train.warmup_steps", 0)
+
+    def off(one: Path, _: Path) -> float:
+        rates = logged_values(one / "metrics.jsonl", "learning_rate")
+        if sorted(rates) != list(range(1, NUM_STEPS + 1)):
+            raise ValueError(f"{one.name} has logged {len(rates)} learning rates of {NUM_STEPS}")
+        shares = [_share(kind, step - 1, warmup) for step in sorted(rates)]
+        peak = straight.changes["train.learning_rate"]
+        return max(abs(rates[step] / peak - share) for step, share in zip(sorted(rates), shares, strict=True))
+
+    what, runs = f"learning rates = the closed form of {kind}", (straight, straight)
+    return Equality("schedule", what, runs, 1e-12, CLOSED_FORM, off, why)
+
+
+def _share(kind: str, step: int, warmup: int) -> float:
+    """Returns the share of the peak rate of a step, from 0."""
+    return step / warmup if step < warmup else SHARES[kind]((step - warmup) / (NUM_STEPS - warmup))
 
 
 def _precision(config: TrainingConfig, reference: TwinRun) -> Equality:

@@ -1,0 +1,145 @@
+"""Bugs that no crash tells of, planted one by one: each is found by the row of `scaleup verify` that is about it, and
+none is found where there is none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.cli import differing
+from tests.planted import Bug, verified
+from tests.small_runs import PPO, SFT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first waits for all
+
+STEP, POLICY, EXPERIENCE = "scaleup.train.step", "scaleup.rl.policy", "scaleup.rl.experience"
+CHECKPOINT, TOKENS = "scaleup.train.checkpoint", "scaleup.data.tokenization"
+
+SUPERVISED = differing(
+    SFT,
+    {
+        "name": "supervised",
+        "parallel.strategy": "ddp",
+        "train.warmup_steps": 1,
+        "train.lr_scheduler_type": "cosine",
+    },
+)
+REWARDED = {"placement": "function", "function": "builtin:length"}
+POLICIES = differing(PPO, {"name": "policy", "model.path": "builtin:tiny-gpt2", "parallel.strategy": "ddp"}) | {
+    "reward": REWARDED
+}
+"""GPT-2, as rotary positions do not mind where a row begins."""
+
+BUGS: list[tuple[Bug, Mapping[str, Any], str]] = [
+    (
+        Bug(
+            "mean-of-micro-batches",
+            STEP,
+            "            scaled = loss * scale\n",
+            "            scaled = loss / (batch.num_labels or 1.0) / len(batches)\n",
+        ),
+        SUPERVISED,
+        "accumulation",
+    ),
+    (
+        Bug(
+            "gradients-not-reduced",
+            STEP,
+            "runtime.micro_batch(model, last=last)",
+            "runtime.micro_batch(model, last=False)",
+        ),
+        SUPERVISED,
+        "processes",
+    ),
+    (
+        Bug(
+            "positions-count-padding",
+            POLICY,
+            "(attention.cumsum(dim=1) - 1).clamp(min=0)",
+            "torch.arange(attention.shape[1], device=attention.device).expand(attention.shape)",
+        ),
+        POLICIES,
+        "micro-batch",
+    ),
+    (
+        Bug(
+            "random-state-lost",
+            CHECKPOINT,
+            "            _set_random_state(load_file(_random_file(checkpoint.path, self._runtime.rank)))\n",
+            "            pass\n",
+        ),
+        SUPERVISED,
+        "resumed",
+    ),
+    (
+        Bug(
+            "optimizer-state-lost",
+            CHECKPOINT,
+            "        is_direct = self._load_tensors(checkpoint.path)\n",
+            "        is_direct = self._load_tensors(checkpoint.path)\n"
+            "        base_optimizer(self._optimizer).state.clear()\n",
+        ),
+        SUPERVISED,
+        "resumed",
+    ),
+    (
+        Bug(
+            "schedule-one-step-ahead",
+            "scaleup.train.optim",
+            "    return LambdaLR(optimizer, factor)\n",
+            "    return LambdaLR(optimizer, lambda step: factor(step + 1))\n",
+        ),
+        SUPERVISED,
+        "schedule",
+    ),
+    (
+        Bug(
+            "order-depends-on-world",
+            "scaleup.data.loader",
+            "        return self._sources[source].draw(draw)\n",
+            "        return self._sources[source].draw(draw + self._split.world)\n",
+        ),
+        SUPERVISED,
+        "processes",
+    ),
+    (
+        Bug(
+            "rewards-of-other-ranks",
+            EXPERIENCE,
+            "        by_source = {name: self.runtime.gather(part) for name, part in scores.items()}\n",
+            "        world = self.runtime.world\n"
+            "        by_source = {n: self.runtime.gather(p).view(-1, world).T.flatten() for n, p in scores.items()}\n",
+        ),
+        POLICIES,
+        "processes",
+    ),
+    (Bug("dropout-in-the-ratio", POLICY, "        switch_dropout_off(model)\n", ""), POLICIES, "self-checks"),
+]
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What is found, by bug; and without one, by config."""
+    place = tmp_path_factory.mktemp("planted")
+    rows = [{"prompt": "ab" * (1 + number % 7), "completion": "c" * (1 + number % 5)} for number in range(20)]
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    jobs: dict[str, Any] = {bug.name: (bug, config, ("learns", row)) for bug, config, row in BUGS}
+    for config in (SUPERVISED, POLICIES):
+        rows = sorted({row for _, of, row in BUGS if of is config} | {"learns"})
+        jobs[config["name"]] = (None, config, rows)
+    return verified(jobs, place)
+
+
+@pytest.mark.parametrize(("bug", "config", "row"), BUGS, ids=[bug.name for bug, _, _ in BUGS])
+def test_each_is_found_by_its_row(told: dict[str, Any], bug: Bug, config: Mapping[str, Any], row: str) -> None:
+    found = told[bug.name]
+    assert found.pop(row)[0] == "violated", found
+    assert {name: verdict for name, (verdict, *_) in found.items()} == {"learns": "holds"}
+
+
+@pytest.mark.parametrize("name", ["supervised", "policy"])
+def test_none_is_found_where_there_is_none(told: dict[str, Any], name: str) -> None:
+    assert {verdict for verdict, *_ in told[name].values()} == {"holds"}, told[name]
