@@ -102,7 +102,9 @@ def findings(bug: Mapping[str, str] | None, config: Mapping[str, Any], rows: Seq
     return {each.name: [each.verdict, each.deviation, each.why] for each in told}
 
 
-def verified(jobs: Mapping[str, tuple[Bug | None, Mapping[str, Any], Sequence[str]]], cwd: Path) -> dict[str, Any]:
+def verified(
+    jobs: Mapping[str, tuple[Bug | None, Mapping[str, Any], Sequence[str]]], cwd: Path, timeout: float = TIMEOUT
+) -> dict[str, Any]:
     """Returns what is found by each job: a bug, or none, a config, and the rows that are looked at."""
     configs = {config["name"]: config for _, config, _ in jobs.values()}
     for name, config in configs.items():
@@ -114,7 +116,7 @@ def verified(jobs: Mapping[str, tuple[Bug | None, Mapping[str, Any], Sequence[st
     }
     command = [sys.executable, "-m", "tests.planted", str(cwd)]
     done = subprocess.run(
-        command, cwd=REPOSITORY, input=json.dumps(asked), text=True, capture_output=True, timeout=TIMEOUT
+        command, cwd=REPOSITORY, input=json.dumps(asked), text=True, capture_output=True, timeout=timeout
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,15 +122,22 @@ BUGS: list[tuple[Bug, Mapping[str, Any], str]] = [
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What is found, by bug; and without one, by config."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("planted")
     rows = [{"prompt": "ab" * (1 + number % 7), "completion": "c" * (1 + number % 5)} for number in range(20)]
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return place
+
+
+def rows_of(config: Mapping[str, Any]) -> list[str]:
+    return sorted({row for _, of, row in BUGS if of is config} | {"learns"})
+
+
+@pytest.fixture(scope="module")
+def told(place: Path) -> dict[str, Any]:
+    """What is found, by bug; and without one, by config."""
     jobs: dict[str, Any] = {bug.name: (bug, config, ("learns", row)) for bug, config, row in BUGS}
-    for config in (SUPERVISED, POLICIES):
-        rows = sorted({row for _, of, row in BUGS if of is config} | {"learns"})
-        jobs[config["name"]] = (None, config, rows)
+    jobs |= {config["name"]: (None, config, rows_of(config)) for config in (SUPERVISED, POLICIES)}
     return verified(jobs, place)
 
 
@@ -143,3 +151,19 @@ def test_each_is_found_by_its_row(told: dict[str, Any], bug: Bug, config: Mappin
 @pytest.mark.parametrize("name", ["supervised", "policy"])
 def test_none_is_found_where_there_is_none(told: dict[str, Any], name: str) -> None:
     assert {verdict for verdict, *_ in told[name].values()} == {"holds"}, told[name]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_twenty_runs_with_other_seeds_are_clean(place: Path) -> None:
+    seeded = [
+        differing(config, {"name": f"{config['name']}-{seed}", "train.seed": seed})
+        for config in (SUPERVISED, POLICIES)
+        for seed in range(1, 11)
+    ]
+    jobs: dict[str, Any] = {
+        each["name"]: (None, each, rows_of(SUPERVISED if each["stage"] == "sft" else POLICIES)) for each in seeded
+    }
+    found = verified(jobs, place, timeout=1700)
+    assert {verdict for of in found.values() for verdict, *_ in of.values()} == {"holds"}, found
+    assert len(found) == 20
