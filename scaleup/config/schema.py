@@ -29,6 +29,9 @@ def _no_is_no(value: Any) -> Any:
     return "no" if value is False else value
 
 
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+
+
 class ModelConfig(Section):
     """Names a model: a Hugging Face folder or hub name, a finished run folder, `package:NAME` or `builtin:NAME`."""
 
@@ -44,6 +47,11 @@ class ModelConfig(Section):
     )
     revision: Text | None = Field(None, description="A branch, tag or commit of a hub name.")
     trust_remote_code: bool = False
+    attn_implementation: Attention | None = Field(
+        None,
+        description="Transformers' name of an attention; by default its choice: sdpa, or eager where the family has no "
+        "other. eager keeps the scores of every layer; flash_attention_* and flex_attention need a GPU.",
+    )
     new_tokens: list[str] = Field(
         default_factory=list,
         description="Tokens that the tokenizer gets beside its own, with a row each of the embeddings and of the head, "

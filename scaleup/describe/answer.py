@@ -66,7 +66,7 @@ def _flaw(model: ModelRequest, facts: ModelFacts, shell: Shell) -> tuple[str, st
         return None
     try:
         with _silent(), contextlib.redirect_stderr(io.StringIO()):  # also what reports go to where they are captured
-            load_model(model, facts, deferred=True)
+            load_model(model.model_copy(update={"attn_implementation": None}), facts, deferred=True)
     except ScaleupError as error:
         return error.problems[0].what, error.problems[0].remedy
     return None

@@ -173,14 +173,35 @@ def _shell(model: ModelConfig, config: PreTrainedConfig, task: Task, where: str)
 
     from scaleup.models.load import auto_class, first_line
 
+    options = {"attn_implementation": "eager"} if model.attn_implementation == "eager" else {}
     try:
         with torch.device("meta"):
-            shell = auto_class(task).from_config(config, trust_remote_code=model.trust_remote_code)
+            shell = auto_class(task).from_config(config, trust_remote_code=model.trust_remote_code, **options)
     except ValueError as error:
         what = f"{model.path!r} ({config.model_type}) cannot be built as a {task} model: {first_line(error)}"
         raise ScaleupError.of(f"{where}.path", what, "name a model of that kind") from error
+    _check_attention(shell, model, where)
     shell.tie_weights()
     return shell
+
+
+def _check_attention(shell: PreTrainedModel, model: ModelConfig, where: str) -> None:
+    """Check that a model's class has the attention that is asked for. The shell itself has eager attention or sdpa's,
+    which keeps as little for the backward pass as flash and flex attention do: it is told what a GPU needs here.
+
+    Raises ScaleupError at `{where}.attn_implementation`."""
+    wanted, own = model.attn_implementation, getattr(shell, "_compatible_flash_implementations", None)
+    kinds = {
+        "eager": True,
+        "sdpa": shell._supports_sdpa,
+        "flash_attention_2": shell._supports_flash_attn and (own is None or "flash_attention_2" in own),
+        "flash_attention_3": shell._supports_flash_attn and (own is None or "flash_attention_3" in own),
+        "flex_attention": shell._supports_flex_attn,
+    }
+    if wanted is not None and not kinds[wanted]:
+        what = f"{type(shell).__name__} has no {wanted} in Transformers"
+        remedy = f"use {' or '.join(name for name, is_there in kinds.items() if is_there)}"
+        raise ScaleupError.of(f"{where}.attn_implementation", what, remedy)
 
 
 def _untie(shell: PreTrainedModel, location: str) -> None:

@@ -86,6 +86,7 @@ def load_model(
                 ignore_mismatched_sizes=True,  # reported below, beside the missing ones
                 **(quantized or {}),
                 **_head(facts),
+                **_attention(model),
             )
     except (OSError, SafetensorError) as error:
         what = f"cannot read the weights of {facts.location}: {first_line(error)}"
@@ -124,6 +125,10 @@ def _head(facts: ModelFacts) -> dict[str, Any]:
     if not facts.labels:
         return head_settings(facts.new_labels, facts.problem)
     return {"problem_type": PROBLEM_TYPES[facts.problem]} if facts.problem else {}
+
+
+def _attention(model: ModelConfig) -> dict[str, Any]:
+    return {} if model.attn_implementation is None else {"attn_implementation": model.attn_implementation}
 
 
 def auto_class(task: str) -> Any:

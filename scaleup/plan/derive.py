@@ -21,6 +21,8 @@ from scaleup.records.examples import format_problems
 from scaleup.records.format_rules import FORMAT_KEYS, holds_preferences, is_unpaired, row_format, with_formats
 from scaleup.records.formats import local_path
 
+OF_TRAINING = ("revision", "attn_implementation")
+"""Names keys of a run's model that do not hold for what it made: another machine measures it with what it has."""
 OF_ONE_STAGE = ("supervised", "retain", "regularization")
 """Names rows that no stage reads but the one that trained."""
 
@@ -96,7 +98,7 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
         "stage": stage,
         "name": _next_number(run, folder),
         "runs_dir": str(run.path / folder),
-        "model": {**known["model"], "path": str(run.path), "revision": None, **_own_tokens(config)},
+        "model": {**known["model"], "path": str(run.path), **dict.fromkeys(OF_TRAINING), **_own_tokens(config)},
         "data": {**known["data"], **dict.fromkeys(OF_ONE_STAGE), "streaming": False, "validation_fraction": None},
         **(_export_keys(config) if stage == "export" else _inference_keys(config)),
     }
@@ -104,7 +106,7 @@ def _derived(target: Path, stage: str, folder: str, overrides: Sequence[str]) ->
         raw["data"]["chat_template"] = _saved_template(run)
     if stage == "evaluate" and (before := planner.before(run.config)) is not None:
         raw |= {
-            "baseline": before.model_dump(mode="json", exclude={"new_tokens"}),
+            "baseline": before.model_dump(mode="json", exclude={"new_tokens", "attn_implementation"}),
             "baseline_chat_template": planner.before_reads,
         }
     return load_mapping(raw, overrides)

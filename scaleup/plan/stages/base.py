@@ -21,6 +21,7 @@ from scaleup.plan.extras import extra_problems
 from scaleup.plan.facts import InContext, MicroBatch, ModelFacts, ModelRequest, RowsRequest
 from scaleup.plan.gathering import gathering_problems
 from scaleup.plan.groups import patience_problems
+from scaleup.plan.kernels import attention_problems
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import inference_memory
 from scaleup.plan.metrics import evaluation_problems
@@ -152,6 +153,7 @@ class StagePlanner(Generic[C]):
                 for where, model in self.model_paths(config).items()
                 for problem in model_path_problems(model, where, needs_weights, self.trains and where == "model")
             ),
+            *attention_problems(config, machine, self._all_models(config)),
             *arithmetic_problems(config, machine),
             *parallel_problems(config, machine),
             *patience_problems(config),
@@ -164,6 +166,13 @@ class StagePlanner(Generic[C]):
             *runs_dir_problems(config),
             *extra_problems(config, machine),
         ]
+
+    def _all_models(self, config: C) -> dict[str, ModelConfig]:
+        """Returns every model that a run loads, by config key: those that score too."""
+        rewards = {f"{each.key}.model": each.source.model for each in config.reward_sources if each.source.model}
+        measured = self.measured(config)
+        scorers = {key: scorer.model for key, scorer in (measured_by(measured) if measured else {}).items()}
+        return self.model_paths(config) | rewards | scorers
 
     def problems(self, config: C, machine: Machine) -> Iterator[Problem]:
         """Yields what cannot work, as far as the config itself tells."""

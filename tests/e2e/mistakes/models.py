@@ -63,6 +63,28 @@ MODELS = [
         asks=True,
     ),
     bad(
+        "attention that has no kernel here",
+        "error: model.attn_implementation: flash_attention_2 needs a GPU, and this run is on the CPU -> use sdpa or ea",
+        "error: model.attn_implementation: flash_attention_2 has no kernel for float32, and mixed_precision is no ->",
+        changes={"model.attn_implementation": "flash_attention_2"},
+    ),
+    bad(
+        "attention of models that score, each by its own device and precision",
+        "error: model.attn_implementation: flex_attention needs a GPU, and this run is on the CPU -> use sdpa or eager",
+        "error: reward.model.attn_implementation: flash_attention_3 needs a GPU, and this run is on the CPU",
+        changes={
+            "stage": "ppo",
+            "model.attn_implementation": "flex_attention",
+            "reward": {
+                "model": {"path": "builtin:tiny-bert-classifier", "attn_implementation": "flash_attention_3"},
+                "mixed_precision": "bf16",
+            },
+            "ppo": {"num_rollouts": 1},
+            "data": {"train": "rows.jsonl", "prompt": "{text}", "max_length": 64},
+            "train": {},
+        },
+    ),
+    bad(
         "new tokens that are blank, doubled, or not learned by the adapter",
         "error: model.new_tokens: '' is blank -> leave it out",
         "error: model.new_tokens: ' \\n' is blank -> leave it out",

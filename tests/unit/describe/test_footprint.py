@@ -43,6 +43,7 @@ LLAMA = LlamaConfig(
     vocab_size=301, hidden_size=48, intermediate_size=97, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False,
 )  # fmt: skip
+EAGER = LlamaConfig(**{**LLAMA.to_dict(), "attn_implementation": "eager"})
 GPT2 = GPT2Config(vocab_size=301, n_embd=48, n_layer=2, n_head=4, n_positions=64)
 T5 = T5Config(vocab_size=301, d_model=48, d_kv=12, d_ff=96, num_layers=2, num_heads=4, decoder_start_token_id=0)
 
@@ -99,7 +100,7 @@ def measured(config: PreTrainedConfig, low: bool, checkpointing: bool, kind: str
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("arithmetic", ["float32", "low"])
-@pytest.mark.parametrize("config", [LLAMA, GPT2, T5], ids=lambda config: config.model_type)
+@pytest.mark.parametrize("config", [LLAMA, EAGER, GPT2, T5], ids=["llama", "eager", "gpt2", "t5"])
 def test_is_what_a_real_pass_takes(config: PreTrainedConfig, arithmetic: Arithmetic, checkpointing: bool) -> None:
     """To 2 %: a few vectors of indices are made for labels on real tensors, and where a gradient is added to one
     that is there the trace has none yet."""

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from safetensors.torch import save_file
 from scaleup.config.load import load_mapping
 from scaleup.config.schema import ModelConfig
 from scaleup.config.stages.ppo import PPOConfig
+from scaleup.describe.answer import describe
 from scaleup.describe.model import model_facts
 from scaleup.errors import Problem, ScaleupError
 from scaleup.models.sources import materialize
-from scaleup.plan.facts import ModelFacts, ModelRequest, Tensors
+from scaleup.plan.facts import MicroBatch, ModelFacts, ModelRequest, Tensors
 from scaleup.plan.stages import planner_of
 
 
@@ -198,3 +200,34 @@ def test_the_parameters_of_flan_t5_base(tmp_path: Path) -> None:
     assert facts.num_trainable_parameters == 3_538_944
     assert facts.num_trainable_parameters / facts.num_parameters == pytest.approx(0.0141, abs=5e-5)
     assert with_values.num_trainable_parameters == 3_539_713
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "remedy"),
+    [
+        ("tiny-gpt2", "flex_attention", "use eager or sdpa or flash_attention_2 or flash_attention_3"),
+        ("tiny-t5", "flash_attention_2", "use eager or sdpa or flex_attention"),
+    ],
+)
+def test_attention_that_the_family_lacks(name: str, wanted: Any, remedy: str) -> None:
+    with pytest.raises(ScaleupError) as refused:
+        model_facts(ModelConfig(path=f"builtin:{name}", attn_implementation=wanted))
+    [problem] = refused.value.problems
+    assert problem.where == "model.attn_implementation"
+    assert problem.what.endswith(f"has no {wanted} in Transformers")
+    assert problem.remedy == remedy
+
+
+def test_attention_changes_no_fact_but_what_is_kept_of_it() -> None:
+    """A GPU's kernels are planned for where there is none."""
+    path, batch = "builtin:tiny-llama", MicroBatch(rows=2, max_length=512)
+    known = {
+        each: describe(ModelRequest(path=path, attn_implementation=each), batch)
+        for each in (None, "sdpa", "eager", "flash_attention_2", "flex_attention")
+    }
+    assert known[None] == known["sdpa"] == known["flash_attention_2"] == known["flex_attention"]
+    without = {each: facts.model_copy(update={"footprints": ()}) for each, facts in known.items()}
+    assert without["eager"] == without["sdpa"]
+    [kept], [few] = known["eager"].footprints, known["sdpa"].footprints
+    scores, mask = 4 * 2 * 4 * 512 * 512, 4 * 2 * 512 * 512  # float32, of 2 rows and 4 heads; sdpa keeps a mask
+    assert kept.forward - few.forward == pytest.approx(2 * (scores - mask), rel=0.01), "of 2 layers"

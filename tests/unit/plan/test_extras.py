@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from scaleup.config.load import load_mapping
 from scaleup.errors import ScaleupError
 from scaleup.plan.extras import DataPlaneMissing, check_data_plane, extra_problems
+from scaleup.plan.kernels import FLASH, attention_problems
 from scaleup.plan.machine import Machine
 from tests.cli import differing
 from tests.unit.plan.conftest import RAW
@@ -95,3 +97,18 @@ def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataPlaneMissing, match=r"torch, peft, not installed here -> pip install 'scaleup\[train\]'"):
         check_data_plane()
     assert issubclass(DataPlaneMissing, ScaleupError)
+
+
+@pytest.mark.parametrize(("name", "module"), [(name, module) for name, (module, _) in FLASH.items()])
+def test_flash_attention_is_a_package_of_its_own(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = differing(RAW, {"model.attn_implementation": name, "mixed_precision": "bf16", "parallel.device": "cuda"})
+    config = load_mapping(raw).config
+    assert config is not None
+    hide(monkeypatch, module)
+    on_gpu = Machine(num_cores=8, num_gpus=1)
+    [problem] = attention_problems(config, on_gpu, {"model": config.model})
+    assert (problem.where, problem.what) == (
+        "model.attn_implementation",
+        f"{name} needs {module}, not installed here",
+    )
+    assert list(attention_problems(config, replace(on_gpu, is_described=True), {"model": config.model})) == []
