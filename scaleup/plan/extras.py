@@ -18,6 +18,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "gguf": ("xllamacpp",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "sparsegpt": ("modelopt",),
+    "liger": ("liger_kernel",),
     "math": ("math_verify",),
     "eval": ("lm_eval",),
     "search": ("optuna",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from scaleup.config.stages.sft import Regularization, SFTConfig
@@ -17,12 +18,14 @@ from scaleup.distill.module import STUDENT
 from scaleup.distill.old_rows import OldBesideNew, load_with_old_self, loss_beside_old_self
 from scaleup.evaluation.while_training import answering
 from scaleup.models.beside import unwrap
+from scaleup.models.kernels import compile_layers, use_liger
 from scaleup.models.load import load_tokenizer
 from scaleup.train.anchor import Anchor, fisher_information
 from scaleup.train.finish import TrainedModel, finish_training
 from scaleup.train.fit import Feed
 from scaleup.train.job import Job
 from scaleup.train.losses import token_loss_sum
+from scaleup.train.model import model_to_train
 from scaleup.train.reading import Reading, reading_of
 from scaleup.train.supervised import Trained, train_supervised
 from scaleup.train.tally import Tally
@@ -38,12 +41,26 @@ def run(job: Job[SFTConfig]) -> None:
     term, part = config.regularization, STUDENT if config.compares_with_base else None
     answers = answering(job, tokenizer, data.validation, part)
     if term is None:
-        done = train_supervised(job, data, reading.collator, token_loss_sum, feed=lambda of, _, rows: answers(of, rows))
+        load = partial(_model, job)
+        done = train_supervised(
+            job, data, reading.collator, token_loss_sum, load, feed=lambda of, _, rows: answers(of, rows)
+        )
     elif config.compares_with_base:
         done = _beside_old_self(job, term, data, old, reading, answers)
     else:
         done = _anchored(job, term, data, old, reading, answers)
     finish_training(job, TrainedModel(done.wrapped, tokenizer, done.state, data.left_out, part))
+
+
+def _model(job: Job[SFTConfig]) -> Any:
+    """Load the model to train, with the kernels that the config asks for."""
+    config = job.config
+    model = model_to_train(config, job.plan.model, job.runtime.device)
+    if config.use_liger_kernel:
+        use_liger(model)
+    if config.torch_compile:
+        compile_layers(model)
+    return model
 
 
 def _anchored(
@@ -65,7 +82,7 @@ def _anchored(
         rows = answers(model, rows)
         return replace(rows, measured=Anchor.at(*prepared, term.weight, fisher).measured)
 
-    return train_supervised(job, data, reading.collator, token_loss_sum, feed=feed)
+    return train_supervised(job, data, reading.collator, token_loss_sum, partial(_model, job), feed=feed)
 
 
 def _beside_old_self(

@@ -1,24 +1,31 @@
-"""Kernels are other ways to the same numbers: a run with another attention is the same run."""
+"""Kernels are other ways to the same numbers: with another attention, or with compiled layers, a run is the same."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.cli import differing, largest_loss_difference, largest_weight_difference
-from tests.forked_runs import train
+from tests.forked_runs import Leg, live
 from tests.invariants.test_strategies import BASE, TOLERANCE
 
 pytestmark = pytest.mark.slow
-CHANGES = {
+LORA = {"adapter": {"type": "lora", "target_modules": "all-linear"}}
+CHANGES: dict[str, dict[str, Any]] = {
     "default": {},
     "sdpa": {"model.attn_implementation": "sdpa"},
     "eager": {"model.attn_implementation": "eager"},
     "packed": {"data.packing": True},
     "packed-eager": {"data.packing": True, "model.attn_implementation": "eager"},
+    "lora": LORA,
+}
+COMPILED = {
+    "compiled": {"torch_compile": True, "gradient_checkpointing": True},
+    "compiled-lora": {**LORA, "torch_compile": True},
 }
 
 
@@ -27,8 +34,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     folder = tmp_path_factory.mktemp("kernels")
     rows = [{"prompt": "ab" * (1 + number % 7), "completion": "c" * (1 + number % 5)} for number in range(40)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    one = differing(BASE, {"model": {"path": "builtin:tiny-llama"}, "parallel.num_processes": 1, "train.max_steps": 6})
-    return train({name: {**differing(one, changes), "name": name} for name, changes in CHANGES.items()}, folder)
+    one = differing(BASE, {"model": {"path": "builtin:tiny-llama"}, "parallel.num_processes": 1})
+    made = {name: {**differing(one, changes), "name": name} for name, changes in (CHANGES | COMPILED).items()}
+    lives = {name: [Leg(config)] for name, config in made.items()}
+    killed = differing(made["compiled"], {"name": "resumed", "train.save_steps": 2})
+    lives["resumed"] = [Leg(killed, kill_after=3), Leg(killed)]
+    live(lives, folder)
+    return {name: folder / "runs" / name for name in lives}
 
 
 def test_sdpa_by_name_is_the_default_to_the_bit(runs: Mapping[str, Path]) -> None:
@@ -40,3 +52,13 @@ def test_sdpa_by_name_is_the_default_to_the_bit(runs: Mapping[str, Path]) -> Non
 def test_eager_attention_is_sdpa(runs: Mapping[str, Path], usual: str, eager: str) -> None:
     assert 0 < largest_weight_difference(runs[usual], runs[eager]) < TOLERANCE, "0: the key did nothing"
     assert largest_loss_difference(runs[usual], runs[eager]) < TOLERANCE
+
+
+@pytest.mark.parametrize(("usual", "compiled"), [("default", "compiled"), ("lora", "compiled-lora")])
+def test_compiled_layers_are_the_layers(runs: Mapping[str, Path], usual: str, compiled: str) -> None:
+    assert 0 < largest_weight_difference(runs[usual], runs[compiled]) < TOLERANCE, "0: nothing was compiled"
+    assert largest_loss_difference(runs[usual], runs[compiled]) < TOLERANCE
+
+
+def test_a_compiled_run_that_goes_on_is_the_same_up_to_rounding(runs: Mapping[str, Path]) -> None:
+    assert largest_weight_difference(runs["compiled"], runs["resumed"]) < TOLERANCE

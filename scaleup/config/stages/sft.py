@@ -43,6 +43,16 @@ class SFTConfig(SupervisedConfig):
     data: LanguageData
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
     regularization: Regularization | None = None
+    torch_compile: bool = Field(
+        False,
+        description="Compile the model's layers (torch.compile), for all lengths at once; under single and ddp. The "
+        "same run up to rounding; its first steps take minutes.",
+    )
+    use_liger_kernel: bool = Field(
+        False,
+        description="Norms, rotations and MLPs by Liger's kernels, on GPUs (extra liger). Its loss is not used: the "
+        "head computes that in chunks anyway.",
+    )
 
     @property
     def copies_a_weight(self) -> int:

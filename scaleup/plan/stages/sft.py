@@ -10,6 +10,7 @@ from scaleup.plan.arithmetic import LOGITS_CHUNK
 from scaleup.plan.compat import ADAPTERS, STRATEGIES, TESTED_PRECISIONS, Tested, untested_notes
 from scaleup.plan.compute import Rate, Workload, compute_plan
 from scaleup.plan.facts import ModelFacts
+from scaleup.plan.kernels import kernel_notes, kernel_problems, liger_family_problems
 from scaleup.plan.machine import Machine
 from scaleup.plan.memory import FLOAT32, micro_batch_of
 from scaleup.plan.stages.base import Facts, Rows
@@ -39,9 +40,12 @@ class SFTPlanner(SupervisedPlanner[SFTConfig]):
         yield from no_preferences(config)
         yield from no_classes(config)
         yield from regularization_problems(config)
+        yield from kernel_problems(config, machine)
 
     def facts_problems(self, config: SFTConfig, facts: ModelFacts, where: str) -> Iterator[Problem]:
         yield from super().facts_problems(config, facts, where)
+        if where == "model":
+            yield from liger_family_problems(config, facts)
         if config.compares_with_base and where == "model" and facts.experts is not None:
             what = f"kl is not supported with {facts.architecture}, a mixture of experts"
             yield Problem("regularization.type", what, "use ewc or l2sp")
@@ -59,6 +63,9 @@ class SFTPlanner(SupervisedPlanner[SFTConfig]):
             return super().compute(config, facts, batch, rate)
         work = Workload(texts_a_row=2, teacher=facts["model"], texts_taught=1)
         return compute_plan(config, facts["model"], batch, rate, work)
+
+    def memory_notes(self, config: SFTConfig, facts: ModelFacts) -> list[str]:
+        return [*super().memory_notes(config, facts), *kernel_notes(config)]
 
     def untested_notes(self, config: SFTConfig, strategy: str) -> list[str]:
         return untested_notes(config, strategy, self.tested if config.regularization is None else REGULARIZED)

@@ -85,6 +85,37 @@ MODELS = [
         },
     ),
     bad(
+        "compiled layers with what changes them",
+        "error: torch_compile: is for single and ddp, and fsdp2 changes layers that are compiled, as it shards -> use",
+        "error: torch_compile: is not supported with ia3 -> use lora, or leave it out",
+        "error: torch_compile: is not supported with regularization -> leave one of them out",
+        "error: torch_compile: is not supported with train.eval_metrics: of an answer each token has a length of its",
+        changes={
+            "torch_compile": True,
+            "parallel": {"strategy": "fsdp2", "num_processes": 2},
+            "adapter": {"type": "ia3"},
+            "regularization": {"type": "l2sp", "weight": 1.0},
+            "train.eval_metrics": ["exact_match"],
+        },
+    ),
+    bad(
+        "compiled layers of a quantized model under whatever fits",
+        "error: torch_compile: is for single and ddp, and auto may choose one that shards -> use ddp, or leave it out",
+        "error: torch_compile: is not supported with quantization: 4bit -> leave one of them out",
+        changes={
+            "torch_compile": True,
+            "parallel.strategy": "auto",
+            "adapter": {"type": "lora"},
+            "quantization": "4bit",
+        },
+    ),
+    bad(
+        "kernels of Liger on a CPU, twice as many as are known",
+        "error: use_liger_kernel: Liger's kernels need a GPU, and this run is on the CPU -> leave it out",
+        "error: use_liger_kernel: and torch_compile have not been tried together -> use one of them",
+        changes={"use_liger_kernel": True, "torch_compile": True},
+    ),
+    bad(
         "new tokens that are blank, doubled, or not learned by the adapter",
         "error: model.new_tokens: '' is blank -> leave it out",
         "error: model.new_tokens: ' \\n' is blank -> leave it out",

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from scaleup.config.load import load_mapping
+from scaleup.config.stages.sft import SFTConfig
 from scaleup.errors import ScaleupError
 from scaleup.plan.extras import DataPlaneMissing, check_data_plane, extra_problems
-from scaleup.plan.kernels import FLASH, attention_problems
+from scaleup.plan.kernels import FLASH, attention_problems, kernel_problems
 from scaleup.plan.machine import Machine
 from tests.cli import differing
 from tests.unit.plan.conftest import RAW
@@ -112,3 +113,23 @@ def test_flash_attention_is_a_package_of_its_own(name: str, module: str, monkeyp
         f"{name} needs {module}, not installed here",
     )
     assert list(attention_problems(config, replace(on_gpu, is_described=True), {"model": config.model})) == []
+
+
+def test_liger_and_compiled_layers_need_what_makes_their_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu = Machine(num_cores=8, num_gpus=1)
+    raw = differing(RAW, {"parallel": {"num_processes": 1, "strategy": "single"}})
+    liger, compiled = (load_mapping({**raw, key: True}).config for key in ("use_liger_kernel", "torch_compile"))
+    assert isinstance(liger, SFTConfig) and isinstance(compiled, SFTConfig)
+    hide(monkeypatch, "liger_kernel", "triton")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    [problem] = kernel_problems(liger, on_gpu)
+    assert (problem.what, problem.remedy) == (
+        "needs liger_kernel, not installed here",
+        "pip install 'scaleup[liger]'",
+    )
+    assert [each.what for each in kernel_problems(compiled, on_gpu)] == ["needs triton, not installed here"]
+    assert [each.what for each in kernel_problems(compiled, HERE)] == [
+        "needs a C++ compiler, and there is no no-such-compiler"
+    ]
+    described = replace(on_gpu, is_described=True)
+    assert [*kernel_problems(liger, described), *kernel_problems(compiled, described)] == []

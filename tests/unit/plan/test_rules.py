@@ -36,3 +36,16 @@ def test_what_the_model_cannot(facts: ModelFacts, data: dict[str, Any], precisio
     config = load_mapping({**raw, "data": {"train": "rows.jsonl", **data}}).config
     assert config is not None
     assert [problem.where for problem in planner_of(config).all_facts_problems(config, facts, "model")] == where
+
+
+@pytest.mark.parametrize(
+    ("facts", "known"),
+    [(LLAMA, True), (LLAMA.model_copy(update={"model_type": "gpt2"}), False), (T5, False)],
+)
+def test_liger_knows_some_families(facts: ModelFacts, known: bool) -> None:
+    """Of others its own function says nothing, and changes nothing."""
+    raw = {"stage": "sft", "name": "x", "model": {"path": "m"}, "train": {"max_steps": 1}, "use_liger_kernel": True}
+    config = load_mapping({**raw, "data": {"train": "rows.jsonl", **PAIR}}).config
+    assert config is not None
+    problems = planner_of(config).all_facts_problems(config, facts, "model")
+    assert [problem.where for problem in problems] == ([] if known else ["use_liger_kernel"])
