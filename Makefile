@@ -17,7 +17,7 @@ REVIEWS := configs/sft/reviews.yaml
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 VLLM := .venv-vllm
-.PHONY: help setup converter vllm run test test-slow test-long test-all test-slurm test-vllm slurm browser check lint format clean
+.PHONY: help setup converter vllm run test test-slow test-long test-all test-slurm test-vllm slurm browser check docs lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -74,7 +74,11 @@ browser:  ## install Chromium, for the tests that look at pages (Debian, as root
 		echo "== it could not be installed: the tests that look at pages are skipped"; \
 	else echo "== the tests that look at pages are skipped: they need chromium"; fi
 
-check: lint test test-slow  ## everything CI checks: format, lint, types, import layers, quick tests, then slow ones
+check: lint test test-slow docs  ## everything CI checks: format, lint, types, import layers, quick tests, then slow ones, and the documentation
+
+docs: setup  ## build the documentation into site/, warnings as errors (open site/index.html: it needs no network)
+	@echo "== documentation"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
 lint: setup  ## check format, lint, types and import layers
 	@echo "== format"
@@ -91,7 +95,7 @@ format: $(VENV)/.installed  ## format the code and fix what ruff can
 	@$(BIN)/ruff check --fix .
 
 clean:  ## remove what setup and the tools made (runs/ stays)
-	rm -rf $(VENV) $(VLLM) data/reviews .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(VLLM) site data/reviews .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
 	find . -path ./runs -prune -o -path ./.git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
