@@ -78,7 +78,7 @@ check: lint test test-slow docs  ## everything CI checks: format, lint, types, i
 
 docs: setup  ## build the documentation into site/, warnings as errors (open site/index.html: it needs no network)
 	@echo "== documentation"
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # with -q it would count no warnings
 
 lint: setup  ## check format, lint, types and import layers
 	@echo "== format"

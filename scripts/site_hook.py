@@ -76,7 +76,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
     """Links are turned and equations set, outside of code."""
     name = page.file.src_uri
     place = beside().get(name, f"docs/{name}")
-    address = str(config.repo_url).rstrip("/")
+    address = config.extra["repository"]
     parts = FENCE.split(markdown)
     for number, part in enumerate(parts):
         if number % 2 == 0:

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
     from playwright.sync_api import Page as BrowserPage
 
-SIZES = {"phone": (390, 844), "tablet": (820, 1180), "desktop": (1440, 900)}
+SIZES = {
+    "phone": (390, 844),
+    "small": (400, 800),
+    "tablet": (820, 1180),
+    "laptop": (1280, 800),
+    "desktop": (1440, 900),
+}
 SCHEMES = ("light", "dark")
 
 
