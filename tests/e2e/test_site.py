@@ -92,7 +92,8 @@ def test_pages_fit_and_are_quiet(site: Path, browser: Browser, size: str) -> Non
         "guide",
         "config",
         "compatibility",
-        "stages/rl",
+        "algorithms",
+        "concepts",
         "benchmarks/ladder",
         "design/two-planes",
     )

@@ -142,6 +142,20 @@ def test_a_picture_is_made_from_its_source(source: Path) -> None:
             assert line in shown, f"{line}: make the picture again, as {source.name} says"
 
 
+def test_equations_name_the_functions_that_compute_them() -> None:
+    page = (REPOSITORY / "docs/algorithms.md").read_text(encoding="utf-8")
+    named = re.findall(r"((?:`\w+`, )*`\w+`) in `(scaleup/[\w/]+\.py)`", page)
+    assert len(named) > 25 and page.count("```math") >= 30
+    for names, file in named:
+        text = (REPOSITORY / file).read_text(encoding="utf-8")
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^(?:def|class) {name}\b", text, re.MULTILINE), f"{name} is not in {file}"
+    losses = re.search(r"^LOSSES.*?^}", (REPOSITORY / "scaleup/train/dpo.py").read_text(encoding="utf-8"), re.M | re.S)
+    assert losses is not None
+    for name in set(re.findall(r'"(\w+)": _', losses[0])) - {"sft"}:
+        assert f"**{name}**" in page, f"the equation of {name} is missing"
+
+
 def test_the_site_names_every_page_once() -> None:
     nav = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
     pages = [page for section in nav for entries in section.values() for entry in entries for page in entry.values()]
