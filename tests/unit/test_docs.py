@@ -142,6 +142,15 @@ def test_a_picture_is_made_from_its_source(source: Path) -> None:
             assert line in shown, f"{line}: make the picture again, as {source.name} says"
 
 
+def test_the_page_on_stages_shows_the_files_that_a_test_runs() -> None:
+    page = (REPOSITORY / "docs/add-a-stage.md").read_text(encoding="utf-8")
+    shown = re.findall(r"\]\(\.\./(tests/e2e/toy_stage/[\w/.]+)\):\n\n```\w+\n(.*?)```\n", page, re.DOTALL)
+    files = [file for file in (REPOSITORY / "tests/e2e/toy_stage").rglob("*") if file.suffix in (".py", ".yaml")]
+    assert sorted(place for place, _ in shown) == sorted(str(file.relative_to(REPOSITORY)) for file in files)
+    for place, text in shown:
+        assert text == (REPOSITORY / place).read_text(encoding="utf-8"), f"copy {place} into the page"
+
+
 def test_equations_name_the_functions_that_compute_them() -> None:
     page = (REPOSITORY / "docs/algorithms.md").read_text(encoding="utf-8")
     named = re.findall(r"((?:`\w+`, )*`\w+`) in `(scaleup/[\w/]+\.py)`", page)
