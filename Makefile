@@ -17,7 +17,7 @@ REVIEWS := configs/sft/reviews.yaml
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 VLLM := .venv-vllm
-.PHONY: help setup converter vllm run test test-slow test-long test-all test-slurm test-vllm slurm browser check docs lint format clean
+.PHONY: help setup converter vllm run test test-slow test-long test-all test-slurm test-vllm gpu slurm browser check docs lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +57,9 @@ test-slurm: setup slurm  ## run the tests against a real Slurm, which they start
 test-vllm: setup  ## run the tests with a real vLLM, where `make vllm` has been
 	@echo "== tests with vLLM"
 	@$(BIN)/python -m pytest tests/vllm $(ARGS)
+
+gpu: setup  ## measure on a GPU, in at most 25 minutes, and write benchmarks/gpu.md; without one, a rehearsal (ARGS="--minutes 10" is passed on)
+	@$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 # Without them, or as another user than root, the tests that need them are skipped.
 slurm:  ## install Slurm, shellcheck and ip, for the tests that need them (Debian, as root)

@@ -79,7 +79,11 @@ class OptimizationConfig(Section):
     lr_scheduler_type: SCHEDULES = "linear"
     warmup_steps: Annotated[Int, Field(ge=0)] | None = None
     warmup_ratio: Annotated[Float, Field(ge=0, lt=1)] | None = None
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adamw_8bit", "sgd"] = Field(
+        "adamw",
+        description="adamw_8bit: bitsandbytes' AdamW, whose moments have 8 bits (Dettmers et al. 2022); under single "
+        "and ddp.",
+    )
     weight_decay: Annotated[Float, Field(ge=0)] = 0.0
     momentum: Annotated[Float, Field(ge=0, lt=1)] = Field(0.0, description="Of sgd.")
     adam_beta1: Annotated[Float, Field(ge=0, lt=1)] = 0.9

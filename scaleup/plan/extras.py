@@ -59,6 +59,10 @@ def extra_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
     for key, value in quantized.items():
         if value is not None and "bitsandbytes" in missing_modules("quantization"):
             yield Problem(key, f"{value} needs bitsandbytes, not installed here", remedy("quantization"))
+    optimizer = getattr(getattr(config, "train", None), "optimizer", "")
+    if optimizer == "adamw_8bit" and "bitsandbytes" in missing_modules("quantization"):
+        what = f"{optimizer} needs bitsandbytes, not installed here"
+        yield Problem("train.optimizer", what, remedy("quantization"))
     for reward in config.reward_sources:
         if reward.source.function == "builtin:math" and missing_modules("math"):
             what = "builtin:math needs math_verify, not installed here"

@@ -111,8 +111,20 @@ def _replicated(facts: ModelFacts, config: TrainingConfig, strategy: str, proces
         strategy=strategy,
         weights=_bytes(facts.tensors, FLOAT32, config.quantization),
         gradients=FLOAT32 * trainable,
-        optimizer=FLOAT32 * kept_a_weight(config) * trainable,
+        optimizer=optimizer_bytes(facts, config),
     )
+
+
+def optimizer_bytes(facts: ModelFacts, config: TrainingConfig) -> int:
+    """Returns the bytes that are kept beside whole weights where these are stepped. bitsandbytes has a byte a moment,
+    a float32 for each 256 of them, of tensors of 4,096 elements and more, and a table of 256 float32 for each kind of
+    moment; float32 moments of smaller ones."""
+    whole = FLOAT32 * kept_a_weight(config) * facts.num_trainable_parameters
+    if config.train.optimizer != "adamw_8bit":
+        return whole
+    large = [t for t in facts.tensors if t.trainable and t.elements >= 4096]
+    spared = sum(t.count * (3 * t.elements - FLOAT32 * -(-t.elements // 256)) for t in large)
+    return whole - moments(config.train) * (spared - FLOAT32 * 256 * bool(large))
 
 
 def _zero1_or_2(facts: ModelFacts, config: TrainingConfig, strategy: str, processes: int) -> MemoryPlan:
@@ -198,7 +210,7 @@ def checkpoint_copy(config: RunConfig, trained: ModelFacts, strategy: str, memor
 
 
 def moments(train: OptimizationConfig) -> int:
-    return {"adamw": 2, "sgd": 1 if train.momentum else 0}[train.optimizer]
+    return {"adamw": 2, "adamw_8bit": 2, "sgd": 1 if train.momentum else 0}[train.optimizer]
 
 
 def kept_a_weight(config: TrainingConfig) -> int:

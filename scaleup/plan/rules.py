@@ -143,7 +143,12 @@ def few_shot_problems(config: RunConfig, forms: Sequence[RowFormat], is_taken: b
 
 
 def optimizer_problems(config: TrainingConfig) -> Iterator[Problem]:
-    """Yields an optimizer that cannot be offloaded."""
+    """Yields an optimizer that cannot be offloaded, nor sharded."""
+    strategy, kind = config.parallel.strategy, config.train.optimizer
+    if kind == "adamw_8bit" and strategy not in ("single", "ddp"):
+        why = "may choose one that shards" if strategy == "auto" else "would shard its moments, and the scales of them"
+        what = f"{kind} is for single and ddp, and {strategy} {why}"
+        yield Problem("train.optimizer", what, "use ddp, or adamw")
     if config.parallel.offload_optimizer and config.train.optimizer != "adamw":
         what = f"DeepSpeed's CPU optimizer is AdamW, not {config.train.optimizer}"
         yield Problem("parallel.offload_optimizer", what, "use train.optimizer: adamw")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -18,7 +19,7 @@ def build_optimizer(model: torch.nn.Module, train: OptimizationConfig) -> torch.
 
     AdamW is torch's fused one: a third of the time of the plain one on CPUs (docs/design/speed.md), same formula."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": train.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
@@ -26,7 +27,19 @@ def build_optimizer(model: torch.nn.Module, train: OptimizationConfig) -> torch.
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=train.learning_rate, momentum=train.momentum)
     betas = (train.adam_beta1, train.adam_beta2)
+    if train.optimizer == "adamw_8bit":
+        return _adamw_8bit(groups, lr=train.learning_rate, betas=betas, eps=train.adam_epsilon)
     return torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, eps=train.adam_epsilon, fused=True)
+
+
+def _adamw_8bit(groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
+    from scaleup.models.quantized import import_bitsandbytes
+
+    import_bitsandbytes()
+    from bitsandbytes.optim import AdamW8bit
+
+    made: torch.optim.Optimizer = AdamW8bit(groups, **options)
+    return made
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, train: OptimizationConfig, num_steps: int) -> LambdaLR:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.cli import differing, largest_loss_difference, largest_weight_difference
+from tests.cli import differing, largest_loss_difference, largest_weight_difference, losses
 from tests.forked_runs import Leg, live
 from tests.invariants.test_strategies import BASE, TOLERANCE
 
 pytestmark = pytest.mark.slow
 LORA = {"adapter": {"type": "lora", "target_modules": "all-linear"}}
+ADAM = {"train.optimizer": "adamw", "train.learning_rate": 1e-3}
 CHANGES: dict[str, dict[str, Any]] = {
     "default": {},
     "sdpa": {"model.attn_implementation": "sdpa"},
@@ -22,6 +23,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "packed": {"data.packing": True},
     "packed-eager": {"data.packing": True, "model.attn_implementation": "eager"},
     "lora": LORA,
+    "adam": ADAM,
+    "adam-8bit": {**ADAM, "train.optimizer": "adamw_8bit"},
 }
 COMPILED = {
     "compiled": {"torch_compile": True, "gradient_checkpointing": True},
@@ -38,6 +41,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     made = {name: {**differing(one, changes), "name": name} for name, changes in (CHANGES | COMPILED).items()}
     lives = {name: [Leg(config)] for name, config in made.items()}
     killed = differing(made["compiled"], {"name": "resumed", "train.save_steps": 2})
+    killed_8bit = differing(made["adam-8bit"], {"name": "resumed-8bit", "train.save_steps": 2})
+    on_two = {"parallel.num_processes": 2, "train.per_device_train_batch_size": 2}
+    lives["resumed-8bit"] = [Leg(killed_8bit, kill_after=3), Leg(killed_8bit)]
+    lives["two-8bit"] = [Leg(differing(made["adam-8bit"], {"name": "two-8bit", **on_two}))]
     lives["resumed"] = [Leg(killed, kill_after=3), Leg(killed)]
     live(lives, folder)
     return {name: folder / "runs" / name for name in lives}
@@ -62,3 +69,22 @@ def test_compiled_layers_are_the_layers(runs: Mapping[str, Path], usual: str, co
 
 def test_a_compiled_run_that_goes_on_is_the_same_up_to_rounding(runs: Mapping[str, Path]) -> None:
     assert largest_weight_difference(runs["compiled"], runs["resumed"]) < TOLERANCE
+
+
+def test_moments_of_8_bits_learn_as_those_of_32(runs: Mapping[str, Path]) -> None:
+    """Single weights may go elsewhere, where a gradient is hardly more than noise: the loss, which falls by more than
+    one, does not."""
+    assert largest_weight_difference(runs["adam"], runs["adam-8bit"]) > 0
+    found = losses(runs["adam-8bit"])
+    assert found[1] - found[12] > 1
+    assert largest_loss_difference(runs["adam"], runs["adam-8bit"]) < 0.02
+
+
+def test_moments_of_8_bits_go_on_after_a_kill_to_the_bit(runs: Mapping[str, Path]) -> None:
+    assert largest_weight_difference(runs["adam-8bit"], runs["resumed-8bit"]) == 0
+
+
+def test_moments_of_8_bits_on_two_processes(runs: Mapping[str, Path]) -> None:
+    """A gradient that rounds otherwise may fall on the other side of one of 256 values: a loss, not a weight, is
+    alike."""
+    assert largest_loss_difference(runs["adam-8bit"], runs["two-8bit"]) < 1e-3

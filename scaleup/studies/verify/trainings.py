@@ -105,7 +105,7 @@ def _resumes(config: TrainingConfig, mine: TwinRun) -> Iterator[Equality]:
     changes: dict[str, Any] = {**mine.changes, **{f"train.{key}": getattr(train, key) for key in keys}}
     # Adam divides by a gradient's own size: of one about its default epsilon that would enlarge the rounding
     changes["train.adam_epsilon"] = max(train.adam_epsilon, LEAST_EPSILON)
-    changes["train.learning_rate"] = 1e-3 if train.optimizer == "adamw" else 0.1
+    changes["train.learning_rate"] = 0.1 if train.optimizer == "sgd" else 1e-3
     if train.lr_scheduler_type != "constant" and (train.warmup_steps or train.warmup_ratio):
         changes["train.warmup_steps"] = NUM_WARMUP_STEPS
     stop, measure = {"train.stop_at_step": STOP}, compared(config).measure

@@ -116,6 +116,16 @@ MODELS = [
         changes={"use_liger_kernel": True, "torch_compile": True},
     ),
     bad(
+        "moments of 8 bits in shards",
+        "error: train.optimizer: adamw_8bit is for single and ddp, and zero2 would shard its moments, and the ",
+        changes={"train.optimizer": "adamw_8bit", "parallel": {"strategy": "zero2", "num_processes": 2}},
+    ),
+    bad(
+        "moments of 8 bits under whatever fits",
+        "error: train.optimizer: adamw_8bit is for single and ddp, and auto may choose one that shards -> use ",
+        changes={"train.optimizer": "adamw_8bit", "parallel.strategy": "auto"},
+    ),
+    bad(
         "new tokens that are blank, doubled, or not learned by the adapter",
         "error: model.new_tokens: '' is blank -> leave it out",
         "error: model.new_tokens: ' \\n' is blank -> leave it out",

@@ -28,6 +28,7 @@ CASES = {
         "torchao",
         "quantization",
     ),
+    "train.optimizer": ({"train.optimizer": "adamw_8bit"}, "bitsandbytes", "quantization"),
     "evaluation.tasks": ({"evaluation": {"tasks": ["mmlu"]}}, "lm_eval", "eval"),
 }
 

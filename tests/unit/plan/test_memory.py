@@ -62,7 +62,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("path", ["builtin:tiny-llama", "builtin:tiny-gpt2", "builtin:tiny-t5"])
-@pytest.mark.parametrize("settings", [{}, SGD, MOMENTUM], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"train.optimizer": "adamw_8bit"}, SGD, MOMENTUM], ids=str)
 def test_is_what_training_holds(
     path: str, settings: dict[str, Any], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
