@@ -3,6 +3,7 @@ as what classifiers are for."""
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import shutil
@@ -16,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.cli import lines_of, metrics, run, scaleup, write_config
 from tests.forked_runs import train
+from tests.snippets import run_snippet
 
 pytestmark = pytest.mark.covers("classify")
 WORDS = ("bad", "good", "fine")
@@ -205,7 +207,10 @@ def test_the_result_is_exported_as_onnx(place: Path, name: str) -> None:
     with torch.no_grad():
         wanted = loaded(run_folder / "model")(**{name: torch.from_numpy(value) for name, value in feeds.items()}).logits
     assert (torch.from_numpy(logits) - wanted).abs().max() < 1e-4
-    assert json.loads((run_folder / "exports/1/model/config.json").read_text())["id2label"]["2"] == "good"
+    labels = json.loads((run_folder / "exports/1/model/config.json").read_text())["id2label"]
+    assert labels["2"] == "good"
+    named = ast.literal_eval(run_snippet("docs/deployment.md", 1, run_folder / "exports/1/model"))
+    assert len(named) == 2 and set(named) <= set(labels.values())
 
 
 @pytest.mark.slow

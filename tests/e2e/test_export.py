@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from tests.cli import differing, scaleup
 from tests.forked_runs import train
+from tests.snippets import run_snippet
 
 pytestmark = pytest.mark.covers("export")
 LORA = {"type": "lora", "r": 4, "lora_alpha": 16, "target_modules": "all-linear"}
@@ -118,6 +119,11 @@ def test_an_adapter_is_merged_into_its_unquantized_base(exports: dict[str, Futur
     assert (done.metrics["sequences"], done.metrics["rows"]) == (8, 4), "rows of the run's own data as well"
     for words in ("moved by merging it", "of the largest logit, at most 0.0005", "8 sequences, 4 of them rows"):
         assert words in done.shown
+
+
+def test_the_program_of_the_page_on_deployment_reads_it(exports: dict[str, Future[Exported]]) -> None:
+    printed = run_snippet("docs/deployment.md", 0, exports["llama"].result().folder / "model")
+    assert printed.startswith("Review: what a film\nSentiment:")
 
 
 @pytest.mark.slow

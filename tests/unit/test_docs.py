@@ -101,6 +101,23 @@ def test_the_readme_yaml_loads(tmp_path: Path) -> None:
     load_leniently(tmp_path / "run.yaml", ["parallel.num_processes=8"])
 
 
+YAMLS = [
+    pytest.param(text, id=f"{page.relative_to(REPOSITORY)}-{number}")
+    for page in PAGES
+    if page.name != "add-a-stage.md"  # whose stage is not there
+    for number, text in enumerate(re.findall(r"^```yaml\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("text", YAMLS)
+def test_a_yaml_is_one_and_loads_where_it_is_whole(text: str, tmp_path: Path) -> None:
+    content = yaml.safe_load(text)
+    assert isinstance(content, dict | list)
+    if "stage" in content:
+        (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
+        load_leniently(tmp_path / "run.yaml", [])
+
+
 @pytest.mark.skipif(not (REPOSITORY / "data/reviews").is_dir(), reason="needs the reviews of `make setup`")
 def test_the_readme_shows_what_is_refused() -> None:
     ((command, errors),) = re.findall(r"^```text\n\$ scaleup (.*)\n((?:error: .*\n)+)```", README, re.MULTILINE)
