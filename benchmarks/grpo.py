@@ -3,6 +3,7 @@
     .venv/bin/python benchmarks/grpo.py [--seeds 0 1 2] [--rollouts 20]              a small task: see ppo_task.py
     .venv/bin/python benchmarks/grpo.py --task reviews [--seeds 0] [--rollouts 8]    SmolLM2-135M with LoRA, 20 tokens
     .venv/bin/python benchmarks/grpo.py --task sentences [--seeds 0] [--rollouts 8]  the same, up to a full stop or 64
+    .venv/bin/python benchmarks/grpo.py --systems trl-grpo grpo --json OUT           GRPO alone, the means also as JSON
 
 In each task both have the same policy, prompts, rewards, numbers of responses and passes, response length, learning
 rate and weight of the KL divergence. How the systems take turns, and what is counted, stands at the head of `ppo.py`.
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import ppo_task
-from ppo import Turns, compare, tell, train_in_turns
+from ppo import Turns, beside_peers, compare, tell, train_in_turns
 
 ROOT = Path(__file__).resolve().parents[1]
 SYSTEMS = {
@@ -207,6 +208,8 @@ def main() -> None:
     parser.add_argument("--task", choices=list(TASKS), default="words")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rollouts", type=int, default=20)
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--play", choices=list(SYSTEMS), help="one system's process: for this script")
     parser.add_argument("--folder", type=Path, help="likewise")
     asked = parser.parse_args()
@@ -214,7 +217,7 @@ def main() -> None:
     if asked.play:
         play(asked.play, asked.task, asked.seeds[0], asked.rollouts, asked.folder)
         return
-    pythons = dict.fromkeys(SYSTEMS, sys.executable)
+    systems = {system: SYSTEMS[system] for system in asked.systems}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         if asked.task == "words":
@@ -223,9 +226,12 @@ def main() -> None:
             rewards.save(folder / "reward")
         more, threads = ["--task", asked.task], TASKS[asked.task].threads
         results = {
-            seed: compare([__file__, *more], pythons, seed, asked.rollouts, folder, threads) for seed in asked.seeds
+            seed: compare([__file__, *more], dict.fromkeys(systems), seed, asked.rollouts, folder, threads)
+            for seed in asked.seeds
         }
-    tell(results, asked.rollouts, SYSTEMS, PEERS, "gold" if asked.task == "words" else "score")
+    tell(results, asked.rollouts, systems, PEERS, "gold" if asked.task == "words" else "score")
+    if asked.json:
+        asked.json.write_text(json.dumps(beside_peers(results, systems, PEERS)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ its shards, and with a whole model loaded first (as it was before).
 Run it from the repository's root, after `make setup`; it needs no network and no GPU:
 
     .venv/bin/python benchmarks/loading.py                        every case both ways, a table on stdout
-    .venv/bin/python benchmarks/loading.py --json OUT zero3,2,no,full    these cases, not as it was before
+    .venv/bin/python benchmarks/loading.py --now --json OUT zero3,2,no,full    these cases, not as it was before
 
 A case is STRATEGY,PROCESSES,PRECISION,KIND. KIND is full (all of the model is trained, by SGD), lora (an adapter on a
 frozen base, where zero3 and fsdp2 shard both), 4bit (the same, the base quantized), or frozen (a model that is only
@@ -146,20 +146,25 @@ def measure(case: str, folder: Path, is_before: bool) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="What a rank has in memory while its model is loaded.")
     parser.add_argument("cases", nargs="*", help="STRATEGY,PROCESSES,PRECISION,KIND")
+    parser.add_argument("--now", action="store_true", help="not as it was before")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     be_ready_to_fork()
     rows: list[dict[str, Any]] = []
-    ways = (False,) if arguments.json else (True, False)
+    ways = (False,) if arguments.now else (True, False)
     buckets = [patch(f"scaleup.plan.{module}.BUCKET", BUCKET) for module in ("deepspeed", "memory")]
     with tempfile.TemporaryDirectory() as folder, buckets[0], buckets[1]:
         dict(in_children({"model": partial(build_model, Path(folder))}))  # what it frees is not in the ranks
         print("| case | shards MB | law MB | before it is prepared MB | peak MB | while writing MB | s |")
         print("|---|---|---|---|---|---|---|")
         for case in arguments.cases or CASES:
+            whole = {}
             for is_before in ways:
                 row = measure(case, Path(folder), is_before)
-                rows.append(row)
+                if is_before:
+                    whole = {"whole": row}
+                else:
+                    rows.append(row | whole)
                 sizes = " | ".join(
                     f"{row.get(key, 0) / MB:,.0f}" for key in ("shards", "law", "loaded", "peak", "writing")
                 )

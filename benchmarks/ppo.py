@@ -1,11 +1,11 @@
 """PPO on a small task: scaleup against TRL's PPOTrainer, rollout by rollout in turns.
 
-    .venv/bin/python benchmarks/ppo.py --peer-python PATH [--seeds 0 1 2] [--rollouts 20]
+    .venv/bin/python benchmarks/ppo.py [--peer FOLDER] [--seeds 0 1 2] [--rollouts 20] [--json OUT]
 
-PATH is the Python of an environment of its own with the last TRL that had PPO:
+FOLDER has the last TRL that had PPO, which is loaded in place of the installed one; torch and all else are those of
+this environment:
 
-    python3 -m venv peer && grep -v ^trl= constraints.txt > peer.txt && peer/bin/pip install -c peer.txt torch
-    peer/bin/pip install -c peer.txt trl==1.12.0
+    .venv/bin/python -m pip install --no-deps --target .cache/benchmarks/trl-1.12.0 trl==1.12.0
 
 The task is `ppo_task`: the same random policy, prompts, reward model, rollout and response sizes, passes, learning rate
 and KL coefficient. Three systems take part: TRL; scaleup with a value model of its own, which is what TRL has; and
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -32,6 +33,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]
+PEER = ROOT / ".cache/benchmarks/trl-1.12.0"
 SYSTEMS = {"trl": "TRL", "separate": "scaleup, value model", "head": "scaleup, value head"}
 ROLLOUT = 64
 PASSES = 4
@@ -68,6 +71,7 @@ class Turns:
             wall, cpu = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
             gold = [task.gold(text) for text in self.responses]
             found = {"seconds": wall, "cpu": cpu, "gold": statistics.mean(gold), "score": statistics.mean(self.scores)}
+            found["memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
             print(json.dumps(found), file=self._answers, flush=True)
         if not sys.stdin.readline():
             sys.exit()
@@ -209,10 +213,10 @@ Found = dict[str, list[dict[str, float]]]
 
 
 def compare(
-    script: list[str], pythons: dict[str, str], seed: int, rollouts: int, folder: Path, threads: int = 1
+    script: list[str], packages: dict[str, Path | None], seed: int, rollouts: int, folder: Path, threads: int = 1
 ) -> Found:
-    """One seed: what each system said of each of its rollouts. `pythons`: the Python of each, by which `script`,
-    with its arguments, is run."""
+    """One seed: what each system said of each of its rollouts. `packages`: each system's folder of packages that go
+    before the installed ones, if it has one. `script` is run with its arguments."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
@@ -220,16 +224,16 @@ def compare(
         "TOKENIZERS_PARALLELISM": "false",
         "TRL_EXPERIMENTAL_SILENCE": "1",
     }
-    found: Found = {system: [] for system in pythons}
+    found: Found = {system: [] for system in packages}
     with ExitStack() as stack:
         started = {}
-        for system, python in pythons.items():
+        for system, before in packages.items():
             log = stack.enter_context((folder / f"{system}-{seed}.log").open("w"))
             asked = ["--play", system, "--seeds", str(seed), "--rollouts", str(rollouts), "--folder", str(folder)]
             started[system] = stack.enter_context(
                 subprocess.Popen(
-                    [python, *script, *asked],
-                    env=environment,
+                    [sys.executable, *script, *asked],
+                    env=environment | ({"PYTHONPATH": str(before)} if before else {}),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -237,7 +241,7 @@ def compare(
                 )
             )
         for number in range(rollouts):
-            order = list(pythons)[number % len(pythons) :] + list(pythons)[: number % len(pythons)]
+            order = list(packages)[number % len(packages) :] + list(packages)[: number % len(packages)]
             for system in order:
                 process = started[system]
                 assert process.stdin is not None and process.stdout is not None
@@ -250,6 +254,21 @@ def compare(
                     sys.exit(f"{system} ended early:\n{log_text[-3000:]}")
                 print(seed, number + 1, system, found[system][-1], file=sys.stderr, flush=True)
     return found
+
+
+def beside_peers(results: dict[int, Found], systems: dict[str, str], peers: dict[str, str]) -> list[dict[str, Any]]:
+    """What --json writes: a row for each seed and system, with its peer."""
+
+    def of(lines: list[dict[str, float]]) -> dict[str, float]:
+        means = {what: statistics.mean(line[what] for line in lines[WARM_UP:]) for what in ("seconds", "cpu")}
+        return means | {"memory_mib": lines[-1]["memory_mib"]}
+
+    return [
+        {"case": name, "seed": seed, "theirs": of(found[peers[system]]), "ours": of(found[system])}
+        for seed, found in results.items()
+        for system, name in systems.items()
+        if peers[system] != system
+    ]
 
 
 SCORES = {"gold": "the rule's score", "score": "reward"}
@@ -280,28 +299,32 @@ def tell(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", help="the Python of an environment with TRL 1.12")
+    parser.add_argument("--peer", type=Path, default=PEER, metavar="FOLDER", help="has TRL 1.12")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rollouts", type=int, default=20)
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--play", choices=list(SYSTEMS), help="one system's process: for this script")
     parser.add_argument("--folder", type=Path, help="likewise")
     asked = parser.parse_args()
     if asked.play:
         play(asked.play, asked.seeds[0], asked.rollouts, asked.folder)
         return
-    if asked.peer_python is None:
-        parser.error("--peer-python is missing: see --help for how to make that environment")
+    if not asked.peer.is_dir():
+        parser.error(f"{asked.peer} is missing: see --help for how to fill that folder")
     import ppo_task as task
 
-    pythons = {system: asked.peer_python if system == "trl" else sys.executable for system in SYSTEMS}
+    packages = {system: asked.peer.resolve() if system == "trl" else None for system in SYSTEMS}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         rewards = task.RewardModel(0)
         agreement = rewards.learn()
         print(f"The reward model orders {agreement:.0%} of fresh pairs as the rule does.\n", flush=True)
         rewards.save(folder / "reward")
-        results = {seed: compare([__file__], pythons, seed, asked.rollouts, folder) for seed in asked.seeds}
-    tell(results, asked.rollouts, SYSTEMS, dict.fromkeys(SYSTEMS, "trl"))
+        results = {seed: compare([__file__], packages, seed, asked.rollouts, folder) for seed in asked.seeds}
+    peers = dict.fromkeys(SYSTEMS, "trl")
+    tell(results, asked.rollouts, SYSTEMS, peers)
+    if asked.json:
+        asked.json.write_text(json.dumps(beside_peers(results, SYSTEMS, peers)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
-"""DPO of SmolLM2-135M: scaleup against TRL's DPOTrainer, on the same pairs, one process after the other; and what it
-learned, by a reward model that it never saw.
+"""DPO and reward models of SmolLM2-135M: scaleup against TRL's DPOTrainer and RewardTrainer, on the same pairs, one
+process after the other; and what DPO learned, by a reward model that it never saw.
 
 Run it from the repository's root on an otherwise idle machine, after `make setup`:
 
-    .venv/bin/python benchmarks/preferences.py                       every cell, a table on stdout
+    .venv/bin/python benchmarks/preferences.py                       every cell of DPO, a table on stdout
+    .venv/bin/python benchmarks/preferences.py full,reward           a reward model, with a new head
+    .venv/bin/python benchmarks/preferences.py --pairs 48 --json OUT lora,adapter_off       fewer pairs, also as JSON
     .venv/bin/python benchmarks/preferences.py lora,adapter_off      these cells only
     .venv/bin/python benchmarks/preferences.py --score runs/dpo-reviews runs/reward-reviews
 
-A cell is ADAPTER,REFERENCE: lora or full; adapter_off, copy or cached. In each, both systems train over the same pairs
-of review sentences in float32 with AdamW, 8 pairs a batch, without evaluation and without saving, each in a process of
-its own. TRL has its defaults apart from that: it shuffles. scaleup puts pairs of similar length together
-(`train.group_by_length`), and again takes them as they come, `as they come`. Log-probabilities that are computed before
-training (cached, and TRL's precompute_ref_log_probs) are not in the seconds. The first two steps are not counted.
-Memory is the process's largest resident set, with the Python and torch it has loaded.
+A cell is ADAPTER,REFERENCE: lora or full; adapter_off, copy or cached, or reward for a reward model. In each, both
+systems train over the same pairs of review sentences in float32 with AdamW, 8 pairs a batch, without evaluation and
+without saving, each in a process of its own. TRL has its defaults apart from that: it shuffles. scaleup puts pairs of
+similar length together (`train.group_by_length`), and again takes them as they come, `as they come`. Log-probabilities
+that are computed before training (cached, and TRL's precompute_ref_log_probs) are not in the seconds. The first two
+steps are not counted. Memory is the process's largest resident set, with the Python and torch it has loaded.
 
 --score draws a response of at most 20 tokens to each of 192 held-out prompts, of the model as it was and as it became,
 and has the reward model of configs/reward/reviews.yaml score both; KL is the mean of the log-ratios of the tokens that
@@ -42,8 +44,8 @@ LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 NUM_PROMPTS, MAX_NEW_TOKENS = 192, 20
 
 
-def rows() -> list[dict[str, str]]:
-    lines = [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines()[:NUM_PAIRS]]
+def rows(count: int) -> list[dict[str, str]]:
+    lines = [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines()[:count]]
     return [{"prompt": "Review:", "chosen": f" {row['chosen']}", "rejected": f" {row['rejected']}"} for row in lines]
 
 
@@ -58,13 +60,13 @@ def measured(seconds: list[float], memory: float) -> dict[str, float]:
     return {"seconds": statistics.mean(seconds[WARM_UP:]), "steps": len(seconds), "memory_mib": memory}
 
 
-def run_ours(adapter: str, reference: str, grouped: bool) -> dict[str, float]:
+def run_ours(adapter: str, reference: str, count: int, grouped: bool) -> dict[str, float]:
     """Through the command line, as a user would. Seconds are those of the steps, which the log tells."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()), encoding="utf-8")
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(count)), encoding="utf-8")
         config = {
-            "stage": "dpo",
+            **({"stage": "reward"} if reference == "reward" else {"stage": "dpo", "dpo": {"reference": reference}}),
             "name": "bench",
             "runs_dir": str(folder / "runs"),
             "model": {"path": MODEL},
@@ -75,7 +77,6 @@ def run_ours(adapter: str, reference: str, grouped: bool) -> dict[str, float]:
                 "rejected": "{rejected}",
                 "max_length": 512,
             },
-            "dpo": {"reference": reference},
             "adapter": {"type": "lora", **LORA} if adapter == "lora" else None,
             "train": {
                 "num_train_epochs": 1,
@@ -95,13 +96,18 @@ def run_ours(adapter: str, reference: str, grouped: bool) -> dict[str, float]:
     return measured(seconds, max(line["memory_mib"] for line in lines))
 
 
-def train_theirs(adapter: str, reference: str) -> dict[str, float]:
+def train_theirs(adapter: str, reference: str, count: int) -> dict[str, float]:
     """TRL's trainer with its own tokenization, in this process."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        TrainerCallback,
+    )
+    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
     ends: list[float] = []
 
@@ -112,55 +118,64 @@ def train_theirs(adapter: str, reference: str) -> dict[str, float]:
         def on_train_end(self, *args: Any, **kwargs: Any) -> None:
             ends.append(time.perf_counter())
 
+    rewards = reference == "reward"
+    config, trainer = (RewardConfig, RewardTrainer) if rewards else (DPOConfig, DPOTrainer)
+    more = {} if rewards else {"precompute_ref_log_probs": reference == "cached"}
+    kind, head = (AutoModelForSequenceClassification, {"num_labels": 1}) if rewards else (AutoModelForCausalLM, {})
     with tempfile.TemporaryDirectory() as folder:
-        settings = DPOConfig(
+        settings = config(
             folder,
             num_train_epochs=1,
             per_device_train_batch_size=BATCH,
             learning_rate=1e-5,
             max_length=512,
-            precompute_ref_log_probs=reference == "cached",
             bf16=False,
             gradient_checkpointing=False,
             save_strategy="no",
             report_to="none",
             use_cpu=True,
             disable_tqdm=True,
+            **more,
         )
         at = location()
-        trainer = DPOTrainer(
-            AutoModelForCausalLM.from_pretrained(at, dtype=torch.float32),
+        task = "SEQ_CLS" if rewards else "CAUSAL_LM"
+        trainer(
+            kind.from_pretrained(at, dtype=torch.float32, **head),
             args=settings,
-            train_dataset=Dataset.from_list(rows()),
+            train_dataset=Dataset.from_list(rows(count)),
             processing_class=AutoTokenizer.from_pretrained(at),
-            peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA) if adapter == "lora" else None,
+            peft_config=LoraConfig(task_type=task, **LORA) if adapter == "lora" else None,
             callbacks=[Clock()],
-        )
-        trainer.train()
+        ).train()
     seconds = [after - before for before, after in itertools.pairwise(ends)]
     return measured(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
 
-def apart(cell: str) -> dict[str, float]:
+def apart(cell: str, count: int) -> dict[str, float]:
     """TRL in a process of its own."""
-    command = [sys.executable, __file__, "--part", cell]
+    command = [sys.executable, __file__, "--pairs", str(count), "--part", cell]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     answer: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer
 
 
-def against_trl(cells: list[str]) -> None:
+def against_trl(cells: list[str], count: int) -> list[dict[str, Any]]:
+    """Prints the table, and returns what --json writes: both sides of each cell."""
+    found = []
     print("| adapter | reference | TRL s/step | scaleup | ratio | as they come | ratio | TRL MiB | scaleup | ratio |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for cell in cells:
         adapter, reference = cell.split(",")
-        theirs = apart(cell)
-        ours, plain = (run_ours(adapter, reference, grouped) for grouped in (True, False))
+        theirs = apart(cell, count)
+        ours, plain = (run_ours(adapter, reference, count, grouped) for grouped in (True, False))
         speeds = [theirs["seconds"] / each["seconds"] for each in (ours, plain)]
         memory = max(ours["memory_mib"], plain["memory_mib"])
         print(f"| {adapter} | {reference} | {theirs['seconds']:.2f} | {ours['seconds']:.2f} | **{speeds[0]:.2f}** "
               f"| {plain['seconds']:.2f} | **{speeds[1]:.2f}** | {theirs['memory_mib']:.0f} | {memory:.0f} "
               f"| **{memory / theirs['memory_mib']:.2f}** |", flush=True)  # fmt: skip
+        side = ours | {"memory_mib": memory, "plain_seconds": plain["seconds"]}
+        found.append({"case": cell, "theirs": theirs | {"plain_seconds": theirs["seconds"]}, "ours": side})
+    return found
 
 
 def logps(model: Any, ids: Any, mask: Any, counted: Any) -> Any:
@@ -222,16 +237,20 @@ def score(run: Path, reward: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cells", nargs="*", default=CELLS)
+    parser.add_argument("--pairs", type=int, default=NUM_PAIRS)
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--score", nargs=2, type=Path, metavar=("RUN", "REWARD"))
     parser.add_argument("--part", help="TRL's side of a cell, as JSON: for this script")
     asked = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     if asked.part:
-        print(json.dumps(train_theirs(*asked.part.split(","))))
+        print(json.dumps(train_theirs(*asked.part.split(","), asked.pairs)))
     elif asked.score:
         score(*asked.score)
     else:
-        against_trl(asked.cells)
+        found = against_trl(asked.cells, asked.pairs)
+        if asked.json:
+            asked.json.write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

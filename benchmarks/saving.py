@@ -1,6 +1,6 @@
 """How long a checkpoint keeps the training waiting, written in the background and not, by turns in one process.
 
-    python benchmarks/saving.py [FOLDER]
+    python benchmarks/saving.py [FOLDER] [--rounds 5] [--json OUT]
 
 A Llama of 134 million parameters on one CPU process; AdamW has taken a step, so a checkpoint has weights and both
 moments: 1.6 GB. Between two saves the process does what a training would: matrix products, for as long as a save
@@ -8,6 +8,8 @@ takes. FOLDER is on the disk that is measured."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 import tempfile
 import time
@@ -22,14 +24,27 @@ from scaleup.artifacts.train_state import TrainState
 from scaleup.config.schema import OptimizationConfig
 from scaleup.train.checkpoint import Checkpointer
 
-ROUNDS = 5
-
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    with tempfile.TemporaryDirectory(dir=asked.folder) as place:
+        waits = measure(Path(place), asked.rounds)
+    for kind, seconds in waits.items():
+        print(f"async_save {kind}: waits {median(seconds):.2f} s (median; {min(seconds):.2f} to {max(seconds):.2f})")
+    if asked.json:
+        sides = {name: {"seconds": median(waits[kind])} for name, kind in (("theirs", False), ("ours", True))}
+        asked.json.write_text(json.dumps([{"case": "1.5 GiB", **sides}]), encoding="utf-8")
+
+
+def measure(place: Path, rounds: int) -> dict[bool, list[float]]:
+    """Returns the seconds that each save kept its training waiting, without async_save and with it."""
     from tests.unit.data import tiny
 
-    place = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
     runtime = tiny.single_process(place)
     config = LlamaConfig(
         hidden_size=768, intermediate_size=2048, num_hidden_layers=16, num_attention_heads=12, vocab_size=16000
@@ -49,7 +64,7 @@ def main() -> None:
     }
     waits: dict[bool, list[float]] = {kind: [] for kind in both}
     work = torch.randn(1500, 1500)
-    for step in range(1, ROUNDS + 1):
+    for step in range(1, rounds + 1):
         for kind, checkpointer in both.items():
             started = time.perf_counter()
             checkpointer.save(TrainState(step=step))
@@ -63,9 +78,8 @@ def main() -> None:
     whole = list((place / "True/checkpoints").glob("step-*"))
     size = sum(file.stat().st_size for folder in whole for file in folder.iterdir()) / len(whole)
     count = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{count:,} parameters, {size / 2**30:.2f} GiB a checkpoint, {ROUNDS} rounds")
-    for kind, seconds in waits.items():
-        print(f"async_save {kind}: waits {median(seconds):.2f} s (median; {min(seconds):.2f} to {max(seconds):.2f})")
+    print(f"{count:,} parameters, {size / 2**30:.2f} GiB a checkpoint, {rounds} rounds")
+    return waits
 
 
 if __name__ == "__main__":

@@ -6,13 +6,15 @@ Run it from the repository's root on an otherwise idle machine, after `make setu
     .venv/bin/python benchmarks/sft.py                       every cell, a table on stdout: half an hour on 2 cores
     .venv/bin/python benchmarks/sft.py descriptions,fp32,off reviews,bf16,on          these cells only
     .venv/bin/python benchmarks/sft.py --grouped             against TRL with its grouping by length
-    .venv/bin/python benchmarks/sft.py --loop --processes    our loop against a bare one; one process against two
+    .venv/bin/python benchmarks/sft.py --processes           one process against two
+    .venv/bin/python benchmarks/sft.py --json OUT reviews,fp32,off,80       of 80 rows, and both sides also as JSON
 
-A cell is ROWS,PRECISION,CHECKPOINTING. In each, both systems train one epoch over the same rows with AdamW, without
-evaluation and without saving, each in a process of its own. TRL has its defaults apart from what the cell says, in
-batches of so many rows; scaleup has `train.tokens_per_device` with as many real tokens a step on average, so that both
-take about as many optimizer steps (the table gives both numbers). Tokens are real ones, without padding. The first two
-steps of each are not counted. Memory is the process's largest resident set, with the Python and torch it has loaded.
+A cell is ROWS,PRECISION,CHECKPOINTING[,NUMBER OF ROWS]. In each, both systems train one epoch over the same rows with
+AdamW, without evaluation and without saving, each in a process of its own. TRL has its defaults apart from what the
+cell says, in batches of so many rows; scaleup has `train.tokens_per_device` with as many real tokens a step on average,
+so that both take about as many optimizer steps (the table gives both numbers). Tokens are real ones, without padding.
+The first two steps of each are not counted. Memory is the process's largest resident set, with the Python and torch it
+has loaded.
 
 `of matmul` is the share of the machine's own matrix products that training attains: 6 FLOPs a parameter for each real
 token of the layers' matrices and for each label of the head, over the rate measured in the same minute, in the same
@@ -51,6 +53,10 @@ class Cell:
     rows: str
     precision: str
     checkpointing: str
+    count: str = ""
+
+    def __str__(self) -> str:
+        return ",".join(filter(None, dataclasses.astuple(self)))
 
     @property
     def bf16(self) -> bool:
@@ -60,15 +66,15 @@ class Cell:
 CELLS = [Cell(rows, precision, on) for rows in SOURCES for precision in ("fp32", "bf16") for on in ("off", "on")]
 
 
-def rows_of(name: str) -> list[dict[str, str]]:
+def rows_of(cell: Cell) -> list[dict[str, str]]:
     """Prompts and completions of the cell's rows."""
-    file, prompt, completion = SOURCES[name]
-    lines = file.read_text(encoding="utf-8").splitlines()[: NUM_ROWS[name]]
+    file, prompt, completion = SOURCES[cell.rows]
+    lines = file.read_text(encoding="utf-8").splitlines()[: int(cell.count or NUM_ROWS[cell.rows])]
     rows = [json.loads(line) for line in lines]
     return [{"prompt": prompt.format(**row), "completion": completion.format(**row)} for row in rows]
 
 
-def encode(name: str) -> tuple[str, list[Any]]:
+def encode(cell: Cell) -> tuple[str, list[Any]]:
     """The model's folder, and the cell's rows as tokens."""
     from scaleup.config.data import DataConfig
     from scaleup.config.schema import ModelConfig
@@ -81,20 +87,20 @@ def encode(name: str) -> tuple[str, list[Any]]:
     location = describe_models({"model": model}).facts["model"].location
     data = DataConfig(prompt="{prompt}", completion="{completion}", max_length=512)
     rows = Encoder(load_tokenizer(model, location), "causal_lm", data)(
-        [PromptCompletion(**row) for row in rows_of(name)]
+        [PromptCompletion(**row) for row in rows_of(cell)]
     )
     return location, [row for row in rows if row is not None]
 
 
-def budget_of(name: str) -> int:
+def budget_of(cell: Cell) -> int:
     """Tokens a micro-batch, padding included, so that a step has on average as many real ones as TRL's."""
-    _, rows = encode(name)
-    return round(1.04 * TRL_BATCH[name] * statistics.mean(len(row.input_ids) for row in rows))
+    _, rows = encode(cell)
+    return round(1.04 * TRL_BATCH[cell.rows] * statistics.mean(len(row.input_ids) for row in rows))
 
 
 def our_config(cell: Cell, folder: Path, processes: int, budget: int) -> dict[str, Any]:
     rows = folder / "rows.jsonl"
-    rows.write_text("".join(json.dumps(row) + "\n" for row in rows_of(cell.rows)), encoding="utf-8")
+    rows.write_text("".join(json.dumps(row) + "\n" for row in rows_of(cell)), encoding="utf-8")
     return {
         "stage": "sft",
         "name": "bench",
@@ -112,7 +118,7 @@ def run_ours(cell: Cell, processes: int = 1, cores: str | None = None) -> dict[s
     """Through the command line, as a user would. Seconds are those of the steps, which the log tells."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        config = our_config(cell, folder, processes, budget_of(cell.rows))
+        config = our_config(cell, folder, processes, budget_of(cell))
         (folder / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
         pin = ["taskset", "-c", cores] if cores else []
         command = [*pin, sys.executable, "-m", "scaleup.cli", "run", str(folder / "config.yaml")]
@@ -141,7 +147,7 @@ def train_theirs(cell: Cell, **more: Any) -> dict[str, float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    location, _ = encode(cell.rows)
+    location, _ = encode(cell)
     ends: list[float] = []
     tokens: list[int] = []
 
@@ -174,71 +180,14 @@ def train_theirs(cell: Cell, **more: Any) -> dict[str, float]:
         )
         model = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(location)
-        data = Dataset.from_list(rows_of(cell.rows))
+        data = Dataset.from_list(rows_of(cell))
         trainer = Counted(model, settings, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()])
         loss = trainer.train().training_loss
+    ended = time.time()
     seconds = [after - before for before, after in itertools.pairwise(ends)]
-    return measured(tokens, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, loss)
-
-
-def train_in_turns(cell: Cell) -> dict[str, float]:
-    """A run of ours whose every step is followed by a plain torch one on the same micro-batch, model and optimizer:
-    forward, backward, clip, step and nothing else. The seconds of both, each from the end of the other."""
-    import torch
-
-    from scaleup.artifacts.run_folder import RunFolder
-    from scaleup.config.load import load_leniently
-    from scaleup.distributed.engines import base_optimizer
-    from scaleup.distributed.heartbeat import Heartbeat
-    from scaleup.distributed.signals import StopFlag
-    from scaleup.launcher.prepare import prepare_run
-    from scaleup.plan.resolve import resolve
-    from scaleup.train import supervised
-    from scaleup.train.fit import Training, fit
-    from scaleup.train.losses import token_loss_sum
-    from scaleup.worker import _work
-
-    clock: dict[str, list[float]] = {"ours": [], "bare": []}
-
-    class InTurns:
-        def __init__(self, job: Training) -> None:
-            self.job, self.began = job, 0.0
-
-        def batches(self, step: int) -> Any:
-            if step:
-                clock["ours"].append(time.perf_counter() - self.began)
-            turns = {step - 1, step} if step % 2 else set()  # who comes second finds the shape's kernels ready
-            for turn in sorted(turns):
-                self.bare(turn)
-            self.began = time.perf_counter()
-            return self.job.loader.batches(step)
-
-        def bare(self, step: int) -> None:
-            model, optimizer = self.job.model, base_optimizer(self.job.optimizer)
-            began = time.perf_counter()
-            for batch in self.job.loader.batches(step):
-                with torch.autocast("cpu", torch.bfloat16, enabled=cell.bf16):
-                    loss = token_loss_sum(model, batch) / batch.num_labels
-                loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            clock["bare"].append(time.perf_counter() - began)
-
-    def fit_in_turns(job: Training) -> Any:
-        return fit(dataclasses.replace(job, loader=InTurns(job)))
-
-    supervised.fit = fit_in_turns
-    with tempfile.TemporaryDirectory() as place:
-        file = Path(place) / "config.yaml"
-        file.write_text(json.dumps(our_config(cell, Path(place), 1, budget_of(cell.rows))))
-        config, plan = resolve(load_leniently(file, ()))
-        run = RunFolder(Path(plan.run_folder))
-        prepare_run(run, config, plan)
-        _work(run, "policy", None, StopFlag(), Heartbeat())
-    pairs = list(zip(clock["ours"], clock["bare"], strict=False))[WARM_UP:]
-    return {"ours": sum(one for one, _ in pairs), "bare": sum(other for _, other in pairs),
-            "median": statistics.median(one / other for one, other in pairs)}  # fmt: skip
+    return {"ended": ended} | measured(
+        tokens, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, loss
+    )
 
 
 def load(location: str) -> Any:
@@ -252,7 +201,7 @@ def work(cell: Cell) -> dict[str, float]:
     """FLOPs a real token, as the header counts them, and the machine's rate on such products."""
     import torch
 
-    location, rows = encode(cell.rows)
+    location, rows = encode(cell)
     model = load(location)
     matrices = [module.weight.shape for module in model.model.modules() if isinstance(module, torch.nn.Linear)]
     layers = sum(shape.numel() for shape in matrices)
@@ -274,7 +223,7 @@ def work(cell: Cell) -> dict[str, float]:
 
 def apart(part: str, cell: Cell) -> dict[str, float]:
     """One measurement in a process of its own."""
-    command = [sys.executable, __file__, "--part", part, f"{cell.rows},{cell.precision},{cell.checkpointing}"]
+    command = [sys.executable, __file__, "--part", part, str(cell)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     answer: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer
@@ -284,56 +233,58 @@ def rate(result: dict[str, float]) -> float:
     return result["tokens"] / result["seconds"]
 
 
-def against_trl(cells: list[Cell], peer: str) -> None:
+def against_trl(cells: list[Cell], peer: str, without_share: bool) -> list[dict[str, Any]]:
+    """Prints the table, and returns what --json writes: both sides of each cell."""
+    found = []
     print("| rows | precision | checkpointing | steps | TRL tokens/s | scaleup tokens/s | ratio "
           "| TRL MiB | scaleup MiB | ratio | of matmul |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for cell in cells:
-        theirs, ours, most = apart(peer, cell), run_ours(cell), apart("work", cell)
-        share = rate(ours) * most["flops_per_token"] / most["rate"]
+        theirs, ours = apart(peer, cell), run_ours(cell)
+        most = {} if without_share else apart("work", cell)
+        share = f"{rate(ours) * most['flops_per_token'] / most['rate']:.2f}" if most else ""
         print(f"| {cell.rows} | {cell.precision} | {cell.checkpointing} | {theirs['steps']} and {ours['steps']} "
               f"| {rate(theirs):.0f} | {rate(ours):.0f} | **{rate(ours) / rate(theirs):.2f}** "
               f"| {theirs['memory_mib']:.0f} | {ours['memory_mib']:.0f} "
-              f"| **{ours['memory_mib'] / theirs['memory_mib']:.2f}** | {share:.2f} |", flush=True)  # fmt: skip
+              f"| **{ours['memory_mib'] / theirs['memory_mib']:.2f}** | {share} |", flush=True)  # fmt: skip
+        sides = {"theirs": theirs, "ours": ours}
+        found.append({"case": str(cell)} | {name: side | {"rate": rate(side)} for name, side in sides.items()})
+    return found
 
 
-def loop_overhead(cell: Cell) -> None:
-    for _ in range(3):
-        turns = apart("turns", cell)
-        ours, bare, median = turns["ours"], turns["bare"], turns["median"]
-        print(f"{ours:.1f} seconds in our steps, {bare:.1f} in bare ones: {ours / bare:.3f}, median {median:.3f}")
-
-
-def scaling(cell: Cell) -> None:
+def scaling(cell: Cell, repeats: int) -> list[dict[str, Any]]:
     """One process on one core, then two on two, one thread each."""
-    for _ in range(2):
+    found = []
+    for _ in range(repeats):
         one, two = run_ours(cell, 1, cores="0"), run_ours(cell, 2)
         print(f"1 process {rate(one):.1f} tokens/s, 2 processes {rate(two):.1f}: "
               f"efficiency {rate(two) / rate(one) / 2:.2f}", flush=True)  # fmt: skip
+        found.append({"case": str(cell), "one": rate(one), "two": rate(two), "half": rate(two) / 2})
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cells", nargs="*")
     parser.add_argument("--grouped", action="store_true", help="TRL groups by length")
-    parser.add_argument("--loop", action="store_true")
     parser.add_argument("--processes", action="store_true")
-    parser.add_argument(
-        "--part", choices=["trl", "grouped", "turns", "work"], help="one measurement, as JSON: for this script"
-    )
+    parser.add_argument("--repeats", type=int, default=2, help="of --processes")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--no-share", action="store_true", help="the machine's matrix rate is not measured")
+    parser.add_argument("--part", choices=["trl", "grouped", "work"], help="one measurement, as JSON: for this script")
     asked = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     cells = [Cell(*text.split(",")) for text in asked.cells]
     if asked.part:
-        part = {"trl": train_theirs, "grouped": train_grouped, "turns": train_in_turns, "work": work}[asked.part]
+        part = {"trl": train_theirs, "grouped": train_grouped, "work": work}[asked.part]
         print(json.dumps(part(cells[0])))
         return
-    if asked.loop:
-        loop_overhead((cells or CELLS)[0])
     if asked.processes:
-        scaling((cells or CELLS)[0])
-    if not (asked.loop or asked.processes):
-        against_trl(cells or CELLS, "grouped" if asked.grouped else "trl")
+        found = scaling((cells or CELLS)[0], asked.repeats)
+    else:
+        found = against_trl(cells or CELLS, "grouped" if asked.grouped else "trl", asked.no_share)
+    if asked.json:
+        asked.json.write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":
