@@ -84,6 +84,7 @@ def test_the_search_index_holds_words(site: Path, words: str, place: str) -> Non
     assert place in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["small", "laptop"])
 def test_pages_fit_and_are_quiet(site: Path, browser: Browser, size: str) -> None:
     pages = (
@@ -107,6 +108,7 @@ def test_pages_fit_and_are_quiet(site: Path, browser: Browser, size: str) -> Non
             assert seen.page.evaluate(broken) == [], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["small", "laptop"])
 def test_a_search_finds_its_page_from_a_folder(site: Path, browser: Browser, size: str) -> None:
     with visit(browser, (site / "index.html").as_uri(), size) as seen:
