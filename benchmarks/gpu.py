@@ -4,9 +4,10 @@
     .venv/bin/python benchmarks/gpu.py [--minutes 25] [--output FILE] [--rehearse] [--vllm] [--only TEXT]
 
 First tests/gpu, then each row of the ladder on Qwen2.5's shapes of 0.5B and 1.5B parameters with random weights, as
-`scaleup run` does it, and PPO's and GRPO's rollouts by Transformers and, where vLLM is (`make vllm`), by that. Every
-row is bfloat16 on one process; rows are texts of unlike length, every token a label. A row that fails says how, and a
-row that this machine cannot run says it in the words that a user sees. After --minutes nothing more is begun.
+`scaleup run` does it, and rollouts of PPO and GRPO by Transformers and by vLLM: this environment's, or that in
+.venv-vllm (`make vllm` makes one for CPUs; for GPUs put one for CUDA there), on a GPU of its own. Every row is bfloat16
+on one process, with texts of unlike length, every token a label. A row that fails says how, and a row that this machine
+cannot run says it in the words that a user sees. After --minutes nothing more is begun, and what is under way stopped.
 
 tokens/s   real tokens, without padding, over the seconds of the steps after the warm-up
 MFU        tokens/s times the FLOPs a token, over the device's bfloat16 peak (PEAKS, with sources): 6 N + 12 L H Q T of
@@ -33,7 +34,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -44,6 +45,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from gpu_rows import LADDER, REAL, ROLLOUTS, SHAPES, SMALL, TINY, WIDTHS, Row  # noqa: E402
 from gpu_table import PEAKS, Found, device_name, page, vllm_python  # noqa: E402
 
 from scaleup.config.load import load_mapping  # noqa: E402
@@ -55,62 +57,8 @@ from scaleup.plan.resolve import Sources, checked_rows, resolve  # noqa: E402
 from scaleup.plan.types import Plan  # noqa: E402
 
 PLACE = ROOT / ".cache/benchmarks/gpu"
+NOT_BEGUN = -1
 PEER = Path(__file__).with_name("gpu_peer.py")
-WIDTHS = {"vocab_size": 151_936, "num_key_value_heads": 2, "max_position_embeddings": 32_768}
-SHAPES = {
-    "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
-    "1.5B": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
-}
-TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-LORA = {"adapter": {"type": "lora", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"}}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the ladder: what differs from the baseline, in our config and in TRL's."""
-
-    name: str
-    ours: dict[str, Any] = field(default_factory=dict)
-    trl: dict[str, Any] | None = field(default_factory=dict)
-    """Is None where TRL has no such thing."""
-    needs: str = ""
-    """Says what of TRL's the rehearsal leaves out."""
-
-
-CHECKPOINTED = {"gradient_checkpointing": True}
-LADDER = (
-    Row("baseline"),
-    Row("batches by length", {"train": "by tokens"}, {"train_sampling_strategy": "group_by_length"}),
-    Row("gradient checkpointing", CHECKPOINTED, CHECKPOINTED),
-    *(
-        Row(f"attention: {name}", {"attention": name}, {"attn_implementation": name}, needs)
-        for name, needs in {"eager": "", "flash_attention_2": "cuda", "flex_attention": "cuda"}.items()
-    ),
-    Row("torch.compile", {"torch_compile": True}, {"torch_compile": True}, "cuda"),
-    Row("Liger", {"use_liger_kernel": True}, {"use_liger_kernel": True}, "cuda"),
-    Row("8-bit AdamW", {"optimizer": "adamw_8bit"}, {"optim": "adamw_bnb_8bit"}),
-    Row("LoRA", LORA, {"lora": True}),
-    Row("LoRA on 8 bits", {**LORA, "quantization": "8bit"}, {"lora": True, "bits": 8}),
-    Row("LoRA on 4 bits", {**LORA, "quantization": "4bit"}, {"lora": True, "bits": 4}),
-)
-ROLLOUTS = [f"{stage}, {engine}" for stage in ("PPO", "GRPO") for engine in ("Transformers", "vLLM")]
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large a run of the ladder is."""
-
-    rows: int
-    longest: int
-    batch: int
-    steps: int
-    warm_up: int
-    responses: int
-    new_tokens: int
-
-
-REAL = Size(rows=512, longest=1024, batch=8, steps=24, warm_up=6, responses=64, new_tokens=128)
-SMALL = Size(rows=64, longest=64, batch=4, steps=6, warm_up=2, responses=8, new_tokens=6)
 
 
 class Bench:
@@ -143,7 +91,7 @@ class Bench:
         what it printed, and its errors."""
         left = min(limit, self.deadline - time.monotonic())
         if left < 5:
-            return -1, "", "not reached within the time"
+            return NOT_BEGUN, "", "not reached within the time"
         pipe = subprocess.PIPE
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         with subprocess.Popen(
@@ -188,6 +136,8 @@ class Bench:
         if code == 2:
             refused = [line.removeprefix("error: ") for line in errors.splitlines() if line.startswith("error: ")]
             return "; ".join(refused), folder
+        if code == NOT_BEGUN:
+            return errors, folder
         return f"failed: {(errors.strip().splitlines() or [f'exit code {code}'])[-1][:300]}", folder
 
     def ours(self, shape: str, row: Row) -> Found:
@@ -215,6 +165,8 @@ class Bench:
             sources = Sources(checked_rows, partial(describe_models, ask=describer.ask))
             for row in rows:
                 found[row.name] = None
+                if time.monotonic() > self.deadline:
+                    continue
                 with suppress(ScaleupError):
                     loaded = load_mapping({**self.config(shape, row), "name": "planned"})
                     peak = resolve(loaded, check_run_folder=False, sources=sources)[1].memory[0].peak
@@ -243,11 +195,13 @@ class Bench:
                 else Found(tokens_per_second=told["tokens"] / told["seconds"], peak_mib=told["peak_mib"])
             )  # fmt: skip
         why = (errors.strip().splitlines() or [""])[-1][:300] if code else "nothing was said"
-        return {row.name: found.get(row.name, Found(f"failed: {why}")) for row in rows}
+        why = errors if code == NOT_BEGUN else f"failed: {why}"
+        return {row.name: found.get(row.name, Found(why)) for row in rows}
 
     def tests(self) -> str:
         """The last line of what pytest says of tests/gpu."""
-        command = [sys.executable, "-m", "pytest", "tests/gpu", "-p", "no:cacheprovider"]
+        at_once = [] if self.rehearse else ["--numprocesses=4"]  # tiny runs, most of whose time is starting
+        command = [sys.executable, "-m", "pytest", "tests/gpu", "-p", "no:cacheprovider", *at_once]
         _, printed, errors = self.start(command, "", 300.0)
         return (printed.strip().splitlines() or [errors.strip() or "nothing"])[-1]
 
@@ -298,6 +252,15 @@ class Bench:
         }
 
 
+def guarded(kind: str, job: Callable[[], Any]) -> Any:
+    """What a job gives, or, where it raises, how it failed: one row is not the end of the others."""
+    try:
+        return job()
+    except Exception as error:
+        failed = Found(f"failed: {type(error).__name__}: {error}"[:300])
+        return {"planned": {}, "trl": {}, "tests": failed.said}.get(kind, failed)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=25.0)
@@ -330,12 +293,12 @@ def main() -> int:
             jobs["trl", shape, row.name] = partial(bench.theirs, shape, [row])
     found: dict[tuple[str, str, str], Any] = {}
     with ThreadPoolExecutor(2 if rehearse else 1) as pool:
-        waiting = {key: pool.submit(job) for key, job in jobs.items()}
+        waiting = {key: pool.submit(guarded, key[0], job) for key, job in jobs.items()}
         for key, job in waiting.items():
             found[key] = job.result()
             print(" ".join(part for part in key if part), file=sys.stderr, flush=True)
     peaks = {(key[1], name): peak for key, of in found.items() if key[0] == "planned" for name, peak in of.items()}
-    ours = {key[1:]: replace(each, planned_mib=peaks[key[1:]]) for key, each in found.items() if key[0] == "ours"}
+    ours = {key[1:]: replace(each, planned_mib=peaks.get(key[1:])) for key, each in found.items() if key[0] == "ours"}
     trl = {(key[1], name): each for key, of in found.items() if key[0] == "trl" for name, each in of.items()}
     drawn = {key[2]: each for key, each in found.items() if key[0] == "rollout"}
     command = " ".join(["benchmarks/gpu.py", *sys.argv[1:]])

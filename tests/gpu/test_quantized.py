@@ -9,7 +9,7 @@ import pytest
 
 from scaleup.plan.machine import this_machine
 from tests.cli import differing, losses, run
-from tests.gpu.test_cuda import CONFIG, place  # noqa: F401
+from tests.gpu.tiny import CONFIG
 
 pytestmark = [pytest.mark.skipif(this_machine().num_gpus == 0, reason="needs an NVIDIA GPU"), pytest.mark.slow]
 LORA = {
@@ -39,7 +39,7 @@ def test_a_quantized_matrix_multiplies_about_as_the_plain_one(bits: int) -> None
 
 
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
-def test_a_base_in_few_bits_learns_as_on_the_cpu(place: Path, bits: str) -> None:  # noqa: F811
+def test_a_base_in_few_bits_learns_as_on_the_cpu(place: Path, bits: str) -> None:
     config = differing(CONFIG, {**LORA, "quantization": bits})
     on_cpu = losses(run(differing(config, {"name": f"cpu-{bits}"}), cwd=place))
     on_gpu = losses(run(differing(config, {"name": f"gpu-{bits}", "parallel.device": "cuda"}), cwd=place))
