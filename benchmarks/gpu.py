@@ -67,7 +67,7 @@ class Bench:
     def __init__(self, rehearse: bool, minutes: float) -> None:
         self.rehearse, self.size = rehearse, SMALL if rehearse else REAL
         self.deadline = time.monotonic() + 60 * minutes
-        self.limit = 90.0 if rehearse else 180.0
+        self.limit = 240.0 if rehearse else 180.0
         self.device = None if rehearse else device_name()
         shutil.rmtree(PLACE, ignore_errors=True)
         PLACE.mkdir(parents=True)
