@@ -271,7 +271,7 @@ def main() -> None:
         known = {each.name: known[each.name] for each in COMPARISONS if each.name in known} | {comparison.name: row}
         known = {each.name: known[each.name] for each in COMPARISONS if each.name in known}
         results.write(asked.results, json.dumps(known, indent=1) + "\n")
-        results.write(asked.results.with_name(PAGE.name), results.render(known))
+        results.write(asked.results.with_name(PAGE.name), results.render(known, [each.name for each in COMPARISONS]))
         for each in row.get("measures", [row]):
             print(f"   {each.get('name', '')} {each.get('skipped') or results.spread(each['ratios'])}", flush=True)
     sys.exit(0 if is_as_it_was else 1)

@@ -102,8 +102,8 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def render(rows: dict[str, Record]) -> str:
-    """Returns the page."""
+def render(rows: dict[str, Record], names: Sequence[str]) -> str:
+    """Returns the page; `names`: of all comparisons, also those that have no row yet."""
     lines = [_HEAD, ""]
     lines += [f"- *{name}*: {each.formula}, {each.better}: {each.margin:.0%}" for name, each in KINDS.items()]
     lines += ["", "| comparison | what | theirs | ours | ratio: median (least to most) | is | repeats | measured |"]
@@ -113,6 +113,7 @@ def render(rows: dict[str, Record]) -> str:
         if "skipped" in row:
             lines.append(f"| {link} | not measured: {row['skipped']} | | | | | | {day} |")
         lines += [f"| {link} | {_cells(each)} | {day} |" for each in row.get("measures", ())]
+    lines += [f"| {name} | not measured so far | | | | | | |" for name in names if name not in rows]
     for name, row in rows.items():
         lines += [
             "",

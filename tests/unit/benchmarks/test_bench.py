@@ -55,7 +55,9 @@ def test_a_comparison_has_its_script_its_options_and_its_page(comparison: bench.
 def test_every_recorded_row_is_of_a_comparison_and_the_page_is_made_of_them() -> None:
     recorded = results.read(bench.RESULTS)
     assert recorded
-    assert results.render(recorded) == bench.PAGE.read_text(encoding="utf-8"), "make bench writes both"
+    assert results.render(recorded, [each.name for each in bench.COMPARISONS]) == bench.PAGE.read_text(
+        encoding="utf-8"
+    ), "make bench writes both"
     commands = {each.name: f"benchmarks/{each.command}" for each in bench.COMPARISONS}
     assert {name: row["command"] for name, row in recorded.items()}.items() <= commands.items(), "measure it again"
 
@@ -65,13 +67,14 @@ def test_the_page_has_medians_spreads_and_what_was_not_measured() -> None:
         "one": row(RATES, {"name": "liger", "skipped": "not installed"}),
         "two": row(skipped="trl is not installed"),
     }
-    page = results.render(rows)
+    page = results.render(rows, [*rows, "three"])
     assert (
         "| [one](#one) | tokens, tokens/s | 10.0 | 21.0 | **2.10 (2.00 to 2.20)** | ours / theirs | 3 | 2026-12-01 |"
         in page
     )
     assert "| [one](#one) | liger: not measured: not installed |" in page
     assert "| [two](#two) | not measured: trl is not installed |" in page
+    assert "| three | not measured so far |" in page
     assert "a machine, 2 cores, scaleup abc, torch 2. It took 1.5 minutes; other processes used 0.25 cores" in page
     assert len({line.count("|") for line in page.splitlines() if line.startswith("| ")}) == 1
 
