@@ -14,18 +14,23 @@ import subprocess
 import sys
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import chdir
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from scaleup.config.load import load_mapping
 from scaleup.config.stages.base import TrainingConfig
+from scaleup.describe import plain
 from scaleup.launcher.signals import StopSignals
+from scaleup.studies.verify import results
 from scaleup.studies.verify.equalities import TwinRun
 from scaleup.studies.verify.runs import RunFailed, TwinRuns
-from scaleup.studies.verify.twin import changed, make_models, models_of, twin_of, with_dropout
+from scaleup.studies.verify.twin import make_models, models_of, twin_of
 from scaleup.studies.verify.verify import equalities_of, found
 from tests.forked import be_ready_to_fork, in_children
 from tests.forked_runs import REPOSITORY, Leg, go_on
@@ -81,16 +86,22 @@ class ForkedRuns(TwinRuns):
         before, folder = run.goes_on_from, self.place / run.name
         if before is not None:
             shutil.copytree(self.folder(before), folder)
-        changes = {**(with_dropout(self.twin) if run.has_dropout else {}), **run.changes}
         try:
-            go_on(Leg(changed(self.twin, run.name, changes)))
+            go_on(Leg(self._config(run)))
         except AssertionError as error:
             return RunFailed(f"run {run.name} ended: {error}")
         return folder
 
 
+def told_here(run: Path, exported: Path | None) -> dict[str, dict[str, Any]]:
+    """For studies.verify.results._told: from the function that it asks in a process of its own, which has no bug."""
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return plain.answers(config, str(run), exported and str(exported))
+
+
 def findings(bug: Mapping[str, str] | None, config: Mapping[str, Any], rows: Sequence[str]) -> dict[str, list[Any]]:
     """Returns what is found of the rows of a config's table, by a process with the bug."""
+    results._told = told_here  # type: ignore[assignment]
     if bug is not None:
         plant(Bug(**bug))
     loaded = load_mapping(dict(config)).config
@@ -110,7 +121,8 @@ def verified(
     for name, config in configs.items():
         loaded = load_mapping(dict(config)).config
         assert isinstance(loaded, TrainingConfig)
-        make_models(loaded, cwd / "models" / name)
+        with chdir(cwd):
+            make_models(loaded, cwd / "models" / name)
     asked = {
         name: {"bug": bug and asdict(bug), "config": config, "rows": rows} for name, (bug, config, rows) in jobs.items()
     }

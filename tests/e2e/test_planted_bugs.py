@@ -4,12 +4,16 @@ none is found where there is none."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
+from scaleup.models.sources import materialize
 from tests.cli import differing
 from tests.planted import Bug, verified
 from tests.small_runs import PPO, SFT
@@ -23,11 +27,16 @@ SUPERVISED = differing(
     SFT,
     {
         "name": "supervised",
+        "model.path": "begins",
+        "data.test": "held.jsonl",
         "parallel.strategy": "ddp",
         "train.warmup_steps": 1,
         "train.lr_scheduler_type": "cosine",
     },
 )
+"""By a tokenizer that begins each text with a token of its own."""
+TIED = differing(SUPERVISED, {"name": "tied", "model.path": "builtin:tiny-qwen2"})
+ADAPTED = differing(SUPERVISED, {"name": "adapted", "adapter": {"type": "lora", "r": 4}})
 REWARDED = {"placement": "function", "function": "builtin:length"}
 POLICIES = differing(PPO, {"name": "policy", "model.path": "builtin:tiny-gpt2", "parallel.strategy": "ddp"}) | {
     "reward": REWARDED
@@ -117,6 +126,56 @@ BUGS: list[tuple[Bug, Mapping[str, Any], str]] = [
         POLICIES,
         "processes",
     ),
+    (
+        Bug(
+            "two-bos",
+            "scaleup.data.text",
+            "rows = [each[slice(*self._once(each))] if special else each for each in rows]",
+            "rows = [self.first + each if special else each for each in rows]",
+        ),
+        SUPERVISED,
+        "labels",
+    ),
+    (
+        Bug("prompt-learned", TOKENS, "[not self.data.completion_only_loss] * len(prompt)", "[True] * len(prompt)"),
+        SUPERVISED,
+        "labels",
+    ),
+    (
+        Bug(
+            "eos-not-learned",
+            TOKENS,
+            "np.where(np.asarray(learned[: self.data.max_length]), input_ids, IGNORE)",
+            "np.where(np.asarray(learned[: self.data.max_length]) "
+            "& (input_ids != self.tokenizer.eos_token_id), input_ids, IGNORE)",
+        ),
+        SUPERVISED,
+        "labels",
+    ),
+    (
+        Bug(
+            "head-untied",
+            "scaleup.models.saved",
+            "    state = revert_weight_conversion(model, state)\n",
+            "    state = revert_weight_conversion(model, state)\n"
+            "    state['lm_head.weight'] = 1.5 * value_of(model.get_input_embeddings().weight).detach().cpu()\n",
+        ),
+        TIED,
+        "saved",
+    ),
+    (
+        Bug(
+            "adapter-scaled-twice",
+            "scaleup.compress.export",
+            "        merged = adapted.merge_and_unload(safe_merge=True)\n",
+            "        for module in adapted.modules():\n"
+            "            for name in getattr(module, 'scaling', {}):\n"
+            "                module.scaling[name] *= 2\n"
+            "        merged = adapted.merge_and_unload(safe_merge=True)\n",
+        ),
+        ADAPTED,
+        "exported",
+    ),
     (Bug("dropout-in-the-ratio", POLICY, "        switch_dropout_off(model)\n", ""), POLICIES, "self-checks"),
 ]
 
@@ -125,8 +184,17 @@ BUGS: list[tuple[Bug, Mapping[str, Any], str]] = [
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("planted")
     rows = [{"prompt": "ab" * (1 + number % 7), "completion": "c" * (1 + number % 5)} for number in range(20)]
-    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for name, chosen in (("rows", rows[:16]), ("held", rows[16:])):
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
+    shutil.copytree(materialize("builtin:tiny-llama", "model.path"), place / "begins")
+    tokenizer = AutoTokenizer.from_pretrained(place / "begins")
+    first = tokenizer.bos_token, tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{first[0]} $A", special_tokens=[first])
+    tokenizer.save_pretrained(place / "begins")
     return place
+
+
+CONFIGS = (SUPERVISED, TIED, ADAPTED, POLICIES)
 
 
 def rows_of(config: Mapping[str, Any]) -> list[str]:
@@ -137,7 +205,7 @@ def rows_of(config: Mapping[str, Any]) -> list[str]:
 def told(place: Path) -> dict[str, Any]:
     """What is found, by bug; and without one, by config."""
     jobs: dict[str, Any] = {bug.name: (bug, config, ("learns", row)) for bug, config, row in BUGS}
-    jobs |= {config["name"]: (None, config, rows_of(config)) for config in (SUPERVISED, POLICIES)}
+    jobs |= {config["name"]: (None, config, rows_of(config)) for config in CONFIGS}
     return verified(jobs, place)
 
 
@@ -148,7 +216,7 @@ def test_each_is_found_by_its_row(told: dict[str, Any], bug: Bug, config: Mappin
     assert {name: verdict for name, (verdict, *_) in found.items()} == {"learns": "holds"}
 
 
-@pytest.mark.parametrize("name", ["supervised", "policy"])
+@pytest.mark.parametrize("name", [config["name"] for config in CONFIGS])
 def test_none_is_found_where_there_is_none(told: dict[str, Any], name: str) -> None:
     assert {verdict for verdict, *_ in told[name].values()} == {"holds"}, told[name]
 
@@ -158,12 +226,11 @@ def test_none_is_found_where_there_is_none(told: dict[str, Any], name: str) -> N
 def test_twenty_runs_with_other_seeds_are_clean(place: Path) -> None:
     seeded = [
         differing(config, {"name": f"{config['name']}-{seed}", "train.seed": seed})
-        for config in (SUPERVISED, POLICIES)
-        for seed in range(1, 11)
+        for config in CONFIGS
+        for seed in range(1, 6)
     ]
-    jobs: dict[str, Any] = {
-        each["name"]: (None, each, rows_of(SUPERVISED if each["stage"] == "sft" else POLICIES)) for each in seeded
-    }
+    rows = {config["name"]: rows_of(config) for config in CONFIGS}
+    jobs: dict[str, Any] = {each["name"]: (None, each, rows[each["name"].rpartition("-")[0]]) for each in seeded}
     found = verified(jobs, place, timeout=1700)
     assert {verdict for of in found.values() for verdict, *_ in of.values()} == {"holds"}, found
     assert len(found) == 20

@@ -88,6 +88,8 @@ class StagePlanner(Generic[C]):
     """Tells whether examples may stand before prompts (`data.few_shot`)."""
     adds_router_loss = False
     """Tells whether the loss of a mixture of experts has the part that balances its router's load."""
+    has_plain_loss = False
+    """Tells whether the loss is the one that a plain Transformers model computes of labels."""
     writes_text = True
     """Tells whether a finished run of it is a model that answers prompts."""
     makes_model = True

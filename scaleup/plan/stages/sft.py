@@ -31,6 +31,7 @@ class SFTPlanner(SupervisedPlanner[SFTConfig]):
 
     adds_router_loss = True
     answers_rows = True
+    has_plain_loss = True
 
     def splits(self, config: SFTConfig) -> dict[str, Rows]:
         more = [split for split in ("retain", "regularization") if getattr(config.data, split)]

@@ -23,6 +23,10 @@ COUNTED = ("time/", "memory", "clip_ratio", "ppo/policy/clipfrac", "ppo/val/clip
 """Begin the names of metrics that depend on the machine, and of counts, which rounding may change by one."""
 
 
+class NotDue(Exception):
+    """Tells why an equality cannot be measured, which its runs alone show."""
+
+
 @dataclass(frozen=True)
 class TwinRun:
     """Stands for one run of a twin: what it has otherwise than the reference."""
@@ -33,11 +37,14 @@ class TwinRun:
     """Is the run whose folder it takes up, in a copy."""
     has_dropout: bool = False
     """Tells whether its model, and its LoRA, drop out."""
+    exports: TwinRun | None = None
+    """Is the run whose model it exports: then it is no training."""
 
     @property
     def chain(self) -> list[TwinRun]:
-        """Returns the runs that have to be made for it, in order."""
-        return [*(self.goes_on_from.chain if self.goes_on_from else []), self]
+        """Returns the trainings that have to be made for it, in order."""
+        before = self.goes_on_from or self.exports
+        return [*(before.chain if before else []), *([] if self.exports else [self])]
 
     @property
     def stops(self) -> bool:
@@ -56,7 +63,7 @@ class Equality:
     source: str
     """Tells where the bound comes from."""
     measure: Callable[[Path, Path], float]
-    """Maps two run folders -> how far they are apart. Raises ValueError where they cannot be compared."""
+    """Maps two run folders -> how far they are apart. Raises ValueError where they cannot be compared, and NotDue."""
     not_due: str = ""
     """Tells why it need not hold here."""
     is_least: bool = False

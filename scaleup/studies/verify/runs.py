@@ -19,12 +19,18 @@ from scaleup.studies.shares import POLL_SECONDS, ask_to_stop, slots_of, start_on
 from scaleup.studies.verify.equalities import TwinRun
 from scaleup.studies.verify.twin import changed, with_dropout
 
+REFUSED = 2
+"""Is the exit code of a mistake of the user's."""
 LONGEST = 300
 """Bounds the letters of a failed run's last words."""
 
 
 class RunFailed(Exception):
     """Tells that a run did not end as it was to, and how it ended."""
+
+
+class RunRefused(RunFailed):
+    """Tells why a run's config was refused, so that nothing started."""
 
 
 class Interrupted(Exception):
@@ -60,14 +66,26 @@ class TwinRuns:
             except RunFailed as error:
                 return error
         file, log = (self.place / f"{run.name}.{suffix}" for suffix in ("yaml", "log"))
-        changes = {**(with_dropout(self.twin) if run.has_dropout else {}), **run.changes}
-        write_text(file, yaml.safe_dump(changed(self.twin, run.name, changes)), is_durable=False)
+        try:
+            write_text(file, yaml.safe_dump(self._config(run)), is_durable=False)
+        except RunFailed as error:
+            return error
         began = time.monotonic()
         code = self._run(file, log)
         self.say(f"run {run.name}: {time.monotonic() - began:.0f} s")
         if code == (RESUMABLE if run.stops else 0):
             return folder
+        if code == REFUSED and before is None:
+            return RunRefused(_last_words(log))
         return RunFailed(f"run {run.name} ended with exit code {code}: {_last_words(log)} -> see {log}")
+
+    def _config(self, run: TwinRun) -> Raw:
+        """Returns a run's config. Raises RunFailed where the run that it exports did not end as it was to."""
+        if run.exports is None:
+            changes = {**(with_dropout(self.twin) if run.has_dropout else {}), **run.changes}
+            return changed(self.twin, run.name, changes)
+        model = {"path": str(self.folder(run.exports))}
+        return {"stage": "export", "name": run.name, "runs_dir": str(self.place), "model": model}
 
     def _run(self, file: Path, log: Path) -> int:
         (slot,) = slots_of(this_machine(), 1)

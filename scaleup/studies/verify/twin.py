@@ -29,7 +29,7 @@ UNREAD = frozenset({"validation", "test", "retain", "few_shot", "validation_frac
 """Names the keys of rows that a twin leaves alone: nothing is measured on held-out ones."""
 WITH_DROPOUT = "model-with-dropout"
 """Names the twin of the model whose dropout is on: that of runs which are to draw the same masks."""
-DROPOUT = 0.1
+DROPOUT, NUM_HELD_OUT = 0.1, 16
 TAKEN_OVER = ("weight_decay", "max_grad_norm", "seed", "async_save", "group_by_length", "tokens_per_device")
 """Names the keys of the training section that a twin has as its config does."""
 
@@ -83,7 +83,10 @@ def twin_of(config: TrainingConfig, models: Mapping[str, Path], place: Path, is_
     for key, value in changes.items():
         put(raw, key, value)
     data = raw["data"]
+    held_out = data.get("validation") or data.get("test")
     data |= dict.fromkeys(UNREAD & data.keys())
+    if held_out and planner_of(config).has_plain_loss:  # what the trained model says of them, the saved one has to say
+        data["validation"] = [{**held_out[0], "max_rows": NUM_HELD_OUT}]
     for split in ("train", "regularization", "supervised"):
         for source in data.get(split) or []:
             source["max_rows"] = min(source.get("max_rows") or NUM_ROWS, NUM_ROWS)

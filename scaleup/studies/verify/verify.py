@@ -22,9 +22,10 @@ from scaleup.plan.machine import this_machine
 from scaleup.plan.resolve import checked_rows, resolve
 from scaleup.plan.twins import NUM_ROWS, NUM_STEPS
 from scaleup.reports.verification import Finding, Verdict, Verification, show_verification, write_page
-from scaleup.studies.verify.equalities import REFERENCE, Equality, TwinRun
+from scaleup.studies.verify.equalities import REFERENCE, Equality, NotDue, TwinRun
+from scaleup.studies.verify.results import result_equalities
 from scaleup.studies.verify.rollouts import rollout_equalities
-from scaleup.studies.verify.runs import Interrupted, RunFailed, TwinRuns
+from scaleup.studies.verify.runs import Interrupted, RunFailed, RunRefused, TwinRuns
 from scaleup.studies.verify.trainings import training_equalities
 from scaleup.studies.verify.twin import changed, make_models, twin_of, twin_problems
 
@@ -86,7 +87,7 @@ def run_verify(file: Path, options: VerifyOptions, console: Console) -> int:
 def equalities_of(config: TrainingConfig) -> list[Equality]:
     """Returns the equalities between a config's twins, in the order in which they are shown."""
     reference = TwinRun(REFERENCE)
-    equalities = [*training_equalities(config, reference)]
+    equalities = [*training_equalities(config, reference), *result_equalities(config, reference)]
     if config.plans_its_batch:
         equalities += rollout_equalities(config, reference)
     return equalities
@@ -99,11 +100,15 @@ def found(equality: Equality, runs: TwinRuns) -> Finding:
         return Finding(equality.name, equality.what, "not due", None, *rest, equality.not_due)
     try:
         one, other = (runs.folder(run) for run in equality.runs)
+    except RunRefused as error:
+        return Finding(equality.name, equality.what, "not due", None, *rest, str(error))
     except RunFailed as error:
         ends = bool(equality.refused_by) and f"{equality.refused_by}: " in str(error)
         return Finding(equality.name, equality.what, "violated" if ends else "failed", None, *rest, str(error))
     try:
         deviation = equality.measure(one, other)
+    except NotDue as error:
+        return Finding(equality.name, equality.what, "not due", None, *rest, str(error))
     except ValueError as error:
         return Finding(equality.name, equality.what, "violated", None, *rest, str(error))
     verdict: Verdict = "holds" if equality.holds(deviation) else "violated"

@@ -17,7 +17,7 @@ from scaleup.plan.stages import planner_of
 from scaleup.plan.twins import NUM_ROWS, NUM_STEPS
 from scaleup.reports.verification import Finding, Verification, write_page
 from scaleup.studies.verify.equalities import TOLERANCE, Equality
-from scaleup.studies.verify.runs import RunFailed, TwinRuns
+from scaleup.studies.verify.runs import RunFailed, RunRefused, TwinRuns
 from scaleup.studies.verify.trainings import EXACT
 from scaleup.studies.verify.twin import changed, models_of, twin_of, twin_problems
 from scaleup.studies.verify.verify import equalities_of, found
@@ -141,7 +141,10 @@ def test_a_twin_gives_no_key_that_its_config_does_not(tmp_path: Path) -> None:
 
 
 def test_what_is_not_due_says_why() -> None:
-    assert not any(each.not_due for each in equalities_of(config_of({"mixed_precision": "bf16"})))
+    due = {each.name: each.not_due for each in equalities_of(config_of({"mixed_precision": "bf16"}))}
+    assert [name for name, why in due.items() if why] == ["exported"] and "no adapter" in due["exported"]
+    assert not equality("exported", {"adapter": {"type": "lora"}}).not_due
+    assert "as it was before" in equality("saved", LORA).not_due
     assert equality("bf16").not_due == "the run computes in float32"
     assert "8-bit base" in equality("fsdp2", LORA).not_due
     assert "by their lengths" in equality("micro-batch", {"data.packing": True}).not_due
@@ -190,6 +193,11 @@ def test_a_run_that_failed_is_no_equality(tmp_path: Path) -> None:
     seen = finding(left(tmp_path / "one", [1.0], a=[1]), RunFailed("run ddp ended with exit code 1"))
     assert (seen.verdict, seen.why) == ("failed", "run ddp ended with exit code 1")
     assert not verification(seen).is_well
+
+
+def test_a_run_that_is_refused_is_not_due(tmp_path: Path) -> None:
+    seen = finding(left(tmp_path / "one", [1.0], a=[1]), RunRefused("parallel.strategy: is not supported with x"))
+    assert (seen.verdict, seen.why) == ("not due", "parallel.strategy: is not supported with x")
 
 
 def test_a_twin_that_never_moves_is_a_violation(tmp_path: Path) -> None:
