@@ -39,6 +39,8 @@ class TwinRun:
     """Tells whether its model, and its LoRA, drop out."""
     exports: TwinRun | None = None
     """Is the run whose model it exports: then it is no training."""
+    is_killed: bool = False
+    """Tells that all of its processes are killed at once, some time after its first checkpoint."""
 
     @property
     def chain(self) -> list[TwinRun]:

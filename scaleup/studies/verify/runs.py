@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import yaml
 
+from scaleup.artifacts.checkpoints import whole_checkpoints
 from scaleup.artifacts.files import write_text
 from scaleup.config.load import Raw
 from scaleup.launcher.ending import RESUMABLE
 from scaleup.launcher.signals import StopSignals
 from scaleup.plan.machine import this_machine
 from scaleup.studies.shares import POLL_SECONDS, ask_to_stop, slots_of, start_on
-from scaleup.studies.verify.equalities import TwinRun
+from scaleup.studies.verify.equalities import REFERENCE, TwinRun
 from scaleup.studies.verify.twin import changed, with_dropout
 
-REFUSED = 2
-"""Is the exit code of a mistake of the user's."""
 LONGEST = 300
 """Bounds the letters of a failed run's last words."""
+KILL_SEED, LONGEST_WAIT, KILL_POLL_SECONDS, NUM_TRIES = 20261201, 0.2, 0.005, 3
+"""Say when a run is killed: so long after its first checkpoint, in seconds, drawn from a fixed seed. A machine on which
+it has ended by then is given other draws, each of at most half as long."""
+KILLED, MISTAKE = -9, 2
+"""Are the exit codes of a run that was killed, and of one with a mistake of the user's."""
 
 
 class RunFailed(Exception):
@@ -30,7 +38,8 @@ class RunFailed(Exception):
 
 
 class RunRefused(RunFailed):
-    """Tells why a run's config was refused, so that nothing started."""
+    """Tells that a run was refused before it started, and why. It is never the one that all others are compared with,
+    whose refusal is that of the twin, nor one that goes on: what has started may go on."""
 
 
 class Interrupted(Exception):
@@ -71,12 +80,14 @@ class TwinRuns:
         except RunFailed as error:
             return error
         began = time.monotonic()
-        code = self._run(file, log)
+        code = self._killed(folder, file, log) if run.is_killed else self._run(file, log)
         self.say(f"run {run.name}: {time.monotonic() - began:.0f} s")
-        if code == (RESUMABLE if run.stops else 0):
+        if code == (KILLED if run.is_killed else RESUMABLE if run.stops else 0):
             return folder
-        if code == REFUSED and before is None:
-            return RunRefused(_last_words(log))
+        if run.is_killed and code == 0:
+            return RunFailed(f"run {run.name} had ended before it could be killed, {NUM_TRIES} times -> see {log}")
+        if code == MISTAKE and run.name != REFERENCE and before is None and not (folder / "attempts").exists():
+            return RunRefused(f"it is refused: {_last_words(log)}")
         return RunFailed(f"run {run.name} ended with exit code {code}: {_last_words(log)} -> see {log}")
 
     def _config(self, run: TwinRun) -> Raw:
@@ -87,7 +98,18 @@ class TwinRuns:
         model = {"path": str(self.folder(run.exports))}
         return {"stage": "export", "name": run.name, "runs_dir": str(self.place), "model": model}
 
-    def _run(self, file: Path, log: Path) -> int:
+    def _killed(self, folder: Path, file: Path, log: Path) -> int:
+        """Makes a run and kills all of its processes at a moment after its first checkpoint; once more where it was
+        quicker. Returns how it ended: KILLED, or its own exit code."""
+        moments, code = random.Random(KILL_SEED), 0
+        for number in range(NUM_TRIES):
+            shutil.rmtree(folder, ignore_errors=True)
+            code = self._run(file, log, _Kill(folder / "checkpoints", moments.random() * LONGEST_WAIT / 2**number))
+            if code != 0:
+                break
+        return code
+
+    def _run(self, file: Path, log: Path, kill: _Kill | None = None) -> int:
         (slot,) = slots_of(this_machine(), 1)
         if self.signals.count:
             raise Interrupted
@@ -97,10 +119,48 @@ class TwinRuns:
                 if self.signals.count:  # one that came in between has not reached it
                     ask_to_stop(process, self.signals.at_once)
                 while process.poll() is None:
-                    time.sleep(POLL_SECONDS)
+                    time.sleep(KILL_POLL_SECONDS if kill else POLL_SECONDS)
+                    if kill is not None and kill.is_due():
+                        kill_tree(process)
         if self.signals.count:
             raise Interrupted
         return process.returncode
+
+
+@dataclass
+class _Kill:
+    """Tells when a run is to be killed: so many seconds after it has a checkpoint."""
+
+    checkpoints: Path
+    seconds: float
+    first_seen: float | None = None
+
+    def is_due(self) -> bool:
+        if self.first_seen is None and whole_checkpoints(self.checkpoints):
+            self.first_seen = time.monotonic()
+        return self.first_seen is not None and time.monotonic() - self.first_seen >= self.seconds
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """Kills a process and all that descend from it, and waits until they are gone. They are frozen first, so that none
+    starts another one, or ends by itself, while the others are being killed."""
+    try:
+        tree = [psutil.Process(process.pid)]
+    except psutil.NoSuchProcess:
+        return
+    frozen: set[psutil.Process] = set()
+    while new := [each for each in tree if each not in frozen]:
+        for each in new:
+            with suppress(psutil.NoSuchProcess):
+                each.suspend()
+        frozen.update(new)
+        with suppress(psutil.NoSuchProcess):
+            tree = [tree[0], *tree[0].children(recursive=True)]
+    for each in frozen:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.wait()
+    psutil.wait_procs([each for each in frozen if each.pid != process.pid])
 
 
 def _last_words(log: Path) -> str:

@@ -19,6 +19,7 @@ from scaleup.studies.verify.twin import is_by_rows, split_of
 
 EXACT, BF16_TOLERANCE = 0.0, 2**-8
 BIT_BY_BIT = "the same sums in the same order: tests/invariants/test_resume.py"
+KILLS = "what a checkpoint holds is all there is to go on from: benchmarks/faults.md"
 ELSEWHERE = "float32 sums in another order: tests/invariants/test_resume_elsewhere.py"
 ROUNDING = "one unit in bfloat16's last place, of the loss: tests/invariants/test_one_trajectory.py"
 MOVES = "100 times the bound of the others, which would hold for weights that never move"
@@ -114,6 +115,10 @@ def _resumes(config: TrainingConfig, mine: TwinRun) -> Iterator[Equality]:
     resumed = TwinRun("resumed", changes, stopped, has_dropout=True)
     what = f"straight = stopped and resumed, {mine.name}"
     yield Equality("resumed", what, (straight, resumed), EXACT, BIT_BY_BIT, measure)
+    killed = TwinRun("killed", changes | {"train.save_steps": 1}, has_dropout=True, is_killed=True)
+    revived = TwinRun("revived", changes | {"train.save_steps": 1}, killed, has_dropout=True)
+    what = f"straight = killed by SIGKILL after a checkpoint and resumed, {mine.name}"
+    yield Equality("killed", what, (straight, revived), EXACT, KILLS, measure)
     straight, stopped = TwinRun("straight", changes), TwinRun("stopped", changes | stop)
     accumulation = 1 if is_by_rows(config) else 2
     micro_batch = GLOBAL_BATCH if is_by_rows(config) else GLOBAL_BATCH // 4

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from scaleup.config.load import load_mapping, read_mapping
@@ -16,8 +21,8 @@ from scaleup.plan.machine import this_machine
 from scaleup.plan.stages import planner_of
 from scaleup.plan.twins import NUM_ROWS, NUM_STEPS
 from scaleup.reports.verification import Finding, Verification, write_page
-from scaleup.studies.verify.equalities import TOLERANCE, Equality
-from scaleup.studies.verify.runs import RunFailed, RunRefused, TwinRuns
+from scaleup.studies.verify.equalities import TOLERANCE, Equality, TwinRun
+from scaleup.studies.verify.runs import KILLED, RunFailed, RunRefused, TwinRuns, kill_tree
 from scaleup.studies.verify.trainings import EXACT
 from scaleup.studies.verify.twin import changed, models_of, twin_of, twin_problems
 from scaleup.studies.verify.verify import equalities_of, found
@@ -195,11 +200,6 @@ def test_a_run_that_failed_is_no_equality(tmp_path: Path) -> None:
     assert not verification(seen).is_well
 
 
-def test_a_run_that_is_refused_is_not_due(tmp_path: Path) -> None:
-    seen = finding(left(tmp_path / "one", [1.0], a=[1]), RunRefused("parallel.strategy: is not supported with x"))
-    assert (seen.verdict, seen.why) == ("not due", "parallel.strategy: is not supported with x")
-
-
 def test_a_twin_that_never_moves_is_a_violation(tmp_path: Path) -> None:
     for norm, verdict in ((1e-4, "violated"), (0.5, "holds")):
         folder = left(tmp_path / verdict, [1.0], a=[1])
@@ -227,3 +227,45 @@ def test_a_page_says_what_was_violated(tmp_path: Path) -> None:
     assert "violated" in page and "5.0e-01" in page and "not all that is due was seen to hold" in page
     assert told.counts == "1 violated; 1 min 1 s"
     assert json.loads(json.dumps(told.plain()))["findings"][0]["deviation"] == 0.5
+
+
+def test_a_run_that_is_refused_is_not_due(tmp_path: Path) -> None:
+    one = left(tmp_path / "one", [1.0], a=[1])
+    seen = finding(one, RunRefused("it is refused: parallel.strategy: is not for this model"))
+    assert (seen.verdict, seen.deviation) == ("not due", None) and "is not for this model" in seen.why
+    assert verification(seen).is_well
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["other", "reference"])
+def test_what_is_refused_is_told_from_what_fails(name: str, tmp_path: Path) -> None:
+    """A real run: the plan refuses it for its first mistake. The refusal of the reference is that of the twin."""
+    twin = SFT | {"runs_dir": str(tmp_path), "train": SFT["train"] | {"learning_rate": -1}}
+    runs = TwinRuns(twin, tmp_path, StopSignals(), print)
+    with pytest.raises(RunFailed, match=r"train\.learning_rate") as caught:
+        runs.folder(TwinRun(name))
+    assert isinstance(caught.value, RunRefused) == (name == "other")
+
+
+CHILD = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {!r}]); time.sleep(60)"
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_a_tree_that_is_killed() -> None:
+    """Three generations, the last of which has left its parent's session."""
+    last = "import os, time; os.setsid(); time.sleep(60)"
+    command = [sys.executable, "-c", CHILD.format(CHILD.format(last))]
+    process = subprocess.Popen(command)
+    tree: list[psutil.Process] = []
+    try:
+        while len(tree) < 2:
+            time.sleep(0.01)
+            tree = psutil.Process(process.pid).children(recursive=True)
+        kill_tree(process)
+        assert process.returncode == KILLED
+        assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in tree)
+    finally:
+        for each in tree:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.kill()
