@@ -24,11 +24,15 @@ def cache_folder() -> Path:
 
 def write_text(path: Path, text: str, is_secret: bool = False, is_durable: bool = True) -> None:
     """Replace a file in one step; a secret may be read by this user only. The parent folder must exist. `is_durable`:
-    flush it to the disk, which a file that is soon replaced again does not need."""
+    flush it to the disk, which a file that is soon replaced again does not need.
+
+    What stands at the name aside is not written to, but removed: in a folder that others may write to, it could be a
+    link of theirs, or a file that they may read."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     mode = 0o600 if is_secret else 0o666
     try:
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
+        aside.unlink(missing_ok=True)
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
             file.write(text)
             if is_durable:
                 file.flush()

@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import yaml
 from filelock import FileLock, Timeout
 
 import scaleup
 from scaleup.artifacts.files import folder_problem, read_json, write_json
 from scaleup.artifacts.lineage import Lineage
 from scaleup.artifacts.manifest import Manifest, file_sizes, write_manifest
+from scaleup.config.load import BAD_YAML, parse
 from scaleup.config.run import RunConfig
 from scaleup.config.stages import STAGES
 from scaleup.errors import Problem, ScaleupError
@@ -176,9 +176,9 @@ class RunFolder:
     def config(self) -> RunConfig:
         """Return the resolved config that the run was started with. Workers read this and nothing else."""
         try:
-            raw = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            raw = parse(self.config_file.read_text(encoding="utf-8"))
             return STAGES[raw["stage"]].model_validate(raw)
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        except (OSError, KeyError, TypeError, *BAD_YAML) as error:
             what = f"cannot be read: {' '.join(str(error).split())[:300]}"
             raise ScaleupError.of(str(self.config_file), what, "name a run folder that scaleup wrote") from error
 

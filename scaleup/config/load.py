@@ -87,8 +87,17 @@ BREAKS = frozenset("\x85\u2028\u2029")
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses equal keys, of which PyYAML silently keeps the last, and keys like a bare `on`, which it reads as
-    true."""
+    """Refuses equal keys, of which PyYAML silently keeps the last, keys like a bare `on`, which it reads as true, and
+    aliases that grow without bound: nine lines of them can stand for 10^9 values, which whoever walks them sees."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            seen: dict[int, int] = {}
+            if _num_values(node, seen) - len(seen) > MOST_REPEATED:
+                what = f"its aliases repeat more than {MOST_REPEATED} values"
+                raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -103,6 +112,23 @@ class _StrictLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, what, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+MOST_REPEATED = 100_000
+"""Bounds the values that stand in a file by aliases alone."""
+
+
+def _num_values(node: yaml.Node, seen: dict[int, int]) -> int:
+    """Returns how many values a node holds once every alias is written out; `seen` maps each node to that number.
+    Raises ConstructorError for a node that holds itself."""
+    if id(node) not in seen:
+        seen[id(node)] = 0  # until all in it is counted
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        inner = [] if isinstance(node, yaml.ScalarNode) else parts
+        seen[id(node)] = 1 + sum(_num_values(part, seen) for part in inner)
+    if not seen[id(node)]:
+        raise yaml.constructor.ConstructorError(None, None, "an alias stands in what it names", node.start_mark)
+    return seen[id(node)]
 
 
 NO_TEXT = f"has bytes that are no text in this locale, whose encoding is {sys.getfilesystemencoding()}"
@@ -134,7 +160,8 @@ BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)
 """Holds what reading YAML may raise. PyYAML lets the last two through: an impossible date, brackets without end."""
 
 
-def _parse(text: str) -> Any:
+def parse(text: str) -> Any:
+    """Returns what YAML holds, which may be anybody's. Raises one of BAD_YAML."""
     return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
 
 
@@ -144,7 +171,7 @@ def read_mapping(path: Path, start: str = "start it with `stage: sft`") -> Raw:
     text = ""
     try:
         text = path.read_text(encoding="utf-8")
-        raw = _parse(text)
+        raw = parse(text)
     except FileNotFoundError:
         raise ScaleupError.of(
             str(path), "there is no such config file", "name a YAML file, e.g. one of configs/"
@@ -183,7 +210,7 @@ def apply_override(raw: Raw, override: str) -> None:
     if not is_text(text):
         raise ScaleupError.of(dotted, f"the value {text!r} {NO_TEXT}", UTF_8)
     try:
-        value = _parse(text)
+        value = parse(text)
     except BAD_YAML:
         raise ScaleupError.of(
             dotted, f"the value {text!r} is not valid YAML", f"mend it, or quote it as text: {in_quotes(dotted, text)}"

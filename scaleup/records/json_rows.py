@@ -12,14 +12,21 @@ from scaleup.records.json_array import ArraySyntaxError, RowDecoder, array_items
 from scaleup.records.rows import Listener, Row
 from scaleup.records.text_files import is_utf8, open_text
 
+MOST_CHARACTERS = 1 << 26
+"""Bounds a line: a few kilobytes of a compressed file may hold one that fills the memory."""
+
 
 def json_lines(file: Path, listener: Listener) -> Iterator[Row]:
     name, decoder = str(file), RowDecoder()
     with open_text(file) as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(iter(lambda: lines.readline(MOST_CHARACTERS + 1), ""), 1):
             if line.isspace():
                 continue
             where = f"{name}:{number}"
+            if len(line) > MOST_CHARACTERS:
+                what = f"has more than {MOST_CHARACTERS} characters"
+                listener.problem(Problem(where, what, "split the row; no row after it is read"))
+                return
             if not is_utf8(line):
                 listener.problem(not_utf8(where))
                 continue
@@ -40,7 +47,8 @@ def json_file(file: Path, listener: Listener) -> Iterator[Row]:
     with open_text(file) as text:
         while (first := text.read(1)).isspace():
             pass
-        is_spread = first == "{" and _is_opened(first + text.readline())
+        begin = first + text.readline(MOST_CHARACTERS)
+        is_spread = first == "{" and len(begin) <= MOST_CHARACTERS and _is_opened(begin)
     name, decoder = str(file), RowDecoder()
     if is_spread:
         what = "begins with an object over several lines, and is neither an array nor JSON lines"

@@ -19,6 +19,11 @@ FILES = [
     bad("an impossible date", "config.yaml: is not valid YAML: month must be", text=PLAIN + "runs_dir: 2026-99-99\n"),
     bad("brackets without end", "config.yaml: is not valid YAML: maximum recursion", text="[" * 500),
     bad(
+        "aliases that grow",
+        "config.yaml:1: is not valid YAML: its aliases repeat more than 100000 values",
+        text="x0: &x0 [x]\n" + "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]\n" for i in range(1, 9)),
+    ),
+    bad(
         "a key twice",
         "config.yaml:2: is not valid YAML: the key 'stage' appears twice",
         text="stage: sft\nstage: sft\n",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import resource
 import signal
 from pathlib import Path
@@ -46,6 +47,21 @@ def test_text_that_cannot_be_written_leaves_the_old(tmp_path: Path, monkeypatch:
         write_text(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "old"
     assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_secret_does_not_go_into_what_somebody_laid_at_its_name_aside(tmp_path: Path, kind: str) -> None:
+    aside, theirs = tmp_path / f".secret.{os.getpid()}.tmp", tmp_path / "theirs"
+    theirs.write_text("")
+    theirs.chmod(0o666)
+    if kind == "link":
+        aside.symlink_to(theirs)
+    else:
+        aside.hardlink_to(theirs)
+    write_text(tmp_path / "secret", "key", is_secret=True)
+    assert theirs.read_text() == ""
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+    assert names(tmp_path) == ["secret", "theirs"]
 
 
 def test_json(tmp_path: Path) -> None:

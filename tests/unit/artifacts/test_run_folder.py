@@ -108,7 +108,20 @@ class TestState:
         assert refusal(RunFolder(tmp_path / "photo.jpg"), config()) == "exists and is no run folder"
 
     @pytest.mark.parametrize(
-        "content", [b"", b"[1]", b"a: 1", b"stage: sft", b"stage: zork", b"stage: [sft]", b"{", b"\xff", b"text"]
+        "content",
+        [
+            b"",
+            b"[1]",
+            b"a: 1",
+            b"stage: sft",
+            b"stage: zork",
+            b"stage: [sft]",
+            b"{",
+            b"\xff",
+            b"text",
+            b"[" * 500,
+            b"&a [*a]",
+        ],
     )
     def test_an_unreadable_config(self, run: RunFolder, content: bytes) -> None:
         run.config_file.write_bytes(content)

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from scaleup.config.load import STAND_INS, check_working_folder, dump, load, load_leniently, load_mapping
+from scaleup.config.load import STAND_INS, check_working_folder, dump, load, load_mapping, parse
 from scaleup.config.mistakes import DEPRECATED, Renaming, _sections_in
 from scaleup.config.run import RunConfig
 from scaleup.config.schema import TrainConfig
@@ -357,11 +357,6 @@ class TestWhatStands:
         assert all(problem.where.split(".")[0] == key and "\n" not in str(problem) for problem in loaded.problems)
 
 
-def test_aliases_that_contain_themselves(folder: Path) -> None:
-    Path("config.yaml").write_text(TEXT.replace("train: [rows", "validation: &v [*v], train: [rows"))
-    assert load_leniently(Path("config.yaml")).problems
-
-
 def test_a_generate_stage_needs_no_data() -> None:
     loaded = load_mapping({"stage": "generate", "name": "x", "model": {"path": "gpt2"}})
     assert isinstance(loaded.config, GenerateConfig)
@@ -441,3 +436,34 @@ def test_new_names_that_are_told_exist() -> None:
     for renaming in DEPRECATED.values():
         assert any(renaming.now.split(".")[0] in stage.model_fields for stage in STAGES.values())
     assert load_mapping(raw(train="x"), (), OLD_NAMES).problems, "a section that is none is left to be refused"
+
+
+def aliases(levels: int) -> str:
+    """Returns YAML in which each level names the one before ten times."""
+    lines = ["x0: &x0 [x, x]", *(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]" for i in range(1, levels))]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (aliases(9) + "train: *x8\n", "its aliases repeat more than 100000 values"),
+        (
+            "a: &a {k: x}\nb: &b {<<: [*a" + ", *a" * 999 + "]}\nc: {<<: [*b" + ", *b" * 999 + "]}\n",
+            "its aliases repeat",
+        ),
+        ("train: &a [*a]\n", "an alias stands in what it names"),
+        ("train: &a {k: {l: *a}}\n", "an alias stands in what it names"),
+    ],
+    ids=["lists", "merged", "itself in a list", "itself in a mapping"],
+)
+def test_aliases_that_grow_without_bound_are_refused(folder: Path, text: str, what: str) -> None:
+    with pytest.raises(ScaleupError, match="is not valid YAML: " + what):
+        sft(TEXT + text)
+
+
+def test_aliases_are_read_and_what_is_written_out_may_be_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse(aliases(4))["x3"][9][9][9] == ["x", "x"]
+    assert parse("a: &a {k: 1}\nb: {<<: *a, l: 2}\n")["b"] == {"k": 1, "l": 2}
+    monkeypatch.setattr("scaleup.config.load.MOST_REPEATED", 10)
+    assert len(parse("[" + "1, " * 100 + "]")) == 100

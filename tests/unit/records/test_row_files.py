@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from scaleup.config.data import DataConfig, SourceConfig
 from scaleup.errors import ScaleupError
-from scaleup.records import csv_rows, json_array
+from scaleup.records import csv_rows, json_array, json_rows
 from scaleup.records.check import check_data
 from scaleup.records.formats import data_files, local_path, read_rows
 
@@ -357,3 +357,12 @@ def test_a_link_that_leads_nowhere_is_no_hub_name(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     assert local_path(DataConfig(root=str(tmp_path)), SourceConfig(path="loop"), None) == tmp_path / "loop"
     assert local_path(DataConfig(root=str(tmp_path)), SourceConfig(path="imdb"), None) is None
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz"])
+def test_a_line_that_would_fill_the_memory_is_not_read_whole(tmp_path: Path, name: str) -> None:
+    line = b'{"a": "' + b"x" * json_rows.MOST_CHARACTERS + b'"}'
+    file = write(tmp_path / name, gzip.compress(b'{"a": 1}\n' + line + b'\n{"a": 2}\n', 1))
+    assert read(file) == ([(":1", {"a": 1})], [(":2", "has more than 67108864 characters")])
+    file = write(tmp_path / name, gzip.compress(line, 1))
+    assert read(file) == ([], [(":1", "has more than 67108864 characters")])
