@@ -100,7 +100,8 @@ class TestState:
         raw = {key: value for key, value in RAW.items() if key != "train"}
         other = load_mapping({**raw, "stage": "generate"}).config
         assert other is not None
-        assert "differs in gradient_checkpointing, stage, train" in refusal(run, other)
+        differing = "gradient_checkpointing, stage, torch_compile, train, use_liger_kernel"
+        assert f"differs in {differing}" in refusal(run, other)
 
     def test_something_that_is_no_run(self, tmp_path: Path) -> None:
         (tmp_path / "photo.jpg").touch()
