@@ -244,3 +244,14 @@ def test_the_tour_is_about_as_long_as_it_says() -> None:
         files = {file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])}
         lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
         assert abs(lines - said[number]) < 0.2 * lines, f"stop {number} has {lines} lines"
+
+
+def test_every_row_of_the_threat_model_names_tests_that_exist_or_is_open() -> None:
+    text = (REPOSITORY / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.endswith(" test |")]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert named or "**open**" in row, row
+        for file, test in named:
+            assert f"def {test}(" in (REPOSITORY / file).read_text(encoding="utf-8"), f"{file} has no {test}"

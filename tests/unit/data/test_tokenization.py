@@ -238,6 +238,8 @@ def test_the_last_answer():
     [
         (STRICT, CHAT[:3], "no system messages"),
         ("{% for message in messages %}{{ message.nothing.at.all }}{% endfor %}", CHAT, "has no attribute"),
+        ("{{ messages.__class__.__mro__[-1].__subclasses__() }}", CHAT, "unsafe"),
+        ("{{ messages.append(1) }}", CHAT, "unsafe"),
     ],
 )
 def test_templates_that_cannot_be_used(template, messages, words):
