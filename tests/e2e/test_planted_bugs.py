@@ -169,8 +169,8 @@ BUGS: list[tuple[Bug, Mapping[str, Any], str]] = [
             "scaleup.compress.export",
             "        merged = adapted.merge_and_unload(safe_merge=True)\n",
             "        for module in adapted.modules():\n"
-            "            for name in getattr(module, 'scaling', {}):\n"
-            "                module.scaling[name] *= 2\n"
+            "            if isinstance(getattr(module, 'scaling', None), dict):\n"
+            "                module.scaling.update({name: 2 * scale for name, scale in module.scaling.items()})\n"
             "        merged = adapted.merge_and_unload(safe_merge=True)\n",
         ),
         ADAPTED,
