@@ -17,24 +17,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from scaleup.config.data import DataConfig
 from scaleup.config.load import load_mapping
 from scaleup.config.run import RunConfig
 from scaleup.data.collate import pad
 from scaleup.data.sources import read_source
 from scaleup.data.tokenization import IGNORE, Encoder, Tokens
+from scaleup.describe.oracle import Row, Unknown, as_causal, num_differing, oracle
 from scaleup.errors import ScaleupError
 from scaleup.models.decode import Decoder
 from scaleup.models.load import first_line, pad_token_id, quiet_libraries
-from scaleup.records.chats import Chat
-from scaleup.records.check import maker_of
-from scaleup.records.examples import Example, PlainText, PromptCompletion
+from scaleup.records.examples import Example, PlainText
 from scaleup.streams import steady_streams
 
 NUM_ROWS, NUM_PROMPTS, NUM_NEW_TOKENS = 48, 6, 8
 """Bound the rows that are read of each source, and the prompts that are answered, with so many tokens each."""
-Row = tuple[list[int], list[int]]
-"""Holds the ids and the labels of a row."""
 
 
 class NotDue(Exception):
@@ -77,24 +73,24 @@ class Plain:
         """Yields what a split's first rows are, as texts and conversations."""
         data = self.config.data
         for source in getattr(data, split) or []:
-            make = maker_of(data, source, False)
-            assert make is not None, "the run has taken it"
+            make = self.encoder.maker(source)
             for index, (_, values) in enumerate(islice(read_source(data, source, split), source.max_rows or NUM_ROWS)):
-                yield make(values, index)
+                yield from make(values, index)
 
     def labels(self) -> float:
         """Returns how many tokens of the training rows are others than a plain tokenizer gives, or are learned where
         they are not to be, or not where they are."""
         others = compared = 0
         for example in self.examples("train"):
-            of = seq2seq_row if self.is_seq2seq else oracle_row
-            [ours], theirs = self.encoder([example]), of(self.tokenizer, example, self.config.data)
-            if theirs is None or ours is None:
+            try:
+                theirs = oracle(self.tokenizer, example, self.config.data, self.encoder.task)
+            except Unknown:
                 continue
+            [ours] = self.encoder([example])
             compared += 1
-            others += differing_tokens(ours, theirs)
+            others += num_differing(None if ours is None else plain_row(ours, self.encoder.task), theirs)
         if not compared:
-            raise NotDue("no row can be told by the tokenizer's offsets alone")
+            raise NotDue("a plain tokenizer does not tell what of these rows is learned")
         return others
 
     def loss(self) -> float:
@@ -163,70 +159,10 @@ class Plain:
         return largest
 
 
-def oracle_row(tokenizer: Any, example: Example, data: DataConfig) -> Row | None:
-    """Returns the ids and labels of a row by the tokenizer alone; None where a token spans the end of a prompt, or the
-    template shows a conversation otherwise once it goes on."""
-    if isinstance(example, Chat):
-        return _chat_row(tokenizer, example, data)
-    if isinstance(example, PlainText):
-        return _by_offsets(tokenizer, example.text, [(0, len(example.text))], data.max_length)
-    if not isinstance(example, PromptCompletion):
-        return None
-    whole, start = example.prompt + example.completion, len(example.prompt) * data.completion_only_loss
-    return _by_offsets(tokenizer, whole, [(start, len(whole))], data.max_length)
-
-
-def seq2seq_row(tokenizer: Any, example: Example, data: DataConfig) -> Row | None:
-    """Returns the ids of an encoder's text and those of its target."""
-    if not isinstance(example, PromptCompletion):
-        return None
-    ids, target = tokenizer(example.prompt)["input_ids"], tokenizer(text_target=example.completion)["input_ids"]
-    end = [] if target[-1:] == [tokenizer.eos_token_id] else [tokenizer.eos_token_id]
-    return None if max(len(ids), len(target)) > data.max_length else (ids, [*target, *end])
-
-
-def _by_offsets(
-    tokenizer: Any, text: str, spans: Sequence[tuple[int, int]], most: int, is_rendered: bool = False
-) -> Row | None:
-    """Returns the row of a text of which the tokens within some spans are learned, and the end, which is put behind
-    what is no rendered conversation."""
-    if not tokenizer.is_fast:
-        raise NotDue("the tokenizer gives no offsets")
-    encoded = tokenizer(text, add_special_tokens=not is_rendered, return_offsets_mapping=True)
-    ids, labels, end = encoded["input_ids"], [], tokenizer.eos_token_id
-    for token, (first, last) in zip(ids, encoded["offset_mapping"], strict=True):
-        inside = [max(first, start) < min(last, stop) for start, stop in spans]
-        if any(inside) and not any(start <= first and last <= stop for start, stop in spans):
-            return None
-        labels.append(token if any(inside) else IGNORE)
-    if not is_rendered and end is not None:
-        ids, labels = ([*ids, end], [*labels, end]) if ids[-1:] != [end] else (ids, [*labels[:-1], end])
-    return ids[:most], labels[:most]
-
-
-def _chat_row(tokenizer: Any, chat: Chat, data: DataConfig) -> Row | None:
-    messages = list(chat.messages)
-    shown = {"tokenize": False, **({"tools": chat.tools} if chat.tools else {})}
-    whole = tokenizer.apply_chat_template(messages, **shown)
-    turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
-    if data.train_on == "all" or not data.completion_only_loss:
-        return _by_offsets(tokenizer, whole, [(0, len(whole))], data.max_length, is_rendered=True)
-    spans = []
-    for turn in turns if data.train_on == "assistant" else turns[-1:]:
-        before = tokenizer.apply_chat_template(messages[:turn], add_generation_prompt=True, **shown) if turn else ""
-        after = tokenizer.apply_chat_template(messages[: turn + 1], **shown)
-        if not (whole.startswith(after) and after.startswith(before)):
-            return None
-        spans.append((len(before), len(after)))
-    return _by_offsets(tokenizer, whole, spans, data.max_length, is_rendered=True)
-
-
-def differing_tokens(ours: Tokens, theirs: Row) -> int:
-    """Returns at how many places a row's ids or labels are not those of the oracle."""
-    differing = 0
-    for own, others in zip((ours.input_ids.tolist(), ours.labels.tolist()), theirs, strict=True):
-        differing += abs(len(own) - len(others)) + sum(a != b for a, b in zip(own, others, strict=False))
-    return differing
+def plain_row(row: Tokens, task: str) -> Row | None:
+    """Returns a row of ours as the oracle has it."""
+    ids, labels = row.input_ids.tolist(), row.labels.tolist()
+    return (ids, labels) if task == "seq2seq_lm" else as_causal(ids, [label != IGNORE for label in labels])
 
 
 def _loaded(folder: Path) -> Any:
