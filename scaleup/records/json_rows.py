@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ MOST_CHARACTERS = 1 << 26
 def json_lines(file: Path, listener: Listener) -> Iterator[Row]:
     name, decoder = str(file), RowDecoder()
     with open_text(file) as lines:
-        for number, line in enumerate(iter(lambda: lines.readline(MOST_CHARACTERS + 1), ""), 1):
+        for number, line in enumerate(iter(partial(lines.readline, MOST_CHARACTERS + 1), ""), 1):
             if line.isspace():
                 continue
             where = f"{name}:{number}"

@@ -66,9 +66,9 @@ def test_once_one_has_not_finished_no_other_begins_and_those_that_run_go_on(make
 
 
 def test_a_signal_is_passed_on_and_no_other_begins(make: Make) -> None:
-    saves = "trap 'exit 75' TERM; touch {}; while :; do sleep 0.01; done"
-    signals = f"until [ -e other ]; do sleep 0.01; done; kill -TERM {os.getpid()}; {saves.format('base')}"
-    code, _, began = make(base=signals, other=saves.format("other"))
+    saves, waits = "trap 'exit 75' TERM", "while :; do sleep 0.01; done"
+    signals = f"{saves}; until [ -e other ]; do sleep 0.01; done; kill -TERM {os.getpid()}; {waits}"
+    code, _, began = make(base=signals, other=f"{saves}; touch other; {waits}")
     assert code == 75
     assert {name for name, _ in began} == {"base", "other"}
 
