@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from scaleup.artifacts.files import cache_folder
 from scaleup.config.load import load_mapping
 from scaleup.config.stages.base import TrainingConfig
 from scaleup.describe import plain
@@ -99,10 +100,22 @@ def told_here(run: Path, exported: Path | None) -> dict[str, dict[str, Any]]:
     return plain.answers(config, str(run), exported and str(exported))
 
 
+def own_tokens(place: Path) -> None:
+    """Gives this process a cache whose tokens are its own, and all else everybody's: what a bug makes of rows is not to
+    be found there by a run without it."""
+    shared, own = cache_folder(), place / "cache" / "scaleup"
+    own.mkdir(parents=True)
+    for entry in shared.iterdir():
+        if entry.name != "tokens":
+            (own / entry.name).symlink_to(entry)
+    os.environ["XDG_CACHE_HOME"] = str(own.parent)
+
+
 def findings(bug: Mapping[str, str] | None, config: Mapping[str, Any], rows: Sequence[str]) -> dict[str, list[Any]]:
     """Returns what is found of the rows of a config's table, by a process with the bug."""
     results._told = told_here  # type: ignore[assignment]
     if bug is not None:
+        own_tokens(Path.cwd() / bug["name"])
         plant(Bug(**bug))
     loaded = load_mapping(dict(config)).config
     assert isinstance(loaded, TrainingConfig)
