@@ -107,9 +107,7 @@ def _of_chat(tokenizer: Any, chat: Chat, data: DataConfig) -> tuple[list[int], l
         raise Unknown
     spans = [_span(tokenizer, chat, text, turn) for turn in answers]
     swallowing = {token for token, how in tokenizer.added_tokens_decoder.items() if how.lstrip or how.rstrip}
-    if swallowing & set(
-        ids
-    ):  # the space beside such a token is part of it by its offsets, and of the answer by its text
+    if swallowing & set(ids):  # a space beside such a token is its own by the offsets, and the answer's by the text
         raise Unknown
     return ids, [any(first < end and last > start for start, end in spans) for first, last in offsets]
 

@@ -80,10 +80,15 @@ def twin_of(config: TrainingConfig, models: Mapping[str, Path], place: Path, is_
     }
     for where, folder in models.items():
         changes |= {f"{where}.path": str(folder), f"{where}.tokenizer": None, f"{where}.revision": None}
+        changes[f"{where}.attn_implementation"] = None  # flash attention has no float32
+    if is_on_cpu and raw.get("use_liger_kernel"):
+        changes["use_liger_kernel"] = False
     for key, value in changes.items():
         put(raw, key, value)
     data = raw["data"]
-    held_out = data.get("validation") or data.get("test")
+    paths = {source["path"] for source in data.get("train") or []}
+    splits = (data.get("validation"), data.get("test"))
+    held_out = next((split for split in splits if split and split[0]["path"] not in paths), None)
     data |= dict.fromkeys(UNREAD & data.keys())
     if held_out and planner_of(config).has_plain_loss:  # what the trained model says of them, the saved one has to say
         data["validation"] = [{**held_out[0], "max_rows": NUM_HELD_OUT}]

@@ -114,6 +114,16 @@ def test_every_stage_that_trains_has_twins(stage: str, tmp_path: Path, monkeypat
             assert planner_of(loaded.config).config_problems(loaded.config, this_machine()) == [], run.name
 
 
+def test_a_twin_on_cpus_leaves_out_what_needs_a_gpu(tmp_path: Path) -> None:
+    """Nor are rows held out of it that it learns."""
+    changes = {"model.attn_implementation": "flash_attention_2", "use_liger_kernel": True, "data.test": "rows.jsonl"}
+    twin = twin_of(config_of(changes), {"model": tmp_path / "model"}, tmp_path, is_on_cpu=True)
+    made = load_mapping(changed(twin, "reference", {})).config
+    assert made is not None and made.model.attn_implementation is None
+    assert not made.model_dump()["use_liger_kernel"]
+    assert made.data.validation is None and made.data.test is None
+
+
 def test_a_service_gets_none_of_a_twins_texts() -> None:
     rewards = {"placement": "http", "url": "http://127.0.0.1:1", "format": "openai", "judge": {"model": "x"}}
     config = load_mapping(PPO | {"name": "x", "reward": rewards}).config
