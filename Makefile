@@ -78,7 +78,7 @@ browser:  ## install Chromium, for the tests that look at pages (Debian, as root
 		echo "== it could not be installed: the tests that look at pages are skipped"; \
 	else echo "== the tests that look at pages are skipped: they need chromium"; fi
 
-bench: setup $(TRL_WITH_PPO)  ## measure all comparisons side by side into benchmarks/RESULTS.md, 40 minutes (ONLY="sft dpo" measures these)
+bench: setup $(TRL_WITH_PPO)  ## measure all comparisons side by side into benchmarks/RESULTS.md (ONLY="sft dpo" measures these)
 	@$(BIN)/python -m benchmarks.bench $(ONLY)
 
 bench-check: setup $(TRL_WITH_PPO)  ## measure them again, and compare ratios and memory with the recorded ones (ONLY="sft dpo" likewise)

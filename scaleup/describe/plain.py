@@ -1,5 +1,5 @@
-"""What plain tokenizers, plain Transformers and plain PEFT make of rows, and of the model that a run left: the oracle
-that `scaleup verify` holds our own code to. It takes none of the paths by which a run makes tokens, or loads a model.
+"""What plain tokenizers, plain Transformers and plain PEFT make of rows, and of the model that a run left: what
+`scaleup verify` holds our own code to. Models are loaded by these libraries alone, and labels are told by oracle.py.
 
 `python -m scaleup.describe.plain` reads {"config": {...}, "run": FOLDER, "exported": FOLDER or null} from stdin, a
 run's config and folder. It prints {CHECK: {"value": ...}}, or "why_not" in its place, or "failed"."""
